@@ -1,0 +1,41 @@
+# Every target works in ./.venv, which `make install` creates; nothing outside it is used.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONFIG ?= serve_configs/laptop_dbcache.yaml
+export RAY_USAGE_STATS_ENABLED = 0
+# Ray's OpenTelemetry exporters and transformers' advice are noise on a laptop; models come from disk or an explicit hub id.
+export TRANSFORMERS_VERBOSITY = error
+
+.PHONY: install serve test lint loadtest bench clean
+
+install: $(STAMP)
+
+# torch first and alone: with torch==2.13.0 satisfied, nothing below asks for another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(0 if (3,11) <= v < (3,13) else "raycache needs Python 3.11 or 3.12, %s is %d.%d: make PYTHON=python3.11 ..." % (sys.executable, *v))'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,loadtest,bench]'
+	touch $(STAMP)
+
+serve: install
+	$(BIN)/serve run $(CONFIG)
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+loadtest: install
+	$(BIN)/python -m loadtests.run
+
+bench: install
+	$(BIN)/python -m benchmarks.first_picture
+	$(BIN)/python -m benchmarks.cache_overhead
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,221 @@
+"""What a user may ask of the cache: one frozen pydantic model per method, under the published option names.
+
+The names and defaults are those of cache-dit v0.1.5, where DBCache, FBCache and DBPrune were first published, so that
+existing settings carry over. In YAML and JSON the method is the field ``type``: ``none | FBCache | DBCache | DBPrune``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+__all__ = [
+    "BlockCountError",
+    "CacheOptions",
+    "CacheType",
+    "DBCacheOptions",
+    "DBPruneOptions",
+    "FBCacheOptions",
+    "NoCacheOptions",
+    "check_block_count",
+    "parse_options",
+]
+
+#: A relative L1 difference. 0 never caches; values of 1 and more are compared like any other.
+Threshold = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+#: A number of steps; -1 means without limit.
+StepLimit = Annotated[int, Field(ge=-1)]
+BlockId = Annotated[int, Field(ge=0)]
+#: Order of the residual forecast (TaylorSeer): 0 repeats the last residual, 1 and 2 extrapolate it.
+TaylorOrder = Annotated[int, Field(ge=0, le=2)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain JSON values, the method under ``type``."""
+        return self.model_dump(mode="json")
+
+
+class NoCacheOptions(_Options):
+    """Compute every block in every step."""
+
+    type: Literal["none"] = "none"
+
+
+class DBCacheOptions(_Options):
+    """Dual-block cache: Fn blocks decide, the middle is reused, Bn blocks correct.
+
+    Args:
+        Fn_compute_blocks: first blocks, computed in every step; their residual is what the decision compares.
+        Bn_compute_blocks: last blocks, computed in every step (but see ``Bn_compute_blocks_ids``).
+        warmup_steps: the first steps of a branch that are always computed.
+        max_cached_steps: cached steps allowed per image and branch; -1 = no limit.
+        max_continuous_cached_steps: cached steps allowed in a row; any computed step ends a row. -1 = no limit.
+        residual_diff_threshold: relative L1 difference below which (strictly) the middle is reused.
+        Bn_compute_blocks_ids: positions within the Bn group (0 .. Bn-1) that are always computed. The others are
+            compared one by one in a cached step. Empty = all are always computed.
+        non_compute_blocks_diff_threshold: the threshold for those others; 0 falls back to ``residual_diff_threshold``.
+        taylor_order: order of the residual forecast.
+    """
+
+    type: Literal["DBCache"] = "DBCache"
+    Fn_compute_blocks: int = Field(default=8, ge=1)
+    Bn_compute_blocks: int = Field(default=8, ge=0)
+    warmup_steps: int = Field(default=8, ge=0)
+    max_cached_steps: StepLimit = -1
+    max_continuous_cached_steps: StepLimit = -1
+    residual_diff_threshold: Threshold = 0.12
+    Bn_compute_blocks_ids: tuple[BlockId, ...] = ()
+    non_compute_blocks_diff_threshold: Threshold = 0.08
+    taylor_order: TaylorOrder = 0
+
+    @model_validator(mode="after")
+    def _bn_ids_lie_in_bn(self) -> DBCacheOptions:
+        outside = [i for i in self.Bn_compute_blocks_ids if i >= self.Bn_compute_blocks]
+        if outside:
+            raise ValueError(
+                f"Bn_compute_blocks_ids {outside} lie outside the Bn group: they count within it, so with "
+                f"Bn_compute_blocks={self.Bn_compute_blocks} the legal range is 0..{self.Bn_compute_blocks - 1}"
+            )
+        return self
+
+
+class FBCacheOptions(_Options):
+    """First-block cache: DBCache with Fn=1, Bn=0."""
+
+    type: Literal["FBCache"] = "FBCache"
+    warmup_steps: int = Field(default=8, ge=0)
+    max_cached_steps: StepLimit = 8
+    max_continuous_cached_steps: StepLimit = -1
+    residual_diff_threshold: Threshold = 0.08
+    taylor_order: TaylorOrder = 0
+
+    def as_dbcache(self) -> DBCacheOptions:
+        """The same behaviour spelled as DBCache."""
+        return DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **self.model_dump(exclude={"type"}))
+
+
+class DBPruneOptions(_Options):
+    """Dual-block prune: every block between Fn and Bn is judged on its own input and pruned on its own residual.
+
+    Args:
+        Fn_compute_blocks: first blocks, never pruned.
+        Bn_compute_blocks: last blocks, never pruned.
+        warmup_steps: the first steps of a branch that are always computed.
+        max_pruned_steps: steps with at least one pruned block allowed per image and branch; -1 = no limit.
+        residual_diff_threshold: relative L1 difference of a block's input below which (strictly) it is pruned.
+        enable_dynamic_prune_threshold: raise the threshold with the mean of the step's differences so far.
+        max_dynamic_prune_threshold: where the dynamic threshold falls back; None = twice the threshold.
+        dynamic_prune_threshold_relax_ratio: factor on that mean.
+        residual_cache_update_interval: a computed block refreshes its reference in steps divisible by this.
+        non_prune_blocks_ids: block ids (over all blocks, from 0) that are never pruned.
+        taylor_order: order of the residual forecast.
+    """
+
+    type: Literal["DBPrune"] = "DBPrune"
+    Fn_compute_blocks: int = Field(default=8, ge=0)
+    Bn_compute_blocks: int = Field(default=8, ge=0)
+    warmup_steps: int = Field(default=8, ge=0)
+    max_pruned_steps: StepLimit = -1
+    residual_diff_threshold: Threshold = 0.08
+    enable_dynamic_prune_threshold: bool = False
+    max_dynamic_prune_threshold: Threshold | None = None
+    dynamic_prune_threshold_relax_ratio: float = Field(default=1.25, gt=0.0, allow_inf_nan=False)
+    residual_cache_update_interval: int = Field(default=1, ge=1)
+    non_prune_blocks_ids: tuple[BlockId, ...] = ()
+    taylor_order: TaylorOrder = 0
+
+    @property
+    def threshold_cap(self) -> float:
+        """Where the dynamic threshold drops back to ``residual_diff_threshold``."""
+        if self.max_dynamic_prune_threshold is None:
+            return 2.0 * self.residual_diff_threshold
+        return self.max_dynamic_prune_threshold
+
+
+CacheOptions = Annotated[
+    NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions, Field(discriminator="type")
+]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(CacheOptions)
+
+
+def parse_options(value: object) -> NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions:
+    """Options from a dict with a ``type`` field, or from an options object.
+
+    Raises:
+        pydantic.ValidationError: unknown method or field, or a value out of range; names the field and the range.
+    """
+    return _ADAPTER.validate_python(value)
+
+
+class BlockCountError(ValueError):
+    """Options that do not fit the number of blocks of a model.
+
+    Attributes:
+        field: the option at fault.
+        reason: what is wrong, with both numbers.
+        nearest: a legal value close to the one given.
+    """
+
+    def __init__(self, field: str, reason: str, nearest: object) -> None:
+        super().__init__(f"{field}: {reason}; nearest legal value: {nearest}")
+        self.field, self.reason, self.nearest = field, reason, nearest
+
+
+def check_block_count(options: _Options, num_blocks: int) -> None:
+    """Check options against a model of ``num_blocks`` transformer blocks.
+
+    Raises:
+        BlockCountError: Fn + Bn exceeds the blocks, or an id names a block that is not there.
+    """
+    if not isinstance(options, DBCacheOptions | DBPruneOptions):
+        if isinstance(options, FBCacheOptions) and num_blocks < 1:
+            raise BlockCountError("type", "FBCache needs at least 1 block, the model has 0", "none")
+        return
+    first, last = options.Fn_compute_blocks, options.Bn_compute_blocks
+    if first > num_blocks:
+        raise BlockCountError("Fn_compute_blocks", f"{first} is more than the model's {num_blocks} blocks", num_blocks)
+    if first + last > num_blocks:
+        reason = (
+            f"Fn_compute_blocks + Bn_compute_blocks = {first} + {last} = {first + last} "
+            f"is more than the model's {num_blocks} blocks"
+        )
+        raise BlockCountError("Bn_compute_blocks", reason, num_blocks - first)
+    if isinstance(options, DBPruneOptions):
+        outside = [i for i in options.non_prune_blocks_ids if i >= num_blocks]
+        if outside:
+            reason = f"{outside} name no block: the model has {num_blocks} blocks, ids 0..{num_blocks - 1}"
+            inside = [i for i in options.non_prune_blocks_ids if i < num_blocks]
+            raise BlockCountError("non_prune_blocks_ids", reason, inside)
+
+
+class CacheType(StrEnum):
+    """The methods by their published names."""
+
+    NONE = "none"
+    FBCache = "FBCache"
+    DBCache = "DBCache"
+    DBPrune = "DBPrune"
+
+    @staticmethod
+    def default_options(cache_type: CacheType | str) -> dict[str, Any]:
+        """Keyword arguments for :func:`cache_core.apply_cache_on_pipe`, with the published defaults."""
+        options = parse_options({"type": str(CacheType(cache_type))})
+        return {"cache_type": CacheType(cache_type), **options.model_dump(exclude={"type"})}
+
+    @staticmethod
+    def range(start: int, end: int, step: int = 1) -> list[int]:
+        """Every ``step``-th id of ``start..end-1`` with the first and last id always in it; ``step <= 1`` gives ``[]``.
+
+        Made for ``Bn_compute_blocks_ids``, where the empty list means "all".
+
+        >>> CacheType.range(0, 16, 4)
+        [0, 4, 8, 12, 15]
+        """
+        if step <= 1 or end <= start:
+            return []
+        return sorted({0, *range(start, end, step), end - 1})

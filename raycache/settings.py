@@ -1,0 +1,129 @@
+"""Settings of the application: what ``args:`` in a ``serve run`` YAML may say.
+
+Note for maintainers: Ray Serve passes the builder a pydantic model only if its annotation is a real class, so
+``raycache.app`` must not use ``from __future__ import annotations``. This module may.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cache_core.options import CacheOptions, DBCacheOptions
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelSettings(_Settings):
+    """Which model is drawn with and how it is loaded."""
+
+    name: str = Field(default="flux", description="Name that requests give as `model` and GET /v1/models lists.")
+    path: str = Field(
+        description="Folder in diffusers' layout, a Hugging Face hub id, `demo` (the bundled model) or `noise` "
+        "(random weights, built in the cache folder at first start)."
+    )
+    revision: str | None = Field(default=None, description="Hub revision, for hub ids.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Weights and activations.")
+    cache_dir: Path | None = Field(
+        default=None, description="Where hub downloads and the noise model are kept; default: the hub's own cache."
+    )
+    local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
+    compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
+    max_sequence_length: int | None = Field(
+        default=None, ge=8, le=512, description="Text tokens; default: what the model's T5 tokenizer says, at most 512."
+    )
+
+
+class ParallelSettings(_Settings):
+    """One replica = one gang of ranks."""
+
+    ranks_per_replica: int = Field(default=4, ge=1, le=8, description="Ulysses context-parallel degree (world size).")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="`cuda` runs NCCL, `cpu` runs gloo.")
+    accelerator_type: str | None = Field(
+        default=None, description="GPU model every rank must sit on, as Ray names it, e.g. `L20`; null = any."
+    )
+    rank_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved per rank.")
+    engine_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved for the replica's own process.")
+    rank_gpus: float | None = Field(
+        default=None, ge=0, le=1, description="GPUs reserved per rank; default 1 for `cuda` and 0 for `cpu`."
+    )
+    threads_per_rank: int | None = Field(default=None, ge=1, description="torch CPU threads per rank; default: torch's.")
+    collective_timeout_s: float = Field(
+        default=120.0, gt=0, description="Process-group timeout in seconds: the second line behind the watchdog."
+    )
+    startup_timeout_s: float = Field(
+        default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
+    )
+
+    @property
+    def gpus_per_rank(self) -> float:
+        """GPUs in one rank's placement bundle."""
+        if self.rank_gpus is not None:
+            return self.rank_gpus
+        return 1.0 if self.device == "cuda" else 0.0
+
+
+class LimitSettings(_Settings):
+    """What one request may ask. Everything above is answered 400 before a GPU is touched."""
+
+    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one picture.")
+    max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
+    max_images: int = Field(default=4, ge=1, le=64, description="`n`.")
+    max_prompt_characters: int = Field(default=4000, ge=1, description="Characters of `prompt`.")
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
+
+
+class DefaultSettings(_Settings):
+    """What a request gets when it does not say."""
+
+    size: str = Field(default="1024x1024", pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
+    num_inference_steps: int = Field(default=28, ge=1)
+    guidance_scale: float = Field(default=3.5, ge=0, le=100)
+
+
+class WarmupShape(_Settings):
+    """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
+
+    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$")
+    n: int = Field(default=1, ge=1)
+    num_inference_steps: int = Field(default=2, ge=1)
+
+
+class ReliabilitySettings(_Settings):
+    """How long things may take, and how often they may fail, before the service acts."""
+
+    max_queued_requests: int = Field(default=32, ge=0, description="Jobs that may wait in one engine.")
+    max_queued_seconds: float = Field(default=120.0, gt=0, description="Predicted seconds of queued work admitted.")
+    request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
+    watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")
+    watchdog_steps: float = Field(default=3.0, gt=1, description="Hang = no progress for this many learned step times.")
+    watchdog_first_s: float = Field(
+        default=120.0, gt=0, description="Patience for encode, decode, and the first step of a shape never drawn before."
+    )
+    max_restarts: int = Field(default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it.")
+    restart_window_s: float = Field(default=600.0, gt=0)
+
+
+class AppSettings(_Settings):
+    """Everything ``raycache.app:build`` needs. Every field can be set under ``args:`` in the YAML."""
+
+    model: ModelSettings
+    parallel: ParallelSettings = ParallelSettings()
+    cache: CacheOptions = Field(default_factory=DBCacheOptions, description="Cache options of requests that name none.")
+    defaults: DefaultSettings = DefaultSettings()
+    limits: LimitSettings = LimitSettings()
+    warmup: list[WarmupShape] = Field(default_factory=list)
+    reliability: ReliabilitySettings = ReliabilitySettings()
+    num_replicas: int = Field(default=1, ge=1, description="Engines; each reserves its own gang.")
+    api_keys_file: Path | None = Field(default=None, description="File with one bearer key per line; null = open.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_empty(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "model" not in value:
+            raise ValueError("`model` is required: give at least `model: {path: ...}` (a folder, a hub id, `demo` or `noise`)")
+        return value
