@@ -137,9 +137,7 @@ class DBPruneOptions(_Options):
         return self.max_dynamic_prune_threshold
 
 
-CacheOptions = Annotated[
-    NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions, Field(discriminator="type")
-]
+CacheOptions = Annotated[NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions, Field(discriminator="type")]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(CacheOptions)
 
 

@@ -1,0 +1,40 @@
+"""Training-free caching of transformer blocks for diffusers pipelines: DBCache, FBCache and DBPrune.
+
+Works on its own, without Ray. The same decision on every rank of a context-parallel group, per image of a batch.
+"""
+
+from cache_core.blocks import UnsupportedModelError
+from cache_core.consensus import RanksParted
+from cache_core.groups import find_group
+from cache_core.opening import cache_session
+from cache_core.options import (
+    BlockCountError,
+    CacheOptions,
+    CacheType,
+    DBCacheOptions,
+    DBPruneOptions,
+    FBCacheOptions,
+    NoCacheOptions,
+    check_block_count,
+    parse_options,
+)
+from cache_core.report import CacheReport
+from cache_core.session import JobAborted
+
+__all__ = [
+    "BlockCountError",
+    "CacheOptions",
+    "CacheReport",
+    "CacheType",
+    "DBCacheOptions",
+    "DBPruneOptions",
+    "FBCacheOptions",
+    "JobAborted",
+    "NoCacheOptions",
+    "RanksParted",
+    "UnsupportedModelError",
+    "cache_session",
+    "check_block_count",
+    "find_group",
+    "parse_options",
+]

@@ -1,0 +1,196 @@
+"""DBPrune: each block between Fn and Bn is judged on its own input and, if that hardly moved, replaced by its residual.
+
+Behaviour as published with cache-dit v0.1.5, per image instead of per batch. Nothing is stored on a pruned block, so
+successive prunes are compared with an ever older input and a block un-prunes by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_core.blocks import BlockCall, States
+from cache_core.compared import ComparedBlock
+from cache_core.options import DBPruneOptions
+from cache_core.report import ImageDecision
+from cache_core.session import Session
+from cache_core.shared import SharedBlock
+
+__all__ = ["BlockPrune"]
+
+
+@dataclass
+class _Image:
+    """What is remembered of one image.
+
+    Attributes:
+        blocks: memory by block id; only blocks that may be pruned have one.
+        pruned_steps: steps with at least one pruned block so far.
+        gate: why no block of this step may be pruned; None if blocks ask.
+        moves: this step's positive differences so far, for the dynamic threshold.
+        asked, non_finite: whether any block of this step asked; got no finite answer.
+    """
+
+    blocks: dict[int, SharedBlock | ComparedBlock] = field(default_factory=dict)
+    pruned_steps: int = 0
+    gate: Any = None
+    keeping: bool = False
+    moves: list[float] = field(default_factory=list)
+    asked: bool = False
+    non_finite: bool = False
+
+
+class BlockPrune:
+    """The policy of one branch."""
+
+    def __init__(self, options: DBPruneOptions, session: Session) -> None:
+        self._options, self._session = options, session
+        count = len(session.blocks)
+        self._prunable = frozenset(range(options.Fn_compute_blocks, count - options.Bn_compute_blocks)) - frozenset(
+            options.non_prune_blocks_ids
+        )
+        self._images: list[_Image] = []
+        self._output: States | None = None
+
+    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
+        if not self._images:
+            self._images = [_Image() for _ in images]
+        self._step, self._decisions = step, images
+        self._output = None
+        for image in self._images:
+            image.gate = self._gate(image)
+            image.keeping = (
+                self._may_be_reused(image, step) and step % self._options.residual_cache_update_interval == 0
+            )
+            image.moves, image.asked, image.non_finite = [], False, False
+
+    def run(self, call: BlockCall) -> Any:
+        index = call.block.index
+        if index == 0 and not any(image.gate is None and image.blocks for image in self._images):
+            self._session.look(call.states.hidden.device)
+        reused, refused = self._judge(call) if index in self._prunable else ({}, frozenset())
+        for k, decision in enumerate(self._decisions):
+            decision.computed_blocks += k not in reused
+        output = call.complete(reused)
+        handed = self._output is not None and (
+            call.states.hidden is self._output.hidden and call.states.encoder is self._output.encoder
+        )
+        for k, image in enumerate(self._images):
+            stores = index in self._prunable and image.keeping and k not in reused and k not in refused
+            self._remember(image, k, call, output if stores else None, handed)
+        self._output = output
+        return call.pack(output)
+
+    def end_step(self) -> None:
+        self._output = None
+        for image, decision in zip(self._images, self._decisions, strict=True):
+            if decision.pruned_blocks:
+                decision.reason = "below"
+                image.pruned_steps += 1
+            elif image.gate is not None:
+                decision.reason = image.gate
+            else:
+                decision.reason = "first" if not image.asked else "non_finite" if image.non_finite else "threshold"
+            last = image.blocks.get(len(self._session.blocks) - 1)
+            if isinstance(last, SharedBlock):
+                last.settle()
+            if not self._may_be_reused(image, self._step + 1):
+                image.blocks.clear()
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        for image in self._images:
+            for block in image.blocks.values():
+                yield from block.tensors()
+
+    # --- deciding ----------------------------------------------------------------------------------------------
+
+    def _judge(self, call: BlockCall) -> tuple[dict[int, States], frozenset[int]]:
+        """Rows of the images pruned here; images whose answer was not finite."""
+        index = call.block.index
+        sums = [
+            image.blocks[index].compare(call.states.row(k)) if image.gate is None and index in image.blocks else None
+            for k, image in enumerate(self._images)
+        ]
+        if all(pair is None for pair in sums):
+            return {}, frozenset()
+        reused: dict[int, States] = {}
+        refused: set[int] = set()
+        verdicts = self._session.agree(index, sums, call.states.hidden.device)
+        for k, verdict in enumerate(verdicts):
+            if verdict is None:
+                continue
+            image, decision = self._images[k], self._decisions[k]
+            threshold = self._threshold(image)
+            image.asked = True
+            decision.differences[index] = (verdict.difference, threshold)
+            if verdict.difference is not None and verdict.difference > 0:
+                image.moves.append(verdict.difference)
+            if verdict.below(threshold):
+                decision.pruned_blocks.append(index)
+                reused[k] = image.blocks[index].reuse(self._step, call.states.row(k))
+            elif not verdict.finite:
+                image.non_finite = True
+                refused.add(k)
+                del image.blocks[index]
+        self._session.decided(*(k in reused for k in range(call.batch)))
+        return reused, frozenset(refused)
+
+    def _threshold(self, image: _Image) -> float:
+        """The threshold of the next comparison. Dynamic: relaxed mean of this step's differences, up to the cap; at
+        the cap it drops back to the static one, as published."""
+        options = self._options
+        static = options.residual_diff_threshold
+        if not options.enable_dynamic_prune_threshold or not image.moves:
+            return static
+        relaxed = options.dynamic_prune_threshold_relax_ratio * sum(image.moves) / len(image.moves)
+        return max(static, relaxed) if relaxed < options.threshold_cap else static
+
+    def _gate(self, image: _Image) -> Any:
+        options = self._options
+        if self._step < options.warmup_steps:
+            return "warmup"
+        if 0 <= options.max_pruned_steps <= image.pruned_steps:
+            return "limit"
+        return "threshold" if options.residual_diff_threshold <= 0 else None
+
+    def _may_be_reused(self, image: _Image, step: int) -> bool:
+        """Whether what is stored at ``step`` can be read later; counters only, so the same on all ranks."""
+        options = self._options
+        interval = options.residual_cache_update_interval
+        last_warmup_store = (max(options.warmup_steps, 1) - 1) // interval * interval
+        return (
+            step >= last_warmup_store - options.taylor_order * interval
+            and options.residual_diff_threshold > 0
+            and not 0 <= options.max_pruned_steps <= image.pruned_steps
+        )
+
+    # --- remembering -------------------------------------------------------------------------------------------
+
+    def _remember(self, image: _Image, k: int, call: BlockCall, output: States | None, handed: bool) -> None:
+        """Store what the block did for image ``k`` (``output`` given), and end the chain of shared tensors where this
+        block does not continue it."""
+        index, order = call.block.index, self._options.taylor_order
+        if order:
+            if output is not None:
+                memory = image.blocks.setdefault(index, ComparedBlock(call.block, order))
+                memory.record(self._step, call.states.owned_row(k), output.row(k))
+            return
+        previous = image.blocks.get(index - 1)
+        kept = previous.output if previous is not None else None
+        if output is None:
+            if kept is not None and (previous.step == self._step or index not in image.blocks):
+                previous.settle()
+            return
+        if kept is not None and handed and previous.step == self._step:
+            text = kept.encoder
+            if text is None and call.states.encoder is not None:
+                text = States(call.states.encoder, None).owned_row(k).hidden
+            states = States(kept.hidden, text)
+        else:
+            states = call.states.owned_row(k)
+            if kept is not None:
+                previous.settle()
+        image.blocks[index] = SharedBlock(call.block, self._step, states, output.owned_row(k))

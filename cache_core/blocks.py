@@ -1,0 +1,188 @@
+"""The blocks of one transformer as the policies see them: a numbered list of calls on (hidden, encoder) states."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from torch import nn
+
+from cache_core.models import BLOCKS, STACKS, BlockSpec
+
+__all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "find_blocks"]
+
+
+class UnsupportedModelError(ValueError):
+    """The transformer has no blocks that the cache knows how to route."""
+
+
+class States(NamedTuple):
+    """Both streams between two blocks.
+
+    Shapes: hidden [batch, image tokens, channels]; encoder [batch, text tokens, channels], None where the block does
+    not return the text stream. With the batch dimension left out it is one image's row of them.
+    """
+
+    hidden: torch.Tensor
+    encoder: torch.Tensor | None
+
+    def row(self, image: int) -> States:
+        """One image's states: views, no copy."""
+        return States(self.hidden[image], None if self.encoder is None else self.encoder[image])
+
+    def owned_row(self, image: int) -> States:
+        """One image's states that keep nothing else alive: a view if the image is alone in the batch, else a copy."""
+        row = self.row(image)
+        if len(self.hidden) == 1:
+            return row
+        return States(row.hidden.clone(), None if row.encoder is None else row.encoder.clone())
+
+    def minus(self, other: States) -> States:
+        """``self - other``, stream by stream."""
+        if self.encoder is None or other.encoder is None:
+            return States(self.hidden - other.hidden, None)
+        return States(self.hidden - other.hidden, self.encoder - other.encoder)
+
+    @staticmethod
+    def stack(rows: list[States]) -> States:
+        """A batch from its images' rows; free for a batch of one."""
+        encoders = [row.encoder for row in rows if row.encoder is not None]
+        if len(rows) == 1:
+            return States(rows[0].hidden[None], encoders[0][None] if encoders else None)
+        return States(torch.stack([row.hidden for row in rows]), torch.stack(encoders) if encoders else None)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: its number in execution order over all stacks, its module, and how it is called."""
+
+    index: int
+    name: str
+    module: nn.Module
+    spec: BlockSpec
+    hidden_argument: str
+    encoder_argument: str
+    hidden_result: int
+    encoder_result: int | None
+    parameters: dict[str, int]
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An argument by name, wherever the caller put it; None if it was not given."""
+        if name in kwargs:
+            return kwargs[name]
+        position = self.parameters.get(name)
+        return args[position] if position is not None and position < len(args) else None
+
+
+def find_blocks(transformer: nn.Module) -> list[Block]:
+    """The blocks of ``transformer`` in execution order, numbered from 0 across its stacks.
+
+    Raises:
+        UnsupportedModelError: no stack of blocks was found, or a block class has no entry in ``cache_core.models``.
+    """
+    blocks: list[Block] = []
+    for stack_name, stack in transformer.named_children():
+        if stack_name not in STACKS or not isinstance(stack, nn.ModuleList):
+            continue
+        for position, module in enumerate(stack):
+            blocks.append(_describe(len(blocks), f"{stack_name}.{position}", module))
+    if not blocks:
+        raise UnsupportedModelError(
+            f"{type(transformer).__name__} has no stack of transformer blocks (looked for {sorted(STACKS)}); "
+            "cache_core.supported_models() lists what works"
+        )
+    return blocks
+
+
+def _describe(index: int, name: str, module: nn.Module) -> Block:
+    cls = type(module)
+    spec = BLOCKS.get(cls.__name__)
+    if spec is None:
+        raise UnsupportedModelError(
+            f"block {name} is a {cls.__name__}, which cache_core.models does not describe; "
+            "cache_core.supported_models() lists what works"
+        )
+    metadata = TransformerBlockRegistry.get(cls)
+    parameters = [p for p in inspect.signature(cls.forward).parameters if p != "self"]
+    return Block(
+        index=index,
+        name=name,
+        module=module,
+        spec=spec,
+        hidden_argument=metadata.hidden_states_argument_name,
+        encoder_argument=metadata.encoder_hidden_states_argument_name,
+        hidden_result=metadata.return_hidden_states_index or 0,
+        encoder_result=metadata.return_encoder_hidden_states_index,
+        parameters={name: position for position, name in enumerate(parameters)},
+    )
+
+
+class BlockCall:
+    """One call of one block: its input states, and the means to run it for all images, some, or none."""
+
+    __slots__ = ("_args", "_forward", "_kwargs", "block", "states")
+
+    def __init__(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.block, self._forward, self._args, self._kwargs = block, forward, args, kwargs
+        encoder = None
+        if block.encoder_result is not None:
+            encoder = block.argument(block.encoder_argument, args, kwargs)
+        self.states = States(block.argument(block.hidden_argument, args, kwargs), encoder)
+
+    @property
+    def batch(self) -> int:
+        return self.states.hidden.shape[0]
+
+    def compute(self) -> States:
+        """Run the block for the whole batch, with the caller's own arguments."""
+        return self._unpack(self._forward(*self._args, **self._kwargs))
+
+    def compute_rows(self, rows: list[int]) -> States:
+        """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
+        index = torch.tensor(rows, device=self.states.hidden.device)
+        batch, spec = self.batch, self.block.spec
+        names = list(self.block.parameters)
+        given = dict(zip(names, self._args, strict=False)) | self._kwargs
+        for name in (self.block.hidden_argument, self.block.encoder_argument, *spec.batched):
+            if name in given:
+                given[name] = _take(given[name], index, batch)
+        for name, keys in spec.nested.items():
+            if given.get(name):
+                given[name] = given[name] | {k: _take(given[name][k], index, batch) for k in keys if k in given[name]}
+        return self._unpack(self._forward(**given))
+
+    def complete(self, known: dict[int, States]) -> States:
+        """The block's output for the whole batch: ``known`` rows as they are, the others computed."""
+        rows = [k for k in range(self.batch) if k not in known]
+        if not known:
+            return self.compute()
+        if rows:
+            part = self.compute_rows(rows)
+            known = known | {k: part.row(i) for i, k in enumerate(rows)}
+        return States.stack([known[k] for k in range(self.batch)])
+
+    def pack(self, states: States) -> Any:
+        """States in the block's own result format."""
+        if self.block.encoder_result is None:
+            return states.hidden
+        result: list[Any] = [None, None]
+        result[self.block.hidden_result] = states.hidden
+        result[self.block.encoder_result] = states.encoder
+        return tuple(result)
+
+    def _unpack(self, output: Any) -> States:
+        if self.block.encoder_result is None:
+            return States(output[self.block.hidden_result] if isinstance(output, tuple) else output, None)
+        return States(output[self.block.hidden_result], output[self.block.encoder_result])
+
+
+def _take(value: Any, index: torch.Tensor, batch: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.index_select(0, index) if value.ndim and value.shape[0] == batch else value
+    if isinstance(value, tuple | list):
+        return type(value)(_take(item, index, batch) for item in value)
+    return value

@@ -1,0 +1,37 @@
+"""No caching: every block runs. A policy like the others, so that abort and agreement work without a method too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from cache_core.blocks import BlockCall
+from cache_core.report import ImageDecision
+from cache_core.session import Session
+
+__all__ = ["ComputeAll"]
+
+
+class ComputeAll:
+    """The policy of one branch."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
+        for decision in images:
+            decision.reason = "threshold"
+            decision.computed_blocks = len(self._session.blocks)
+
+    def run(self, call: BlockCall) -> Any:
+        if call.block.index == 0:
+            self._session.look(call.states.hidden.device)
+        return call.pack(call.compute())
+
+    def end_step(self) -> None:
+        """Nothing to count."""
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        return iter(())

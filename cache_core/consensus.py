@@ -1,0 +1,89 @@
+"""How the ranks of one context-parallel group come to the same decision.
+
+One all-reduce (SUM, float32) per decision, over the context-parallel group only, of a vector of fixed length
+``2 * images + 2``::
+
+    [ sum|cur - ref| per image | sum|ref| per image | abort wishes | checksum ]
+
+Images that do not ask put zeros, so the length never depends on state. The checksum covers (branch, step, site, all
+decisions so far): if the sum is not world size times one's own, the ranks have parted and this very decision raises,
+instead of a deadlock some collectives later.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["Consensus", "GroupConsensus", "RanksParted", "Sums", "checksum16"]
+
+#: ``(sum|current - reference|, sum|reference|)`` of one image; float32 tensors of shape [].
+Sums = tuple[torch.Tensor, torch.Tensor]
+
+
+class RanksParted(RuntimeError):
+    """The ranks of a group are not in the same place. The job is lost and the group must be rebuilt."""
+
+
+def checksum16(*parts: object) -> int:
+    """A 16-bit checksum: summed over up to 256 ranks it is still exact in float32."""
+    return zlib.crc32(repr(parts).encode()) & 0xFFFF
+
+
+class Consensus:
+    """One process alone: nothing is reduced and nothing is paid. Also the base of :class:`GroupConsensus`."""
+
+    collectives = 0
+
+    def agree(
+        self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device
+    ) -> tuple[list[tuple[float, float] | None], bool]:
+        """The sums over all ranks of every image that asks, and whether any rank wishes to abort.
+
+        Args:
+            sums: for each image of the batch its local sums, or None if it does not ask.
+            abort: this rank's wish.
+            checksum: where this rank believes to be, 16 bits.
+            device: where the activations live.
+
+        Raises:
+            RanksParted: another rank sent a different checksum.
+        """
+        asked = [pair for pair in sums if pair is not None]
+        values = iter(torch.stack([s for pair in asked for s in pair]).tolist() if asked else ())
+        return [None if pair is None else (next(values), next(values)) for pair in sums], abort
+
+
+class GroupConsensus(Consensus):
+    """All ranks of ``group`` decide together."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.world_size = dist.get_world_size(group)
+        self.collectives = 0
+
+    def agree(
+        self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device
+    ) -> tuple[list[tuple[float, float] | None], bool]:
+        images = len(sums)
+        # The host-side elements travel in the same tensor; sums already on the device are written over the zeros.
+        vector = torch.tensor([0.0] * (2 * images) + [float(abort), float(checksum)], device=device)
+        for k, pair in enumerate(sums):
+            if pair is not None:
+                vector[k], vector[images + k] = pair
+        self._all_reduce(vector)
+        self.collectives += 1
+        *values, wishes, total = vector.tolist()
+        if total != self.world_size * checksum:
+            raise RanksParted(
+                f"the {self.world_size} ranks of this group are not at the same decision (checksums sum to {total:.0f}, not "
+                f"{self.world_size} x {checksum}): another rank has a different history. "
+                "The process group must be rebuilt"
+            )
+        return [None if p is None else (values[k], values[images + k]) for k, p in enumerate(sums)], wishes > 0
+
+    def _all_reduce(self, vector: torch.Tensor) -> None:
+        dist.all_reduce(vector, op=dist.ReduceOp.SUM, group=self.group)

@@ -1,0 +1,247 @@
+"""DBCache: the first Fn blocks decide, the middle is reused, the last Bn blocks correct. FBCache is F1B0 of it.
+
+Behaviour as published with cache-dit v0.1.5, per image instead of per batch: the residual of the Fn blocks is compared
+with that of the last computed step; strictly below the threshold, the middle blocks are replaced by what they added
+when they last ran.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_core.blocks import BlockCall, States
+from cache_core.compared import ComparedBlock
+from cache_core.difference import absolute_sum, difference_sum
+from cache_core.options import DBCacheOptions
+from cache_core.report import ImageDecision
+from cache_core.residual import Residual
+from cache_core.session import Session
+
+__all__ = ["DualBlock"]
+
+
+@dataclass
+class _Image:
+    """What is remembered of one image between steps.
+
+    Attributes:
+        reference: residual of the Fn blocks at the last computed step, [tokens, channels].
+        reference_sum: its absolute sum, taken at the first comparison.
+        middle: what each segment of the middle added.
+        tail: the compared Bn blocks, by block id.
+        cached, run: cached steps so far; those in a row.
+    """
+
+    reference: torch.Tensor | None = None
+    reference_sum: torch.Tensor | None = None
+    middle: dict[int, Residual] = field(default_factory=dict)
+    tail: dict[int, ComparedBlock] = field(default_factory=dict)
+    cached: int = 0
+    run: int = 0
+
+    def forget(self) -> None:
+        self.reference = self.reference_sum = None
+        self.middle.clear()
+        self.tail.clear()
+
+
+class DualBlock:
+    """The policy of one branch."""
+
+    def __init__(self, options: DBCacheOptions, session: Session) -> None:
+        self._options, self._session = options, session
+        count = len(session.blocks)
+        self._last_first = options.Fn_compute_blocks - 1
+        self._tail_start = count - options.Bn_compute_blocks
+        self._segments = _segments(session, options.Fn_compute_blocks, self._tail_start)
+        kept = options.Bn_compute_blocks_ids or range(options.Bn_compute_blocks)
+        self._always = {self._tail_start + i for i in kept}
+        self._images: list[_Image] = []
+
+    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
+        if not self._images:
+            self._images = [_Image() for _ in images]
+        self._step, self._decisions = step, images
+        self._entry: States | None = None
+        self._base: States | None = None
+        self._computing = list(range(len(images)))
+        self._keeping = [self._may_be_reused(image, step) for image in self._images]
+
+    def run(self, call: BlockCall) -> Any:
+        index = call.block.index
+        if index <= self._last_first:
+            return self._first(call)
+        if index < self._tail_start:
+            return self._middle(call)
+        if index in self._always:
+            return call.pack(self._complete(call, {}))
+        return self._compared(call)
+
+    def end_step(self) -> None:
+        for image, decision in zip(self._images, self._decisions, strict=True):
+            if decision.cached:
+                image.cached += 1
+                image.run += 1
+            else:
+                image.run = 0
+            if not self._may_be_reused(image, self._step + 1):
+                image.forget()
+        self._entry = self._base = None
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        for image in self._images:
+            yield from (t for t in (image.reference, image.reference_sum) if t is not None)
+            for residual in image.middle.values():
+                yield from residual.tensors()
+            for block in image.tail.values():
+                yield from block.tensors()
+
+    # --- the three kinds of blocks -----------------------------------------------------------------------------
+
+    def _first(self, call: BlockCall) -> Any:
+        if call.block.index == 0:
+            self._entry = call.states
+        states = self._complete(call, {})
+        if call.block.index == self._last_first:
+            self._decide(states)
+        return call.pack(states)
+
+    def _middle(self, call: BlockCall) -> Any:
+        index = call.block.index
+        first, last = next(segment for segment in self._segments if segment[0] <= index <= segment[1])
+        if index == first:
+            self._base = call.states
+        # Cached images pass unchanged through the middle and get what it would have added at its last block: the model
+        # may add residuals of its own (ControlNet) between the blocks, and those must not count twice.
+        if index != last:
+            if not self._computing:
+                return call.pack(call.states)
+            return call.pack(self._complete(call, {k: call.states.row(k) for k in self._cached_images()}))
+        base, images = self._base, self._images
+        reused = {k: States(*images[k].middle[last].add_to(self._step, *base.row(k))) for k in self._cached_images()}
+        states = self._complete(call, reused)
+        for k in self._computing:
+            if self._keeping[k]:
+                residual = images[k].middle.setdefault(last, Residual(self._options.taylor_order))
+                residual.record(self._step, *states.row(k).minus(base.row(k)))
+        self._base = None
+        return call.pack(states)
+
+    def _compared(self, call: BlockCall) -> Any:
+        """A Bn block outside ``Bn_compute_blocks_ids``: in a cached step judged on its own input."""
+        index = call.block.index
+        threshold = self._options.non_compute_blocks_diff_threshold or self._options.residual_diff_threshold
+        sums = [None] * call.batch
+        for k in self._cached_images():
+            if threshold > 0 and (known := self._images[k].tail.get(index)):
+                sums[k] = known.compare(call.states.row(k))
+        reused: dict[int, States] = {}
+        if any(pair is not None for pair in sums):
+            verdicts = self._session.agree(index, sums, call.states.hidden.device)
+            for k, verdict in enumerate(verdicts):
+                if verdict is None:
+                    continue
+                self._decisions[k].differences[index] = (verdict.difference, threshold)
+                if verdict.below(threshold):
+                    reused[k] = self._images[k].tail[index].reuse(self._step, call.states.row(k))
+                elif not verdict.finite:
+                    del self._images[k].tail[index]
+            self._session.decided(*(k in reused for k in range(call.batch)))
+        states = self._complete(call, reused)
+        for k in self._computing:
+            if self._keeping[k]:
+                block = self._images[k].tail.get(index)
+                if block is None:
+                    block = self._images[k].tail[index] = ComparedBlock(call.block, self._options.taylor_order)
+                block.record(self._step, call.states.owned_row(k), states.row(k))
+        return call.pack(states)
+
+    # --- deciding ----------------------------------------------------------------------------------------------
+
+    def _decide(self, states: States) -> None:
+        """One look at every image, in every step: the fixed place of DBCache's one all-reduce."""
+        sums = []
+        for k, (image, decision) in enumerate(zip(self._images, self._decisions, strict=True)):
+            gate = self._gate(image)
+            if gate is not None:
+                decision.reason = gate
+                sums.append(None)
+                continue
+            if image.reference_sum is None:
+                image.reference_sum = absolute_sum(image.reference)
+            moved = difference_sum(states.hidden[k], image.reference, minus=self._entry.hidden[k])
+            sums.append((moved, image.reference_sum))
+        threshold = self._options.residual_diff_threshold
+        verdicts = self._session.agree(self._last_first, sums, states.hidden.device)
+        for k, (verdict, decision) in enumerate(zip(verdicts, self._decisions, strict=True)):
+            if verdict is None:
+                continue
+            decision.residual_diff = verdict.difference
+            decision.differences[self._last_first] = (verdict.difference, threshold)
+            decision.cached = verdict.below(threshold)
+            decision.reason = "below" if decision.cached else "threshold" if verdict.finite else "non_finite"
+            if not verdict.finite:
+                self._images[k].forget()
+                self._keeping[k] = False
+        self._session.decided(*(decision.cached for decision in self._decisions))
+        self._computing = [k for k, decision in enumerate(self._decisions) if not decision.cached]
+        for k in self._computing:
+            # Only the last warm-up step's reference can be compared; residuals are kept earlier, for the forecast.
+            if self._keeping[k] and self._step >= self._options.warmup_steps - 1:
+                self._images[k].reference = states.hidden[k] - self._entry.hidden[k]
+                self._images[k].reference_sum = None
+        self._entry = None
+
+    def _gate(self, image: _Image) -> Any:
+        """Why this image is computed without a comparison; None if it asks."""
+        options = self._options
+        if self._step < options.warmup_steps:
+            return "warmup"
+        if _reached(options.max_cached_steps, image.cached) or _reached(options.max_continuous_cached_steps, image.run):
+            return "limit"
+        if options.residual_diff_threshold <= 0:
+            return "threshold"
+        return "first" if image.reference is None else None
+
+    def _may_be_reused(self, image: _Image, step: int) -> bool:
+        """Whether a residual computed at ``step`` can be read later; counters only, so the same on all ranks."""
+        options = self._options
+        return (
+            step >= options.warmup_steps - 1 - options.taylor_order
+            and options.residual_diff_threshold > 0
+            and not _reached(options.max_cached_steps, image.cached)
+            and options.max_continuous_cached_steps != 0
+        )
+
+    # --- running blocks ----------------------------------------------------------------------------------------
+
+    def _cached_images(self) -> list[int]:
+        return [k for k, decision in enumerate(self._decisions) if decision.cached]
+
+    def _complete(self, call: BlockCall, known: dict[int, States]) -> States:
+        for k, decision in enumerate(self._decisions):
+            decision.computed_blocks += k not in known
+        return call.complete(known)
+
+
+def _reached(limit: int, count: int) -> bool:
+    return 0 <= limit <= count
+
+
+def _segments(session: Session, start: int, end: int) -> list[tuple[int, int]]:
+    """The middle ``start..end-1`` cut where the form of the states changes (FLUX.2 joins text and image there).
+
+    Within a segment one residual spans all blocks, also across stacks.
+    """
+    cuts = [
+        i
+        for i in range(start + 1, end)
+        if (session.blocks[i].encoder_result is None) != (session.blocks[i - 1].encoder_result is None)
+    ]
+    bounds = [start, *cuts, end]
+    return [(a, b - 1) for a, b in itertools.pairwise(bounds) if b > a]

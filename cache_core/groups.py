@@ -1,0 +1,59 @@
+"""Finding the process group whose ranks share one transformer, so that they also share its decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from cache_core.hooks import original_forwards
+
+__all__ = ["find_group", "is_parallelized"]
+
+
+def is_parallelized(transformer: nn.Module) -> bool:
+    """Whether ParaAttention or diffusers' own context parallelism splits this transformer's tokens over ranks."""
+    return bool(getattr(transformer, "_is_parallelized", False)) or _diffusers_config(transformer) is not None
+
+
+def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
+    """The context-parallel group of a transformer; None if it is not parallelized.
+
+    Raises:
+        RuntimeError: it is parallelized, but over which ranks cannot be told; deciding alone would deadlock.
+    """
+    if not is_parallelized(transformer):
+        return None
+    config = _diffusers_config(transformer)
+    if config is not None and isinstance(mesh := getattr(config, "_flattened_mesh", None), DeviceMesh):
+        return mesh.get_group()
+    for forward in original_forwards(transformer):
+        if (group := _group_in_closure(forward)) is not None:
+            return group
+    raise RuntimeError(
+        f"{type(transformer).__name__} is parallelized, but its process group cannot be told from it; "
+        "pass group= (the torch.distributed group of the ranks that share one picture)"
+    )
+
+
+def _diffusers_config(transformer: nn.Module) -> Any:
+    return getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+
+
+def _group_in_closure(forward: Any) -> dist.ProcessGroup | None:
+    """ParaAttention keeps its sequence mesh in the closure of the forward that it installs."""
+    for _ in range(8):  # wrappers around wrappers, each with the next one as `original_forward`
+        function = getattr(forward, "__func__", forward)
+        names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+        cells = (
+            dict(zip(names, (cell.cell_contents for cell in function.__closure__ or ()), strict=True)) if names else {}
+        )
+        mesh = cells.get("seq_mesh")
+        if isinstance(mesh, DeviceMesh):
+            return mesh.get_group()
+        if "original_forward" not in cells:
+            return None
+        forward = cells["original_forward"]
+    return None

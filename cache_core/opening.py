@@ -1,0 +1,107 @@
+"""Opening a session on a transformer: the one entry that everything else uses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from cache_core.block_prune import BlockPrune
+from cache_core.compiled import compile_context, unwrap_compiled
+from cache_core.compute_all import ComputeAll
+from cache_core.consensus import Consensus, GroupConsensus
+from cache_core.dual_block import DualBlock
+from cache_core.groups import is_parallelized
+from cache_core.hooks import Attachment, attachment_of
+from cache_core.options import (
+    DBCacheOptions,
+    DBPruneOptions,
+    FBCacheOptions,
+    NoCacheOptions,
+    check_block_count,
+    parse_options,
+)
+from cache_core.report import CacheReport
+from cache_core.session import Policy, Session
+
+__all__ = ["cache_session"]
+
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def cache_session(
+    transformer: nn.Module,
+    options: NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions | dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+    should_abort: Callable[[], bool] | None = None,
+) -> Iterator[CacheReport]:
+    """Cache the transformer's blocks for one job.
+
+    One call of the transformer is one step of the branch that ``transformer.cache_context(name)`` names (``"default"``
+    where none is open). Nothing is left behind when the job ends, however it ends: the buffers are freed, and hooks
+    that were not there before are taken off.
+
+    Args:
+        transformer: a diffusers transformer, or ``torch.compile`` of one.
+        options: one of the options models, or a dict with a ``type`` field.
+        group: the process group whose ranks decide together; None = this process alone.
+        should_abort: polled once per step on every rank; when any rank's returns True, all raise
+            :class:`JobAborted` at that step.
+
+    Yields:
+        The report, which grows by one record per step and stays readable afterwards.
+
+    Raises:
+        pydantic.ValidationError: a dict that is no options. BlockCountError: options that do not fit the model.
+        UnsupportedModelError: the transformer's blocks are unknown.
+        RuntimeError: a session is open on this transformer already, or it is split over ranks and no group is given.
+
+    Example:
+        >>> with cache_session(pipe.transformer, DBCacheOptions()) as report:   # doctest: +SKIP
+        ...     image = pipe("a red circle").images[0]
+        >>> report.to_dict()["totals"]["cached_steps"]                          # doctest: +SKIP
+    """
+    options = parse_options(options)
+    inner = unwrap_compiled(transformer)
+    if group is None and is_parallelized(inner) and dist.is_initialized() and dist.get_world_size() > 1:
+        raise RuntimeError(
+            f"{type(inner).__name__} is split over several ranks: a rank that decides alone deadlocks the others. "
+            "Pass group= (cache_core.find_group(transformer) knows it)"
+        )
+    existing = attachment_of(inner)
+    attachment = existing or Attachment(inner)
+    try:
+        check_block_count(options, len(attachment.blocks))
+        if attachment.session is not None:
+            raise RuntimeError("a cache session is open on this transformer already; one job at a time")
+        attachment.use_compile_context(compile_context(transformer))
+        report = CacheReport(options.type, options.to_dict(), len(attachment.blocks))
+        consensus = Consensus() if group is None else GroupConsensus(group)
+        session = Session(attachment.blocks, _policy_of(options), consensus, report, should_abort)
+        attachment.session = session
+        try:
+            yield report
+        finally:
+            attachment.session = None
+            session.close()
+    finally:
+        if existing is None:
+            try:
+                attachment.detach()
+            except RuntimeError as error:
+                _logger.warning("hooks stay on as pass-through: %s", error)
+
+
+def _policy_of(options: Any) -> Callable[[Session], Policy]:
+    if isinstance(options, FBCacheOptions):
+        options = options.as_dbcache()
+    if isinstance(options, DBCacheOptions):
+        return lambda session: DualBlock(options, session)
+    if isinstance(options, DBPruneOptions):
+        return lambda session: BlockPrune(options, session)
+    return ComputeAll

@@ -1,0 +1,206 @@
+"""One job's cache state: opened for a request, thrown away after it, whatever happened in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from cache_core.blocks import Block, BlockCall
+from cache_core.consensus import Consensus, Sums, checksum16
+from cache_core.report import CacheReport, ImageDecision, StepRecord
+
+__all__ = ["JobAborted", "Policy", "Session", "Verdict"]
+
+
+class JobAborted(Exception):
+    """Some rank asked for this job to end; raised on every rank of the group at the same step.
+
+    Attributes:
+        step: the step (within ``branch``) that was not finished.
+        branch: name of the cache context it belonged to.
+    """
+
+    def __init__(self, step: int, branch: str) -> None:
+        super().__init__(f"job aborted at step {step} of branch {branch!r}")
+        self.step, self.branch = step, branch
+
+
+class Verdict(NamedTuple):
+    """The answer to one image's question.
+
+    Attributes:
+        difference: the relative L1 difference over all ranks; None if it has no value.
+        finite: False if a sum was NaN or infinite.
+    """
+
+    difference: float | None
+    finite: bool
+
+    def below(self, threshold: float) -> bool:
+        """Strictly below, and only if there is a value."""
+        return self.difference is not None and self.difference < threshold
+
+
+class Policy(Protocol):
+    """What to compute, what to reuse, what to remember: one object per branch of a session."""
+
+    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
+        """A step with these images begins; their decisions are filled in as it goes."""
+
+    def run(self, call: BlockCall) -> Any:
+        """Handle one block call and return the block's output."""
+
+    def end_step(self) -> None:
+        """All blocks of the step were handled."""
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor held between steps."""
+
+
+class Session:
+    """Cache state of one job on one transformer.
+
+    Args:
+        blocks: the transformer's blocks in execution order.
+        new_policy: makes the policy of a branch, given this session.
+        consensus: how the ranks decide together.
+        report: filled in step by step.
+        should_abort: polled once per step; True asks all ranks to raise :class:`JobAborted`.
+    """
+
+    def __init__(
+        self,
+        blocks: list[Block],
+        new_policy: Callable[[Session], Policy],
+        consensus: Consensus,
+        report: CacheReport,
+        should_abort: Callable[[], bool] | None = None,
+    ) -> None:
+        self.blocks, self.report = blocks, report
+        self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
+        self._branches: dict[str, _Branch] = {}
+        self._branch: _Branch | None = None
+        self._history = 0
+
+    def begin_step(self, branch: str) -> None:
+        """The transformer is being called; the batch is known when its first block is."""
+        self._branch = self._branches.setdefault(branch, _Branch(branch))
+        self._branch.next_block = 0
+
+    def run(self, call: BlockCall) -> Any:
+        """Route one block call through the branch's policy."""
+        branch = self._current()
+        if call.block.index != branch.next_block:
+            expected = self.blocks[min(branch.next_block, len(self.blocks) - 1)].name
+            raise RuntimeError(
+                f"block {call.block.name} was called where {expected} was due: the cache needs every block of a step, "
+                "in order (skip-layer guidance and the like need `type: none`)"
+            )
+        if branch.next_block == 0:
+            self._open_step(branch, call)
+        branch.next_block += 1
+        return branch.policy.run(call)
+
+    def end_step(self) -> None:
+        """The transformer's call returned: its step is complete and goes into the report."""
+        branch = self._current()
+        if branch.next_block != len(self.blocks):
+            raise RuntimeError(
+                f"the transformer called {branch.next_block} of its {len(self.blocks)} blocks: the cache needs all"
+            )
+        branch.policy.end_step()
+        self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
+        branch.step += 1
+        self._branch = None
+
+    def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
+        """All ranks' answer to the images that ask at block ``site``; None for those that do not.
+
+        Also the look at the abort flag. Called at the same places on every rank, because who asks depends only on
+        options, step index, counters and earlier answers.
+
+        Raises:
+            JobAborted: a rank asked for it. RanksParted: the ranks are not at the same decision.
+        """
+        branch = self._current()
+        wish = False
+        if not branch.polled:
+            branch.polled = True
+            wish = self._should_abort is not None and bool(self._should_abort())
+        totals, aborted = self._consensus.agree(
+            sums, wish, checksum16(branch.name, branch.step, site, self._history), device
+        )
+        self.report.collectives = self._consensus.collectives
+        if aborted:
+            raise JobAborted(branch.step, branch.name)
+        return [None if pair is None else self._verdict(*pair) for pair in totals]
+
+    def look(self, device: torch.device) -> None:
+        """A look at the abort flag in a step where no image asks anything."""
+        branch = self._current()
+        self.agree(-1, [None] * len(branch.images), device)
+
+    def decided(self, *flags: bool) -> None:
+        """Make decisions part of the history that the next checksum covers."""
+        self._history = checksum16(self._history, flags)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor held for later steps, over all branches."""
+        for branch in self._branches.values():
+            yield from branch.policy.tensors()
+
+    def bytes_held(self) -> int:
+        """Bytes kept alive for later steps; storage shared by several tensors counts once."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors()}
+        return sum(storages.values())
+
+    def close(self) -> None:
+        """Let go of every tensor. The report stays."""
+        self._branches.clear()
+        self._branch = None
+
+    def _current(self) -> _Branch:
+        if self._branch is None:
+            raise RuntimeError("a transformer block was called outside a call of its transformer")
+        return self._branch
+
+    def _open_step(self, branch: _Branch, call: BlockCall) -> None:
+        shape = (tuple(call.states.hidden.shape), None if call.states.encoder is None else call.states.encoder.shape)
+        if branch.step == 0 and not branch.shape:
+            branch.shape, branch.policy = shape, self._new_policy(self)
+        elif shape[0][0] != branch.shape[0][0]:
+            raise ValueError(
+                f"batch size changed inside branch {branch.name!r}: {branch.shape[0][0]} at its first step, "
+                f"{shape[0][0]} at step {branch.step}; open a new cache_session for another batch"
+            )
+        elif shape != branch.shape:
+            raise ValueError(
+                f"input shape changed inside branch {branch.name!r}: {branch.shape} at its first step, {shape} at step "
+                f"{branch.step}; open a new cache_session for another size"
+            )
+        branch.polled = False
+        branch.images = [ImageDecision() for _ in range(call.batch)]
+        branch.policy.begin_step(branch.step, branch.images)
+
+    def _verdict(self, difference: float, reference: float) -> Verdict:
+        infinite = float("inf")
+        if not (difference < infinite and reference < infinite):  # also catches NaN
+            self.report.non_finite += 1
+            return Verdict(None, finite=False)
+        return Verdict(difference / reference if reference > 0 else None, finite=True)
+
+
+class _Branch:
+    """Counters and policy of one named cache context."""
+
+    policy: Policy
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.step = 0
+        self.next_block = 0
+        self.polled = False
+        self.shape: tuple[Any, ...] = ()
+        self.images: list[ImageDecision] = []
