@@ -6,6 +6,7 @@ Works on its own, without Ray. The same decision on every rank of a context-para
 from cache_core.blocks import UnsupportedModelError
 from cache_core.consensus import RanksParted
 from cache_core.groups import find_group
+from cache_core.models import supported_models
 from cache_core.opening import cache_session
 from cache_core.options import (
     BlockCountError,
@@ -18,6 +19,7 @@ from cache_core.options import (
     check_block_count,
     parse_options,
 )
+from cache_core.pipe import apply_cache_on_pipe, cache_reports, cache_summary, remove_cache
 from cache_core.report import CacheReport
 from cache_core.session import JobAborted
 
@@ -33,8 +35,13 @@ __all__ = [
     "NoCacheOptions",
     "RanksParted",
     "UnsupportedModelError",
+    "apply_cache_on_pipe",
+    "cache_reports",
     "cache_session",
+    "cache_summary",
     "check_block_count",
     "find_group",
     "parse_options",
+    "remove_cache",
+    "supported_models",
 ]

@@ -79,8 +79,8 @@ class GroupConsensus(Consensus):
         *values, wishes, total = vector.tolist()
         if total != self.world_size * checksum:
             raise RanksParted(
-                f"the {self.world_size} ranks of this group are not at the same decision (checksums sum to {total:.0f}, not "
-                f"{self.world_size} x {checksum}): another rank has a different history. "
+                f"the {self.world_size} ranks of this group are not at the same decision: their checksums sum to "
+                f"{total:.0f}, not {self.world_size} x {checksum}, so another rank has a different history. "
                 "The process group must be rebuilt"
             )
         return [None if p is None else (values[k], values[images + k]) for k, p in enumerate(sums)], wishes > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["BLOCKS", "STACKS", "BlockSpec"]
+__all__ = ["BLOCKS", "MODELS", "STACKS", "BlockSpec", "supported_models"]
 
 #: Children of a transformer that hold its blocks.
 STACKS = frozenset({"transformer_blocks", "single_transformer_blocks", "blocks", "layers"})
@@ -53,3 +53,21 @@ BLOCKS: dict[str, BlockSpec] = {
     "LTXVideoTransformerBlock": BlockSpec(("temb", "encoder_hidden_states", "encoder_attention_mask")),
     "JointTransformerBlock": BlockSpec(("temb",), _IP_ADAPTER),
 }
+
+#: Transformer classes that are tested (tests/unit/test_models.py), by the name of their family.
+MODELS: dict[str, tuple[str, ...]] = {
+    "FLUX": ("FluxTransformer2DModel",),
+    "FLUX.2": ("Flux2Transformer2DModel",),
+    "Qwen-Image": ("QwenImageTransformer2DModel",),
+    "Wan": ("WanTransformer3DModel",),
+    "HunyuanVideo": ("HunyuanVideoTransformer3DModel",),
+    "CogVideoX": ("CogVideoXTransformer3DModel",),
+    "Mochi": ("MochiTransformer3DModel",),
+    "LTX-Video": ("LTXVideoTransformer3DModel",),
+    "SD3": ("SD3Transformer2DModel",),
+}
+
+
+def supported_models() -> dict[str, tuple[str, ...]]:
+    """Families whose diffusers transformers work with every method, with their class names. Supported means tested."""
+    return dict(MODELS)

@@ -1,0 +1,191 @@
+"""Plug-and-play: the cache on a diffusers pipeline, without Ray, as the published README shows it.
+
+    from cache_core import CacheType, apply_cache_on_pipe
+    apply_cache_on_pipe(pipe, **CacheType.default_options(CacheType.DBCache))
+
+Every call of the pipeline is a session of its own, also after a call that raised. Only this pipeline object changes:
+its class, and other pipelines of the same class, do not.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+from typing import Any
+
+import torch.distributed as dist
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from cache_core.compiled import unwrap_compiled
+from cache_core.groups import find_group
+from cache_core.hooks import Attachment, attachment_of
+from cache_core.opening import cache_session
+from cache_core.options import CacheType, check_block_count, parse_options
+from cache_core.report import CacheReport
+from cache_core.summary import format_summary
+
+__all__ = ["apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"]
+
+#: Published options that this implementation has no use for, with the only value that changes nothing.
+_NEUTRAL: dict[str, Any] = {
+    "downsample_factor": 1,
+    "enable_alter_cache": False,
+    "l1_hidden_states_diff_threshold": None,
+    "important_condition_threshold": 0.0,
+    "Fn_compute_blocks_ids": [],
+    "enable_taylorseer": False,
+}
+#: Published options that only bounded others, or tuned what is now off.
+_IGNORED = {
+    "max_Fn_compute_blocks",
+    "max_Bn_compute_blocks",
+    "alter_residual_diff_threshold",
+    "num_inference_steps",
+    "taylorseer_kwargs",
+}
+
+
+class _CachedPipeline:
+    """Mixed into the class of one pipeline object; holds what ``apply_cache_on_pipe`` set up."""
+
+    _raycache: _Setup
+
+
+class _Setup:
+    def __init__(self, options: Any, group: dist.ProcessGroup | None, original: type) -> None:
+        self.options, self.group, self.original = options, group, original
+        self.attached: list[nn.Module] = []
+        self.reports: dict[str, CacheReport] = {}
+
+
+def apply_cache_on_pipe(
+    pipe: DiffusionPipeline,
+    cache_type: CacheType | str = CacheType.DBCache,
+    *,
+    group: dist.ProcessGroup | None = None,
+    **options: Any,
+) -> DiffusionPipeline:
+    """Cache every later call of ``pipe``. Calling it again replaces the options.
+
+    Args:
+        pipe: a diffusers pipeline with a ``transformer`` (and perhaps a ``transformer_2``).
+        cache_type: the method; ``CacheType.NONE`` computes everything but still reports.
+        group: ranks that decide together; None = those that ParaAttention (or diffusers) splits the transformer over,
+            looked up at every call, so ``parallelize_pipe`` may come before or after.
+        options: the method's options under their published names.
+
+    Returns:
+        The same pipeline object.
+
+    Raises:
+        pydantic.ValidationError: an option unknown or out of range. BlockCountError: options that do not fit the model.
+        UnsupportedModelError: a transformer whose blocks are unknown.
+        ValueError: a published option this implementation does not have, set to more than its neutral value.
+    """
+    parsed = parse_options({"type": str(CacheType(cache_type)), **_without_retired(options)})
+    transformers = _transformers(pipe)
+    for transformer in transformers.values():
+        inner = unwrap_compiled(transformer)
+        attached = attachment_of(inner)
+        blocks = attached.blocks if attached is not None else Attachment(inner).blocks
+        try:
+            check_block_count(parsed, len(blocks))
+        except ValueError:
+            if attached is None:
+                attachment_of(inner).detach()
+            raise
+    if isinstance(pipe, _CachedPipeline):
+        pipe._raycache.options, pipe._raycache.group = parsed, group
+        return pipe
+    original = type(pipe)
+    setup = _Setup(parsed, group, original)
+    setup.attached = [unwrap_compiled(transformer) for transformer in transformers.values()]
+    pipe.__class__ = _cached_class(original)
+    pipe._raycache = setup
+    return pipe
+
+
+def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """Make ``pipe`` what it was before ``apply_cache_on_pipe``; does nothing if it has no cache.
+
+    Raises:
+        RuntimeError: a transformer's forward was wrapped by somebody else since (ParaAttention, offloading).
+    """
+    if isinstance(pipe, _CachedPipeline):
+        for transformer in pipe._raycache.attached:
+            if (attachment := attachment_of(transformer)) is not None:
+                attachment.detach()
+        original = pipe._raycache.original
+        del pipe.__dict__["_raycache"]
+        pipe.__class__ = original
+    return pipe
+
+
+def cache_reports(pipe: DiffusionPipeline) -> dict[str, CacheReport]:
+    """The reports of the last call, by the transformer's name in the pipeline; empty before the first call."""
+    return dict(pipe._raycache.reports) if isinstance(pipe, _CachedPipeline) else {}
+
+
+def cache_summary(pipe: DiffusionPipeline) -> str:
+    """Print, and return, the decisions of the last call as a short table."""
+    text = format_summary(cache_reports(pipe))
+    print(text)
+    return text
+
+
+def _cached_class(original: type) -> type:
+    @functools.wraps(original.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        setup: _Setup = self._raycache
+        setup.reports = {}
+        with ExitStack() as stack:
+            for name, transformer in _transformers(self).items():
+                inner = unwrap_compiled(transformer)
+                group = setup.group or find_group(inner)
+                setup.reports[name] = stack.enter_context(cache_session(transformer, setup.options, group))
+            # The class is asked at call time: ParaAttention may have replaced its __call__ since.
+            return super(cached, self).__call__(*args, **kwargs)
+
+    # Pipelines look at their own class name (saving, loading, device maps), so the name stays.
+    cached = type(
+        original.__name__,
+        (_CachedPipeline, original),
+        {"__call__": call, "__module__": original.__module__, "__qualname__": original.__qualname__},
+    )
+    return cached
+
+
+def _transformers(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+    found = {
+        name: module
+        for name in ("transformer", "transformer_2")
+        if isinstance(module := getattr(pipe, name, None), nn.Module)
+    }
+    if not found:
+        raise ValueError(f"{type(pipe).__name__} has no transformer to cache (a U-Net pipeline?)")
+    return found
+
+
+def _without_retired(options: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in options.items():
+        if name in _NEUTRAL:
+            if value not in (_NEUTRAL[name], None, [], 0):
+                raise ValueError(
+                    f"{name}={value!r} is not supported: {_REASONS.get(name, 'it has no use here')}; "
+                    f"leave it at {_NEUTRAL[name]!r}"
+                )
+        elif name not in _IGNORED:
+            kept[name] = value
+    return kept
+
+
+_REASONS = {
+    "downsample_factor": "sums are exact over all channels, at the cost of one pass over memory",
+    "enable_alter_cache": "cond and uncond are kept apart by diffusers' cache_context, each with its own decisions",
+    "l1_hidden_states_diff_threshold": "the residual is compared, not the state",
+    "important_condition_threshold": "means over chosen tokens are not exact over uneven shards",
+    "Fn_compute_blocks_ids": "it dropped blocks from the model",
+    "enable_taylorseer": "the forecast is taylor_order=1 or 2",
+}

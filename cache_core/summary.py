@@ -1,0 +1,34 @@
+"""A report as a short table for people."""
+
+from __future__ import annotations
+
+from cache_core.report import CacheReport
+
+__all__ = ["format_summary"]
+
+
+def format_summary(reports: dict[str, CacheReport]) -> str:
+    """One line per image: steps, cached steps, share of blocks computed, and a strip of its steps.
+
+    In the strip ``.`` is a computed step, ``#`` a cached one and a digit the tenths of its blocks that were pruned.
+    """
+    if not reports:
+        return "no cached call yet"
+    lines = []
+    for name, report in reports.items():
+        totals = report.to_dict()["totals"]
+        lines.append(
+            f"{name}: {report.method}, {totals['steps']} steps of {report.num_blocks} blocks, "
+            f"{totals['collectives']} collectives, {totals['non_finite']} non-finite"
+        )
+        lines.append(f"{'image':>7} {'branch':>8} {'cached':>7} {'computed':>9}  steps")
+        for image, share in enumerate(totals["computed_block_fraction"]):
+            for branch in dict.fromkeys(step.branch for step in report.steps):
+                decisions = [step.images[image] for step in report.steps if step.branch == branch]
+                strip = "".join(
+                    "#" if d.cached else str(10 * len(d.pruned_blocks) // report.num_blocks) if d.pruned_blocks else "."
+                    for d in decisions
+                )
+                cached = sum(d.cached or bool(d.pruned_blocks) for d in decisions)
+                lines.append(f"{image:>7} {branch:>8} {cached:>7} {share:>9.1%}  {strip}")
+    return "\n".join(lines)
