@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import nn
 
-from cache_core.models import BLOCKS, STACKS, BlockSpec
+from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
 
 __all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "find_blocks"]
 
@@ -58,7 +59,10 @@ class States(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: its number in execution order over all stacks, its module, and how it is called."""
+    """One transformer block: its number in execution order over all stacks, its module, and how it is called.
+
+    ``seam`` marks a block whose input is another thing than the output before it: no residual may span both.
+    """
 
     index: int
     name: str
@@ -69,6 +73,7 @@ class Block:
     hidden_result: int
     encoder_result: int | None
     parameters: dict[str, int]
+    seam: bool = False
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An argument by name, wherever the caller put it; None if it was not given."""
@@ -82,8 +87,12 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
     """The blocks of ``transformer`` in execution order, numbered from 0 across its stacks.
 
     Raises:
-        UnsupportedModelError: no stack of blocks was found, or a block class has no entry in ``cache_core.models``.
+        UnsupportedModelError: no stack of blocks was found, a block class has no entry in ``cache_core.models``, or the
+            transformer is known not to work.
     """
+    model = type(transformer).__name__
+    if model in UNSUPPORTED:
+        raise UnsupportedModelError(f"{model} cannot be cached: {UNSUPPORTED[model]}")
     blocks: list[Block] = []
     for stack_name, stack in transformer.named_children():
         if stack_name not in STACKS or not isinstance(stack, nn.ModuleList):
@@ -92,10 +101,14 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
             blocks.append(_describe(len(blocks), f"{stack_name}.{position}", module))
     if not blocks:
         raise UnsupportedModelError(
-            f"{type(transformer).__name__} has no stack of transformer blocks (looked for {sorted(STACKS)}); "
+            f"{model} has no stack of transformer blocks (looked for {sorted(STACKS)}); "
             "cache_core.supported_models() lists what works"
         )
-    return blocks
+    seam = SEAMS[model](transformer.config) if model in SEAMS else None
+    return [
+        replace(block, seam=block.index == seam or (block.encoder_result is None) != (before.encoder_result is None))
+        for before, block in itertools.pairwise([blocks[0], *blocks])
+    ]
 
 
 def _describe(index: int, name: str, module: nn.Module) -> Block:
@@ -106,7 +119,7 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
             f"block {name} is a {cls.__name__}, which cache_core.models does not describe; "
             "cache_core.supported_models() lists what works"
         )
-    metadata = TransformerBlockRegistry.get(cls)
+    metadata = spec.metadata or TransformerBlockRegistry.get(cls)
     parameters = [p for p in inspect.signature(cls.forward).parameters if p != "self"]
     return Block(
         index=index,
@@ -144,16 +157,10 @@ class BlockCall:
     def compute_rows(self, rows: list[int]) -> States:
         """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
         index = torch.tensor(rows, device=self.states.hidden.device)
-        batch, spec = self.batch, self.block.spec
-        names = list(self.block.parameters)
-        given = dict(zip(names, self._args, strict=False)) | self._kwargs
-        for name in (self.block.hidden_argument, self.block.encoder_argument, *spec.batched):
-            if name in given:
-                given[name] = _take(given[name], index, batch)
-        for name, keys in spec.nested.items():
-            if given.get(name):
-                given[name] = given[name] | {k: _take(given[name][k], index, batch) for k in keys if k in given[name]}
-        return self._unpack(self._forward(**given))
+        names = tuple(self.block.parameters)
+        args = [self._take(name, value, index) for name, value in zip(names, self._args, strict=False)]
+        kwargs = {name: self._take(name, value, index) for name, value in self._kwargs.items()}
+        return self._unpack(self._forward(*args, *self._args[len(names) :], **kwargs))
 
     def complete(self, known: dict[int, States]) -> States:
         """The block's output for the whole batch: ``known`` rows as they are, the others computed."""
@@ -174,6 +181,15 @@ class BlockCall:
         result[self.block.encoder_result] = states.encoder
         return tuple(result)
 
+    def _take(self, name: str, value: Any, index: torch.Tensor) -> Any:
+        """The images ``index`` of one argument, as the model's table says."""
+        block = self.block
+        if name in (block.hidden_argument, block.encoder_argument, *block.spec.batched):
+            return _take(value, index, self.batch)
+        if value and (keys := block.spec.nested.get(name)):
+            return value | {key: _take(value[key], index, self.batch) for key in keys if key in value}
+        return value
+
     def _unpack(self, output: Any) -> States:
         if self.block.encoder_result is None:
             return States(output[self.block.hidden_result] if isinstance(output, tuple) else output, None)
@@ -181,8 +197,12 @@ class BlockCall:
 
 
 def _take(value: Any, index: torch.Tensor, batch: int) -> Any:
+    """The entries of the images ``index``; of several entries per image, stacked batch after batch, all of them."""
     if isinstance(value, torch.Tensor):
-        return value.index_select(0, index) if value.ndim and value.shape[0] == batch else value
+        repeats, rest = divmod(value.shape[0] if value.ndim else 0, batch)
+        if rest or not repeats:
+            return value
+        return value.index_select(0, torch.cat([index + k * batch for k in range(repeats)]))
     if isinstance(value, tuple | list):
         return type(value)(_take(item, index, batch) for item in value)
     return value

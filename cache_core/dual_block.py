@@ -104,7 +104,7 @@ class DualBlock:
     # --- the three kinds of blocks -----------------------------------------------------------------------------
 
     def _first(self, call: BlockCall) -> Any:
-        if call.block.index == 0:
+        if call.block.index == 0 or call.block.seam:
             self._entry = call.states
         states = self._complete(call, {})
         if call.block.index == self._last_first:
@@ -234,14 +234,9 @@ def _reached(limit: int, count: int) -> bool:
 
 
 def _segments(session: Session, start: int, end: int) -> list[tuple[int, int]]:
-    """The middle ``start..end-1`` cut where the form of the states changes (FLUX.2 joins text and image there).
+    """The middle ``start..end-1`` cut at the model's seams (FLUX.2 joins text and image between its stacks).
 
     Within a segment one residual spans all blocks, also across stacks.
     """
-    cuts = [
-        i
-        for i in range(start + 1, end)
-        if (session.blocks[i].encoder_result is None) != (session.blocks[i - 1].encoder_result is None)
-    ]
-    bounds = [start, *cuts, end]
+    bounds = [start, *(block.index for block in session.blocks[start + 1 : end] if block.seam), end]
     return [(a, b - 1) for a, b in itertools.pairwise(bounds) if b > a]

@@ -1,18 +1,24 @@
-"""What the cache must know of a transformer block beyond diffusers' own ``TransformerBlockRegistry``.
+"""What the cache must know of a transformer beyond diffusers' own ``TransformerBlockRegistry``, and what is supported.
 
 The registry says where the image and the text stream stand among a block's arguments and results. Per-image decisions
 need one thing more: which of the *other* arguments carry one entry per image, so that a block can be run for a part of
 the batch. That is written down here per block class; nothing is guessed from shapes.
+
+``python -c "import cache_core.models as m; print(m.models_table())"`` prints the table of models in Markdown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["BLOCKS", "MODELS", "STACKS", "BlockSpec", "supported_models"]
+from diffusers.hooks._helpers import TransformerBlockMetadata
+
+__all__ = ["BLOCKS", "MODELS", "SEAMS", "STACKS", "UNSUPPORTED", "BlockSpec", "models_table", "supported_models"]
 
 #: Children of a transformer that hold its blocks.
-STACKS = frozenset({"transformer_blocks", "single_transformer_blocks", "blocks", "layers"})
+STACKS = frozenset({"transformer_blocks", "single_transformer_blocks", "blocks", "layers", "visual_transformer_blocks"})
 
 
 @dataclass(frozen=True)
@@ -24,14 +30,17 @@ class BlockSpec:
             with another leading size than the batch (a broadcast ``temb``, say) is passed on whole.
         nested: ``{argument: keys}`` of batched entries inside a dict argument.
         fused_text: text and image are one sequence inside the block, so text takes part when its input is compared.
+        metadata: where the streams stand, for blocks that diffusers' registry does not know or describes wrongly.
     """
 
     batched: tuple[str, ...] = ()
     nested: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fused_text: bool = False
+    metadata: TransformerBlockMetadata | None = None
 
 
 _IP_ADAPTER = {"joint_attention_kwargs": ("ip_hidden_states",)}
+_TEXT_THEN_IMAGE = TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0)
 
 BLOCKS: dict[str, BlockSpec] = {
     "FluxTransformerBlock": BlockSpec(("temb",), _IP_ADAPTER),
@@ -39,35 +48,94 @@ BLOCKS: dict[str, BlockSpec] = {
     "Flux2TransformerBlock": BlockSpec(("temb_mod_img", "temb_mod_txt")),
     "Flux2SingleTransformerBlock": BlockSpec(("temb_mod",)),
     "QwenImageTransformerBlock": BlockSpec(
-        ("temb", "encoder_hidden_states_mask"), {"joint_attention_kwargs": ("attention_mask",)}
+        ("temb", "encoder_hidden_states_mask", "modulate_index"), {"joint_attention_kwargs": ("attention_mask",)}
     ),
-    "WanTransformerBlock": BlockSpec(("temb", "encoder_hidden_states")),
+    "WanTransformerBlock": BlockSpec(("temb",)),
     "HunyuanVideoTransformerBlock": BlockSpec(("temb", "attention_mask")),
     "HunyuanVideoSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), fused_text=True),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockSpec(("temb", "attention_mask", "token_replace_emb")),
     "HunyuanVideoTokenReplaceSingleTransformerBlock": BlockSpec(
         ("temb", "attention_mask", "token_replace_emb"), fused_text=True
     ),
+    "HunyuanImageTransformerBlock": BlockSpec(("temb", "attention_mask")),
+    "HunyuanImageSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), fused_text=True),
     "CogVideoXBlock": BlockSpec(("temb",)),
+    "CogView4TransformerBlock": BlockSpec(
+        ("temb", "attention_mask"), {"attention_kwargs": ("latent_attn_mask", "text_attn_mask")}
+    ),
     "MochiTransformerBlock": BlockSpec(("temb", "encoder_attention_mask")),
-    "LTXVideoTransformerBlock": BlockSpec(("temb", "encoder_hidden_states", "encoder_attention_mask")),
-    "JointTransformerBlock": BlockSpec(("temb",), _IP_ADAPTER),
+    "LTXVideoTransformerBlock": BlockSpec(("temb", "image_rotary_emb", "encoder_attention_mask")),
+    "JointTransformerBlock": BlockSpec(("temb",), {"joint_attention_kwargs": ("ip_hidden_states", "temb")}),
+    # The registry says that this one returns the image stream alone; it returns (text, image).
+    "BriaTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "BriaSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
+    "Kandinsky5TransformerDecoderBlock": BlockSpec(("text_embed", "time_embed", "rope")),
+    "MotifVideoTransformerBlock": BlockSpec(("temb", "attention_mask")),
+    "MotifVideoSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), fused_text=True),
+    # The registry calls its argument `hidden_states`; it is `x`, text and image in one sequence.
+    "ZImageTransformerBlock": BlockSpec(
+        ("attn_mask", "freqs_cis", "adaln_input", "noise_mask", "adaln_noisy", "adaln_clean"),
+        metadata=TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
+    ),
+    "BasicTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep", "class_labels")),
 }
 
-#: Transformer classes that are tested (tests/unit/test_models.py), by the name of their family.
+#: Transformers that start over with other streams between two blocks: the number of the first block after that.
+SEAMS: dict[str, Callable[[Any], int]] = {
+    # The encoder's image stream becomes the decoder's text stream.
+    "MotifVideoTransformer3DModel": lambda c: c.num_layers + c.num_single_layers - c.num_decoder_layers,
+}
+
+#: Transformer classes that are tested in tiny versions, by the name of their family.
 MODELS: dict[str, tuple[str, ...]] = {
     "FLUX": ("FluxTransformer2DModel",),
     "FLUX.2": ("Flux2Transformer2DModel",),
     "Qwen-Image": ("QwenImageTransformer2DModel",),
-    "Wan": ("WanTransformer3DModel",),
-    "HunyuanVideo": ("HunyuanVideoTransformer3DModel",),
+    "Stable Diffusion 3": ("SD3Transformer2DModel",),
+    "HunyuanImage": ("HunyuanImageTransformer2DModel",),
+    "Z-Image": ("ZImageTransformer2DModel",),
+    "CogView4": ("CogView4Transformer2DModel",),
+    "Bria": ("BriaTransformer2DModel",),
+    "PixArt": ("PixArtTransformer2DModel",),
+    "DiT": ("DiTTransformer2DModel",),
+    "Wan": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
+    "HunyuanVideo": ("HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel"),
     "CogVideoX": ("CogVideoXTransformer3DModel",),
     "Mochi": ("MochiTransformer3DModel",),
     "LTX-Video": ("LTXVideoTransformer3DModel",),
-    "SD3": ("SD3Transformer2DModel",),
+    "Kandinsky 5": ("Kandinsky5Transformer3DModel",),
+    "Motif-Video": ("MotifVideoTransformer3DModel",),
+}
+
+#: Transformer classes whose blocks are in diffusers' registry and that cannot be had, with the reason.
+UNSUPPORTED: dict[str, str] = {
+    "Cosmos3OmniTransformer": "packs all samples of a call into one sequence without a batch dimension",
+    "LatteTransformer3DModel": "its spatial and temporal blocks take turns on the same states, batched once by frame "
+    "and once by token, so a video has no row of its own",
+    "PriorTransformer": "draws an embedding, not a picture: a handful of tokens, nothing to save",
+    "Transformer2DModel": "a part of a U-Net, which calls many of them per step",
+    "TransformerTemporalModel": "a part of a U-Net, which calls many of them per step",
 }
 
 
 def supported_models() -> dict[str, tuple[str, ...]]:
-    """Families whose diffusers transformers work with every method, with their class names. Supported means tested."""
+    """Families whose diffusers transformers work with every method, with their class names.
+
+    Supported means tested: uncached output unchanged, every method runs, pictures of a batch decide for themselves.
+    :data:`cache_core.models.UNSUPPORTED` names those that diffusers registers and the cache refuses, with the reason.
+    """
     return dict(MODELS)
+
+
+def models_table() -> str:
+    """What :func:`supported_models` says, and what it does not, as Markdown."""
+    import diffusers
+
+    rows = ["| family | diffusers transformer | branches |", "|---|---|---|"]
+    for family, classes in MODELS.items():
+        for name in classes:
+            branches = "per `cache_context`" if hasattr(getattr(diffusers, name), "cache_context") else "`default` only"
+            rows.append(f"| {family} | `{name}` | {branches} |")
+    rows += ["", "| not supported | why |", "|---|---|"]
+    rows += [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()]
+    return "\n".join(rows)
