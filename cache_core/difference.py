@@ -17,8 +17,8 @@ import torch
 
 __all__ = ["absolute_sum", "difference_sum"]
 
-#: Elements per chunk on CPU: the scratch stays in the L2 cache, so no pass over memory is paid for temporaries.
-_CHUNK = 1 << 16
+#: Elements per chunk on CPU: the scratch (1 MiB) stays in cache, so no pass over memory is paid for temporaries.
+_CHUNK = 1 << 18
 
 
 def difference_sum(

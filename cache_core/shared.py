@@ -69,7 +69,12 @@ class SharedBlock:
     def reuse(self, step: int, states: States) -> States:
         """``states`` with what the block added when it last ran, the same at every step."""
         hidden, text = self._residual()
-        return States(states.hidden + hidden, None if text is None else states.encoder + text)
+        if self._output is None:
+            return States(states.hidden + hidden, None if text is None else states.encoder + text)
+        # The hidden residual was just made for this call: adding in place spares a large temporary.
+        kept = self._output.encoder is None
+        text = None if text is None else states.encoder + text if kept else text.add_(states.encoder)
+        return States(hidden.add_(states.hidden), text)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held."""

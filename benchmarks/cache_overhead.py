@@ -1,0 +1,240 @@
+"""What caching costs beside what it saves: our methods and their peers, in one run, with the same decisions.
+
+    python -m benchmarks.cache_overhead [--device cuda] [--flux-dev] [--out docs/tables/cache_overhead.md]
+
+*Efficiency* = measured speed-up / ideal speed-up, where the ideal counts only the time of the blocks that were still
+computed (and of everything around the blocks). *Cost per decision* is measured on blocks that cost nothing, at
+FLUX.1-dev's activation size: everything a method adds, hooks, sums, agreement and reuse, over its decisions. Contenders
+take turns in every round. On CPU the clock is this process's CPU time on one thread, which a busy machine does not
+disturb; on CUDA it is wall time around a synchronised picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import platform
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.contenders import Contender, contenders
+from benchmarks.workload import Schedule, flux, flux_with_free_blocks, sharing_weights
+
+THRESHOLD = 0.15
+
+
+@dataclass
+class Entry:
+    """One contender on one model and what was seen of it.
+
+    Attributes:
+        blocks: block calls of one picture, by class.
+        block_seconds: seconds spent in them so far; only without a cache, where nothing else is disturbed.
+        seconds, ideal: per round: a picture's time, and what it would be if only the skipped blocks were gone.
+        held: bytes alive after the last step because of the cache.
+    """
+
+    contender: Contender
+    model: Any
+    picture: Any = None
+    blocks: Counter[str] = field(default_factory=Counter)
+    block_seconds: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    ideal: list[float] = field(default_factory=list)
+    held: int = 0
+
+
+def main(
+    device: str = typer.Option("cpu", help="cpu or cuda"),
+    flux_dev: bool = typer.Option(False, help="FLUX.1-dev's true size, bf16, 1024x1024, 28 steps (a GPU, 30 GB)"),
+    compiled: bool = typer.Option(False, help="compile each block's forward"),
+    rounds: int = typer.Option(7, help="pictures per contender"),
+    out: Path | None = typer.Option(None, help="write the tables here as Markdown too"),
+) -> None:
+    """Print both tables."""
+    torch.set_grad_enabled(False)
+    if device == "cpu":
+        torch.set_num_threads(1)
+    machine = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
+    lines = [f"Machine: {machine}, torch {torch.__version__}, {rounds} rounds, medians (quartiles)."]
+    if flux_dev:
+        size = {"doubles": 19, "singles": 38, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16, "device": device}
+        shape, steps = {"tokens": 4096, "text": 512}, 28
+    else:
+        size = {"doubles": 6, "singles": 12, "heads": 6, "head_dim": 64, "dtype": torch.float32, "device": device}
+        shape, steps = {"tokens": 256, "text": 64}, 8
+    schedule = Schedule(steps, **shape, dtype=size["dtype"], device=device)
+    first = min(8, size["doubles"] // 3)
+    rivals = contenders(first=first, last=first, threshold=THRESHOLD, steps=steps)
+    entries = _enter(flux(**size), rivals, compiled, device)
+    _measure(entries, schedule, rounds, device, "real blocks")
+    lines += _efficiency_table(entries, steps, size, shape)
+
+    true = {"doubles": 4, "singles": 8, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16, "device": device}
+    tokens = {"tokens": 4096, "text": 512}
+    steps = 6
+    free = flux_with_free_blocks(**true, **tokens)
+    schedule = Schedule(steps, **tokens, dtype=torch.bfloat16, device=device, jump=False)
+    entries = _enter(free, contenders(first=2, last=2, threshold=THRESHOLD, steps=steps), False, device)
+    _measure(entries, schedule, rounds, device, "free blocks")
+    lines += _decision_table(entries, steps)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("\n".join(lines) + "\n")
+
+
+def _enter(model: Any, candidates: list[Contender], compiled: bool, device: str) -> list[Entry]:
+    entries = []
+    for contender in candidates:
+        entry = Entry(contender, sharing_weights(model))
+        for block in _blocks(entry.model):
+            if compiled:
+                block.forward = torch.compile(block.forward)
+            wrap = _timing if contender.name == "no cache" else _counting
+            block.forward = wrap(block.forward, type(block).__name__, entry, device)
+        entry.picture = contender.prepare(entry.model)
+        entries.append(entry)
+    return entries
+
+
+def _blocks(model: Any) -> list[Any]:
+    return [*model.transformer_blocks, *model.single_transformer_blocks]
+
+
+def _counting(forward: Any, name: str, entry: Entry, device: str) -> Any:
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        entry.blocks[name] += 1
+        return forward(*args, **kwargs)
+
+    return call
+
+
+def _timing(forward: Any, name: str, entry: Entry, device: str) -> Any:
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = _clock(device)
+        output = forward(*args, **kwargs)
+        entry.blocks[name] += 1
+        entry.block_seconds[name] += _clock(device) - start
+        return output
+
+    return call
+
+
+def _clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str, title: str) -> None:
+    plain = entries[0]
+    for entry in entries:  # warm up, and see what one picture holds
+        before = _live_bytes()
+        with entry.picture():
+            schedule.run(entry.model)
+            entry.held = _live_bytes() - before
+    for _ in track(range(rounds), description=title):
+        for entry in entries:
+            entry.blocks.clear()
+            entry.block_seconds.clear()
+            start = _clock(device)
+            with entry.picture():
+                schedule.run(entry.model)
+            entry.seconds.append(_clock(device) - start)
+            # The blocks' own time is that of this very round: the machine's speed wanders.
+            skipped = sum(
+                (count - entry.blocks[name]) * plain.block_seconds[name] / count for name, count in plain.blocks.items()
+            )
+            entry.ideal.append(plain.seconds[-1] - skipped)
+
+
+def _live_bytes() -> int:
+    """Bytes of all tensors alive, each storage once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type != "meta":
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle * scale:.{digits}f} ({low * scale:.{digits}f} - {high * scale:.{digits}f})"
+
+
+def _efficiency_table(entries: list[Entry], steps: int, size: Any, shape: Any) -> list[str]:
+    plain = entries[0]
+    total = sum(plain.blocks.values())
+    rows = []
+    for entry in entries:
+        pairs = list(zip(entry.seconds, entry.ideal, plain.seconds, strict=True))
+        rows.append(
+            (
+                entry.contender.kind,
+                entry.contender.name,
+                f"{sum(entry.blocks.values()) / total:.1%}",
+                _spread(entry.seconds),
+                _spread([base / seconds for seconds, _, base in pairs]),
+                _spread([base / ideal for _, ideal, base in pairs]),
+                _spread([ideal / seconds for seconds, ideal, _ in pairs], digits=3),
+                f"{entry.held / 2**20:.1f}",
+            )
+        )
+    width = size["heads"] * size["head_dim"]
+    costs = ", ".join(
+        f"{name} {plain.block_seconds[name] / count * 1e3:.1f} ms" for name, count in plain.blocks.items()
+    )
+    title = (
+        f"Efficiency: {size['doubles']} + {size['singles']} blocks of width {width}, "
+        f"{shape['tokens']} + {shape['text']} tokens, {size['dtype']}, {steps} steps; one block: {costs}"
+    )
+    header = ["kind", "method", "blocks computed", "seconds", "speed-up", "ideal", "efficiency", "MiB held"]
+    return _show(title, header, rows)
+
+
+def _decision_table(entries: list[Entry], steps: int) -> list[str]:
+    total = sum(entries[0].blocks.values())
+    rows = []
+    for entry in entries[2:]:
+        skipped_per_step = (total - sum(entry.blocks.values())) // (steps - 1)
+        decisions = (steps - 1) * (skipped_per_step if entry.contender.kind == "prune" else 1)
+        own = [(seconds - ideal) / decisions for seconds, ideal in zip(entry.seconds, entry.ideal, strict=True)]
+        rows.append((entry.contender.kind, entry.contender.name, str(decisions), _spread(own, 1e6, 0)))
+    title = "Cost per decision: blocks that cost nothing, 4096 + 512 tokens of 3072 channels, bfloat16"
+    return _show(title, ["kind", "method", "decisions", "microseconds per decision"], rows)
+
+
+def _show(title: str, header: list[str], rows: list[tuple[str, ...]]) -> list[str]:
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=160).print(table)
+    bars = "|" + "|".join(" --- " for _ in header) + "|"
+    body = ["| " + " | ".join(row) + " |" for row in rows]
+    return ["", f"**{title}**", "", "| " + " | ".join(header) + " |", bars, *body]
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()} (one thread)"
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,132 @@
+"""Our caches and their peers behind one interface: prepare a transformer once, then run whole pictures on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cache_core import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
+from cache_core.hooks import Attachment
+
+__all__ = ["Contender", "contenders"]
+
+#: A picture: everything that happens between these two is measured.
+Picture = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to cache.
+
+    Attributes:
+        name: how the table calls it.
+        kind: ``none``, ``first block``, ``dual block`` or ``prune``: rows to compare with each other.
+        prepare: attaches it to a transformer; returns a context manager factory that surrounds each picture.
+    """
+
+    name: str
+    kind: str
+    prepare: Callable[[nn.Module], Callable[[], Any]]
+
+
+def contenders(*, first: int, last: int, threshold: float, steps: int) -> list[Contender]:
+    """All contenders with the same decisions: the first step computed, then compared in every step.
+
+    Args:
+        first, last: Fn and Bn of the dual-block rows; the prune rows take Fn=1, Bn=0.
+        threshold: far from both the small and the large differences of the schedule, so that all decide alike.
+        steps: transformer calls of one picture.
+    """
+    dual = {"warmup_steps": 1, "residual_diff_threshold": threshold}
+    return [
+        Contender("no cache", "none", lambda _: _nothing),
+        Contender("cache_core, hooks only", "none", _ours(NoCacheOptions())),
+        Contender("cache_core FBCache", "first block", _ours(FBCacheOptions(max_cached_steps=-1, **dual))),
+        Contender("cache-dit 1.5.3 F1B0", "first block", _cache_dit(False, 1, 0, threshold, steps)),
+        Contender("diffusers FirstBlockCache", "first block", _diffusers_first_block(threshold)),
+        Contender(
+            f"cache_core DBCache F{first}B{last}",
+            "dual block",
+            _ours(DBCacheOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, **dual)),
+        ),
+        Contender(f"cache-dit 1.5.3 F{first}B{last}", "dual block", _cache_dit(False, first, last, threshold, steps)),
+        Contender(
+            "cache_core DBPrune", "prune", _ours(DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **dual))
+        ),
+        Contender("cache-dit 1.5.3 DBPrune", "prune", _cache_dit(True, 1, 0, threshold, steps)),
+    ]
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _ours(options: Any) -> Callable[[nn.Module], Callable[[], Any]]:
+    def prepare(transformer: nn.Module) -> Callable[[], Any]:
+        Attachment(transformer)  # once, as loaders and apply_cache_on_pipe do
+        return lambda: cache_session(transformer, options)
+
+    return prepare
+
+
+def _cache_dit(prune: bool, first: int, last: int, threshold: float, steps: int) -> Callable[[nn.Module], Any]:
+    def prepare(transformer: nn.Module) -> Callable[[], Any]:
+        os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
+        import cache_dit
+        from cache_dit.caching.patch_functors import FluxPatchFunctor
+
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith("cache_dit"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+        common = {
+            "Fn_compute_blocks": first,
+            "Bn_compute_blocks": last,
+            "residual_diff_threshold": threshold,
+            "max_warmup_steps": 1,
+            "num_inference_steps": steps,
+        }
+        config = cache_dit.DBPruneConfig(**common) if prune else cache_dit.DBCacheConfig(**common)
+        # One list of all blocks: the layout behind cache-dit's published FLUX figures, and the one comparable to ours.
+        cache_dit.enable_cache(
+            cache_dit.BlockAdapter(
+                transformer=transformer,
+                blocks=transformer.transformer_blocks + transformer.single_transformer_blocks,
+                blocks_name="transformer_blocks",
+                dummy_blocks_names=["single_transformer_blocks"],
+                patch_functor=FluxPatchFunctor(),
+                forward_pattern=cache_dit.ForwardPattern.Pattern_1,
+            ),
+            cache_config=config,
+        )
+
+        @contextmanager
+        def picture() -> Iterator[None]:
+            cache_dit.refresh_context(transformer, cache_config=type(config)().reset(**common))
+            yield
+
+        return picture
+
+    return prepare
+
+
+def _diffusers_first_block(threshold: float) -> Callable[[nn.Module], Any]:
+    def prepare(transformer: nn.Module) -> Callable[[], Any]:
+        from diffusers.hooks import FirstBlockCacheConfig
+
+        transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+
+        @contextmanager
+        def picture() -> Iterator[None]:
+            transformer._reset_stateful_cache()
+            yield
+
+        return picture
+
+    return prepare
