@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from cache_core.options import CacheOptions
+from raycache.settings import Policy
+
+if TYPE_CHECKING:
+    from raycache.gang import ModelFacts
 
 
 class GenerationRequest(BaseModel):
@@ -19,7 +24,8 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(min_length=1)
+    # No repr: whatever prints a request, a log line above all, must not print what the user wrote.
+    prompt: str = Field(min_length=1, repr=False)
     model: str | None = None
     n: int = Field(default=1, ge=1)
     size: str | None = Field(default=None, description="`WIDTHxHEIGHT` in pixels, or `auto`.")
@@ -30,8 +36,36 @@ class GenerationRequest(BaseModel):
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int = Field(default=100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
-    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="Deadline, seconds from arrival.")
+    timeout_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Deadline, seconds from arrival."
+    )
+    partial_images: int = Field(default=0, ge=0, le=3, description="Previews sent by a streaming call.")
     user: str | None = None
+
+
+class ImagesBody(GenerationRequest):
+    """Body of ``POST /v1/images/generations``: a request, and what OpenAI's clients may send besides."""
+
+    stream: bool = False
+    quality: Literal["low", "medium", "high", "auto"] = "auto"
+    background: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    moderation: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    style: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    safety_identifier: str | None = Field(default=None, description="Accepted and ignored.")
+
+    def request(self) -> GenerationRequest:
+        """The part that decides the picture."""
+        return GenerationRequest.model_validate({name: getattr(self, name) for name in GenerationRequest.model_fields})
+
+    def ignored(self) -> list[str]:
+        """One warning for each field that was set and has no effect."""
+        names = [name for name in ("background", "moderation", "style") if getattr(self, name) not in (None, "auto")]
+        if self.quality != "auto":
+            names.append("quality")
+        warnings = [f"`{name}` has no effect on this server" for name in names]
+        if self.partial_images and not self.stream:
+            warnings.append("`partial_images` has no effect without `stream: true`")
+        return warnings
 
 
 class StageTimes(BaseModel):
@@ -56,7 +90,7 @@ class GenerationResult(BaseModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    images: list[SkipValidation[np.ndarray]]
+    images: list[SkipValidation[np.ndarray]] = Field(repr=False)
     seeds: list[int]
     report: dict[str, Any] | None = None
     times: StageTimes = StageTimes()
@@ -67,3 +101,60 @@ class GenerationResult(BaseModel):
         from PIL import Image
 
         Image.fromarray(self.images[0]).save(path)
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One denoising step is done. Sent by streaming calls.
+
+    Attributes:
+        step: steps done, from 1.
+        steps: steps in all.
+        cached: per image, whether the step reused the cache; empty when the request asked for no cache.
+        residual_diff: per image, the difference that was compared; None where none was.
+        seconds_left: estimate until the picture is there; None before the engine knows.
+    """
+
+    step: int
+    steps: int
+    cached: list[bool]
+    residual_diff: list[float | None]
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class PreviewEvent:
+    """A cheap look at what the pictures are becoming.
+
+    Attributes:
+        index: 0-based number of the preview.
+        images: uint8 arrays of shape [height, width, 3], possibly smaller than the picture.
+    """
+
+    index: int
+    images: list[np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One engine replica, as it sees itself.
+
+    Attributes:
+        replica: Serve's id of the replica.
+        ready: a warm gang without faults serves.
+        queued: jobs admitted and not yet started.
+        running: a job is in the gang.
+        predicted_queue_s: seconds until a job that arrives now would start.
+        gang: the gang's own words: ranks with their steps, restarts, faults.
+        model: facts of the loaded model.
+        policy: limits and defaults in force.
+    """
+
+    replica: str
+    ready: bool
+    queued: int
+    running: bool
+    predicted_queue_s: float
+    gang: dict[str, Any]
+    model: ModelFacts
+    policy: Policy

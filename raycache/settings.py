@@ -51,7 +51,9 @@ class ParallelSettings(_Settings):
     rank_gpus: float | None = Field(
         default=None, ge=0, le=1, description="GPUs reserved per rank; default 1 for `cuda` and 0 for `cpu`."
     )
-    threads_per_rank: int | None = Field(default=None, ge=1, description="torch CPU threads per rank; default: torch's.")
+    threads_per_rank: int | None = Field(
+        default=None, ge=1, description="torch CPU threads per rank; default: torch's."
+    )
     collective_timeout_s: float = Field(
         default=120.0, gt=0, description="Process-group timeout in seconds: the second line behind the watchdog."
     )
@@ -102,10 +104,50 @@ class ReliabilitySettings(_Settings):
     watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")
     watchdog_steps: float = Field(default=3.0, gt=1, description="Hang = no progress for this many learned step times.")
     watchdog_first_s: float = Field(
-        default=120.0, gt=0, description="Patience for encode, decode, and the first step of a shape never drawn before."
+        default=120.0,
+        gt=0,
+        description="Patience for encode, decode, and the first step of a shape never drawn before.",
     )
-    max_restarts: int = Field(default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it.")
+    max_restarts: int = Field(
+        default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it."
+    )
     restart_window_s: float = Field(default=600.0, gt=0)
+    drain_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds a replica that is shut down may take to finish its admitted jobs."
+    )
+    health_check_period_s: float = Field(
+        default=2.0, gt=0, description="Serve replaces a replica after three failed checks in a row."
+    )
+
+
+class Policy(_Settings):
+    """What may change while the service runs: Serve's ``user_config`` of the engine, applied between jobs."""
+
+    cache: CacheOptions
+    defaults: DefaultSettings
+    limits: LimitSettings
+    max_queued_requests: int = Field(ge=0)
+    max_queued_seconds: float = Field(gt=0)
+    request_timeout_s: float = Field(gt=0)
+
+    def changed(self, user_config: dict[str, Any]) -> Policy:
+        """This policy with some fields replaced; ``defaults`` and ``limits`` field by field, ``cache`` as a whole.
+
+        Raises:
+            pydantic.ValidationError: unknown field or illegal value.
+        """
+        values = self.model_dump()
+        for name, value in user_config.items():
+            values[name] = {**values[name], **value} if name in ("defaults", "limits") else value
+        return Policy.model_validate(values)
+
+
+class IngressSettings(_Settings):
+    """The HTTP front: validates, encodes, streams. Holds no GPU."""
+
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
+    api_keys_file: Path | None = Field(default=None, description="File with one bearer key per line; null = open.")
 
 
 class AppSettings(_Settings):
@@ -119,11 +161,24 @@ class AppSettings(_Settings):
     warmup: list[WarmupShape] = Field(default_factory=list)
     reliability: ReliabilitySettings = ReliabilitySettings()
     num_replicas: int = Field(default=1, ge=1, description="Engines; each reserves its own gang.")
-    api_keys_file: Path | None = Field(default=None, description="File with one bearer key per line; null = open.")
+    ingress: IngressSettings = IngressSettings()
+
+    @property
+    def policy(self) -> Policy:
+        """What the settings say about all that may change at run time."""
+        keep = {"max_queued_requests", "max_queued_seconds", "request_timeout_s"}
+        return Policy(
+            cache=self.cache,
+            defaults=self.defaults,
+            limits=self.limits,
+            **self.reliability.model_dump(include=keep),
+        )
 
     @model_validator(mode="before")
     @classmethod
     def _reject_empty(cls, value: Any) -> Any:
         if isinstance(value, dict) and "model" not in value:
-            raise ValueError("`model` is required: give at least `model: {path: ...}` (a folder, a hub id, `demo` or `noise`)")
+            raise ValueError(
+                "`model` is required: give at least `model: {path: ...}` (a folder, a hub id, `demo` or `noise`)"
+            )
         return value

@@ -1,0 +1,229 @@
+"""HTTP: OpenAI's images API plus our fields. Every error, of the framework too, has OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pydantic_core
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from raycache.auth import check_key
+from raycache.encoding import MEDIA_TYPES, Format, encode
+from raycache.errors import RequestError, from_validation_error, invalid
+from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
+from raycache.settings import AppSettings
+from raycache.sse import stream_events
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+logger = logging.getLogger("ray.serve")
+
+_TIMEOUT_HEADER = "x-request-timeout-seconds"
+
+
+class Service(Protocol):
+    """What the routes need; :class:`raycache.ingress.Ingress` is one."""
+
+    settings: AppSettings
+    keys: tuple[bytes, ...]
+
+    @property
+    def shortage(self) -> str | None: ...
+    async def generate(self, request: GenerationRequest) -> GenerationResult: ...
+    def generate_stream(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[ProgressEvent | PreviewEvent | GenerationResult]: ...
+    async def status(self) -> list[EngineStatus]: ...
+
+
+def build_http_app(service: Service) -> FastAPI:
+    """The routes over ``service``."""
+    app = FastAPI(title="raycache", redoc_url=None)
+    app.openapi = cache(lambda: _openapi(app))
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
+    began = int(time.time())
+
+    @app.post("/v1/images/generations")
+    async def generate(http: Request) -> Response:
+        """Draw pictures."""
+        check_key(service.keys, http.headers.get("authorization"))
+        body = parse_body(await read_body(http, service.settings.limits.max_body_bytes))
+        raw = wanted_media(http.headers, body)
+        request = with_header_timeout(body.request(), http.headers)
+        if body.stream:
+            return await _stream(service, request, body)
+        result = await service.generate(request)
+        result.warnings[:0] = body.ignored()
+        format = raw or body.output_format
+        pictures = await asyncio.gather(
+            *(asyncio.to_thread(encode, image, format, body.output_compression) for image in result.images)
+        )
+        if raw:
+            return Response(pictures[0], media_type=MEDIA_TYPES[raw], headers=_result_headers(result))
+        return JSONResponse(reply(result, pictures, body.output_format))
+
+    @app.get("/v1/models")
+    async def models(http: Request) -> dict[str, Any]:
+        """The one model of this service."""
+        check_key(service.keys, http.headers.get("authorization"))
+        entry = {"id": service.settings.model.name, "object": "model", "created": began, "owned_by": "raycache"}
+        return {"object": "list", "data": [entry]}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The ingress lives; says nothing about engines."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """200 while an engine with a warm gang serves, else 503; either way with what every engine says of itself."""
+        statuses = await service.status()
+        ready = any(status.ready for status in statuses)
+        engines = [{key: value for key, value in asdict(s).items() if key != "policy"} for s in statuses]
+        content = {"ready": ready, "reason": None if ready else service.shortage or "starting", "engines": engines}
+        return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "5"})
+
+    return app
+
+
+async def read_body(http: Request, limit: int) -> bytes:
+    """The body, at most ``limit`` bytes of it.
+
+    Raises:
+        RequestError: 413, or 415 for anything but JSON.
+    """
+    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise RequestError(415, f"content-type must be application/json, got {media[:80]!r}", None, "unsupported_media")
+    chunks, size = [], 0
+    async for chunk in http.stream():
+        size += len(chunk)
+        if size > limit:
+            raise RequestError(413, f"the body is larger than {limit} bytes", None, "body_too_large")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def parse_body(body: bytes) -> ImagesBody:
+    """Strict JSON to a request; a field that is null counts as not given, as OpenAI's clients send it.
+
+    Raises:
+        RequestError: 400.
+    """
+    try:
+        fields = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid(None, f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise invalid(None, "the body must be a JSON object", code="invalid_json")
+    if fields.get("response_format") == "url":
+        raise invalid("response_format", "this server keeps no files to link to", ["b64_json"])
+    given = pydantic_core.to_json({name: value for name, value in fields.items() if value is not None})
+    try:
+        return ImagesBody.model_validate_json(given, strict=True)
+    except ValidationError as error:
+        raise from_validation_error(error, ImagesBody.model_fields) from None
+
+
+def wanted_media(headers: Headers, body: ImagesBody) -> Format | None:
+    """The image format that ``Accept`` asks for in place of JSON.
+
+    Raises:
+        RequestError: 400 when raw bytes cannot carry what is asked.
+    """
+    accepted = [part.partition(";")[0].strip().lower() for part in headers.get("accept", "").split(",")]
+    raw = next((name for name, media in MEDIA_TYPES.items() if media in accepted), None)
+    if raw is None or "application/json" in accepted:
+        return None
+    if body.n != 1 or body.stream:
+        raise invalid("n" if body.n != 1 else "stream", f"`Accept: {MEDIA_TYPES[raw]}` carries one picture, unstreamed")
+    return raw
+
+
+def with_header_timeout(request: GenerationRequest, headers: Headers) -> GenerationRequest:
+    """Serve ends a request at ``x-request-timeout-seconds`` by itself; the engine shall know it too.
+
+    Raises:
+        RequestError: 400 when the header is no positive number.
+    """
+    value = headers.get(_TIMEOUT_HEADER)
+    if value is None:
+        return request
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise invalid(_TIMEOUT_HEADER, "must be a positive number of seconds")
+    return request.model_copy(update={"timeout_s": min(request.timeout_s or seconds, seconds)})
+
+
+def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -> dict[str, Any]:
+    """OpenAI's ``ImagesResponse`` with our report, times, seeds and warnings."""
+    height, width = result.images[0].shape[:2]
+    return {
+        "created": int(time.time()),
+        "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures],
+        "output_format": output_format,
+        "size": f"{width}x{height}",
+        "seeds": result.seeds,
+        "times": {stage: round(seconds, 4) for stage, seconds in result.times.model_dump().items()},
+        "report": result.report,
+        "warnings": result.warnings,
+    }
+
+
+async def _stream(service: Service, request: GenerationRequest, body: ImagesBody) -> Response:
+    events = service.generate_stream(request)
+    try:
+        # A refusal must be a status code, not an event: it is out before the first event.
+        first = await anext(events)
+    except StopAsyncIteration:
+        raise RequestError(500, "the engine ended the stream without a picture", None, "job_failed") from None
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(stream_events(first, events, body), media_type="text/event-stream", headers=headers)
+
+
+def _result_headers(result: GenerationResult) -> dict[str, str]:
+    times = ", ".join(f"{stage};dur={1000 * s:.1f}" for stage, s in result.times.model_dump().items())
+    return {"server-timing": times, "x-seed": str(result.seeds[0])}
+
+
+async def _on_request_error(http: Request, error: RequestError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers())
+
+
+async def _on_http_exception(http: Request, error: HTTPException) -> JSONResponse:
+    ours = RequestError(error.status_code, f"{http.method} {http.url.path[:200]}: {error.detail}", None, "http_error")
+    return JSONResponse(ours.body(), error.status_code, {**ours.headers(), **(error.headers or {})})
+
+
+async def _on_bug(http: Request, error: Exception) -> JSONResponse:
+    # The cause is logged by Serve; it may hold what only the operator should read.
+    ours = RequestError(500, "internal error; the log has the reason", None, "internal_error")
+    return JSONResponse(ours.body(), 500, ours.headers())
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document plus the body it cannot see, because :func:`read_body` reads it."""
+    document = get_openapi(title=app.title, version=version("raycache"), routes=app.routes)
+    schema = ImagesBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    document.setdefault("components", {}).setdefault("schemas", {}).update(schema.pop("$defs"))
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    document["paths"]["/v1/images/generations"]["post"]["requestBody"] = body
+    return document

@@ -1,0 +1,84 @@
+"""Every metric of the application: name, unit, help. Scraped from Ray's metrics port as ``ray_<name>``.
+
+Names end in their unit (``_seconds``, ``_ratio``) or in ``_total`` for counts. Inside a replica Serve adds the tags
+``deployment``, ``replica`` and ``application``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+#: From a preview-sized picture on a GPU to a large one on a CPU.
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+_RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_DIFFERENCES = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0)
+
+
+class Metrics:
+    """What one engine counts and measures. ``size`` is ``WIDTHxHEIGHT`` where declared for warm-up, else ``other``."""
+
+    def __init__(self, sizes: Iterable[str] = ()) -> None:
+        self._sizes = frozenset(sizes)
+        self.requests = Counter(
+            "raycache_requests_total",
+            "Requests by outcome (done, refused, aborted, failed) and cause (the error's code; empty when done).",
+            ("outcome", "cause"),
+        )
+        self.images = Counter("raycache_images_total", "Pictures drawn.", ("method", "size"))
+        self.queue_seconds = Histogram(
+            "raycache_queue_seconds", "Seconds between arrival at the engine and work on it.", _SECONDS, ("method",)
+        )
+        self.predicted_queue_seconds = Gauge(
+            "raycache_predicted_queue_seconds", "Seconds until a job that arrives now would start, as predicted."
+        )
+        self.queued_jobs = Gauge("raycache_queued_jobs", "Jobs admitted and not started.")
+        stages = ("method", "size")
+        self.encode_seconds = Histogram("raycache_encode_seconds", "Seconds in the text encoders.", _SECONDS, stages)
+        self.denoise_seconds = Histogram("raycache_denoise_seconds", "Seconds in the denoising loop.", _SECONDS, stages)
+        self.decode_seconds = Histogram("raycache_decode_seconds", "Seconds in the VAE decoder.", _SECONDS, stages)
+        self.cached_steps_ratio = Histogram(
+            "raycache_cached_steps_ratio", "Share of an image's steps that reused the cache.", _RATIOS, ("method",)
+        )
+        self.computed_blocks_ratio = Histogram(
+            "raycache_computed_blocks_ratio",
+            "Share of an image's block calls that were computed.",
+            _RATIOS,
+            ("method",),
+        )
+        self.residual_difference = Histogram(
+            "raycache_residual_difference", "Relative L1 difference behind each decision.", _DIFFERENCES, ("method",)
+        )
+        self.non_finite = Counter("raycache_non_finite_total", "Differences that were not finite.", ("method",))
+        self.gang_restarts = Gauge("raycache_gang_restarts", "Gang restarts in this replica's life.")
+        self.ready = Gauge("raycache_engine_ready", "1 while a warm gang without faults serves, else 0.")
+
+    def done(self, method: str, size: str, images: int, stages: dict[str, float]) -> None:
+        """A job was finished; ``stages`` in seconds: queue, encode, denoise, decode."""
+        tags = {"method": method, "size": size if size in self._sizes else "other"}
+        self.requests.inc(tags={"outcome": "done", "cause": ""})
+        self.images.inc(images, tags)
+        self.queue_seconds.observe(max(stages["queue"], 0.0), {"method": method})
+        self.encode_seconds.observe(stages["encode"], tags)
+        self.denoise_seconds.observe(stages["denoise"], tags)
+        self.decode_seconds.observe(stages["decode"], tags)
+
+    def decided(self, report: dict[str, Any]) -> None:
+        """What the cache did in a finished job; ``report`` is ``CacheReport.to_dict()``."""
+        method, totals = {"method": report["method"]}, report["totals"]
+        for cached in totals["cached_steps"]:
+            self.cached_steps_ratio.observe(cached / max(1, totals["steps"]), method)
+        for computed in totals["computed_block_fraction"]:
+            self.computed_blocks_ratio.observe(computed, method)
+        for step in report["steps"]:
+            for image in step["images"]:
+                if image["residual_diff"] is not None:
+                    self.residual_difference.observe(image["residual_diff"], method)
+        if totals["non_finite"]:
+            self.non_finite.inc(totals["non_finite"], method)
+
+    def ended(self, outcome: str, cause: str) -> None:
+        """A request got no picture: ``refused`` before it started, ``aborted`` or ``failed`` after."""
+        self.requests.inc(tags={"outcome": outcome, "cause": cause})

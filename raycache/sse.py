@@ -1,0 +1,86 @@
+"""Server-sent events: OpenAI's image stream, with our progress between."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from raycache.encoding import encode
+from raycache.errors import RequestError
+from raycache.schemas import GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
+
+Event = ProgressEvent | PreviewEvent | GenerationResult
+
+
+async def stream_events(first: Event, rest: AsyncIterator[Event], body: ImagesBody) -> AsyncIterator[str]:
+    """The events of one request as text.
+
+    ``raycache.progress`` after each step, ``image_generation.partial_image`` for each preview of each picture,
+    ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the job ends without.
+    """
+    try:
+        for text in await _event_texts(first, body):
+            yield text
+        async for event in rest:
+            for text in await _event_texts(event, body):
+                yield text
+    except RequestError as error:
+        yield _text("error", {"type": "error", **error.body()})
+    finally:
+        # A client that went away ends this generator; the engine must hear of it now, not at garbage collection.
+        await rest.aclose()
+
+
+async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
+    if isinstance(event, ProgressEvent):
+        return [_text("raycache.progress", {"type": "raycache.progress", **asdict(event)})]
+    completed = isinstance(event, GenerationResult)
+    name = "image_generation.completed" if completed else "image_generation.partial_image"
+    texts = []
+    for index, image in enumerate(event.images):
+        height, width = image.shape[:2]
+        data = {
+            "type": name,
+            "b64_json": await _base64(image, body),
+            "created_at": int(time.time()),
+            "size": f"{width}x{height}",
+            "quality": body.quality,
+            "background": "opaque",
+            "output_format": body.output_format,
+            "image_index": index,
+        }
+        data |= _about_result(event, index, body) if completed else {"partial_image_index": event.index}
+        texts.append(_text(name, data))
+    return texts
+
+
+def _about_result(result: GenerationResult, index: int, body: ImagesBody) -> dict[str, Any]:
+    return {
+        "seed": result.seeds[index],
+        "times": result.times.model_dump(),
+        "report": result.report if index == 0 else None,
+        "warnings": [*body.ignored(), *result.warnings],
+        # OpenAI bills by tokens and its client's type has the field; nothing is billed here.
+        "usage": {
+            "input_tokens": 0,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+            "output_tokens": 0,
+            "total_tokens": 0,
+        },
+    }
+
+
+async def _base64(image: np.ndarray, body: ImagesBody) -> str:
+    data = await asyncio.to_thread(encode, image, body.output_format, body.output_compression)
+    return base64.b64encode(data).decode()
+
+
+def _text(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

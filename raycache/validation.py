@@ -1,0 +1,197 @@
+"""Everything about a request that can be known to be wrong before a GPU is touched.
+
+``resolve`` either refuses with the field, the reason and the nearest legal values, or returns a request that says
+everything: no None is left for the ranks to interpret, so what runs is a pure function of what is returned.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cache_core.options import (
+    BlockCountError,
+    DBCacheOptions,
+    DBPruneOptions,
+    FBCacheOptions,
+    NoCacheOptions,
+    check_block_count,
+)
+from raycache.errors import RequestError, invalid
+from raycache.schemas import GenerationRequest
+from raycache.settings import AppSettings, LimitSettings, Policy
+
+if TYPE_CHECKING:
+    from raycache.gang import ModelFacts
+
+#: The VAE shrinks by 8 and the transformer packs 2x2 latents into one image token.
+PIXELS_PER_TOKEN_SIDE = 16
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+
+
+def resolve(
+    request: GenerationRequest, policy: Policy, model: ModelFacts, *, model_name: str, ranks: int
+) -> GenerationRequest:
+    """Check ``request`` and fill in every default, the seed included.
+
+    Args:
+        request: what the user asked.
+        policy: limits and defaults in force.
+        model: what the gang said about its model.
+        model_name: the name this service answers to.
+        ranks: Ulysses degree of the gang.
+
+    Raises:
+        RequestError: 400, or 404 for another model's name.
+    """
+    if request.model not in (None, model_name):
+        message = f"model: this server does not have {request.model[:80]!r}; it has {model_name!r}"
+        raise RequestError(404, message, "model", "model_not_found")
+    defaults, limits = policy.defaults, policy.limits
+    _check_prompt(request.prompt, limits)
+    size = defaults.size if request.size in (None, "auto") else request.size
+    check_size(*parse_size(size), ranks=ranks, max_pixels=limits.max_pixels)
+    _check_at_most("n", request.n, limits.max_images)
+    steps = request.num_inference_steps or defaults.num_inference_steps
+    _check_at_most("num_inference_steps", steps, limits.max_steps)
+    options = policy.cache if request.cache is None else request.cache
+    check_cache(options, model)
+    return request.model_copy(
+        update={
+            "model": model_name,
+            "size": size,
+            "num_inference_steps": steps,
+            "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+            "cache": options,
+            "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
+            "timeout_s": request.timeout_s or policy.request_timeout_s,
+        }
+    )
+
+
+def check_deployment(settings: AppSettings, policy: Policy, model: ModelFacts) -> None:
+    """Refuse a deployment in which no request, or no request that names nothing, could be drawn.
+
+    Raises:
+        ValueError: the model does not divide over the ranks, or the defaults break the limits.
+    """
+    ranks = settings.parallel.ranks_per_replica
+    for name, count in (("attention heads", model.num_heads), ("text tokens", model.text_tokens)):
+        if count % ranks:
+            fitting = ", ".join(str(d) for d in range(1, 9) if model.num_heads % d == 0 and model.text_tokens % d == 0)
+            raise ValueError(
+                f"parallel.ranks_per_replica={ranks}: the model's {count} {name} do not divide over {ranks} ranks; "
+                f"legal values: {fitting}"
+            )
+    try:
+        sample = GenerationRequest(prompt="defaults")
+        resolve(sample, policy, model, model_name=settings.model.name, ranks=ranks)
+    except RequestError as error:
+        raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Width and height in pixels.
+
+    Raises:
+        RequestError: 400 unless ``size`` is ``WIDTHxHEIGHT`` in digits.
+    """
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise invalid("size", f"must be WIDTHxHEIGHT in pixels or `auto`, got {size[:80]!r}", ["1024x1024"])
+    return int(match[1]), int(match[2])
+
+
+def check_size(width: int, height: int, *, ranks: int, max_pixels: int) -> None:
+    """Both sides multiples of 16, not too large, image tokens divisible by the number of ranks.
+
+    Raises:
+        RequestError: 400 with the two nearest legal sizes.
+    """
+    side = PIXELS_PER_TOKEN_SIDE
+    if width % side or height % side or not width or not height:
+        reason = f"width and height must be positive multiples of {side}, got {width}x{height}"
+    elif width * height > max_pixels:
+        reason = f"{width}x{height} is {width * height} pixels, at most {max_pixels} are allowed here"
+    elif (tokens := (width // side) * (height // side)) % ranks:
+        reason = f"{width}x{height} makes {tokens} image tokens, which do not divide over {ranks} ranks"
+    else:
+        return
+    raise invalid("size", reason, nearest_sizes(width, height, ranks=ranks, max_pixels=max_pixels))
+
+
+def nearest_sizes(width: int, height: int, *, ranks: int, max_pixels: int, count: int = 2) -> list[str]:
+    """Legal sizes closest to the one given, nearest first, by the sum of the changes of both sides."""
+    side = PIXELS_PER_TOKEN_SIDE
+    shrink = min(1.0, math.sqrt(max_pixels / max(1, width * height)))
+    columns, rows = (max(1, round(length * shrink / side)) for length in (width, height))
+    tokens = max_pixels // side**2
+    # Keep one side and move the other: both ways round, or a very long and thin picture finds nothing.
+    legal = {(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
+    legal |= {(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
+    # Ties go to the size of nearly the same shape.
+    nearest = sorted(
+        legal, key=lambda wh: (abs(wh[0] - width) + abs(wh[1] - height), abs(wh[0] * height - wh[1] * width))
+    )
+    return [f"{w}x{h}" for w, h in nearest[:count]]
+
+
+def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[int, int]]:
+    """Pairs near (kept, moved), in tokens, whose product is divisible by ``ranks`` and at most ``most``."""
+    for a in range(max(1, kept - ranks), kept + ranks + 1):
+        step = ranks // math.gcd(a, ranks)
+        below = min(moved, most // a) // step * step
+        yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
+
+
+def check_cache(options: object, model: ModelFacts) -> None:
+    """Cache options against the model's blocks.
+
+    Raises:
+        RequestError: 400 naming the option.
+    """
+    try:
+        check_block_count(options, model.num_blocks)
+    except BlockCountError as error:
+        raise invalid(f"cache.{error.field}", error.reason, [error.nearest]) from None
+
+
+def silent_cache(request: GenerationRequest, model: ModelFacts) -> list[str]:
+    """Warnings for legal options under which the cache can never save anything."""
+    options, steps = request.cache, request.num_inference_steps
+    if options is None or isinstance(options, NoCacheOptions):
+        return []
+    why = []
+    if options.warmup_steps >= steps:
+        why.append(f"warmup_steps={options.warmup_steps} covers all {steps} steps")
+    if options.residual_diff_threshold == 0:
+        why.append("residual_diff_threshold=0 is never undercut")
+    if isinstance(options, DBCacheOptions | FBCacheOptions) and 0 in (
+        options.max_cached_steps,
+        options.max_continuous_cached_steps,
+    ):
+        why.append("a limit of 0 allows no cached step")
+    if isinstance(options, DBPruneOptions) and options.max_pruned_steps == 0:
+        why.append("max_pruned_steps=0 allows no pruned step")
+    if (
+        isinstance(options, DBCacheOptions | DBPruneOptions)
+        and options.Fn_compute_blocks + options.Bn_compute_blocks >= model.num_blocks
+    ):
+        why.append("Fn_compute_blocks and Bn_compute_blocks cover every block")
+    return [f"cache: nothing can be saved: {reason}" for reason in why]
+
+
+def _check_prompt(prompt: str, limits: LimitSettings) -> None:
+    if not prompt.strip():
+        raise invalid("prompt", "must hold something besides white space")
+    if len(prompt) > limits.max_prompt_characters:
+        reason = f"{len(prompt)} characters, at most {limits.max_prompt_characters} are allowed here"
+        raise invalid("prompt", reason, code="string_above_max_length")
+
+
+def _check_at_most(field: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise invalid(field, f"{value} is more than the {limit} allowed here", [limit])

@@ -1,0 +1,130 @@
+"""Admission by predicted seconds and by count, with a clock that the test turns."""
+
+import pytest
+
+from raycache.admission import Admission, Predictor, Work
+from raycache.errors import RequestError
+from raycache.settings import AppSettings
+
+SMALL = Work(128, 128, 1, 10, "none")
+LARGE = Work(256, 256, 1, 10, "none")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def admission(clock: Clock | None = None, **policy) -> Admission:
+    base = AppSettings.model_validate({"model": {"path": "noise"}}).policy
+    return Admission(base.model_copy(update=policy), clock or Clock())
+
+
+def learned(seconds: float, times: int = 2, **kwargs) -> Admission:
+    queue = admission(**kwargs)
+    for _ in range(times):
+        queue.predictor.learn(SMALL, seconds)
+    return queue
+
+
+def refusal(queue: Admission, work: Work = SMALL, timeout_s: float = 300.0) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        queue.admit(work, timeout_s)
+    return caught.value
+
+
+def test_nothing_is_known_at_first():
+    assert Predictor().seconds(SMALL) is None
+    assert admission().admit(SMALL, 1.0).seconds == 0.0
+
+
+def test_other_sizes_are_scaled_from_the_known_one():
+    predictor = Predictor()
+    predictor.learn(SMALL, 2.0)
+    assert predictor.seconds(SMALL) == 2.0
+    assert predictor.seconds(LARGE) == pytest.approx(8.0)
+    assert predictor.seconds(Work(128, 128, 4, 5, "none")) == pytest.approx(4.0)
+    assert predictor.seconds(Work(128, 128, 1, 10, "DBCache")) == pytest.approx(2.0)
+
+
+def test_the_mean_follows_a_change():
+    predictor = Predictor()
+    for seconds in [1.0] * 5 + [2.0] * 10:
+        predictor.learn(SMALL, seconds)
+    assert 1.95 < predictor.seconds(SMALL) < 2.0
+    assert predictor.fastest(SMALL) == 1.0
+
+
+def test_memory_is_bounded():
+    predictor = Predictor()
+    for steps in range(1, 2000):
+        predictor.learn(Work(128, 128, 1, steps, str(steps)), 1.0)
+    assert len(predictor._exact) == len(predictor._rates) == 512
+
+
+def test_by_count():
+    queue = learned(10.0, max_queued_requests=2)
+    tickets = [queue.admit(SMALL, 300.0) for _ in range(3)]
+    error = refusal(queue)
+    assert (error.status, error.code) == (429, "queue_full")
+    assert error.retry_after_s == 10.0
+    queue.release(tickets[0], 10.0)
+    queue.admit(SMALL, 300.0)
+
+
+def test_by_seconds():
+    queue = learned(10.0, max_queued_seconds=25.0)
+    queue.admit(SMALL, 300.0)
+    queue.admit(SMALL, 300.0)
+    error = refusal(queue)
+    assert (error.status, error.code) == (429, "queue_full")
+    assert error.retry_after_s == pytest.approx(5.0)
+
+
+def test_one_job_longer_than_the_queue_is_still_drawn_when_nobody_waits():
+    queue = learned(60.0, max_queued_seconds=25.0)
+    queue.admit(SMALL, 300.0)
+
+
+def test_a_running_job_counts_for_what_is_left_of_it():
+    clock = Clock()
+    queue = learned(10.0, clock=clock)
+    first = queue.admit(SMALL, 300.0)
+    queue.admit(SMALL, 300.0)
+    assert queue.load() == (1, True, 20.0)
+    clock.now = 4.0
+    assert queue.load() == (1, True, 16.0)
+    assert queue.seconds_left(first) == 6.0
+    clock.now = 30.0
+    assert queue.load() == (1, True, 10.0)
+    queue.release(first, 10.0)
+    clock.now = 32.0
+    assert queue.load() == (0, True, 8.0)
+
+
+def test_a_deadline_behind_the_queue_is_refused_at_once():
+    queue = learned(10.0)
+    queue.admit(SMALL, 300.0)
+    error = refusal(queue, timeout_s=15.0)
+    assert (error.status, error.param, error.code) == (429, "timeout_s", "deadline_unreachable")
+    assert error.retry_after_s == pytest.approx(5.0)
+
+
+def test_a_deadline_that_no_waiting_helps_is_400():
+    error = refusal(learned(10.0), timeout_s=5.0)
+    assert (error.status, error.param) == (400, "timeout_s")
+    assert "nearest legal value: 10" in error.message
+
+
+def test_one_slow_job_does_not_lock_its_kind_out():
+    queue = learned(1000.0, times=1)
+    queue.release(queue.admit(SMALL, 300.0), 1.0)
+    queue.admit(SMALL, 300.0)
+
+
+def test_an_unfinished_job_teaches_nothing():
+    queue = learned(10.0)
+    queue.release(queue.admit(SMALL, 300.0))
+    assert queue.predictor.seconds(SMALL) == 10.0

@@ -1,0 +1,243 @@
+"""The HTTP surface over a fake service: every answer's shape, without Ray."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from raycache.api import build_http_app
+from raycache.errors import RequestError, unavailable
+from raycache.schemas import EngineStatus, GenerationResult, PreviewEvent, ProgressEvent, StageTimes
+from raycache.settings import AppSettings
+
+SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_body_bytes": 2000}})
+URL = "/v1/images/generations"
+ERROR_KEYS = {"message", "type", "param", "code"}
+
+
+def picture(index: int) -> np.ndarray:
+    return np.full((16, 32, 3), 10 * index, np.uint8)
+
+
+class FakeService:
+    settings = SETTINGS
+    keys: tuple[bytes, ...] = ()
+    shortage: str | None = None
+
+    def __init__(self) -> None:
+        self.requests = []
+        self.failure: Exception | None = None
+        self.late_failure: Exception | None = None
+        self.engines: list[EngineStatus] = []
+        self.closed = False
+
+    async def generate(self, request):
+        self.requests.append(request)
+        if self.failure:
+            raise self.failure
+        return GenerationResult(
+            images=[picture(i) for i in range(request.n)],
+            seeds=[(request.seed or 0) + i for i in range(request.n)],
+            report={"method": "DBCache"},
+            times=StageTimes(queue=0.5, denoise=2.0),
+            warnings=["odd"],
+        )
+
+    async def generate_stream(self, request):
+        try:
+            if self.failure:
+                raise self.failure
+            for step in range(1, 3):
+                yield ProgressEvent(step, 2, [step == 2], [0.1], 0.5)
+                if step <= request.partial_images:
+                    yield PreviewEvent(step - 1, [picture(9)])
+            if self.late_failure:
+                raise self.late_failure
+            yield await self.generate(request)
+        finally:
+            self.closed = True
+
+    async def status(self):
+        return self.engines
+
+
+@pytest.fixture
+def service():
+    return FakeService()
+
+
+@pytest.fixture
+def client(service):
+    return TestClient(build_http_app(service), raise_server_exceptions=False)
+
+
+def post(client, **fields):
+    return client.post(URL, json={"prompt": "a circle", **fields})
+
+
+def check_error(response, status, code=None, param=None):
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == ERROR_KEYS
+    assert error["message"]
+    if code:
+        assert error["code"] == code
+    assert error["param"] == param
+    return error
+
+
+def test_reply_is_openais_and_ours(client):
+    body = post(client, n=2, seed=7, quality="high").json()
+    assert {"created", "data", "output_format", "size", "seeds", "times", "report", "warnings"} == set(body)
+    assert body["seeds"] == [7, 8]
+    assert body["size"] == "32x16"
+    assert body["times"] == {"queue": 0.5, "encode": 0.0, "denoise": 2.0, "decode": 0.0}
+    assert body["warnings"] == ["`quality` has no effect on this server", "odd"]
+    images = [Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) for item in body["data"]]
+    assert [image.getpixel((0, 0)) for image in images] == [(0, 0, 0), (10, 10, 10)]
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_raw_bytes(client, format):
+    response = client.post(URL, json={"prompt": "a", "seed": 3}, headers={"accept": f"image/{format}"})
+    assert response.headers["content-type"] == f"image/{format}"
+    assert response.headers["x-seed"] == "3"
+    assert "denoise;dur=2000.0" in response.headers["server-timing"]
+    assert Image.open(io.BytesIO(response.content)).size == (32, 16)
+
+
+def test_raw_bytes_carry_one_picture(client):
+    response = client.post(URL, json={"prompt": "a", "n": 2}, headers={"accept": "image/png"})
+    check_error(response, 400, param="n")
+
+
+def test_json_is_preferred_where_both_are_accepted(client):
+    response = client.post(URL, json={"prompt": "a"}, headers={"accept": "image/png, application/json"})
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_header_timeout_is_the_engines_too(client, service):
+    for value, expected in (("2.5", 2.5), ("9", 4.0)):
+        client.post(URL, json={"prompt": "a", "timeout_s": 4.0}, headers={"x-request-timeout-seconds": value})
+        assert service.requests[-1].timeout_s == expected
+    for value in ("x", "0", "-1", "nan", "inf"):
+        response = client.post(URL, json={"prompt": "a"}, headers={"x-request-timeout-seconds": value})
+        check_error(response, 400, param="x-request-timeout-seconds")
+
+
+def test_framework_errors_have_the_shape_too(client):
+    check_error(client.get("/nowhere"), 404)
+    response = client.get(URL)
+    check_error(response, 405)
+    assert "POST" in response.headers["allow"]
+
+
+def test_bodies_that_are_refused(client):
+    check_error(client.post(URL, content=b"{", headers={"content-type": "application/json"}), 400, "invalid_json")
+    check_error(client.post(URL, content=b"{}", headers={"content-type": "text/plain"}), 415)
+    check_error(client.post(URL, content=b"{}"), 415)
+    check_error(client.post(URL, data={"prompt": "a"}), 415)
+    check_error(post(client, prompt="x" * 3000), 413, "body_too_large")
+    check_error(post(client, nonsense=1), 400, "unknown_parameter", "nonsense")
+
+
+def test_a_body_without_a_length_is_cut_off(client):
+    chunks = (b" " * 500 for _ in range(100))
+    check_error(client.post(URL, content=chunks, headers={"content-type": "application/json"}), 413)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "kind", "headers"),
+    [
+        (RequestError(429, "full", None, "queue_full", 1.2), 429, "rate_limit_error", {"retry-after": "2"}),
+        (unavailable("starting"), 503, "server_error", {"retry-after": "5"}),
+        (RequestError(504, "late", None, "deadline_exceeded"), 504, "server_error", {"x-should-retry": "false"}),
+        (RuntimeError("/secret/path"), 500, "server_error", {}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_failures(client, service, failure, status, kind, headers, stream):
+    service.failure = failure
+    response = post(client, stream=stream)
+    error = check_error(response, status)
+    assert error["type"] == kind
+    assert "secret" not in response.text
+    assert headers.items() <= response.headers.items()
+
+
+def test_keys(client, service):
+    service.keys = (b"alpha",)
+    check_error(post(client), 401, "invalid_api_key")
+    check_error(client.get("/v1/models"), 401, "invalid_api_key")
+    assert client.post(URL, json={"prompt": "a"}, headers={"authorization": "Bearer alpha"}).status_code == 200
+    assert client.get("/healthz").status_code == 200
+
+
+def test_models_and_health(client):
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["flux"]
+    assert client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_readiness(client, service):
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "5"
+    assert response.json() == {"ready": False, "reason": "starting", "engines": []}
+    service.shortage = "no GPU"
+    assert client.get("/readyz").json()["reason"] == "no GPU"
+    gang = {"ranks": [{"step": 3}]}
+    service.engines = [EngineStatus("r1", True, 2, True, 1.5, gang, {"num_blocks": 57}, SETTINGS.policy)]
+    response = client.get("/readyz")
+    assert response.status_code == 200
+    (engine,) = response.json()["engines"]
+    assert (engine["replica"], engine["queued"], engine["gang"]) == ("r1", 2, gang)
+
+
+def events(response) -> list[tuple[str, dict]]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = [block.split("\n") for block in response.text.strip().split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
+
+
+def test_stream(client, service):
+    got = events(post(client, stream=True, partial_images=1, n=2, output_format="jpeg"))
+    assert [name for name, _ in got] == [
+        "raycache.progress",
+        "image_generation.partial_image",
+        "raycache.progress",
+        "image_generation.completed",
+        "image_generation.completed",
+    ]
+    assert got[0][1] == {
+        "type": "raycache.progress",
+        "step": 1,
+        "steps": 2,
+        "cached": [False],
+        "residual_diff": [0.1],
+        "seconds_left": 0.5,
+    }
+    assert got[1][1]["partial_image_index"] == 0
+    assert [data["seed"] for _, data in got[3:]] == [0, 1]
+    assert Image.open(io.BytesIO(base64.b64decode(got[3][1]["b64_json"]))).format == "JPEG"
+    assert service.closed
+
+
+def test_a_stream_that_fails_late_says_so_in_the_stream(client, service):
+    service.late_failure = RequestError(504, "late", "timeout_s", "deadline_exceeded")
+    name, data = events(post(client, stream=True))[-1]
+    assert name == "error"
+    assert data["error"]["code"] == "deadline_exceeded"
+    assert service.closed
+
+
+def test_the_openapi_document_is_whole(client):
+    document = client.get("/openapi.json").json()
+    body = document["paths"][URL]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"prompt", "stream", "cache", "seed"} <= set(body["properties"])
+    text = json.dumps(document)
+    for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert name in document["components"]["schemas"]

@@ -1,0 +1,140 @@
+"""What is wrong is refused with the field, the reason and a legal value that is really legal."""
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache_core.options import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions
+from raycache.errors import RequestError
+from raycache.schemas import GenerationRequest
+from raycache.settings import AppSettings, LimitSettings
+from raycache.validation import check_deployment, check_size, nearest_sizes, parse_size, resolve, silent_cache
+
+MODEL = SimpleNamespace(num_blocks=57, num_heads=4, text_tokens=64, kind="noise")
+SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_prompt_characters": 50}})
+
+
+def ask(*, ranks: int = 4, policy=SETTINGS.policy, **fields):
+    request = GenerationRequest(**{"prompt": "a circle", **fields})
+    return resolve(request, policy, MODEL, model_name="flux", ranks=ranks)
+
+
+def refusal(**fields) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        ask(**fields)
+    return caught.value
+
+
+def test_every_default_is_filled_in():
+    order = ask()
+    assert order.size == "1024x1024"
+    assert order.num_inference_steps == 28
+    assert order.guidance_scale == 3.5
+    assert order.cache == DBCacheOptions()
+    assert order.model == "flux"
+    assert order.timeout_s == 300
+    assert 0 <= order.seed < 2**32
+
+
+def test_what_the_user_said_stays():
+    order = ask(size="256x128", seed=0, guidance_scale=0.0, cache=NoCacheOptions(), timeout_s=1.5)
+    assert (order.size, order.seed, order.guidance_scale, order.timeout_s) == ("256x128", 0, 0.0, 1.5)
+    assert order.cache == NoCacheOptions()
+
+
+def test_size_auto_is_the_default():
+    assert ask(size="auto").size == "1024x1024"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"size": "130x128"}, "size", ["multiples of 16", "128x128"]),
+        ({"size": "0x128"}, "size", ["multiples of 16", "16x128"]),
+        ({"size": "144x144"}, "size", ["81 image tokens", "4 ranks", "144x128", "128x144"]),
+        ({"size": "4096x4096"}, "size", ["16777216 pixels", "4194304", "2048x2048"]),
+        ({"size": "big"}, "size", ["WIDTHxHEIGHT", "1024x1024"]),
+        ({"size": "128x-128"}, "size", ["WIDTHxHEIGHT"]),
+        ({"size": "\u0661\u0662\u0668x128"}, "size", ["WIDTHxHEIGHT"]),
+        ({"n": 5}, "n", ["5", "nearest legal value: 4"]),
+        ({"num_inference_steps": 101}, "num_inference_steps", ["nearest legal value: 100"]),
+        ({"prompt": "x" * 51}, "prompt", ["51 characters", "50"]),
+        ({"prompt": " \n "}, "prompt", ["white space"]),
+        (
+            {"cache": DBCacheOptions(Fn_compute_blocks=30, Bn_compute_blocks=30)},
+            "cache.Bn_compute_blocks",
+            ["57 blocks", "27"],
+        ),
+        ({"cache": DBCacheOptions(Fn_compute_blocks=58)}, "cache.Fn_compute_blocks", ["57"]),
+        ({"cache": DBPruneOptions(non_prune_blocks_ids=(3, 57))}, "cache.non_prune_blocks_ids", ["57", "[3]"]),
+    ],
+)
+def test_refusals(fields, param, words):
+    error = refusal(**fields)
+    assert (error.status, error.param) == (400, param)
+    for word in words:
+        assert word in error.message
+
+
+def test_another_model_is_404():
+    error = refusal(model="sd3")
+    assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
+
+
+def test_prompt_is_never_in_a_refusal():
+    assert "secret" not in refusal(prompt="secret " * 50).message
+
+
+@given(
+    st.integers(0, 99_999),
+    st.integers(0, 99_999),
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8]),
+    st.integers(16 * 16 * 8, 4_000_000),
+)
+def test_nearest_sizes_are_legal(width, height, ranks, max_pixels):
+    sizes = nearest_sizes(width, height, ranks=ranks, max_pixels=max_pixels)
+    assert sizes
+    for size in sizes:
+        check_size(*parse_size(size), ranks=ranks, max_pixels=max_pixels)
+
+
+def test_nearest_size_of_a_legal_size_is_itself():
+    assert nearest_sizes(256, 128, ranks=4, max_pixels=1 << 20)[0] == "256x128"
+
+
+@pytest.mark.parametrize(("ranks", "legal"), [(3, "1, 2, 4"), (8, "1, 2, 4")])
+def test_a_model_that_does_not_divide_is_refused_at_start(ranks, legal):
+    settings = SETTINGS.model_copy(
+        update={"parallel": SETTINGS.parallel.model_copy(update={"ranks_per_replica": ranks})}
+    )
+    with pytest.raises(ValueError, match=f"legal values: {legal}"):
+        check_deployment(settings, settings.policy, MODEL)
+
+
+def test_defaults_that_break_the_limits_are_refused_at_start():
+    settings = SETTINGS.model_copy(update={"limits": LimitSettings(max_pixels=512 * 512)})
+    with pytest.raises(ValueError, match="defaults break its own limits"):
+        check_deployment(settings, settings.policy, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (DBCacheOptions(warmup_steps=28), "warmup_steps=28"),
+        (DBCacheOptions(residual_diff_threshold=0.0), "residual_diff_threshold"),
+        (DBCacheOptions(max_cached_steps=0), "limit of 0"),
+        (FBCacheOptions(max_continuous_cached_steps=0), "limit of 0"),
+        (DBPruneOptions(max_pruned_steps=0), "max_pruned_steps"),
+        (DBCacheOptions(Fn_compute_blocks=49), "every block"),
+    ],
+)
+def test_a_cache_that_can_save_nothing_is_said_aloud(options, word):
+    (warning,) = silent_cache(ask(cache=options), MODEL)
+    assert word in warning
+
+
+def test_a_working_cache_gets_no_warning():
+    assert silent_cache(ask(), MODEL) == []
+    assert silent_cache(ask(cache=NoCacheOptions()), MODEL) == []
