@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 __all__ = [
     "BlockCountError",
@@ -73,15 +73,14 @@ class DBCacheOptions(_Options):
     non_compute_blocks_diff_threshold: Threshold = 0.08
     taylor_order: TaylorOrder = 0
 
-    @model_validator(mode="after")
-    def _bn_ids_lie_in_bn(self) -> DBCacheOptions:
-        outside = [i for i in self.Bn_compute_blocks_ids if i >= self.Bn_compute_blocks]
-        if outside:
-            raise ValueError(
-                f"Bn_compute_blocks_ids {outside} lie outside the Bn group: they count within it, so with "
-                f"Bn_compute_blocks={self.Bn_compute_blocks} the legal range is 0..{self.Bn_compute_blocks - 1}"
-            )
-        return self
+    @field_validator("Bn_compute_blocks_ids")
+    @classmethod
+    def _bn_ids_lie_in_bn(cls, ids: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        last = info.data.get("Bn_compute_blocks")  # absent if it was wrong itself
+        if last is not None and (outside := [i for i in ids if i >= last]):
+            legal = f"the legal range is 0..{last - 1}" if last else "only the empty list is legal"
+            raise ValueError(f"{outside} lie outside the Bn group: with Bn_compute_blocks={last}, {legal}")
+        return ids
 
 
 class FBCacheOptions(_Options):
