@@ -1,0 +1,208 @@
+"""The rank actors of one gang incarnation: born together, watched together, killed together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raycache.job import GangStartError, Job, Progress
+from raycache.pipeline import ModelFacts
+from raycache.placement import rank_bundle_index
+from raycache.rank import Pulse, Rank
+from raycache.settings import AppSettings
+
+__all__ = ["PULSE_S", "Fault", "RankActors"]
+
+_logger = logging.getLogger("raycache.gang")
+
+#: Seconds between two pulses of a rank: how soon a death is seen, and how late progress may be told.
+PULSE_S = 0.2
+
+
+class Fault(Exception):
+    """The gang cannot go on: ``kind`` is ``death``, ``hang`` or ``error`` (one rank raised, or the group broke)."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class RankActors:
+    """One set of rank actors. Used by the gang's thread only, but for :attr:`pulses`, which anyone may read.
+
+    Args:
+        settings: the application's.
+        placement_group: reserved for the gang; None = anywhere.
+        first_bundle: where the gang's bundles begin in it.
+        name: of the gang, for logs and files.
+    """
+
+    def __init__(self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str) -> None:
+        self._settings, self._name = settings, name
+        world = settings.parallel.ranks_per_replica
+        self.pulses: list[Pulse | None] = [None] * world
+        self._stacks = [
+            str(Path(tempfile.gettempdir()) / f"raycache-stacks-{name.replace('/', '_')}-{rank}.txt")
+            for rank in range(world)
+        ]
+        actor = ray.remote(concurrency_groups={"watch": 1})(Rank)
+        self._actors = []
+        for rank in range(world):
+            options: dict[str, Any] = {
+                "num_cpus": settings.parallel.rank_cpus,
+                "num_gpus": settings.parallel.gpus_per_rank,
+                "max_restarts": 0,
+                "max_task_retries": 0,
+            }
+            if placement_group is not None:
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    placement_group, placement_group_bundle_index=rank_bundle_index(rank, first_bundle)
+                )
+            self._actors.append(actor.options(**options).remote(settings, rank, self._stacks[rank]))
+        self._asked: list[Any] = [None] * world
+        self._answered = [time.monotonic()] * world
+        self._changed = [time.monotonic()] * world
+        self._sent = [0.0] * world
+
+    def load(self) -> ModelFacts:
+        """Rendezvous and load the model on all ranks.
+
+        Raises:
+            GangStartError: a rank failed, died, or took too long; the message says which and why.
+        """
+        deadline = time.monotonic() + self._settings.parallel.startup_timeout_s
+        first = self._actors[0]
+        source, kind = self._all([first.prepare.remote()], deadline, "find the model")[0]
+        address, port = self._all([first.open_store.remote()], deadline, "open the rendezvous")[0]
+        self._all([actor.join.remote(address, port) for actor in self._actors], deadline, "join the process group")
+        facts = self._all([actor.load.remote(source, kind) for actor in self._actors], deadline, "load the model")
+        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer")
+        now = time.monotonic()
+        for rank, pulse in enumerate(pulses):
+            self.pulses[rank], self._answered[rank], self._changed[rank] = pulse, now, now
+        return facts[0]
+
+    def generate(self, job: Job) -> dict[Any, int]:
+        """Send the same job to all ranks; the references, with the rank of each."""
+        now = time.monotonic()
+        self._changed = [now] * len(self._actors)
+        return {actor.generate.remote(job): rank for rank, actor in enumerate(self._actors)}
+
+    def abort(self, job_id: str) -> None:
+        """Tell rank 0; the flag in the ranks' own all-reduce stops them all at one step."""
+        self._actors[0].abort.remote(job_id)
+
+    def beat(self, patience_s: float | None) -> list[Progress]:
+        """Collect pulses that came in, ask for new ones; returns rank 0's news.
+
+        Args:
+            patience_s: how long a working rank may show no progress; None = idle.
+
+        Raises:
+            Fault: a rank died, does not answer, or shows no progress.
+        """
+        now = time.monotonic()
+        events: list[Progress] = []
+        for rank, actor in enumerate(self._actors):
+            if self._asked[rank] is not None and ray.wait([self._asked[rank]], timeout=0)[0]:
+                events += self._take(rank, now)
+            if self._asked[rank] is None and now - self._sent[rank] >= PULSE_S:
+                self._asked[rank], self._sent[rank] = actor.pulse.remote(), now
+        floor = self._settings.reliability.watchdog_floor_s
+        for rank, pulse in enumerate(self.pulses):
+            where = f"rank {rank} (pid {pulse.pid}, {pulse.phase}, step {pulse.step})"
+            if now - self._answered[rank] > floor:
+                raise Fault("hang", f"{where} has not answered for {now - self._answered[rank]:.1f} s")
+            if patience_s is not None and now - self._changed[rank] > patience_s:
+                raise Fault("hang", f"{where} has made no progress for {now - self._changed[rank]:.1f} s")
+        return events
+
+    def last_news(self) -> list[Progress]:
+        """Rank 0's progress still under way when its job ended."""
+        if self._asked[0] is None:
+            return []
+        with contextlib.suppress(GetTimeoutError):
+            ray.get(self._asked[0], timeout=2)
+        return self._take(0, time.monotonic()) if ray.wait([self._asked[0]], timeout=0)[0] else []
+
+    def ages(self) -> list[float]:
+        """Seconds since each rank's last answer."""
+        now = time.monotonic()
+        return [now - answered for answered in self._answered]
+
+    def dump_stacks(self) -> None:
+        """Write the Python stacks of all ranks to the log. Ranks share this process's node (STRICT_PACK)."""
+        for pulse in self.pulses:
+            if pulse is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pulse.pid, signal.SIGUSR1)
+        time.sleep(0.3)
+        for rank, path in enumerate(self._stacks):
+            with contextlib.suppress(OSError):
+                stacks = Path(path).read_text().strip()
+                _logger.error("Stacks of rank %d of %s:\n%s", rank, self._name, stacks or self._no_stacks(rank))
+
+    def kill(self) -> None:
+        """End all ranks and wait until their processes, and so their GPU memory, are gone."""
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        pids = [pulse.pid for pulse in self.pulses if pulse is not None]
+        alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        _, left = psutil.wait_procs(alive, timeout=5)
+        for process in left:
+            _logger.error("Rank process %d of %s did not end", process.pid, self._name)
+        for path in self._stacks:
+            Path(path).unlink(missing_ok=True)
+
+    def _take(self, rank: int, now: float) -> list[Progress]:
+        try:
+            pulse: Pulse = ray.get(self._asked[rank])
+        except RayActorError as error:
+            raise Fault("death", f"rank {rank} died: {_first_line(error)}") from None
+        before = self.pulses[rank]
+        if before is None or (before.job, before.phase, before.step) != (pulse.job, pulse.phase, pulse.step):
+            self._changed[rank] = now
+        self.pulses[rank], self._answered[rank], self._asked[rank] = pulse, now, None
+        return pulse.events
+
+    def _all(self, refs: list[Any], deadline: float, what: str) -> list[Any]:
+        try:
+            pending, results = list(refs), {}
+            while pending:
+                # One rank's error must not wait for the others, which may be waiting for that rank.
+                done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+                if not done:
+                    raise GangStartError(
+                        f"gang {self._name}: {len(pending)} of {len(refs)} ranks did not {what} within "
+                        f"{self._settings.parallel.startup_timeout_s:g} s (parallel.startup_timeout_s)"
+                    )
+                results[done[0]] = ray.get(done[0])
+            return [results[ref] for ref in refs]
+        except RayTaskError as error:
+            cause = error.cause
+            raise GangStartError(f"gang {self._name} could not {what}: {type(cause).__name__}: {cause}") from None
+        except RayActorError as error:
+            raise GangStartError(
+                f"gang {self._name}: a rank died while it should {what} (out of memory?): {_first_line(error)}"
+            ) from None
+
+    def _no_stacks(self, rank: int) -> str:
+        try:
+            return f"none written; the process is {psutil.Process(self.pulses[rank].pid).status()}"
+        except psutil.Error:
+            return "none written; the process is gone"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,98 @@
+"""What the service hands to a gang, and what it gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "Job", "JobCancelled"]
+__all__ += ["JobFailed", "JobOutput", "Progress"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One validated request: everything a rank needs.
+
+    Attributes:
+        seeds: one per picture; their number is the batch size.
+        cache: one of cache_core's options models.
+        preview_steps: steps, from 0, after which rank 0 decodes a small preview.
+    """
+
+    id: str
+    prompt: str
+    width: int
+    height: int
+    seeds: tuple[int, ...]
+    num_inference_steps: int
+    guidance_scale: float
+    cache: Any
+    preview_steps: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(width, height, batch): jobs of one shape take one step time."""
+        return self.width, self.height, len(self.seeds)
+
+
+@dataclass
+class JobOutput:
+    """Pictures, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage."""
+
+    images: np.ndarray
+    report: dict[str, Any] | None
+    encode_s: float
+    denoise_s: float
+    decode_s: float
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Progress:
+    """One denoising step is done: ``step`` of ``steps`` (from 1), per image whether it was cached and its difference.
+
+    ``preview`` is uint8 [n, height, width, 3] of a smaller picture, at the steps that asked for one.
+    """
+
+    step: int
+    steps: int
+    cached: list[bool]
+    residual_diff: list[float | None]
+    preview: np.ndarray | None = None
+
+
+class JobCancelled(Exception):
+    """The job was aborted on request; the message is the reason given."""
+
+
+class DeadlineExceeded(Exception):
+    """The job's deadline passed before it was done."""
+
+
+class JobFailed(Exception):
+    """Every rank raised the same error; the gang lives on. The message is the error's."""
+
+
+class GangRestarting(Exception):
+    """A rank died or hung and the job could not be retried in time.
+
+    Attributes:
+        retry_after_s: seconds after which a new request should succeed.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class GangStartError(RuntimeError):
+    """The gang could not be started; the message says why and what to change."""
+
+
+class GangBroken(RuntimeError):
+    """Restarts are exhausted: the replica must be replaced."""

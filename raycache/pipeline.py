@@ -1,0 +1,139 @@
+"""Loading a diffusers pipeline for one rank: from a folder, the hub, or one of the models this project makes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from raycache.settings import ModelSettings
+
+__all__ = ["ModelFacts", "ModelNotFound", "load_pipeline", "model_facts", "prepare_model"]
+
+ModelKind = Literal["noise", "demo", "folder", "hub"]
+
+
+class ModelNotFound(RuntimeError):
+    """The model cannot be had; the message names it, where it was looked for, and what to set."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What validation must know of the loaded model.
+
+    Attributes:
+        kind: ``noise`` (random weights), ``demo`` (bundled), ``folder`` or ``hub``.
+        num_blocks: transformer blocks over all stacks.
+        num_heads: attention heads.
+        text_tokens: tokens every prompt is padded to.
+        pipeline: class name of the pipeline.
+    """
+
+    kind: ModelKind
+    num_blocks: int
+    num_heads: int
+    text_tokens: int
+    pipeline: str
+
+
+def prepare_model(settings: ModelSettings) -> tuple[str, ModelKind]:
+    """Turn ``settings.path`` into what ``from_pretrained`` takes, building the noise model if that is asked for.
+
+    Call it once per gang before the ranks load, so that one process builds and not all of them.
+
+    Raises:
+        ModelNotFound: a path that is no model folder, or the bundled model is missing.
+    """
+    if settings.path == "noise":
+        from raycache.demo.noise import build_noise_model
+
+        return str(build_noise_model(_cache_folder(settings) / "noise-flux")), "noise"
+    if settings.path == "demo":
+        from raycache.demo import demo_model_path
+
+        try:
+            return str(demo_model_path()), "demo"
+        except FileNotFoundError as error:
+            raise ModelNotFound(str(error)) from None
+    folder = Path(settings.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ModelNotFound(f"{folder} is no diffusers model: it has no model_index.json")
+        return str(folder), _kind_of_folder(folder)
+    if settings.path.startswith((".", "/", "~")) or settings.path.count("/") != 1:
+        raise ModelNotFound(
+            f"model.path {settings.path!r} is neither an existing folder nor a hub id (`owner/name`), `demo` or `noise`"
+        )
+    return settings.path, "hub"
+
+
+def load_pipeline(settings: ModelSettings, source: str, device: torch.device) -> Any:
+    """The pipeline on ``device`` in the dtype of the settings, silent, ready to draw.
+
+    Raises:
+        ModelNotFound: a hub id that is neither in the cache nor to be had.
+    """
+    from diffusers import FluxPipeline
+
+    arguments: dict[str, Any] = {"torch_dtype": getattr(torch, settings.dtype)}
+    if not Path(source).is_dir():
+        source = _fetch(settings, source)
+    pipe = FluxPipeline.from_pretrained(source, **arguments).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    if settings.compile:
+        # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
+        for name in ("transformer_blocks", "single_transformer_blocks"):
+            for block in getattr(pipe.transformer, name, ()):
+                block.forward = torch.compile(block.forward)
+    return pipe
+
+
+def model_facts(pipe: Any, settings: ModelSettings, kind: ModelKind) -> ModelFacts:
+    """Facts of a loaded pipeline."""
+    transformer = pipe.transformer
+    text_tokens = settings.max_sequence_length or min(int(pipe.tokenizer_2.model_max_length), 512)
+    return ModelFacts(
+        kind=kind,
+        num_blocks=len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks),
+        num_heads=transformer.config.num_attention_heads,
+        text_tokens=text_tokens,
+        pipeline=type(pipe).__name__,
+    )
+
+
+def _fetch(settings: ModelSettings, hub_id: str) -> str:
+    """Download (or find in the cache) a hub model; one clear error instead of a stack of retries."""
+    from huggingface_hub import constants, snapshot_download
+
+    arguments = {"revision": settings.revision, "cache_dir": settings.cache_dir}
+    # FLUX repositories carry the weights twice: the single-file copies are not read by diffusers.
+    wanted = {"allow_patterns": ["*.json", "*/*"]}
+    try:
+        return snapshot_download(hub_id, local_files_only=True, **arguments, **wanted)
+    except Exception as missing:
+        reason: Exception = missing
+    if not (settings.local_files_only or constants.HF_HUB_OFFLINE):
+        try:
+            return snapshot_download(hub_id, etag_timeout=10, **arguments, **wanted)
+        except Exception as error:
+            reason = error
+    cache = settings.cache_dir or constants.HF_HUB_CACHE
+    token = "is set" if os.environ.get("HF_TOKEN") else "is not set"
+    raise ModelNotFound(
+        f"model {hub_id!r} is not in the cache {cache} and cannot be fetched ({type(reason).__name__}: "
+        f"{str(reason).splitlines()[0][:200]}). Set model.path to a local folder, or HF_HOME (model.cache_dir) to a "
+        f"cache that has it, or HF_TOKEN (it {token}; gated models need it and an accepted licence), and see that the "
+        "hub can be reached from every node"
+    ) from None
+
+
+def _cache_folder(settings: ModelSettings) -> Path:
+    return settings.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raycache"
+
+
+def _kind_of_folder(folder: Path) -> ModelKind:
+    marker = folder / "raycache_model.json"
+    return "noise" if marker.is_file() and '"noise"' in marker.read_text() else "folder"

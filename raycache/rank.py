@@ -1,0 +1,247 @@
+"""One rank: a process group, a pipeline on one device, a cache session per job, and (rank 0) the picture.
+
+Methods are plain ``def``: Serve cancels requests recursively, and an async rank method would be killed on some ranks
+and not on others. ``pulse`` and ``abort`` run in a concurrency group of their own, so they answer while ``generate``
+waits in a collective.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import signal
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import ray
+import torch
+import torch.distributed as dist
+
+from cache_core import CacheReport, JobAborted, RanksParted, cache_session
+from raycache.job import Job, JobOutput, Progress
+from raycache.picture import decode, preview
+from raycache.pipeline import ModelFacts, ModelKind, load_pipeline, model_facts, prepare_model
+from raycache.rendezvous import join_group, open_store
+from raycache.settings import AppSettings
+
+__all__ = ["Failure", "Pulse", "Rank"]
+
+Phase = Literal["loading", "idle", "encode", "denoise", "decode"]
+#: What torch.distributed says when a peer is gone or a collective timed out; the group is useless after it.
+_GROUP_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|process group|timed out waiting", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a job on one rank. ``kind``: ``aborted``, ``error``, or ``group`` (the process group is broken)."""
+
+    kind: Literal["aborted", "error", "group"]
+    error: str
+    trace: str = ""
+
+
+@dataclass
+class Pulse:
+    """How a rank is, as it says itself.
+
+    Attributes:
+        job, phase, step: where it is; ``step`` counts finished denoising steps.
+        memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
+        events: rank 0's progress since the last pulse.
+    """
+
+    pid: int
+    node: str
+    device: str
+    job: str | None
+    phase: Phase
+    step: int
+    memory: int
+    device_memory: int
+    events: list[Progress] = field(default_factory=list)
+
+
+class Rank:
+    """The actor class; :mod:`raycache.actors` makes it a Ray actor."""
+
+    def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
+        self._settings, self._rank = settings, rank
+        self._world = settings.parallel.ranks_per_replica
+        self._device = torch.device("cuda:0" if settings.parallel.device == "cuda" else "cpu")
+        self._group: dist.ProcessGroup | None = None
+        self._store: dist.TCPStore | None = None
+        self._aborted: str | None = None
+        self._job: str | None = None
+        self._phase: Phase = "loading"
+        self._step = 0
+        self._events: list[Progress] = []
+        self._latents: torch.Tensor | None = None  # of the step before, for previews
+        self._lock = threading.Lock()
+        # The watchdog asks for the stacks of a hanging rank by signal: it works while Python itself is stuck.
+        self._stacks = Path(stacks).open("w")  # noqa: SIM115 - open as long as the rank lives
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
+
+    def prepare(self) -> tuple[str, ModelKind]:
+        """Rank 0 only: what to load; builds the noise model if that is asked for."""
+        return prepare_model(self._settings.model)
+
+    def open_store(self) -> tuple[str, int]:
+        """Rank 0 only: the gang's meeting point."""
+        address = ray.util.get_node_ip_address()
+        self._store = open_store(address, self._world)
+        return address, self._store.port
+
+    def join(self, address: str, port: int) -> None:
+        """Join the process group. A gang of one needs none."""
+        if self._world > 1:
+            join_group(
+                backend="nccl" if self._device.type == "cuda" else "gloo",
+                address=address,
+                port=port,
+                store=self._store,
+                rank=self._rank,
+                world_size=self._world,
+                timeout_s=self._settings.parallel.collective_timeout_s,
+            )
+
+    def load(self, source: str, kind: ModelKind) -> ModelFacts:
+        """Load the pipeline and split its transformer over the ranks."""
+        self._claim_thread()
+        self._pipe = load_pipeline(self._settings.model, source, self._device)
+        facts = model_facts(self._pipe, self._settings.model, kind)
+        if self._world > 1:
+            from raycache.para_attention import parallelize
+
+            self._group = parallelize(self._pipe.transformer)
+        self._text_tokens = facts.text_tokens
+        self._phase = "idle"
+        return facts
+
+    def generate(self, job: Job) -> tuple[JobOutput | None, list[Progress]] | Failure:
+        """Draw. Rank 0 returns the pictures and the progress not told yet, the others None."""
+        self._claim_thread()
+        self._job, self._step = job.id, 0
+        try:
+            return self._draw(job), self._drain()
+        except JobAborted as error:
+            return Failure("aborted", str(error))
+        except RanksParted as error:
+            return Failure("group", str(error))
+        except Exception as error:
+            broken = isinstance(error, dist.DistError) or (
+                isinstance(error, RuntimeError) and _GROUP_ERROR.search(str(error)) is not None
+            )
+            name = f"{type(error).__name__}: {error}"
+            return Failure("group" if broken else "error", name, traceback.format_exc())
+        finally:
+            self._job, self._phase, self._latents = None, "idle", None
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @ray.method(concurrency_group="watch")
+    def pulse(self) -> Pulse:
+        """Answers also while ``generate`` is inside a collective."""
+        device_memory = torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0
+        memory = psutil.Process().memory_info().rss
+        node = ray.get_runtime_context().get_node_id()
+        return Pulse(
+            os.getpid(),
+            node,
+            str(self._device),
+            self._job,
+            self._phase,
+            self._step,
+            memory,
+            device_memory,
+            self._drain(),
+        )
+
+    @ray.method(concurrency_group="watch")
+    def abort(self, job_id: str) -> None:
+        """Wish this job to end; all ranks stop at the same step. Telling rank 0 is enough."""
+        self._aborted = job_id
+
+    def _draw(self, job: Job) -> JobOutput | None:
+        began = time.monotonic()
+        self._phase = "encode"
+        pipe, n = self._pipe, len(job.seeds)
+        with torch.no_grad():
+            embeds, pooled, _ = pipe.encode_prompt(
+                prompt=job.prompt,
+                prompt_2=None,
+                device=self._device,
+                num_images_per_prompt=n,
+                max_sequence_length=self._text_tokens,
+            )
+            encoded = time.monotonic()
+            self._phase = "denoise"
+            # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
+            generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
+            channels = pipe.transformer.config.in_channels // 4
+            noise, _ = pipe.prepare_latents(
+                n, channels, job.height, job.width, embeds.dtype, self._device, generators, None
+            )
+            self._latents = noise
+            with cache_session(
+                pipe.transformer, job.cache, self._group, should_abort=lambda: self._aborted == job.id
+            ) as report:
+                latents = pipe(
+                    prompt_embeds=embeds,
+                    pooled_prompt_embeds=pooled,
+                    height=job.height,
+                    width=job.width,
+                    num_inference_steps=job.num_inference_steps,
+                    guidance_scale=job.guidance_scale,
+                    max_sequence_length=self._text_tokens,
+                    latents=noise,
+                    output_type="latent",
+                    callback_on_step_end=lambda pipe, step, _, state: self._step_done(job, report, step, state),
+                    callback_on_step_end_tensor_inputs=["latents"],
+                ).images
+            denoised = time.monotonic()
+            if self._rank:
+                return None
+            self._phase = "decode"
+            images = decode(pipe, latents, job.height, job.width)
+        return JobOutput(
+            images=images,
+            report=None if job.cache.type == "none" else report.to_dict(),
+            encode_s=encoded - began,
+            denoise_s=denoised - encoded,
+            decode_s=time.monotonic() - denoised,
+        )
+
+    def _step_done(self, job: Job, report: CacheReport, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        if self._rank == 0:
+            decisions = report.steps[-1].images if job.cache.type != "none" else []
+            event = Progress(
+                step + 1,
+                job.num_inference_steps,
+                [decision.cached or bool(decision.pruned_blocks) for decision in decisions],
+                [decision.residual_diff for decision in decisions],
+            )
+            if step in job.preview_steps:
+                event.preview = preview(self._pipe, self._latents, state["latents"], step, job.height, job.width)
+            with self._lock:
+                self._events.append(event)
+            self._latents = state["latents"]
+        self._step = step + 1
+        return {}
+
+    def _drain(self) -> list[Progress]:
+        with self._lock:
+            events, self._events = self._events, []
+        return events
+
+    def _claim_thread(self) -> None:
+        """Methods with concurrency groups run on another thread than ``__init__``; these settings are per thread."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        if self._settings.parallel.threads_per_rank:
+            torch.set_num_threads(self._settings.parallel.threads_per_rank)
