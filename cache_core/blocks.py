@@ -36,11 +36,18 @@ class States(NamedTuple):
         return States(self.hidden[image], None if self.encoder is None else self.encoder[image])
 
     def owned_row(self, image: int) -> States:
-        """One image's states that keep nothing else alive: a view if the image is alone in the batch, else a copy."""
+        """One image's states that keep nothing else alive: views where they fill their storage, else copies.
+
+        They do not fill it in a batch of several images, nor where one stream was replaced since (ControlNet) and the
+        other is still a view of the joint buffer that a block gave for both.
+        """
         row = self.row(image)
-        if len(self.hidden) == 1:
-            return row
-        return States(row.hidden.clone(), None if row.encoder is None else row.encoder.clone())
+        filled: dict[int, int] = {}
+        for stream in row:
+            if stream is not None:
+                storage = stream.untyped_storage()
+                filled[storage.data_ptr()] = filled.get(storage.data_ptr(), -storage.nbytes()) + stream.nbytes
+        return States(*(s if s is None or filled[s.untyped_storage().data_ptr()] == 0 else s.clone() for s in row))
 
     def minus(self, other: States) -> States:
         """``self - other``, stream by stream."""
