@@ -27,8 +27,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.agreement import agreement_rows, para_attention_first_block_cache
 from benchmarks.contenders import Contender, contenders
 from benchmarks.workload import Schedule, flux, flux_with_free_blocks, sharing_weights
+from cache_core import DBCacheOptions, DBPruneOptions, cache_session
+from cache_core.hooks import attachment_of
 
 THRESHOLD = 0.15
 
@@ -88,6 +91,12 @@ def main(
     entries = _enter(free, contenders(first=2, last=2, threshold=THRESHOLD, steps=steps), False, device)
     _measure(entries, schedule, rounds, device, "free blocks")
     lines += _decision_table(entries, steps)
+    del entries, free
+    header = ["kind", "method", "decisions", "all-reduces per decision (abort looks included)"]
+    lines += _show("Agreement: collectives of one rank, every step deciding", header, agreement_rows(THRESHOLD))
+    lines += ["", f"ParaAttention's own first_block_cache {para_attention_first_block_cache()}."]
+    Console().print(lines[-1])
+    lines += _memory_table(device)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n".join(lines) + "\n")
@@ -217,6 +226,31 @@ def _decision_table(entries: list[Entry], steps: int) -> list[str]:
         rows.append((entry.contender.kind, entry.contender.name, str(decisions), _spread(own, 1e6, 0)))
     title = "Cost per decision: blocks that cost nothing, 4096 + 512 tokens of 3072 channels, bfloat16"
     return _show(title, ["kind", "method", "decisions", "microseconds per decision"], rows)
+
+
+def _memory_table(device: str) -> list[str]:
+    """Bytes that a session keeps between steps at FLUX.1-dev's geometry and 1024 x 1024, in bfloat16."""
+    size = {"doubles": 19, "singles": 38, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16, "device": device}
+    tokens = {"tokens": 4096, "text": 512}
+    schedule = Schedule(2, **tokens, dtype=torch.bfloat16, device=device, jump=False)
+    image, text = (count * 3072 * 2 for count in tokens.values())
+    rows = []
+    for first, last in ((0, 0), (8, 8)):
+        model = flux_with_free_blocks(**size, **tokens)
+        options = DBPruneOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, warmup_steps=2)
+        with cache_session(model, options):
+            schedule.run(model)
+            held = attachment_of(model).session.bytes_held()
+        # Published: input and residual of every block, whether or not it may be pruned.
+        published = 19 * (2 * image + text) + 38 * 2 * (image + text)
+        rows.append((f"DBPrune F{first}B{last}", f"{held / 2**30:.2f}", f"{published / 2**30:.2f}"))
+    model = flux_with_free_blocks(**size, **tokens)
+    with cache_session(model, DBCacheOptions(warmup_steps=2)):
+        schedule.run(model)
+        held = attachment_of(model).session.bytes_held()
+    rows.append(("DBCache F8B8", f"{held / 2**30:.2f}", f"{(2 * image + text) / 2**30:.2f}"))
+    title = "Memory kept between steps: FLUX.1-dev, 1024 x 1024, bfloat16, neighbours computed in the same step"
+    return _show(title, ["method", "cache_core GiB", "published GiB"], rows)
 
 
 def _show(title: str, header: list[str], rows: list[tuple[str, ...]]) -> list[str]:

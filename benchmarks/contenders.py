@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from cache_core import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
@@ -35,29 +36,35 @@ class Contender:
     prepare: Callable[[nn.Module], Callable[[], Any]]
 
 
-def contenders(*, first: int, last: int, threshold: float, steps: int) -> list[Contender]:
+def contenders(
+    *, first: int, last: int, threshold: float, steps: int, group: dist.ProcessGroup | None = None
+) -> list[Contender]:
     """All contenders with the same decisions: the first step computed, then compared in every step.
 
     Args:
         first, last: Fn and Bn of the dual-block rows; the prune rows take Fn=1, Bn=0.
         threshold: far from both the small and the large differences of the schedule, so that all decide alike.
         steps: transformer calls of one picture.
+        group: ranks that decide together, for ours; peers find theirs themselves.
     """
     dual = {"warmup_steps": 1, "residual_diff_threshold": threshold}
+    prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **dual)
     return [
         Contender("no cache", "none", lambda _: _nothing),
-        Contender("cache_core, hooks only", "none", _ours(NoCacheOptions())),
-        Contender("cache_core FBCache", "first block", _ours(FBCacheOptions(max_cached_steps=-1, **dual))),
+        Contender("cache_core, hooks only", "none", _ours(NoCacheOptions(), group)),
+        Contender("cache_core FBCache", "first block", _ours(FBCacheOptions(max_cached_steps=-1, **dual), group)),
         Contender("cache-dit 1.5.3 F1B0", "first block", _cache_dit(False, 1, 0, threshold, steps)),
         Contender("diffusers FirstBlockCache", "first block", _diffusers_first_block(threshold)),
         Contender(
             f"cache_core DBCache F{first}B{last}",
             "dual block",
-            _ours(DBCacheOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, **dual)),
+            _ours(DBCacheOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, **dual), group),
         ),
         Contender(f"cache-dit 1.5.3 F{first}B{last}", "dual block", _cache_dit(False, first, last, threshold, steps)),
         Contender(
-            "cache_core DBPrune", "prune", _ours(DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **dual))
+            "cache_core DBPrune",
+            "prune",
+            _ours(DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **dual), group),
         ),
         Contender("cache-dit 1.5.3 DBPrune", "prune", _cache_dit(True, 1, 0, threshold, steps)),
     ]
@@ -68,10 +75,10 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _ours(options: Any) -> Callable[[nn.Module], Callable[[], Any]]:
+def _ours(options: Any, group: dist.ProcessGroup | None) -> Callable[[nn.Module], Callable[[], Any]]:
     def prepare(transformer: nn.Module) -> Callable[[], Any]:
         Attachment(transformer)  # once, as loaders and apply_cache_on_pipe do
-        return lambda: cache_session(transformer, options)
+        return lambda: cache_session(transformer, options, group)
 
     return prepare
 

@@ -1,0 +1,156 @@
+"""From nothing to a picture, and what ranks and caching do to its time.
+
+    python -m benchmarks.first_picture [--config serve_configs/laptop_dbcache.yaml] [--out docs/tables/first_picture.md]
+
+Starts the real application (`serve run`), waits for `/readyz`, draws once; then draws on gangs of 1 and 4 ranks without
+Serve in between. The cost of a decision is the time of a picture that decides in every step and never reuses, less that
+of one that does not decide, per step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+URL = "http://127.0.0.1:8000"
+
+
+def main(
+    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application to start"),
+    size: str = typer.Option("128x128", help="picture size"),
+    steps: int = typer.Option(28, help="denoising steps"),
+    rounds: int = typer.Option(5, help="pictures per row"),
+    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+) -> None:
+    """Print the table."""
+    rows = [*_start_up(config, size, steps), *_gangs(config, size, steps, rounds)]
+    table = Table("what", "seconds", title=f"{config.name}, {size}, {steps} steps, {os.cpu_count()} CPU cores")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lines = ["| what | seconds |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in rows)]
+        out.write_text("\n".join(lines) + "\n")
+
+
+def _start_up(config: Path, size: str, steps: int) -> list[tuple[str, str]]:
+    start = time.monotonic()
+    with _serving(config) as process:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit(f"serve run ended with code {process.returncode}; run it by hand to see why")
+            if time.monotonic() - start > 300:
+                raise SystemExit("not ready after 300 s; run it by hand to see why")
+            if _ready():
+                break
+            time.sleep(0.2)
+        ready = time.monotonic() - start
+        body = {"prompt": "a red circle left of a blue square", "size": size, "seed": 7, "num_inference_steps": steps}
+        request = urllib.request.Request(
+            f"{URL}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            json.load(reply)
+        first = time.monotonic() - start
+    return [("`serve run` to ready", f"{ready:.1f}"), ("`serve run` to the first picture", f"{first:.1f}")]
+
+
+def _ready() -> bool:
+    try:
+        with urllib.request.urlopen(f"{URL}/readyz", timeout=2) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@contextlib.contextmanager
+def _serving(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    serve = Path(sys.executable).with_name("serve")
+    process = subprocess.Popen(
+        [str(serve), "run", str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        # A shell may have told background jobs to ignore SIGINT, which is how `serve run` is stopped.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _gangs(config: Path, size: str, steps: int, rounds: int) -> list[tuple[str, str]]:
+    import ray
+
+    from cache_core import DBCacheOptions, NoCacheOptions
+    from raycache.gang import Gang, Job
+    from raycache.settings import AppSettings
+
+    arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]
+    width, height = (int(part) for part in size.split("x"))
+    never = DBCacheOptions(warmup_steps=0, residual_diff_threshold=1e-9)
+    cached = DBCacheOptions()
+    plans = {
+        1: {"no cache": NoCacheOptions(), "deciding, never reusing": never},
+        4: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
+    }
+    rows = []
+    # Logical CPUs: the gangs must be placed whatever the machine has.
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        for ranks, methods in plans.items():
+            settings = AppSettings.model_validate(
+                arguments | {"parallel": arguments.get("parallel", {}) | {"ranks_per_replica": ranks}}
+            )
+            gang = Gang(settings, name=f"bench{ranks}")
+            gang.start()
+            try:
+                seconds: dict[str, list[float]] = {name: [] for name in methods}
+                for number in track(range(rounds + 1), description=f"{ranks} rank(s)"):
+                    for name, options in methods.items():
+                        job = Job(f"{ranks}-{number}-{name}", "a red circle", width, height, (7,), steps, 3.5, options)
+                        output = gang.submit(job).future.result(timeout=300)
+                        if number:  # the first picture warms up
+                            seconds[name].append(output.denoise_s)
+            finally:
+                gang.shutdown()
+            for name, values in seconds.items():
+                rows.append((f"denoise, {ranks} rank(s), {name}", _spread(values)))
+            extra = [
+                (a - b) / steps for a, b in zip(seconds["deciding, never reusing"], seconds["no cache"], strict=True)
+            ]
+            rows.append((f"one decision, {ranks} rank(s), microseconds", _spread([1e6 * value for value in extra], 0)))
+    finally:
+        ray.shutdown()
+    return rows
+
+
+def _spread(values: list[float], digits: int = 2) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)
