@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -26,13 +27,15 @@ from raycache.validation import resolve
 
 logger = logging.getLogger("ray.serve")
 
-_POLL_S = 1.0
+_POLL_S, _POLL_STARTING_S = 1.0, 0.25
 _STATUS_TIMEOUT_S = 2.0
-#: A status older than this is asked for again before a request is sent.
+#: A poll older than this is repeated before a request is judged by it.
 _FRESH_S = 3.0
+#: Engines that cannot be reached for so long count as gone.
+_SILENCE_S = 15.0
 #: Seconds past a job's deadline after which an engine that says nothing is given up.
 _GRACE_S = 5.0
-_CAPACITY_LOG_S = 30.0
+_EXPLAIN_S = 30.0
 
 
 class EngineWatch:
@@ -48,37 +51,45 @@ class EngineWatch:
         self._engine, self._bundles, self._replicas = engine, bundles, replicas
         self.statuses: list[EngineStatus] = []
         self.shortage: str | None = None
-        self._seen_at = self._logged_at = -float("inf")
+        self._asked_at = self._heard_at = self._logged_at = -math.inf
 
     async def run(self) -> None:
-        """Poll for ever, every second, and log every change."""
-        was_ready = False
+        """Poll for ever, faster while nobody serves, and log every change."""
+        served = False
         while True:
-            await self.refresh()
-            ready = bool(self.statuses)
-            if ready and not was_ready:
-                logger.info("Serving: POST /v1/images/generations (engines ready: %d)", len(self.statuses))
-            elif was_ready and not ready:
-                logger.warning("No engine is ready; requests are answered 503 until one is.")
-            was_ready = ready
-            if not ready:
-                self._explain()
-            await asyncio.sleep(_POLL_S)
+            try:
+                await self.refresh()
+                if bool(self.statuses) != served:
+                    served = not served
+                    self._announce(served)
+                if not served:
+                    self._explain()
+            except Exception:
+                logger.exception("Could not ask the engines how they are; trying again")
+            await asyncio.sleep(_POLL_S if served else _POLL_STARTING_S)
 
     async def refresh(self) -> None:
-        """Ask every engine; those that do not answer in time count as not there."""
+        """Ask every engine. Silence is not death: what a busy engine said last holds for a while."""
+        self._asked_at = time.monotonic()
         try:
             answers = await self._engine.broadcast("status").results_async(
                 timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
             )
-        except (TimeoutError, DeploymentUnavailableError, RayActorError):
+        except DeploymentUnavailableError:
+            self.statuses = []
+            return
+        except (TimeoutError, RayError):
             answers = []
-        self.statuses = [answer for answer in answers if isinstance(answer, EngineStatus)]
-        self._seen_at = time.monotonic()
+        heard = [answer for answer in answers if isinstance(answer, EngineStatus)]
+        all_dead = bool(answers) and all(isinstance(answer, RayActorError) for answer in answers)
+        if heard:
+            self._heard_at = time.monotonic()
+        if heard or all_dead or time.monotonic() - self._heard_at > _SILENCE_S:
+            self.statuses = heard
 
     async def latest(self) -> list[EngineStatus]:
         """The last answers; asked for again when the poll has fallen behind."""
-        if time.monotonic() - self._seen_at > _FRESH_S:
+        if time.monotonic() - self._asked_at > _FRESH_S:
             await self.refresh()
         return self.statuses
 
@@ -93,9 +104,15 @@ class EngineWatch:
             raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced")
         return statuses[0]
 
+    def _announce(self, served: bool) -> None:
+        if served:
+            logger.info("Serving POST /v1/images/generations; engines ready: %d", len(self.statuses))
+        else:
+            logger.warning("No engine is ready; requests are answered 503 until one is")
+
     def _explain(self) -> None:
         """Say every 30 s what the cluster lacks: Ray waits for it in silence."""
-        if time.monotonic() - self._logged_at < _CAPACITY_LOG_S:
+        if time.monotonic() - self._logged_at < _EXPLAIN_S:
             return
         self._logged_at = time.monotonic()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from cache_core.options import CacheOptions
 from raycache.settings import Policy
-
-if TYPE_CHECKING:
-    from raycache.gang import ModelFacts
 
 
 class GenerationRequest(BaseModel):
@@ -136,6 +133,17 @@ class PreviewEvent:
 
 
 @dataclass(frozen=True)
+class ModelInfo:
+    """What the ingress knows of the loaded model: :class:`raycache.pipeline.ModelFacts` where torch is not loaded."""
+
+    kind: str
+    num_blocks: int
+    num_heads: int
+    text_tokens: int
+    pipeline: str
+
+
+@dataclass(frozen=True)
 class EngineStatus:
     """One engine replica, as it sees itself.
 
@@ -156,5 +164,5 @@ class EngineStatus:
     running: bool
     predicted_queue_s: float
     gang: dict[str, Any]
-    model: ModelFacts
+    model: ModelInfo
     policy: Policy

@@ -10,7 +10,6 @@ import math
 import re
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from cache_core.options import (
     BlockCountError,
@@ -21,11 +20,8 @@ from cache_core.options import (
     check_block_count,
 )
 from raycache.errors import RequestError, invalid
-from raycache.schemas import GenerationRequest
+from raycache.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, LimitSettings, Policy
-
-if TYPE_CHECKING:
-    from raycache.gang import ModelFacts
 
 #: The VAE shrinks by 8 and the transformer packs 2x2 latents into one image token.
 PIXELS_PER_TOKEN_SIDE = 16
@@ -33,7 +29,7 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
 
 def resolve(
-    request: GenerationRequest, policy: Policy, model: ModelFacts, *, model_name: str, ranks: int
+    request: GenerationRequest, policy: Policy, model: ModelInfo, *, model_name: str, ranks: int
 ) -> GenerationRequest:
     """Check ``request`` and fill in every default, the seed included.
 
@@ -72,7 +68,7 @@ def resolve(
     )
 
 
-def check_deployment(settings: AppSettings, policy: Policy, model: ModelFacts) -> None:
+def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) -> None:
     """Refuse a deployment in which no request, or no request that names nothing, could be drawn.
 
     Raises:
@@ -147,7 +143,7 @@ def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[i
         yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
 
 
-def check_cache(options: object, model: ModelFacts) -> None:
+def check_cache(options: object, model: ModelInfo) -> None:
     """Cache options against the model's blocks.
 
     Raises:
@@ -159,7 +155,7 @@ def check_cache(options: object, model: ModelFacts) -> None:
         raise invalid(f"cache.{error.field}", error.reason, [error.nearest]) from None
 
 
-def silent_cache(request: GenerationRequest, model: ModelFacts) -> list[str]:
+def silent_cache(request: GenerationRequest, model: ModelInfo) -> list[str]:
     """Warnings for legal options under which the cache can never save anything."""
     options, steps = request.cache, request.num_inference_steps
     if options is None or isinstance(options, NoCacheOptions):

@@ -84,7 +84,7 @@ def test_request_keeps_what_decides_the_picture():
         ({"cache": 3}, "cache", ["object"]),
         ({"cache": {"type": "DBCache", "Fn_compute_blocks": 0}}, "cache.Fn_compute_blocks", ["nearest legal value: 1"]),
         ({"cache": {"type": "DBCache", "Fn": 1}}, "cache.Fn", ["unknown"]),
-        ({"cache": {"type": "DBCache", "Bn_compute_blocks_ids": [8]}}, "cache", ["0..7"]),
+        ({"cache": {"type": "DBCache", "Bn_compute_blocks_ids": [8]}}, "cache.Bn_compute_blocks_ids", ["0..7"]),
         ({"timeout_s": 0}, "timeout_s", ["greater than 0"]),
     ],
 )

@@ -1,18 +1,16 @@
 """What is wrong is refused with the field, the reason and a legal value that is really legal."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core.options import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions
 from raycache.errors import RequestError
-from raycache.schemas import GenerationRequest
+from raycache.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, LimitSettings
 from raycache.validation import check_deployment, check_size, nearest_sizes, parse_size, resolve, silent_cache
 
-MODEL = SimpleNamespace(num_blocks=57, num_heads=4, text_tokens=64, kind="noise")
+MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_prompt_characters": 50}})
 
 

@@ -1,0 +1,49 @@
+"""``raycache.app:build``: from settings to a Serve application.
+
+No ``from __future__ import annotations`` here: Serve hands the builder a model only if its annotation is a class.
+"""
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+
+from raycache.engine import Engine
+from raycache.gang import placement_bundles
+from raycache.ingress import Ingress
+from raycache.settings import AppSettings
+
+#: Calls an ingress or engine replica takes at once beyond its jobs: status, and requests that are refused at once.
+#: Serve's own queue never refuses before ours does, because its refusal is plain text without a reason.
+_SLACK = 1000
+
+
+def build(settings: AppSettings) -> Application:
+    """Bind the ingress to the engines.
+
+    Bundles are computed here and nothing is demanded of the actors: an actor option that its bundle does not hold
+    makes Serve leak the placement groups of every try.
+    """
+    bundles = placement_bundles(settings)
+    reliability = settings.reliability
+    engine = serve.deployment(Engine).options(
+        name="Engine",
+        num_replicas=settings.num_replicas,
+        ray_actor_options={"num_cpus": settings.parallel.engine_cpus},
+        placement_group_bundles=bundles,
+        placement_group_strategy="STRICT_PACK",
+        max_ongoing_requests=reliability.max_queued_requests + _SLACK,
+        max_constructor_retry_count=3,
+        health_check_period_s=reliability.health_check_period_s,
+        graceful_shutdown_timeout_s=reliability.drain_timeout_s,
+        # The ingress logs each request; here it would be each status poll too.
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+        name="Ingress",
+        num_replicas=settings.ingress.num_replicas,
+        ray_actor_options={"num_cpus": settings.ingress.num_cpus},
+        max_ongoing_requests=_SLACK,
+        health_check_period_s=reliability.health_check_period_s,
+        graceful_shutdown_timeout_s=reliability.drain_timeout_s,
+    )
+    return ingress.bind(settings, engine.bind(settings), bundles)

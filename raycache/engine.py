@@ -1,0 +1,279 @@
+"""The engine deployment: owns one gang, decides who may use it, and answers each job once.
+
+Errors that are answers (refused, aborted, failed) are *returned* as :class:`RequestError`, not raised: Serve writes a
+traceback for whatever a deployment raises, and a full queue is no news worth a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import ray
+from ray import serve
+
+from raycache.admission import Admission, Ticket, Work
+from raycache.errors import RequestError, unavailable
+from raycache.gang import (
+    DeadlineExceeded,
+    Gang,
+    GangRestarting,
+    GangStatus,
+    Job,
+    JobCancelled,
+    JobHandle,
+    JobOutput,
+    ModelFacts,
+    Progress,
+)
+from raycache.metrics import Metrics
+from raycache.schemas import (
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+    StageTimes,
+)
+from raycache.settings import AppSettings
+from raycache.validation import check_deployment, parse_size, silent_cache
+
+logger = logging.getLogger("ray.serve")
+
+Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
+
+
+class GangLike(Protocol):
+    """What the engine needs of a gang."""
+
+    def start(self) -> None: ...
+    def submit(
+        self, job: Job, *, deadline: float | None, on_progress: Callable[[Progress], None] | None
+    ) -> JobHandle: ...
+    def status(self) -> GangStatus: ...
+    def check_health(self) -> None: ...
+    def model_facts(self) -> ModelFacts: ...
+    def shutdown(self, drain_s: float = 0) -> None: ...
+
+
+def gang_of_this_replica(settings: AppSettings) -> Gang:
+    """A gang in the placement group that Serve reserved for this replica."""
+    name = serve.get_replica_context().replica_id.unique_id
+    return Gang(settings, ray.util.get_current_placement_group(), name=name)
+
+
+class Engine:
+    """One replica: one gang, one job at a time.
+
+    The constructor returns once the gang is warm, so Serve routes nothing here before, and a rolling update keeps the
+    old replica until then.
+
+    Raises:
+        ValueError: the model cannot be drawn with under these settings.
+        Exception: what the gang raised while starting.
+    """
+
+    def __init__(
+        self, settings: AppSettings, make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica
+    ) -> None:
+        began = time.monotonic()
+        self._settings = settings
+        self._policy = settings.policy
+        self._admission = Admission(self._policy)
+        self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
+        self._jobs = 0
+        self._gang = make_gang(settings)
+        self._gang.start()
+        try:
+            self._model = ModelInfo(**asdict(self._gang.model_facts()))
+            check_deployment(settings, self._policy, self._model)
+            self._warm_up()
+        except BaseException:
+            self._gang.shutdown()
+            raise
+        self._name = self._gang.status().name
+        logger.info(
+            "Ready after %.1f s: %d ranks on %s, model %s.",
+            time.monotonic() - began,
+            settings.parallel.ranks_per_replica,
+            settings.parallel.device,
+            settings.model.path,
+        )
+        if self._model.kind == "noise":
+            logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult | RequestError:
+        """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
+
+        Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks.
+        """
+        async for event in self._events(request, watch=False):
+            if isinstance(event, GenerationResult | RequestError):
+                return event
+        raise AssertionError("a job ended without an answer")
+
+    async def generate_stream(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Like :meth:`generate`, with progress and previews before the answer, which comes last."""
+        events = self._events(request, watch=True)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    def status(self) -> EngineStatus:
+        """This replica as it sees itself; never waits for a rank."""
+        queued, running, wait = self._admission.load()
+        gang = self._gang.status()
+        self._metrics.queued_jobs.set(queued)
+        self._metrics.predicted_queue_seconds.set(wait)
+        self._metrics.gang_restarts.set(gang.restarts)
+        self._metrics.ready.set(float(gang.ready))
+        return EngineStatus(
+            self._name, gang.ready, queued, running, round(wait, 3), asdict(gang), self._model, self._policy
+        )
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
+
+        Raises:
+            ValueError: unknown field or illegal value; the policy stays as it was.
+        """
+        policy = self._settings.policy.changed(user_config or {})
+        check_deployment(self._settings, policy, self._model)
+        self._policy = self._admission.policy = policy
+
+    def check_health(self) -> None:
+        """Raises when the gang is beyond repair; Serve then replaces the replica. Reads an age, calls no rank."""
+        self._gang.check_health()
+
+    def __del__(self) -> None:
+        # Serve calls this after the drain: admitted jobs have been answered or their time is up.
+        if gang := getattr(self, "_gang", None):
+            gang.shutdown()
+
+    async def _events(self, request: GenerationRequest, *, watch: bool) -> AsyncIterator[Event]:
+        arrived = time.monotonic()
+        job, work = self._job(request, watch)
+        try:
+            ticket = self._admission.admit(work, request.timeout_s)
+        except RequestError as refusal:
+            self._metrics.ended("refused", refusal.code)
+            yield refusal
+            return
+        loop, events = asyncio.get_running_loop(), asyncio.Queue()
+        report = _forward(loop, events) if watch else None
+        handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
+        # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
+        handle.future.add_done_callback(lambda future: self._release(ticket, future))
+        # Nobody awaits `outcome` itself: cancelling that wait would cancel the future the gang is about to fill.
+        outcome = asyncio.wrap_future(handle.future)
+        outcome.add_done_callback(lambda done: (done.cancelled() or done.exception(), events.put_nowait(None)))
+        previews = 0
+        try:
+            while (progress := await events.get()) is not None:
+                left = self._admission.seconds_left(ticket)
+                yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
+                if progress.preview is not None:
+                    yield PreviewEvent(previews, list(progress.preview))
+                    previews += 1
+            yield self._answer(request, outcome, time.monotonic() - arrived)
+        finally:
+            if not handle.future.done():
+                self._metrics.ended("aborted", "client_gone")
+                handle.abort("the client went away")
+
+    def _answer(
+        self, request: GenerationRequest, outcome: asyncio.Future[JobOutput], seconds: float
+    ) -> GenerationResult | RequestError:
+        try:
+            output = outcome.result()
+        except Exception as error:
+            answer = _as_request_error(error)
+            self._metrics.ended("aborted" if isinstance(error, DeadlineExceeded) else "failed", answer.code)
+            if answer.status == 500:
+                logger.error("A job failed on the ranks: %s", error)
+            return answer
+        busy = output.encode_s + output.denoise_s + output.decode_s
+        times = StageTimes(
+            queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
+        )
+        self._metrics.done(request.cache.type, request.size, request.n, times.model_dump())
+        warnings = [*output.warnings, *silent_cache(request, self._model)]
+        if output.report is not None:
+            self._metrics.decided(output.report)
+        return GenerationResult(
+            images=list(output.images),
+            seeds=[request.seed + index for index in range(request.n)],
+            report=output.report,
+            times=times,
+            warnings=warnings,
+        )
+
+    def _release(self, ticket: Ticket, future: Any) -> None:
+        finished = not future.cancelled() and future.exception() is None
+        output = future.result() if finished else None
+        self._admission.release(ticket, output.encode_s + output.denoise_s + output.decode_s if output else None)
+
+    def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
+        self._jobs += 1
+        width, height = parse_size(request.size)
+        steps = request.num_inference_steps
+        job = Job(
+            id=f"{self._jobs}",
+            prompt=request.prompt,
+            width=width,
+            height=height,
+            seeds=tuple(request.seed + index for index in range(request.n)),
+            num_inference_steps=steps,
+            guidance_scale=request.guidance_scale,
+            cache=request.cache,
+            preview_steps=preview_steps(steps, request.partial_images) if watch else (),
+        )
+        return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
+
+    def _warm_up(self) -> None:
+        """Draw the declared shapes: no user pays for compilation or allocation, and the predictor has learned them."""
+        for shape in self._settings.warmup:
+            request = GenerationRequest(
+                prompt="warm-up",
+                size=shape.size,
+                n=shape.n,
+                seed=0,
+                num_inference_steps=shape.num_inference_steps,
+                guidance_scale=self._policy.defaults.guidance_scale,
+                cache=self._policy.cache,
+            )
+            job, _ = self._job(request, watch=False)
+            self._gang.submit(job, deadline=None, on_progress=None).future.result()
+
+
+def preview_steps(steps: int, count: int) -> tuple[int, ...]:
+    """Steps, from 0, after which a preview is sent: spread evenly, none at the very end.
+
+    >>> preview_steps(28, 3)
+    (6, 13, 20)
+    """
+    return tuple(sorted({max(0, steps * (k + 1) // (count + 1) - 1) for k in range(count)} - {steps - 1}))
+
+
+def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
+    """A callback for the gang's thread that hands progress to the request's own loop."""
+    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)
+
+
+def _as_request_error(error: BaseException) -> RequestError:
+    if isinstance(error, DeadlineExceeded):
+        return RequestError(504, "the deadline passed before the picture was done", "timeout_s", "deadline_exceeded")
+    if isinstance(error, GangRestarting):
+        return unavailable(
+            "the ranks are being replaced after a fault; try again", error.retry_after_s, "gang_restarting"
+        )
+    if isinstance(error, JobCancelled):
+        return RequestError(499, "the request was cancelled", None, "cancelled")
+    return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")

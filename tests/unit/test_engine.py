@@ -1,0 +1,274 @@
+"""The engine over a fake gang: one answer per job, whatever happens to the job."""
+
+import asyncio
+import gc
+import logging
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from raycache.engine import Engine, preview_steps
+from raycache.errors import RequestError
+from raycache.gang import DeadlineExceeded, GangRestarting, JobCancelled, JobFailed, JobOutput
+from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
+from raycache.settings import AppSettings
+from raycache.validation import resolve
+
+SETTINGS = AppSettings.model_validate(
+    {
+        "model": {"path": "noise"},
+        "parallel": {"ranks_per_replica": 2},
+        "reliability": {"max_queued_requests": 1},
+        "warmup": [{"size": "128x128", "n": 2}],
+    }
+)
+MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
+
+
+@dataclass
+class FakeStatus:
+    name: str = "replica-1"
+    ready: bool = True
+    restarts: int = 0
+
+
+class FakeGang:
+    """Jobs end when the test says so; warm-up jobs at once."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        self.jobs = []
+        self.aborts: list[str] = []
+        self.stopped = False
+        self.sick: Exception | None = None
+
+    def start(self) -> None: ...
+
+    def submit(self, job, *, deadline=None, on_progress=None):
+        future: Future[JobOutput] = Future()
+        self.jobs.append(SimpleNamespace(job=job, deadline=deadline, on_progress=on_progress, future=future))
+        if deadline is None:
+            finish(self.jobs[-1])
+        return SimpleNamespace(future=future, abort=self.aborts.append)
+
+    def status(self) -> FakeStatus:
+        return FakeStatus()
+
+    def check_health(self) -> None:
+        if self.sick:
+            raise self.sick
+
+    def model_facts(self):
+        return MODEL
+
+    def shutdown(self, drain_s: float = 0) -> None:
+        self.stopped = True
+
+
+def output(job, **changes) -> JobOutput:
+    images = np.zeros((len(job.seeds), job.height, job.width, 3), np.uint8)
+    fields = {"images": images, "report": None, "encode_s": 0.1, "denoise_s": 0.7, "decode_s": 0.2, "warnings": []}
+    return JobOutput(**{**fields, **changes})
+
+
+def finish(running) -> None:
+    running.future.set_result(output(running.job))
+
+
+def order(**fields) -> GenerationRequest:
+    request = GenerationRequest(**{"prompt": "a circle", "size": "128x128", "seed": 7, **fields})
+    return resolve(request, SETTINGS.policy, MODEL, model_name="flux", ranks=2)
+
+
+@pytest.fixture
+def engine():
+    return Engine(SETTINGS, FakeGang)
+
+
+async def started(engine: Engine, **fields):
+    """A call under way, and what the gang sees of it."""
+    before = len(engine._gang.jobs)
+    call = asyncio.create_task(engine.generate(order(**fields)))
+    async with asyncio.timeout(5):
+        while len(engine._gang.jobs) == before and not call.done():
+            await asyncio.sleep(0)
+    return call, engine._gang.jobs[-1]
+
+
+def test_declared_shapes_are_drawn_before_it_is_ready(engine):
+    (warm,) = engine._gang.jobs
+    assert (warm.job.width, warm.job.height, len(warm.job.seeds), warm.job.num_inference_steps) == (128, 128, 2, 2)
+
+
+def test_a_noise_model_is_announced(caplog):
+    with caplog.at_level(logging.INFO, "ray.serve"):
+        Engine(SETTINGS, FakeGang)
+    assert "Ready after" in caplog.text
+    assert "NOISE" in caplog.text
+
+
+async def test_a_picture(engine):
+    call, running = await started(engine, n=2)
+    assert running.job.seeds == (7, 8)
+    assert running.job.preview_steps == ()
+    assert running.deadline == pytest.approx(time.monotonic() + 300, abs=5)
+    finish(running)
+    result = await call
+    assert isinstance(result, GenerationResult)
+    assert [image.shape for image in result.images] == [(128, 128, 3)] * 2
+    assert result.seeds == [7, 8]
+    assert (result.times.encode, result.times.denoise, result.times.decode) == (0.1, 0.7, 0.2)
+    assert engine._gang.aborts == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "retry"),
+    [
+        (DeadlineExceeded("late"), 504, "deadline_exceeded", None),
+        (GangRestarting("rank 1 died", 7.0), 503, "gang_restarting", 7.0),
+        (JobCancelled("no"), 499, "cancelled", None),
+        (JobFailed("CUDA error at /secret"), 500, "job_failed", None),
+    ],
+)
+async def test_failures_are_answers(engine, error, status, code, retry):
+    call, running = await started(engine)
+    running.future.set_exception(error)
+    answer = await call
+    assert isinstance(answer, RequestError)
+    assert (answer.status, answer.code, answer.retry_after_s) == (status, code, retry)
+    assert "secret" not in answer.message
+    assert engine.status().running is False
+
+
+async def test_a_full_queue_refuses_and_recovers(engine):
+    (first, one), (second, two) = await started(engine), await started(engine)
+    refusal = await engine.generate(order())
+    assert (refusal.status, refusal.code) == (429, "queue_full")
+    assert engine.status().queued == 1
+    finish(one)
+    finish(two)
+    assert all(isinstance(result, GenerationResult) for result in await asyncio.gather(first, second))
+    third, three = await started(engine)
+    finish(three)
+    assert isinstance(await third, GenerationResult)
+
+
+async def test_cancelling_the_call_aborts_the_job(engine):
+    call, running = await started(engine)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert engine._gang.aborts == ["the client went away"]
+    # The gang still holds the job until its next step; the place in the queue is its own until then.
+    assert engine.status().running is True
+    assert not running.future.cancelled()
+    running.future.set_exception(JobCancelled("the client went away"))
+    assert engine.status().running is False
+
+
+async def test_no_exception_is_left_unread(engine, caplog):
+    call, running = await started(engine)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    running.future.set_exception(JobCancelled("gone"))
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+async def test_a_stream(engine):
+    events = engine.generate_stream(order(partial_images=1, num_inference_steps=4))
+    first = asyncio.create_task(anext(events))
+    while len(engine._gang.jobs) < 2:
+        await asyncio.sleep(0)
+    running = engine._gang.jobs[-1]
+    assert running.job.preview_steps == (1,)
+    preview = np.zeros((1, 64, 64, 3), np.uint8)
+    for step in (1, 2):
+        fields = {"step": step, "steps": 4, "cached": [False], "residual_diff": [None]}
+        running.on_progress(SimpleNamespace(**fields, preview=preview if step == 2 else None))
+    finish(running)
+    got = [await first] + [event async for event in events]
+    assert [type(event) for event in got] == [ProgressEvent, ProgressEvent, PreviewEvent, GenerationResult]
+    assert got[2].images[0].shape == (64, 64, 3)
+
+
+async def test_closing_a_stream_aborts_the_job(engine):
+    events = engine.generate_stream(order())
+    first = asyncio.create_task(anext(events))
+    while len(engine._gang.jobs) < 2:
+        await asyncio.sleep(0)
+    engine._gang.jobs[-1].on_progress(SimpleNamespace(step=1, steps=28, cached=[], residual_diff=[], preview=None))
+    await first
+    await events.aclose()
+    assert engine._gang.aborts == ["the client went away"]
+
+
+async def test_a_refused_stream_says_only_that(engine):
+    await started(engine)
+    await started(engine)
+    (answer,) = [event async for event in engine.generate_stream(order())]
+    assert (answer.status, answer.code) == (429, "queue_full")
+
+
+async def test_the_policy_changes_without_a_restart(engine):
+    engine.reconfigure({"cache": {"type": "none"}, "max_queued_requests": 0})
+    assert engine.status().policy.cache.type == "none"
+    await started(engine)
+    assert (await engine.generate(order())).code == "queue_full"
+    engine.reconfigure({})
+    assert engine.status().policy == SETTINGS.policy
+
+
+def test_a_wrong_policy_changes_nothing(engine):
+    for change in ({"cache": {"type": "DBCache", "Fn_compute_blocks": 99}}, {"nonsense": 1}):
+        with pytest.raises(ValueError, match=r"Fn_compute_blocks|nonsense"):
+            engine.reconfigure(change)
+    assert engine.status().policy == SETTINGS.policy
+
+
+def test_health_is_the_gangs(engine):
+    engine.check_health()
+    engine._gang.sick = RuntimeError("gang gone")
+    with pytest.raises(RuntimeError, match="gang gone"):
+        engine.check_health()
+
+
+def test_a_model_that_does_not_divide_stops_the_gang_again():
+    gangs = []
+
+    def make(settings):
+        gangs.append(FakeGang(settings))
+        return gangs[0]
+
+    ranks = SETTINGS.parallel.model_copy(update={"ranks_per_replica": 3})
+    with pytest.raises(ValueError, match="legal values: 1, 2, 4"):
+        Engine(SETTINGS.model_copy(update={"parallel": ranks}), make)
+    assert gangs[0].stopped
+
+
+def test_a_deleted_engine_stops_its_gang(engine):
+    gang = engine._gang
+    engine.__del__()
+    assert gang.stopped
+
+
+def test_prompts_are_not_logged(caplog):
+    async def scenario():
+        engine = Engine(SETTINGS, FakeGang)
+        call, running = await started(engine, prompt="secret words")
+        running.future.set_exception(JobFailed("boom"))
+        await call
+
+    with caplog.at_level(logging.DEBUG):
+        asyncio.run(scenario())
+    assert "boom" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(("steps", "count", "expected"), [(28, 3, (6, 13, 20)), (28, 0, ()), (1, 3, ()), (2, 3, (0,))])
+def test_previews_are_spread(steps, count, expected):
+    assert preview_steps(steps, count) == expected
