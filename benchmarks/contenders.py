@@ -61,11 +61,7 @@ def contenders(
             _ours(DBCacheOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, **dual), group),
         ),
         Contender(f"cache-dit 1.5.3 F{first}B{last}", "dual block", _cache_dit(False, first, last, threshold, steps)),
-        Contender(
-            "cache_core DBPrune",
-            "prune",
-            _ours(DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **dual), group),
-        ),
+        Contender("cache_core DBPrune", "prune", _ours(prune, group)),
         Contender("cache-dit 1.5.3 DBPrune", "prune", _cache_dit(True, 1, 0, threshold, steps)),
     ]
 
