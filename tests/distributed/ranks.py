@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import time
@@ -82,7 +83,7 @@ def _collect(ends: list[Connection], deadline: float) -> list[Any]:
         for end in ready:
             rank = waiting.pop(end)
             try:
-                failure, results[rank] = end.recv()
+                failure, results[rank] = pickle.loads(end.recv_bytes())
             except EOFError:
                 failure = ("died", "the process ended without an answer")
             if failure is not None:
@@ -118,9 +119,11 @@ def _child(
         dist.init_process_group(
             "gloo", store=dist.PrefixStore("test", store), rank=rank, world_size=world_size, timeout=limit
         )
-        end.send((None, fn(rank, world_size, *args)))
+        answer = pickle.dumps((None, fn(rank, world_size, *args)))
     except BaseException as error:
-        end.send(((type(error).__name__, traceback.format_exc()), None))
+        answer = pickle.dumps(((type(error).__name__, traceback.format_exc()), None))
+    # Plain pickle: `end.send` would share tensors as files of a process that is about to end.
+    end.send_bytes(answer)
     # Rank 0 holds the store: it stays until the parent, which has all answers by then, kills it.
     if rank == 0:
         time.sleep(timeout)

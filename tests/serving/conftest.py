@@ -1,0 +1,62 @@
+"""One local Ray for the whole pytest run, with pretended GPUs, and a model that draws in milliseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from raycache.demo.noise import build_noise_model
+from raycache.settings import AppSettings
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of our own; CPUs and GPUs are numbers that the scheduler believes."""
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=16,
+        num_gpus=4,
+        resources={"accelerator_type:L20": 1},
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random FLUX of 2 + 4 blocks."""
+    return build_noise_model(tmp_path_factory.mktemp("models") / "tiny", layers=2, single_layers=4)
+
+
+@pytest.fixture(scope="session")
+def gang_settings(tiny_model: Path) -> Callable[..., AppSettings]:
+    """Settings of a CPU gang: ``gang_settings(ranks=2, parallel={...}, reliability={...})``."""
+
+    def make(ranks: int = 2, parallel: dict[str, Any] | None = None, **sections: Any) -> AppSettings:
+        base = {"ranks_per_replica": ranks, "device": "cpu", "rank_cpus": 0.25, "threads_per_rank": 1}
+        return AppSettings.model_validate(
+            {
+                "model": {"path": str(tiny_model), "dtype": "float32"},
+                "parallel": {**base, "collective_timeout_s": 60, "startup_timeout_s": 150, **(parallel or {})},
+                **sections,
+            }
+        )
+
+    return make
+
+
+def wait_until(what: Callable[[], bool], timeout: float = 30.0) -> float:
+    """Seconds until ``what()`` holds."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < timeout, "timed out"
+        time.sleep(0.01)
+    return time.monotonic() - began

@@ -1,0 +1,129 @@
+"""A gang of 2 gloo ranks on a real local Ray: pictures, progress, errors, aborts. One gang for the whole file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from cache_core import DBCacheOptions, DBPruneOptions, NoCacheOptions
+from raycache.gang import DeadlineExceeded, Gang, Job, JobCancelled, JobFailed, Progress
+from tests.serving.conftest import wait_until
+
+CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
+
+
+def job(seeds: tuple[int, ...] = (7,), steps: int = 6, **changes: object) -> Job:
+    values = {"prompt": "a red circle", "width": 64, "height": 64, "guidance_scale": 3.5, "cache": CACHE}
+    return Job(id=f"job-{time.monotonic_ns()}", seeds=seeds, num_inference_steps=steps, **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def gang(local_ray, gang_settings) -> Iterator[Gang]:
+    gang = Gang(gang_settings(), name="draws")
+    gang.start()
+    yield gang
+    gang.shutdown()
+
+
+@pytest.fixture(scope="module")
+def reference(gang: Gang) -> np.ndarray:
+    """The very first picture of a fresh gang."""
+    return gang.submit(job()).future.result(60).images
+
+
+def test_a_picture_with_its_report(gang: Gang, reference: np.ndarray):
+    assert reference.shape == (1, 64, 64, 3)
+    assert reference.dtype == np.uint8
+    assert reference.std() > 10
+    output = gang.submit(job()).future.result(60)
+    np.testing.assert_array_equal(output.images, reference)
+    totals = output.report["totals"]
+    assert totals["steps"] == 6
+    assert totals["cached_steps"][0] > 0
+    assert totals["collectives"] == 6, "the two ranks must have decided together"
+    assert output.encode_s > 0
+    assert output.denoise_s > 0
+    assert output.decode_s > 0
+    facts = gang.model_facts()
+    assert (facts.num_blocks, facts.num_heads, facts.text_tokens, facts.kind) == (6, 4, 64, "noise")
+
+
+def test_each_image_has_its_own_seed(gang: Gang, reference: np.ndarray):
+    both = gang.submit(job(seeds=(3, 7))).future.result(60).images
+    assert np.abs(both[1].astype(int) - reference[0]).max() <= 1, "image k equals its seed drawn alone, up to rounding"
+    assert np.abs(both[0].astype(int) - reference[0]).mean() > 2
+
+
+@pytest.mark.parametrize("options", [NoCacheOptions(), DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1)])
+def test_progress_is_told_once_per_step_and_in_order(gang: Gang, options):
+    told: list[Progress] = []
+    wanted = job(steps=8, seeds=(1, 2), width=128, preview_steps=(0, 4), cache=options)
+    output = gang.submit(wanted, on_progress=told.append).future.result(60)
+    assert [(p.step, p.steps) for p in told] == [(k, 8) for k in range(1, 9)]
+    assert [p.step for p in told if p.preview is not None] == [1, 5]
+    preview = told[4].preview
+    assert preview.dtype == np.uint8
+    assert preview.shape[0] == 2
+    assert preview.shape[1] * 2 == preview.shape[2]
+    small = output.images.reshape(2, preview.shape[1], 64 // preview.shape[1], preview.shape[2], -1, 3).mean((2, 4))
+    error, unrelated = (np.abs(p.astype(float) - small).mean() for p in (preview, preview[::-1]))
+    assert error < unrelated, "a preview resembles its own picture more than its neighbour's"
+
+
+def test_an_error_on_every_rank_ends_the_job_and_not_the_gang(gang: Gang, reference: np.ndarray):
+    pids = [rank["pid"] for rank in gang.status().ranks]
+    with pytest.raises(JobFailed, match="not divisible"):
+        gang.submit(job(width=144, height=144)).future.result(60)  # 81 tokens over 2 ranks
+    np.testing.assert_array_equal(gang.submit(job()).future.result(60).images, reference)
+    assert [rank["pid"] for rank in gang.status().ranks] == pids
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_abort_of_a_running_job(gang: Gang, reference: np.ndarray, step: int):
+    handles, seen = [], []
+    submitted = threading.Event()
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress.step)
+        submitted.wait(5)
+        if progress.step == step:
+            handles[0].abort("client gone")
+
+    handles.append(gang.submit(job(steps=2000), on_progress=stop))
+    submitted.set()
+    with pytest.raises(JobCancelled, match="client gone"):
+        handles[0].future.result(30)
+    assert seen[-1] < 500
+    np.testing.assert_array_equal(gang.submit(job()).future.result(60).images, reference)
+    assert gang.status().restarts == 0
+
+
+def test_a_queued_job_is_dropped_at_once(gang: Gang):
+    running = gang.submit(job(steps=2000))
+    queued = gang.submit(job())
+    wait_until(lambda: gang.status().job == running.job.id)
+    queued.abort("changed my mind")
+    with pytest.raises(JobCancelled, match="changed my mind"):
+        queued.future.result(0.1)
+    assert not running.future.done()
+    running.abort("enough")
+    with pytest.raises(JobCancelled, match="enough"):
+        running.future.result(10)
+
+
+def test_deadlines(gang: Gang, reference: np.ndarray):
+    running = gang.submit(job(steps=5000), deadline=time.monotonic() + 1.5)
+    queued = gang.submit(job(), deadline=time.monotonic() + 0.5)
+    patient = gang.submit(job())
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        queued.future.result(10)
+    assert time.monotonic() - began < 1.2, "a queued job's deadline does not wait for its turn"
+    with pytest.raises(DeadlineExceeded):
+        running.future.result(10)
+    assert time.monotonic() - began < 3
+    np.testing.assert_array_equal(patient.future.result(10).images, reference)
