@@ -113,7 +113,7 @@ class ReliabilitySettings(_Settings):
     )
     restart_window_s: float = Field(default=600.0, gt=0)
     drain_timeout_s: float = Field(
-        default=120.0, gt=0, description="Seconds a replica that is shut down may take to finish its admitted jobs."
+        default=60.0, gt=0, description="Seconds a replica that is shut down may take to finish its admitted jobs."
     )
     health_check_period_s: float = Field(
         default=2.0, gt=0, description="Serve replaces a replica after three failed checks in a row."

@@ -128,10 +128,13 @@ def nearest_sizes(width: int, height: int, *, ranks: int, max_pixels: int, count
     # Keep one side and move the other: both ways round, or a very long and thin picture finds nothing.
     legal = {(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
     legal |= {(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
-    # Ties go to the size of nearly the same shape.
-    nearest = sorted(
-        legal, key=lambda wh: (abs(wh[0] - width) + abs(wh[1] - height), abs(wh[0] * height - wh[1] * width))
-    )
+
+    def change(size: tuple[int, int]) -> tuple[int, ...]:
+        # Ties go to the size of nearly the same shape, then to the larger one.
+        w, h = size
+        return abs(w - width) + abs(h - height), abs(w * height - h * width), -w * h, w
+
+    nearest = sorted(legal, key=change)
     return [f"{w}x{h}" for w, h in nearest[:count]]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import ray
+from ray import serve
 
+from raycache.app import build
 from raycache.demo.noise import build_noise_model
 from raycache.settings import AppSettings
 
@@ -60,3 +64,32 @@ def wait_until(what: Callable[[], bool], timeout: float = 30.0) -> float:
         assert time.monotonic() - began < timeout, "timed out"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+@pytest.fixture(scope="session")
+def http(local_ray) -> Iterator[str]:
+    """Serve on a free port of this machine; its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.fixture(scope="session")
+def flux(http: str, gang_settings: Callable[..., AppSettings]) -> str:
+    """The application as a user runs it, with a tiny model and two engines of two ranks; its URL."""
+    settings = gang_settings(
+        parallel={"engine_cpus": 0.2},
+        ingress={"num_cpus": 0.1},
+        cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
+        defaults={"size": "64x64", "num_inference_steps": 6},
+        limits={"max_pixels": 512 * 512, "max_steps": 5000},
+        warmup=[{"size": "64x64"}],
+        reliability={"max_queued_requests": 3},
+        num_replicas=2,
+    )
+    serve.run(build(settings), name="flux", route_prefix="/")
+    wait_until(lambda: len(httpx.get(f"{http}/readyz").json()["engines"]) == 2)
+    return http
