@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _logger = logging.getLogger("raycache.gang")
 
 #: Seconds between two pulses of a rank: how soon a death is seen, and how late progress may be told.
 PULSE_S = 0.2
+#: Seconds the ranks get to write their stacks.
+_STACKS_S = 2.0
 
 
 class Fault(Exception):
@@ -75,19 +78,25 @@ class RankActors:
         self._changed = [time.monotonic()] * world
         self._sent = [0.0] * world
 
-    def load(self) -> ModelFacts:
+    def load(self, tick: Callable[[], None]) -> ModelFacts:
         """Rendezvous and load the model on all ranks.
+
+        Args:
+            tick: called every :data:`PULSE_S` meanwhile.
 
         Raises:
             GangStartError: a rank failed, died, or took too long; the message says which and why.
         """
         deadline = time.monotonic() + self._settings.parallel.startup_timeout_s
         first = self._actors[0]
-        source, kind = self._all([first.prepare.remote()], deadline, "find the model")[0]
-        address, port = self._all([first.open_store.remote()], deadline, "open the rendezvous")[0]
-        self._all([actor.join.remote(address, port) for actor in self._actors], deadline, "join the process group")
-        facts = self._all([actor.load.remote(source, kind) for actor in self._actors], deadline, "load the model")
-        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer")
+        # The pulses first: whoever has told its process id can be killed for certain.
+        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "start", tick)
+        self.pulses = list(pulses)
+        source, kind = self._all([first.prepare.remote()], deadline, "find the model", tick)[0]
+        port = self._all([first.open_store.remote()], deadline, "open the rendezvous", tick)[0]
+        self._all([actor.join.remote(port) for actor in self._actors], deadline, "join the process group", tick)
+        facts = self._all([actor.load.remote(source, kind) for actor in self._actors], deadline, "load the model", tick)
+        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer", tick)
         now = time.monotonic()
         for rank, pulse in enumerate(pulses):
             self.pulses[rank], self._answered[rank], self._changed[rank] = pulse, now, now
@@ -147,7 +156,11 @@ class RankActors:
             if pulse is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pulse.pid, signal.SIGUSR1)
-        time.sleep(0.3)
+        sizes, end = None, time.monotonic() + _STACKS_S
+        while sizes != (sizes := [_size(path) for path in self._stacks]) or not any(sizes):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.3)
         for rank, path in enumerate(self._stacks):
             with contextlib.suppress(OSError):
                 stacks = Path(path).read_text().strip()
@@ -157,8 +170,12 @@ class RankActors:
         """End all ranks and wait until their processes, and so their GPU memory, are gone."""
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
-        pids = [pulse.pid for pulse in self.pulses if pulse is not None]
-        alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        alive = []
+        for pulse in self.pulses:
+            with contextlib.suppress(psutil.Error):
+                if pulse is not None:
+                    alive.append(psutil.Process(pulse.pid))
+                    alive[-1].kill()  # Ray asks the process first, and a stopped one does not hear
         _, left = psutil.wait_procs(alive, timeout=5)
         for process in left:
             _logger.error("Rank process %d of %s did not end", process.pid, self._name)
@@ -176,18 +193,19 @@ class RankActors:
         self.pulses[rank], self._answered[rank], self._asked[rank] = pulse, now, None
         return pulse.events
 
-    def _all(self, refs: list[Any], deadline: float, what: str) -> list[Any]:
+    def _all(self, refs: list[Any], deadline: float, what: str, tick: Callable[[], None]) -> list[Any]:
         try:
             pending, results = list(refs), {}
             while pending:
                 # One rank's error must not wait for the others, which may be waiting for that rank.
-                done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-                if not done:
+                done, pending = ray.wait(pending, timeout=PULSE_S)
+                tick()
+                if not done and time.monotonic() > deadline:
                     raise GangStartError(
                         f"gang {self._name}: {len(pending)} of {len(refs)} ranks did not {what} within "
                         f"{self._settings.parallel.startup_timeout_s:g} s (parallel.startup_timeout_s)"
                     )
-                results[done[0]] = ray.get(done[0])
+                results.update((ref, ray.get(ref)) for ref in done)
             return [results[ref] for ref in refs]
         except RayTaskError as error:
             cause = error.cause
@@ -202,6 +220,10 @@ class RankActors:
             return f"none written; the process is {psutil.Process(self.pulses[rank].pid).status()}"
         except psutil.Error:
             return "none written; the process is gone"
+
+
+def _size(path: str) -> int:
+    return Path(path).stat().st_size if Path(path).exists() else 0
 
 
 def _first_line(error: BaseException) -> str:

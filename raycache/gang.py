@@ -61,6 +61,8 @@ _logger = logging.getLogger("raycache.gang")
 _GRACE_S = 1.0
 #: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
 _ATTEMPTS = 2
+#: Guess of the seconds Serve takes to replace a replica, without the model's load.
+_REPLACED_S = 30.0
 
 
 @dataclass
@@ -108,6 +110,11 @@ class JobHandle:
             self._started = True
             return not self.future.done()
 
+    def _pause(self) -> None:
+        """It met a fault and waits for new ranks: an abort ends it at once again."""
+        with self._lock:
+            self._started = False
+
     def _late(self, now: float) -> bool:
         return self.deadline is not None and now >= self.deadline
 
@@ -137,7 +144,7 @@ class Gang:
         self._waiting_lock = threading.Lock()
         self._actors: RankActors | None = None
         self._facts: ModelFacts | None = None
-        self._patience = Patience(settings.reliability)
+        self._patience = Patience(settings.reliability, compiles=settings.model.compile)
         self._running: JobHandle | None = None
         self._ready = False
         self._broken: str | None = None
@@ -171,7 +178,7 @@ class Gang:
         handle = JobHandle(job, deadline, on_progress)
         with self._waiting_lock:
             if self._broken is not None or not self._thread.is_alive():
-                handle._end(GangRestarting(self._broken or "this gang is shut down", retry_after_s=30.0))
+                handle._end(GangRestarting(self._broken or "this gang is shut down", _REPLACED_S))
                 return handle
             self._waiting.append(handle)
         self._queue.put(handle)
@@ -268,23 +275,26 @@ class Gang:
             try:
                 return self._attempt(handle, tell)
             except Fault as fault:
-                spent = time.monotonic() - began
+                now = time.monotonic()
+                ended = self._ended_before(handle)
+                if ended is None and attempt == _ATTEMPTS:
+                    # A job under which two gangs broke is the likelier culprit: nobody should be told to send it again.
+                    ended = JobFailed(f"{fault}; it was drawn {_ATTEMPTS} times")
+                elif ended is None and handle._late(now + self._load_s + now - began):
+                    ended = GangRestarting(f"{fault}; there is no time to draw it again", retry_after_s=self._load_s)
+                handle._pause()
+                if ended is not None:
+                    handle._end(ended)  # now, and not when the new ranks are there
                 if not self._recover(fault):
-                    return GangRestarting(f"{fault}; the replica is being replaced", retry_after_s=30.0)
-                if ended := self._ended_before(handle):
-                    return ended
-                if attempt == _ATTEMPTS:
-                    if fault.kind == "error":
-                        return JobFailed(str(fault))
-                    return GangRestarting(f"{fault}, twice", retry_after_s=1.0)
-                if handle.deadline is not None and time.monotonic() + spent > handle.deadline:
-                    return GangRestarting(f"{fault}; too late to draw it again", retry_after_s=1.0)
+                    return GangRestarting(f"{fault}; the replica is being replaced", _REPLACED_S)
+                if not handle._start() or (ended := self._ended_before(handle)):
+                    return ended or JobCancelled(handle.reason)
                 _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id)
         raise AssertionError("unreachable")
 
     def _attempt(self, handle: JobHandle, tell: Callable[[list[Progress]], None]) -> JobOutput | Exception:
         job, actors = handle.job, self._actors
-        self._patience.begin(job)
+        self._patience.begin()
         pending = actors.generate(job)
         results: dict[int, Any] = {}
         failed_at, aborted = None, False
@@ -304,8 +314,9 @@ class Gang:
             if pending and failed_at is not None and now - failed_at > _GRACE_S:
                 failure = next(r for r in results.values() if isinstance(r, Failure))
                 raise Fault("error", f"{failure.error} (on {len(results)} of {len(results) + len(pending)} ranks)")
-            events = actors.beat(self._patience.seconds(actors.pulses[0], failed=failed_at is not None))
-            self._patience.learn(job, actors.pulses[0])
+            events = actors.beat(self._patience.seconds(job, actors.pulses[0].phase))
+            if actors.pulses[0].job == job.id:
+                self._patience.learn(job, actors.pulses[0].step)
             tell(events)
             self._drop_late()
             if not aborted and (handle.reason is not None or handle._late(now)):
@@ -313,6 +324,7 @@ class Gang:
                 actors.abort(job.id)
         failures = [result for result in results.values() if isinstance(result, Failure)]
         if not failures:
+            self._patience.finished(job)
             output, rest = results[0]
             tell(actors.last_news())
             tell(rest)
@@ -348,6 +360,12 @@ class Gang:
         for handle in late:
             self._ended_before(handle)
 
+    def _tick(self) -> None:
+        """While new ranks load: deadlines still count, for the job that shall be drawn again too."""
+        self._drop_late()
+        if self._running is not None and self._running._late(time.monotonic()):
+            self._ended_before(self._running)
+
     def _idle(self) -> None:
         try:
             self._actors.beat(None)
@@ -359,7 +377,7 @@ class Gang:
     def _spawn(self) -> None:
         began = time.monotonic()
         self._actors = RankActors(self._settings, self._placement_group, self._first_bundle, self._name)
-        self._facts = self._actors.load()
+        self._facts = self._actors.load(self._tick)
         self._load_s = time.monotonic() - began
         self._ready = True
         _logger.info("Gang %s: %s loaded in %.1f s", self._name, self._facts, self._load_s)

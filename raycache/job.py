@@ -31,11 +31,6 @@ class Job:
     cache: Any
     preview_steps: tuple[int, ...] = ()
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(width, height, batch): jobs of one shape take one step time."""
-        return self.width, self.height, len(self.seeds)
-
 
 @dataclass
 class JobOutput:

@@ -91,18 +91,17 @@ class Rank:
         """Rank 0 only: what to load; builds the noise model if that is asked for."""
         return prepare_model(self._settings.model)
 
-    def open_store(self) -> tuple[str, int]:
-        """Rank 0 only: the gang's meeting point."""
-        address = ray.util.get_node_ip_address()
-        self._store = open_store(address, self._world)
-        return address, self._store.port
+    def open_store(self) -> int:
+        """Rank 0 only: opens the gang's meeting point and tells its port."""
+        self._store = open_store(self._world)
+        return self._store.port
 
-    def join(self, address: str, port: int) -> None:
+    def join(self, port: int) -> None:
         """Join the process group. A gang of one needs none."""
+        self._claim_thread()
         if self._world > 1:
             join_group(
-                backend="nccl" if self._device.type == "cuda" else "gloo",
-                address=address,
+                device=self._device,
                 port=port,
                 store=self._store,
                 rank=self._rank,

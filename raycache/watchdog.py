@@ -2,50 +2,78 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import deque
+from typing import Any
 
 from raycache.job import Job
-from raycache.rank import Pulse
 from raycache.settings import ReliabilitySettings
 
 __all__ = ["Patience"]
 
+#: (width, height, images, cache method): jobs of one kind run the same code on the same shapes.
+_Kind = tuple[int, int, int, str]
+
 
 class Patience:
-    """Learned step times by shape (width, height, batch)."""
+    """Learned step times by kind of job.
 
-    def __init__(self, settings: ReliabilitySettings) -> None:
-        self._settings = settings
-        self._seconds: dict[tuple[int, int, int], deque[float]] = {}
-        self._job: Job | None = None
+    A kind is known once a job of it has been finished that went beyond the cache's warm-up. Until then any step may be
+    the first to compile something, the comparison of the first step after the warm-up above all.
+
+    Args:
+        settings: floors and factors.
+        compiles: the transformer's blocks are compiled. A batch whose images disagree then meets new shapes, and
+            compiles again, at any step.
+    """
+
+    def __init__(self, settings: ReliabilitySettings, *, compiles: bool = False) -> None:
+        self._settings, self._compiles = settings, compiles
+        self._step_s: dict[_Kind, deque[float]] = {}
+        self._finished: dict[_Kind, int] = {}
         self._step, self._at = 0, 0.0
 
-    def begin(self, job: Job) -> None:
+    def begin(self) -> None:
         """A job begins."""
-        self._job, self._step, self._at = job, 0, 0.0
+        self._step, self._at = 0, 0.0
 
-    def learn(self, job: Job, pulse: Pulse) -> None:
-        """Take note of the steps that a pulse shows done; pulses are coarser than steps, so it is an average."""
+    def learn(self, job: Job, step: int) -> None:
+        """``step`` steps of ``job`` are done. Called more rarely than steps end, so what is learned is an average."""
         now = time.monotonic()
-        if pulse.job != job.id or pulse.phase != "denoise" or pulse.step <= self._step:
+        if step <= self._step:
             return
-        if self._step:  # the first step of a job counts encoding, and compiling, in
-            each = (now - self._at) / (pulse.step - self._step)
-            self._seconds.setdefault(job.shape, deque(maxlen=32)).append(each)
-        self._step, self._at = pulse.step, now
+        if self._step:  # the first step of a job has encoding in it
+            self._step_s.setdefault(_kind(job), deque(maxlen=32)).append((now - self._at) / (step - self._step))
+        self._step, self._at = step, now
 
-    def seconds(self, pulse: Pulse, *, failed: bool) -> float:
-        """Patience for the job that runs; short once a rank has failed, for the others may wait for it."""
+    def finished(self, job: Job) -> None:
+        """``job`` ran to its end."""
+        self._finished[_kind(job)] = max(self._finished.get(_kind(job), 0), job.num_inference_steps)
+
+    def seconds(self, job: Job, phase: str) -> float:
+        """Patience with ``job`` in ``phase`` (``encode``, ``denoise``, ``decode``)."""
         settings = self._settings
-        if failed:
-            return settings.watchdog_floor_s
-        learned = self._seconds.get(self._job.shape)
-        if pulse.phase != "denoise" or not learned:
+        learned = self._step_s.get(_kind(job))
+        if phase != "denoise" or not learned or not self._known(job):
             return settings.watchdog_first_s
-        return max(settings.watchdog_floor_s, settings.watchdog_steps * statistics.median(learned))
+        # The slowest: with a cache most steps are quick, and a computed one is no hang.
+        return max(settings.watchdog_floor_s, settings.watchdog_steps * max(learned))
 
     def forget(self) -> None:
-        """New ranks: the first step of every shape may compile again."""
-        self._seconds.clear()
+        """New ranks: everything may compile again."""
+        self._step_s.clear()
+        self._finished.clear()
+
+    def _known(self, job: Job) -> bool:
+        if self._compiles and len(job.seeds) > 1:
+            return False
+        return self._finished.get(_kind(job), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
+
+
+def beyond_warmup(options: Any) -> int:
+    """Steps after which a job with these cache options has run all of its code: a comparison, and what follows it."""
+    return getattr(options, "warmup_steps", 0) + 2
+
+
+def _kind(job: Job) -> _Kind:
+    return job.width, job.height, len(job.seeds), job.cache.type
