@@ -142,11 +142,10 @@ class Admission:
             held = len(self._tickets)
             return max(0, held - 1), held > 0, self._wait()
 
-    def seconds_left(self, ticket: Ticket) -> float | None:
-        """Predicted seconds until the running job ``ticket`` is done; None before anything was learned."""
+    def expected(self, ticket: Ticket) -> float | None:
+        """Seconds that a job like this one takes; None before anything was learned."""
         with self._lock:
-            seconds = self.predictor.seconds(ticket.work)
-            return None if seconds is None else max(0.0, seconds - (self._clock() - self._head_since))
+            return self.predictor.seconds(ticket.work)
 
     def _wait(self) -> float:
         if not self._tickets:

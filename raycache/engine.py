@@ -177,7 +177,8 @@ class Engine:
         previews = 0
         try:
             while (progress := await events.get()) is not None:
-                left = self._admission.seconds_left(ticket)
+                expected = self._admission.expected(ticket)
+                left = None if expected is None else expected * (1 - progress.step / progress.steps)
                 yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
                 if progress.preview is not None:
                     yield PreviewEvent(previews, list(progress.preview))

@@ -31,8 +31,8 @@ _POLL_S, _POLL_STARTING_S = 1.0, 0.25
 _STATUS_TIMEOUT_S = 2.0
 #: A poll older than this is repeated before a request is judged by it.
 _FRESH_S = 3.0
-#: Engines that cannot be reached for so long count as gone.
-_SILENCE_S = 15.0
+#: Engines count as gone when Serve has known none, or when none has answered, for so long.
+_GONE_S, _SILENCE_S = 2.0, 15.0
 #: Seconds past a job's deadline after which an engine that says nothing is given up.
 _GRACE_S = 5.0
 _EXPLAIN_S = 30.0
@@ -76,7 +76,9 @@ class EngineWatch:
                 timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
             )
         except DeploymentUnavailableError:
-            self.statuses = []
+            # For a moment Serve knows no replica while it changes a deployment's config; requests can wait that out.
+            if time.monotonic() - self._heard_at > _GONE_S:
+                self.statuses = []
             return
         except (TimeoutError, RayError):
             answers = []

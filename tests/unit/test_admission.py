@@ -96,7 +96,7 @@ def test_a_running_job_counts_for_what_is_left_of_it():
     assert queue.load() == (1, True, 20.0)
     clock.now = 4.0
     assert queue.load() == (1, True, 16.0)
-    assert queue.seconds_left(first) == 6.0
+    assert queue.expected(first) == 10.0
     clock.now = 30.0
     assert queue.load() == (1, True, 10.0)
     queue.release(first, 10.0)

@@ -1,0 +1,110 @@
+"""What the ingress believes of its engines: silence is not death, and death is not believed for long."""
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from raycache import ingress
+from raycache.errors import RequestError
+from raycache.ingress import EngineWatch
+from raycache.schemas import EngineStatus, ModelInfo
+from raycache.settings import AppSettings
+
+POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy
+ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline"), POLICY)
+NONE_THERE = DeploymentUnavailableError(DeploymentID("Engine", "flux"))
+
+
+class FakeHandle:
+    """Answers ``broadcast`` as told."""
+
+    answer: object
+
+    def broadcast(self, method: str):
+        assert method == "status"
+        return self
+
+    async def results_async(self, **_):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(ingress, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def handle():
+    return FakeHandle()
+
+
+@pytest.fixture
+def watch(handle, clock):
+    return EngineWatch(handle, [{"CPU": 1.0}], 1)
+
+
+async def told(watch, handle, answer) -> list[EngineStatus]:
+    handle.answer = answer
+    await watch.refresh()
+    return watch.statuses
+
+
+async def test_nobody_is_there_at_first(watch, handle):
+    for answer in (NONE_THERE, TimeoutError()):
+        assert await told(watch, handle, answer) == []
+        with pytest.raises(RequestError) as caught:
+            await watch.serving()
+        assert caught.value.status == 503
+        assert caught.value.retry_after_s
+
+
+async def test_silence_is_not_death(watch, handle, clock):
+    assert await told(watch, handle, [ALIVE]) == [ALIVE]
+    clock.now += 14
+    assert await told(watch, handle, TimeoutError()) == [ALIVE]
+    assert await watch.serving() is ALIVE
+    clock.now += 2
+    assert await told(watch, handle, TimeoutError()) == []
+
+
+async def test_a_change_of_config_is_not_death(watch, handle, clock):
+    await told(watch, handle, [ALIVE])
+    clock.now += 1
+    assert await told(watch, handle, NONE_THERE) == [ALIVE]
+    clock.now += 2
+    assert await told(watch, handle, NONE_THERE) == []
+
+
+async def test_dead_engines_are_gone_at_once(watch, handle):
+    await told(watch, handle, [ALIVE])
+    assert await told(watch, handle, [ActorDiedError(), ALIVE]) == [ALIVE]
+    assert await told(watch, handle, [ActorDiedError()]) == []
+
+
+async def test_an_old_answer_is_asked_for_again(watch, handle, clock):
+    await told(watch, handle, [])
+    handle.answer = [ALIVE]
+    clock.now += 2
+    with pytest.raises(RequestError):
+        await watch.serving()
+    clock.now += 2
+    assert await watch.serving() is ALIVE
+
+
+async def test_the_reason_is_given_when_it_is_known(watch, handle):
+    await told(watch, handle, NONE_THERE)
+    watch.shortage = "this cluster has no GPU"
+    with pytest.raises(RequestError, match="no GPU"):
+        await watch.serving()
