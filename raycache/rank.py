@@ -52,6 +52,7 @@ class Pulse:
 
     Attributes:
         job, phase, step: where it is; ``step`` counts finished denoising steps.
+        gpus: ids of the GPUs that Ray gave it.
         memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
         events: rank 0's progress since the last pulse.
     """
@@ -59,6 +60,7 @@ class Pulse:
     pid: int
     node: str
     device: str
+    gpus: list[str]
     job: str | None
     phase: Phase
     step: int
@@ -146,19 +148,18 @@ class Rank:
     @ray.method(concurrency_group="watch")
     def pulse(self) -> Pulse:
         """Answers also while ``generate`` is inside a collective."""
-        device_memory = torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0
-        memory = psutil.Process().memory_info().rss
-        node = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
         return Pulse(
-            os.getpid(),
-            node,
-            str(self._device),
-            self._job,
-            self._phase,
-            self._step,
-            memory,
-            device_memory,
-            self._drain(),
+            pid=os.getpid(),
+            node=context.get_node_id(),
+            device=str(self._device),
+            gpus=context.get_accelerator_ids().get("GPU", []),
+            job=self._job,
+            phase=self._phase,
+            step=self._step,
+            memory=psutil.Process().memory_info().rss,
+            device_memory=torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0,
+            events=self._drain(),
         )
 
     @ray.method(concurrency_group="watch")

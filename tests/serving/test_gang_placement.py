@@ -1,0 +1,63 @@
+"""Where ranks sit: one GPU each, from bundles alone; two gangs on one node draw at the same time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import yaml
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from raycache.gang import Gang, GangStartError, placement_bundles
+from raycache.settings import AppSettings
+from tests.serving.test_gang_draws import job
+
+PRODUCTION = Path(__file__).parents[2] / "serve_configs" / "flux_dbcache.yaml"
+
+
+def test_bundles_of_the_production_config():
+    settings = AppSettings.model_validate(yaml.safe_load(PRODUCTION.read_text())["applications"][0]["args"])
+    rank = {"CPU": 1.0, "GPU": 1.0, "accelerator_type:L20": 0.001}
+    assert placement_bundles(settings) == [{"CPU": 1.0}, rank, rank, rank, rank]
+
+
+def test_two_gangs_on_one_node_one_gpu_per_rank(local_ray, gang_settings):
+    """Four pretended L20s, two gangs of two ranks: own GPUs, own rendezvous, the same picture at the same time."""
+    pretended = {"rank_gpus": 1, "accelerator_type": "L20", "engine_cpus": 0.1}
+    settings = gang_settings(parallel=pretended)
+    groups = [placement_group(placement_bundles(settings), strategy="STRICT_PACK") for _ in range(2)]
+    ray.get([group.ready() for group in groups], timeout=30)
+    gangs = [Gang(settings, group, name=f"twin-{k}") for k, group in enumerate(groups)]
+    try:
+        with ThreadPoolExecutor() as pool:  # both rendezvous at once
+            list(pool.map(Gang.start, gangs))
+        handles = [gang.submit(job(steps=200)) for gang in gangs]
+        first, second = (handle.future.result(120).images for handle in handles)
+        np.testing.assert_array_equal(first, second)
+        gpus = [rank["gpus"] for gang in gangs for rank in gang.status().ranks]
+        assert sorted(gpus) == [["0"], ["1"], ["2"], ["3"]]
+    finally:
+        for gang, group in zip(gangs, groups, strict=True):
+            gang.shutdown()
+            remove_placement_group(group)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"path": "someone/not-here", "cache_dir": "{tmp}"}, ["someone/not-here", "{tmp}", "HF_HOME", "HF_TOKEN"]),
+        ({"path": "{tmp}"}, ["{tmp}", "model_index.json"]),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_clear_error(local_ray, gang_settings, tmp_path, model, words):
+    model = {key: value.format(tmp=tmp_path) for key, value in model.items()}
+    gang = Gang(gang_settings(ranks=1, model=model), name="no-model")
+    with pytest.raises(GangStartError) as caught:
+        gang.start()
+    for word in words:
+        assert word.format(tmp=tmp_path) in str(caught.value)
+    assert len(str(caught.value)) < 800
+    gang.shutdown()
