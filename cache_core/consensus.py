@@ -70,7 +70,8 @@ class GroupConsensus(Consensus):
     ) -> tuple[list[tuple[float, float] | None], bool]:
         images = len(sums)
         # The host-side elements travel in the same tensor; sums already on the device are written over the zeros.
-        vector = torch.tensor([0.0] * (2 * images) + [float(abort), float(checksum)], device=device)
+        values = [0.0] * (2 * images) + [float(abort), float(checksum)]
+        vector = torch.tensor(values, dtype=torch.float32, device=device)  # whatever torch's default dtype is now
         for k, pair in enumerate(sums):
             if pair is not None:
                 vector[k], vector[images + k] = pair

@@ -82,7 +82,8 @@ class Session:
         self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
         self._branches: dict[str, _Branch] = {}
         self._branch: _Branch | None = None
-        self._history = 0
+        # Ranks that were told different things part at their first look, not at their first different decision.
+        self._history = checksum16(report.method, report.options, report.num_blocks)
 
     def begin_step(self, branch: str) -> None:
         """The transformer is being called; the batch is known when its first block is."""
