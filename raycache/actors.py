@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raycache.job import GangStartError, Job, Progress
-from raycache.pipeline import ModelFacts
+from raycache.pipeline import ModelFacts, ModelSource
 from raycache.placement import rank_bundle_index
 from raycache.rank import Pulse, Rank
 from raycache.settings import AppSettings
@@ -78,10 +78,11 @@ class RankActors:
         self._changed = [time.monotonic()] * world
         self._sent = [0.0] * world
 
-    def load(self, tick: Callable[[], None]) -> ModelFacts:
+    def load(self, source: ModelSource | None, tick: Callable[[], None]) -> tuple[ModelSource, ModelFacts]:
         """Rendezvous and load the model on all ranks.
 
         Args:
+            source: what :func:`raycache.pipeline.prepare_model` said before; None = ask it, on rank 0.
             tick: called every :data:`PULSE_S` meanwhile.
 
         Raises:
@@ -92,15 +93,15 @@ class RankActors:
         # The pulses first: whoever has told its process id can be killed for certain.
         pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "start", tick)
         self.pulses = list(pulses)
-        source, kind = self._all([first.prepare.remote()], deadline, "find the model", tick)[0]
+        source = source or self._all([first.prepare.remote()], deadline, "find the model", tick)[0]
         port = self._all([first.open_store.remote()], deadline, "open the rendezvous", tick)[0]
         self._all([actor.join.remote(port) for actor in self._actors], deadline, "join the process group", tick)
-        facts = self._all([actor.load.remote(source, kind) for actor in self._actors], deadline, "load the model", tick)
+        facts = self._all([actor.load.remote(*source) for actor in self._actors], deadline, "load the model", tick)
         pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer", tick)
         now = time.monotonic()
         for rank, pulse in enumerate(pulses):
             self.pulses[rank], self._answered[rank], self._changed[rank] = pulse, now, now
-        return facts[0]
+        return source, facts[0]
 
     def generate(self, job: Job) -> dict[Any, int]:
         """Send the same job to all ranks; the references, with the rank of each."""

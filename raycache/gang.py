@@ -32,11 +32,11 @@ from raycache.job import (
     JobOutput,
     Progress,
 )
-from raycache.pipeline import ModelFacts
+from raycache.pipeline import ModelFacts, ModelSource
 from raycache.placement import placement_bundles
 from raycache.rank import Failure
-from raycache.settings import AppSettings
-from raycache.watchdog import Patience
+from raycache.settings import AppSettings, WarmupShape
+from raycache.watchdog import Patience, beyond_warmup
 
 __all__ = [
     "DeadlineExceeded",
@@ -57,7 +57,7 @@ __all__ = [
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds that the other ranks get to raise the same error, before it counts as one rank's own.
+#: Seconds that ranks in lockstep get to raise the same error, before it counts as one rank's own.
 _GRACE_S = 1.0
 #: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
 _ATTEMPTS = 2
@@ -143,6 +143,7 @@ class Gang:
         self._waiting: list[JobHandle] = []
         self._waiting_lock = threading.Lock()
         self._actors: RankActors | None = None
+        self._source: ModelSource | None = None
         self._facts: ModelFacts | None = None
         self._patience = Patience(settings.reliability, compiles=settings.model.compile)
         self._running: JobHandle | None = None
@@ -158,7 +159,7 @@ class Gang:
     # --- for the service: thread-safe, never waits for a rank (but start) -----------------------------------------
 
     def start(self) -> None:
-        """Spawn the ranks, join them, load the model. Blocks until ready.
+        """Spawn the ranks, join them, load the model, draw the declared warm-up shapes. Blocks until ready.
 
         Raises:
             GangStartError: why, and what to change.
@@ -311,9 +312,9 @@ class Gang:
                 if isinstance(results[rank], Failure):
                     failed_at = failed_at or time.monotonic()
             now = time.monotonic()
-            if pending and failed_at is not None and now - failed_at > _GRACE_S:
-                failure = next(r for r in results.values() if isinstance(r, Failure))
-                raise Fault("error", f"{failure.error} (on {len(results)} of {len(results) + len(pending)} ranks)")
+            failure = next((r for r in results.values() if isinstance(r, Failure)), None)
+            if pending and failure is not None and now - failed_at > self._grace(failure):
+                raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
             events = actors.beat(self._patience.seconds(job, actors.pulses[0].phase))
             if actors.pulses[0].job == job.id:
                 self._patience.learn(job, actors.pulses[0].step)
@@ -324,8 +325,8 @@ class Gang:
                 actors.abort(job.id)
         failures = [result for result in results.values() if isinstance(result, Failure)]
         if not failures:
-            self._patience.finished(job)
             output, rest = results[0]
+            self._patience.finished(job, output.denoise_s)
             tell(actors.last_news())
             tell(rest)
             return output
@@ -334,12 +335,19 @@ class Gang:
     def _judge(self, handle: JobHandle, failures: list[Failure], ranks: int) -> Exception:
         """Every rank answered, some with a failure: the job's error if all agree, else a fault of the gang."""
         first = failures[0]
-        if len(failures) < ranks or any(f.kind != first.kind for f in failures) or first.kind == "group":
-            raise Fault("error", "; ".join(dict.fromkeys(failure.error for failure in failures)))
+        alike = len(failures) == ranks and len({failure.place for failure in failures}) == 1
+        # Rank 0 decodes alone: the others are done and wait for nothing.
+        if first.kind == "group" or not (alike or first.phase == "decode"):
+            raise Fault("error", "; ".join(dict.fromkeys(str(failure) for failure in failures)))
         if first.kind == "aborted":
-            return self._ended_before(handle) or JobCancelled(first.error)
-        _logger.error("Job %s failed on all ranks:\n%s", handle.job.id, first.trace)
-        return JobFailed(first.error)
+            return self._ended_before(handle) or JobCancelled(first.message)
+        _logger.error("Job %s failed:\n%s", handle.job.id, first.trace)
+        return JobFailed(str(first))
+
+    def _grace(self, failure: Failure) -> float:
+        """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
+        lockstep = failure.phase == "denoise" and failure.step > 0
+        return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
 
     def _ended_before(self, handle: JobHandle) -> Exception | None:
         """Why a job is over without a picture, if it is; ends it."""
@@ -377,10 +385,34 @@ class Gang:
     def _spawn(self) -> None:
         began = time.monotonic()
         self._actors = RankActors(self._settings, self._placement_group, self._first_bundle, self._name)
-        self._facts = self._actors.load(self._tick)
+        self._source, self._facts = self._actors.load(self._source, self._tick)
+        self._patience.forget()
+        for shape in self._settings.warmup:
+            self._warm_up(shape)
         self._load_s = time.monotonic() - began
         self._ready = True
-        _logger.info("Gang %s: %s loaded in %.1f s", self._name, self._facts, self._load_s)
+        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, self._load_s)
+
+    def _warm_up(self, shape: WarmupShape) -> None:
+        """Draw a declared shape, past the cache's warm-up: no user waits for a compiler, nor the watchdog."""
+        width, height = (int(side) for side in shape.size.split("x"))
+        options = self._settings.cache
+        job = Job(
+            id=f"warm-up-{shape.size}",
+            prompt="warm-up",
+            width=width,
+            height=height,
+            seeds=tuple(range(shape.n)),
+            num_inference_steps=max(shape.num_inference_steps, beyond_warmup(options)),
+            guidance_scale=self._settings.defaults.guidance_scale,
+            cache=options,
+        )
+        try:
+            outcome = self._attempt(JobHandle(job, None, None), lambda events: None)
+        except Fault as fault:
+            outcome = fault
+        if isinstance(outcome, Exception):
+            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {shape.size}: {outcome}")
 
     def _recover(self, fault: Fault) -> bool:
         """Kill all ranks and build the gang anew, in the same placement group; False when it gives up."""
@@ -408,7 +440,6 @@ class Gang:
                 _logger.error("Gang %s: restart failed: %s", self._name, error)
                 continue
             self._recovery_s = time.monotonic() - noticed
-            self._patience.forget()
             _logger.warning("Gang %s: ready again after %.1f s", self._name, self._recovery_s)
             return True
 

@@ -23,6 +23,8 @@ def preview(pipe: Any, before: torch.Tensor, after: torch.Tensor, step: int, hei
     latents before and after the step meets sigma = 0. Halving it first makes decoding about four times cheaper.
     """
     sigma, next_sigma = (float(pipe.scheduler.sigmas[i]) for i in (step, step + 1))
+    # In float32: the step is small beside the latents, and stretched far.
+    before, after = before.float(), after.float()
     clean = after + (before - after) * (next_sigma / (next_sigma - sigma)) if next_sigma else after
     return _pixels(pipe, F.avg_pool2d(pipe._unpack_latents(clean, height, width, pipe.vae_scale_factor), 2))
 

@@ -11,9 +11,11 @@ import torch
 
 from raycache.settings import ModelSettings
 
-__all__ = ["ModelFacts", "ModelNotFound", "load_pipeline", "model_facts", "prepare_model"]
+__all__ = ["ModelFacts", "ModelKind", "ModelNotFound", "ModelSource", "load_pipeline", "model_facts", "prepare_model"]
 
 ModelKind = Literal["noise", "demo", "folder", "hub"]
+#: A local folder in diffusers' layout, and what it is.
+ModelSource = tuple[str, ModelKind]
 
 
 class ModelNotFound(RuntimeError):
@@ -39,13 +41,14 @@ class ModelFacts:
     pipeline: str
 
 
-def prepare_model(settings: ModelSettings) -> tuple[str, ModelKind]:
-    """Turn ``settings.path`` into what ``from_pretrained`` takes, building the noise model if that is asked for.
+def prepare_model(settings: ModelSettings) -> ModelSource:
+    """Turn ``settings.path`` into a local folder: built (``noise``), bundled (``demo``), as it is, or downloaded.
 
-    Call it once per gang before the ranks load, so that one process builds and not all of them.
+    Call it once per gang before the ranks load, so that one process builds or downloads and not all of them.
 
     Raises:
-        ModelNotFound: a path that is no model folder, or the bundled model is missing.
+        ModelNotFound: a path that is no model folder, a hub id that is neither in the cache nor to be had, or the
+            bundled model is missing.
     """
     if settings.path == "noise":
         from raycache.demo.noise import build_noise_model
@@ -67,21 +70,16 @@ def prepare_model(settings: ModelSettings) -> tuple[str, ModelKind]:
         raise ModelNotFound(
             f"model.path {settings.path!r} is neither an existing folder nor a hub id (`owner/name`), `demo` or `noise`"
         )
-    return settings.path, "hub"
+    return _fetch(settings, settings.path), "hub"
 
 
-def load_pipeline(settings: ModelSettings, source: str, device: torch.device) -> Any:
-    """The pipeline on ``device`` in the dtype of the settings, silent, ready to draw.
-
-    Raises:
-        ModelNotFound: a hub id that is neither in the cache nor to be had.
-    """
+def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:
+    """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to draw."""
     from diffusers import FluxPipeline
+    from diffusers.utils import logging
 
-    arguments: dict[str, Any] = {"torch_dtype": getattr(torch, settings.dtype)}
-    if not Path(source).is_dir():
-        source = _fetch(settings, source)
-    pipe = FluxPipeline.from_pretrained(source, **arguments).to(device)
+    logging.disable_progress_bar()
+    pipe = FluxPipeline.from_pretrained(folder, torch_dtype=getattr(torch, settings.dtype)).to(device)
     pipe.set_progress_bar_config(disable=True)
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
@@ -105,21 +103,22 @@ def model_facts(pipe: Any, settings: ModelSettings, kind: ModelKind) -> ModelFac
 
 
 def _fetch(settings: ModelSettings, hub_id: str) -> str:
-    """Download (or find in the cache) a hub model; one clear error instead of a stack of retries."""
+    """The folder of a hub model, downloaded or found in the cache; one clear error instead of a stack of retries."""
     from huggingface_hub import constants, snapshot_download
 
-    arguments = {"revision": settings.revision, "cache_dir": settings.cache_dir}
-    # FLUX repositories carry the weights twice: the single-file copies are not read by diffusers.
-    wanted = {"allow_patterns": ["*.json", "*/*"]}
     try:
-        return snapshot_download(hub_id, local_files_only=True, **arguments, **wanted)
-    except Exception as missing:
-        reason: Exception = missing
-    if not (settings.local_files_only or constants.HF_HUB_OFFLINE):
-        try:
-            return snapshot_download(hub_id, etag_timeout=10, **arguments, **wanted)
-        except Exception as error:
-            reason = error
+        # Looks into the cache by itself when the hub does not answer.
+        return snapshot_download(
+            hub_id,
+            revision=settings.revision,
+            cache_dir=settings.cache_dir,
+            local_files_only=settings.local_files_only,
+            etag_timeout=10,
+            # FLUX repositories carry the weights twice: the single-file copies are not read by diffusers.
+            allow_patterns=["*.json", "*/*"],
+        )
+    except Exception as error:
+        reason = error
     cache = settings.cache_dir or constants.HF_HUB_CACHE
     token = "is set" if os.environ.get("HF_TOKEN") else "is not set"
     raise ModelNotFound(

@@ -39,11 +39,28 @@ _GROUP_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|process 
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a job on one rank. ``kind``: ``aborted``, ``error``, or ``group`` (the process group is broken)."""
+    """What ended a job on one rank.
+
+    Attributes:
+        kind: ``aborted``, ``error``, or ``group`` (the process group is broken).
+        phase, step: where it happened.
+        type: class name of the exception; message: its words; trace: where it was raised.
+    """
 
     kind: Literal["aborted", "error", "group"]
-    error: str
-    trace: str = ""
+    phase: Phase
+    step: int
+    type: str
+    message: str
+    trace: str
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+    @property
+    def place(self) -> tuple[str, str, int, str]:
+        """Equal on all ranks if all met the same error at the same place, so that no collective is left half done."""
+        return self.kind, self.phase, self.step, self.type
 
 
 @dataclass
@@ -130,20 +147,14 @@ class Rank:
         self._job, self._step = job.id, 0
         try:
             return self._draw(job), self._drain()
-        except JobAborted as error:
-            return Failure("aborted", str(error))
-        except RanksParted as error:
-            return Failure("group", str(error))
         except Exception as error:
-            broken = isinstance(error, dist.DistError) or (
-                isinstance(error, RuntimeError) and _GROUP_ERROR.search(str(error)) is not None
-            )
-            name = f"{type(error).__name__}: {error}"
-            return Failure("group" if broken else "error", name, traceback.format_exc())
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
+            kind = _kind_of(error)
+            trace = "" if kind == "aborted" else traceback.format_exc()
+            return Failure(kind, self._phase, self._step, type(error).__name__, str(error), trace)
         finally:
             self._job, self._phase, self._latents = None, "idle", None
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
 
     @ray.method(concurrency_group="watch")
     def pulse(self) -> Pulse:
@@ -179,7 +190,7 @@ class Rank:
                 num_images_per_prompt=n,
                 max_sequence_length=self._text_tokens,
             )
-            encoded = time.monotonic()
+            encoded = self._now()
             self._phase = "denoise"
             # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
             generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
@@ -204,17 +215,19 @@ class Rank:
                     callback_on_step_end=lambda pipe, step, _, state: self._step_done(job, report, step, state),
                     callback_on_step_end_tensor_inputs=["latents"],
                 ).images
-            denoised = time.monotonic()
+            denoised = self._now()
             if self._rank:
                 return None
-            self._phase = "decode"
+            self._phase = "decode"  # rank 0 alone, so nothing below may be a collective
+            if self._aborted == job.id:
+                raise JobAborted(job.num_inference_steps, "decode")
             images = decode(pipe, latents, job.height, job.width)
         return JobOutput(
             images=images,
             report=None if job.cache.type == "none" else report.to_dict(),
             encode_s=encoded - began,
             denoise_s=denoised - encoded,
-            decode_s=time.monotonic() - denoised,
+            decode_s=self._now() - denoised,
         )
 
     def _step_done(self, job: Job, report: CacheReport, step: int, state: dict[str, Any]) -> dict[str, Any]:
@@ -239,9 +252,23 @@ class Rank:
             events, self._events = self._events, []
         return events
 
+    def _now(self) -> float:
+        """The time at which all work handed to the device is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
     def _claim_thread(self) -> None:
         """Methods with concurrency groups run on another thread than ``__init__``; these settings are per thread."""
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
         if self._settings.parallel.threads_per_rank:
             torch.set_num_threads(self._settings.parallel.threads_per_rank)
+
+
+def _kind_of(error: Exception) -> Literal["aborted", "error", "group"]:
+    if isinstance(error, JobAborted):
+        return "aborted"
+    if isinstance(error, RanksParted | dist.DistError):
+        return "group"
+    return "group" if isinstance(error, RuntimeError) and _GROUP_ERROR.search(str(error)) else "error"

@@ -43,12 +43,14 @@ class Patience:
         if step <= self._step:
             return
         if self._step:  # the first step of a job has encoding in it
-            self._step_s.setdefault(_kind(job), deque(maxlen=32)).append((now - self._at) / (step - self._step))
+            self._times(_kind(job)).append((now - self._at) / (step - self._step))
         self._step, self._at = step, now
 
-    def finished(self, job: Job) -> None:
-        """``job`` ran to its end."""
-        self._finished[_kind(job)] = max(self._finished.get(_kind(job), 0), job.num_inference_steps)
+    def finished(self, job: Job, denoise_s: float) -> None:
+        """``job`` ran to its end, its steps in ``denoise_s`` seconds together."""
+        kind, steps = _kind(job), job.num_inference_steps
+        self._finished[kind] = max(self._finished.get(kind, 0), steps)
+        self._times(kind).append(denoise_s / steps)
 
     def seconds(self, job: Job, phase: str) -> float:
         """Patience with ``job`` in ``phase`` (``encode``, ``denoise``, ``decode``)."""
@@ -63,6 +65,9 @@ class Patience:
         """New ranks: everything may compile again."""
         self._step_s.clear()
         self._finished.clear()
+
+    def _times(self, kind: _Kind) -> deque[float]:
+        return self._step_s.setdefault(kind, deque(maxlen=32))
 
     def _known(self, job: Job) -> bool:
         if self._compiles and len(job.seeds) > 1:
