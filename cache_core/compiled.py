@@ -6,7 +6,7 @@ eagerly, silently. Instead each block's original forward is called through a com
 * a forward that is compiled already (``block.forward = torch.compile(block.forward)``) needs nothing;
 * ``transformer.compile_repeated_blocks()`` leaves a compiled call around the hook: it is taken off and its compile
   context (backend, mode and all) is put around the forward inside;
-* ``torch.compile(transformer)`` wraps the whole: its compile context is re-entered per block.
+* ``torch.compile(transformer)`` and ``transformer.compile()`` wrap the whole: their context is re-entered per block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from typing import Any
 from torch import nn
 from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule
 
-__all__ = ["Compile", "compile_context", "take_compiled_call", "unwrap_compiled"]
+__all__ = [
+    "Compile",
+    "compile_context",
+    "is_compiled",
+    "refuse_cuda_graphs",
+    "take_compiled_call",
+    "unwrap_compiled",
+]
 
 #: Compiles a function with a user's own backend and mode.
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -29,24 +36,61 @@ def unwrap_compiled(module: nn.Module) -> nn.Module:
 
 
 def compile_context(module: nn.Module) -> Compile | None:
-    """The compile context of ``torch.compile(module)``; None if the module is not compiled as a whole."""
-    return module.dynamo_ctx if isinstance(module, OptimizedModule) else None
-
-
-def take_compiled_call(module: nn.Module) -> tuple[Callable[..., Any] | None, Compile | None]:
-    """Take off what ``module.compile()`` left and return it with its compile context; ``(None, None)`` if nothing.
+    """The compile context of ``torch.compile(module)`` or ``module.compile()``; None if it is not compiled as a whole.
 
     Raises:
-        RuntimeError: the module is compiled in a way whose context cannot be found (``fullgraph=True`` cannot work
-            with hooks either, for decisions need the values of tensors).
+        ValueError: with ``fullgraph=True``, which allows no decision between blocks, or with CUDA graphs.
     """
-    compiled = getattr(module, "_compiled_call_impl", None)
-    if compiled is None:
-        return None, None
-    for cell in getattr(compiled, "__closure__", None) or ():
+    if isinstance(module, OptimizedModule):
+        context = module.dynamo_ctx
+    elif module._compiled_call_impl is not None:
+        context = _context_in(module)
+    else:
+        return None
+    if context.fullgraph:
+        raise ValueError(
+            f"{type(unwrap_compiled(module)).__name__} was compiled with fullgraph=True, but the cache decides between "
+            "its blocks, from the values of tensors. Compile it with fullgraph=False, or block by block: "
+            "transformer.compile_repeated_blocks(fullgraph=True)"
+        )
+    refuse_cuda_graphs(context.compiler_config)
+    return context
+
+
+def take_compiled_call(block: nn.Module) -> tuple[Callable[..., Any], Compile]:
+    """Take off what ``block.compile()`` left and return it with its compile context.
+
+    Raises:
+        ValueError: it was compiled with CUDA graphs.
+    """
+    context = _context_in(block)
+    refuse_cuda_graphs(context.compiler_config)
+    compiled, block._compiled_call_impl = block._compiled_call_impl, None
+    return compiled, context
+
+
+def is_compiled(forward: Callable[..., Any]) -> bool:
+    """Whether a forward is what ``torch.compile`` made of one."""
+    return hasattr(forward, "get_compiler_config")
+
+
+def refuse_cuda_graphs(compiler_config: Any) -> None:
+    """Raise ValueError for a compiler that returns tensors which its next run overwrites.
+
+    The cache holds on to what one block gave while other blocks run.
+    """
+    if compiler_config is not None and compiler_config.get("triton.cudagraphs"):
+        raise ValueError(
+            'the cache does not work with CUDA graphs (mode="reduce-overhead" or "max-autotune"): a block\'s output is '
+            'overwritten by the next run. Use mode="max-autotune-no-cudagraphs" or the default'
+        )
+
+
+def _context_in(module: nn.Module) -> OptimizeContext:
+    """The compile context in the closure that ``module.compile()`` left."""
+    for cell in getattr(module._compiled_call_impl, "__closure__", None) or ():
         if isinstance(cell.cell_contents, OptimizeContext):
-            module._compiled_call_impl = None
-            return compiled, cell.cell_contents
+            return cell.cell_contents
     raise RuntimeError(
         f"{type(module).__name__} was compiled with module.compile() in a way this torch version hides from the cache; "
         "compile each block's forward instead: block.forward = torch.compile(block.forward)"

@@ -17,7 +17,7 @@ from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from cache_core.blocks import Block, BlockCall, find_blocks
-from cache_core.compiled import Compile, take_compiled_call
+from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
 from cache_core.session import Session
 
 __all__ = ["Attachment", "attachment_of"]
@@ -46,6 +46,7 @@ class _RootHook(ModelHook):
         super().__init__()
         self.attachment = attachment
         self.branch = _BranchName()
+        self.compiling = False
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if module is not self.attachment.transformer:
@@ -53,14 +54,18 @@ class _RootHook(ModelHook):
                 "this transformer is a copy of one that the cache is attached to, and would run the original's blocks; "
                 "call remove_cache() before copying, and attach to the copy again"
             )
+        # Unlike new_forward, this is traced: True exactly when the caller is compiled.
+        self.compiling = torch.compiler.is_compiling()
         return args, kwargs
 
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         session = self.attachment.session
+        self.attachment.adopt_compiled_blocks()
+        if self.compiling:
+            self.attachment.warn_if_eager()
         if session is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        self.attachment.adopt_compiled_blocks()
         session.begin_step(self.branch.name)
         output = self.fn_ref.original_forward(*args, **kwargs)
         session.end_step()
@@ -85,6 +90,14 @@ class _BlockHook(ModelHook):
             return forward(*args, **kwargs)
         return session.run(BlockCall(self.block, forward, args, kwargs))
 
+    def compile(self, context: Compile) -> Callable[..., Any]:
+        """The block's own forward, compiled in a user's compile context."""
+        forward = self.fn_ref.original_forward
+        if hasattr(forward, "__code__"):
+            return context(forward)
+        # Another hook's wrapper is a functools.partial, which Dynamo takes only from inside a function.
+        return context(lambda *args, **kwargs: forward(*args, **kwargs))
+
 
 class Attachment:
     """The hooks on one transformer, and the session they route to (None = pass through)."""
@@ -95,6 +108,7 @@ class Attachment:
         self.session: Session | None = None
         self._context: Compile | None = None
         self._taken: dict[int, Callable[..., Any]] = {}
+        self._warned = False
         self._wrappers: dict[nn.Module, Any] = {}
         self._hooks = [_BlockHook(self, block) for block in self.blocks]
         for block, hook in zip(self.blocks, self._hooks, strict=True):
@@ -108,23 +122,32 @@ class Attachment:
             return
         self._context = context
         for hook in self._hooks:
-            hook.compiled = None if context is None else context(hook.fn_ref.original_forward)
+            hook.compiled = None if context is None else hook.compile(context)
 
     def adopt_compiled_blocks(self) -> None:
         """Move what ``compile_repeated_blocks()`` did from around the hooks to inside them."""
         for hook in self._hooks:
             if hook.block.module._compiled_call_impl is not None:
-                taken, context = take_compiled_call(hook.block.module)
-                self._taken[hook.block.index] = taken
-                hook.compiled = context(hook.fn_ref.original_forward)
+                self._taken[hook.block.index], context = take_compiled_call(hook.block.module)
+                hook.compiled = hook.compile(context)
+            elif is_compiled(hook.fn_ref.original_forward):
+                refuse_cuda_graphs(hook.fn_ref.original_forward.get_compiler_config())
 
-    def detach(self) -> None:
-        """Take the hooks off and leave the modules as they were.
+    def warn_if_eager(self) -> None:
+        """Say once that a compiled caller runs these blocks eagerly, because its compile context is not known here."""
+        if self._warned or all(hook.compiled or is_compiled(hook.fn_ref.original_forward) for hook in self._hooks):
+            return
+        self._warned = True
+        name = type(self.transformer).__name__
+        _logger.warning(
+            "%s is called through torch.compile, but its blocks run eagerly: the cache was given the module inside. "
+            "Give cache_session what torch.compile returned, or use transformer.compile_repeated_blocks()",
+            name,
+        )
 
-        Raises:
-            RuntimeError: somebody wrapped a forward after the cache did (ParaAttention, offloading); taking our
-                wrapper from under theirs would undo it silently.
-        """
+    def check_detachable(self) -> None:
+        """Raise RuntimeError if somebody wrapped a forward after the cache did (ParaAttention, offloading): taking our
+        wrapper from under theirs would undo it silently."""
         for module, wrapper in self._wrappers.items():
             own = _BLOCK_HOOK if module is not self.transformer else _ROOT_HOOK
             outermost = next(reversed(module._diffusers_hook.hooks), None) == own
@@ -134,6 +157,14 @@ class Attachment:
                     f"{getattr(module.forward, '__qualname__', module.forward)!r} after the cache was attached "
                     "(parallelize_transformer, offload hooks). Undo that first, or attach the cache last"
                 )
+
+    def detach(self) -> None:
+        """Take the hooks off and leave the modules as they were.
+
+        Raises:
+            RuntimeError: as :meth:`check_detachable` says; nothing was taken off then.
+        """
+        self.check_detachable()
         for block in self.blocks:
             self._unregister(block.module, _BLOCK_HOOK)
             if block.index in self._taken:
