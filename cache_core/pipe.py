@@ -17,7 +17,7 @@ import torch.distributed as dist
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from cache_core.compiled import unwrap_compiled
+from cache_core.compiled import compile_context, unwrap_compiled
 from cache_core.groups import find_group
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.opening import cache_session
@@ -35,6 +35,7 @@ _NEUTRAL: dict[str, Any] = {
     "important_condition_threshold": 0.0,
     "Fn_compute_blocks_ids": [],
     "enable_taylorseer": False,
+    "type": None,
 }
 #: Published options that only bounded others, or tuned what is now off.
 _IGNORED = {
@@ -53,9 +54,12 @@ class _CachedPipeline:
 
 
 class _Setup:
-    def __init__(self, options: Any, group: dist.ProcessGroup | None, original: type) -> None:
-        self.options, self.group, self.original = options, group, original
-        self.attached: list[nn.Module] = []
+    options: Any
+    group: dist.ProcessGroup | None
+
+    def __init__(self, original: type) -> None:
+        self.original = original
+        self.attached: list[Attachment] = []
         self.reports: dict[str, CacheReport] = {}
 
 
@@ -81,28 +85,31 @@ def apply_cache_on_pipe(
     Raises:
         pydantic.ValidationError: an option unknown or out of range. BlockCountError: options that do not fit the model.
         UnsupportedModelError: a transformer whose blocks are unknown.
-        ValueError: a published option this implementation does not have, set to more than its neutral value.
+        ValueError: an unknown ``cache_type``; a published option this implementation does not have, set to more than
+            its neutral value; a transformer compiled with ``fullgraph=True`` or CUDA graphs.
     """
-    parsed = parse_options({"type": str(CacheType(cache_type)), **_without_retired(options)})
-    transformers = _transformers(pipe)
-    for transformer in transformers.values():
-        inner = unwrap_compiled(transformer)
-        attached = attachment_of(inner)
-        blocks = attached.blocks if attached is not None else Attachment(inner).blocks
-        try:
-            check_block_count(parsed, len(blocks))
-        except ValueError:
-            if attached is None:
-                attachment_of(inner).detach()
-            raise
-    if isinstance(pipe, _CachedPipeline):
-        pipe._raycache.options, pipe._raycache.group = parsed, group
-        return pipe
-    original = type(pipe)
-    setup = _Setup(parsed, group, original)
-    setup.attached = [unwrap_compiled(transformer) for transformer in transformers.values()]
-    pipe.__class__ = _cached_class(original)
-    pipe._raycache = setup
+    if cache_type not in list(CacheType):
+        raise ValueError(f"cache_type={cache_type!r} is unknown; legal values: {', '.join(CacheType)}")
+    parsed = parse_options({"type": str(cache_type), **_without_retired(options)})
+    attached: list[Attachment] = []
+    try:
+        for transformer in _transformers(pipe).values():
+            inner = unwrap_compiled(transformer)
+            attachment = attachment_of(inner)
+            if attachment is None:
+                attached.append(attachment := Attachment(inner))
+            check_block_count(parsed, len(attachment.blocks))
+            compile_context(transformer)
+    except ValueError:
+        for attachment in attached:
+            attachment.detach()
+        raise
+    if not isinstance(pipe, _CachedPipeline):
+        pipe._raycache = _Setup(type(pipe))
+        pipe.__class__ = _cached_class(type(pipe))
+    setup = pipe._raycache
+    setup.options, setup.group = parsed, group
+    setup.attached += attached
     return pipe
 
 
@@ -113,12 +120,14 @@ def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:
         RuntimeError: a transformer's forward was wrapped by somebody else since (ParaAttention, offloading).
     """
     if isinstance(pipe, _CachedPipeline):
-        for transformer in pipe._raycache.attached:
-            if (attachment := attachment_of(transformer)) is not None:
-                attachment.detach()
-        original = pipe._raycache.original
+        setup = pipe._raycache
+        mine = [a for a in setup.attached if attachment_of(a.transformer) is a]
+        for attachment in mine:  # all or none
+            attachment.check_detachable()
+        for attachment in mine:
+            attachment.detach()
         del pipe.__dict__["_raycache"]
-        pipe.__class__ = original
+        pipe.__class__ = setup.original
     return pipe
 
 
@@ -171,7 +180,7 @@ def _without_retired(options: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in options.items():
         if name in _NEUTRAL:
-            if value not in (_NEUTRAL[name], None, [], 0):
+            if value not in (_NEUTRAL[name], None, [], (), 0):
                 raise ValueError(
                     f"{name}={value!r} is not supported: {_REASONS.get(name, 'it has no use here')}; "
                     f"leave it at {_NEUTRAL[name]!r}"
@@ -188,4 +197,5 @@ _REASONS = {
     "important_condition_threshold": "means over chosen tokens are not exact over uneven shards",
     "Fn_compute_blocks_ids": "it dropped blocks from the model",
     "enable_taylorseer": "the forecast is taylor_order=1 or 2",
+    "type": "the method is given as cache_type",
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cache_core.report import CacheReport
+from cache_core.report import CacheReport, ImageDecision
 
 __all__ = ["format_summary"]
 
 
 def format_summary(reports: dict[str, CacheReport]) -> str:
-    """One line per image: steps, cached steps, share of blocks computed, and a strip of its steps.
+    """One line per image and branch: steps, cached steps, share of blocks computed, and a strip of its steps.
 
     In the strip ``.`` is a computed step, ``#`` a cached one and a digit the tenths of its blocks that were pruned.
     """
@@ -22,13 +22,20 @@ def format_summary(reports: dict[str, CacheReport]) -> str:
             f"{totals['collectives']} collectives, {totals['non_finite']} non-finite"
         )
         lines.append(f"{'image':>7} {'branch':>8} {'cached':>7} {'computed':>9}  steps")
-        for image, share in enumerate(totals["computed_block_fraction"]):
+        for image in range(len(totals["computed_block_fraction"])):
             for branch in dict.fromkeys(step.branch for step in report.steps):
-                decisions = [step.images[image] for step in report.steps if step.branch == branch]
-                strip = "".join(
-                    "#" if d.cached else str(10 * len(d.pruned_blocks) // report.num_blocks) if d.pruned_blocks else "."
-                    for d in decisions
-                )
+                steps = [step.images for step in report.steps if step.branch == branch]
+                if image >= len(steps[0]):
+                    continue
+                decisions = [images[image] for images in steps]
+                strip = "".join("#" if d.cached else _pruned(d, report.num_blocks) for d in decisions)
+                share = sum(d.computed_blocks for d in decisions) / (report.num_blocks * len(decisions))
                 cached = sum(d.cached or bool(d.pruned_blocks) for d in decisions)
                 lines.append(f"{image:>7} {branch:>8} {cached:>7} {share:>9.1%}  {strip}")
     return "\n".join(lines)
+
+
+def _pruned(decision: ImageDecision, num_blocks: int) -> str:
+    if not decision.pruned_blocks:
+        return "."
+    return str(min(9, 10 * len(decision.pruned_blocks) // num_blocks))

@@ -1,9 +1,13 @@
 """One thread per test process: the models are tiny, and the order of float additions must not depend on the machine."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 
+from raycache.demo.noise import build_noise_model
+from tests.unit.core.flux_pipe import load
 from tests.unit.core.tiny_flux import tiny_flux
 
 
@@ -16,3 +20,15 @@ def _one_thread():
 def flux() -> FluxTransformer2DModel:
     """A fresh tiny FLUX: 3 double and 5 single blocks."""
     return tiny_flux()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The noise model on disk: 2 double and 4 single blocks."""
+    return build_noise_model(tmp_path_factory.mktemp("noise") / "model", layers=2, single_layers=4)
+
+
+@pytest.fixture
+def pipe(folder) -> FluxPipeline:
+    """A fresh FluxPipeline."""
+    return load(folder)
