@@ -90,6 +90,7 @@ def test_dbcache_keeps_its_limits(options, seed, count, pace):
     _, report = draw_cached(MODEL, options, Job(seeds=(seed,), steps=count, pace=pace))
     flags = [d[0] for d in decisions(report)]
     assert not any(flags[: options["warmup_steps"]])
+    assert [d[1] == "warmup" for d in decisions(report)] == [step < options["warmup_steps"] for step in range(count)]
     assert options["max_cached_steps"] < 0 or sum(flags) <= options["max_cached_steps"]
     assert options["max_continuous_cached_steps"] < 0 or _longest_run(flags) <= options["max_continuous_cached_steps"]
     asked = [step.images[0] for step in report.steps if step.images[0].residual_diff is not None]
@@ -107,6 +108,7 @@ def test_dbprune_keeps_its_limits(options, seed, count, pace):
     _, report = draw_cached(MODEL, options, Job(seeds=(seed,), steps=count, pace=pace))
     pruned = [set(d[2]) for d in decisions(report)]
     assert not any(pruned[: options["warmup_steps"]])
+    assert [d[1] == "warmup" for d in decisions(report)] == [step < options["warmup_steps"] for step in range(count)]
     assert options["max_pruned_steps"] < 0 or sum(map(bool, pruned)) <= options["max_pruned_steps"]
     never = {
         *range(options["Fn_compute_blocks"]),
