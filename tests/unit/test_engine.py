@@ -145,7 +145,7 @@ async def test_failures_are_answers(engine, error, status, code, retry):
 
 async def test_a_full_queue_refuses_and_recovers(engine):
     (first, one), (second, two) = await started(engine), await started(engine)
-    refusal = await engine.generate(order())
+    refusal = await asyncio.wait_for(engine.generate(order()), 5)
     assert (refusal.status, refusal.code) == (429, "queue_full")
     assert engine.status().queued == 1
     finish(one)
@@ -218,7 +218,8 @@ async def test_the_policy_changes_without_a_restart(engine):
     engine.reconfigure({"cache": {"type": "none"}, "max_queued_requests": 0})
     assert engine.status().policy.cache.type == "none"
     await started(engine)
-    assert (await engine.generate(order())).code == "queue_full"
+    refusal = await asyncio.wait_for(engine.generate(order()), 5)
+    assert refusal.code == "queue_full"
     engine.reconfigure({})
     assert engine.status().policy == SETTINGS.policy
 
@@ -245,9 +246,11 @@ def test_a_model_that_does_not_divide_stops_the_gang_again():
         return gangs[0]
 
     ranks = SETTINGS.parallel.model_copy(update={"ranks_per_replica": 3})
-    with pytest.raises(ValueError, match="legal values: 1, 2, 4"):
+    # Holding the error keeps the half-built engine alive, so that its destructor cannot be what stops the gang.
+    with pytest.raises(ValueError, match="legal values: 1, 2, 4") as caught:
         Engine(SETTINGS.model_copy(update={"parallel": ranks}), make)
     assert gangs[0].stopped
+    assert caught.tb is not None
 
 
 def test_a_deleted_engine_stops_its_gang(engine):

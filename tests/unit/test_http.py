@@ -11,8 +11,9 @@ from PIL import Image
 
 from raycache.api import build_http_app
 from raycache.errors import RequestError, unavailable
-from raycache.schemas import EngineStatus, GenerationResult, PreviewEvent, ProgressEvent, StageTimes
+from raycache.schemas import EngineStatus, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent, StageTimes
 from raycache.settings import AppSettings
+from raycache.sse import stream_events
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_body_bytes": 2000}})
 URL = "/v1/images/generations"
@@ -231,6 +232,16 @@ def test_a_stream_that_fails_late_says_so_in_the_stream(client, service):
     name, data = events(post(client, stream=True))[-1]
     assert name == "error"
     assert data["error"]["code"] == "deadline_exceeded"
+    assert service.closed
+
+
+async def test_a_client_that_leaves_a_stream_closes_it(service):
+    body = ImagesBody(prompt="a", stream=True)
+    rest = service.generate_stream(body.request())
+    stream = stream_events(await anext(rest), rest, body)
+    await anext(stream)
+    assert not service.closed
+    await stream.aclose()
     assert service.closed
 
 

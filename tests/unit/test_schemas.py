@@ -113,7 +113,7 @@ def test_missing_prompt():
         b"{",
         b"[]",
         b"3",
-        b'{"prompt": NaN}',
+        b'{"prompt": "a", "guidance_scale": NaN}',
         b'{"prompt": "\\ud800"}',
         b"\xff\xfe",
         b"[" * 100_000,
