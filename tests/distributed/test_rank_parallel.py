@@ -1,0 +1,104 @@
+"""Ranks without Ray: four draw what one draws, and stop together at any step without leaving a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache_core import DBCacheOptions
+from raycache.demo.noise import build_noise_model
+from raycache.job import Job, JobOutput
+from raycache.rank import Failure, Rank
+from raycache.settings import AppSettings
+from tests.distributed.ranks import run_ranks
+
+STEPS = 10
+CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_noise_model(tmp_path_factory.mktemp("models") / "noise", layers=1, single_layers=2)
+
+
+class StoppingRank(Rank):
+    """Wishes its job to end once ``stop_after`` steps are done."""
+
+    stop_after: int | None = None
+
+    def _step_done(self, job: Job, report: Any, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        if step + 1 == self.stop_after:
+            self.abort(job.id)
+        return super()._step_done(job, report, step, state)
+
+
+def _rank(folder: Path, rank: int, world_size: int) -> StoppingRank:
+    settings = AppSettings(
+        model={"path": str(folder), "dtype": "float32"},
+        parallel={"ranks_per_replica": world_size, "device": "cpu", "threads_per_rank": 1},
+    )
+    made = StoppingRank(settings, rank, f"{folder}-{world_size}-{rank}.stacks")
+    made.load(str(folder), "noise")
+    return made
+
+
+def _job(name: str) -> Job:
+    return Job(name, "a red circle", 64, 64, (7,), STEPS, 3.5, CACHE)
+
+
+def _latents(rank: Rank, width: int, images: int) -> torch.Tensor:
+    return rank._pipe(
+        "a red circle",
+        width=width,
+        height=64,
+        num_inference_steps=3,
+        num_images_per_prompt=images,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(images)],
+        max_sequence_length=64,
+        output_type="latent",
+    ).images
+
+
+def _draw_and_stop(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+    alone, together = _rank(folder, 0, 1), _rank(folder, rank, world_size)
+    latents = [[_latents(who, *shape) for who in (alone, together)] for shape in ((64, 1), (96, 2))]
+    fresh = together.generate(_job("fresh"))
+    stopped, after = [], []
+    for step in range(STEPS + 1):
+        # Rank 0 alone is told; all others must learn of it from the flag that is summed with the decisions.
+        together.stop_after = step if rank == 0 else None
+        if together.stop_after == 0:
+            together.abort(f"stop-{step}")
+        stopped.append(together.generate(_job(f"stop-{step}")))
+        together.stop_after = None
+        after.append(together.generate(_job(f"after-{step}")))
+    return {"latents": latents, "fresh": fresh, "stopped": stopped, "after": after}
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_four_draw_what_one_draws_and_stop_together(model: Path, world_size: int):
+    answers = run_ranks(world_size, _draw_and_stop, model, timeout=240)
+    for answer in answers:
+        for alone, together in answer["latents"]:
+            assert alone.std() > 0.1, "latents that are all alike would be equal for the wrong reason"
+            torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+    for step in range(STEPS):
+        failures: list[Failure] = [answer["stopped"][step] for answer in answers]
+        assert {(f.kind, f.place, f.message) for f in failures} == {
+            ("aborted", ("aborted", "denoise", step, "JobAborted"), f"job aborted at step {step} of branch 'cond'")
+        }
+    # After the last step only rank 0 still has something to do, and does not do it.
+    first, *others = (answer["stopped"][STEPS] for answer in answers)
+    assert (first.kind, first.phase) == ("aborted", "decode")
+    assert all(not isinstance(other, Failure) for other in others)
+
+    fresh: JobOutput = answers[0]["fresh"][0]
+    assert fresh.report["totals"]["cached_steps"][0] > 0
+    for output, _ in answers[0]["after"]:
+        np.testing.assert_array_equal(output.images, fresh.images)
+        assert output.report == fresh.report
