@@ -73,6 +73,8 @@ class RankActors:
                     placement_group, placement_group_bundle_index=rank_bundle_index(rank, first_bundle)
                 )
             self._actors.append(actor.options(**options).remote(settings, rank, self._stacks[rank]))
+        #: Seconds that :meth:`load` took, by stage; "processes" is mostly Python importing its libraries.
+        self.stages: dict[str, float] = {}
         self._asked: list[Any] = [None] * world
         self._answered = [time.monotonic()] * world
         self._changed = [time.monotonic()] * world
@@ -88,17 +90,21 @@ class RankActors:
         Raises:
             GangStartError: a rank failed, died, or took too long; the message says which and why.
         """
-        deadline = time.monotonic() + self._settings.parallel.startup_timeout_s
+        began = time.monotonic()
+        deadline = began + self._settings.parallel.startup_timeout_s
         first = self._actors[0]
         # The pulses first: whoever has told its process id can be killed for certain.
         pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "start", tick)
         self.pulses = list(pulses)
+        started = time.monotonic()
         source = source or self._all([first.prepare.remote()], deadline, "find the model", tick)[0]
         port = self._all([first.open_store.remote()], deadline, "open the rendezvous", tick)[0]
         self._all([actor.join.remote(port) for actor in self._actors], deadline, "join the process group", tick)
+        joined = time.monotonic()
         facts = self._all([actor.load.remote(*source) for actor in self._actors], deadline, "load the model", tick)
         pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer", tick)
         now = time.monotonic()
+        self.stages = {"processes": started - began, "rendezvous": joined - started, "model": now - joined}
         for rank, pulse in enumerate(pulses):
             self.pulses[rank], self._answered[rank], self._changed[rank] = pulse, now, now
         return source, facts[0]

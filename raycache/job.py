@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "Job", "JobCancelled"]
-__all__ += ["JobFailed", "JobOutput", "Progress"]
+__all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job", "JobCancelled"]
+__all__ += ["JobFailed", "JobOutput", "Progress", "Recovery"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Job:
 
 @dataclass
 class JobOutput:
-    """Pictures, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage."""
+    """Pictures, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage.
+
+    ``after_fault_s``: in the first picture after a fault, seconds since that was noticed.
+    """
 
     images: np.ndarray
     report: dict[str, Any] | None
@@ -42,6 +45,7 @@ class JobOutput:
     denoise_s: float
     decode_s: float
     warnings: list[str] = field(default_factory=list)
+    after_fault_s: float | None = None
 
 
 @dataclass
@@ -56,6 +60,51 @@ class Progress:
     cached: list[bool]
     residual_diff: list[float | None]
     preview: np.ndarray | None = None
+
+
+@dataclass
+class Recovery:
+    """One fault and what followed it; seconds from noticing it, but for ``noticed_at``.
+
+    Attributes:
+        kind: ``death``, ``hang`` or ``error``.
+        noticed_at: ``time.time()`` when it was noticed.
+        killed_s: until all old ranks were gone.
+        ready_s: until the new ranks were ready; None while they are not.
+        picture_s: until the next picture was done; None before.
+        stages: seconds of the rebuild by stage: processes, rendezvous, model, warm-up.
+    """
+
+    kind: str
+    noticed_at: float
+    killed_s: float | None = None
+    ready_s: float | None = None
+    picture_s: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class GangStatus:
+    """The gang as it sees itself; made without calling a rank.
+
+    Attributes:
+        ready: ranks are loaded and no fault is being mended.
+        restarts: incarnations after the first.
+        retries: jobs that were drawn again after a fault.
+        faults: what was wrong each time, newest last, at most ten.
+        ranks: each rank's last pulse, and its age in seconds.
+        last_recovery: times of the last fault's recovery, see :class:`Recovery`.
+    """
+
+    name: str
+    ready: bool
+    restarts: int
+    queued: int
+    job: str | None
+    retries: int = 0
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    last_recovery: Recovery | None = None
 
 
 class JobCancelled(Exception):

@@ -61,11 +61,6 @@ class Patience:
         # The slowest: with a cache most steps are quick, and a computed one is no hang.
         return max(settings.watchdog_floor_s, settings.watchdog_steps * max(learned))
 
-    def forget(self) -> None:
-        """New ranks: everything may compile again."""
-        self._step_s.clear()
-        self._finished.clear()
-
     def _times(self, kind: _Kind) -> deque[float]:
         return self._step_s.setdefault(kind, deque(maxlen=32))
 

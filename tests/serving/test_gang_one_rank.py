@@ -64,7 +64,7 @@ def reference(gang: Gang) -> np.ndarray:
 
 
 def test_the_declared_shape_is_warm(gang: Gang):
-    assert gang._patience.seconds(job(), "denoise") == 5.0
+    assert gang._life.patience.seconds(job(), "denoise") == 5.0
 
 
 def test_a_failing_decoder_ends_the_job_only(gang: Gang, reference: np.ndarray):

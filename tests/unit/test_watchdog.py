@@ -37,8 +37,6 @@ def test_patience_is_long_until_a_job_went_beyond_the_cache_warm_up():
     assert patience.seconds(job(width=128), "denoise") == 100
     assert patience.seconds(job(cache=NoCacheOptions()), "denoise") == 100
     assert patience.seconds(job(), "decode") == 100
-    patience.forget()
-    assert patience.seconds(job(), "denoise") == 100
 
 
 def test_the_slowest_step_counts(clock: list[float]):

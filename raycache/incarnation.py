@@ -1,0 +1,182 @@
+"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and drawing until they meet a fault."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from raycache.actors import PULSE_S, Fault, RankActors
+from raycache.job import GangStartError, Job, JobCancelled, JobFailed, JobOutput, Progress
+from raycache.pipeline import ModelFacts, ModelSource
+from raycache.rank import Failure
+from raycache.settings import AppSettings, WarmupShape
+from raycache.watchdog import Patience, beyond_warmup
+
+__all__ = ["Incarnation"]
+
+_logger = logging.getLogger("raycache.gang")
+
+#: Seconds that ranks in lockstep get to raise the same error, before it counts as one rank's own.
+_GRACE_S = 1.0
+
+
+class Incarnation:
+    """Used by the gang's thread only, but for :meth:`ranks`.
+
+    Args:
+        settings: the application's.
+        placement_group: reserved for the gang; None = anywhere.
+        first_bundle: where the gang's bundles begin in it.
+        name: of the gang, for logs.
+        tick: called about every :data:`PULSE_S` while ranks load or draw.
+    """
+
+    def __init__(
+        self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str, tick: Callable[[], None]
+    ) -> None:
+        self._settings, self._name, self._tick = settings, name, tick
+        self._actors = RankActors(settings, placement_group, first_bundle, name)
+        # Its own: new ranks may compile everything again.
+        self.patience = Patience(settings.reliability, compiles=settings.model.compile)
+        self._warmup_s = 0.0
+
+    def assemble(self, source: ModelSource | None) -> tuple[ModelSource, ModelFacts]:
+        """Join the ranks, load the model, draw the declared warm-up shapes.
+
+        Args:
+            source: what was loaded in an earlier life; None = ask.
+
+        Raises:
+            GangStartError: why, and what to change.
+        """
+        source, facts = self._actors.load(source, self._tick)
+        began = time.monotonic()
+        for shape in self._settings.warmup:
+            self._warm_up(shape)
+        self._warmup_s = time.monotonic() - began
+        return source, facts
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds that :meth:`assemble` took, by stage."""
+        return {**self._actors.stages, "warm-up": self._warmup_s}
+
+    def draw(
+        self, job: Job, tell: Callable[[list[Progress]], None], unwanted: Callable[[], bool]
+    ) -> JobOutput | Exception:
+        """Draw ``job`` on all ranks.
+
+        Args:
+            tell: gets each step's progress once.
+            unwanted: asked about every :data:`PULSE_S`; once True, all ranks stop at their next step.
+
+        Returns:
+            The pictures, JobCancelled if the ranks stopped, or JobFailed if all met the same error.
+
+        Raises:
+            Fault: these ranks are of no more use.
+        """
+        actors = self._actors
+        self.patience.begin()
+        pending = actors.generate(job)
+        results: dict[int, Any] = {}
+        failed_at, aborted = None, False
+        while pending:
+            done, _ = ray.wait(list(pending), timeout=PULSE_S / 2)
+            for ref in done:
+                rank = pending.pop(ref)
+                try:
+                    results[rank] = ray.get(ref)
+                except RayActorError:
+                    raise Fault("death", f"rank {rank} died in job {job.id}") from None
+                except RayTaskError as error:
+                    raise Fault("error", f"rank {rank}: {error.cause}") from None
+                if isinstance(results[rank], Failure):
+                    failed_at = failed_at or time.monotonic()
+            failure = next((r for r in results.values() if isinstance(r, Failure)), None)
+            if pending and failure is not None and time.monotonic() - failed_at > self._grace(failure):
+                raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
+            events = actors.beat(self.patience.seconds(job, actors.pulses[0].phase))
+            if actors.pulses[0].job == job.id:
+                self.patience.learn(job, actors.pulses[0].step)
+            tell(events)
+            self._tick()
+            if not aborted and unwanted():
+                aborted = True
+                actors.abort(job.id)
+        failures = [result for result in results.values() if isinstance(result, Failure)]
+        if failures:
+            return _judge(job, failures, len(results))
+        output, rest = results[0]
+        self.patience.finished(job, output.denoise_s)
+        tell(actors.last_news())
+        tell(rest)
+        return output
+
+    def idle(self) -> None:
+        """Look after the ranks while there is nothing to draw.
+
+        Raises:
+            Fault: a rank died or does not answer.
+        """
+        self._actors.beat(None)
+
+    def end(self, *, stacks: bool = False) -> None:
+        """Kill all ranks and wait until they are gone; with ``stacks`` their Python stacks go to the log first."""
+        if stacks:
+            self._actors.dump_stacks()
+        self._actors.kill()
+
+    def ranks(self) -> list[dict[str, Any]]:
+        """Each rank's last pulse, and its age in seconds. Thread-safe, calls no rank."""
+        ranks = []
+        for rank, (pulse, age) in enumerate(zip(self._actors.pulses, self._actors.ages(), strict=True)):
+            known = {} if pulse is None else asdict(pulse)
+            known.pop("events", None)
+            ranks.append({"rank": rank, **known, "age_s": round(age, 3)})
+        return ranks
+
+    def _warm_up(self, shape: WarmupShape) -> None:
+        """Draw a declared shape, past the cache's warm-up: no user waits for a compiler, nor the watchdog."""
+        width, height = (int(side) for side in shape.size.split("x"))
+        options = self._settings.cache
+        job = Job(
+            id=f"warm-up-{shape.size}",
+            prompt="warm-up",
+            width=width,
+            height=height,
+            seeds=tuple(range(shape.n)),
+            num_inference_steps=max(shape.num_inference_steps, beyond_warmup(options)),
+            guidance_scale=self._settings.defaults.guidance_scale,
+            cache=options,
+        )
+        try:
+            outcome = self.draw(job, lambda events: None, lambda: False)
+        except Fault as fault:
+            outcome = fault
+        if isinstance(outcome, Exception):
+            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {shape.size}: {outcome}")
+
+    def _grace(self, failure: Failure) -> float:
+        """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
+        lockstep = failure.phase == "denoise" and failure.step > 0
+        return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
+
+
+def _judge(job: Job, failures: list[Failure], ranks: int) -> Exception:
+    """Every rank answered, some with a failure: the job's error if all agree, else a fault of the gang."""
+    first = failures[0]
+    alike = len(failures) == ranks and len({failure.place for failure in failures}) == 1
+    # Rank 0 decodes alone: the others are done and wait for nothing.
+    if first.kind == "group" or not (alike or first.phase == "decode"):
+        raise Fault("error", "; ".join(dict.fromkeys(str(failure) for failure in failures)))
+    if first.kind == "aborted":
+        return JobCancelled(first.message)
+    _logger.error("Job %s failed:\n%s", job.id, first.trace)
+    return JobFailed(str(first))

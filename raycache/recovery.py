@@ -1,0 +1,58 @@
+"""How often a gang may be rebuilt, and how long each time took."""
+
+from __future__ import annotations
+
+import time
+
+from raycache.actors import Fault
+from raycache.job import Recovery
+from raycache.settings import ReliabilitySettings
+
+__all__ = ["REPLACED_S", "Restarts"]
+
+#: Guess of the seconds Serve takes to replace a replica, without the model's load.
+REPLACED_S = 30.0
+
+
+class Restarts:
+    """Counts restarts in a moving window. Written by the gang's thread only."""
+
+    def __init__(self, limits: ReliabilitySettings) -> None:
+        self._limits = limits
+        self._at: list[float] = []
+        self._noticed = 0.0
+        self.count = 0
+        self.faults: list[str] = []
+        self.last: Recovery | None = None
+
+    def noticed(self, fault: Fault) -> None:
+        """The gang met ``fault``."""
+        self._noticed = time.monotonic()
+        self.faults.append(f"{fault.kind}: {fault}")
+        self.last = Recovery(fault.kind, time.time())
+
+    def refused(self) -> str | None:
+        """Count one more restart, of ranks that are gone by now; why there shall be none, if there were too many."""
+        now, limits = time.monotonic(), self._limits
+        if self.last is not None and self.last.killed_s is None:
+            self.last.killed_s = now - self._noticed
+        self.count += 1
+        self._at = [at for at in self._at if at > now - limits.restart_window_s] + [now]
+        if len(self._at) <= limits.max_restarts:
+            return None
+        return (
+            f"{len(self._at) - 1} restarts within {limits.restart_window_s:g} s "
+            f"(reliability.max_restarts = {limits.max_restarts})"
+        )
+
+    def recovered(self, stages: dict[str, float]) -> float:
+        """New ranks are ready; ``stages``: what took how long. Returns seconds since the fault was noticed."""
+        self.last.ready_s, self.last.stages = time.monotonic() - self._noticed, dict(stages)
+        return self.last.ready_s
+
+    def drawn(self) -> float | None:
+        """A picture is done; if it is the first since a fault, the seconds since that was noticed."""
+        if self.last is None or self.last.picture_s is not None:
+            return None
+        self.last.picture_s = time.monotonic() - self._noticed
+        return self.last.picture_s
