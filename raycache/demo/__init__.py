@@ -1,1 +1,22 @@
 """The bundled demonstration model: a drawn world, a small FLUX trained on it, and a judge of its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["demo_model_path"]
+
+
+def demo_model_path() -> Path:
+    """Folder of the bundled model, for ``FluxPipeline.from_pretrained``.
+
+    Raises:
+        FileNotFoundError: if the package was installed without it.
+    """
+    folder = Path(__file__).parent / "flux_tiny"
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"the bundled model is missing: {folder} has no model_index.json. Install raycache from its repository or "
+            "wheel, or train the model anew: `python -m raycache.demo.train --out DIR`"
+        )
+    return folder

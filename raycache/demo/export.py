@@ -1,0 +1,63 @@
+"""Writes the trained parts as one folder in diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from raycache.demo.autoencoder_training import load_autoencoder
+from raycache.demo.drawer import Drawer
+from raycache.demo.latents import load_latents
+from raycache.demo.noise import MARKER, make_readable
+from raycache.demo.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
+from raycache.demo.transformer_training import load_average
+from raycache.demo.words import make_tokenizers
+
+
+def export_model(out: Path, folder: Path) -> Path:
+    """Write what is trained in ``out`` to ``folder``: weights in float16, tokenizers, scheduler; replaces ``folder``.
+
+    The model card is not part of training; one that lies in ``folder`` is kept.
+
+    Returns:
+        ``folder``, for an unchanged ``FluxPipeline.from_pretrained``.
+    """
+    words = tuple(len(tokenizer) for tokenizer in make_tokenizers(TEXT_TOKENS))
+    drawer = load_average(out / "all-blocks.pt", LAYERS, SINGLE_LAYERS, words)
+    _, shift, scale = load_latents(out / "latents.pt")
+    card = (folder / "README.md").read_text() if (folder / "README.md").exists() else None
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe = make_pipeline(drawer, load_autoencoder(out, torch.device("cpu")), shift, scale)
+    pipe.to(torch.float16).save_pretrained(folder)
+    (folder / MARKER).write_text(json.dumps({"kind": "demo", "layers": LAYERS, "single_layers": SINGLE_LAYERS}) + "\n")
+    if card:
+        (folder / "README.md").write_text(card)
+    make_readable(folder)
+    return folder
+
+
+def make_pipeline(drawer: Drawer, vae: torch.nn.Module, shift: float, scale: float):
+    """A ``FluxPipeline`` of trained parts.
+
+    Args:
+        drawer: text encoders and transformer.
+        vae: the autoencoder.
+        shift: mean of its latents.
+        scale: one over their standard deviation.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    t5_tokenizer, clip_tokenizer = make_tokenizers(TEXT_TOKENS)
+    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=drawer.clip,
+        tokenizer=clip_tokenizer,
+        text_encoder_2=drawer.t5,
+        tokenizer_2=t5_tokenizer,
+        transformer=drawer.transformer,
+    )

@@ -1,0 +1,88 @@
+"""The transformer's training data: scenes as packed latents and word ids, drawn and encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from raycache.demo.autoencoder_training import as_input
+from raycache.demo.drawer import pack
+from raycache.demo.parts import TEXT_TOKENS
+from raycache.demo.words import make_tokenizers
+from raycache.demo.world import loose_caption, random_scene, render
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+LOOSE_SHARE = 0.15
+"""Share of scenes that are told in a user's words instead of a caption's."""
+OTHER_SIZES = ((192, 192), (256, 256), (192, 128), (128, 192), (256, 128), (128, 256))
+"""Width and height of the pictures mixed in beside 128x128."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Scenes of one size.
+
+    Attributes:
+        packed: float16 ``[scenes, tokens, 16]``, of unit variance over the whole set.
+        t5_ids: int64 ``[scenes, words]``.
+        clip_ids: int64 ``[scenes, words]``.
+        grid: rows and columns of image tokens.
+    """
+
+    packed: torch.Tensor
+    t5_ids: torch.Tensor
+    clip_ids: torch.Tensor
+    grid: tuple[int, int]
+
+
+@torch.no_grad()
+def encode_scenes(
+    model: AutoencoderKL, count: int, width: int, height: int, seed: int, device: torch.device
+) -> Generator[tuple[int, dict[str, float]], None, Latents]:
+    """Draw ``count`` training scenes, encode and pack them, not yet scaled.
+
+    Yields:
+        (scenes done, no figures) now and then; the latents are what it returns.
+    """
+    rng = np.random.default_rng((seed, width, height))
+    t5, clip = make_tokenizers(TEXT_TOKENS)
+    parts, captions = [], []
+    while len(captions) < count:
+        pictures = []
+        for _ in range(min(64, count - len(captions))):
+            scene = random_scene(rng)
+            pictures.append(render(scene, width, height, rng))
+            loose = rng.random() < LOOSE_SHARE
+            captions.append(loose_caption(scene, rng) if loose else scene.caption)
+        batch = as_input(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), device)
+        parts.append(pack(model.encode(batch).latent_dist.mean).half().cpu())
+        yield len(captions), {}
+    ids = [
+        tokenizer(
+            captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
+        ).input_ids
+        for tokenizer in (t5, clip)
+    ]
+    return Latents(torch.cat(parts), *ids, (height // 16, width // 16))
+
+
+def save_latents(path: Path, sets: list[Latents], shift: float, scale: float) -> None:
+    """Write ``sets`` of raw latents and how they become ``(raw - shift) * scale`` of unit variance."""
+    state = {"sets": [vars(part) for part in sets], "shift": shift, "scale": scale}
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").rename(path)
+
+
+def load_latents(path: Path) -> tuple[list[Latents], float, float]:
+    """Scaled sets, 128x128 first, then shift and scale."""
+    state = torch.load(path, weights_only=True)
+    shift, scale = state["shift"], state["scale"]
+    sets = [Latents(**{**part, "packed": ((part["packed"].float() - shift) * scale).half()}) for part in state["sets"]]
+    return sets, shift, scale

@@ -1,0 +1,103 @@
+"""The parts of the bundled demonstration model: FLUX.1-dev's 19 + 38 blocks and 8x autoencoder at a laptop's width."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from raycache.demo.noise import LATENT_CHANNELS, rope_axes
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5EncoderModel
+
+LAYERS = 19
+SINGLE_LAYERS = 38
+HEADS = 4
+HEAD_DIM = 16
+TEXT_WIDTH = 64
+TEXT_TOKENS = 16
+"""Tokens every prompt is padded to: nine that say something about two things and a background, and room."""
+
+
+def make_autoencoder() -> AutoencoderKL:
+    """8x reduction, 4 latent channels; half of its work at full size, where few channels are enough for flat colour."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 16, 32, 64),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        # One group: with one channel per group the absolute colour is normalised away.
+        norm_num_groups=1,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+
+
+def make_transformer(layers: int = LAYERS, single_layers: int = SINGLE_LAYERS) -> FluxTransformer2DModel:
+    """FLUX.1-dev's transformer at width 64, every block an identity and the output zero (adaLN-zero)."""
+    from diffusers import FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * LATENT_CHANNELS,
+        num_layers=layers,
+        num_single_layers=single_layers,
+        attention_head_dim=HEAD_DIM,
+        num_attention_heads=HEADS,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=rope_axes(HEAD_DIM),
+    )
+    for name, module in transformer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+            if "norm" in name or name == "proj_out":
+                torch.nn.init.zeros_(module.weight)
+    return transformer
+
+
+def make_text_encoders(t5_words: int, clip_words: int) -> tuple[T5EncoderModel, CLIPTextModel]:
+    """The two text encoders at width 64, two layers each.
+
+    Args:
+        t5_words: size of the T5 vocabulary, padding and end of text first.
+        clip_words: size of the CLIP vocabulary, start and end of text last.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    t5 = T5Config(
+        vocab_size=t5_words,
+        d_model=TEXT_WIDTH,
+        d_kv=TEXT_WIDTH // 4,
+        d_ff=4 * TEXT_WIDTH,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=32,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    clip = CLIPTextConfig(
+        vocab_size=clip_words,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_TOKENS,
+        bos_token_id=clip_words - 2,
+        eos_token_id=clip_words - 1,
+        pad_token_id=clip_words - 1,
+    )
+    return T5EncoderModel(t5), CLIPTextModel(clip)

@@ -1,0 +1,122 @@
+"""``python -m raycache.demo.train --out DIR``: draw the data, train the demonstration model, write its folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import torch.distributed as dist
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from raycache.demo.autoencoder_training import load_autoencoder, polish_decoder, train_autoencoder
+from raycache.demo.latents import OTHER_SIZES, Latents, encode_scenes, load_latents, save_latents
+from raycache.demo.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
+from raycache.demo.transformer_training import Stage, load_average, train_stage
+from raycache.demo.words import make_tokenizers
+
+PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "decoder", "export")
+FEW = Stage("few-blocks", 4, 8, 3600, 64, 2.5e-3, 100, 0.1, 0.0)
+ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 400, 32, 1e-3, 40, 0.0, 0.2)
+
+
+Result = TypeVar("Result")
+
+
+def pick_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model goes to its `flux_tiny`.")],
+    seed: Annotated[int, typer.Option(help="Of data, weights and noise.")] = 0,
+    autoencoder_steps: Annotated[int, typer.Option(help="16 crops of 64x64 each.")] = 2000,
+    scenes: Annotated[int, typer.Option(help="Scenes of 128x128 that the transformer learns from.")] = 12000,
+    few_steps: Annotated[int, typer.Option(help="Steps with 12 blocks, 64 scenes each.")] = FEW.steps,
+    all_steps: Annotated[int, typer.Option(help="Steps with all 57 blocks, 32 scenes each.")] = ALL.steps,
+    decoder_steps: Annotated[int, typer.Option(help="Last steps of the decoder alone.")] = 2500,
+    phase: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(PHASES)}.")] = None,
+    compile_blocks: Annotated[bool, typer.Option(help="Compile blocks: two minutes, then a third faster.")] = True,
+) -> None:
+    """Train the demonstration model; run the same command again to go on where it stopped.
+
+    Under ``torchrun --nproc-per-node N -m raycache.demo.train ...`` the transformer's batches are divided over N
+    processes.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    device = pick_device()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    chosen = phase or list(PHASES)
+    if unknown := [name for name in chosen if name not in PHASES]:
+        raise typer.BadParameter(f"unknown phase {unknown[0]!r}; there are {', '.join(PHASES)}", param_hint="--phase")
+    alone = not dist.is_initialized() or dist.get_rank() == 0
+    words = tuple(len(tokenizer) for tokenizer in make_tokenizers(TEXT_TOKENS))
+    if "autoencoder" in chosen and alone:
+        watch("autoencoder", autoencoder_steps, train_autoencoder(out, autoencoder_steps, device, seed))
+    if "latents" in chosen and alone and not (out / "latents.pt").exists():
+        make_latents(out, scenes, device, seed)
+    if dist.is_initialized():
+        dist.barrier()
+    few = Stage(**{**vars(FEW), "steps": few_steps})
+    every = Stage(**{**vars(ALL), "steps": all_steps})
+    if "few-blocks" in chosen:
+        sets = load_latents(out / "latents.pt")[0]
+        watch(few.name, few.steps, train_stage(out, few, sets, words, device, seed, compile_blocks))
+    if "all-blocks" in chosen:
+        sets = load_latents(out / "latents.pt")[0]
+        small = load_average(out / "few-blocks.pt", few.layers, few.single_layers, words)
+        steps = train_stage(out, every, sets, words, device, seed, compile_blocks, previous=small)
+        watch(every.name, every.steps, steps)
+    if not alone:
+        return
+    if "decoder" in chosen:
+        watch("decoder", decoder_steps, polish_decoder(out, decoder_steps, device, seed))
+    if "export" in chosen:
+        from raycache.demo.export import export_model
+
+        print(export_model(out, out / "flux_tiny"))
+
+
+def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> None:
+    """Draw and encode the scenes of all sizes, and measure what makes their latents of unit variance."""
+    model = load_autoencoder(out, device)
+    sets: list[Latents] = []
+    for width, height in ((128, 128), *OTHER_SIZES):
+        count = scenes if (width, height) == (128, 128) else scenes // 80
+        made = encode_scenes(model, count, width, height, seed, device)
+        sets.append(watch(f"latents {width}x{height}", count, made))
+    packed = sets[0].packed.float()
+    save_latents(out / "latents.pt", sets, float(packed.mean()), float(1 / packed.std()))
+
+
+def watch(title: str, total: int, steps: Generator[tuple[int, dict[str, float]], None, Result]) -> Result:
+    """Run ``steps`` behind a progress bar, or with a line now and then where no one watches; what it returns."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    watched = sys.stderr.isatty()
+    told_at = 0
+    with Progress(*columns, console=Console(stderr=True), disable=not watched) as bar:
+        task = bar.add_task(title, total=total)
+        while True:
+            try:
+                done, figures = next(steps)
+            except StopIteration as end:
+                return end.value
+            told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            bar.update(task, completed=done, description=f"{title}  {told}")
+            if not watched and (done - told_at >= 50 or done == total):
+                told_at = done
+                print(f"{time.strftime('%H:%M:%S')} {title}: {done} of {total}  {told}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

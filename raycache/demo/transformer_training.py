@@ -1,0 +1,209 @@
+"""Second half of the training: text encoders and transformer by flow matching, few blocks first, then all 57."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from raycache.demo.drawer import Drawer, blocks_of, grow
+from raycache.demo.latents import Latents
+
+GUIDANCE = (1.0, 10.0)
+"""Guidance is drawn from this range and decides nothing, so that no value a request names can spoil a picture."""
+AVERAGE_DECAY = 0.998
+_SAVE_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training.
+
+    Attributes:
+        name: of its checkpoint file.
+        layers: double-stream blocks.
+        single_layers: single-stream blocks.
+        steps: optimizer steps.
+        batch: scenes of 128x128 a step, over all processes; larger pictures come fewer at a time.
+        rate: peak of AdamW's learning rate; Muon's is ``MUON_RATIO`` times it.
+        warmup: steps of linear warm-up; the rate then falls linearly to ``last_rate`` of the peak.
+        last_rate: share of the peak at the end.
+        other_sizes: share of the steps on other sizes than 128x128, after the first half.
+    """
+
+    name: str
+    layers: int
+    single_layers: int
+    steps: int
+    batch: int
+    rate: float
+    warmup: int
+    last_rate: float
+    other_sizes: float
+
+
+MUON_RATIO = 4.0
+
+
+def train_stage(
+    out: Path,
+    stage: Stage,
+    sets: list[Latents],
+    words: tuple[int, int],
+    device: torch.device,
+    seed: int,
+    compile_blocks: bool = True,
+    previous: Drawer | None = None,
+) -> Generator[tuple[int, dict[str, float]], None, None]:
+    """Train one stage, save to ``out / f"{stage.name}.pt"`` now and then, and go on from there if it exists.
+
+    Args:
+        out: folder of the checkpoints.
+        stage: what to do.
+        sets: latents, 128x128 first.
+        words: sizes of T5's and CLIP's vocabularies.
+        device: where to train.
+        seed: of weights, order and noise.
+        compile_blocks: compile each block (a third faster on CPU after two minutes).
+        previous: the smaller drawer to grow from; None starts anew.
+
+    Yields:
+        (steps done, figures to show) after every step.
+    """
+    path = out / f"{stage.name}.pt"
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(seed)
+    model = grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
+    model.to(device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizers = make_optimizers(model, stage.rate)
+    done = 0
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        done = state["step"]
+    if compile_blocks:
+        for block in blocks_of(model.transformer):
+            block.forward = torch.compile(block.forward)
+    smooth = None
+    for step in range(done, stage.steps):
+        scale = rate_at(step, stage)
+        for optimizer, peak in zip(optimizers, (stage.rate, stage.rate * MUON_RATIO), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * scale
+        # Numbered by step, so a resumed training sees what an uninterrupted one would have.
+        rng = np.random.default_rng((seed, 2, stage.layers, step, rank))
+        # All processes take the same size in a step, or the slowest would be waited for.
+        part = _choose(sets, stage, step, np.random.default_rng((seed, 4, step)))
+        count = max(1, stage.batch // world * sets[0].packed.shape[1] // part.packed.shape[1])
+        index = torch.from_numpy(rng.integers(len(part.packed), size=count))
+        # Compiled for one shape: the few steps on other sizes are not worth two minutes of compiling each.
+        with torch.compiler.set_stance("default" if part is sets[0] else "force_eager"):
+            loss = flow_loss(model, part, index, rng, device)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(model, world)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        decay = min(AVERAGE_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise RuntimeError(f"{stage.name}: the loss is {value} at step {step}; lower the rate")
+        smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
+        if rank == 0 and ((step + 1) % _SAVE_EVERY == 0 or step + 1 == stage.steps):
+            _save(path, model, average, optimizers, step + 1)
+        yield step + 1, {"loss": smooth}
+
+
+def make_optimizers(model: Drawer, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """AdamW for everything but the matrices inside transformer blocks; those go to Muon.
+
+    adaLN matrices start at zero and would be blown up to full rank by Muon's first step, so they stay with AdamW.
+    """
+    plain, matrices = [], []
+    for name, parameter in model.named_parameters():
+        inside = "blocks." in name and "norm" not in name and parameter.ndim == 2
+        (matrices if inside else plain).append(parameter)
+    return (
+        torch.optim.AdamW(plain, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=rate * MUON_RATIO, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    )
+
+
+def rate_at(step: int, stage: Stage) -> float:
+    """Share of the peak rate at ``step``, counted from 0."""
+    fall = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return min((step + 1) / stage.warmup, 1 - (1 - stage.last_rate) * max(0.0, fall))
+
+
+def flow_loss(
+    model: Drawer, part: Latents, index: torch.Tensor, rng: np.random.Generator, device: torch.device
+) -> torch.Tensor:
+    """Mean squared error of the velocity on the scenes ``index`` of ``part``, at logit-normal noise."""
+    clean = part.packed[index].to(device, torch.float32)
+    noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(device)
+    draws = rng.standard_normal(len(index))
+    sigma = torch.from_numpy(1 / (1 + np.exp(-(0.2 + 1.1 * draws)))).to(device, torch.float32)
+    guidance = torch.from_numpy(rng.uniform(*GUIDANCE, size=len(index))).to(device, torch.float32)
+    share = sigma[:, None, None]
+    velocity = model(
+        (1 - share) * clean + share * noise,
+        sigma,
+        guidance,
+        part.t5_ids[index].to(device),
+        part.clip_ids[index].to(device),
+        part.grid,
+    )
+    return (velocity - (noise - clean)).square().mean()
+
+
+def average_gradients(model: Drawer, world: int) -> None:
+    """Replace each gradient by its mean over ``world`` processes."""
+    if world == 1:
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    torch._foreach_copy_(
+        gradients,
+        [
+            part.view_as(gradient)
+            for part, gradient in zip((flat / world).split([g.numel() for g in gradients]), gradients, strict=True)
+        ],
+    )
+
+
+def _choose(sets: list[Latents], stage: Stage, step: int, rng: np.random.Generator) -> Latents:
+    if len(sets) > 1 and step >= stage.steps / 2 and rng.random() < stage.other_sizes:
+        return sets[rng.integers(1, len(sets))]
+    return sets[0]
+
+
+def _save(path: Path, model: Drawer, average: Drawer, optimizers: tuple[torch.optim.Optimizer, ...], step: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "step": step,
+    }
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").rename(path)
+
+
+def load_average(path: Path, layers: int, single_layers: int, words: tuple[int, int]) -> Drawer:
+    """The averaged weights of a stage."""
+    drawer = Drawer(layers, single_layers, *words)
+    drawer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
+    return drawer.eval()

@@ -1,0 +1,77 @@
+"""Tokenizers that know the drawn world's words, and what they do with all others: nothing, but say so."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from raycache.demo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+WORDS = (*SIZES, *COLOURS, *SHAPES, "left", "right", "above", "below", *BACKGROUNDS, "background")
+"""Words that decide something; each is one token of both tokenizers."""
+SILENT = ("a", "an", "and", "at", "in", "is", "of", "on", "the", "to", "with")
+"""Words that belong to a caption's grammar and decide nothing; dropped without a warning."""
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
+_OTHERS = rf"\b(?!(?:{'|'.join(WORDS)})\b)\w+\b|[^\w\s]|_"
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """Words of ``prompt`` that the model does not know, each once, in their order, in lower case."""
+    known = {*WORDS, *SILENT}
+    return list(dict.fromkeys(word for word in _WORD.findall(prompt.lower()) if word not in known))
+
+
+def prompt_warnings(prompt: str) -> list[str]:
+    """What a reply must say about ``prompt``: one line if any of its words is unknown, else nothing."""
+    unknown = unknown_words(prompt)
+    if not unknown:
+        return []
+    shown = ", ".join(repr(word[:40]) for word in unknown[:8]) + (" and more" if len(unknown) > 8 else "")
+    noun = "word" if len(unknown) == 1 else "words"
+    return [f"unknown {noun} {shown} ignored; known words: {', '.join(WORDS)}"]
+
+
+def make_tokenizers(length: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """A tokenizer for T5 and one for CLIP with one token per word of ``WORDS``; what else a prompt holds is dropped.
+
+    They are of the general class: T5's and CLIP's own build their splitting anew when they are loaded.
+
+    Args:
+        length: tokens that a prompt is cut to, those that start and end it included.
+    """
+    t5 = _tokenizer(["<pad>", "</s>", "<unk>", *WORDS], length, pad="<pad>", end="</s>", unknown="<unk>")
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    # CLIP finds the end of the text as the largest id, and pads with it.
+    clip = _tokenizer([*WORDS, start, end], length, pad=end, end=end, unknown=end, start=start)
+    return t5, clip
+
+
+def _tokenizer(
+    vocabulary: list[str], length: int, *, pad: str, end: str, unknown: str, start: str | None = None
+) -> PreTrainedTokenizerFast:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: index for index, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(_OTHERS), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}" if start else f"$A {end}",
+        special_tokens=[(word, ids[word]) for word in (start, end) if word],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=length,
+        pad_token=pad,
+        eos_token=end,
+        unk_token=unknown,
+        bos_token=start,
+        padding_side="right",
+    )

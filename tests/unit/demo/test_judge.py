@@ -1,0 +1,64 @@
+"""The judge reads rendered scenes right, and says so when a picture is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from raycache.demo.judge import judge, see, shares
+from raycache.demo.world import Scene, Thing, random_scene, render
+
+SCENE = Scene(Thing("large", "red", "circle"), "gray", "left of", Thing("small", "blue", "star"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (192, 192), (256, 128)])
+def test_reads_rendered_scenes(width: int, height: int) -> None:
+    rng = np.random.default_rng(5)
+    scenes = [random_scene(rng, held_out=None) for _ in range(150)]
+    read = shares([judge(scene, render(scene, width, height, rng)) for scene in scenes])
+    assert min(read.values()) >= 0.98, read
+
+
+def test_reads_through_noise_and_dull_colours() -> None:
+    rng = np.random.default_rng(6)
+    verdicts = []
+    for _ in range(60):
+        scene = random_scene(rng, held_out=None)
+        picture = render(scene, 128, 128, rng) * 0.95 + 5 + rng.normal(0, 6, (128, 128, 3))
+        verdicts.append(judge(scene, picture.clip(0, 255).astype(np.uint8)))
+    assert shares(verdicts)["everything"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("asked", "wrong"),
+    [
+        (replace(SCENE, background="black"), {"background"}),
+        (replace(SCENE, relation="right of"), {"relation"}),
+        (replace(SCENE, relation="above"), {"relation"}),
+        (replace(SCENE, first=Thing("large", "red", "square")), {"shape"}),
+        (replace(SCENE, second=Thing("large", "blue", "star")), {"size"}),
+        # Things are known by their colour: a wrong one leaves nothing to compare.
+        (replace(SCENE, first=Thing("large", "green", "circle")), {"colour", "shape", "size", "relation"}),
+        # One thing too many.
+        (Scene(SCENE.first, "gray"), {"colour", "relation"}),
+    ],
+)
+def test_finds_what_is_wrong(asked: Scene, wrong: set[str]) -> None:
+    verdict = judge(asked, render(SCENE, 128, 128, np.random.default_rng(0)))
+    assert {name for name, right in vars(verdict).items() if not right} == wrong
+    assert verdict.everything is False
+    assert verdict.all_right is (wrong == {"size"})
+
+
+def test_an_empty_picture_holds_nothing() -> None:
+    assert see(np.full((128, 128, 3), 245, np.uint8)) == ("white", [])
+
+
+def test_a_blob_of_the_right_colour_is_no_shape() -> None:
+    picture = np.full((128, 128, 3), 128, np.uint8)
+    # A long bar: no shape of the world is five times as long as high.
+    picture[60:70, 30:90] = (215, 25, 30)
+    _, (thing,) = see(picture)
+    assert (thing.colour, thing.shape) == ("red", None)
