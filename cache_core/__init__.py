@@ -3,25 +3,29 @@
 Works on its own, without Ray. The same decision on every rank of a context-parallel group, per image of a batch.
 """
 
-from cache_core.blocks import UnsupportedModelError
-from cache_core.consensus import RanksParted
-from cache_core.groups import find_group
-from cache_core.models import supported_models
-from cache_core.opening import cache_session
-from cache_core.options import (
-    BlockCountError,
-    CacheOptions,
-    CacheType,
-    DBCacheOptions,
-    DBPruneOptions,
-    FBCacheOptions,
-    NoCacheOptions,
-    check_block_count,
-    parse_options,
-)
-from cache_core.pipe import apply_cache_on_pipe, cache_reports, cache_summary, remove_cache
-from cache_core.report import CacheReport
-from cache_core.session import JobAborted
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cache_core.blocks import UnsupportedModelError
+    from cache_core.consensus import RanksParted
+    from cache_core.groups import find_group
+    from cache_core.models import supported_models
+    from cache_core.opening import cache_session
+    from cache_core.options import (
+        BlockCountError,
+        CacheOptions,
+        CacheType,
+        DBCacheOptions,
+        DBPruneOptions,
+        FBCacheOptions,
+        NoCacheOptions,
+        check_block_count,
+        parse_options,
+    )
+    from cache_core.pipe import apply_cache_on_pipe, cache_reports, cache_summary, remove_cache
+    from cache_core.report import CacheReport
+    from cache_core.session import JobAborted
 
 __all__ = [
     "BlockCountError",
@@ -45,3 +49,39 @@ __all__ = [
     "remove_cache",
     "supported_models",
 ]
+
+# torch and diffusers take seconds to import. Whoever needs the options only, as a web front does, shall not wait.
+_NAMES = {
+    "blocks": ("UnsupportedModelError",),
+    "consensus": ("RanksParted",),
+    "groups": ("find_group",),
+    "models": ("supported_models",),
+    "opening": ("cache_session",),
+    "options": (
+        "BlockCountError",
+        "CacheOptions",
+        "CacheType",
+        "DBCacheOptions",
+        "DBPruneOptions",
+        "FBCacheOptions",
+        "NoCacheOptions",
+        "check_block_count",
+        "parse_options",
+    ),
+    "pipe": ("apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"),
+    "report": ("CacheReport",),
+    "session": ("JobAborted",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"cache_core.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,7 @@ instead of a deadlock some collectives later.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -37,6 +38,7 @@ class Consensus:
     """One process alone: nothing is reduced and nothing is paid. Also the base of :class:`GroupConsensus`."""
 
     collectives = 0
+    wait_s = 0.0
 
     def agree(
         self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device
@@ -64,6 +66,7 @@ class GroupConsensus(Consensus):
         self.group = group
         self.world_size = dist.get_world_size(group)
         self.collectives = 0
+        self.wait_s = 0.0
 
     def agree(
         self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device
@@ -75,9 +78,11 @@ class GroupConsensus(Consensus):
         for k, pair in enumerate(sums):
             if pair is not None:
                 vector[k], vector[images + k] = pair
+        began = time.perf_counter()
         self._all_reduce(vector)
         self.collectives += 1
-        *values, wishes, total = vector.tolist()
+        *values, wishes, total = vector.tolist()  # on a GPU the wait is here
+        self.wait_s += time.perf_counter() - began
         if total != self.world_size * checksum:
             raise RanksParted(
                 f"the {self.world_size} ranks of this group are not at the same decision: their checksums sum to "

@@ -61,6 +61,7 @@ class CacheReport:
         num_blocks: transformer blocks of the model.
         steps: the steps so far, all branches in call order.
         collectives: all-reduces made; 0 without a group.
+        collective_wait_s: seconds this rank spent in them, waiting for slower ranks (and for its own GPU's work).
         non_finite: comparisons whose sums were NaN or infinite.
     """
 
@@ -69,6 +70,7 @@ class CacheReport:
     num_blocks: int
     steps: list[StepRecord] = field(default_factory=list)
     collectives: int = 0
+    collective_wait_s: float = 0.0
     non_finite: int = 0
 
     def _per_image(self) -> list[list[ImageDecision]]:

@@ -134,6 +134,7 @@ class Session:
             sums, wish, checksum16(branch.name, branch.step, site, self._history), device
         )
         self.report.collectives = self._consensus.collectives
+        self.report.collective_wait_s = self._consensus.wait_s
         if aborted:
             raise JobAborted(branch.step, branch.name)
         return [None if pair is None else self._verdict(*pair) for pair in totals]

@@ -17,10 +17,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raycache.job import GangStartError, Job, Progress
-from raycache.pipeline import ModelFacts, ModelSource
+from raycache.job import GangStartError, Job, ModelFacts, ModelSource, Progress
 from raycache.placement import rank_bundle_index
-from raycache.rank import Pulse, Rank
+from raycache.pulse import Pulse
+from raycache.rank_actor import RankActor
 from raycache.settings import AppSettings
 
 __all__ = ["PULSE_S", "Fault", "RankActors"]
@@ -59,20 +59,17 @@ class RankActors:
             str(Path(tempfile.gettempdir()) / f"raycache-stacks-{name.replace('/', '_')}-{rank}.txt")
             for rank in range(world)
         ]
-        actor = ray.remote(concurrency_groups={"watch": 1})(Rank)
         self._actors = []
         for rank in range(world):
             options: dict[str, Any] = {
                 "num_cpus": settings.parallel.rank_cpus,
                 "num_gpus": settings.parallel.gpus_per_rank,
-                "max_restarts": 0,
-                "max_task_retries": 0,
             }
             if placement_group is not None:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     placement_group, placement_group_bundle_index=rank_bundle_index(rank, first_bundle)
                 )
-            self._actors.append(actor.options(**options).remote(settings, rank, self._stacks[rank]))
+            self._actors.append(RankActor.options(**options).remote(settings, rank, self._stacks[rank]))
         #: Seconds that :meth:`load` took, by stage; "processes" is mostly Python importing its libraries.
         self.stages: dict[str, float] = {}
         self._asked: list[Any] = [None] * world

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -95,7 +96,8 @@ def build_http_app(service: Service) -> FastAPI:
         statuses = await service.status()
         ready = any(status.ready for status in statuses)
         engines = [{key: value for key, value in asdict(s).items() if key != "policy"} for s in statuses]
-        content = {"ready": ready, "reason": None if ready else service.shortage or "starting", "engines": engines}
+        reason = None if ready else service.shortage or "starting"
+        content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
         return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "5"})
 
     return app

@@ -25,6 +25,7 @@ def build(settings: AppSettings) -> Application:
     """
     bundles = placement_bundles(settings)
     reliability = settings.reliability
+    log = {"encoding": settings.logging.encoding, "log_level": settings.logging.level}
     engine = serve.deployment(Engine).options(
         name="Engine",
         num_replicas=settings.num_replicas,
@@ -36,7 +37,7 @@ def build(settings: AppSettings) -> Application:
         health_check_period_s=reliability.health_check_period_s,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
         # The ingress logs each request; here it would be each status poll too.
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=LoggingConfig(enable_access_log=False, **log),
     )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="Ingress",
@@ -45,5 +46,6 @@ def build(settings: AppSettings) -> Application:
         max_ongoing_requests=_SLACK,
         health_check_period_s=reliability.health_check_period_s,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
+        logging_config=LoggingConfig(**log),
     )
     return ingress.bind(settings, engine.bind(settings), bundles)

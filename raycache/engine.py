@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
@@ -17,33 +18,19 @@ import ray
 from ray import serve
 
 from raycache.admission import Admission, Ticket, Work
-from raycache.errors import RequestError, unavailable
-from raycache.gang import (
-    DeadlineExceeded,
-    Gang,
-    GangRestarting,
-    GangStatus,
-    Job,
-    JobCancelled,
-    JobHandle,
-    JobOutput,
-    ModelFacts,
-    Progress,
-)
+from raycache.answers import job_of, request_error, result_of
+from raycache.errors import RequestError
+from raycache.gang import DeadlineExceeded, Gang, GangStatus, Job, JobHandle, JobOutput, ModelFacts, Progress
+from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
-from raycache.schemas import (
-    EngineStatus,
-    GenerationRequest,
-    GenerationResult,
-    ModelInfo,
-    PreviewEvent,
-    ProgressEvent,
-    StageTimes,
-)
+from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
-from raycache.validation import check_deployment, parse_size, silent_cache
+from raycache.validation import check_deployment
 
 logger = logging.getLogger("ray.serve")
+
+#: The ingress asks every engine in service about once a second.
+_FORGOTTEN_S = 6.0
 
 Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
@@ -58,6 +45,7 @@ class GangLike(Protocol):
     def status(self) -> GangStatus: ...
     def check_health(self) -> None: ...
     def model_facts(self) -> ModelFacts: ...
+    def hand_back(self) -> int: ...
     def shutdown(self, drain_s: float = 0) -> None: ...
 
 
@@ -87,6 +75,8 @@ class Engine:
         self._admission = Admission(self._policy)
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
         self._jobs = 0
+        self._asked_at: float | None = None
+        join_serve_log()
         self._gang = make_gang(settings)
         self._gang.start()
         try:
@@ -132,10 +122,18 @@ class Engine:
         gang = self._gang.status()
         self._metrics.queued_jobs.set(queued)
         self._metrics.predicted_queue_seconds.set(wait)
-        self._metrics.gang_restarts.set(gang.restarts)
-        self._metrics.ready.set(float(gang.ready))
+        self._metrics.gang(gang)
+        self._asked_at = time.monotonic()
         return EngineStatus(
-            self._name, gang.ready, queued, running, round(wait, 3), asdict(gang), self._model, self._policy
+            replica=self._name,
+            ready=gang.ready,
+            queued=queued,
+            running=running,
+            predicted_queue_s=round(wait, 3),
+            gang=asdict(gang),
+            model=self._model,
+            policy=self._policy,
+            pid=os.getpid(),
         )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -151,6 +149,17 @@ class Engine:
     def check_health(self) -> None:
         """Raises when the gang is beyond repair; Serve then replaces the replica. Reads an age, calls no rank."""
         self._gang.check_health()
+        self._hand_back_if_stopping()
+
+    def _hand_back_if_stopping(self) -> None:
+        """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
+
+        The running job is finished. Those behind it would wait for nothing: other engines draw them, if there are any.
+        """
+        if self._asked_at is None or time.monotonic() - self._asked_at < _FORGOTTEN_S:
+            return
+        if handed := self._gang.hand_back():
+            logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
 
     def __del__(self) -> None:
         # Serve calls this after the drain: admitted jobs have been answered or their time is up.
@@ -195,26 +204,20 @@ class Engine:
         try:
             output = outcome.result()
         except Exception as error:
-            answer = _as_request_error(error)
+            answer = request_error(error)
             self._metrics.ended("aborted" if isinstance(error, DeadlineExceeded) else "failed", answer.code)
             if answer.status == 500:
                 logger.error("A job failed on the ranks: %s", error)
+            else:
+                logger.info("Answered %d %s", answer.status, answer.code)
             return answer
-        busy = output.encode_s + output.denoise_s + output.decode_s
-        times = StageTimes(
-            queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
-        )
-        self._metrics.done(request.cache.type, request.size, request.n, times.model_dump())
-        warnings = [*output.warnings, *silent_cache(request, self._model)]
+        result = result_of(request, output, seconds, self._model)
+        self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
         if output.report is not None:
             self._metrics.decided(output.report)
-        return GenerationResult(
-            images=list(output.images),
-            seeds=[request.seed + index for index in range(request.n)],
-            report=output.report,
-            times=times,
-            warnings=warnings,
-        )
+        if output.after_fault_s is not None:
+            self._metrics.fault_to_picture_seconds.observe(output.after_fault_s)
+        return result
 
     def _release(self, ticket: Ticket, future: Any) -> None:
         finished = not future.cancelled() and future.exception() is None
@@ -223,20 +226,7 @@ class Engine:
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        width, height = parse_size(request.size)
-        steps = request.num_inference_steps
-        job = Job(
-            id=f"{self._jobs}",
-            prompt=request.prompt,
-            width=width,
-            height=height,
-            seeds=tuple(request.seed + index for index in range(request.n)),
-            num_inference_steps=steps,
-            guidance_scale=request.guidance_scale,
-            cache=request.cache,
-            preview_steps=preview_steps(steps, request.partial_images) if watch else (),
-        )
-        return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch)
 
     def _warm_up(self) -> None:
         """Draw the declared shapes: no user pays for compilation or allocation, and the predictor has learned them."""
@@ -254,27 +244,6 @@ class Engine:
             self._gang.submit(job, deadline=None, on_progress=None).future.result()
 
 
-def preview_steps(steps: int, count: int) -> tuple[int, ...]:
-    """Steps, from 0, after which a preview is sent: spread evenly, none at the very end.
-
-    >>> preview_steps(28, 3)
-    (6, 13, 20)
-    """
-    return tuple(sorted({max(0, steps * (k + 1) // (count + 1) - 1) for k in range(count)} - {steps - 1}))
-
-
 def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
     """A callback for the gang's thread that hands progress to the request's own loop."""
     return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)
-
-
-def _as_request_error(error: BaseException) -> RequestError:
-    if isinstance(error, DeadlineExceeded):
-        return RequestError(504, "the deadline passed before the picture was done", "timeout_s", "deadline_exceeded")
-    if isinstance(error, GangRestarting):
-        return unavailable(
-            "the ranks are being replaced after a fault; try again", error.retry_after_s, "gang_restarting"
-        )
-    if isinstance(error, JobCancelled):
-        return RequestError(499, "the request was cancelled", None, "cancelled")
-    return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")

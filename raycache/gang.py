@@ -28,9 +28,11 @@ from raycache.job import (
     JobCancelled,
     JobFailed,
     JobOutput,
+    ModelFacts,
+    ModelSource,
     Progress,
 )
-from raycache.pipeline import ModelFacts, ModelSource
+from raycache.logs import about
 from raycache.placement import placement_bundles
 from raycache.recovery import REPLACED_S, Restarts
 from raycache.settings import AppSettings
@@ -45,7 +47,7 @@ _ATTEMPTS = 2
 
 
 class Gang:
-    """Ranks, their queue, and the thread that owns both.
+    """Ranks, their queue, and the thread that owns both. Public methods are thread-safe; only ``start`` waits for a rank.
 
     Args:
         settings: the application's.
@@ -56,8 +58,7 @@ class Gang:
 
     def __init__(self, settings: AppSettings, placement_group: Any = None, *, name: str, first_bundle: int = 0) -> None:
         self._settings, self._placement_group = settings, placement_group
-        self._name, self._first_bundle = name, first_bundle
-        self._queue = JobQueue()
+        self._name, self._first_bundle, self._queue = name, first_bundle, JobQueue()
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
         self._facts: ModelFacts | None = None
@@ -69,8 +70,6 @@ class Gang:
         self._load_s = 0.0
         self._started: Future[ModelFacts] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
-
-    # --- for the service: thread-safe, never waits for a rank (but start) -----------------------------------------
 
     def start(self) -> None:
         """Spawn the ranks, join them, load the model, draw the declared warm-up shapes. Blocks until ready.
@@ -105,6 +104,7 @@ class Gang:
             queued=len(self._queue),
             job=running.job.id if running else None,
             retries=self._retries,
+            causes=self._restarts.causes,
             ranks=life.ranks() if life else [],
             faults=self._restarts.faults[-10:],
             last_recovery=self._restarts.last,
@@ -123,6 +123,13 @@ class Gang:
             raise RuntimeError(f"gang {self._name} has not been started")
         return self._facts
 
+    def hand_back(self) -> int:
+        """Answer all queued jobs GangRestarting, so that another replica may draw them; how many there were."""
+        waiting = self._queue.waiting()
+        for handle in waiting:
+            handle.end(GangRestarting("this replica is being stopped", retry_after_s=1.0))
+        return len(waiting)
+
     def shutdown(self, drain_s: float = 0) -> None:
         """End the ranks; what is queued gets up to ``drain_s`` seconds, then GangRestarting."""
         end = time.monotonic() + drain_s
@@ -134,14 +141,13 @@ class Gang:
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
-    # --- the gang's thread ------------------------------------------------------------------------------------------
-
     def _main(self) -> None:
         try:
             self._spawn()
             self._started.set_result(self._facts)
         except BaseException as error:
-            self._kill()
+            if self._life is not None:
+                self._life.end()
             self._started.set_exception(error)
             return
         try:
@@ -193,7 +199,7 @@ class Gang:
                 if not handle.start() or (ended := handle.end_if_unwanted()):
                     return ended or JobCancelled(handle.reason)
                 self._retries += 1
-                _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id)
+                _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id, extra=about(handle.job))
         raise AssertionError("unreachable")
 
     def _tick(self) -> None:
@@ -201,8 +207,6 @@ class Gang:
         self._queue.drop_late()
         if not self._ready and self._running is not None and self._running.late(time.monotonic()):
             self._running.end_if_unwanted()
-
-    # --- faults -----------------------------------------------------------------------------------------------------
 
     def _spawn(self) -> None:
         began = time.monotonic()
@@ -233,14 +237,10 @@ class Gang:
             _logger.warning("Gang %s: ready again after %.1f s", self._name, seconds)
             return True
 
-    def _kill(self) -> None:
-        if self._life is not None:
-            self._life.end()
-
     def _give_up(self) -> None:
         """The thread ends: the ranks go, and nobody waits for an answer that cannot come."""
         self._ready = False
-        self._kill()
+        self._life.end()
         self._broken = self._broken or f"gang {self._name} is shut down"
         for handle in [*self._queue.close(), *([self._running] if self._running else [])]:
             handle.end(GangRestarting(self._broken, retry_after_s=10.0))

@@ -126,10 +126,14 @@ class JobQueue:
             left, self._waiting = self._waiting, []
         return left
 
+    def waiting(self) -> list[JobHandle]:
+        """Those whose turn has not come and that are not over."""
+        with self._lock:
+            return [handle for handle in self._waiting if not handle.future.done()]
+
     def drop_late(self) -> None:
         """Jobs whose deadline passed end now, not when their turn comes."""
         now = time.monotonic()
-        with self._lock:
-            late = [handle for handle in self._waiting if handle.late(now) and not handle.future.done()]
-        for handle in late:
-            handle.end_if_unwanted()
+        for handle in self.waiting():
+            if handle.late(now):
+                handle.end_if_unwanted()

@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from raycache.actors import PULSE_S, Fault, RankActors
-from raycache.job import GangStartError, Job, JobCancelled, JobFailed, JobOutput, Progress
-from raycache.pipeline import ModelFacts, ModelSource
-from raycache.rank import Failure
+from raycache.job import GangStartError, Job, JobCancelled, JobFailed, JobOutput, ModelFacts, ModelSource, Progress
+from raycache.logs import about
+from raycache.pulse import Failure
 from raycache.settings import AppSettings, WarmupShape
 from raycache.watchdog import Patience, beyond_warmup
 
@@ -178,5 +178,5 @@ def _judge(job: Job, failures: list[Failure], ranks: int) -> Exception:
         raise Fault("error", "; ".join(dict.fromkeys(str(failure) for failure in failures)))
     if first.kind == "aborted":
         return JobCancelled(first.message)
-    _logger.error("Job %s failed:\n%s", job.id, first.trace)
+    _logger.error("Job %s failed:\n%s", job.id, first.trace, extra=about(job))
     return JobFailed(str(first))

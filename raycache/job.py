@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job", "JobCancelled"]
-__all__ += ["JobFailed", "JobOutput", "Progress", "Recovery"]
+__all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery"]
+
+
+ModelKind = Literal["noise", "demo", "folder", "hub"]
+#: A local folder in diffusers' layout, and what it is.
+ModelSource = tuple[str, ModelKind]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What validation must know of the loaded model.
+
+    Attributes:
+        kind: ``noise`` (random weights), ``demo`` (bundled), ``folder`` or ``hub``.
+        num_blocks: transformer blocks over all stacks.
+        num_heads: attention heads.
+        text_tokens: tokens every prompt is padded to.
+        pipeline: class name of the pipeline.
+    """
+
+    kind: ModelKind
+    num_blocks: int
+    num_heads: int
+    text_tokens: int
+    pipeline: str
 
 
 @dataclass(frozen=True)
@@ -19,10 +43,11 @@ class Job:
         seeds: one per picture; their number is the batch size.
         cache: one of cache_core's options models.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
+        request_id: of the request, for logs; need not be unique.
     """
 
     id: str
-    prompt: str
+    prompt: str = field(repr=False)
     width: int
     height: int
     seeds: tuple[int, ...]
@@ -30,6 +55,7 @@ class Job:
     guidance_scale: float
     cache: Any
     preview_steps: tuple[int, ...] = ()
+    request_id: str = ""
 
 
 @dataclass
@@ -89,7 +115,7 @@ class GangStatus:
 
     Attributes:
         ready: ranks are loaded and no fault is being mended.
-        restarts: incarnations after the first.
+        restarts: incarnations after the first; ``causes`` has them by kind of fault.
         retries: jobs that were drawn again after a fault.
         faults: what was wrong each time, newest last, at most ten.
         ranks: each rank's last pulse, and its age in seconds.
@@ -102,6 +128,7 @@ class GangStatus:
     queued: int
     job: str | None
     retries: int = 0
+    causes: dict[str, int] = field(default_factory=dict)
     ranks: list[dict[str, Any]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     last_recovery: Recovery | None = None

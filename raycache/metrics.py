@@ -11,6 +11,8 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from raycache.job import GangStatus
+
 #: From a preview-sized picture on a GPU to a large one on a CPU.
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -52,7 +54,25 @@ class Metrics:
             "raycache_residual_difference", "Relative L1 difference behind each decision.", _DIFFERENCES, ("method",)
         )
         self.non_finite = Counter("raycache_non_finite_total", "Differences that were not finite.", ("method",))
-        self.gang_restarts = Gauge("raycache_gang_restarts", "Gang restarts in this replica's life.")
+        self.restarts = Counter(
+            "raycache_rank_restarts_total",
+            "Times all ranks were replaced, by kind of fault (death, hang, error).",
+            ("cause",),
+        )
+        self.retries = Counter("raycache_retries_total", "Jobs drawn again after a fault.")
+        self.fault_to_picture_seconds = Histogram(
+            "raycache_fault_to_next_picture_seconds", "Seconds from noticing a fault to the next picture.", _SECONDS
+        )
+        self.collective_wait_seconds = Counter(
+            "raycache_collective_wait_seconds_total",
+            "Seconds a rank waited for the others in the decisions' all-reduce; the slowest rank waits least.",
+            ("rank",),
+        )
+        self.rank_memory = Gauge("raycache_rank_memory_bytes", "Resident memory of a rank's process.", ("rank",))
+        self.rank_device_memory = Gauge(
+            "raycache_rank_device_memory_bytes", "Peak memory a rank has allocated on its GPU.", ("rank",)
+        )
+        self._counted: dict[tuple[str, str], float] = {}
         self.ready = Gauge("raycache_engine_ready", "1 while a warm gang without faults serves, else 0.")
 
     def done(self, method: str, size: str, images: int, stages: dict[str, float]) -> None:
@@ -78,6 +98,26 @@ class Metrics:
                     self.residual_difference.observe(image["residual_diff"], method)
         if totals["non_finite"]:
             self.non_finite.inc(totals["non_finite"], method)
+
+    def gang(self, status: GangStatus) -> None:
+        """How the gang is now; counters advance by what was new since the last call."""
+        self.ready.set(float(status.ready))
+        self._advance(self.retries, "", status.retries, {})
+        for cause, count in status.causes.items():
+            self._advance(self.restarts, cause, count, {"cause": cause})
+        for pulse in status.ranks:
+            tags = {"rank": str(pulse["rank"])}
+            if "memory" in pulse:
+                self.rank_memory.set(pulse["memory"], tags)
+                self.rank_device_memory.set(pulse["device_memory"], tags)
+                key = f"{pulse['rank']} of {pulse['pid']}"  # a new process counts from zero
+                self._advance(self.collective_wait_seconds, key, pulse["collective_wait_s"], tags)
+
+    def _advance(self, counter: Counter, key: str, value: float, tags: dict[str, str]) -> None:
+        counted = (counter.info["name"], key)
+        if (new := value - self._counted.get(counted, 0.0)) > 0:
+            counter.inc(new, tags)
+            self._counted[counted] = value
 
     def ended(self, outcome: str, cause: str) -> None:
         """A request got no picture: ``refused`` before it started, ``aborted`` or ``failed`` after."""

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from raycache.job import ModelFacts, ModelKind, ModelSource
 from raycache.settings import ModelSettings
 
 __all__ = ["ModelFacts", "ModelKind", "ModelNotFound", "ModelSource", "load_pipeline", "model_facts", "prepare_model"]
 
-ModelKind = Literal["noise", "demo", "folder", "hub"]
-#: A local folder in diffusers' layout, and what it is.
-ModelSource = tuple[str, ModelKind]
-
 
 class ModelNotFound(RuntimeError):
     """The model cannot be had; the message names it, where it was looked for, and what to set."""
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What validation must know of the loaded model.
-
-    Attributes:
-        kind: ``noise`` (random weights), ``demo`` (bundled), ``folder`` or ``hub``.
-        num_blocks: transformer blocks over all stacks.
-        num_heads: attention heads.
-        text_tokens: tokens every prompt is padded to.
-        pipeline: class name of the pipeline.
-    """
-
-    kind: ModelKind
-    num_blocks: int
-    num_heads: int
-    text_tokens: int
-    pipeline: str
 
 
 def prepare_model(settings: ModelSettings) -> ModelSource:

@@ -1,20 +1,18 @@
 """One rank: a process group, a pipeline on one device, a cache session per job, and (rank 0) the picture.
 
-Methods are plain ``def``: Serve cancels requests recursively, and an async rank method would be killed on some ranks
-and not on others. ``pulse`` and ``abort`` run in a concurrency group of their own, so they answer while ``generate``
-waits in a collective.
+``pulse`` and ``abort`` are called by another thread than ``generate``, also while that waits in a collective.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import re
 import signal
 import threading
 import time
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,70 +22,24 @@ import torch
 import torch.distributed as dist
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
-from raycache.job import Job, JobOutput, Progress
+from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
+from raycache.logs import about, to_stderr
 from raycache.picture import decode, preview
-from raycache.pipeline import ModelFacts, ModelKind, load_pipeline, model_facts, prepare_model
+from raycache.pipeline import load_pipeline, model_facts, prepare_model
+from raycache.pulse import Failure, Phase, Pulse
 from raycache.rendezvous import join_group, open_store
 from raycache.settings import AppSettings
 
-__all__ = ["Failure", "Pulse", "Rank"]
+__all__ = ["Rank"]
 
-Phase = Literal["loading", "idle", "encode", "denoise", "decode"]
+_logger = logging.getLogger("raycache.rank")
+
 #: What torch.distributed says when a peer is gone or a collective timed out; the group is useless after it.
 _GROUP_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|process group|timed out waiting", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What ended a job on one rank.
-
-    Attributes:
-        kind: ``aborted``, ``error``, or ``group`` (the process group is broken).
-        phase, step: where it happened.
-        type: class name of the exception; message: its words; trace: where it was raised.
-    """
-
-    kind: Literal["aborted", "error", "group"]
-    phase: Phase
-    step: int
-    type: str
-    message: str
-    trace: str
-
-    def __str__(self) -> str:
-        return f"{self.type}: {self.message}"
-
-    @property
-    def place(self) -> tuple[str, str, int, str]:
-        """Equal on all ranks if all met the same error at the same place, so that no collective is left half done."""
-        return self.kind, self.phase, self.step, self.type
-
-
-@dataclass
-class Pulse:
-    """How a rank is, as it says itself.
-
-    Attributes:
-        job, phase, step: where it is; ``step`` counts finished denoising steps.
-        gpus: ids of the GPUs that Ray gave it.
-        memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
-        events: rank 0's progress since the last pulse.
-    """
-
-    pid: int
-    node: str
-    device: str
-    gpus: list[str]
-    job: str | None
-    phase: Phase
-    step: int
-    memory: int
-    device_memory: int
-    events: list[Progress] = field(default_factory=list)
-
-
 class Rank:
-    """The actor class; :mod:`raycache.actors` makes it a Ray actor."""
+    """What runs in a rank's process; :mod:`raycache.actors` has the actor around it."""
 
     def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
         self._settings, self._rank = settings, rank
@@ -100,8 +52,10 @@ class Rank:
         self._phase: Phase = "loading"
         self._step = 0
         self._events: list[Progress] = []
+        self._collective_wait_s = 0.0
         self._latents: torch.Tensor | None = None  # of the step before, for previews
         self._lock = threading.Lock()
+        to_stderr(settings.logging)
         # The watchdog asks for the stacks of a hanging rank by signal: it works while Python itself is stuck.
         self._stacks = Path(stacks).open("w")  # noqa: SIM115 - open as long as the rank lives
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
@@ -145,18 +99,36 @@ class Rank:
         """Draw. Rank 0 returns the pictures and the progress not told yet, the others None."""
         self._claim_thread()
         self._job, self._step = job.id, 0
+        began = time.monotonic()
         try:
-            return self._draw(job), self._drain()
+            output = self._draw(job)
+            _logger.log(
+                logging.DEBUG if self._rank else logging.INFO,
+                "drew %dx%d, %d steps, in %.2f s",
+                job.width,
+                job.height,
+                job.num_inference_steps,
+                time.monotonic() - began,
+                extra=about(job, rank=self._rank),
+            )
+            return output, self._drain()
         except Exception as error:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
             kind = _kind_of(error)
+            _logger.warning(
+                "ended in %s, step %d: %s: %s",
+                self._phase,
+                self._step,
+                type(error).__name__,
+                error,
+                extra=about(job, rank=self._rank),
+            )
             trace = "" if kind == "aborted" else traceback.format_exc()
             return Failure(kind, self._phase, self._step, type(error).__name__, str(error), trace)
         finally:
             self._job, self._phase, self._latents = None, "idle", None
 
-    @ray.method(concurrency_group="watch")
     def pulse(self) -> Pulse:
         """Answers also while ``generate`` is inside a collective."""
         context = ray.get_runtime_context()
@@ -170,10 +142,10 @@ class Rank:
             step=self._step,
             memory=psutil.Process().memory_info().rss,
             device_memory=torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0,
+            collective_wait_s=round(self._collective_wait_s, 3),
             events=self._drain(),
         )
 
-    @ray.method(concurrency_group="watch")
     def abort(self, job_id: str) -> None:
         """Wish this job to end; all ranks stop at the same step. Telling rank 0 is enough."""
         self._aborted = job_id
@@ -216,6 +188,7 @@ class Rank:
                     callback_on_step_end_tensor_inputs=["latents"],
                 ).images
             denoised = self._now()
+            self._collective_wait_s += report.collective_wait_s
             if self._rank:
                 return None
             self._phase = "decode"  # rank 0 alone, so nothing below may be a collective

@@ -22,6 +22,7 @@ class Restarts:
         self._at: list[float] = []
         self._noticed = 0.0
         self.count = 0
+        self.causes: dict[str, int] = {}
         self.faults: list[str] = []
         self.last: Recovery | None = None
 
@@ -37,6 +38,8 @@ class Restarts:
         if self.last is not None and self.last.killed_s is None:
             self.last.killed_s = now - self._noticed
         self.count += 1
+        if self.last is not None:
+            self.causes = {**self.causes, self.last.kind: self.causes.get(self.last.kind, 0) + 1}
         self._at = [at for at in self._at if at > now - limits.restart_window_s] + [now]
         if len(self._at) <= limits.max_restarts:
             return None

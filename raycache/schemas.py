@@ -134,7 +134,7 @@ class PreviewEvent:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the ingress knows of the loaded model: :class:`raycache.pipeline.ModelFacts` where torch is not loaded."""
+    """What the ingress knows of the loaded model: :class:`raycache.job.ModelFacts`."""
 
     kind: str
     num_blocks: int
@@ -148,7 +148,7 @@ class EngineStatus:
     """One engine replica, as it sees itself.
 
     Attributes:
-        replica: Serve's id of the replica.
+        replica: Serve's id of the replica; ``pid`` its process.
         ready: a warm gang without faults serves.
         queued: jobs admitted and not yet started.
         running: a job is in the gang.
@@ -166,3 +166,4 @@ class EngineStatus:
     gang: dict[str, Any]
     model: ModelInfo
     policy: Policy
+    pid: int = 0

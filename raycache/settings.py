@@ -57,6 +57,11 @@ class ParallelSettings(_Settings):
     collective_timeout_s: float = Field(
         default=120.0, gt=0, description="Process-group timeout in seconds: the second line behind the watchdog."
     )
+    rank_class: str = Field(
+        default="raycache.rank:Rank",
+        pattern=r"^[\w.]+:\w+$",
+        description="`module:Class` that every rank runs; tests name one that fails on purpose.",
+    )
     startup_timeout_s: float = Field(
         default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
     )
@@ -150,6 +155,13 @@ class IngressSettings(_Settings):
     api_keys_file: Path | None = Field(default=None, description="File with one bearer key per line; null = open.")
 
 
+class LoggingSettings(_Settings):
+    """Logs of ingress, engine and ranks. Prompts are in none of them."""
+
+    encoding: Literal["TEXT", "JSON"] = Field(default="TEXT", description="`JSON`: one object a line.")
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
 class AppSettings(_Settings):
     """Everything ``raycache.app:build`` needs. Every field can be set under ``args:`` in the YAML."""
 
@@ -162,6 +174,7 @@ class AppSettings(_Settings):
     reliability: ReliabilitySettings = ReliabilitySettings()
     num_replicas: int = Field(default=1, ge=1, description="Engines; each reserves its own gang.")
     ingress: IngressSettings = IngressSettings()
+    logging: LoggingSettings = LoggingSettings()
 
     @property
     def policy(self) -> Policy:

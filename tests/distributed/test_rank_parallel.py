@@ -12,7 +12,8 @@ import torch
 from cache_core import DBCacheOptions
 from raycache.demo.noise import build_noise_model
 from raycache.job import Job, JobOutput
-from raycache.rank import Failure, Rank
+from raycache.pulse import Failure
+from raycache.rank import Rank
 from raycache.settings import AppSettings
 from tests.distributed.ranks import run_ranks
 

@@ -17,6 +17,9 @@ from raycache.app import build
 from raycache.demo.noise import build_noise_model
 from raycache.settings import AppSettings
 
+#: A rank that draws like any other, and fails where a prompt says so.
+FAULTY = "raycache.testing.faulty_rank:FaultyRank"
+
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
@@ -81,13 +84,13 @@ def http(local_ray) -> Iterator[str]:
 def flux(http: str, gang_settings: Callable[..., AppSettings]) -> str:
     """The application as a user runs it, with a tiny model and two engines of two ranks; its URL."""
     settings = gang_settings(
-        parallel={"engine_cpus": 0.2},
+        parallel={"engine_cpus": 0.2, "rank_class": FAULTY},
         ingress={"num_cpus": 0.1},
         cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
         defaults={"size": "64x64", "num_inference_steps": 6},
         limits={"max_pixels": 512 * 512, "max_steps": 5000},
         warmup=[{"size": "64x64"}],
-        reliability={"max_queued_requests": 3},
+        reliability={"max_queued_requests": 3, "watchdog_floor_s": 4.0, "max_restarts": 99},
         num_replicas=2,
     )
     serve.run(build(settings), name="flux", route_prefix="/")

@@ -5,15 +5,15 @@ import gc
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from raycache.engine import Engine, preview_steps
+from raycache.answers import preview_steps
+from raycache.engine import Engine
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangRestarting, JobCancelled, JobFailed, JobOutput
+from raycache.gang import DeadlineExceeded, GangRestarting, GangStatus, JobCancelled, JobFailed, JobOutput
 from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
 from raycache.validation import resolve
@@ -29,13 +29,6 @@ SETTINGS = AppSettings.model_validate(
 MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
 
 
-@dataclass
-class FakeStatus:
-    name: str = "replica-1"
-    ready: bool = True
-    restarts: int = 0
-
-
 class FakeGang:
     """Jobs end when the test says so; warm-up jobs at once."""
 
@@ -43,6 +36,7 @@ class FakeGang:
         self.jobs = []
         self.aborts: list[str] = []
         self.stopped = False
+        self.handed_back = 0
         self.sick: Exception | None = None
 
     def start(self) -> None: ...
@@ -54,8 +48,13 @@ class FakeGang:
             finish(self.jobs[-1])
         return SimpleNamespace(future=future, abort=self.aborts.append)
 
-    def status(self) -> FakeStatus:
-        return FakeStatus()
+    def status(self) -> GangStatus:
+        rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}
+        return GangStatus("replica-1", True, 0, 0, None, ranks=[rank])
+
+    def hand_back(self) -> int:
+        self.handed_back += 1
+        return 1
 
     def check_health(self) -> None:
         if self.sick:
@@ -236,6 +235,22 @@ def test_health_is_the_gangs(engine):
     engine._gang.sick = RuntimeError("gang gone")
     with pytest.raises(RuntimeError, match="gang gone"):
         engine.check_health()
+
+
+def test_an_engine_that_is_asked_no_more_hands_its_queue_back(engine, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr("raycache.engine.time.monotonic", lambda: now)
+    engine.check_health()
+    now += 60
+    engine.check_health()
+    assert engine._gang.handed_back == 0, "nobody has asked yet: it is starting"
+    engine.status()
+    now += 3
+    engine.check_health()
+    assert engine._gang.handed_back == 0
+    now += 5
+    engine.check_health()
+    assert engine._gang.handed_back == 1
 
 
 def test_a_model_that_does_not_divide_stops_the_gang_again():

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -187,7 +188,7 @@ def test_readiness(client, service):
     response = client.get("/readyz")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "5"
-    assert response.json() == {"ready": False, "reason": "starting", "engines": []}
+    assert response.json() == {"ready": False, "reason": "starting", "pid": os.getpid(), "engines": []}
     service.shortage = "no GPU"
     assert client.get("/readyz").json()["reason"] == "no GPU"
     gang = {"ranks": [{"step": 3}]}

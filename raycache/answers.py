@@ -1,0 +1,73 @@
+"""From a request to a job, and from what became of it to an answer."""
+
+from __future__ import annotations
+
+from raycache.admission import Work
+from raycache.errors import RequestError, unavailable
+from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput
+from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
+from raycache.validation import parse_size, silent_cache
+
+__all__ = ["job_of", "preview_steps", "request_error", "result_of"]
+
+
+def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool) -> tuple[Job, Work]:
+    """What the ranks get, and what admission counts.
+
+    Args:
+        request: from :func:`raycache.validation.resolve`.
+        id: unique in this replica.
+        request_id: for logs.
+        watch: somebody wants to see previews.
+    """
+    width, height = parse_size(request.size)
+    steps = request.num_inference_steps
+    job = Job(
+        id=id,
+        prompt=request.prompt,
+        width=width,
+        height=height,
+        seeds=tuple(request.seed + index for index in range(request.n)),
+        num_inference_steps=steps,
+        guidance_scale=request.guidance_scale,
+        cache=request.cache,
+        preview_steps=preview_steps(steps, request.partial_images) if watch else (),
+        request_id=request_id,
+    )
+    return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
+
+
+def result_of(request: GenerationRequest, output: JobOutput, seconds: float, model: ModelInfo) -> GenerationResult:
+    """The pictures of a job that took ``seconds`` from its arrival."""
+    busy = output.encode_s + output.denoise_s + output.decode_s
+    return GenerationResult(
+        images=list(output.images),
+        seeds=[request.seed + index for index in range(request.n)],
+        report=output.report,
+        times=StageTimes(
+            queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
+        ),
+        warnings=[*output.warnings, *silent_cache(request, model)],
+    )
+
+
+def preview_steps(steps: int, count: int) -> tuple[int, ...]:
+    """Steps, from 0, after which a preview is sent: spread evenly, none at the very end.
+
+    >>> preview_steps(28, 3)
+    (6, 13, 20)
+    """
+    return tuple(sorted({max(0, steps * (k + 1) // (count + 1) - 1) for k in range(count)} - {steps - 1}))
+
+
+def request_error(error: BaseException) -> RequestError:
+    """What a client is told about an exception of :mod:`raycache.job`."""
+    if isinstance(error, DeadlineExceeded):
+        return RequestError(504, "the deadline passed before the picture was done", "timeout_s", "deadline_exceeded")
+    if isinstance(error, GangRestarting):
+        return unavailable(
+            "the ranks are being replaced after a fault; try again", error.retry_after_s, "gang_restarting"
+        )
+    if isinstance(error, JobCancelled):
+        return RequestError(499, "the request was cancelled", None, "cancelled")
+    return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")

@@ -1,0 +1,73 @@
+"""Logs of the engine's gang and of its ranks: text or JSON, each line with the id of the request it belongs to.
+
+Prompts are in no line: :class:`raycache.schemas.GenerationRequest` does not show its own, and nothing else has it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+from raycache.settings import LoggingSettings
+
+__all__ = ["about", "join_serve_log", "request_id", "to_stderr"]
+
+#: The parent of every logger in a rank, and of the gang's. Ingress and engine log to Serve's own, ``ray.serve``.
+_ROOT = "raycache"
+_EXTRAS = ("request_id", "job", "rank")
+
+
+def request_id() -> str:
+    """Serve's id of the request that is being handled, ``x-request-id`` if the client sent one; else empty."""
+    from ray.serve.context import _get_serve_request_context
+
+    return _get_serve_request_context().request_id
+
+
+def about(job: Any, **more: object) -> dict[str, object]:
+    """``extra`` of a log line about ``job`` (a :class:`raycache.job.Job`)."""
+    return {"request_id": job.request_id, "job": job.id, **more}
+
+
+def join_serve_log() -> None:
+    """In a replica: what the gang says goes where Serve writes this replica's log, in Serve's encoding."""
+    serve, ours = logging.getLogger("ray.serve"), logging.getLogger(_ROOT)
+    ours.handlers, ours.propagate = list(serve.handlers), not serve.handlers
+    ours.setLevel(serve.level)
+
+
+def to_stderr(settings: LoggingSettings) -> None:
+    """In a rank: to stderr, which Ray keeps in a file per process and shows to whoever runs the service."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if settings.encoding == "JSON" else _Text("%(levelname)s %(asctime)s %(message)s"))
+    ours = logging.getLogger(_ROOT)
+    ours.handlers, ours.propagate = [handler], False
+    ours.setLevel(settings.level)
+
+
+class _Json(logging.Formatter):
+    """One object a line, with the keys of Serve's own JSON log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "asctime": self.formatTime(record),
+            "levelname": record.levelname,
+            "message": record.getMessage(),
+            "filename": record.filename,
+            "lineno": record.lineno,
+            "process": record.process,
+        }
+        if record.exc_info:
+            fields["exc_text"] = self.formatException(record.exc_info)
+        return json.dumps(fields | _extras(record))
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join([super().format(record), *(f"{name}={value}" for name, value in _extras(record).items())])
+
+
+def _extras(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name in _EXTRAS if (value := getattr(record, name, None)) not in (None, "")}

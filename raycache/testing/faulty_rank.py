@@ -1,0 +1,93 @@
+"""A rank that fails where a prompt tells it to: ``parallel.rank_class: raycache.testing.faulty_rank:FaultyRank``.
+
+Signals from outside cannot hit "in step 3" or "while decoding"; a rank can hit itself there exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from raycache.job import Job
+from raycache.pulse import Phase
+from raycache.rank import Rank
+
+__all__ = ["FaultyRank", "PlannedFault"]
+
+_MARK = " ##fault "
+
+
+class PlannedFault(BaseModel):
+    """What one rank shall do to itself in a job.
+
+    Attributes:
+        kind: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``sleep`` (in Python), ``raise`` (RuntimeError) or ``oom``.
+        rank: which one.
+        at: on entering this phase; in ``denoise`` at the end of step ``step``, from 0. Only rank 0 decodes.
+        seconds: how long to sleep.
+        once: a file; it is made when the fault happens, and where it is nothing happens. None = in every drawing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["kill", "stop", "sleep", "raise", "oom"]
+    rank: int = 0
+    at: Literal["encode", "denoise", "decode"] = "denoise"
+    step: int = 0
+    seconds: float = 3600.0
+    once: str | None = None
+
+    def prompt(self, text: str = "a red circle") -> str:
+        """A prompt with this fault in it."""
+        return f"{text}{_MARK}{self.model_dump_json()}"
+
+    def happen(self) -> None:
+        """Do it, in this process."""
+        if self.once is not None:
+            try:
+                os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+        if self.kind == "sleep":
+            time.sleep(self.seconds)
+        elif self.kind == "raise":
+            raise RuntimeError("on purpose")
+        elif self.kind == "oom":
+            raise torch.OutOfMemoryError("out of memory, on purpose")
+        else:
+            os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGSTOP)
+
+
+class FaultyRank(Rank):
+    """Does what :meth:`PlannedFault.prompt` says; draws like any other rank where a prompt says nothing."""
+
+    _plan: PlannedFault | None = None
+
+    def generate(self, job: Job) -> Any:
+        _, _, plan = job.prompt.partition(_MARK)
+        self._plan = PlannedFault.model_validate_json(plan) if plan else None
+        return super().generate(job)
+
+    @property
+    def _phase(self) -> Phase:
+        return self._phase_now
+
+    @_phase.setter
+    def _phase(self, phase: Phase) -> None:
+        self._phase_now = phase
+        if phase != "denoise":
+            self._maybe(phase)
+
+    def _step_done(self, job: Job, report: Any, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        if self._plan is not None and self._plan.step == step:
+            self._maybe("denoise")
+        return super()._step_done(job, report, step, state)
+
+    def _maybe(self, at: str) -> None:
+        if self._plan is not None and (self._plan.rank, self._plan.at) == (self._rank, at):
+            self._plan.happen()

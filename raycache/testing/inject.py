@@ -1,0 +1,88 @@
+"""Faults from outside: signals to the processes that a running service names in ``/readyz``. Linux, same machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["engines", "kill_engine", "kill_ingress", "kill_rank", "rank_pids", "readiness", "resume_rank", "stop_rank"]
+__all__ += ["wait_for"]
+
+
+def readiness(url: str, timeout_s: float = 5.0) -> dict[str, Any]:
+    """The JSON of ``/readyz`` of the service at ``url``, whether it is ready or not; empty while nobody answers."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=timeout_s) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        try:
+            return json.load(error)
+        except ValueError:  # Serve's own words, before the application is there
+            return {}
+    except (OSError, ValueError):
+        return {}
+
+
+def engines(url: str) -> list[dict[str, Any]]:
+    """Every engine that answers, in order of its replica's name, so that numbers stay."""
+    return sorted(readiness(url).get("engines", []), key=lambda engine: engine["replica"])
+
+
+def rank_pids(url: str) -> list[int]:
+    """Process ids of all ranks of all engines."""
+    return [rank["pid"] for engine in engines(url) for rank in engine["gang"]["ranks"] if "pid" in rank]
+
+
+def kill_rank(url: str, rank: int, engine: int = 0) -> float:
+    """SIGKILL; returns ``time.time()`` of it."""
+    return _signal(_rank(url, rank, engine), signal.SIGKILL)
+
+
+def stop_rank(url: str, rank: int, engine: int = 0) -> float:
+    """SIGSTOP: the process is there and does nothing. Returns ``time.time()`` of it."""
+    return _signal(_rank(url, rank, engine), signal.SIGSTOP)
+
+
+def resume_rank(url: str, rank: int, engine: int = 0) -> float:
+    """SIGCONT, the end of :func:`stop_rank`."""
+    return _signal(_rank(url, rank, engine), signal.SIGCONT)
+
+
+def kill_engine(url: str, engine: int = 0) -> float:
+    """SIGKILL to an engine's replica; its ranks die with it. Returns ``time.time()`` of it."""
+    return _signal(engines(url)[engine]["pid"], signal.SIGKILL)
+
+
+def kill_ingress(url: str) -> float:
+    """SIGKILL to the ingress replica that answers. Returns ``time.time()`` of it."""
+    return _signal(readiness(url)["pid"], signal.SIGKILL)
+
+
+def wait_for(what: Callable[[], Any], timeout_s: float = 120.0, every_s: float = 0.1) -> Any:
+    """The first truthy value of ``what()``.
+
+    Raises:
+        TimeoutError: there was none within ``timeout_s`` seconds.
+    """
+    end = time.monotonic() + timeout_s
+    while not (value := what()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {timeout_s:g} s: {getattr(what, '__name__', what)}")
+        time.sleep(every_s)
+    return value
+
+
+def _rank(url: str, rank: int, engine: int) -> int:
+    return engines(url)[engine]["gang"]["ranks"][rank]["pid"]
+
+
+def _signal(pid: int, what: signal.Signals) -> float:
+    at = time.time()
+    os.kill(pid, what)
+    return at

@@ -1,0 +1,114 @@
+"""Each way a rank can fail, in each stage: the job is drawn again, the one behind it waits, the picture is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raycache.gang import Gang, JobFailed
+from raycache.pulse import Failure
+from raycache.testing.faulty_rank import PlannedFault
+from tests.serving.conftest import FAULTY, wait_until
+from tests.serving.test_gang_draws import CACHE, job
+
+
+@pytest.fixture(scope="module")
+def gang(local_ray, gang_settings) -> Iterator[Gang]:
+    settings = gang_settings(
+        parallel={"rank_class": FAULTY},
+        warmup=[{"size": "64x64"}],
+        cache=CACHE.model_dump(),
+        reliability={"watchdog_floor_s": 2.0, "max_restarts": 99},
+    )
+    gang = Gang(settings, name="rank-faults")
+    gang.start()
+    yield gang
+    gang.shutdown()
+
+
+@pytest.fixture(scope="module")
+def reference(gang: Gang) -> np.ndarray:
+    return gang.submit(job()).future.result(60).images
+
+
+def test_the_declared_shape_is_warm(gang: Gang):
+    assert gang._life.patience.seconds(job(), "denoise") == 2.0
+
+
+FAULTS = {
+    "death": [
+        PlannedFault(kind="kill", rank=1, at="encode"),
+        PlannedFault(kind="kill", rank=0, step=0),
+        PlannedFault(kind="kill", rank=1, step=3),
+        PlannedFault(kind="kill", rank=0, at="decode"),
+    ],
+    "hang": [
+        PlannedFault(kind="stop", rank=0, step=2),
+        PlannedFault(kind="sleep", rank=1, step=3),
+    ],
+    "error": [
+        PlannedFault(kind="raise", rank=0, step=1),
+        PlannedFault(kind="oom", rank=1, step=4),
+    ],
+}
+CASES = [pytest.param(kind, plan, id=f"{plan.kind}-{plan.rank}-{plan.at}") for kind in FAULTS for plan in FAULTS[kind]]
+
+
+@pytest.mark.parametrize(("kind", "plan"), CASES)
+def test_a_fault_costs_no_job(gang: Gang, reference: np.ndarray, tmp_path: Path, kind: str, plan: PlannedFault):
+    before = gang.status()
+    once = tmp_path / "happened"
+    faulty = job(prompt=plan.model_copy(update={"once": str(once)}).prompt())
+    running, behind = gang.submit(faulty), gang.submit(job())
+    drawn = running.future.result(150).images
+    assert once.exists()
+    np.testing.assert_array_equal(behind.future.result(60).images, reference)
+    after = gang.status()
+    assert (after.restarts, after.retries) == (before.restarts + 1, before.retries + 1)
+    assert after.causes.get(kind, 0) == before.causes.get(kind, 0) + 1, after.faults[-1]
+    recovery = after.last_recovery
+    assert recovery.kind == kind
+    assert recovery.killed_s < recovery.ready_s < recovery.picture_s
+    assert set(recovery.stages) == {"processes", "rendezvous", "model", "warm-up"}
+    np.testing.assert_array_equal(gang.submit(faulty).future.result(60).images, drawn)
+    assert not {rank["pid"] for rank in before.ranks} & {rank["pid"] for rank in after.ranks}
+
+
+def test_death_of_a_rank_that_has_nothing_left_to_do(gang: Gang, reference: np.ndarray):
+    """Rank 0 decodes alone; what it draws is still good, but nobody waits for ranks of which one is gone."""
+    before = gang.status().restarts
+    handle = gang.submit(job(prompt=PlannedFault(kind="sleep", at="decode", seconds=1.5).prompt()))
+    wait_until(lambda: gang.status().ranks[0].get("phase") == "decode")
+    os.kill(gang.status().ranks[1]["pid"], signal.SIGKILL)
+    assert handle.future.result(120).images.shape == reference.shape
+    wait_until(lambda: gang.status().restarts == before + 1 and gang.status().ready, 120)
+    np.testing.assert_array_equal(gang.submit(job()).future.result(60).images, reference)
+
+
+@pytest.mark.parametrize("kind", ["raise", "oom"])
+def test_an_error_where_rank_0_is_alone_ends_the_job_only(gang: Gang, reference: np.ndarray, kind: str):
+    before = gang.status().restarts
+    with pytest.raises(JobFailed, match="on purpose"):
+        gang.submit(job(prompt=PlannedFault(kind=kind, at="decode").prompt())).future.result(60)
+    np.testing.assert_array_equal(gang.submit(job()).future.result(60).images, reference)
+    assert gang.status().restarts == before
+
+
+def test_a_job_that_breaks_every_gang_is_not_drawn_for_ever(gang: Gang, reference: np.ndarray):
+    before = gang.status().restarts
+    handle = gang.submit(job(prompt=PlannedFault(kind="raise", rank=1, step=2).prompt()))
+    with pytest.raises(JobFailed, match=r"on purpose.*drawn 2 times"):
+        handle.future.result(180)
+    np.testing.assert_array_equal(gang.submit(job()).future.result(120).images, reference)
+    assert gang.status().restarts == before + 2
+
+
+def test_same_error_in_different_places_is_no_agreement():
+    """Ranks that stopped at different collectives would answer each other's next ones."""
+    first, second = (Failure("error", "denoise", step, "MemoryError", "on purpose", "") for step in (2, 3))
+    assert first.place != second.place
