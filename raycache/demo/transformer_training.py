@@ -18,7 +18,6 @@ from raycache.demo.latents import Latents
 GUIDANCE = (1.0, 10.0)
 """Guidance is drawn from this range and decides nothing, so that no value a request names can spoil a picture."""
 AVERAGE_DECAY = 0.998
-_SAVE_EVERY = 100
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ def train_stage(
     seed: int,
     compile_blocks: bool = True,
     previous: Drawer | None = None,
+    save_every: int = 100,
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Train one stage, save to ``out / f"{stage.name}.pt"`` now and then, and go on from there if it exists.
 
@@ -72,6 +72,7 @@ def train_stage(
         seed: of weights, order and noise.
         compile_blocks: compile each block (a third faster on CPU after two minutes).
         previous: the smaller drawer to grow from; None starts anew.
+        save_every: steps between checkpoints.
 
     Yields:
         (steps done, figures to show) after every step.
@@ -122,7 +123,7 @@ def train_stage(
         if not math.isfinite(value):
             raise RuntimeError(f"{stage.name}: the loss is {value} at step {step}; lower the rate")
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
-        if rank == 0 and ((step + 1) % _SAVE_EVERY == 0 or step + 1 == stage.steps):
+        if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == stage.steps):
             _save(path, model, average, optimizers, step + 1)
         yield step + 1, {"loss": smooth}
 

@@ -15,7 +15,7 @@ WORDS = (*SIZES, *COLOURS, *SHAPES, "left", "right", "above", "below", *BACKGROU
 SILENT = ("a", "an", "and", "at", "in", "is", "of", "on", "the", "to", "with")
 """Words that belong to a caption's grammar and decide nothing; dropped without a warning."""
 
-_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
+_WORD = re.compile(r"(?<!')\b\w+")
 _OTHERS = rf"\b(?!(?:{'|'.join(WORDS)})\b)\w+\b|[^\w\s]|_"
 
 

@@ -1,0 +1,157 @@
+"""``python -m raycache.tune --model ... --prompts ... --target-psnr ...``: measure settings, write a presets file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from cache_core import parse_options
+from raycache.presets import PRESET_NAMES, Presets
+from raycache.tune.candidates import check_families
+from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
+
+TARGETS = {"high": 36.0, "balanced": 30.0, "fast": 25.0}
+_SLACK = 2.0
+"""dB below the lowest target at which a family's bolder settings are no longer tried."""
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Folder, hub id, or `demo`.")] = "demo",
+    prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line; `demo` has its own.")] = None,
+    target_psnr: Annotated[
+        list[str] | None, typer.Option(help="`preset=dB`, repeated; a mere number is for `balanced`.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for measurements and presets.yaml.")] = None,
+    count: Annotated[int, typer.Option(help="Prompts at most.")] = 24,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 28,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default 128x128 for `demo`.")] = "",
+    batch: Annotated[int, typer.Option(help="Pictures drawn at a time.")] = 8,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; default float32 on CPU.")] = "",
+) -> None:
+    """Sweep cache settings, print the frontier, write the presets. Stop it and run it again: it goes on."""
+    torch.set_grad_enabled(False)
+    targets = read_targets(target_psnr or [])
+    width, height = read_size(size or ("128x128" if model == "demo" else "1024x1024"))
+    job = Job(tuple(read_prompts(model, prompts, count)), steps, width, height, batch)
+    pipe = load_pipe(model, dtype)
+    folder = out or Path(f"tune-{Path(model).name.lower()}")
+    try:
+        sweep = Sweep(folder, model, job)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--out") from None
+    blocks = len(pipe.transformer.transformer_blocks) + len(getattr(pipe.transformer, "single_transformer_blocks", ()))
+    candidates = check_families(blocks, steps)
+    console = Console(stderr=True)
+    with Progress(console=console) as bar:
+        task = bar.add_task("sweep", total=sum(len(family.options) for family in candidates))
+        seen: list[Point] = []
+        for point in sweep.run(pipe, candidates, min(targets.values()) - _SLACK):
+            seen.append(point)
+            # A family that ended early is done as a whole.
+            done = [family.name for family in candidates].index(point.family)
+            within = sum(1 for other in seen if other.family == point.family)
+            passed = sum(len(family.options) for family in candidates[:done])
+            bar.update(task, completed=passed + within, description=f"{point.family}: {point.psnr:.1f} dB")
+    points = list(sweep.points.values())
+    Console().print(frontier_table(points))
+    chosen = {name: choose(points, target) for name, target in targets.items()}
+    for name, point in chosen.items():
+        if point is None or point.options["type"] == "none":
+            console.print(f"{name}: no setting holds {targets[name]:g} dB; it stays uncached")
+    text = presets_file(model, job, targets, chosen)
+    (folder / "presets.yaml").write_text(text)
+    Console().print(text, markup=False, highlight=False)
+    console.print(f"written to {folder / 'presets.yaml'}; set model.presets to it")
+
+
+def read_targets(words: list[str]) -> dict[str, float]:
+    """Targets in dB by preset: the defaults, changed by ``preset=dB`` or a number for ``balanced``."""
+    targets = dict(TARGETS)
+    for word in words:
+        name, _, value = word.rpartition("=")
+        try:
+            targets[name or "balanced"] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{word!r} is not `preset=dB`", param_hint="--target-psnr") from None
+    if unknown := set(targets) - set(PRESET_NAMES[1:]):
+        legal = ", ".join(PRESET_NAMES[1:])
+        raise typer.BadParameter(f"no preset {min(unknown)!r}; there are {legal}", param_hint="--target-psnr")
+    return targets
+
+
+def read_size(size: str) -> tuple[int, int]:
+    """Width and height of ``WIDTHxHEIGHT``."""
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if match is None:
+        raise typer.BadParameter(f"{size!r} is not WIDTHxHEIGHT", param_hint="--size")
+    return int(match[1]), int(match[2])
+
+
+def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
+    """At most ``count`` prompts: the lines of ``file``, or held-out captions of the drawn world."""
+    if file is not None:
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        if not lines:
+            raise typer.BadParameter(f"{file} holds no prompt", param_hint="--prompts")
+        return lines[:count]
+    if model != "demo":
+        raise typer.BadParameter("a file of prompts is needed for any model but `demo`", param_hint="--prompts")
+    from raycache.demo.evaluate import held_out_scenes
+
+    return [scene.caption for scene in held_out_scenes(count, seed=2)]
+
+
+def load_pipe(model: str, dtype: str) -> object:
+    """The pipeline on the GPU if there is one, else on the CPU."""
+    from raycache.pipeline import load_pipeline, prepare_model
+    from raycache.settings import ModelSettings
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = ModelSettings(path=model, dtype=dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    return load_pipeline(settings, prepare_model(settings)[0], device)
+
+
+def frontier_table(points: list[Point]) -> Table:
+    """The settings that no other beats, the most careful first."""
+    table = Table(
+        "setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "s a picture", title="frontier"
+    )
+    for point in frontier(points):
+        threshold = point.options.get("residual_diff_threshold", "")
+        figures = (f"{point.share:.1%}", f"{point.psnr:.1f}", f"{point.ssim:.4f}", f"{point.distance:.4f}")
+        table.add_row(point.family, str(threshold), *figures, f"{point.seconds:.2f}")
+    return table
+
+
+def presets_file(model: str, job: Job, targets: dict[str, float], chosen: dict[str, Point | None]) -> str:
+    """The YAML text: what each preset holds and what it cost, and how that was measured."""
+    source = (
+        f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.width}x{job.height}; "
+        "PSNR to the uncached picture of the same seed"
+    )
+    presets = {"exact": {"type": "none"}}
+    notes = []
+    for name, point in chosen.items():
+        presets[name] = {"type": "none"} if point is None else spoken(point.options)
+        if point is not None:
+            notes.append(f"# {name}: target {targets[name]:g} dB, got {point.psnr:.1f} dB, {point.share:.1%} of blocks")
+    body = {"model": model, "source": source, "presets": presets}
+    Presets.model_validate(body)
+    return "\n".join(notes) + "\n" + yaml.safe_dump(body, sort_keys=False, width=120)
+
+
+def spoken(options: dict[str, object]) -> dict[str, object]:
+    """Options without what is default anyway."""
+    return {"type": options["type"], **parse_options(options).model_dump(mode="json", exclude_defaults=True)}
+
+
+if __name__ == "__main__":
+    typer.run(main)

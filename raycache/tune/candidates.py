@@ -1,0 +1,64 @@
+"""The settings that a sweep tries, in families along which quality falls and speed rises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, check_block_count
+
+THRESHOLDS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.27, 0.4, 0.6)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Settings that differ in their threshold only.
+
+    Attributes:
+        name: for tables.
+        options: from the most careful to the boldest.
+    """
+
+    name: str
+    options: tuple[CacheOptions, ...]
+
+
+def families(num_blocks: int, steps: int) -> Iterator[Family]:
+    """All families that fit a model.
+
+    Args:
+        num_blocks: transformer blocks of the model.
+        steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that.
+    """
+    careful = max(1, round(steps * 2 / 7))
+    shapes = [(8, 8), (8, 0), (4, 0)]
+    for warmup, order in product(dict.fromkeys((careful, max(1, careful // 2))), (0, 1)):
+        common = {"warmup_steps": warmup, "taylor_order": order}
+        tail = f" warm-up {warmup}" + (f" Taylor {order}" if order else "")
+        yield Family(
+            f"FBCache{tail}",
+            tuple(FBCacheOptions(max_cached_steps=-1, residual_diff_threshold=t, **common) for t in THRESHOLDS),
+        )
+        for first, last in shapes:
+            if first + last < num_blocks:
+                ends = {"Fn_compute_blocks": first, "Bn_compute_blocks": last}
+                yield Family(
+                    f"DBCache F{first}B{last}{tail}",
+                    tuple(DBCacheOptions(residual_diff_threshold=t, **ends, **common) for t in THRESHOLDS),
+                )
+        if num_blocks > 2:
+            ends = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1}
+            yield Family(
+                f"DBPrune F1B1{tail}",
+                tuple(DBPruneOptions(residual_diff_threshold=t, **ends, **common) for t in THRESHOLDS),
+            )
+
+
+def check_families(num_blocks: int, steps: int) -> list[Family]:
+    """``families`` as a list, each setting checked against the model."""
+    made = list(families(num_blocks, steps))
+    for family in made:
+        for options in family.options:
+            check_block_count(options, num_blocks)
+    return made

@@ -1,0 +1,62 @@
+"""Distances between pictures: PSNR, SSIM, and a perceptual one over the features of the model's own autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+PSNR_CAP = 60.0
+"""Equal pictures have no finite PSNR; this stands for them in means."""
+
+
+def psnr(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """dB per picture, at most ``PSNR_CAP``, of uint8 ``[pictures, height, width, 3]``."""
+    error = (pictures.astype(np.float64) - references.astype(np.float64)) ** 2
+    mean = error.mean(axis=(1, 2, 3))
+    return np.minimum(PSNR_CAP, 10 * np.log10(255.0**2 / np.maximum(mean, 1e-12)))
+
+
+def ssim(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Structural similarity per picture, 1 for equal ones, of uint8 ``[pictures, height, width, 3]``."""
+    from skimage.metrics import structural_similarity
+
+    pairs = zip(pictures, references, strict=True)
+    return np.array([structural_similarity(one, other, channel_axis=2) for one, other in pairs])
+
+
+@torch.no_grad()
+def feature_distance(vae: Any, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """A distance in the manner of LPIPS per picture, 0 for equal ones.
+
+    As there: features of several depths, each position's channels scaled to unit length, squared differences summed
+    over channels and averaged over positions, then summed over depths. The features are those of the autoencoder's
+    encoder instead of a classifier's, and no depth is weighted by what people said.
+
+    Args:
+        vae: a diffusers ``AutoencoderKL``.
+        pictures: uint8 ``[pictures, height, width, 3]``.
+        references: of the same shape.
+    """
+    total = np.zeros(len(pictures))
+    for one, other in zip(_features(vae, pictures), _features(vae, references), strict=True):
+        total += (one - other).square().sum(dim=1).mean(dim=(1, 2)).double().cpu().numpy()
+    return total
+
+
+def _features(vae: Any, pictures: np.ndarray) -> list[torch.Tensor]:
+    """Unit-length features after each down block: ``[pictures, channels, h, w]`` each."""
+    parameter = next(vae.parameters())
+    found: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+        for block in vae.encoder.down_blocks
+    ]
+    try:
+        batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(parameter.device, parameter.dtype) / 127.5 - 1
+        vae.encoder(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.nn.functional.normalize(feature.float(), dim=1) for feature in found]

@@ -1,0 +1,182 @@
+"""Draws prompts without and with a cache and keeps what each setting costs, so that a sweep can be stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_core import cache_session
+from cache_core.options import CacheOptions, NoCacheOptions
+from raycache.tune.candidates import Family
+from raycache.tune.measures import feature_distance, psnr, ssim
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every setting draws.
+
+    Attributes:
+        prompts: one picture each, from seeds 0, 1, ...
+        steps: denoising steps.
+        width: pixels.
+        height: pixels.
+        batch: pictures drawn at a time.
+    """
+
+    prompts: tuple[str, ...]
+    steps: int
+    width: int
+    height: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting, measured.
+
+    Attributes:
+        family: its family's name.
+        options: the setting as JSON values.
+        share: of blocks computed, mean over the pictures, 0 to 1.
+        psnr: mean dB to the uncached picture of the same seed, equal pictures counted as 60.
+        ssim: mean structural similarity.
+        distance: mean perceptual distance (``measures.feature_distance``).
+        seconds: a picture, drawn ``batch`` at a time.
+    """
+
+    family: str
+    options: dict[str, Any]
+    share: float
+    psnr: float
+    ssim: float
+    distance: float
+    seconds: float
+
+
+def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float, float]:
+    """All pictures of a job under ``options``.
+
+    Returns:
+        uint8 pictures ``[prompts, height, width, 3]``, mean share of blocks computed, seconds a picture.
+    """
+    pictures, shares = [], []
+    started = time.perf_counter()
+    for start in range(0, len(job.prompts), job.batch):
+        prompts = list(job.prompts[start : start + job.batch])
+        with cache_session(pipe.transformer, options) as report:
+            drawn = pipe(
+                prompts,
+                width=job.width,
+                height=job.height,
+                num_inference_steps=job.steps,
+                max_sequence_length=min(512, pipe.tokenizer_2.model_max_length),
+                generator=[torch.Generator().manual_seed(start + index) for index in range(len(prompts))],
+                output_type="np",
+            ).images
+        pictures.append((drawn * 255).round().astype(np.uint8))
+        shares += report.computed_block_fraction
+    seconds = (time.perf_counter() - started) / len(job.prompts)
+    return np.concatenate(pictures), float(np.mean(shares)), seconds
+
+
+def compare(pipe: Any, job: Job, options: CacheOptions, references: np.ndarray, family: str) -> Point:
+    """Measure one setting against the uncached pictures."""
+    pictures, share, seconds = draw(pipe, job, options)
+    return Point(
+        family,
+        options.to_dict(),
+        share,
+        float(psnr(pictures, references).mean()),
+        float(ssim(pictures, references).mean()),
+        float(feature_distance(pipe.vae, pictures, references).mean()),
+        seconds,
+    )
+
+
+class Sweep:
+    """The measured points of one model and job, in a folder.
+
+    Args:
+        folder: holds ``points.jsonl`` and ``references.npz``; made if missing.
+        model: what is measured, for the check that a resumed sweep is the same one.
+        job: likewise.
+
+    Raises:
+        ValueError: ``folder`` holds a sweep of another model or job.
+    """
+
+    def __init__(self, folder: Path, model: str, job: Job) -> None:
+        self.folder, self.job = folder, job
+        folder.mkdir(parents=True, exist_ok=True)
+        told = json.dumps({"model": model, **asdict(job)}, sort_keys=True)
+        self._mark = hashlib.sha256(told.encode()).hexdigest()[:16]
+        mark = folder / "job.txt"
+        if mark.exists() and mark.read_text().strip() != self._mark:
+            raise ValueError(f"{folder} holds a sweep of another model or of other prompts; choose another --out")
+        mark.write_text(self._mark + "\n")
+        self.points: dict[str, Point] = {}
+        if (path := folder / "points.jsonl").exists():
+            for line in path.read_text().splitlines():
+                self._remember(Point(**json.loads(line)))
+
+    def references(self, pipe: Any) -> np.ndarray:
+        """The uncached pictures, drawn once; their time is kept as the first point."""
+        path = self.folder / "references.npz"
+        if path.exists():
+            return np.load(path)["pictures"]
+        pictures, share, seconds = draw(pipe, self.job, NoCacheOptions())
+        np.savez_compressed(path, pictures=pictures)
+        self._keep(Point("uncached", NoCacheOptions().to_dict(), share, 60.0, 1.0, 0.0, seconds))
+        return pictures
+
+    def run(self, pipe: Any, candidates: list[Family], lowest_psnr: float) -> Iterator[Point]:
+        """Measure what is not measured yet; a family ends at its first setting below ``lowest_psnr``.
+
+        Yields:
+            Every point as soon as it is known, those of an earlier run too.
+        """
+        references = self.references(pipe)
+        for family in candidates:
+            for options in family.options:
+                point = self.points.get(_key(options.to_dict()))
+                if point is None:
+                    point = compare(pipe, self.job, options, references, family.name)
+                    self._keep(point)
+                yield point
+                if point.psnr < lowest_psnr:
+                    break
+
+    def _keep(self, point: Point) -> None:
+        with (self.folder / "points.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(point)) + "\n")
+        self._remember(point)
+
+    def _remember(self, point: Point) -> None:
+        self.points[_key(point.options)] = point
+
+
+def frontier(points: list[Point]) -> list[Point]:
+    """Points that no other beats in both computed share and PSNR, the most careful first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.share, -p.psnr)):
+        if not best or point.psnr > best[-1].psnr:
+            best.append(point)
+    return best[::-1]
+
+
+def choose(points: list[Point], target: float) -> Point | None:
+    """The setting that computes the fewest blocks at ``target`` dB or more; None if none holds it."""
+    holding = [point for point in points if point.psnr >= target]
+    return min(holding, key=lambda point: (point.share, -point.psnr), default=None)
+
+
+def _key(options: dict[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True)

@@ -1,0 +1,115 @@
+"""The sweep: its distances, what it picks, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+
+from cache_core.options import DBCacheOptions, FBCacheOptions
+from raycache.tune.__main__ import read_prompts, read_targets
+from raycache.tune.candidates import Family, check_families
+from raycache.tune.measures import PSNR_CAP, feature_distance, psnr, ssim
+from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
+
+JOB = Job(("a red circle", "a blue star"), 6, 32, 32, 2)
+FAMILY = Family("FB", tuple(FBCacheOptions(warmup_steps=1, residual_diff_threshold=t) for t in (0.0, 5.0, 6.0)))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    from raycache.demo.drawer import Drawer
+    from raycache.demo.export import make_pipeline
+    from raycache.demo.parts import make_autoencoder
+
+    torch.manual_seed(0)
+    drawer = Drawer(1, 2, 28, 27)
+    for name, parameter in drawer.transformer.named_parameters():
+        if "norm" in name or "proj_out" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    pipe = make_pipeline(drawer.eval(), make_autoencoder().eval(), 0.0, 1.0)
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        yield pipe
+
+
+def pictures(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+
+def test_distances_of_equal_and_of_different_pictures(pipe: Any) -> None:
+    one, other = pictures(0), pictures(1)
+    assert (psnr(one, one) == PSNR_CAP).all()
+    assert ssim(one, one) == pytest.approx(1.0)
+    assert feature_distance(pipe.vae, one, one) == pytest.approx(0.0, abs=1e-6)
+    assert (psnr(one, other) < 10).all()
+    assert (ssim(one, other) < 0.2).all()
+    near = np.clip(one.astype(int) + 8, 0, 255).astype(np.uint8)
+    assert (feature_distance(pipe.vae, one, near) < feature_distance(pipe.vae, one, other)).all()
+    # 8 levels everywhere, by hand.
+    flat = np.full((1, 32, 32, 3), 100, np.uint8)
+    assert psnr(flat, flat + 8)[0] == pytest.approx(10 * np.log10(255**2 / 64))
+
+
+def point(share: float, decibel: float) -> Point:
+    return Point("f", {"type": "none"}, share, decibel, 1.0, 0.0, share)
+
+
+def test_frontier_and_choice() -> None:
+    points = [
+        point(1.0, 60.0),
+        point(0.7, 35.0),
+        point(0.8, 34.0),
+        point(0.5, 31.0),
+        point(0.5, 29.0),
+        point(0.4, 20.0),
+    ]
+    assert [p.share for p in frontier(points)] == [1.0, 0.7, 0.5, 0.4]
+    assert choose(points, 30.0) == point(0.5, 31.0)
+    assert choose(points, 36.0) == point(1.0, 60.0)
+    assert choose(points[1:], 36.0) is None
+
+
+def test_families_grow_bolder_and_fit() -> None:
+    for blocks in (3, 57):
+        made = check_families(blocks, 28)
+        assert len({family.name for family in made}) == len(made)
+        for family in made:
+            thresholds = [options.residual_diff_threshold for options in family.options]
+            assert thresholds == sorted(thresholds)
+    assert any(isinstance(f.options[0], DBCacheOptions) and f.options[0].Bn_compute_blocks == 8 for f in made)
+
+
+def test_a_stopped_sweep_goes_on(pipe: Any, tmp_path: Path) -> None:
+    first = next(iter(Sweep(tmp_path, "tiny", JOB).run(pipe, [FAMILY], 10.0)))
+    # Threshold 0 caches nothing: the very pictures, all blocks.
+    assert (first.psnr, first.share) == (PSNR_CAP, 1.0)
+    resumed = Sweep(tmp_path, "tiny", JOB)
+    assert len(resumed.points) == 2
+    rest = list(resumed.run(pipe, [FAMILY], 10.0))
+    assert rest[0] == first
+    assert rest[1].share < 1.0
+    assert rest[1].psnr < PSNR_CAP
+    with pytest.raises(ValueError, match="another model"):
+        Sweep(tmp_path, "tiny", replace(JOB, steps=7))
+
+
+def test_a_family_ends_below_the_lowest_target(pipe: Any, tmp_path: Path) -> None:
+    assert len(list(Sweep(tmp_path, "tiny", JOB).run(pipe, [FAMILY], PSNR_CAP))) == 2
+
+
+def test_targets_and_prompts(tmp_path: Path) -> None:
+    assert read_targets(["28", "fast=20"]) == {"high": 36.0, "balanced": 28.0, "fast": 20.0}
+    for wrong in ("swift=20", "exact=60", "fast=x"):
+        with pytest.raises(typer.BadParameter):
+            read_targets([wrong])
+    (file := tmp_path / "prompts.txt").write_text("one\n\n two \nthree\n")
+    assert read_prompts("any", file, 2) == ["one", "two"]
+    assert len(set(read_prompts("demo", None, 5))) == 5
+    with pytest.raises(typer.BadParameter):
+        read_prompts("other", None, 5)

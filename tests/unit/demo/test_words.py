@@ -1,0 +1,70 @@
+"""The tokenizers know the world's words; every other word is dropped and reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raycache.demo.words import WORDS, make_tokenizers, prompt_warnings, unknown_words
+from raycache.demo.world import loose_caption, random_scene
+
+PROMPT = "A large RED circle, to the left of a cat's small blue star on a gray-white background!"
+KEPT = ["large", "red", "circle", "left", "small", "blue", "star", "gray", "white", "background"]
+
+
+def test_every_caption_is_known_and_fits() -> None:
+    rng = np.random.default_rng(0)
+    tokenizer, _ = make_tokenizers(16)
+    for _ in range(300):
+        scene = random_scene(rng)
+        for caption in (scene.caption, loose_caption(scene, rng)):
+            assert unknown_words(caption) == []
+            assert len(tokenizer(caption).input_ids) <= 10
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_saved_and_loaded_tokenizers_drop_unknown_words(index: int, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    made = make_tokenizers(16)[index]
+    made.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.tokenize(PROMPT) == KEPT
+    padded = {"padding": "max_length", "truncation": True}
+    ids = loaded(PROMPT, **padded).input_ids
+    assert ids == made(PROMPT, **padded).input_ids
+    assert len(ids) == 16
+    ends = (["</s>"], ["<|startoftext|>", "<|endoftext|>"])[index]
+    shown = loaded.convert_ids_to_tokens(ids)
+    assert [token for token in shown if token not in {*KEPT, "<pad>"}][: len(ends)] == ends
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        (PROMPT, ["cat"]),
+        ("a red dog and a blue dog on the moon", ["dog", "moon"]),
+        ("small_blue star", ["small_blue"]),
+        ("'red' \"circle\"", []),
+        ("🦆 ein Kreis", ["ein", "kreis"]),
+    ],
+)
+def test_unknown_words(prompt: str, unknown: list[str]) -> None:
+    assert unknown_words(prompt) == unknown
+
+
+def test_what_is_reported_is_what_the_tokenizer_drops() -> None:
+    tokenizer, _ = make_tokenizers(16)
+    for prompt in (PROMPT, "small_blue star", "redblue circle 2 stars", "left-of triangle"):
+        assert not set(unknown_words(prompt)) & set(tokenizer.tokenize(prompt))
+        assert set(tokenizer.tokenize(prompt)) <= set(WORDS)
+
+
+def test_warning_names_words_and_vocabulary() -> None:
+    assert prompt_warnings("a red circle") == []
+    (warning,) = prompt_warnings("a red cat")
+    assert warning.startswith("unknown word 'cat' ignored; known words: large, small, red")
+    (many,) = prompt_warnings(" ".join(f"word{letter}" for letter in "abcdefghijkl"))
+    assert "and more" in many
