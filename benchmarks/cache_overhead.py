@@ -3,10 +3,12 @@
     python -m benchmarks.cache_overhead [--device cuda] [--flux-dev] [--out docs/tables/cache_overhead.md]
 
 *Efficiency* = measured speed-up / ideal speed-up, where the ideal counts only the time of the blocks that were still
-computed (and of everything around the blocks). *Cost per decision* is measured on blocks that cost nothing, at
-FLUX.1-dev's activation size: everything a method adds, hooks, sums, agreement and reuse, over its decisions. Contenders
-take turns in every round. On CPU the clock is this process's CPU time on one thread, which a busy machine does not
-disturb; on CUDA it is wall time around a synchronised picture.
+computed (and of everything around the blocks). On CPU the blocks are timed in the very picture that is judged, so that
+a machine whose speed wanders slows both sides of the ratio; on CUDA, where a clock around each block would empty the
+queue, the blocks' time is that of the uncached picture of the same round. *Cost per decision* is measured on blocks
+that cost nothing, at FLUX.1-dev's activation size: everything a method adds, hooks, sums, agreement and reuse, over its
+decisions. Contenders take turns in every round. The CPU clock is this process's CPU time on one thread, which other
+processes disturb least; on CUDA it is wall time around a synchronised picture.
 """
 
 from __future__ import annotations
@@ -29,11 +31,31 @@ from rich.table import Table
 
 from benchmarks.agreement import agreement_rows, para_attention_first_block_cache
 from benchmarks.contenders import Contender, contenders
+from benchmarks.memory import memory_rows
 from benchmarks.workload import Schedule, flux, flux_with_free_blocks, sharing_weights
-from cache_core import DBCacheOptions, DBPruneOptions, cache_session
-from cache_core.hooks import attachment_of
 
 THRESHOLD = 0.15
+#: (model, tokens, steps). Two widths, because a block's work grows with the square of the width and a decision's only
+#: with the width itself.
+_SMALL = (
+    (
+        {"doubles": 6, "singles": 12, "heads": 6, "head_dim": 64, "dtype": torch.float32},
+        {"tokens": 256, "text": 64},
+        8,
+    ),
+    (
+        {"doubles": 3, "singles": 6, "heads": 16, "head_dim": 64, "dtype": torch.float32},
+        {"tokens": 128, "text": 32},
+        8,
+    ),
+)
+_FLUX_DEV = (
+    (
+        {"doubles": 19, "singles": 38, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16},
+        {"tokens": 4096, "text": 512},
+        28,
+    ),
+)
 
 
 @dataclass
@@ -42,7 +64,7 @@ class Entry:
 
     Attributes:
         blocks: block calls of one picture, by class.
-        block_seconds: seconds spent in them so far; only without a cache, where nothing else is disturbed.
+        block_seconds: seconds spent in them; on CUDA only without a cache, where nothing else is disturbed.
         seconds, ideal: per round: a picture's time, and what it would be if only the skipped blocks were gone.
         held: bytes alive after the last step because of the cache.
     """
@@ -70,18 +92,15 @@ def main(
         torch.set_num_threads(1)
     machine = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
     lines = [f"Machine: {machine}, torch {torch.__version__}, {rounds} rounds, medians (quartiles)."]
-    if flux_dev:
-        size = {"doubles": 19, "singles": 38, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16, "device": device}
-        shape, steps = {"tokens": 4096, "text": 512}, 28
-    else:
-        size = {"doubles": 6, "singles": 12, "heads": 6, "head_dim": 64, "dtype": torch.float32, "device": device}
-        shape, steps = {"tokens": 256, "text": 64}, 8
-    schedule = Schedule(steps, **shape, dtype=size["dtype"], device=device)
-    first = min(8, size["doubles"] // 3)
-    rivals = contenders(first=first, last=first, threshold=THRESHOLD, steps=steps)
-    entries = _enter(flux(**size), rivals, compiled, device)
-    _measure(entries, schedule, rounds, device, "real blocks")
-    lines += _efficiency_table(entries, steps, size, shape)
+    for size, shape, steps in _FLUX_DEV if flux_dev else _SMALL:
+        size = size | {"device": device}
+        schedule = Schedule(steps, **shape, dtype=size["dtype"], device=device)
+        first = min(8, size["doubles"] // 3)
+        rivals = contenders(first=first, last=first, threshold=THRESHOLD, steps=steps)
+        entries = _enter(flux(**size), rivals, compiled, device)
+        _measure(entries, schedule, rounds, device, "real blocks")
+        lines += _efficiency_table(entries, steps, size, shape)
+        del entries
 
     true = {"doubles": 4, "singles": 8, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16, "device": device}
     tokens = {"tokens": 4096, "text": 512}
@@ -96,7 +115,8 @@ def main(
     lines += _show("Agreement: collectives of one rank, every step deciding", header, agreement_rows(THRESHOLD))
     lines += ["", f"ParaAttention's own first_block_cache {para_attention_first_block_cache()}."]
     Console().print(lines[-1])
-    lines += _memory_table(device)
+    title = "Memory kept between steps: FLUX.1-dev, 1024 x 1024, bfloat16, neighbours computed in the same step"
+    lines += _show(title, ["method", "cache_core GiB", "published GiB"], memory_rows(device))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n".join(lines) + "\n")
@@ -109,7 +129,7 @@ def _enter(model: Any, candidates: list[Contender], compiled: bool, device: str)
         for block in _blocks(entry.model):
             if compiled:
                 block.forward = torch.compile(block.forward)
-            wrap = _timing if contender.name == "no cache" else _counting
+            wrap = _timing if device == "cpu" or contender.name == "no cache" else _counting
             block.forward = wrap(block.forward, type(block).__name__, entry, device)
         entry.picture = contender.prepare(entry.model)
         entries.append(entry)
@@ -163,11 +183,15 @@ def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str,
             with entry.picture():
                 schedule.run(entry.model)
             entry.seconds.append(_clock(device) - start)
-            # The blocks' own time is that of this very round: the machine's speed wanders.
-            skipped = sum(
-                (count - entry.blocks[name]) * plain.block_seconds[name] / count for name, count in plain.blocks.items()
-            )
-            entry.ideal.append(plain.seconds[-1] - skipped)
+            entry.ideal.append(_ideal(entry, plain))
+
+
+def _ideal(entry: Entry, plain: Entry) -> float:
+    """Seconds of the last picture if only the blocks that were computed had cost anything beside the plain model."""
+    around = plain.seconds[-1] - sum(plain.block_seconds.values())
+    if entry.block_seconds:
+        return around + sum(entry.block_seconds.values())
+    return around + sum(entry.blocks[name] * plain.block_seconds[name] / count for name, count in plain.blocks.items())
 
 
 def _live_bytes() -> int:
@@ -226,31 +250,6 @@ def _decision_table(entries: list[Entry], steps: int) -> list[str]:
         rows.append((entry.contender.kind, entry.contender.name, str(decisions), _spread(own, 1e6, 0)))
     title = "Cost per decision: blocks that cost nothing, 4096 + 512 tokens of 3072 channels, bfloat16"
     return _show(title, ["kind", "method", "decisions", "microseconds per decision"], rows)
-
-
-def _memory_table(device: str) -> list[str]:
-    """Bytes that a session keeps between steps at FLUX.1-dev's geometry and 1024 x 1024, in bfloat16."""
-    size = {"doubles": 19, "singles": 38, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16, "device": device}
-    tokens = {"tokens": 4096, "text": 512}
-    schedule = Schedule(2, **tokens, dtype=torch.bfloat16, device=device, jump=False)
-    image, text = (count * 3072 * 2 for count in tokens.values())
-    rows = []
-    for first, last in ((0, 0), (8, 8)):
-        model = flux_with_free_blocks(**size, **tokens)
-        options = DBPruneOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, warmup_steps=2)
-        with cache_session(model, options):
-            schedule.run(model)
-            held = attachment_of(model).session.bytes_held()
-        # Published: input and residual of every block, whether or not it may be pruned.
-        published = 19 * (2 * image + text) + 38 * 2 * (image + text)
-        rows.append((f"DBPrune F{first}B{last}", f"{held / 2**30:.2f}", f"{published / 2**30:.2f}"))
-    model = flux_with_free_blocks(**size, **tokens)
-    with cache_session(model, DBCacheOptions(warmup_steps=2)):
-        schedule.run(model)
-        held = attachment_of(model).session.bytes_held()
-    rows.append(("DBCache F8B8", f"{held / 2**30:.2f}", f"{(2 * image + text) / 2**30:.2f}"))
-    title = "Memory kept between steps: FLUX.1-dev, 1024 x 1024, bfloat16, neighbours computed in the same step"
-    return _show(title, ["method", "cache_core GiB", "published GiB"], rows)
 
 
 def _show(title: str, header: list[str], rows: list[tuple[str, ...]]) -> list[str]:
