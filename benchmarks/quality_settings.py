@@ -1,0 +1,137 @@
+"""The settings whose quality is measured: the published ones, with and without forecast, and their peer's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions
+from raycache.tune.sweep import Job
+
+WARMUP = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: for the table.
+        kind: ``FBCache``, ``DBCache`` or ``DBPrune``.
+        first: Fn.
+        last: Bn.
+        threshold: published; None where a share is published instead.
+        share: of blocks to compute, for which the threshold is searched; None = take the published threshold.
+        order: of the forecast.
+        ids: ``Bn_compute_blocks_ids``.
+        peer: None, or ``same`` if cache-dit has this setting too.
+    """
+
+    name: str
+    kind: str
+    first: int
+    last: int
+    threshold: float | None = None
+    share: float | None = None
+    order: int = 0
+    ids: tuple[int, ...] = ()
+    peer: str | None = None
+
+    def options(self, threshold: float) -> CacheOptions:
+        """Our options at a threshold."""
+        common = {"warmup_steps": WARMUP, "residual_diff_threshold": threshold, "taylor_order": self.order}
+        if self.kind == "FBCache":
+            return FBCacheOptions(max_cached_steps=-1, **common)
+        ends = {"Fn_compute_blocks": self.first, "Bn_compute_blocks": self.last}
+        if self.kind == "DBPrune":
+            return DBPruneOptions(**ends, **common)
+        return DBCacheOptions(Bn_compute_blocks_ids=self.ids, non_compute_blocks_diff_threshold=0, **ends, **common)
+
+
+def settings() -> list[Setting]:
+    """All settings: published thresholds, re-tuned shares, DBPrune at published shares; then all with the forecast."""
+    plain = [
+        *(Setting(f"FBCache {t:.2f}", "FBCache", 1, 0, t, peer="same") for t in (0.08, 0.12, 0.2)),
+        *(Setting(f"DBCache F8B8 {t:.2f}", "DBCache", 8, 8, t, peer="same") for t in (0.12, 0.15)),
+        Setting("DBCache F12B12 0.20", "DBCache", 12, 12, 0.2, peer="same"),
+        Setting("DBCache F8B16 0.20", "DBCache", 8, 16, 0.2, peer="same"),
+        Setting("DBCache F8B8 partial Bn 0.12", "DBCache", 8, 8, 0.12, ids=(0, 2, 4, 6, 7)),
+        Setting("FBCache at 60 %", "FBCache", 1, 0, share=0.6, peer="same"),
+        Setting("FBCache at 45 %", "FBCache", 1, 0, share=0.45, peer="same"),
+        Setting("DBCache F8B8 at 75 %", "DBCache", 8, 8, share=0.75, peer="same"),
+        Setting("DBCache F8B8 at 60 %", "DBCache", 8, 8, share=0.6, peer="same"),
+        Setting("DBCache F12B12 at 75 %", "DBCache", 12, 12, share=0.75),
+        *(
+            Setting(f"DBPrune, {pruned} % pruned", "DBPrune", 1, 1, share=1 - pruned / 100, peer="same")
+            for pruned in (24, 35, 38, 45, 60)
+        ),
+    ]
+    forecast = [
+        Setting(f"{s.name} + forecast", s.kind, s.first, s.last, s.threshold, s.share, 1, s.ids)
+        for s in plain
+        if not s.ids and "F12B12 at" not in s.name
+    ]
+    return plain + forecast
+
+
+def cache_dit_on(
+    transformer: torch.nn.Module, setting: Setting, steps: int
+) -> Callable[[float, Job, Any], tuple[np.ndarray, float]]:
+    """Put cache-dit on a transformer; returns what draws a job at a threshold: pictures and seconds a picture."""
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
+    import cache_dit
+    from cache_dit.caching.patch_functors import FluxPatchFunctor
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("cache_dit"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    kind = cache_dit.DBPruneConfig if setting.kind == "DBPrune" else cache_dit.DBCacheConfig
+
+    def chosen(threshold: float) -> dict[str, Any]:
+        return {
+            "Fn_compute_blocks": setting.first,
+            "Bn_compute_blocks": setting.last,
+            "residual_diff_threshold": threshold,
+            "max_warmup_steps": WARMUP,
+            "num_inference_steps": steps,
+        }
+
+    # One list of all blocks: the layout behind cache-dit's published FLUX figures, and the one comparable to ours.
+    cache_dit.enable_cache(
+        cache_dit.BlockAdapter(
+            transformer=transformer,
+            blocks=transformer.transformer_blocks + transformer.single_transformer_blocks,
+            blocks_name="transformer_blocks",
+            dummy_blocks_names=["single_transformer_blocks"],
+            patch_functor=FluxPatchFunctor(),
+            forward_pattern=cache_dit.ForwardPattern.Pattern_1,
+        ),
+        cache_config=kind(**chosen(0.1)),
+    )
+
+    def refresh(threshold: float, job: Job, pipe: Any) -> tuple[np.ndarray, float]:
+        pictures = []
+        started = time.perf_counter()
+        for index, prompt in enumerate(job.prompts):
+            cache_dit.refresh_context(transformer, cache_config=kind().reset(**chosen(threshold)))
+            drawn = pipe(
+                prompt,
+                width=job.width,
+                height=job.height,
+                num_inference_steps=job.steps,
+                max_sequence_length=pipe.tokenizer_2.model_max_length,
+                # Ours seed each picture by its place within a batch that starts at its own number: the same seeds.
+                generator=torch.Generator().manual_seed(index),
+                output_type="np",
+            ).images
+            pictures.append((drawn * 255).round().astype(np.uint8))
+        return np.concatenate(pictures), (time.perf_counter() - started) / len(job.prompts)
+
+    return refresh
