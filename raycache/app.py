@@ -35,6 +35,8 @@ def build(settings: AppSettings) -> Application:
         max_ongoing_requests=reliability.max_queued_requests + _SLACK,
         max_constructor_retry_count=3,
         health_check_period_s=reliability.health_check_period_s,
+        # It only reads what is known: a process that cannot do that in time hangs.
+        health_check_timeout_s=10,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
         # The ingress logs each request; here it would be each status poll too.
         logging_config=LoggingConfig(enable_access_log=False, **log),

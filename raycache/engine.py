@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
-from typing import Any, Protocol
-
-import ray
-from ray import serve
+from typing import Any
 
 from raycache.admission import Admission, Ticket, Work
 from raycache.answers import job_of, request_error, result_of
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, Gang, GangStatus, Job, JobHandle, JobOutput, ModelFacts, Progress
+from raycache.gang import (
+    DeadlineExceeded,
+    GangBroken,
+    Job,
+    JobOutput,
+    Progress,
+)
+from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
 from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
@@ -33,26 +38,6 @@ logger = logging.getLogger("ray.serve")
 _FORGOTTEN_S = 6.0
 
 Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
-
-
-class GangLike(Protocol):
-    """What the engine needs of a gang."""
-
-    def start(self) -> None: ...
-    def submit(
-        self, job: Job, *, deadline: float | None, on_progress: Callable[[Progress], None] | None
-    ) -> JobHandle: ...
-    def status(self) -> GangStatus: ...
-    def check_health(self) -> None: ...
-    def model_facts(self) -> ModelFacts: ...
-    def hand_back(self) -> int: ...
-    def shutdown(self, drain_s: float = 0) -> None: ...
-
-
-def gang_of_this_replica(settings: AppSettings) -> Gang:
-    """A gang in the placement group that Serve reserved for this replica."""
-    name = serve.get_replica_context().replica_id.unique_id
-    return Gang(settings, ray.util.get_current_placement_group(), name=name)
 
 
 class Engine:
@@ -147,8 +132,15 @@ class Engine:
         self._policy = self._admission.policy = policy
 
     def check_health(self) -> None:
-        """Raises when the gang is beyond repair; Serve then replaces the replica. Reads an age, calls no rank."""
-        self._gang.check_health()
+        """Raises when the gang is beyond repair, and leaves; Serve replaces the replica. Calls no rank."""
+        try:
+            self._gang.check_health()
+        except GangBroken as broken:
+            # Serve waits for three failed checks, and its router likes an engine whose queue is empty. Its jobs have
+            # been answered; a second is for the answers to get out.
+            logger.error("%s; leaving", broken)
+            threading.Timer(1.0, self._leave, (1,)).start()
+            raise
         self._hand_back_if_stopping()
 
     def _hand_back_if_stopping(self) -> None:
@@ -160,6 +152,8 @@ class Engine:
             return
         if handed := self._gang.hand_back():
             logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
+
+    _leave = staticmethod(os._exit)
 
     def __del__(self) -> None:
         # Serve calls this after the drain: admitted jobs have been answered or their time is up.

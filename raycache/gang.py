@@ -47,7 +47,7 @@ _ATTEMPTS = 2
 
 
 class Gang:
-    """Ranks, their queue, and the thread that owns both. Public methods are thread-safe; only ``start`` waits for a rank.
+    """Ranks, their queue, and the thread that owns both. Public methods are thread-safe; only ``start`` waits.
 
     Args:
         settings: the application's.

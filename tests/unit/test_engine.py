@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import threading
 import time
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from raycache.answers import preview_steps
 from raycache.engine import Engine
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangRestarting, GangStatus, JobCancelled, JobFailed, JobOutput
+from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, GangStatus, JobCancelled, JobFailed, JobOutput
 from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
 from raycache.validation import resolve
@@ -251,6 +252,16 @@ def test_an_engine_that_is_asked_no_more_hands_its_queue_back(engine, monkeypatc
     now += 5
     engine.check_health()
     assert engine._gang.handed_back == 1
+
+
+def test_an_engine_beyond_repair_leaves(engine, monkeypatch):
+    left = threading.Event()
+    monkeypatch.setattr(Engine, "_leave", staticmethod(lambda code: left.set()))
+    engine._gang.sick = GangBroken("6 restarts")
+    with pytest.raises(GangBroken):
+        engine.check_health()
+    assert not left.is_set(), "answers under way shall get out"
+    assert left.wait(5)
 
 
 def test_a_model_that_does_not_divide_stops_the_gang_again():

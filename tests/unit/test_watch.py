@@ -5,9 +5,9 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from raycache import ingress
+from raycache import engine_watch
+from raycache.engine_watch import EngineWatch
 from raycache.errors import RequestError
-from raycache.ingress import EngineWatch
 from raycache.schemas import EngineStatus, ModelInfo
 from raycache.settings import AppSettings
 
@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(ingress, "time", clock)
+    monkeypatch.setattr(engine_watch, "time", clock)
     return clock
 
 

@@ -1,0 +1,115 @@
+"""What the ingress knows of its engines: which serve, what they can draw, what their limits are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Sequence
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from raycache.capacity import Bundle, shortage
+from raycache.errors import unavailable
+from raycache.schemas import EngineStatus
+
+__all__ = ["EngineWatch"]
+
+logger = logging.getLogger("ray.serve")
+
+_POLL_S, _POLL_STARTING_S = 1.0, 0.25
+_STATUS_TIMEOUT_S = 2.0
+#: A poll older than this is repeated before a request is judged by it.
+_FRESH_S = 3.0
+#: Engines count as gone when Serve has known none, or when none has answered, for so long.
+_GONE_S, _SILENCE_S = 2.0, 15.0
+_EXPLAIN_S = 30.0
+
+
+class EngineWatch:
+    """What the engines last said of themselves.
+
+    Args:
+        engine: handle of the engine deployment.
+        bundles: what one engine asks of the cluster.
+        replicas: engines wanted.
+    """
+
+    def __init__(self, engine: DeploymentHandle, bundles: Sequence[Bundle], replicas: int) -> None:
+        self._engine, self._bundles, self._replicas = engine, bundles, replicas
+        self.statuses: list[EngineStatus] = []
+        self.shortage: str | None = None
+        self._asked_at = self._heard_at = self._logged_at = -math.inf
+
+    async def run(self) -> None:
+        """Poll for ever, faster while nobody serves, and log every change."""
+        served = False
+        while True:
+            try:
+                await self.refresh()
+                if bool(self.statuses) != served:
+                    served = not served
+                    self._announce(served)
+                if not served:
+                    self._explain()
+            except Exception:
+                logger.exception("Could not ask the engines how they are; trying again")
+            await asyncio.sleep(_POLL_S if served else _POLL_STARTING_S)
+
+    async def refresh(self) -> None:
+        """Ask every engine. Silence is not death: what a busy engine said last holds for a while."""
+        self._asked_at = time.monotonic()
+        try:
+            answers = await self._engine.broadcast("status").results_async(
+                timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
+            )
+        except DeploymentUnavailableError:
+            # For a moment Serve knows no replica while it changes a deployment's config; requests can wait that out.
+            if time.monotonic() - self._heard_at > _GONE_S:
+                self.statuses = []
+            return
+        except (TimeoutError, RayError):
+            answers = []
+        heard = [answer for answer in answers if isinstance(answer, EngineStatus)]
+        all_dead = bool(answers) and all(isinstance(answer, RayActorError) for answer in answers)
+        if heard:
+            self._heard_at = time.monotonic()
+        if heard or all_dead or time.monotonic() - self._heard_at > _SILENCE_S:
+            self.statuses = heard
+
+    async def latest(self) -> list[EngineStatus]:
+        """The last answers; asked for again when the poll has fallen behind."""
+        if time.monotonic() - self._asked_at > _FRESH_S:
+            await self.refresh()
+        return self.statuses
+
+    async def serving(self) -> EngineStatus:
+        """Any engine that takes jobs: its model and policy are those of all.
+
+        Raises:
+            RequestError: 503 when there is none.
+        """
+        statuses = await self.latest()
+        if not statuses:
+            raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced")
+        return statuses[0]
+
+    def _announce(self, served: bool) -> None:
+        if served:
+            logger.info("Serving POST /v1/images/generations; engines ready: %d", len(self.statuses))
+        else:
+            logger.warning("No engine is ready; requests are answered 503 until one is")
+
+    def _explain(self) -> None:
+        """Say every 30 s what the cluster lacks: Ray waits for it in silence."""
+        if time.monotonic() - self._logged_at < _EXPLAIN_S:
+            return
+        self._logged_at = time.monotonic()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.shortage = shortage(self._bundles, nodes, self._replicas)
+        if self.shortage:
+            logger.error("%s", self.shortage[0].upper() + self.shortage[1:])
