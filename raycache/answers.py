@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raycache.admission import Work
+from raycache.demo.words import prompt_warnings
 from raycache.errors import RequestError, unavailable
 from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput
 from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
@@ -47,7 +48,11 @@ def result_of(request: GenerationRequest, output: JobOutput, seconds: float, mod
         times=StageTimes(
             queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
         ),
-        warnings=[*output.warnings, *silent_cache(request, model)],
+        warnings=[
+            *output.warnings,
+            *silent_cache(request, model),
+            *(prompt_warnings(request.prompt) if model.kind == "demo" else ()),
+        ],
     )
 
 

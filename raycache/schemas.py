@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from cache_core.options import CacheOptions
+from raycache.presets import Quality
 from raycache.settings import Policy
 
 
@@ -29,7 +30,12 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="Image k of a request is drawn from seed + k.")
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
-    cache: CacheOptions | None = Field(default=None, description="null = the deployment's default.")
+    quality: Quality = Field(
+        default="auto",
+        description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's `low` and "
+        "`medium` are `fast` and `balanced`; `auto` = the deployment's default. `cache` goes before it.",
+    )
+    cache: CacheOptions | None = Field(default=None, description="null = what `quality` says.")
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int = Field(default=100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
@@ -44,7 +50,6 @@ class ImagesBody(GenerationRequest):
     """Body of ``POST /v1/images/generations``: a request, and what OpenAI's clients may send besides."""
 
     stream: bool = False
-    quality: Literal["low", "medium", "high", "auto"] = "auto"
     background: str | None = Field(default=None, description="Accepted and ignored with a warning.")
     moderation: str | None = Field(default=None, description="Accepted and ignored with a warning.")
     style: str | None = Field(default=None, description="Accepted and ignored with a warning.")
@@ -57,9 +62,9 @@ class ImagesBody(GenerationRequest):
     def ignored(self) -> list[str]:
         """One warning for each field that was set and has no effect."""
         names = [name for name in ("background", "moderation", "style") if getattr(self, name) not in (None, "auto")]
-        if self.quality != "auto":
-            names.append("quality")
         warnings = [f"`{name}` has no effect on this server" for name in names]
+        if self.quality != "auto" and self.cache is not None:
+            warnings.append("`quality` has no effect beside `cache`")
         if self.partial_images and not self.stream:
             warnings.append("`partial_images` has no effect without `stream: true`")
         return warnings

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
+from raycache.presets import PresetName, load_presets
 
 
 class _Settings(BaseModel):
@@ -33,6 +34,9 @@ class ModelSettings(_Settings):
     )
     local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
     compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
+    presets: Path | None = Field(
+        default=None, description="Presets file that `raycache.tune` wrote; default: the bundled one for this model."
+    )
     max_sequence_length: int | None = Field(
         default=None, ge=8, le=512, description="Text tokens; default: what the model's T5 tokenizer says, at most 512."
     )
@@ -129,6 +133,7 @@ class Policy(_Settings):
     """What may change while the service runs: Serve's ``user_config`` of the engine, applied between jobs."""
 
     cache: CacheOptions
+    presets: dict[PresetName, CacheOptions] = Field(default_factory=dict, description="What `quality` stands for.")
     defaults: DefaultSettings
     limits: LimitSettings
     max_queued_requests: int = Field(ge=0)
@@ -136,14 +141,14 @@ class Policy(_Settings):
     request_timeout_s: float = Field(gt=0)
 
     def changed(self, user_config: dict[str, Any]) -> Policy:
-        """This policy with some fields replaced; ``defaults`` and ``limits`` field by field, ``cache`` as a whole.
+        """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.
 
         Raises:
             pydantic.ValidationError: unknown field or illegal value.
         """
         values = self.model_dump()
         for name, value in user_config.items():
-            values[name] = {**values[name], **value} if name in ("defaults", "limits") else value
+            values[name] = {**values[name], **value} if name in ("defaults", "limits", "presets") else value
         return Policy.model_validate(values)
 
 
@@ -182,6 +187,7 @@ class AppSettings(_Settings):
         keep = {"max_queued_requests", "max_queued_seconds", "request_timeout_s"}
         return Policy(
             cache=self.cache,
+            presets=load_presets(self.model.path, self.model.presets).presets,
             defaults=self.defaults,
             limits=self.limits,
             **self.reliability.model_dump(include=keep),

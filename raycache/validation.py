@@ -20,6 +20,7 @@ from cache_core.options import (
     check_block_count,
 )
 from raycache.errors import RequestError, invalid
+from raycache.presets import preset_of
 from raycache.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, LimitSettings, Policy
 
@@ -53,7 +54,7 @@ def resolve(
     _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps
     _check_at_most("num_inference_steps", steps, limits.max_steps)
-    options = policy.cache if request.cache is None else request.cache
+    options = _preset(request.quality, policy) if request.cache is None else request.cache
     check_cache(options, model)
     return request.model_copy(
         update={
@@ -181,6 +182,14 @@ def silent_cache(request: GenerationRequest, model: ModelInfo) -> list[str]:
     ):
         why.append("Fn_compute_blocks and Bn_compute_blocks cover every block")
     return [f"cache: nothing can be saved: {reason}" for reason in why]
+
+
+def _preset(quality: str, policy: Policy) -> object:
+    try:
+        return preset_of(quality, policy.presets, policy.cache)
+    except KeyError as missing:
+        reason = f"this deployment has no preset {missing.args[0]!r}"
+        raise invalid("quality", reason, ["exact", *policy.presets, "auto"]) from None
 
 
 def _check_prompt(prompt: str, limits: LimitSettings) -> None:

@@ -93,12 +93,12 @@ def check_error(response, status, code=None, param=None):
 
 
 def test_reply_is_openais_and_ours(client):
-    body = post(client, n=2, seed=7, quality="high").json()
+    body = post(client, n=2, seed=7, style="vivid").json()
     assert {"created", "data", "output_format", "size", "seeds", "times", "report", "warnings"} == set(body)
     assert body["seeds"] == [7, 8]
     assert body["size"] == "32x16"
     assert body["times"] == {"queue": 0.5, "encode": 0.0, "denoise": 2.0, "decode": 0.0}
-    assert body["warnings"] == ["`quality` has no effect on this server", "odd"]
+    assert body["warnings"] == ["`style` has no effect on this server", "odd"]
     images = [Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) for item in body["data"]]
     assert [image.getpixel((0, 0)) for image in images] == [(0, 0, 0), (10, 10, 10)]
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from cache_core.options import DBCacheOptions, NoCacheOptions, check_block_count
+from raycache.answers import result_of
+from raycache.errors import RequestError
+from raycache.job import JobOutput
 from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of
+from raycache.schemas import GenerationRequest, ModelInfo
+from raycache.settings import AppSettings, Policy
+from raycache.validation import resolve
 
 FILES = sorted((Path(__file__).parents[2] / "raycache" / "presets").glob("*.yaml"))
 
@@ -80,3 +88,48 @@ def test_what_tune_writes_can_be_read(tmp_path: Path) -> None:
     assert presets.presets["fast"] == NoCacheOptions()
     assert Presets.model_validate(yaml.safe_load(text)) == presets
     assert "31.0 dB, 50.0% of blocks" in text
+
+
+MODEL = ModelInfo("demo", 57, 4, 16, "FluxPipeline")
+POLICY = AppSettings.model_validate({"model": {"path": "black-forest-labs/FLUX.1-dev"}}).policy
+
+
+def resolved(policy: Policy = POLICY, **fields: object) -> GenerationRequest:
+    return resolve(GenerationRequest(prompt="a circle", **fields), policy, MODEL, model_name="flux", ranks=1)
+
+
+def test_a_request_is_drawn_with_its_preset() -> None:
+    assert resolved(quality="low").cache == POLICY.presets["fast"]
+    assert resolved(quality="exact").cache == NoCacheOptions()
+    assert resolved().cache == resolved(quality="auto").cache == POLICY.cache
+    explicit = DBCacheOptions(residual_diff_threshold=0.5)
+    assert resolved(quality="fast", cache=explicit).cache == explicit
+
+
+def test_presets_can_change_while_the_service_runs() -> None:
+    changed = POLICY.changed({"presets": {"fast": {"type": "none"}}})
+    assert resolved(changed, quality="fast").cache == NoCacheOptions()
+    assert resolved(changed, quality="balanced").cache == POLICY.presets["balanced"]
+
+
+def test_a_missing_preset_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RequestError, match="no preset 'fast'") as caught:
+        resolved(POLICY.model_copy(update={"presets": {}}), quality="low")
+    assert caught.value.param == "quality"
+    with pytest.raises(ValueError, match="quality"):
+        GenerationRequest(prompt="a circle", quality="swift")
+
+
+def test_settings_name_a_presets_file(tmp_path: Path) -> None:
+    (file := tmp_path / "presets.yaml").write_text("model: x\nsource: y\npresets: {fast: {type: FBCache}}\n")
+    settings = AppSettings.model_validate({"model": {"path": "noise", "presets": str(file)}})
+    assert list(settings.policy.presets) == ["fast"]
+
+
+def test_unknown_words_are_reported_for_the_bundled_model_only() -> None:
+    request = resolved().model_copy(update={"prompt": "a red cat"})
+    output = JobOutput(np.zeros((0, 8, 8, 3), np.uint8), None, 0.0, 0.0, 0.0)
+    (warning,) = [w for w in result_of(request, output, 1.0, MODEL).warnings if "unknown" in w]
+    assert "'cat'" in warning
+    other = replace(MODEL, kind="folder")
+    assert not [w for w in result_of(request, output, 1.0, other).warnings if "unknown" in w]
