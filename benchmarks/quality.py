@@ -70,7 +70,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 24,
     batch: Annotated[int, typer.Option(help="Pictures our settings draw at a time; cache-dit draws one.")] = 8,
     peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 12,
-    work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("quality-rows"),
+    work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
     doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/quality.md"),
     plot: Annotated[Path, typer.Option(help="Picture to write.")] = Path("docs/images/quality.png"),
 ) -> None:

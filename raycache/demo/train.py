@@ -22,8 +22,8 @@ from raycache.demo.transformer_training import Stage, load_average, train_stage
 from raycache.demo.words import make_tokenizers
 
 PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "decoder", "export")
-FEW = Stage("few-blocks", 4, 8, 3600, 64, 2.5e-3, 100, 0.1, 0.0)
-ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 400, 32, 1e-3, 40, 0.0, 0.2)
+FEW = Stage("few-blocks", 4, 8, 3200, 64, 2.5e-3, 100, 0.1, 0.08)
+ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 200, 32, 8e-4, 20, 0.0, 0.1)
 
 
 Result = TypeVar("Result")

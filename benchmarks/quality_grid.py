@@ -1,0 +1,92 @@
+"""``python -m benchmarks.quality_grid``: one picture that shows the presets side by side, seconds under each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image, ImageDraw, ImageFont
+
+from cache_core import cache_session
+from cache_core.options import CacheOptions
+from raycache.demo import demo_model_path
+from raycache.demo.evaluate import draw, load
+from raycache.presets import PRESET_NAMES, load_presets
+from raycache.tune.measures import psnr
+
+PROMPTS = (
+    "a large red circle left of a small blue star on a gray background",
+    "a large yellow star above a small purple square on a black background",
+    "a small green ring below a large orange triangle on a white background",
+    "a large cyan cross right of a large pink circle on a brown background",
+)
+SIDE, GAP, LINE = 128, 8, 15
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("docs/images/quality_presets.png"),
+    seed: Annotated[int, typer.Option(help="Of every picture.")] = 7,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Draw four captions with every preset and paste them into one picture."""
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(threads)
+    pipe = load(str(demo_model_path()))
+    presets = load_presets("demo").presets
+    timed(pipe, PROMPTS[0], presets["exact"], 0)  # the first picture pays for allocation
+    names = [name for name in PRESET_NAMES if name in presets]
+    made = {name: [timed(pipe, prompt, presets[name], seed) for prompt in PROMPTS] for name in names}
+    grid = compose(names, made)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(out, optimize=True)
+    print(f"written to {out}")
+
+
+def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> tuple[np.ndarray, float, float]:
+    """One picture, its seconds, and the share of blocks that was computed."""
+    started = time.perf_counter()
+    with cache_session(pipe.transformer, options) as report:
+        (picture,) = draw(pipe, [prompt], [seed])
+    return picture, time.perf_counter() - started, report.computed_block_fraction[0]
+
+
+def compose(names: list[str], made: dict[str, list[tuple[np.ndarray, float, float]]]) -> Image.Image:
+    """Presets in columns, captions in rows, seconds and PSNR to ``exact`` under each picture."""
+    left, top = 150, 24
+    size = (left + len(names) * (SIDE + GAP), top + len(PROMPTS) * (SIDE + 2 * LINE + GAP))
+    grid = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(grid)
+    font = ImageFont.load_default(12)
+    for row, prompt in enumerate(PROMPTS):
+        y = top + row * (SIDE + 2 * LINE + GAP)
+        pen.multiline_text((4, y + 20), wrapped(prompt), fill="black", font=font)
+        for column, name in enumerate(names):
+            x = left + column * (SIDE + GAP)
+            picture, seconds, share = made[name][row]
+            if row == 0:
+                pen.text((x, 4), name, fill="black", font=font)
+            grid.paste(Image.fromarray(picture), (x, y))
+            pen.text((x, y + SIDE), f"{seconds:.2f} s, {share:.0%} of blocks", fill="black", font=font)
+            if name != "exact":
+                exact = made["exact"][row][0]
+                decibel = psnr(picture[None], exact[None])[0]
+                pen.text((x, y + SIDE + LINE), f"{decibel:.1f} dB", fill="black", font=font)
+    return grid
+
+
+def wrapped(prompt: str, width: int = 22) -> str:
+    """``prompt`` in lines of at most ``width`` letters."""
+    lines = [""]
+    for word in prompt.split():
+        if len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
