@@ -35,7 +35,7 @@ from raycache.validation import check_deployment
 logger = logging.getLogger("ray.serve")
 
 #: The ingress asks every engine in service about once a second.
-_FORGOTTEN_S = 6.0
+_FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
 Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
@@ -61,6 +61,7 @@ class Engine:
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
         self._jobs = 0
         self._asked_at: float | None = None
+        self._stopped = threading.Event()
         join_serve_log()
         self._gang = make_gang(settings)
         self._gang.start()
@@ -72,6 +73,7 @@ class Engine:
             self._gang.shutdown()
             raise
         self._name = self._gang.status().name
+        threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
         logger.info(
             "Ready after %.1f s: %d ranks on %s, model %s.",
             time.monotonic() - began,
@@ -141,23 +143,23 @@ class Engine:
             logger.error("%s; leaving", broken)
             threading.Timer(1.0, self._leave, (1,)).start()
             raise
-        self._hand_back_if_stopping()
 
-    def _hand_back_if_stopping(self) -> None:
+    def _watch_for_the_end(self) -> None:
         """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
 
         The running job is finished. Those behind it would wait for nothing: other engines draw them, if there are any.
         """
-        if self._asked_at is None or time.monotonic() - self._asked_at < _FORGOTTEN_S:
-            return
-        if handed := self._gang.hand_back():
-            logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
+        while not self._stopped.wait(_CHECK_S):
+            forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
+            if forgotten and (handed := self._gang.hand_back()):
+                logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
 
     _leave = staticmethod(os._exit)
 
     def __del__(self) -> None:
         # Serve calls this after the drain: admitted jobs have been answered or their time is up.
         if gang := getattr(self, "_gang", None):
+            self._stopped.set()
             gang.shutdown()
 
     async def _events(self, request: GenerationRequest, *, watch: bool) -> AsyncIterator[Event]:
@@ -206,6 +208,8 @@ class Engine:
                 logger.info("Answered %d %s", answer.status, answer.code)
             return answer
         result = result_of(request, output, seconds, self._model)
+        steps, method = request.num_inference_steps, request.cache.type
+        logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
         self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
         if output.report is not None:
             self._metrics.decided(output.report)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import warnings
 from typing import Any
 
 from raycache.settings import LoggingSettings
 
-__all__ = ["about", "join_serve_log", "request_id", "to_stderr"]
+__all__ = ["about", "join_serve_log", "quiet_libraries", "request_id", "to_stderr"]
 
 #: The parent of every logger in a rank, and of the gang's. Ingress and engine log to Serve's own, ``ray.serve``.
 _ROOT = "raycache"
@@ -45,6 +47,17 @@ def to_stderr(settings: LoggingSettings) -> None:
     ours = logging.getLogger(_ROOT)
     ours.handlers, ours.propagate = [handler], False
     ours.setLevel(settings.level)
+
+
+def quiet_libraries() -> None:
+    """In a rank, before diffusers is imported: errors only, no progress bars.
+
+    Not only noise: diffusers warns about a prompt that is too long by writing its end to the log. The reply says it.
+    """
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"para_attn\.")
 
 
 class _Json(logging.Formatter):

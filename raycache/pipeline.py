@@ -54,9 +54,11 @@ def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) ->
     """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to draw."""
     from diffusers import FluxPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
-    pipe = FluxPipeline.from_pretrained(folder, torch_dtype=getattr(torch, settings.dtype)).to(device)
+    transformers_logging.disable_progress_bar()
+    pipe = FluxPipeline.from_pretrained(folder, dtype=getattr(torch, settings.dtype)).to(device)
     pipe.set_progress_bar_config(disable=True)
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.

@@ -102,28 +102,16 @@ class Rank:
         began = time.monotonic()
         try:
             output = self._draw(job)
-            _logger.log(
-                logging.DEBUG if self._rank else logging.INFO,
-                "drew %dx%d, %d steps, in %.2f s",
-                job.width,
-                job.height,
-                job.num_inference_steps,
-                time.monotonic() - began,
-                extra=about(job, rank=self._rank),
-            )
+            seconds, steps = time.monotonic() - began, job.num_inference_steps
+            words = f"drew {job.width}x{job.height}, {steps} steps, in {seconds:.2f} s"
+            _logger.log(logging.DEBUG if self._rank else logging.INFO, words, extra=about(job, rank=self._rank))
             return output, self._drain()
         except Exception as error:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
             kind = _kind_of(error)
-            _logger.warning(
-                "ended in %s, step %d: %s: %s",
-                self._phase,
-                self._step,
-                type(error).__name__,
-                error,
-                extra=about(job, rank=self._rank),
-            )
+            words = f"ended in {self._phase}, step {self._step}: {type(error).__name__}: {error}"
+            _logger.warning(words, extra=about(job, rank=self._rank))
             trace = "" if kind == "aborted" else traceback.format_exc()
             return Failure(kind, self._phase, self._step, type(error).__name__, str(error), trace)
         finally:
@@ -197,11 +185,18 @@ class Rank:
             images = decode(pipe, latents, job.height, job.width)
         return JobOutput(
             images=images,
+            warnings=self._unread(job.prompt),
             report=None if job.cache.type == "none" else report.to_dict(),
             encode_s=encoded - began,
             denoise_s=denoised - encoded,
             decode_s=self._now() - denoised,
         )
+
+    def _unread(self, prompt: str) -> list[str]:
+        tokens = len(self._pipe.tokenizer_2(prompt, verbose=False).input_ids)
+        if tokens <= self._text_tokens:
+            return []
+        return [f"prompt: {tokens} tokens, of which this model reads the first {self._text_tokens}"]
 
     def _step_done(self, job: Job, report: CacheReport, step: int, state: dict[str, Any]) -> dict[str, Any]:
         if self._rank == 0:

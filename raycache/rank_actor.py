@@ -12,6 +12,7 @@ import importlib
 import ray
 
 from raycache.job import Job, JobOutput, ModelFacts, ModelKind, ModelSource, Progress
+from raycache.logs import quiet_libraries
 from raycache.pulse import Failure, Pulse
 from raycache.settings import AppSettings
 
@@ -23,6 +24,7 @@ class RankActor:
     """A rank in a process of its own. Its class is imported there, so the engine's process never loads torch."""
 
     def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
+        quiet_libraries()
         module, _, name = settings.parallel.rank_class.partition(":")
         self._rank = getattr(importlib.import_module(module), name)(settings, rank, stacks)
 

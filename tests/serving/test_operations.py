@@ -1,0 +1,138 @@
+"""Changes while the service runs, as `serve deploy` makes them: limits, defaults, number of engines, logs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from raycache.testing.faulty_rank import PlannedFault
+from raycache.testing.inject import engines, rank_pids, wait_for
+from tests.serving.conftest import FAULTY
+from tests.serving.test_http_app import ASK, URL, pixels
+
+SECRET = "a crimson walrus"
+
+
+@pytest.fixture(scope="module")
+def deploy(http: str, gang_settings: Callable[..., Any]) -> Iterator[Callable[..., str]]:
+    """Deploys from a configuration, like a file of ``serve deploy``; engines of one rank, JSON logs."""
+    args = gang_settings(
+        ranks=1,
+        parallel={"engine_cpus": 0.2, "rank_class": FAULTY},
+        ingress={"num_cpus": 0.1},
+        cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
+        defaults={"size": "64x64", "num_inference_steps": 6},
+        logging={"encoding": "JSON"},
+        reliability={"watchdog_floor_s": 60.0},  # jobs sleep here
+    ).model_dump(mode="json")
+
+    def deploy(**engine: Any) -> str:
+        application = {
+            "name": "operated",
+            "route_prefix": "/operated",
+            "import_path": "raycache.app:build",
+            "args": args,
+            "deployments": [{"name": "Engine", **engine}] if engine else [],
+        }
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+        return f"{http}/operated"
+
+    yield deploy
+    serve.delete("operated")
+
+
+def draw(url: str, **fields: Any) -> httpx.Response:
+    return httpx.post(url + URL, json={**ASK, **fields}, timeout=120)
+
+
+def running(url: str) -> int:
+    return sum(engine["running"] for engine in engines(url))
+
+
+def test_limits_and_defaults_change_between_jobs_without_a_restart(deploy: Callable[..., str]):
+    url = deploy()
+    wait_for(lambda: [engine["ready"] for engine in engines(url)] == [True], 120)
+    pids = rank_pids(url)
+    before = draw(url)
+    assert len(before.json()["report"]["steps"]) == 6
+    slow = PlannedFault(kind="sleep", step=1, seconds=4).prompt()
+    with ThreadPoolExecutor() as pool:
+        under_way = pool.submit(draw, url, prompt=slow)
+        wait_for(lambda: running(url), 30)
+        change = {"defaults": {"num_inference_steps": 3}, "limits": {"max_steps": 10}, "cache": {"type": "none"}}
+        deploy(user_config=change)
+        wait_for(lambda: draw(url, num_inference_steps=11).status_code == 400, 60)
+        assert draw(url).json()["report"] is None
+        assert len(under_way.result().json()["report"]["steps"]) == 6, "an admitted job keeps what it was admitted with"
+    assert "10" in draw(url, num_inference_steps=11).json()["error"]["message"]
+    deploy(user_config={})
+    wait_for(lambda: draw(url).json()["report"], 60)
+    np.testing.assert_array_equal(pixels(draw(url)), pixels(before))
+    assert rank_pids(url) == pids
+    assert engines(url)[0]["gang"]["restarts"] == 0
+
+
+def test_an_engine_that_is_stopped_finishes_its_job_and_hands_back_its_queue(deploy: Callable[..., str]):
+    url = deploy(num_replicas=2)
+    wait_for(lambda: [engine["ready"] for engine in engines(url)] == [True, True], 120)
+    reference = pixels(draw(url))
+    slow = PlannedFault(kind="sleep", step=1, seconds=20).prompt()
+    with ThreadPoolExecutor(8) as pool:
+        jobs = []
+        for engine in (1, 2):  # one by one, or both may go to the same engine
+            jobs.append(pool.submit(draw, url, prompt=slow))
+            wait_for(lambda engine=engine: running(url) == engine, 15)
+        began = time.monotonic()
+        behind = [pool.submit(draw, url) for _ in range(6)]
+        wait_for(lambda: sum(engine["queued"] for engine in engines(url)) == 6, 15)
+        deploy(num_replicas=1)
+        assert [job.result().status_code for job in jobs] == [200, 200]
+        for job in behind:
+            np.testing.assert_array_equal(pixels(job.result()), reference)
+    wait_for(lambda: len(engines(url)) == 1, 60)
+    assert time.monotonic() - began < 100
+    assert any("handed back" in line for line in log_lines("replica_operated_Engine")), "not just waited for"
+
+
+def log_lines(name: str) -> list[str]:
+    """Lines of all log files of this Ray whose names hold ``name``."""
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    files = [path for path in folder.rglob("*") if path.is_file() and name in path.name]
+    return [line for path in files for line in path.read_text(errors="replace").splitlines()]
+
+
+def test_one_request_can_be_followed_and_no_prompt_is_logged(deploy: Callable[..., str]):
+    url = deploy()
+    wait_for(lambda: any(engine["ready"] for engine in engines(url)), 120)
+    long = f"{SECRET} " * 60  # longer than the text encoder reads, which libraries like to tell
+    headers = {"x-request-id": "follow-me-7"}
+    ask = {**ASK, "prompt": long}
+    reply = httpx.post(url + URL, json=ask, headers=headers, timeout=60)
+    assert "of which this model reads the first 64" in reply.json()["warnings"][0]
+    failing = PlannedFault(kind="raise", at="decode").prompt(long)
+    assert draw(url, prompt=failing).status_code == 500
+
+    def followed(name: str) -> list[dict[str, Any]]:
+        lines = [line for line in log_lines(name) if "follow-me-7" in line]
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    for name in ("replica_operated_Ingress", "replica_operated_Engine", "worker-"):
+        lines = wait_for(lambda name=name: followed(name), 20)
+        assert {line["request_id"] for line in lines} == {"follow-me-7"}
+    assert {line["rank"] for line in followed("worker-")} == {0}
+    assert any("on purpose" in line for line in log_lines("replica_operated_Engine"))
+    assert not [line for line in log_lines("") if "walrus" in line]
+    for noise in ("torchvision", "torch_dtype", "FutureWarning", "Loading pipeline", "it/s]"):
+        assert not [line for line in log_lines("worker-") if noise in line]
