@@ -26,7 +26,8 @@ class PlannedFault(BaseModel):
     """What one rank shall do to itself in a job.
 
     Attributes:
-        kind: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``sleep`` (in Python), ``raise`` (RuntimeError) or ``oom``.
+        kind: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``sleep`` (in Python), ``raise`` (RuntimeError), ``oom``, ``nan``
+            (the latents turn into NaN after a step).
         rank: which one.
         at: on entering this phase; in ``denoise`` at the end of step ``step``, from 0. Only rank 0 decodes.
         seconds: how long to sleep.
@@ -35,7 +36,7 @@ class PlannedFault(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["kill", "stop", "sleep", "raise", "oom"]
+    kind: Literal["kill", "stop", "sleep", "raise", "oom", "nan"]
     rank: int = 0
     at: Literal["encode", "denoise", "decode"] = "denoise"
     step: int = 0
@@ -59,7 +60,7 @@ class PlannedFault(BaseModel):
             raise RuntimeError("on purpose")
         elif self.kind == "oom":
             raise torch.OutOfMemoryError("out of memory, on purpose")
-        else:
+        elif self.kind in ("kill", "stop"):
             os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGSTOP)
 
 
@@ -84,9 +85,13 @@ class FaultyRank(Rank):
             self._maybe(phase)
 
     def _step_done(self, job: Job, report: Any, step: int, state: dict[str, Any]) -> dict[str, Any]:
-        if self._plan is not None and self._plan.step == step:
-            self._maybe("denoise")
-        return super()._step_done(job, report, step, state)
+        if self._plan is None or self._plan.step != step:
+            return super()._step_done(job, report, step, state)
+        self._maybe("denoise")
+        changed = super()._step_done(job, report, step, state)
+        if self._plan.kind == "nan" and self._plan.rank == self._rank:
+            changed["latents"] = torch.full_like(state["latents"], torch.nan)
+        return changed
 
     def _maybe(self, at: str) -> None:
         if self._plan is not None and (self._plan.rank, self._plan.at) == (self._rank, at):

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from tests.serving.conftest import wait_until
@@ -192,17 +191,3 @@ def test_readiness_shows_the_ranks(client):
         assert len(engine["gang"]["ranks"]) == 2
         assert all(rank["age_s"] < 5 for rank in engine["gang"]["ranks"])
     assert client.get("/healthz").json() == {"status": "ok"}
-
-
-def test_metrics_are_exported_under_their_names(client):
-    node = ray.nodes()[0]
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-
-    def exported() -> bool:
-        text = httpx.get(url).text
-        return all(
-            f"ray_raycache_{name}" in text for name in ("queue_seconds", "denoise_seconds", "cached_steps_ratio")
-        )
-
-    assert client.post(URL, json=ASK).status_code == 200
-    wait_until(exported, timeout=40)

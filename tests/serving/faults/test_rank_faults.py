@@ -99,6 +99,15 @@ def test_an_error_where_rank_0_is_alone_ends_the_job_only(gang: Gang, reference:
     assert gang.status().restarts == before
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_numbers_that_are_none_stay_in_their_job(gang: Gang, reference: np.ndarray, rank: int):
+    before = gang.status().restarts
+    output = gang.submit(job(prompt=PlannedFault(kind="nan", rank=rank, step=2).prompt())).future.result(60)
+    assert output.report["totals"]["non_finite"] > 0
+    np.testing.assert_array_equal(gang.submit(job()).future.result(60).images, reference)
+    assert gang.status().restarts == before
+
+
 def test_a_job_that_breaks_every_gang_is_not_drawn_for_ever(gang: Gang, reference: np.ndarray):
     before = gang.status().restarts
     handle = gang.submit(job(prompt=PlannedFault(kind="raise", rank=1, step=2).prompt()))

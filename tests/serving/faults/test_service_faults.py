@@ -13,10 +13,12 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
 from ray.util import placement_group_table
 
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, rank_pids, readiness, wait_for
+from tests.hostile import Hostile, bodies, check, oddities
 from tests.serving.test_http_app import ASK, ENDLESS, URL, pixels
 
 ENGINES = 2
@@ -154,3 +156,29 @@ def test_a_burst_over_the_queue_and_a_deadline_shorter_than_the_job(flux: str, s
     statuses = [answer.status_code for answer in burst]
     assert set(statuses) == {200, 429}
     assert all(int(answer.headers["retry-after"]) > 0 for answer in burst if answer.status_code == 429)
+
+
+def test_hostile_requests(flux: str, sound: None):
+    """A sample of what `tests/unit/test_hostile.py` sends to the ingress alone: here Serve's own proxy is in front."""
+    with httpx.Client(base_url=flux, timeout=60) as client:
+        document = client.get("/openapi.json").json()
+
+        @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(bodies(document) | oddities(document))
+        def attack(request: Hostile) -> None:
+            assume(not 20 < asked_steps(request) <= 5000)  # legal here, and long
+            try:
+                answer = client.request(request.method, request.path, content=request.body, headers=request.headers)
+            except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError):
+                return
+            check(request, answer.status_code, answer.headers.get("content-type", ""), answer.text)
+
+        attack()
+
+
+def asked_steps(request: Hostile) -> float:
+    try:
+        steps = json.loads(request.body)["num_inference_steps"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0
+    return steps if isinstance(steps, int) else 0

@@ -1,0 +1,48 @@
+"""What Ray exports, and the dashboard that plots it: every name it queries is there after a day's worth of events."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import ray
+
+from raycache.testing.faulty_rank import PlannedFault
+from raycache.testing.inject import wait_for
+from tests.serving.test_http_app import ASK, URL
+
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "raycache.json"
+
+
+def queried() -> set[str]:
+    """Every metric name in the dashboard's queries and variables."""
+    document = json.loads(DASHBOARD.read_text())
+    expressions = [target["expr"] for panel in document["panels"] for target in panel["targets"]]
+    expressions += [str(variable["query"]) for variable in document["templating"]["list"]]
+    return {name for expression in expressions for name in re.findall(r"\bray_\w+", expression)}
+
+
+def scraped() -> dict[str, str]:
+    """Names on this Ray's metrics port, each with one of its lines."""
+    node = ray.nodes()[0]
+    text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30).text
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {re.match(r"\w+", line)[0]: line for line in lines if re.match(r"\w+\{", line)}
+
+
+def test_the_dashboard_queries_what_is_exported(flux: str, tmp_path: Path):
+    def ask(**fields: object) -> int:
+        return httpx.post(flux + URL, json={**ASK, **fields}, timeout=240).status_code
+
+    assert ask() == 200
+    assert ask(prompt=PlannedFault(kind="nan", step=2).prompt()) == 200
+    assert ask(prompt=PlannedFault(kind="raise", at="decode").prompt()) == 500
+    assert ask(prompt=PlannedFault(kind="kill", rank=1, step=2, once=str(tmp_path / "killed")).prompt()) == 200
+    assert len(queried()) > 20
+    wait_for(lambda: queried() <= set(scraped()), 60, every_s=1.0)
+    names = scraped()
+    for name in queried():
+        assert 'application="flux"' in names[name], "the dashboard selects by application"
+    assert re.search(r'rank="\d"', names["ray_raycache_rank_memory_bytes"])
