@@ -100,6 +100,10 @@ class BlockPrune:
             if not self._may_be_reused(image, self._step + 1):
                 image.blocks.clear()
 
+    def forget(self) -> None:
+        for image in self._images:
+            image.blocks.clear()
+
     def tensors(self) -> Iterator[torch.Tensor]:
         for image in self._images:
             for block in image.blocks.values():

@@ -33,5 +33,8 @@ class ComputeAll:
     def end_step(self) -> None:
         """Nothing to count."""
 
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
     def tensors(self) -> Iterator[torch.Tensor]:
         return iter(())

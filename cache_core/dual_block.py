@@ -93,6 +93,10 @@ class DualBlock:
                 image.forget()
         self._entry = self._base = None
 
+    def forget(self) -> None:
+        for image in self._images:
+            image.forget()
+
     def tensors(self) -> Iterator[torch.Tensor]:
         for image in self._images:
             yield from (t for t in (image.reference, image.reference_sum) if t is not None)

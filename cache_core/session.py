@@ -55,6 +55,9 @@ class Policy(Protocol):
     def end_step(self) -> None:
         """All blocks of the step were handled."""
 
+    def forget(self) -> None:
+        """A step was left unfinished: let go of what is remembered of earlier steps, but not of the counters."""
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held between steps."""
 
@@ -88,7 +91,11 @@ class Session:
     def begin_step(self, branch: str) -> None:
         """The transformer is being called; the batch is known when its first block is."""
         self._branch = self._branches.setdefault(branch, _Branch(branch))
-        self._branch.next_block = 0
+        if self._branch.next_block:
+            # The caller survived an exception and repeats the step. Some blocks remember the first try already: the
+            # second would be judged by it, and pass it on to blocks that do not belong to it.
+            self._branch.policy.forget()
+            self._branch.next_block = 0
 
     def run(self, call: BlockCall) -> Any:
         """Route one block call through the branch's policy."""
@@ -114,6 +121,7 @@ class Session:
         branch.policy.end_step()
         self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
         branch.step += 1
+        branch.next_block = 0
         self._branch = None
 
     def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
