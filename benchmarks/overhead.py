@@ -1,0 +1,86 @@
+"""What serving adds to a picture at concurrency 1, in milliseconds.
+
+    python -m benchmarks.overhead [--config serve_configs/laptop_dbcache.yaml] [--out docs/tables/overhead.md]
+
+Time of a request over HTTP, less the seconds that rank 0 spent in the same pipeline call (encode, denoise and decode,
+as it timed them itself), less the time of encoding the picture as PNG.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.serving import PATH, application, machine, settings_of, table_text
+from raycache.encoding import encode
+
+COLUMNS = ["reply", "request, ms", "in the gang, ms", "PNG encoding, ms", "serving overhead, ms: median (quartiles)"]
+
+
+def main(
+    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    size: str = typer.Option("128x128", help="picture size"),
+    steps: int = typer.Option(4, help="denoising steps"),
+    rounds: int = typer.Option(40, help="requests per row"),
+    tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),
+    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+) -> None:
+    """Print the table."""
+    settings = settings_of(config, tiny, warmup=[{"size": size}])
+    rows = []
+    with application(settings) as url, httpx.Client(base_url=url, timeout=300) as client:
+        body = {"prompt": "a red circle", "seed": 7, "size": size, "num_inference_steps": steps}
+        for name, accept in {"JSON with base64": "application/json", "raw PNG": "image/png"}.items():
+            rows.append([name, *_measure(client, body, accept, rounds)])
+    title = f"{config.name}, {size}, {steps} steps, concurrency 1; {machine()}"
+    table = Table(*COLUMNS, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(f"{title}\n\n{table_text(COLUMNS, rows)}")
+
+
+def _measure(client: httpx.Client, body: dict[str, object], accept: str, rounds: int) -> list[str]:
+    totals, gangs, encodings, overheads = [], [], [], []
+    for number in range(rounds + 3):
+        began = time.perf_counter()
+        reply = client.post(PATH, json=body, headers={"accept": accept})
+        total = 1000 * (time.perf_counter() - began)
+        reply.raise_for_status()
+        if accept == "image/png":
+            # Server-Timing: queue;dur=1.0, encode;dur=...
+            parts = dict(part.strip().split(";dur=") for part in reply.headers["server-timing"].split(","))
+            gang = sum(float(parts[stage]) for stage in ("encode", "denoise", "decode"))
+            data = reply.content
+        else:
+            answer = reply.json()
+            gang = 1000 * sum(answer["times"][stage] for stage in ("encode", "denoise", "decode"))
+            data = base64.b64decode(answer["data"][0]["b64_json"])
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        began = time.perf_counter()
+        encode(pixels, "png", 100)
+        encoding = 1000 * (time.perf_counter() - began)
+        if number >= 3:  # the first warm connections and caches
+            totals.append(total)
+            gangs.append(gang)
+            encodings.append(encoding)
+            overheads.append(total - gang - encoding)
+    low, middle, high = statistics.quantiles(overheads, n=4)
+    medians = [f"{statistics.median(values):.1f}" for values in (totals, gangs, encodings)]
+    return [*medians, f"{middle:.1f} ({low:.1f} - {high:.1f})"]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,131 @@
+"""Faults on purpose, and the seconds until the client has its answer and the next good picture is there.
+
+    python -m benchmarks.recovery [--config serve_configs/laptop_dbcache.yaml] [--out docs/tables/recovery.md]
+
+Starts the real application with one engine. For each fault: one job under it (unless the fault hits an idle service)
+and three queued behind. Seconds from the fault: *detect* (the gang noticed), *kill* (all old ranks are gone), *rebuild*
+(new processes have imported their libraries and met), *load* (model and warm-up pictures), *answer* (of the job under
+the fault), *next picture* (first one bit-equal to the reference).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.serving import Answer, application, ask, machine, settings_of, table_text
+from raycache.testing.faulty_rank import PlannedFault
+from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, wait_for
+
+COLUMNS = ["fault", "detect", "kill", "rebuild", "load", "answer", "next picture", "queued jobs answered 200"]
+QUEUED = 3
+
+IN_A_JOB = {
+    "rank 0 killed in step 3": PlannedFault(kind="kill", rank=0, step=3),
+    "rank 1 killed in step 3": PlannedFault(kind="kill", rank=1, step=3),
+    "rank 0 killed while decoding": PlannedFault(kind="kill", rank=0, at="decode"),
+    "rank 1 raises in step 3": PlannedFault(kind="raise", rank=1, step=3),
+    "rank 1 out of memory in step 3": PlannedFault(kind="oom", rank=1, step=3),
+    "rank 1 stopped (SIGSTOP) in step 3": PlannedFault(kind="stop", rank=1, step=3),
+    "rank 0 asleep in Python in step 3": PlannedFault(kind="sleep", rank=0, step=3),
+}
+
+
+def main(
+    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    size: str = typer.Option("128x128", help="picture size"),
+    steps: int = typer.Option(12, help="denoising steps"),
+    tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),
+    only: str = typer.Option("", help="only faults whose name holds this"),
+    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+) -> None:
+    """Print the table."""
+    settings = settings_of(
+        config,
+        tiny,
+        parallel={"rank_class": "raycache.testing.faulty_rank:FaultyRank"},
+        reliability={"max_restarts": 99},
+        warmup=[{"size": size}],
+    )
+    rows: list[list[str]] = []
+    with application(settings) as url, tempfile.TemporaryDirectory() as folder:
+        body = {"size": size, "num_inference_steps": steps}
+        reference = ask(url, **body).picture
+        for name, plan in IN_A_JOB.items():
+            if only in name:
+                once = Path(folder) / f"{len(rows)}"
+                rows.append([name, *_in_a_job(url, body, plan.model_copy(update={"once": str(once)}), once, reference)])
+                Console().print(" | ".join(rows[-1]))
+        for name, kill in {
+            "rank 1 killed while idle": lambda: kill_rank(url, 1),
+            "engine replica killed while idle": lambda: kill_engine(url),
+            "ingress killed while idle": lambda: kill_ingress(url),
+        }.items():
+            if only in name:
+                time.sleep(2)
+                rows.append([name, *_idle(url, body, kill, reference)])
+                Console().print(" | ".join(rows[-1]))
+    title = f"{config.name}, {size}, {steps} steps, {settings.parallel.ranks_per_replica} ranks; seconds; {machine()}"
+    table = Table(*COLUMNS, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(f"{title}\n\n{table_text(COLUMNS, rows)}")
+
+
+def _in_a_job(url: str, body: dict, plan: PlannedFault, once: Path, reference: str | None) -> list[str]:
+    with ThreadPoolExecutor() as pool:
+        under: Future[Answer] = pool.submit(ask, url, prompt=plan.prompt(), **body)
+        wait_for(lambda: any(engine["running"] for engine in engines(url)) or under.done(), 60)
+        queued = [pool.submit(ask, url, **body) for _ in range(QUEUED)]
+        answers = [future.result() for future in queued]
+        answer = under.result()
+    at = once.stat().st_mtime
+    return _row(url, at, answer, answers, reference)
+
+
+def _idle(url: str, body: dict, kill, reference: str | None) -> list[str]:
+    restarts = _restarts(url)
+    at = kill()
+    answers: list[Answer] = []
+    while not answers or answers[-1].status != 200:
+        answers.append(ask(url, 60, **body))
+        time.sleep(0.1)
+    lost = [f"{answer.status} at {answer.at - at:.1f}" for answer in answers[:-1] if answer.status != 503]
+    row = _row(url, at, None, answers[-1:], reference, recovered=_restarts(url) > restarts)
+    refused = len(answers) - 1 - len(lost)
+    return [*row[:4], ", ".join([*lost, *([f"503 x {refused}"] if refused else [])]) or "-", row[5], "-"]
+
+
+def _restarts(url: str) -> int:
+    return sum(engine["gang"]["restarts"] for engine in engines(url))
+
+
+def _row(
+    url: str, at: float, under: Answer | None, behind: list[Answer], reference: str | None, recovered: bool = True
+) -> list[str]:
+    good = [answer for answer in behind if answer.picture is not None and answer.picture == reference]
+    if len(good) != len(behind):
+        raise SystemExit(f"not every picture is good: {[(a.status, a.picture == reference) for a in behind]}")
+    times = ["-"] * 4
+    if recovered:
+        recovery = engines(url)[0]["gang"]["last_recovery"]
+        stages = recovery["stages"]
+        rebuild, load = stages["processes"] + stages["rendezvous"], stages["model"] + stages["warm-up"]
+        seconds = (recovery["noticed_at"] - at, recovery["killed_s"], rebuild, load)
+        times = [f"{value:.2f}" for value in seconds]
+    answer = "-" if under is None else f"{under.at - at:.1f} ({under.status})"
+    first = min(answer.at for answer in [*good, *([under] if under and under.status == 200 else [])])
+    return [*times, answer, f"{first - at:.1f}", f"{len(good)} of {len(behind)}"]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,107 @@
+"""The real application on a Ray of its own, for benchmarks that talk HTTP to it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import yaml
+from PIL import Image
+
+from raycache.settings import AppSettings
+
+__all__ = ["PATH", "Answer", "application", "ask", "machine", "settings_of", "table_text"]
+
+PATH = "/v1/images/generations"
+
+
+@dataclass
+class Answer:
+    """One reply: status, ``time.time()`` of its arrival, seconds it took, its body, and a sum over the picture."""
+
+    status: int
+    at: float
+    seconds: float
+    body: dict[str, Any]
+    picture: str | None
+
+
+def settings_of(config: Path, tiny: bool, **sections: Any) -> AppSettings:
+    """The settings of a ``serve run`` file with sections changed; ``tiny`` = a model of 2 + 4 blocks."""
+    arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]
+    if tiny:
+        from raycache.demo.noise import build_noise_model
+
+        folder = Path(tempfile.gettempdir()) / "raycache-bench-tiny"
+        arguments["model"]["path"] = str(build_noise_model(folder, layers=2, single_layers=4))
+        arguments["cache"] = {"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2}
+    for name, values in sections.items():
+        old = arguments.get(name)
+        arguments[name] = {**old, **values} if isinstance(old, dict) and isinstance(values, dict) else values
+    return AppSettings.model_validate(arguments)
+
+
+@contextlib.contextmanager
+def application(settings: AppSettings) -> Iterator[str]:
+    """Its URL; ready. Ray and Serve are this process's own and end with the block."""
+    import ray
+    from ray import serve
+
+    from raycache.app import build
+    from raycache.testing.inject import readiness, wait_for
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Logical CPUs: it must be placed whatever the machine has.
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build(settings), name="flux", route_prefix="/")
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: readiness(url).get("ready"), 300)
+        yield url
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def ask(url: str, timeout_s: float = 600.0, **body: Any) -> Answer:
+    """Draw; what went wrong on the way is an answer with status 0."""
+    began = time.time()
+    try:
+        reply = httpx.post(url + PATH, json={"prompt": "a red circle", "seed": 7, **body}, timeout=timeout_s)
+        status, content = reply.status_code, reply.json()
+    except (httpx.HTTPError, ValueError) as error:
+        status, content = 0, {"error": {"message": f"{type(error).__name__}: {error}"}}
+    now = time.time()
+    picture = None
+    if status == 200:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content["data"][0]["b64_json"]))))
+        picture = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return Answer(status, now, now - began, content, picture)
+
+
+def machine() -> str:
+    """What a figure depends on besides the code."""
+    load = os.getloadavg()[0]
+    busy = ", shared with other work" if load > 1 else ""
+    return f"{os.cpu_count()} CPU cores, no GPU, load average {load:.1f} at the end{busy}, {time.strftime('%Y-%m-%d')}"
+
+
+def table_text(columns: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

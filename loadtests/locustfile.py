@@ -1,0 +1,35 @@
+"""For locust's own command line and web UI:
+
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 OpenLoop      # then open 127.0.0.1:8089
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s ClosedLoop
+
+The number of ``OpenLoop`` users times ``--rate-per-user`` is the arrival rate; ``--processes`` shares the users out.
+``python -m loadtests.run`` runs the prepared scenarios and writes the report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from locust import events
+
+from loadtests.mix import load_mix
+from loadtests.users import ClosedLoop, OpenLoop, Plan
+
+__all__ = ["ClosedLoop", "OpenLoop"]
+
+
+@events.init_command_line_parser.add_listener
+def _options(parser: Any) -> None:
+    parser.add_argument("--mix", default=str(Path(__file__).with_name("mix.yaml")), help="weighted requests, YAML")
+    parser.add_argument("--rate-per-user", type=float, default=0.05, help="arrivals a second of one OpenLoop user")
+    parser.add_argument("--abandonment", type=float, default=0.0, help="share of clients that hang up")
+
+
+@events.test_start.add_listener
+def _plan(environment: Any, **_: Any) -> None:
+    options = environment.parsed_options
+    environment.plan = Plan(
+        load_mix(Path(options.mix)), rate_per_user=options.rate_per_user, abandonment=options.abandonment
+    )

@@ -1,0 +1,79 @@
+"""The weighted mix of requests."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+__all__ = ["Ask", "Mix", "load_mix"]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to be sent.
+
+    Attributes:
+        kind: number of its entry in the mix; with ``seed`` it decides the picture.
+        body: for ``POST /v1/images/generations``.
+    """
+
+    kind: int
+    seed: int
+    body: dict[str, Any]
+    stream: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels."""
+        width, height = self.body["size"].split("x")
+        return int(width), int(height)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    weight: float = Field(gt=0)
+    request: dict[str, Any]
+    stream: bool = False
+
+
+class Mix(BaseModel):
+    """What users ask for.
+
+    Attributes:
+        seeds: how many different seeds an entry is drawn with.
+        entries: bodies with their weights; each names ``prompt`` and ``size``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    seeds: int = Field(default=6, ge=1)
+    entries: list[_Entry] = Field(min_length=1)
+
+    def draw(self, rng: random.Random) -> Ask:
+        """One request, by weight."""
+        (kind,) = rng.choices(range(len(self.entries)), [entry.weight for entry in self.entries])
+        entry, seed = self.entries[kind], rng.randrange(self.seeds)
+        body = entry.request | {"seed": seed}
+        return Ask(kind, seed, body | {"stream": True} if entry.stream else body, entry.stream)
+
+
+def load_mix(path: Path) -> Mix:
+    """The mix in a YAML file.
+
+    Raises:
+        ValueError: names the file, the field and what is wrong.
+    """
+    try:
+        mix = Mix.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ValueError(f"{path} is no request mix: {error}") from None
+    for number, entry in enumerate(mix.entries):
+        if missing := {"prompt", "size"} - set(entry.request):
+            raise ValueError(f"{path}: entry {number} lacks {sorted(missing)} in its request")
+    return mix

@@ -1,0 +1,192 @@
+"""Run a scenario against the service and write what came of it.
+
+    python -m loadtests.run [open|closed|step|burst|soak] [--host URL] [--seconds 120] [--rate 0.25]
+
+Without ``--host`` it starts ``serve run`` on ``--config`` and stops it afterwards. The folder ``runs/<name>`` then has
+``report.html``, ``results.json``, ``requests.jsonl`` and the server's log.
+"""
+
+from __future__ import annotations
+
+# First: it makes sockets and locks cooperative before anything else holds one.
+import gevent.monkey
+
+gevent.monkey.patch_all()
+
+import contextlib  # noqa: E402
+import json  # noqa: E402
+import time  # noqa: E402
+from datetime import datetime  # noqa: E402
+from enum import StrEnum  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gevent  # noqa: E402
+import typer  # noqa: E402
+from locust import LoadTestShape  # noqa: E402
+from locust.env import Environment  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import Progress  # noqa: E402
+
+from loadtests.mix import load_mix  # noqa: E402
+from loadtests.report import write_report  # noqa: E402
+from loadtests.server import address, find_metrics_url, scrape, serving, sizes, wait_ready  # noqa: E402
+from loadtests.shapes import Burst, Constant, Steps  # noqa: E402
+from loadtests.summary import agreement, summarize  # noqa: E402
+from loadtests.users import ClosedLoop, OpenLoop, Plan  # noqa: E402
+from raycache.testing.inject import kill_rank  # noqa: E402
+
+#: Ray exports metrics every 5 to 10 seconds.
+_METRICS_S = 45.0
+
+
+class Scenario(StrEnum):
+    """open: Poisson arrivals; closed: users that wait; step: the rate climbs until the goal is missed; burst: short
+    floods; soak: open, long, with clients that leave and ranks that die."""
+
+    open = "open"
+    closed = "closed"
+    step = "step"
+    burst = "burst"
+    soak = "soak"
+
+
+def main(
+    scenario: Scenario = typer.Argument(Scenario.open),
+    host: str | None = typer.Option(None, help="a running service; default: start one"),
+    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="what to start"),
+    seconds: float = typer.Option(120.0, min=1, help="length of the run"),
+    rate: float = typer.Option(0.2, min=0.001, help="requests a second (open, step, burst, soak)"),
+    users: int = typer.Option(8, min=1, help="clients (closed)"),
+    deadline: float = typer.Option(30.0, min=0.1, help="seconds within which an answer is good"),
+    abandonment: float | None = typer.Option(None, min=0, max=1, help="share of clients that leave [soak: 0.3]"),
+    kill_every: float | None = typer.Option(None, min=1, help="SIGKILL a rank every so many seconds [soak: 60]"),
+    mix: Path = typer.Option(Path(__file__).with_name("mix.yaml"), help="weighted requests"),
+    metrics_url: str | None = typer.Option(None, help="Prometheus endpoint of the service [started here: found]"),
+    seed: int = typer.Option(0, help="of arrivals and choices"),
+    out: Path = typer.Option(Path("runs"), help="where the run's folder goes"),
+) -> None:
+    """Run and report. Ends with code 1 if an answer was wrong or an accepted job was lost."""
+    try:
+        requests = load_mix(mix)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--mix") from None
+    soak = scenario is Scenario.soak
+    abandonment = abandonment if abandonment is not None else 0.3 * soak
+    kill_every = kill_every or (60.0 if soak else None)
+    name = f"{scenario.value}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = out / name
+    folder.mkdir(parents=True)
+    url = (host or address(config)).rstrip("/")
+    console = Console()
+    plan = Plan(requests, abandonment=abandonment, seed=seed)
+    with contextlib.nullcontext() if host else serving(config, folder / "server.log"):
+        console.print(f"waiting for {url}/readyz")
+        wait_ready(url, 30.0 if host else 600.0)
+        engines, ranks = sizes(url)
+        metrics_url = metrics_url or (None if host else find_metrics_url())
+        before = scrape(metrics_url) if metrics_url else {}
+        faults = _drive(
+            url, scenario, plan, seconds=seconds, rate=rate, users=users, deadline=deadline, kill=kill_every
+        )
+        results = summarize(plan.recorder.records, deadline=deadline, engines=engines, ranks=ranks)
+        results["faults"] = faults
+        if metrics_url:
+            console.print("comparing with the server's metrics")
+            results["agreement"] = _compare(plan, metrics_url, before)
+    about = f"{host or config.name}, {engines} engine(s), {ranks} rank(s), {seconds:g} s; seed {seed}"
+    plan.recorder.write(folder / "requests.jsonl")
+    (folder / "results.json").write_text(json.dumps({"name": name, "about": about, **results}, indent=2) + "\n")
+    write_report(folder / "report.html", name, about, results, plan.recorder.records)
+    console.print_json(
+        data={key: results[key] for key in ("outcomes", "latency", "queue", "goodput", "gang_busy", "lost")}
+    )
+    console.print(f"{folder / 'report.html'}")
+    if results["outcomes"]["wrong"] or results["lost"]:
+        raise typer.Exit(1)
+
+
+def _drive(
+    url: str,
+    scenario: Scenario,
+    plan: Plan,
+    *,
+    seconds: float,
+    rate: float,
+    users: int,
+    deadline: float,
+    kill: float | None,
+) -> list[dict[str, Any]]:
+    """Run locust to the end of the shape and of every request; the faults that were made on the way."""
+    closed = scenario is Scenario.closed
+    # At least four sources, so that the mix of users is one; their rates add up to the rate asked for.
+    sources = users if closed else max(4, round(rate / plan.rate_per_user))
+    plan.rate_per_user = rate / sources
+    environment = Environment(
+        user_classes=[ClosedLoop if closed else OpenLoop],
+        host=url,
+        shape_class=_shape(scenario, plan, sources, seconds, deadline),
+        stop_timeout=plan.patience,
+    )
+    environment.plan = plan
+    runner = environment.create_local_runner()
+    plan.began = time.monotonic()
+    faults: list[dict[str, Any]] = []
+    runner.start_shape()
+    shape = runner.shape_greenlet
+    killer = gevent.spawn(_kill_ranks, url, kill, seconds, plan, faults) if kill else None
+    with Progress() as progress:
+        bar = progress.add_task(scenario.value, total=seconds)
+        while not shape.ready() or len(plan.under_way):
+            passed = time.monotonic() - plan.began
+            progress.update(bar, completed=min(passed, seconds), description=f"{len(plan.recorder.records)} answers")
+            gevent.sleep(0.5)
+    if killer:
+        killer.kill()
+    runner.quit()
+    return faults
+
+
+def _shape(scenario: Scenario, plan: Plan, users: int, seconds: float, deadline: float) -> LoadTestShape:
+    if scenario is Scenario.step:
+        return Steps(users, seconds / 6, seconds, lambda window: _missed(plan, window, deadline))
+    if scenario is Scenario.burst:
+        return Burst(users, 10, seconds / 2, seconds / 10, seconds)
+    return Constant(users, seconds)
+
+
+def _missed(plan: Plan, window: float, deadline: float) -> bool:
+    """Whether, of what ended in the last ``window`` seconds, more than 5 % was late or got no picture."""
+    since = time.monotonic() - plan.began - window
+    recent = [r for r in plan.recorder.records if r.ended >= since and r.outcome != "abandoned"]
+    return sum(r.outcome != "done" or r.latency > deadline for r in recent) > 0.05 * len(recent)
+
+
+def _kill_ranks(url: str, every: float, seconds: float, plan: Plan, faults: list[dict[str, Any]]) -> None:
+    """SIGKILL rank 0, 1, … in turn, as long as the run lasts."""
+    number = 0
+    while time.monotonic() - plan.began + every < seconds:
+        gevent.sleep(every)
+        engines, ranks = sizes(url)
+        try:
+            rank = number % (ranks // engines)
+            kill_rank(url, rank, engine=number % engines)
+        except (ZeroDivisionError, KeyError, IndexError, ProcessLookupError):
+            continue  # it is being rebuilt already
+        faults.append({"at": round(time.monotonic() - plan.began, 2), "what": f"SIGKILL of rank {rank}"})
+        number += 1
+
+
+def _compare(plan: Plan, metrics_url: str, before: dict[str, float]) -> dict[str, Any]:
+    """The agreement once the server's counters stand still."""
+    end, rows = time.monotonic() + _METRICS_S, {}
+    while time.monotonic() < end:
+        rows = agreement(plan.recorder.records, before, scrape(metrics_url))
+        if all(row["off"] < 0.02 for row in rows.values()):
+            break
+        gevent.sleep(2)
+    return rows
+
+
+if __name__ == "__main__":
+    typer.run(main)

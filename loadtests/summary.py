@@ -1,0 +1,95 @@
+"""The numbers of a run, from its records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from loadtests.records import Record
+
+__all__ = ["agreement", "quantiles", "summarize"]
+
+
+def quantiles(values: Iterable[float]) -> dict[str, float] | None:
+    """p50, p95, p99 and max, in the unit of ``values``; None without any."""
+    ordered = np.fromiter(values, float)
+    if not ordered.size:
+        return None
+    p50, p95, p99 = np.quantile(ordered, (0.5, 0.95, 0.99))
+    numbers = {"p50": p50, "p95": p95, "p99": p99, "max": ordered.max()}
+    return {name: round(float(value), 4) for name, value in numbers.items()}
+
+
+def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks: int) -> dict[str, Any]:
+    """The results of a run.
+
+    Args:
+        deadline: seconds within which an answer is good.
+        engines, ranks: gangs, and ranks in all of them together (GPUs, where there are any).
+
+    Returns:
+        Shares are of all requests, seconds everywhere. ``lost`` counts requests that were accepted and got neither a
+        picture nor an error that says why.
+    """
+    done = [record for record in records if record.outcome == "done"]
+    counts = Counter(record.outcome for record in records)
+    total = max(1, len(records))
+    span = max((record.ended for record in records), default=0.0) - min((r.intended for r in records), default=0.0)
+    span = max(span, 1e-9)
+    busy = sum(record.encode + record.denoise + record.decode for record in done)
+    pictures = sum(record.images for record in done)
+    good = sum(record.latency <= deadline for record in done)
+    return {
+        "requests": len(records),
+        "seconds": round(span, 2),
+        "outcomes": {
+            name: counts.get(name, 0) for name in ("done", "refused", "aborted", "failed", "abandoned", "wrong")
+        },
+        "causes": dict(Counter(f"{r.outcome}: {r.cause}" for r in records if r.cause)),
+        "shares": {name: round(counts[name] / total, 4) for name in ("refused", "aborted", "abandoned")},
+        "lost": sum(record.outcome == "failed" and record.status in (0, 200) for record in records),
+        "latency": quantiles(record.latency for record in done),
+        "queue": quantiles(record.queue for record in done),
+        "first_event": quantiles(r.first_event for r in done if r.first_event is not None),
+        "first_preview": quantiles(r.first_preview for r in done if r.first_preview is not None),
+        "late_client": quantiles(record.sent - record.intended for record in records),
+        "goodput": {"deadline": deadline, "per_second": round(good / span, 4), "share": round(good / total, 4)},
+        "pictures": {
+            "count": pictures,
+            "per_second": round(pictures / span, 4),
+            "per_rank_per_minute": round(60 * pictures / span / max(1, ranks), 4),
+        },
+        "gang_busy": round(busy / span / max(1, engines), 4),
+        "computed_blocks": round(float(np.mean([r.computed for r in done if r.computed is not None])), 4)
+        if any(r.computed is not None for r in done)
+        else None,
+        "checked": {"decoded": sum(r.checked for r in records), "wrong": counts.get("wrong", 0)},
+    }
+
+
+def agreement(records: Sequence[Record], before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
+    """This run's own numbers beside the server's metrics.
+
+    Args:
+        before, after: what :func:`loadtests.server.scrape` said at the start and at the end.
+
+    Returns:
+        For each number: ours, the server's, and the difference as a share of the server's. A client that hung up does
+        not know whether its picture was drawn all the same, so those are taken as the server counted them.
+    """
+    done = [record for record in records if record.outcome in ("done", "wrong")]
+    ours = {
+        "done": float(len(done)),
+        "images": float(sum(record.images for record in done)),
+        "queue_seconds": sum(record.queue for record in done),
+        "denoise_seconds": sum(record.denoise for record in done),
+    }
+    rows = {}
+    for name, own in ours.items():
+        server = after.get(name, 0.0) - before.get(name, 0.0)
+        off = abs(own - server) / server if server else float(own != server)
+        rows[name] = {"client": round(own, 3), "server": round(server, 3), "off": round(off, 4)}
+    return rows

@@ -1,0 +1,5 @@
+"""locust makes sockets and locks cooperative on import; the tests that share this process shall keep theirs."""
+
+import os
+
+os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
