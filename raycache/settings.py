@@ -92,16 +92,16 @@ class DefaultSettings(_Settings):
     """What a request gets when it does not say."""
 
     size: str = Field(default="1024x1024", pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
-    num_inference_steps: int = Field(default=28, ge=1)
-    guidance_scale: float = Field(default=3.5, ge=0, le=100)
+    num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
+    guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
 
 
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$")
-    n: int = Field(default=1, ge=1)
-    num_inference_steps: int = Field(default=2, ge=1)
+    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
+    n: int = Field(default=1, ge=1, description="Pictures in one batch.")
+    num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
 
 class ReliabilitySettings(_Settings):
@@ -120,7 +120,7 @@ class ReliabilitySettings(_Settings):
     max_restarts: int = Field(
         default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it."
     )
-    restart_window_s: float = Field(default=600.0, gt=0)
+    restart_window_s: float = Field(default=600.0, gt=0, description="Seconds over which restarts are counted.")
     drain_timeout_s: float = Field(
         default=60.0, gt=0, description="Seconds a replica that is shut down may take to finish its admitted jobs."
     )
@@ -155,7 +155,7 @@ class Policy(_Settings):
 class IngressSettings(_Settings):
     """The HTTP front: validates, encodes, streams. Holds no GPU."""
 
-    num_replicas: int = Field(default=1, ge=1)
+    num_replicas: int = Field(default=1, ge=1, description="Ingresses; more when encoding pictures is the limit.")
     num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
     api_keys_file: Path | None = Field(default=None, description="File with one bearer key per line; null = open.")
 
@@ -164,7 +164,7 @@ class LoggingSettings(_Settings):
     """Logs of ingress, engine and ranks. Prompts are in none of them."""
 
     encoding: Literal["TEXT", "JSON"] = Field(default="TEXT", description="`JSON`: one object a line.")
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level.")
 
 
 class AppSettings(_Settings):

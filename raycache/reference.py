@@ -1,0 +1,125 @@
+"""The tables of docs/operating.md, made from the settings' models and the metrics themselves.
+
+python -m raycache.reference docs/operating.md     # rewrites what stands between the markers
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from raycache import metrics
+from raycache.settings import AppSettings
+
+__all__ = ["metrics_table", "settings_table", "updated"]
+
+#: Explained elsewhere: the options of the cache methods.
+_ELSEWHERE = {"cache"}
+
+
+def settings_table() -> str:
+    """Every setting by its path in the YAML, with type, default and meaning, as Markdown."""
+    rows = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+    rows += (f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in _fields(AppSettings, ""))
+    return "\n".join(rows)
+
+
+def metrics_table() -> str:
+    """Every metric as it is scraped, with its kind, labels and meaning, as Markdown."""
+    rows = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
+    stages = ("method", "size")  # the one name that stands for its value in metrics.py
+    for call in ast.walk(ast.parse(inspect.getsource(metrics))):
+        if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("Counter", "Gauge", "Histogram")):
+            continue
+        name, text = (ast.literal_eval(argument) for argument in call.args[:2])
+        labels: tuple[str, ...] = ()
+        for argument in call.args[2:]:
+            if isinstance(argument, ast.Tuple):
+                labels = ast.literal_eval(argument)
+            elif isinstance(argument, ast.Name) and argument.id == "stages":
+                labels = stages
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `ray_{name}` | {call.func.id.lower()} | {shown} | {text} |")
+    return "\n".join(rows)
+
+
+def updated(document: str) -> str:
+    """``document`` with the tables between its ``<!-- settings -->`` and ``<!-- metrics -->`` markers made anew.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    for marker, table in (("settings", settings_table()), ("metrics", metrics_table())):
+        pattern = rf"(?<=<!-- {marker} -->\n).*?(?=\n<!-- {marker} -->)"
+        if not re.search(pattern, document, re.DOTALL):
+            raise ValueError(f"the document needs two lines `<!-- {marker} -->`, and the table goes between them")
+        document = re.sub(pattern, lambda _, table=table: table, document, flags=re.DOTALL)
+    return document
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if inner is not None and name not in _ELSEWHERE:
+            many = get_origin(field.annotation) is list
+            yield from _fields(inner, f"{prefix}{name}{'[]' if many else ''}.")
+            continue
+        text = (field.description or "").replace("|", "\\|")
+        yield f"{prefix}{name}", _type(field), _default(field), text
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    candidates = get_args(annotation) if get_origin(annotation) is list else (annotation,)
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _type(field: FieldInfo) -> str:
+    if field.annotation is None:
+        return ""
+    bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in _BOUNDS if hasattr(m, key)]
+    return ", ".join([_name(field.annotation), *bounds])
+
+
+_BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+
+
+def _name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        models = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if models:
+            return "cache options"
+        return " or ".join("null" if a is type(None) else _name(a) for a in get_args(annotation))
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}.get(
+        getattr(annotation, "__name__", ""), getattr(annotation, "__name__", str(annotation))
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return f"`{getattr(value, 'type', type(value).__name__)}`"
+    return "null" if value is None or value is PydanticUndefined else f"`{value}`"
+
+
+def main(document: Path = typer.Argument(Path("docs/operating.md"))) -> None:
+    """Write the tables anew."""
+    document.write_text(updated(document.read_text()))
+
+
+if __name__ == "__main__":
+    typer.run(main)
