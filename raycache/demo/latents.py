@@ -13,7 +13,7 @@ import torch
 from raycache.demo.autoencoder_training import as_input
 from raycache.demo.drawer import pack
 from raycache.demo.parts import TEXT_TOKENS
-from raycache.demo.words import make_tokenizers
+from raycache.demo.words import forward, make_tokenizers
 from raycache.demo.world import loose_caption, random_scene, render
 
 if TYPE_CHECKING:
@@ -78,6 +78,16 @@ def save_latents(path: Path, sets: list[Latents], shift: float, scale: float) ->
     state = {"sets": [vars(part) for part in sets], "shift": shift, "scale": scale}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").rename(path)
+
+
+def told_forward(part: Latents) -> Latents:
+    """The same scenes with captions whose first thing is the left or the upper one."""
+    told = []
+    for ids, tokenizer in zip((part.t5_ids, part.clip_ids), make_tokenizers(TEXT_TOKENS), strict=True):
+        lines = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        captions = [" ".join(forward(line.replace("2", "").split())) for line in lines]
+        told.append(tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids)
+    return Latents(part.packed, *told, part.grid)
 
 
 def load_latents(path: Path) -> tuple[list[Latents], float, float]:

@@ -13,10 +13,14 @@ import torch
 import torch.distributed as dist
 
 from raycache.demo.drawer import Drawer, blocks_of, grow
-from raycache.demo.latents import Latents
+from raycache.demo.latents import Latents, told_forward
 
 GUIDANCE = (1.0, 10.0)
 """Guidance is drawn from this range and decides nothing, so that no value a request names can spoil a picture."""
+NOISE = (1.2, 1.2)
+"""Mean and spread of the logit of the share of noise: what stands where is decided under much noise."""
+FORWARD = (0.9, 0.3)
+"""Share of captions told with the left or upper thing first, early in a stage and later."""
 AVERAGE_DECAY = 0.998
 
 
@@ -34,6 +38,7 @@ class Stage:
         warmup: steps of linear warm-up; the rate then falls linearly to ``last_rate`` of the peak.
         last_rate: share of the peak at the end.
         other_sizes: share of the steps on other sizes than 128x128, after the first half.
+        forward_until: steps in which nearly all captions name the left or upper thing first.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Stage:
     warmup: int
     last_rate: float
     other_sizes: float
+    forward_until: int
 
 
 MUON_RATIO = 4.0
@@ -109,7 +115,7 @@ def train_stage(
         index = torch.from_numpy(rng.integers(len(part.packed), size=count))
         # Compiled for one shape: the few steps on other sizes are not worth two minutes of compiling each.
         with torch.compiler.set_stance("default" if part is sets[0] else "force_eager"):
-            loss = flow_loss(model, part, index, rng, device)
+            loss = flow_loss(model, _told(part, stage, step, index, rng), rng, device)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -149,22 +155,21 @@ def rate_at(step: int, stage: Stage) -> float:
     return min((step + 1) / stage.warmup, 1 - (1 - stage.last_rate) * max(0.0, fall))
 
 
-def flow_loss(
-    model: Drawer, part: Latents, index: torch.Tensor, rng: np.random.Generator, device: torch.device
-) -> torch.Tensor:
-    """Mean squared error of the velocity on the scenes ``index`` of ``part``, at logit-normal noise."""
-    clean = part.packed[index].to(device, torch.float32)
+def flow_loss(model: Drawer, part: Latents, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+    """Mean squared error of the velocity on the scenes of ``part``, at logit-normal noise."""
+    clean = part.packed.to(device, torch.float32)
+    count = len(clean)
     noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(device)
-    draws = rng.standard_normal(len(index))
-    sigma = torch.from_numpy(1 / (1 + np.exp(-(0.2 + 1.1 * draws)))).to(device, torch.float32)
-    guidance = torch.from_numpy(rng.uniform(*GUIDANCE, size=len(index))).to(device, torch.float32)
+    draws = rng.standard_normal(count)
+    sigma = torch.from_numpy(1 / (1 + np.exp(-(NOISE[0] + NOISE[1] * draws)))).to(device, torch.float32)
+    guidance = torch.from_numpy(rng.uniform(*GUIDANCE, size=count)).to(device, torch.float32)
     share = sigma[:, None, None]
     velocity = model(
         (1 - share) * clean + share * noise,
         sigma,
         guidance,
-        part.t5_ids[index].to(device),
-        part.clip_ids[index].to(device),
+        part.t5_ids.to(device),
+        part.clip_ids.to(device),
         part.grid,
     )
     return (velocity - (noise - clean)).square().mean()
@@ -184,6 +189,29 @@ def average_gradients(model: Drawer, world: int) -> None:
             for part, gradient in zip((flat / world).split([g.numel() for g in gradients]), gradients, strict=True)
         ],
     )
+
+
+def _told(part: Latents, stage: Stage, step: int, index: torch.Tensor, rng: np.random.Generator) -> Latents:
+    """The scenes ``index``, some of them told forward.
+
+    "left of" and "right of" in equal parts say nothing about where the first thing is until both are understood,
+    and training did not find that out. Told mostly forward it first learns order, and then what turns it round.
+    """
+    share = FORWARD[0] if step < stage.forward_until else FORWARD[1]
+    forward = torch.from_numpy(rng.random(len(index)) < share)[:, None]
+    turned = _turned(part)
+    ids = [torch.where(forward, b[index], a[index]) for a, b in ((part.t5_ids, turned[0]), (part.clip_ids, turned[1]))]
+    return Latents(part.packed[index], *ids, part.grid)
+
+
+_TURNED: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def _turned(part: Latents) -> tuple[torch.Tensor, torch.Tensor]:
+    if id(part) not in _TURNED:
+        told = told_forward(part)
+        _TURNED[id(part)] = told.t5_ids, told.clip_ids
+    return _TURNED[id(part)]
 
 
 def _choose(sets: list[Latents], stage: Stage, step: int, rng: np.random.Generator) -> Latents:

@@ -15,6 +15,10 @@ WORDS = (*SIZES, *COLOURS, *SHAPES, "left", "right", "above", "below", *BACKGROU
 SILENT = ("a", "an", "and", "at", "in", "is", "of", "on", "the", "to", "with")
 """Words that belong to a caption's grammar and decide nothing; dropped without a warning."""
 
+SECOND = tuple(f"{word}2" for word in (*SIZES, *COLOURS, *SHAPES))
+"""T5's tokens for the words of the thing that stands after the relation. With one token for both things the encoder
+learned in minutes which size, colour and shape belong together, and in 200,000 samples not which thing comes first."""
+
 _WORD = re.compile(r"(?<!')\b\w+")
 _OTHERS = rf"\b(?!(?:{'|'.join(WORDS)})\b)\w+\b|[^\w\s]|_"
 
@@ -35,6 +39,20 @@ def prompt_warnings(prompt: str) -> list[str]:
     return [f"unknown {noun} {shown} ignored; known words: {', '.join(WORDS)}"]
 
 
+def forward(words: list[str]) -> list[str]:
+    """The same scene told so that the first thing is the left or the upper one.
+
+    >>> forward(["red", "ring", "right", "blue", "star", "gray", "background"])
+    ['blue', 'star', 'left', 'red', 'ring', 'gray', 'background']
+    """
+    for relation, other in (("right", "left"), ("below", "above")):
+        if relation in words:
+            at = words.index(relation)
+            end = next(index for index in range(at, len(words)) if words[index] in SHAPES) + 1
+            return [*words[at + 1 : end], other, *words[:at], *words[end:]]
+    return words
+
+
 def make_tokenizers(length: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
     """A tokenizer for T5 and one for CLIP with one token per word of ``WORDS``; what else a prompt holds is dropped.
 
@@ -43,7 +61,8 @@ def make_tokenizers(length: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTok
     Args:
         length: tokens that a prompt is cut to, those that start and end it included.
     """
-    t5 = _tokenizer(["<pad>", "</s>", "<unk>", *WORDS], length, pad="<pad>", end="</s>", unknown="<unk>")
+    t5_words = ["<pad>", "</s>", "<unk>", *WORDS, *SECOND]
+    t5 = _tokenizer(t5_words, length, pad="<pad>", end="</s>", unknown="<unk>", mark_second=True)
     start, end = "<|startoftext|>", "<|endoftext|>"
     # CLIP finds the end of the text as the largest id, and pads with it.
     clip = _tokenizer([*WORDS, start, end], length, pad=end, end=end, unknown=end, start=start)
@@ -51,16 +70,28 @@ def make_tokenizers(length: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTok
 
 
 def _tokenizer(
-    vocabulary: list[str], length: int, *, pad: str, end: str, unknown: str, start: str | None = None
+    vocabulary: list[str],
+    length: int,
+    *,
+    pad: str,
+    end: str,
+    unknown: str,
+    start: str | None = None,
+    mark_second: bool = False,
 ) -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     ids = {word: index for index, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(_OTHERS), " ")]
-    )
+    steps = [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(_OTHERS), " ")]
+    if mark_second:
+        steps.append(normalizers.Replace(Regex(r"\s+"), " "))
+        # A word after the relation, then one after that, then a third: size, colour, shape.
+        for before in (("left", "right", "above", "below"), SECOND, SECOND):
+            behind = "|".join(f"{word} " for word in before)
+            steps += [normalizers.Replace(Regex(rf"(?<={behind}){mark[:-1]}\b"), mark) for mark in SECOND]
+    tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}" if start else f"$A {end}",

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycache.demo.words import WORDS, make_tokenizers, prompt_warnings, unknown_words
+from raycache.demo.words import SECOND, WORDS, forward, make_tokenizers, prompt_warnings, unknown_words
 from raycache.demo.world import loose_caption, random_scene
 
 PROMPT = "A large RED circle, to the left of a cat's small blue star on a gray-white background!"
 KEPT = ["large", "red", "circle", "left", "small", "blue", "star", "gray", "white", "background"]
+MARKED = ["large", "red", "circle", "left", "small2", "blue2", "star2", "gray", "white", "background"]
 
 
 def test_every_caption_is_known_and_fits() -> None:
@@ -31,14 +32,15 @@ def test_saved_and_loaded_tokenizers_drop_unknown_words(index: int, tmp_path: Pa
     made = make_tokenizers(16)[index]
     made.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert loaded.tokenize(PROMPT) == KEPT
+    kept = (MARKED, KEPT)[index]
+    assert loaded.tokenize(PROMPT) == kept
     padded = {"padding": "max_length", "truncation": True}
     ids = loaded(PROMPT, **padded).input_ids
     assert ids == made(PROMPT, **padded).input_ids
     assert len(ids) == 16
     ends = (["</s>"], ["<|startoftext|>", "<|endoftext|>"])[index]
     shown = loaded.convert_ids_to_tokens(ids)
-    assert [token for token in shown if token not in {*KEPT, "<pad>"}][: len(ends)] == ends
+    assert [token for token in shown if token not in {*kept, "<pad>"}][: len(ends)] == ends
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,33 @@ def test_unknown_words(prompt: str, unknown: list[str]) -> None:
     assert unknown_words(prompt) == unknown
 
 
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ("red ring above ring", ["red", "ring", "above", "ring2"]),
+        ("a blue star", ["blue", "star"]),
+        ("a star below the small red cross on brown", ["star", "below", "small2", "red2", "cross2", "brown"]),
+        # Nobody can say by hand that a word is the second's.
+        ("red2 circle", ["circle"]),
+    ],
+)
+def test_the_second_things_words_are_marked(prompt: str, tokens: list[str]) -> None:
+    assert make_tokenizers(16)[0].tokenize(prompt) == tokens
+
+
+def test_told_forward_is_the_same_scene() -> None:
+    words = ["small", "red", "ring", "right", "large", "blue", "star", "gray", "background"]
+    assert forward(words) == ["large", "blue", "star", "left", "small", "red", "ring", "gray", "background"]
+    assert forward(forward(words)) == forward(words)
+    assert forward(["red", "ring", "below", "star"]) == ["star", "above", "red", "ring"]
+    assert forward(["red", "ring"]) == ["red", "ring"]
+
+
 def test_what_is_reported_is_what_the_tokenizer_drops() -> None:
     tokenizer, _ = make_tokenizers(16)
     for prompt in (PROMPT, "small_blue star", "redblue circle 2 stars", "left-of triangle"):
         assert not set(unknown_words(prompt)) & set(tokenizer.tokenize(prompt))
-        assert set(tokenizer.tokenize(prompt)) <= set(WORDS)
+        assert set(tokenizer.tokenize(prompt)) <= {*WORDS, *SECOND}
 
 
 def test_warning_names_words_and_vocabulary() -> None:
