@@ -23,8 +23,8 @@ __all__ = ["METRICS", "address", "find_metrics_url", "scrape", "serving", "sizes
 METRICS = {
     "done": r"ray_raycache_requests_total\{[^}]*outcome=\"done\"",
     "images": r"ray_raycache_images_total\{",
-    "queue_seconds": r"ray_raycache_queue_seconds_sum\{",
-    "denoise_seconds": r"ray_raycache_denoise_seconds_sum\{",
+    "queue_seconds": r"ray_raycache_stage_seconds_total\{[^}]*stage=\"queue\"",
+    "denoise_seconds": r"ray_raycache_stage_seconds_total\{[^}]*stage=\"denoise\"",
     "restarts": r"ray_raycache_rank_restarts_total\{",
     "retries": r"ray_raycache_retries_total\{",
 }

@@ -41,6 +41,12 @@ class Metrics:
         self.encode_seconds = Histogram("raycache_encode_seconds", "Seconds in the text encoders.", _SECONDS, stages)
         self.denoise_seconds = Histogram("raycache_denoise_seconds", "Seconds in the denoising loop.", _SECONDS, stages)
         self.decode_seconds = Histogram("raycache_decode_seconds", "Seconds in the VAE decoder.", _SECONDS, stages)
+        # Ray sums a histogram up from the middles of its buckets; these sums are exact.
+        self.stage_seconds = Counter(
+            "raycache_stage_seconds_total",
+            "Seconds that finished jobs spent in a stage: queue, encode, denoise, decode.",
+            ("stage",),
+        )
         self.cached_steps_ratio = Histogram(
             "raycache_cached_steps_ratio", "Share of an image's steps that reused the cache.", _RATIOS, ("method",)
         )
@@ -84,6 +90,9 @@ class Metrics:
         self.encode_seconds.observe(stages["encode"], tags)
         self.denoise_seconds.observe(stages["denoise"], tags)
         self.decode_seconds.observe(stages["decode"], tags)
+        for stage, seconds in stages.items():
+            if seconds > 0:
+                self.stage_seconds.inc(seconds, {"stage": stage})
 
     def decided(self, report: dict[str, Any]) -> None:
         """What the cache did in a finished job; ``report`` is ``CacheReport.to_dict()``."""
