@@ -22,6 +22,7 @@ from raycache.placement import rank_bundle_index
 from raycache.pulse import Pulse
 from raycache.rank_actor import RankActor
 from raycache.settings import AppSettings
+from raycache.starvation import run_delay_s
 
 __all__ = ["PULSE_S", "Fault", "RankActors"]
 
@@ -29,6 +30,8 @@ _logger = logging.getLogger("raycache.gang")
 
 #: Seconds between two pulses of a rank: how soon a death is seen, and how late progress may be told.
 PULSE_S = 0.2
+#: Patience with ranks that get no CPU is so many times longer at most: their threads' waits are summed, a bit too much.
+_STARVED_TIMES = 6.0
 #: Seconds the ranks get to write their stacks.
 _STACKS_S = 2.0
 
@@ -73,9 +76,10 @@ class RankActors:
         #: Seconds that :meth:`load` took, by stage; "processes" is mostly Python importing its libraries.
         self.stages: dict[str, float] = {}
         self._asked: list[Any] = [None] * world
-        self._answered = [time.monotonic()] * world
-        self._changed = [time.monotonic()] * world
+        self._answered, self._changed = [time.monotonic()] * world, [time.monotonic()] * world
         self._sent = [0.0] * world
+        #: Seconds each rank had waited for a CPU when it last answered, and when it last showed progress.
+        self._starved_answered, self._starved_changed = [0.0] * world, [0.0] * world
 
     def load(self, source: ModelSource | None, tick: Callable[[], None]) -> tuple[ModelSource, ModelFacts]:
         """Rendezvous and load the model on all ranks.
@@ -102,14 +106,17 @@ class RankActors:
         pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer", tick)
         now = time.monotonic()
         self.stages = {"processes": started - began, "rendezvous": joined - started, "model": now - joined}
-        for rank, pulse in enumerate(pulses):
-            self.pulses[rank], self._answered[rank], self._changed[rank] = pulse, now, now
+        self.pulses, self._answered, self._changed = list(pulses), [now] * len(pulses), [now] * len(pulses)
         return source, facts[0]
+
+    def settle(self, tick: Callable[[], None]) -> None:
+        """The warm-up is over; see :meth:`raycache.rank.Rank.settle`."""
+        self._all([actor.settle.remote() for actor in self._actors], time.monotonic() + 60, "settle", tick)
 
     def generate(self, job: Job) -> dict[Any, int]:
         """Send the same job to all ranks; the references, with the rank of each."""
         now = time.monotonic()
-        self._changed = [now] * len(self._actors)
+        self._changed, self._starved_changed = [now] * len(self._actors), list(self._starved_answered)
         return {actor.generate.remote(job): rank for rank, actor in enumerate(self._actors)}
 
     def abort(self, job_id: str) -> None:
@@ -135,11 +142,19 @@ class RankActors:
         floor = self._settings.reliability.watchdog_floor_s
         for rank, pulse in enumerate(self.pulses):
             where = f"rank {rank} (pid {pulse.pid}, {pulse.phase}, step {pulse.step})"
-            if now - self._answered[rank] > floor:
-                raise Fault("hang", f"{where} has not answered for {now - self._answered[rank]:.1f} s")
-            if patience_s is not None and now - self._changed[rank] > patience_s:
-                raise Fault("hang", f"{where} has made no progress for {now - self._changed[rank]:.1f} s")
+            silent, still = now - self._answered[rank], now - self._changed[rank]
+            if self._hangs(silent, floor, self._starved_answered):
+                raise Fault("hang", f"{where} has not answered for {silent:.1f} s")
+            if patience_s is not None and self._hangs(still, patience_s, self._starved_changed):
+                raise Fault("hang", f"{where} has made no progress for {still:.1f} s")
         return events
+
+    def _hangs(self, seconds: float, patience_s: float, starved_before: list[float]) -> bool:
+        """Whether so many seconds are too many. Those in which ranks could have run, but got no CPU, do not count."""
+        if seconds <= patience_s:
+            return False
+        starved = max(run_delay_s(pulse.pid) - was for pulse, was in zip(self.pulses, starved_before, strict=True))
+        return seconds - min(starved, (_STARVED_TIMES - 1) * patience_s) > patience_s
 
     def last_news(self) -> list[Progress]:
         """Rank 0's progress still under way when its job ended."""
@@ -161,7 +176,9 @@ class RankActors:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pulse.pid, signal.SIGUSR1)
         sizes, end = None, time.monotonic() + _STACKS_S
-        while sizes != (sizes := [_size(path) for path in self._stacks]) or not any(sizes):
+        while sizes != (sizes := [os.path.getsize(path) for path in self._stacks if os.path.exists(path)]) or not any(
+            sizes
+        ):
             if time.monotonic() > end:
                 break
             time.sleep(0.3)
@@ -191,9 +208,10 @@ class RankActors:
             pulse: Pulse = ray.get(self._asked[rank])
         except RayActorError as error:
             raise Fault("death", f"rank {rank} died: {_first_line(error)}") from None
-        before = self.pulses[rank]
+        before, starved = self.pulses[rank], run_delay_s(pulse.pid)
         if before is None or (before.job, before.phase, before.step) != (pulse.job, pulse.phase, pulse.step):
-            self._changed[rank] = now
+            self._changed[rank], self._starved_changed[rank] = now, starved
+        self._starved_answered[rank] = starved
         self.pulses[rank], self._answered[rank], self._asked[rank] = pulse, now, None
         return pulse.events
 
@@ -224,10 +242,6 @@ class RankActors:
             return f"none written; the process is {psutil.Process(self.pulses[rank].pid).status()}"
         except psutil.Error:
             return "none written; the process is gone"
-
-
-def _size(path: str) -> int:
-    return Path(path).stat().st_size if Path(path).exists() else 0
 
 
 def _first_line(error: BaseException) -> str:

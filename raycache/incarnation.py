@@ -59,6 +59,7 @@ class Incarnation:
         began = time.monotonic()
         for shape in self._settings.warmup:
             self._warm_up(shape)
+        self._actors.settle(self._tick)
         self._warmup_s = time.monotonic() - began
         return source, facts
 

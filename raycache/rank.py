@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import psutil
 import ray
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
 from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
@@ -79,8 +81,14 @@ class Rank:
                 store=self._store,
                 rank=self._rank,
                 world_size=self._world,
-                timeout_s=self._settings.parallel.collective_timeout_s,
+                # While ranks load and draw their first pictures, one may compile much longer than another.
+                timeout_s=self._settings.parallel.startup_timeout_s,
             )
+
+    def settle(self) -> None:
+        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most."""
+        if self._group is not None:
+            _set_pg_timeout(timedelta(seconds=self._settings.parallel.collective_timeout_s), self._group)
 
     def load(self, source: str, kind: ModelKind) -> ModelFacts:
         """Load the pipeline and split its transformer over the ranks."""
@@ -193,10 +201,8 @@ class Rank:
         )
 
     def _unread(self, prompt: str) -> list[str]:
-        tokens = len(self._pipe.tokenizer_2(prompt, verbose=False).input_ids)
-        if tokens <= self._text_tokens:
-            return []
-        return [f"prompt: {tokens} tokens, of which this model reads the first {self._text_tokens}"]
+        tokens, read = len(self._pipe.tokenizer_2(prompt, verbose=False).input_ids), self._text_tokens
+        return [f"prompt: {tokens} tokens, of which this model reads the first {read}"] if tokens > read else []
 
     def _step_done(self, job: Job, report: CacheReport, step: int, state: dict[str, Any]) -> dict[str, Any]:
         if self._rank == 0:

@@ -40,6 +40,9 @@ class RankActor:
     def load(self, source: str, kind: ModelKind) -> ModelFacts:
         return self._rank.load(source, kind)
 
+    def settle(self) -> None:
+        self._rank.settle()
+
     def generate(self, job: Job) -> tuple[JobOutput | None, list[Progress]] | Failure:
         return self._rank.generate(job)
 

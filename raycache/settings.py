@@ -59,7 +59,9 @@ class ParallelSettings(_Settings):
         default=None, ge=1, description="torch CPU threads per rank; default: torch's."
     )
     collective_timeout_s: float = Field(
-        default=120.0, gt=0, description="Process-group timeout in seconds: the second line behind the watchdog."
+        default=120.0,
+        gt=0,
+        description="Process-group timeout in seconds, once warm: second line behind the watchdog.",
     )
     rank_class: str = Field(
         default="raycache.rank:Rank",

@@ -40,7 +40,7 @@ class StoppingRank(Rank):
 def _rank(folder: Path, rank: int, world_size: int) -> StoppingRank:
     settings = AppSettings(
         model={"path": str(folder), "dtype": "float32"},
-        parallel={"ranks_per_replica": world_size, "device": "cpu", "threads_per_rank": 1},
+        parallel={"ranks_per_replica": world_size, "device": "cpu", "threads_per_rank": 1, "collective_timeout_s": 77},
     )
     made = StoppingRank(settings, rank, f"{folder}-{world_size}-{rank}.stacks")
     made.load(str(folder), "noise")
@@ -77,7 +77,9 @@ def _draw_and_stop(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         stopped.append(together.generate(_job(f"stop-{step}")))
         together.stop_after = None
         after.append(together.generate(_job(f"after-{step}")))
-    return {"latents": latents, "fresh": fresh, "stopped": stopped, "after": after}
+    together.settle()
+    timeout_s = together._group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    return {"latents": latents, "fresh": fresh, "stopped": stopped, "after": after, "timeout_s": timeout_s}
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -98,6 +100,7 @@ def test_four_draw_what_one_draws_and_stop_together(model: Path, world_size: int
     assert (first.kind, first.phase) == ("aborted", "decode")
     assert all(not isinstance(other, Failure) for other in others)
 
+    assert [answer["timeout_s"] for answer in answers] == [77] * world_size, "the decisions' group, and no other's"
     fresh: JobOutput = answers[0]["fresh"][0]
     assert fresh.report["totals"]["cached_steps"][0] > 0
     for output, _ in answers[0]["after"]:

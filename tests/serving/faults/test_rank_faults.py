@@ -43,7 +43,6 @@ def test_the_declared_shape_is_warm(gang: Gang):
 FAULTS = {
     "death": [
         PlannedFault(kind="kill", rank=1, at="encode"),
-        PlannedFault(kind="kill", rank=0, step=0),
         PlannedFault(kind="kill", rank=1, step=3),
         PlannedFault(kind="kill", rank=0, at="decode"),
     ],

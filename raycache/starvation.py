@@ -1,0 +1,22 @@
+"""Telling a process that hangs from one that gets no CPU.
+
+On a machine with more work than cores a step may take many times what it took before. Linux counts, for each thread,
+the time in which it could have run and did not; a process that sleeps, waits in a collective or is stopped has none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["run_delay_s"]
+
+
+def run_delay_s(pid: int) -> float:
+    """Seconds that the threads of process ``pid`` together have waited for a CPU; 0 where that is not known."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            total += int(path.read_text().split()[1])  # time on a CPU, time waiting for one (both ns), slices
+        except (OSError, ValueError, IndexError):
+            continue  # a thread that has just ended, or a kernel that does not count
+    return total / 1e9

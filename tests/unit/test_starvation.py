@@ -1,0 +1,38 @@
+"""A process that gets no CPU is told from one that sleeps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raycache.starvation import run_delay_s
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel does not count")
+
+
+def test_a_starved_process_has_waited_and_a_sleeping_one_has_not():
+    # Three that want the CPU of one: each must wait for the others.
+    cpu = min(os.sched_getaffinity(0))
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        for process in busy:
+            os.sched_setaffinity(process.pid, {cpu})
+        time.sleep(1)
+        before = {process.pid: run_delay_s(process.pid) for process in (*busy, idle)}
+        time.sleep(2)
+        waited = {pid: run_delay_s(pid) - seconds for pid, seconds in before.items()}
+        assert min(waited[process.pid] for process in busy) > 0.5
+        assert waited[idle.pid] < 0.2
+    finally:
+        for process in (*busy, idle):
+            process.kill()
+            process.wait()
+
+
+def test_a_process_that_is_gone_has_waited_for_nothing():
+    assert run_delay_s(2**22 + 1) == 0.0
