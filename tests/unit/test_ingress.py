@@ -1,0 +1,135 @@
+"""The ingress over fake engines: one that is lost costs no request; and it starts without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+
+from raycache.errors import RequestError
+from raycache.ingress import Ingress
+from raycache.schemas import (
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
+from raycache.settings import AppSettings
+
+SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 2}})
+STATUS = EngineStatus("r", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline"), SETTINGS.policy)
+RESULT = GenerationResult(images=[np.zeros((16, 16, 3), np.uint8)], seeds=[7])
+BROKEN = RequestError(503, "the ranks are being replaced", None, "gang_restarting", 5.0)
+REFUSED = RequestError(429, "full", None, "queue_full", 1.0)
+ASK = GenerationRequest(prompt="a circle", timeout_s=30)
+
+
+class Engines:
+    """A handle that answers one call after the other as told; an exception in the list is raised there."""
+
+    def __init__(self, *answers: list[object], alive: bool = True) -> None:
+        self.answers, self.alive, self.orders = list(answers), alive, []
+        self.generate = SimpleNamespace(remote=self._generate)
+        self.generate_stream = SimpleNamespace(remote=self._stream)
+
+    def broadcast(self, method: str) -> SimpleNamespace:
+        async def results(**_: object) -> list[object]:
+            return [STATUS] if self.alive or not self.orders else [ActorDiedError()]
+
+        return SimpleNamespace(results_async=results)
+
+    def options(self, stream: bool) -> Engines:
+        return self
+
+    def _generate(self, order: GenerationRequest) -> object:
+        return _Call(self._stream(order))
+
+    def _stream(self, order: GenerationRequest) -> _Events:
+        self.orders.append(order)
+        return _Events(self.answers.pop(0))
+
+
+class _Events:
+    def __init__(self, events: list[object]) -> None:
+        self._events = iter(events)
+
+    def __aiter__(self) -> AsyncIterator[object]:
+        return self
+
+    async def __anext__(self) -> object:
+        for event in self._events:
+            if isinstance(event, Exception) and not isinstance(event, RequestError):
+                raise event
+            return event
+        raise StopAsyncIteration
+
+    def cancel(self) -> None: ...
+
+
+class _Call:
+    def __init__(self, events: _Events) -> None:
+        self._events = events
+
+    def __await__(self):
+        return anext(self._events).__await__()
+
+    def cancel(self) -> None: ...
+
+
+@pytest.fixture
+def ingress() -> Callable[..., Ingress]:
+    return lambda engines: Ingress(SETTINGS, engines, [{"CPU": 1.0}])
+
+
+@pytest.mark.parametrize("lost", [ActorDiedError(), BROKEN])
+async def test_another_engine_draws_what_a_lost_one_did_not(ingress, lost):
+    engines = Engines([lost], [RESULT])
+    assert await ingress(engines).generate(ASK) is RESULT
+    first, second = engines.orders
+    assert first.seed == second.seed is not None, "the same picture"
+    assert second.timeout_s < first.timeout_s == 30
+
+
+@pytest.mark.parametrize(
+    ("engines", "code", "calls"),
+    [
+        (Engines([ActorDiedError()], [ActorDiedError()]), "engine_died", 2),
+        (Engines([ActorDiedError()], alive=False), "engine_died", 1),
+        (Engines([REFUSED], [RESULT]), "queue_full", 1),
+    ],
+)
+async def test_once_and_only_where_it_helps(ingress, engines, code, calls):
+    with pytest.raises(RequestError) as caught:
+        await ingress(engines).generate(ASK)
+    assert caught.value.code == code
+    assert caught.value.retry_after_s
+    assert len(engines.orders) == calls
+
+
+async def test_a_stream_goes_on_where_it_was(ingress):
+    def step(k: int) -> ProgressEvent:
+        return ProgressEvent(k, 3, [False], [None])
+
+    preview = PreviewEvent(0, [])
+    engines = Engines([step(1), preview, step(2), ActorDiedError()], [step(1), preview, step(2), step(3), RESULT])
+    told = [event async for event in ingress(engines).generate_stream(ASK)]
+    assert told == [step(1), preview, step(2), step(3), RESULT]
+
+
+async def test_a_stream_that_is_lost_twice_says_so(ingress):
+    engines = Engines([ActorDiedError()], [BROKEN])
+    with pytest.raises(RequestError, match="being replaced"):
+        [event async for event in ingress(engines).generate_stream(ASK)]
+
+
+def test_ingress_engine_and_builder_start_without_torch():
+    """It takes seconds to import, in which requests would wait for an ingress that is not there."""
+    code = "import raycache.app, raycache.ingress, raycache.engine, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
