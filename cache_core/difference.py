@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -21,6 +25,7 @@ __all__ = ["absolute_sum", "difference_sum"]
 _CHUNK = 1 << 18
 
 
+@torch.no_grad()
 def difference_sum(
     current: torch.Tensor, reference: torch.Tensor, *, minus: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -34,7 +39,7 @@ def difference_sum(
     Returns:
         float32 tensor of shape [] on the same device. The difference itself is taken in float32.
     """
-    if current.is_cuda and _has_triton():
+    if current.is_cuda and _can_fuse():
         return _fused_difference(current, reference) if minus is None else _fused_residual(current, minus, reference)
     if current.is_cuda or current.numel() <= _CHUNK:
         return _eager(current, reference, minus)
@@ -53,9 +58,10 @@ def difference_sum(
     return partial.sum()
 
 
+@torch.no_grad()
 def absolute_sum(values: torch.Tensor) -> torch.Tensor:
     """``sum |values|`` of a [tokens, channels] tensor as a float32 tensor of shape []."""
-    if values.is_cuda and _has_triton():
+    if values.is_cuda and _can_fuse():
         return _fused_absolute(values)
     if values.is_cuda or values.numel() <= _CHUNK:
         return values.float().abs().sum()
@@ -87,8 +93,15 @@ def _residual(current: torch.Tensor, minus: torch.Tensor, reference: torch.Tenso
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _can_fuse() -> bool:
+    """Whether Triton can build a kernel here: torch brings Triton along, but not the C compiler and the Python headers
+    that Triton builds each kernel's launcher with. Slim container images lack them."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    return (
+        importlib.util.find_spec("triton") is not None
+        and any(shutil.which(name) for name in compilers if name)
+        and Path(sysconfig.get_path("include"), "Python.h").exists()
+    )
 
 
 # One fused kernel each, shapes dynamic so that a new picture size is no recompile. torch.compile is lazy: nothing is

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sysconfig
+
 import pytest
 import torch
 
@@ -106,3 +109,23 @@ def test_eager_and_chunked_agree(monkeypatch):
     monkeypatch.setattr(difference, "_CHUNK", 1000)
     chunked = [float(difference_sum(*tensors[:2], minus=tensors[2])), float(absolute_sum(tensors[0]))]
     assert small == pytest.approx(chunked, rel=1e-6)
+
+
+def test_kernels_are_fused_only_where_triton_can_build_them(monkeypatch, tmp_path):
+    """torch's wheel brings Triton, a slim image no compiler: sums must not fail at the first decision on a GPU."""
+    can_fuse = difference._can_fuse.__wrapped__
+    compiler = tmp_path / "gcc"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert can_fuse()
+    monkeypatch.setenv("PATH", "")
+    assert not can_fuse()
+    monkeypatch.setenv("CC", str(compiler))
+    assert can_fuse()
+    (tmp_path / "Python.h").unlink()
+    assert not can_fuse()
