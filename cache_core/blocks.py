@@ -36,12 +36,12 @@ class States(NamedTuple):
         return States(self.hidden[image], None if self.encoder is None else self.encoder[image])
 
     def owned_row(self, image: int) -> States:
-        """One image's states that keep nothing else alive: views where they fill their storage, else copies.
+        """One image's states that keep nothing else alive: views where they fill their storage, else copies; no graph.
 
         They do not fill it in a batch of several images, nor where one stream was replaced since (ControlNet) and the
         other is still a view of the joint buffer that a block gave for both.
         """
-        row = self.row(image)
+        row = States(*(stream if stream is None else stream.detach() for stream in self.row(image)))
         filled: dict[int, int] = {}
         for stream in row:
             if stream is not None:
@@ -163,18 +163,16 @@ class BlockCall:
 
     def compute_rows(self, rows: list[int]) -> States:
         """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
-        index = torch.tensor(rows, device=self.states.hidden.device)
         names = tuple(self.block.parameters)
-        args = [self._take(name, value, index) for name, value in zip(names, self._args, strict=False)]
-        kwargs = {name: self._take(name, value, index) for name, value in self._kwargs.items()}
+        args = [self._take(name, value, rows) for name, value in zip(names, self._args, strict=False)]
+        kwargs = {name: self._take(name, value, rows) for name, value in self._kwargs.items()}
         return self._unpack(self._forward(*args, *self._args[len(names) :], **kwargs))
 
     def complete(self, known: dict[int, States]) -> States:
         """The block's output for the whole batch: ``known`` rows as they are, the others computed."""
-        rows = [k for k in range(self.batch) if k not in known]
         if not known:
             return self.compute()
-        if rows:
+        if rows := [k for k in range(self.batch) if k not in known]:
             part = self.compute_rows(rows)
             known = known | {k: part.row(i) for i, k in enumerate(rows)}
         return States.stack([known[k] for k in range(self.batch)])
@@ -188,13 +186,13 @@ class BlockCall:
         result[self.block.encoder_result] = states.encoder
         return tuple(result)
 
-    def _take(self, name: str, value: Any, index: torch.Tensor) -> Any:
-        """The images ``index`` of one argument, as the model's table says."""
+    def _take(self, name: str, value: Any, rows: list[int]) -> Any:
+        """The images ``rows`` of one argument, as the model's table says."""
         block = self.block
         if name in (block.hidden_argument, block.encoder_argument, *block.spec.batched):
-            return _take(value, index, self.batch)
+            return _take(value, rows, self.batch)
         if value and (keys := block.spec.nested.get(name)):
-            return value | {key: _take(value[key], index, self.batch) for key in keys if key in value}
+            return value | {key: _take(value[key], rows, self.batch) for key in keys if key in value}
         return value
 
     def _unpack(self, output: Any) -> States:
@@ -203,13 +201,17 @@ class BlockCall:
         return States(output[self.block.hidden_result], output[self.block.encoder_result])
 
 
-def _take(value: Any, index: torch.Tensor, batch: int) -> Any:
-    """The entries of the images ``index``; of several entries per image, stacked batch after batch, all of them."""
+def _take(value: Any, rows: list[int], batch: int) -> Any:
+    """The entries of the images ``rows``; of several entries per image, stacked batch after batch, all of them.
+
+    By slices: an index tensor would have to travel to the device, and the host would wait for it at every block.
+    """
     if isinstance(value, torch.Tensor):
         repeats, rest = divmod(value.shape[0] if value.ndim else 0, batch)
         if rest or not repeats:
             return value
-        return value.index_select(0, torch.cat([index + k * batch for k in range(repeats)]))
+        parts = [value[k : k + 1] for start in range(0, repeats * batch, batch) for k in (start + row for row in rows)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     if isinstance(value, tuple | list):
-        return type(value)(_take(item, index, batch) for item in value)
+        return type(value)(_take(item, rows, batch) for item in value)
     return value

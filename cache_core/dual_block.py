@@ -197,7 +197,7 @@ class DualBlock:
         for k in self._computing:
             # Only the last warm-up step's reference can be compared; residuals are kept earlier, for the forecast.
             if self._keeping[k] and self._step >= self._options.warmup_steps - 1:
-                self._images[k].reference = states.hidden[k] - self._entry.hidden[k]
+                self._images[k].reference = (states.hidden[k] - self._entry.hidden[k]).detach()
                 self._images[k].reference_sum = None
         self._entry = None
 

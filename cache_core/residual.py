@@ -54,12 +54,9 @@ class Residual:
         return bool(self._samples)
 
     def record(self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None) -> None:
-        """Remember the residual of a computed step; the oldest beyond ``order + 1`` is dropped."""
-        self._samples = (
-            [*self._samples[-self._order :], _Sample(step, hidden, encoder)]
-            if self._order
-            else [_Sample(step, hidden, encoder)]
-        )
+        """Remember the residual of a computed step, without its graph; the oldest beyond ``order + 1`` is dropped."""
+        sample = _Sample(step, hidden.detach(), None if encoder is None else encoder.detach())
+        self._samples = [*self._samples[-self._order :], sample] if self._order else [sample]
 
     def add_to(
         self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None
