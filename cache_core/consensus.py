@@ -72,9 +72,10 @@ class GroupConsensus(Consensus):
         self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device
     ) -> tuple[list[tuple[float, float] | None], bool]:
         images = len(sums)
-        # The host-side elements travel in the same tensor; sums already on the device are written over the zeros.
-        values = [0.0] * (2 * images) + [float(abort), float(checksum)]
-        vector = torch.tensor(values, dtype=torch.float32, device=device)  # whatever torch's default dtype is now
+        # Filled on the device: copying a vector from the host would make the host wait here as well as below.
+        vector = torch.zeros(2 * images + 2, dtype=torch.float32, device=device)  # whatever torch's default dtype is
+        vector[-2].fill_(float(abort))
+        vector[-1].fill_(float(checksum))
         for k, pair in enumerate(sums):
             if pair is not None:
                 vector[k], vector[images + k] = pair
