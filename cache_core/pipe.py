@@ -100,7 +100,7 @@ def apply_cache_on_pipe(
                 attached.append(attachment := Attachment(inner))
             check_block_count(parsed, len(attachment.blocks))
             compile_context(transformer)
-    except ValueError:
+    except Exception:
         for attachment in attached:
             attachment.detach()
         raise

@@ -125,3 +125,10 @@ def test_a_second_transformer_that_does_not_work_leaves_the_first_alone(pipe):
         apply_cache_on_pipe(pipe, **DBCACHE)
     assert attachment_of(pipe.transformer) is None
     assert not hasattr(pipe.transformer, "_diffusers_hook")
+
+
+def test_a_transformer_compiled_in_a_way_that_is_hidden_is_left_alone(pipe):
+    pipe.transformer._compiled_call_impl = pipe.transformer._call_impl
+    with pytest.raises(RuntimeError, match=r"this torch version hides from the cache"):
+        apply_cache_on_pipe(pipe, **DBCACHE)
+    assert attachment_of(pipe.transformer) is None
