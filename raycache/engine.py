@@ -74,13 +74,9 @@ class Engine:
             raise
         self._name = self._gang.status().name
         threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
-        logger.info(
-            "Ready after %.1f s: %d ranks on %s, model %s.",
-            time.monotonic() - began,
-            settings.parallel.ranks_per_replica,
-            settings.parallel.device,
-            settings.model.path,
-        )
+        seconds, parallel = time.monotonic() - began, settings.parallel
+        words = "Ready after %.1f s: %d ranks on %s, model %s."
+        logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
         if self._model.kind == "noise":
             logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
 
@@ -127,19 +123,25 @@ class Engine:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
 
         Raises:
-            ValueError: unknown field or illegal value; the policy stays as it was.
+            ValueError: unknown field or illegal value, at the start. Later the policy stays as it was, and the log
+                says why: Serve would replace a replica that raises here by one that cannot start.
         """
-        policy = self._settings.policy.changed(user_config or {})
-        check_deployment(self._settings, policy, self._model)
-        self._policy = self._admission.policy = policy
+        try:
+            policy = self._settings.policy.changed(user_config or {})
+            check_deployment(self._settings, policy, self._model)
+        except ValueError as error:
+            if self._asked_at is None:
+                raise
+            logger.error("user_config is not applied, the one before stays in force: %s", error)
+        else:
+            self._policy = self._admission.policy = policy
 
     def check_health(self) -> None:
         """Raises when the gang is beyond repair, and leaves; Serve replaces the replica. Calls no rank."""
         try:
             self._gang.check_health()
         except GangBroken as broken:
-            # Serve waits for three failed checks, and its router likes an engine whose queue is empty. Its jobs have
-            # been answered; a second is for the answers to get out.
+            # Serve would wait for two more checks, while its router likes an empty queue. A second is for answers.
             logger.error("%s; leaving", broken)
             threading.Timer(1.0, self._leave, (1,)).start()
             raise
@@ -147,7 +149,7 @@ class Engine:
     def _watch_for_the_end(self) -> None:
         """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
 
-        The running job is finished. Those behind it would wait for nothing: other engines draw them, if there are any.
+        The running job is finished; those behind it are drawn by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
             forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S

@@ -224,10 +224,15 @@ async def test_the_policy_changes_without_a_restart(engine):
     assert engine.status().policy == SETTINGS.policy
 
 
-def test_a_wrong_policy_changes_nothing(engine):
-    for change in ({"cache": {"type": "DBCache", "Fn_compute_blocks": 99}}, {"nonsense": 1}):
+def test_a_wrong_policy_changes_nothing(engine, caplog):
+    changes = ({"cache": {"type": "DBCache", "Fn_compute_blocks": 99}}, {"nonsense": 1})
+    for change in changes:
         with pytest.raises(ValueError, match=r"Fn_compute_blocks|nonsense"):
             engine.reconfigure(change)
+    assert engine.status().policy == SETTINGS.policy
+    for change in changes:  # in service: raising would make Serve replace a replica that draws
+        engine.reconfigure(change)
+        assert next(iter(change)) in caplog.text
     assert engine.status().policy == SETTINGS.policy
 
 
