@@ -69,7 +69,7 @@ def main(
     model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 24,
     batch: Annotated[int, typer.Option(help="Pictures our settings draw at a time; cache-dit draws one.")] = 8,
-    peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 12,
+    peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 8,
     work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
     doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/quality.md"),
     plot: Annotated[Path, typer.Option(help="Picture to write.")] = Path("docs/images/quality.png"),
@@ -91,7 +91,7 @@ def main(
         )
         known.add(row)
     few = Job(job.prompts[:peer_prompts], STEPS, 128, 128, 1)
-    theirs = [setting for setting in settings() if setting.peer is not None]
+    theirs = [setting for setting in settings() if setting.peer]
     whole = pipe.transformer
     for setting in track(theirs, description="cache-dit", console=Console(stderr=True)):
         row = known.get("cache-dit 1.5.3", setting.name)
@@ -156,9 +156,9 @@ def measure(
     )
 
 
-def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 6) -> float:
+def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7) -> float:
     """The threshold at which about ``share`` of the blocks is computed, by bisection on the first prompts."""
-    few = Job(job.prompts[:4], job.steps, job.width, job.height, job.batch)
+    few = Job(job.prompts[:3], job.steps, job.width, job.height, job.batch)
     low, high = np.log(0.002), np.log(2.0)
     for _ in range(looks):
         middle = (low + high) / 2

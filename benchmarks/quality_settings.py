@@ -16,6 +16,7 @@ from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBC
 from raycache.tune.sweep import Job
 
 WARMUP = 8
+PARTIAL = (0, 2, 4, 6, 7)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Setting:
         share: of blocks to compute, for which the threshold is searched; None = take the published threshold.
         order: of the forecast.
         ids: ``Bn_compute_blocks_ids``.
-        peer: None, or ``same`` if cache-dit has this setting too.
+        peer: draw it with cache-dit too, at the share that ours computed.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Setting:
     share: float | None = None
     order: int = 0
     ids: tuple[int, ...] = ()
-    peer: str | None = None
+    peer: bool = False
 
     def options(self, threshold: float) -> CacheOptions:
         """Our options at a threshold."""
@@ -58,25 +59,28 @@ class Setting:
 def settings() -> list[Setting]:
     """All settings: published thresholds, re-tuned shares, DBPrune at published shares; then all with the forecast."""
     plain = [
-        *(Setting(f"FBCache {t:.2f}", "FBCache", 1, 0, t, peer="same") for t in (0.08, 0.12, 0.2)),
-        *(Setting(f"DBCache F8B8 {t:.2f}", "DBCache", 8, 8, t, peer="same") for t in (0.12, 0.15)),
-        Setting("DBCache F12B12 0.20", "DBCache", 12, 12, 0.2, peer="same"),
-        Setting("DBCache F8B16 0.20", "DBCache", 8, 16, 0.2, peer="same"),
-        Setting("DBCache F8B8 partial Bn 0.12", "DBCache", 8, 8, 0.12, ids=(0, 2, 4, 6, 7)),
-        Setting("FBCache at 60 %", "FBCache", 1, 0, share=0.6, peer="same"),
-        Setting("FBCache at 45 %", "FBCache", 1, 0, share=0.45, peer="same"),
-        Setting("DBCache F8B8 at 75 %", "DBCache", 8, 8, share=0.75, peer="same"),
-        Setting("DBCache F8B8 at 60 %", "DBCache", 8, 8, share=0.6, peer="same"),
+        *(Setting(f"FBCache {t:.2f}", "FBCache", 1, 0, t) for t in (0.08, 0.12)),
+        Setting("FBCache 0.20", "FBCache", 1, 0, 0.2, peer=True),
+        Setting("DBCache F8B8 0.12", "DBCache", 8, 8, 0.12),
+        Setting("DBCache F8B8 0.15", "DBCache", 8, 8, 0.15, peer=True),
+        Setting("DBCache F12B12 0.20", "DBCache", 12, 12, 0.2),
+        Setting("DBCache F8B16 0.20", "DBCache", 8, 16, 0.2),
+        Setting("DBCache F8B8 partial Bn 0.12", "DBCache", 8, 8, 0.12, ids=PARTIAL),
+        *(Setting(f"FBCache at {p} %", "FBCache", 1, 0, share=p / 100, peer=True) for p in (60, 45)),
+        *(Setting(f"DBCache F8B8 at {p} %", "DBCache", 8, 8, share=p / 100, peer=True) for p in (75, 60)),
+        Setting("DBCache F8B8 partial Bn at 60 %", "DBCache", 8, 8, share=0.6, ids=PARTIAL),
         Setting("DBCache F12B12 at 75 %", "DBCache", 12, 12, share=0.75),
+        Setting("DBCache F8B16 at 75 %", "DBCache", 8, 16, share=0.75),
         *(
-            Setting(f"DBPrune, {pruned} % pruned", "DBPrune", 1, 1, share=1 - pruned / 100, peer="same")
+            Setting(f"DBPrune, {pruned} % pruned", "DBPrune", 1, 1, share=1 - pruned / 100, peer=pruned in (24, 45, 60))
             for pruned in (24, 35, 38, 45, 60)
         ),
     ]
+    # As published, the threshold changes little here (see the page), so the forecast is tried where much is reused.
     forecast = [
         Setting(f"{s.name} + forecast", s.kind, s.first, s.last, s.threshold, s.share, 1, s.ids)
         for s in plain
-        if not s.ids and "F12B12 at" not in s.name
+        if s.share is not None and not s.ids
     ]
     return plain + forecast
 
