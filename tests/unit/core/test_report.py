@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -148,3 +149,15 @@ def test_it_is_strict_json(flux, options, detail):
     result = report.to_dict(detail=detail)
     assert result["totals"]["non_finite"] > 0
     json.loads(json.dumps(result, allow_nan=False))
+
+
+def test_a_difference_equal_to_the_threshold_is_computed(flux):
+    """Strictly below, as published."""
+    job, options = Job(steps=2), {"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 1}
+
+    def second_step(threshold: float):
+        return draw_cached(flux, options | {"residual_diff_threshold": threshold}, job)[1].steps[1].images[0]
+
+    difference = second_step(0.9).residual_diff
+    assert not second_step(difference).cached
+    assert second_step(math.nextafter(difference, 1.0)).cached
