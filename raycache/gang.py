@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from raycache.actors import PULSE_S, Fault
+from raycache.gang_batch import JobBatch, take_mates
 from raycache.gang_queue import JobHandle, JobQueue
 from raycache.incarnation import Incarnation
 from raycache.job import (
@@ -62,7 +63,8 @@ class Gang:
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
         self._facts: ModelFacts | None = None
-        self._running: JobHandle | None = None
+        self._taken: JobHandle | JobBatch | None = None  # out of the queue and not answered
+        self._running: JobHandle | JobBatch | None = None  # of those, what the ranks draw
         self._ready = False
         self._broken: str | None = None
         self._restarts = Restarts(settings.reliability)
@@ -163,17 +165,33 @@ class Gang:
                     continue
                 if handle is None:
                     break
-                if handle.start() and not handle.end_if_unwanted():
-                    self._running = handle
-                    handle.end(self._draw(handle))
-                    self._running = None
+                mates = take_mates(self._queue, handle, self._settings.parallel.max_batch_size)
+                if len(mates) > 1:
+                    handle = JobBatch(mates)
+                self._taken = handle
+                outcome = self._run(handle)
+                if isinstance(handle, JobBatch) and isinstance(outcome, JobFailed):
+                    # What is too much together, or wrong in one of them, may be well alone.
+                    for single in handle.handles:
+                        single.end(self._run(single))
+                else:
+                    handle.end(outcome)
+                self._running = self._taken = None
         except BaseException:
             _logger.exception("Gang %s: its thread failed", self._name)
             self._broken = self._broken or "the gang's thread failed; the log has the reason"
         finally:
             self._give_up()
 
-    def _draw(self, handle: JobHandle) -> JobOutput | Exception:
+    def _run(self, handle: JobHandle | JobBatch) -> JobOutput | Exception:
+        if not handle.start():
+            return JobCancelled(handle.reason)
+        if (ended := handle.end_if_unwanted()) is not None:
+            return ended
+        self._running = handle
+        return self._draw(handle)
+
+    def _draw(self, handle: JobHandle | JobBatch) -> JobOutput | Exception:
         for attempt in range(1, _ATTEMPTS + 1):
             began = time.monotonic()
             try:
@@ -242,5 +260,5 @@ class Gang:
         self._ready = False
         self._life.end()
         self._broken = self._broken or f"gang {self._name} is shut down"
-        for handle in [*self._queue.close(), *([self._running] if self._running else [])]:
+        for handle in [*self._queue.close(), *([self._taken] if self._taken else [])]:
             handle.end(GangRestarting(self._broken, retry_after_s=10.0))

@@ -88,6 +88,7 @@ class JobQueue:
     def __init__(self) -> None:
         self._queue: queue.Queue[JobHandle | None] = queue.Queue()
         self._waiting: list[JobHandle] = []
+        self._taken: set[JobHandle] = set()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -109,11 +110,24 @@ class JobQueue:
         Raises:
             queue.Empty: nothing came within ``timeout_s`` seconds.
         """
-        handle = self._queue.get(timeout=timeout_s)
-        if handle is not None:
+        while True:
+            handle = self._queue.get(timeout=timeout_s)
+            if handle is None:
+                return None
             with self._lock:
-                self._waiting.remove(handle)
-        return handle
+                if handle not in self._taken:
+                    self._waiting.remove(handle)
+                    return handle
+                self._taken.remove(handle)
+
+    def take(self, handle: JobHandle) -> bool:
+        """Take this one out of its turn; False if it was taken already."""
+        with self._lock:
+            if handle not in self._waiting:
+                return False
+            self._waiting.remove(handle)
+            self._taken.add(handle)
+            return True
 
     def stop(self) -> None:
         """Make :meth:`get` return None when what is queued now has been taken."""

@@ -44,6 +44,7 @@ class Job:
         cache: one of cache_core's options models.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
+        prompts: one per picture where they differ, in a batch of several requests; empty = ``prompt`` for all.
     """
 
     id: str
@@ -56,13 +57,15 @@ class Job:
     cache: Any
     preview_steps: tuple[int, ...] = ()
     request_id: str = ""
+    prompts: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass
 class JobOutput:
     """Pictures, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage.
 
-    ``after_fault_s``: in the first picture after a fault, seconds since that was noticed.
+    ``after_fault_s``: in the first picture after a fault, seconds since that was noticed. ``batch_size``: pictures
+    that were drawn together, those of other requests among them; 0 = only these.
     """
 
     images: np.ndarray
@@ -72,6 +75,7 @@ class JobOutput:
     decode_s: float
     warnings: list[str] = field(default_factory=list)
     after_fault_s: float | None = None
+    batch_size: int = 0
 
 
 @dataclass

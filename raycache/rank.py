@@ -151,13 +151,12 @@ class Rank:
         self._phase = "encode"
         pipe, n = self._pipe, len(job.seeds)
         with torch.no_grad():
+            prompts = list(dict.fromkeys(job.prompts)) or [job.prompt]
             embeds, pooled, _ = pipe.encode_prompt(
-                prompt=job.prompt,
-                prompt_2=None,
-                device=self._device,
-                num_images_per_prompt=n,
-                max_sequence_length=self._text_tokens,
+                prompt=prompts, prompt_2=None, device=self._device, max_sequence_length=self._text_tokens
             )
+            rows = [prompts.index(prompt) for prompt in job.prompts] or [0] * n
+            embeds, pooled = embeds[rows], pooled[rows]
             encoded = self._now()
             self._phase = "denoise"
             # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.

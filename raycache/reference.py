@@ -79,7 +79,9 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    candidates = get_args(annotation) if get_origin(annotation) is list else (annotation,)
+    """The settings inside a field: of a list's items, or what there is when it is not null."""
+    inside = get_origin(annotation) in (list, Union, types.UnionType)
+    candidates = get_args(annotation) if inside else (annotation,)
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 

@@ -58,6 +58,12 @@ class ParallelSettings(_Settings):
     threads_per_rank: int | None = Field(
         default=None, ge=1, description="torch CPU threads per rank; default: torch's."
     )
+    max_batch_size: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Pictures of waiting requests drawn together (same size, steps, guidance, cache); 1 = each alone.",
+    )
     collective_timeout_s: float = Field(
         default=120.0,
         gt=0,
