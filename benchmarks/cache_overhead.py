@@ -1,6 +1,6 @@
 """What caching costs beside what it saves: our methods and their peers, in one run, with the same decisions.
 
-    python -m benchmarks.cache_overhead [--device cuda] [--flux-dev] [--out docs/tables/cache_overhead.md]
+    python -m benchmarks.cache_overhead [--device cuda] [--flux-dev] [--out TABLE.md]
 
 *Efficiency* = measured speed-up / ideal speed-up, where the ideal counts only the time of the blocks that were still
 computed (and of everything around the blocks). On CPU the blocks are timed in the very picture that is judged, so that

@@ -1,6 +1,6 @@
 """From nothing to a picture, and what ranks and caching do to its time.
 
-    python -m benchmarks.first_picture [--config serve_configs/laptop_dbcache.yaml] [--out docs/tables/first_picture.md]
+    python -m benchmarks.first_picture [--config serve_configs/laptop_dbcache.yaml] [--out TABLE.md]
 
 Starts the real application (`serve run`), waits for `/readyz`, draws once; then draws on gangs of 1 and 4 ranks without
 Serve in between. The cost of a decision is the time of a picture that decides in every step and never reuses, less that

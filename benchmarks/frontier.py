@@ -1,6 +1,6 @@
 """Latency against throughput: the same GPUs as many small gangs or few large ones.
 
-    python -m benchmarks.frontier [--measure] [--per-minute 12 --goal 20] [--out docs/tables/frontier.md]
+    python -m benchmarks.frontier [--measure] [--per-minute 12 --goal 20] [--out TABLE.md]
 
 Predicts 4 x L20 from one GPU's block time, the all-to-all volume and the link's speed, beside every published number;
 with ``--measure`` draws on 4 gangs of 1, 2 of 2 and 1 of 4 ranks on the machine at hand, too.
