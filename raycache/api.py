@@ -43,6 +43,8 @@ class Service(Protocol):
 
     @property
     def shortage(self) -> str | None: ...
+    @property
+    def asleep(self) -> bool: ...
     async def generate(self, request: GenerationRequest) -> GenerationResult: ...
     def generate_stream(
         self, request: GenerationRequest
@@ -92,11 +94,14 @@ def build_http_app(service: Service) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """200 while an engine with a warm gang serves, else 503; either way with what every engine says of itself."""
+        """200 while a request would be drawn: an engine with a warm gang serves, or all sleep and one may be woken.
+
+        Else 503; either way with what every engine says of itself.
+        """
         statuses = await service.status()
-        ready = any(status.ready for status in statuses)
+        ready = service.asleep or any(status.ready for status in statuses)
         engines = [{key: value for key, value in asdict(s).items() if key != "policy"} for s in statuses]
-        reason = None if ready else service.shortage or "starting"
+        reason = "asleep" if service.asleep else None if ready else service.shortage or "starting"
         content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
         return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "5"})
 

@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
+from raycache.autoscaling import autoscaling_config
 from raycache.engine import Engine
 from raycache.gang import placement_bundles
 from raycache.ingress import Ingress
@@ -25,10 +26,12 @@ def build(settings: AppSettings) -> Application:
     """
     bundles = placement_bundles(settings)
     reliability = settings.reliability
+    scaling = settings.autoscaling
+    number = {"autoscaling_config": autoscaling_config(scaling)} if scaling else {"num_replicas": settings.num_replicas}
     log = {"encoding": settings.logging.encoding, "log_level": settings.logging.level}
     engine = serve.deployment(Engine).options(
         name="Engine",
-        num_replicas=settings.num_replicas,
+        **number,
         ray_actor_options={"num_cpus": settings.parallel.engine_cpus},
         placement_group_bundles=bundles,
         placement_group_strategy="STRICT_PACK",

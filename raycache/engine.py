@@ -17,14 +17,9 @@ from typing import Any
 
 from raycache.admission import Admission, Ticket, Work
 from raycache.answers import job_of, request_error, result_of
+from raycache.autoscaling import JOBS, QUEUED_S
 from raycache.errors import RequestError
-from raycache.gang import (
-    DeadlineExceeded,
-    GangBroken,
-    Job,
-    JobOutput,
-    Progress,
-)
+from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
@@ -118,6 +113,11 @@ class Engine:
             policy=self._policy,
             pid=os.getpid(),
         )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller tells :class:`raycache.autoscaling.QueuedSeconds`."""
+        queued, running, wait = self._admission.load()
+        return {QUEUED_S: wait, JOBS: queued + running}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -36,11 +37,13 @@ class EngineWatch:
     Args:
         engine: handle of the engine deployment.
         bundles: what one engine asks of the cluster.
-        replicas: engines wanted.
+        replicas: engines wanted; 0 = none while nothing is asked, see :meth:`serving`.
     """
 
     def __init__(self, engine: DeploymentHandle, bundles: Sequence[Bundle], replicas: int) -> None:
-        self._engine, self._bundles, self._replicas = engine, bundles, replicas
+        self._engine, self._bundles, self._replicas = engine, bundles, max(1, replicas)
+        self.may_sleep = replicas == 0
+        self.last: EngineStatus | None = None
         self.statuses: list[EngineStatus] = []
         self.shortage: str | None = None
         self._asked_at = self._heard_at = self._logged_at = -math.inf
@@ -77,7 +80,7 @@ class EngineWatch:
         heard = [answer for answer in answers if isinstance(answer, EngineStatus)]
         all_dead = bool(answers) and all(isinstance(answer, RayActorError) for answer in answers)
         if heard:
-            self._heard_at = time.monotonic()
+            self._heard_at, self.last = time.monotonic(), heard[0]
         if heard or all_dead or time.monotonic() - self._heard_at > _SILENCE_S:
             self.statuses = heard
 
@@ -87,13 +90,20 @@ class EngineWatch:
             await self.refresh()
         return self.statuses
 
-    async def serving(self) -> EngineStatus:
+    async def serving(self, patience_s: float = 0.0) -> EngineStatus:
         """Any engine that takes jobs: its model and policy are those of all.
+
+        Args:
+            patience_s: where engines may sleep, seconds to wait for one to be woken.
 
         Raises:
             RequestError: 503 when there is none.
         """
         statuses = await self.latest()
+        if not statuses and self.may_sleep:
+            # A call that waits at Serve's handle is what makes it start an engine where there is none.
+            with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
+                return await asyncio.wait_for(self._engine.status.remote(), patience_s)
         if not statuses:
             raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced")
         return statuses[0]
@@ -101,6 +111,8 @@ class EngineWatch:
     def _announce(self, served: bool) -> None:
         if served:
             logger.info("Serving POST /v1/images/generations; engines ready: %d", len(self.statuses))
+        elif self.may_sleep:
+            logger.info("All engines sleep; the next request wakes one")
         else:
             logger.warning("No engine is ready; requests are answered 503 until one is")
 

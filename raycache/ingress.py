@@ -46,7 +46,8 @@ class Ingress:
         self.settings = settings
         self.keys = read_keys(settings.ingress.api_keys_file)
         self._engine = engine
-        self._watch = EngineWatch(engine, bundles, settings.num_replicas)
+        wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
+        self._watch = EngineWatch(engine, bundles, wanted)
         self._polling = asyncio.get_running_loop().create_task(self._watch.run())
 
     def __serve_build_asgi_app__(self) -> object:
@@ -107,12 +108,22 @@ class Ingress:
         return await self._watch.latest()
 
     @property
+    def asleep(self) -> bool:
+        """No engine runs because nothing is asked: the next request starts one, and waits for it."""
+        return self._watch.may_sleep and not self._watch.statuses and not self._watch.shortage
+
+    @property
     def shortage(self) -> str | None:
         """What the cluster lacks for the engines to start, if that was found out."""
         return self._watch.shortage
 
     async def _resolve(self, request: GenerationRequest) -> GenerationRequest:
-        engine = await self._watch.serving()
+        if self._watch.may_sleep and self._watch.last:
+            self._judged(request, self._watch.last)  # what is wrong with it wakes nobody
+        patience_s = request.timeout_s or self.settings.reliability.request_timeout_s
+        return self._judged(request, await self._watch.serving(patience_s))
+
+    def _judged(self, request: GenerationRequest, engine: EngineStatus) -> GenerationRequest:
         return resolve(
             request,
             engine.policy,

@@ -160,6 +160,32 @@ class Policy(_Settings):
         return Policy.model_validate(values)
 
 
+class AutoscalingSettings(_Settings):
+    """How many engines run, by predicted seconds of queued work. One replica = one gang."""
+
+    min_replicas: int = Field(
+        default=1, ge=0, description="Engines kept; 0 = none while nothing is asked, and the first request waits."
+    )
+    max_replicas: int = Field(ge=1, description="Engines at most; each reserves a gang's GPUs.")
+    target_queued_seconds: float = Field(
+        default=30.0, gt=0, description="Predicted seconds of work that one engine may have queued."
+    )
+    upscale_delay_s: float = Field(default=10.0, ge=0, description="More must be wanted for so long, in seconds.")
+    downscale_delay_s: float = Field(default=600.0, ge=0, description="Fewer must be wanted for so long, in seconds.")
+    downscale_to_zero_delay_s: float | None = Field(
+        default=None, ge=0, description="The same for the last engine; null = `downscale_delay_s`."
+    )
+    metrics_interval_s: float = Field(
+        default=2.0, gt=0, description="Seconds between two reports of an engine; means of three are looked at."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutoscalingSettings:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}: swap them")
+        return self
+
+
 class IngressSettings(_Settings):
     """The HTTP front: validates, encodes, streams. Holds no GPU."""
 
@@ -186,6 +212,10 @@ class AppSettings(_Settings):
     warmup: list[WarmupShape] = Field(default_factory=list)
     reliability: ReliabilitySettings = ReliabilitySettings()
     num_replicas: int = Field(default=1, ge=1, description="Engines; each reserves its own gang.")
+    autoscaling: AutoscalingSettings | None = Field(
+        default=None,
+        description="Let the number of engines follow the queue, instead of `num_replicas`; null = do not.",
+    )
     ingress: IngressSettings = IngressSettings()
     logging: LoggingSettings = LoggingSettings()
 
@@ -209,3 +239,9 @@ class AppSettings(_Settings):
                 "`model` is required: give at least `model: {path: ...}` (a folder, a hub id, `demo` or `noise`)"
             )
         return value
+
+    @model_validator(mode="after")
+    def _one_number_of_engines(self) -> AppSettings:
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas and autoscaling exclude each other: leave num_replicas out")
+        return self

@@ -29,6 +29,7 @@ class FakeService:
     settings = SETTINGS
     keys: tuple[bytes, ...] = ()
     shortage: str | None = None
+    asleep = False
 
     def __init__(self) -> None:
         self.requests = []
@@ -191,6 +192,10 @@ def test_readiness(client, service):
     assert response.json() == {"ready": False, "reason": "starting", "pid": os.getpid(), "engines": []}
     service.shortage = "no GPU"
     assert client.get("/readyz").json()["reason"] == "no GPU"
+    service.asleep = True
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["reason"]) == (200, "asleep"), "a probe must not take it out"
+    service.asleep = False
     gang = {"ranks": [{"step": 3}]}
     service.engines = [EngineStatus("r1", True, 2, True, 1.5, gang, {"num_blocks": 57}, SETTINGS.policy)]
     response = client.get("/readyz")

@@ -1,5 +1,8 @@
 """What the ingress believes of its engines: silence is not death, and death is not believed for long."""
 
+import asyncio
+from types import SimpleNamespace
+
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
@@ -29,6 +32,17 @@ class FakeHandle:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+    async def _woken(self) -> EngineStatus:
+        if self.wakes is None:
+            await asyncio.sleep(60)
+        return self.wakes
+
+    wakes: EngineStatus | None = None
+
+    @property
+    def status(self):
+        return SimpleNamespace(remote=self._woken)
 
 
 class Clock:
@@ -108,3 +122,17 @@ async def test_the_reason_is_given_when_it_is_known(watch, handle):
     watch.shortage = "this cluster has no GPU"
     with pytest.raises(RequestError, match="no GPU"):
         await watch.serving()
+
+
+async def test_a_request_wakes_an_engine_where_all_may_sleep(handle, clock):
+    watch = EngineWatch(handle, [{"CPU": 1.0}], 0)
+    await told(watch, handle, NONE_THERE)
+    with pytest.raises(RequestError) as caught:
+        await watch.serving(patience_s=0.05)
+    assert (caught.value.status, watch.last) == (503, None)
+    handle.wakes = ALIVE
+    assert await watch.serving(patience_s=5) is ALIVE
+    await told(watch, handle, [ALIVE])
+    clock.now += 3
+    assert await told(watch, handle, NONE_THERE) == []
+    assert watch.last is ALIVE, "it is judged by what the last engine said"
