@@ -8,6 +8,7 @@ again: rows that are known are kept in ``--work``.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,12 +71,14 @@ def main(
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 24,
     batch: Annotated[int, typer.Option(help="Pictures our settings draw at a time; cache-dit draws one.")] = 8,
     peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 8,
+    minutes: Annotated[float, typer.Option(help="Begin no new row after that; run again to go on.")] = 1e9,
     work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
     doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/quality.md"),
     plot: Annotated[Path, typer.Option(help="Picture to write.")] = Path("docs/images/quality.png"),
 ) -> None:
     """Measure, print the table, put it into the page and draw the plot."""
     torch.set_grad_enabled(False)
+    end = time.monotonic() + 60 * minutes
     work.mkdir(parents=True, exist_ok=True)
     pipe = load(str(demo_model_path()) if model == "demo" else model)
     scenes = held_out_scenes(prompts, seed=3)
@@ -84,25 +87,33 @@ def main(
     references, _, seconds = draw(pipe, job, NoCacheOptions())
     accuracy = shares([judge(scene, picture) for scene, picture in zip(scenes, references, strict=True)])["all_right"]
     known.add(Row("raycache", "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, accuracy, seconds))
-    for setting in track(settings(), description="ours", console=Console(stderr=True)):
+    chosen = sorted(settings(), key=lambda setting: (setting.share is None, setting.order))
+    for setting in track(chosen, description="ours", console=Console(stderr=True)):
+        if time.monotonic() > end:
+            break
         drawn = ours(pipe, setting)
         row = known.get("raycache", setting.name) or measure(
             pipe, drawn, job, scenes, references, setting, "raycache", setting.share
         )
         known.add(row)
     few = Job(job.prompts[:peer_prompts], STEPS, 128, 128, 1)
-    theirs = [setting for setting in settings() if setting.peer]
+    theirs = [setting for setting in chosen if setting.peer]
     whole = pipe.transformer
     for setting in track(theirs, description="cache-dit", console=Console(stderr=True)):
         row = known.get("cache-dit 1.5.3", setting.name)
+        mine = known.get("raycache", setting.name)
+        if mine is None or time.monotonic() > end:
+            break
         if row is None:
-            target = known.get("raycache", setting.name).share
+            target = mine.share
             drawn = peer(pipe, whole, setting)
             row = measure(pipe, drawn, few, scenes, references, setting, "cache-dit 1.5.3", target)
             pipe.transformer = whole
         known.add(row)
     rows = known.rows
     text = table(rows, prompts, peer_prompts, batch)
+    if missing := len(settings()) + len(theirs) + 1 - len(rows):
+        text += f"\n{missing} rows are still to be measured.\n"
     print(text)
     if doc.exists() and (page := doc.read_text()).count(MARK) == 2:
         before, _, after = page.split(MARK)
@@ -158,7 +169,7 @@ def measure(
 
 def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7) -> float:
     """The threshold at which about ``share`` of the blocks is computed, by bisection on the first prompts."""
-    few = Job(job.prompts[:3], job.steps, job.width, job.height, job.batch)
+    few = Job(job.prompts[:2], job.steps, job.width, job.height, job.batch)
     low, high = np.log(0.002), np.log(2.0)
     for _ in range(looks):
         middle = (low + high) / 2

@@ -68,7 +68,7 @@ def main(
     if dist.is_initialized():
         dist.barrier()
     few = Stage(**{**vars(FEW), "steps": few_steps})
-    every = Stage(**{**vars(ALL), "steps": all_steps})
+    every = Stage(**{**vars(ALL), "steps": all_steps, "warmup": min(ALL.warmup, max(1, all_steps // 3))})
     if "few-blocks" in chosen:
         sets = load_latents(out / "latents.pt")[0]
         watch(few.name, few.steps, train_stage(out, few, sets, words, device, seed, compile_blocks))
@@ -113,7 +113,7 @@ def watch(title: str, total: int, steps: Generator[tuple[int, dict[str, float]],
                 return end.value
             told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             bar.update(task, completed=done, description=f"{title}  {told}")
-            if not watched and (done - told_at >= 50 or done == total):
+            if not watched and (done - told_at >= (50 if total > 500 else 5) or done == total):
                 told_at = done
                 print(f"{time.strftime('%H:%M:%S')} {title}: {done} of {total}  {told}", file=sys.stderr, flush=True)
 

@@ -101,6 +101,7 @@ def train_stage(
     if compile_blocks:
         for block in blocks_of(model.transformer):
             block.forward = torch.compile(block.forward)
+    turned = [told_forward(part) for part in sets]
     smooth = None
     for step in range(done, stage.steps):
         scale = rate_at(step, stage)
@@ -110,12 +111,13 @@ def train_stage(
         # Numbered by step, so a resumed training sees what an uninterrupted one would have.
         rng = np.random.default_rng((seed, 2, stage.layers, step, rank))
         # All processes take the same size in a step, or the slowest would be waited for.
-        part = _choose(sets, stage, step, np.random.default_rng((seed, 4, step)))
+        chosen = _choose(len(sets), stage, step, np.random.default_rng((seed, 4, step)))
+        part, share = sets[chosen], FORWARD[0] if step < stage.forward_until else FORWARD[1]
         count = max(1, stage.batch // world * sets[0].packed.shape[1] // part.packed.shape[1])
         index = torch.from_numpy(rng.integers(len(part.packed), size=count))
         # Compiled for one shape: the few steps on other sizes are not worth two minutes of compiling each.
-        with torch.compiler.set_stance("default" if part is sets[0] else "force_eager"):
-            loss = flow_loss(model, _told(part, stage, step, index, rng), rng, device)
+        with torch.compiler.set_stance("force_eager" if chosen else "default"):
+            loss = flow_loss(model, _told(part, turned[chosen], share, index, rng), rng, device)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -191,33 +193,22 @@ def average_gradients(model: Drawer, world: int) -> None:
     )
 
 
-def _told(part: Latents, stage: Stage, step: int, index: torch.Tensor, rng: np.random.Generator) -> Latents:
-    """The scenes ``index``, some of them told forward.
+def _told(part: Latents, turned: Latents, share: float, index: torch.Tensor, rng: np.random.Generator) -> Latents:
+    """The scenes ``index`` of ``part``, a ``share`` of them told forward, as in ``turned``.
 
     "left of" and "right of" in equal parts say nothing about where the first thing is until both are understood,
     and training did not find that out. Told mostly forward it first learns order, and then what turns it round.
     """
-    share = FORWARD[0] if step < stage.forward_until else FORWARD[1]
     forward = torch.from_numpy(rng.random(len(index)) < share)[:, None]
-    turned = _turned(part)
-    ids = [torch.where(forward, b[index], a[index]) for a, b in ((part.t5_ids, turned[0]), (part.clip_ids, turned[1]))]
-    return Latents(part.packed[index], *ids, part.grid)
+    pairs = ((turned.t5_ids, part.t5_ids), (turned.clip_ids, part.clip_ids))
+    return Latents(part.packed[index], *(torch.where(forward, a[index], b[index]) for a, b in pairs), part.grid)
 
 
-_TURNED: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-def _turned(part: Latents) -> tuple[torch.Tensor, torch.Tensor]:
-    if id(part) not in _TURNED:
-        told = told_forward(part)
-        _TURNED[id(part)] = told.t5_ids, told.clip_ids
-    return _TURNED[id(part)]
-
-
-def _choose(sets: list[Latents], stage: Stage, step: int, rng: np.random.Generator) -> Latents:
-    if len(sets) > 1 and step >= stage.steps / 2 and rng.random() < stage.other_sizes:
-        return sets[rng.integers(1, len(sets))]
-    return sets[0]
+def _choose(count: int, stage: Stage, step: int, rng: np.random.Generator) -> int:
+    """Which of ``count`` sets a step takes."""
+    if count > 1 and step >= stage.steps / 2 and rng.random() < stage.other_sizes:
+        return int(rng.integers(1, count))
+    return 0
 
 
 def _save(path: Path, model: Drawer, average: Drawer, optimizers: tuple[torch.optim.Optimizer, ...], step: int) -> None:

@@ -8,7 +8,7 @@ from itertools import product
 
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, check_block_count
 
-THRESHOLDS = (0.03, 0.05, 0.08, 0.12, 0.18, 0.27, 0.4, 0.6)
+THRESHOLDS = (0.06, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
         steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that.
     """
     careful = max(1, round(steps * 2 / 7))
-    shapes = [(8, 8), (8, 0), (4, 0)]
+    shapes = [(8, 8), (8, 0)]
     for warmup, order in product(dict.fromkeys((careful, max(1, careful // 2))), (0, 1)):
         common = {"warmup_steps": warmup, "taylor_order": order}
         tail = f" warm-up {warmup}" + (f" Taylor {order}" if order else "")

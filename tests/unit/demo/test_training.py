@@ -13,15 +13,16 @@ from raycache.demo.drawer import Drawer, blocks_of, close_gates, grow, pack, tok
 from raycache.demo.latents import Latents
 from raycache.demo.transformer_training import Stage, flow_loss, rate_at, train_stage
 
-WORDS = (12, 11)
+WORDS = (44, 27)
 STAGE = Stage("tiny", 1, 1, 6, 2, 1e-3, 2, 0.1, 0.0, 3)
 
 
 def latents(count: int = 6) -> Latents:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 9, (count, 5), generator=generator)
-    ids[:, -1] = 10
-    return Latents(torch.randn(count, 4, 16, generator=generator).half(), ids, ids, (2, 2))
+    ids = torch.randint(3, 9, (count, 16), generator=generator)
+    clip_ids = ids.clone()
+    clip_ids[:, -1] = 26
+    return Latents(torch.randn(count, 4, 16, generator=generator).half(), ids, clip_ids, (2, 2))
 
 
 def trained(layers: int, single_layers: int) -> Drawer:
