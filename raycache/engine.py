@@ -221,8 +221,7 @@ class Engine:
 
     def _release(self, ticket: Ticket, future: Any) -> None:
         finished = not future.cancelled() and future.exception() is None
-        output = future.result() if finished else None
-        self._admission.release(ticket, output.encode_s + output.denoise_s + output.decode_s if output else None)
+        self._admission.release(ticket, future.result().share_s if finished else None)
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1

@@ -77,6 +77,12 @@ class JobOutput:
     after_fault_s: float | None = None
     batch_size: int = 0
 
+    @property
+    def share_s(self) -> float:
+        """Seconds of the gang's time that these pictures cost: of a batch, their part."""
+        busy = self.encode_s + self.denoise_s + self.decode_s
+        return busy * len(self.images) / (self.batch_size or len(self.images))
+
 
 @dataclass
 class Progress:
