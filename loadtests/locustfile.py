@@ -22,6 +22,7 @@ __all__ = ["ClosedLoop", "OpenLoop"]
 
 @events.init_command_line_parser.add_listener
 def _options(parser: Any) -> None:
+    parser.set_defaults(web_host="127.0.0.1")  # locust's own is every interface, and anyone there could start a test
     parser.add_argument("--mix", default=str(Path(__file__).with_name("mix.yaml")), help="weighted requests, YAML")
     parser.add_argument("--rate-per-user", type=float, default=0.05, help="arrivals a second of one OpenLoop user")
     parser.add_argument("--abandonment", type=float, default=0.0, help="share of clients that hang up")
