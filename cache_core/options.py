@@ -20,6 +20,7 @@ __all__ = [
     "FBCacheOptions",
     "NoCacheOptions",
     "check_block_count",
+    "option_names",
     "parse_options",
 ]
 
@@ -190,6 +191,13 @@ def check_block_count(options: _Options, num_blocks: int) -> None:
             raise BlockCountError("non_prune_blocks_ids", reason, inside)
 
 
+def option_names(cache_type: CacheType | str) -> list[str]:
+    """What may be set on a method, but for its ``type``."""
+    models = (NoCacheOptions, FBCacheOptions, DBCacheOptions, DBPruneOptions)
+    fields = {model.model_fields["type"].default: list(model.model_fields) for model in models}
+    return [name for name in fields[str(cache_type)] if name != "type"]
+
+
 class CacheType(StrEnum):
     """The methods by their published names."""
 
@@ -198,9 +206,17 @@ class CacheType(StrEnum):
     DBCache = "DBCache"
     DBPrune = "DBPrune"
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"cache_type={value!r} is unknown; legal values: {', '.join(cls)}")
+
     @staticmethod
     def default_options(cache_type: CacheType | str) -> dict[str, Any]:
-        """Keyword arguments for :func:`cache_core.apply_cache_on_pipe`, with the published defaults."""
+        """Keyword arguments for :func:`cache_core.apply_cache_on_pipe`, with the published defaults.
+
+        Raises:
+            ValueError: an unknown method; lists those there are.
+        """
         options = parse_options({"type": str(CacheType(cache_type))})
         return {"cache_type": CacheType(cache_type), **options.model_dump(exclude={"type"})}
 

@@ -9,6 +9,7 @@ its class, and other pipelines of the same class, do not.
 
 from __future__ import annotations
 
+import difflib
 import functools
 from contextlib import ExitStack
 from typing import Any
@@ -21,7 +22,7 @@ from cache_core.compiled import compile_context, unwrap_compiled
 from cache_core.groups import find_group
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.opening import cache_session
-from cache_core.options import CacheType, check_block_count, parse_options
+from cache_core.options import CacheType, check_block_count, option_names, parse_options
 from cache_core.report import CacheReport
 from cache_core.summary import format_summary
 
@@ -83,14 +84,19 @@ def apply_cache_on_pipe(
         The same pipeline object.
 
     Raises:
-        pydantic.ValidationError: an option unknown or out of range. BlockCountError: options that do not fit the model.
+        pydantic.ValidationError: an option out of range. BlockCountError: options that do not fit the model.
         UnsupportedModelError: a transformer whose blocks are unknown.
-        ValueError: an unknown ``cache_type``; a published option this implementation does not have, set to more than
-            its neutral value; a transformer compiled with ``fullgraph=True`` or CUDA graphs.
+        ValueError: an unknown ``cache_type`` or option, with the legal ones; a published option this implementation
+            does not have, set to more than its neutral value; a transformer compiled with ``fullgraph=True`` or CUDA
+            graphs.
     """
-    if cache_type not in list(CacheType):
-        raise ValueError(f"cache_type={cache_type!r} is unknown; legal values: {', '.join(CacheType)}")
-    parsed = parse_options({"type": str(cache_type), **_without_retired(options)})
+    cache_type = CacheType(cache_type)
+    options, legal = _without_retired(options), option_names(cache_type)
+    if unknown := [name for name in options if name not in legal]:
+        near = difflib.get_close_matches(unknown[0], legal, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{cache_type} has no option {unknown[0]!r}{hint}; it has {', '.join(legal) or 'none'}")
+    parsed = parse_options({"type": str(cache_type), **options})
     attached: list[Attachment] = []
     try:
         for transformer in _transformers(pipe).values():

@@ -125,6 +125,11 @@ def test_what_just_fits_is_taken(flux):
     check_block_count(FBCacheOptions(), 1)
 
 
+def test_an_unknown_method_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match="'TeaCache' is unknown; legal values: none, FBCache, DBCache, DBPrune"):
+        CacheType.default_options("TeaCache")
+
+
 def test_published_defaults():
     assert DBCacheOptions().model_dump() == {
         "type": "DBCache", "Fn_compute_blocks": 8, "Bn_compute_blocks": 8, "warmup_steps": 8, "max_cached_steps": -1,
