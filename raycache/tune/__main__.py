@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cache_core import parse_options
 from raycache.presets import PRESET_NAMES, Presets
-from raycache.tune.candidates import check_families
+from raycache.tune.candidates import Family, check_families
 from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
 
 TARGETS = {"high": 36.0, "balanced": 30.0, "fast": 25.0}
@@ -50,16 +50,10 @@ def main(
     blocks = len(pipe.transformer.transformer_blocks) + len(getattr(pipe.transformer, "single_transformer_blocks", ()))
     candidates = check_families(blocks, steps)
     console = Console(stderr=True)
-    with Progress(console=console) as bar:
-        task = bar.add_task("sweep", total=sum(len(family.options) for family in candidates))
-        seen: list[Point] = []
-        for point in sweep.run(pipe, candidates, min(targets.values()) - _SLACK):
-            seen.append(point)
-            # A family that ended early is done as a whole.
-            done = [family.name for family in candidates].index(point.family)
-            within = sum(1 for other in seen if other.family == point.family)
-            passed = sum(len(family.options) for family in candidates[:done])
-            bar.update(task, completed=passed + within, description=f"{point.family}: {point.psnr:.1f} dB")
+    try:
+        watch(sweep, pipe, candidates, min(targets.values()) - _SLACK, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped after {len(sweep.points)} settings; what follows rests on these, run again to go on")
     points = list(sweep.points.values())
     Console().print(frontier_table(points))
     chosen = {name: choose(points, target) for name, target in targets.items()}
@@ -68,8 +62,22 @@ def main(
             console.print(f"{name}: no setting holds {targets[name]:g} dB; it stays uncached")
     text = presets_file(model, job, targets, chosen)
     (folder / "presets.yaml").write_text(text)
-    Console().print(text, markup=False, highlight=False)
+    print(text)
     console.print(f"written to {folder / 'presets.yaml'}; set model.presets to it")
+
+
+def watch(sweep: Sweep, pipe: object, candidates: list[Family], lowest_psnr: float, console: Console) -> None:
+    """Run the sweep behind a progress bar."""
+    names = [family.name for family in candidates]
+    with Progress(console=console) as bar:
+        task = bar.add_task("sweep", total=sum(len(family.options) for family in candidates))
+        within: dict[str, int] = {}
+        for point in sweep.run(pipe, candidates, lowest_psnr):
+            within[point.family] = within.get(point.family, 0) + 1
+            # A family that ended early is done as a whole.
+            passed = sum(len(family.options) for family in candidates[: names.index(point.family)])
+            told = f"{point.family}: {point.psnr:.1f} dB"
+            bar.update(task, completed=passed + within[point.family], description=told)
 
 
 def read_targets(words: list[str]) -> dict[str, float]:
