@@ -83,8 +83,9 @@ def main(
 
 def _in_a_job(url: str, body: dict, plan: PlannedFault, once: Path, reference: str | None) -> list[str]:
     with ThreadPoolExecutor() as pool:
+        wait_for(lambda: not any(engine["running"] for engine in engines(url)), 60)
         under: Future[Answer] = pool.submit(ask, url, prompt=plan.prompt(), **body)
-        wait_for(lambda: any(engine["running"] for engine in engines(url)) or under.done(), 60)
+        wait_for(lambda: any(engine["running"] for engine in engines(url)) or once.exists(), 60)
         queued = [pool.submit(ask, url, **body) for _ in range(QUEUED)]
         answers = [future.result() for future in queued]
         answer = under.result()

@@ -1,8 +1,7 @@
 """The supervised group of rank actors that draws one job at a time, notices faults, and rebuilds itself.
 
 All rank calls are submitted by one plain ``threading.Thread`` fed by a ``queue.Queue``. Serve cancels a request's
-child tasks recursively, by context; tasks of this thread belong to no request, so no cancel can hit some ranks and not
-others.
+child tasks recursively, by context; this thread's tasks belong to no request, so no cancel can hit some ranks only.
 """
 
 from __future__ import annotations
@@ -35,16 +34,13 @@ from raycache.job import (
 )
 from raycache.logs import about
 from raycache.placement import placement_bundles
-from raycache.recovery import REPLACED_S, Restarts
+from raycache.recovery import ATTEMPTS, REPLACED_S, Restarts, verdict
 from raycache.settings import AppSettings
 
 __all__ = ["DeadlineExceeded", "Gang", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job"]
 __all__ += ["JobCancelled", "JobFailed", "JobHandle", "JobOutput", "ModelFacts", "Progress", "placement_bundles"]
 
 _logger = logging.getLogger("raycache.gang")
-
-#: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
-_ATTEMPTS = 2
 
 
 class Gang:
@@ -67,9 +63,7 @@ class Gang:
         self._running: JobHandle | JobBatch | None = None  # of those, what the ranks draw
         self._ready = False
         self._broken: str | None = None
-        self._restarts = Restarts(settings.reliability)
-        self._retries = 0
-        self._load_s = 0.0
+        self._restarts, self._retries, self._load_s = Restarts(settings.reliability), 0, 0.0
         self._started: Future[ModelFacts] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
 
@@ -121,8 +115,7 @@ class Gang:
 
     def model_facts(self) -> ModelFacts:
         """Facts of the loaded model; only after :meth:`start`."""
-        if self._facts is None:
-            raise RuntimeError(f"gang {self._name} has not been started")
+        assert self._facts is not None, f"gang {self._name} has not been started"
         return self._facts
 
     def hand_back(self) -> int:
@@ -165,10 +158,9 @@ class Gang:
                     continue
                 if handle is None:
                     break
+                self._taken = handle  # whatever happens from here on, it gets an answer
                 mates = take_mates(self._queue, handle, self._settings.parallel.max_batch_size)
-                if len(mates) > 1:
-                    handle = JobBatch(mates)
-                self._taken = handle
+                self._taken = handle = JobBatch(mates) if len(mates) > 1 else handle
                 outcome = self._run(handle)
                 if isinstance(handle, JobBatch) and isinstance(outcome, JobFailed):
                     # What is too much together, or wrong in one of them, may be well alone.
@@ -184,15 +176,14 @@ class Gang:
             self._give_up()
 
     def _run(self, handle: JobHandle | JobBatch) -> JobOutput | Exception:
-        if not handle.start():
-            return JobCancelled(handle.reason)
-        if (ended := handle.end_if_unwanted()) is not None:
-            return ended
+        ended: Exception | None = None
+        if not handle.start() or (ended := handle.end_if_unwanted()):
+            return ended or JobCancelled(handle.reason)
         self._running = handle
         return self._draw(handle)
 
     def _draw(self, handle: JobHandle | JobBatch) -> JobOutput | Exception:
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             began = time.monotonic()
             try:
                 outcome = self._life.draw(handle.job, handle.tell, handle.unwanted)
@@ -202,13 +193,7 @@ class Gang:
                     outcome.after_fault_s = self._restarts.drawn()
                 return outcome
             except Fault as fault:
-                now = time.monotonic()
-                ended = handle.end_if_unwanted()
-                if ended is None and attempt == _ATTEMPTS:
-                    # A job under which two gangs broke is the likelier culprit: nobody should be told to send it again.
-                    ended = JobFailed(f"{fault}; it was drawn {_ATTEMPTS} times")
-                elif ended is None and handle.late(now + self._load_s + now - began):
-                    ended = GangRestarting(f"{fault}; there is no time to draw it again", retry_after_s=self._load_s)
+                ended = verdict(handle, fault, attempt, took_s=time.monotonic() - began, load_s=self._load_s)
                 handle.pause()
                 if ended is not None:
                     handle.end(ended)  # now, and not when the new ranks are there
@@ -221,7 +206,7 @@ class Gang:
         raise AssertionError("unreachable")
 
     def _tick(self) -> None:
-        """While ranks load or draw: deadlines still count, for a job that shall be drawn again too."""
+        """While ranks load or draw deadlines still count, also for a job that shall be drawn again."""
         self._queue.drop_late()
         if not self._ready and self._running is not None and self._running.late(time.monotonic()):
             self._running.end_if_unwanted()
@@ -251,8 +236,8 @@ class Gang:
                 _logger.error("Gang %s: restart failed: %s", self._name, error)
                 self._life.end()
                 continue
-            seconds = self._restarts.recovered(self._life.stages)
-            _logger.warning("Gang %s: ready again after %.1f s", self._name, seconds)
+            ready_s = self._restarts.recovered(self._life.stages)
+            _logger.warning("Gang %s: ready again after %.1f s", self._name, ready_s)
             return True
 
     def _give_up(self) -> None:

@@ -5,13 +5,36 @@ from __future__ import annotations
 import time
 
 from raycache.actors import Fault
-from raycache.job import Recovery
+from raycache.gang_batch import JobBatch
+from raycache.gang_queue import JobHandle
+from raycache.job import GangRestarting, JobFailed, Recovery
 from raycache.settings import ReliabilitySettings
 
-__all__ = ["REPLACED_S", "Restarts"]
+__all__ = ["ATTEMPTS", "REPLACED_S", "Restarts", "verdict"]
 
 #: Guess of the seconds Serve takes to replace a replica, without the model's load.
 REPLACED_S = 30.0
+#: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
+ATTEMPTS = 2
+
+
+def verdict(
+    handle: JobHandle | JobBatch, fault: Fault, attempt: int, *, took_s: float, load_s: float
+) -> Exception | None:
+    """How a job that met ``fault`` ends now; None: it shall be drawn again.
+
+    Args:
+        attempt: how often it has been drawn, this time included.
+        took_s: seconds of this attempt; load_s: seconds until new ranks will be ready.
+    """
+    if (ended := handle.end_if_unwanted()) is not None:
+        return ended
+    if attempt == ATTEMPTS:
+        # A job under which two gangs broke is the likelier culprit: nobody should be told to send it again.
+        return JobFailed(f"{fault}; it was drawn {ATTEMPTS} times")
+    if handle.late(time.monotonic() + load_s + took_s):
+        return GangRestarting(f"{fault}; there is no time to draw it again", retry_after_s=load_s)
+    return None
 
 
 class Restarts:
