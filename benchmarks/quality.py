@@ -208,9 +208,9 @@ def peer(pipe: Any, whole: torch.nn.Module, setting: Setting) -> Draw:
 def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
     """The rows as Markdown, ours before the peer's row of the same setting."""
     lines = [
-        f"{prompts} held-out captions (cache-dit: the first {peer_prompts}), {STEPS} steps, 128x128, float32, "
-        f"{torch.get_num_threads()} CPU threads; ours drawn {batch} at a time, cache-dit one at a time, so seconds "
-        "compare only within one of the two.",
+        f"{prompts} held-out captions (cache-dit: the first {peer_prompts}), {STEPS} steps, 128x128, float32. "
+        f"Seconds are of the processor, {torch.get_num_threads()} thread(s); ours drawn {batch} at a time, cache-dit "
+        "one at a time, so they compare only within one of the two.",
         "",
         "| setting | threshold | blocks computed | PSNR dB | SSIM | distance | accuracy | s a picture |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -220,7 +220,8 @@ def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
         name = row.setting if row.who == "raycache" else f"&nbsp;&nbsp;{row.who}, same share"
         threshold = "" if row.setting == "uncached" else f"{row.threshold:g}{' (re-tuned)' if row.tuned else ''}"
         figures = f"{row.share:.1%} | {row.psnr:.1f} | {row.ssim:.4f} | {row.distance:.4f} | {row.accuracy:.1%}"
-        lines.append(f"| {name} | {threshold} | {figures} | {row.seconds:.2f} |")
+        seconds = f"{row.seconds:.2f}" if row.seconds else "-"
+        lines.append(f"| {name} | {threshold} | {figures} | {seconds} |")
     return "\n".join(lines) + "\n"
 
 

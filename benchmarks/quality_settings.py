@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions
-from raycache.tune.sweep import Job
+from raycache.tune.sweep import Job, clock_of
 
 WARMUP = 8
 PARTIAL = (0, 2, 4, 6, 7)
@@ -122,7 +121,8 @@ def cache_dit_on(
 
     def refresh(threshold: float, job: Job, pipe: Any) -> tuple[np.ndarray, float]:
         pictures = []
-        started = time.perf_counter()
+        clock = clock_of(pipe)
+        started = clock()
         for index, prompt in enumerate(job.prompts):
             cache_dit.refresh_context(transformer, cache_config=kind().reset(**chosen(threshold)))
             drawn = pipe(
@@ -136,6 +136,6 @@ def cache_dit_on(
                 output_type="np",
             ).images
             pictures.append((drawn * 255).round().astype(np.uint8))
-        return np.concatenate(pictures), (time.perf_counter() - started) / len(job.prompts)
+        return np.concatenate(pictures), (clock() - started) / len(job.prompts)
 
     return refresh
