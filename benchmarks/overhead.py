@@ -1,6 +1,6 @@
 """What serving adds to a picture at concurrency 1, in milliseconds.
 
-    python -m benchmarks.overhead [--config serve_configs/laptop_dbcache.yaml] [--out docs/tables/overhead.md]
+    python -m benchmarks.overhead [--config serve_configs/laptop_dbcache.yaml] [--out overhead.md]
 
 Time of a request over HTTP, less the seconds that rank 0 spent in the same pipeline call (encode, denoise and decode,
 as it timed them itself), less the time of encoding the picture as PNG.

@@ -1,6 +1,6 @@
 """Faults on purpose, and the seconds until the client has its answer and the next good picture is there.
 
-    python -m benchmarks.recovery [--config serve_configs/laptop_dbcache.yaml] [--out docs/tables/recovery.md]
+    python -m benchmarks.recovery [--config serve_configs/laptop_dbcache.yaml] [--out recovery.md]
 
 Starts the real application with one engine. For each fault: one job under it (unless the fault hits an idle service)
 and three queued behind. Seconds from the fault: *detect* (the gang noticed), *kill* (all old ranks are gone), *rebuild*
@@ -98,7 +98,7 @@ def _idle(url: str, body: dict, kill, reference: str | None) -> list[str]:
     at = kill()
     answers: list[Answer] = []
     while not answers or answers[-1].status != 200:
-        answers.append(ask(url, 60, **body))
+        answers.append(ask(url, **body))
         time.sleep(0.1)
     lost = [f"{answer.status} at {answer.at - at:.1f}" for answer in answers[:-1] if answer.status != 503]
     row = _row(url, at, None, answers[-1:], reference, recovered=_restarts(url) > restarts)

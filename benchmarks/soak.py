@@ -1,6 +1,6 @@
 """Hundreds of small jobs of mixed sizes and methods, some cancelled, with a rank killed now and then.
 
-    python -m benchmarks.soak [--jobs 500] [--kill-every 100] [--out docs/tables/soak.md]
+    python -m benchmarks.soak [--jobs 500] [--kill-every 100] [--out soak.md]
 
 Every job must be answered: 200, or, for those that are cancelled, nothing because the client left. Resident memory of
 each rank is read after every job; its growth is the most it ever was from the 50th job of that process on, against
