@@ -93,7 +93,10 @@ def main(
         results["faults"] = faults
         if metrics_url:
             console.print("comparing with the server's metrics")
-            results["agreement"] = _compare(plan, metrics_url, before)
+            try:
+                results["agreement"] = _compare(plan, metrics_url, before)
+            except OSError as error:  # the answers are worth keeping all the same
+                console.print(f"[red]no comparison: {metrics_url} does not answer: {error}")
     about = f"{host or config.name}, {engines} engine(s), {ranks} rank(s), {seconds:g} s; seed {seed}"
     plan.recorder.write(folder / "requests.jsonl")
     (folder / "results.json").write_text(json.dumps({"name": name, "about": about, **results}, indent=2) + "\n")
