@@ -130,6 +130,8 @@ def nearest_sizes(width: int, height: int, *, ranks: int, max_pixels: int, count
     legal = {(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
     legal |= {(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
 
+    legal = {size for size in legal if max(size) < 100_000}  # five digits can be said
+
     def change(size: tuple[int, int]) -> tuple[int, ...]:
         # Ties go to the size of nearly the same shape, then to the larger one.
         w, h = size
