@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
-from raycache.gang import placement_bundles
 
 from raycache.capacity import shortage, total
+from raycache.gang import placement_bundles
 from raycache.settings import AppSettings
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"
