@@ -31,8 +31,8 @@ def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks
         engines, ranks: gangs, and ranks in all of them together (GPUs, where there are any).
 
     Returns:
-        Shares are of all requests, seconds everywhere. ``lost`` counts requests that were accepted and got neither a
-        picture nor an error that says why.
+        Shares are of all requests, seconds everywhere. ``lost`` counts requests that were accepted and got no
+        picture, with an answer (5xx) or without, though nobody aborted them.
     """
     done = [record for record in records if record.outcome == "done"]
     counts = Counter(record.outcome for record in records)
@@ -50,7 +50,7 @@ def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks
         },
         "causes": dict(Counter(f"{r.outcome}: {r.cause}" for r in records if r.cause)),
         "shares": {name: round(counts[name] / total, 4) for name in ("refused", "aborted", "abandoned")},
-        "lost": sum(record.outcome == "failed" and record.status in (0, 200) for record in records),
+        "lost": sum(record.outcome == "failed" and not 400 <= record.status < 500 for record in records),
         "latency": quantiles(record.latency for record in done),
         "queue": quantiles(record.queue for record in done),
         "first_event": quantiles(r.first_event for r in done if r.first_event is not None),

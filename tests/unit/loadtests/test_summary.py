@@ -46,9 +46,11 @@ def test_summary(records):
     assert results["computed_blocks"] == 0.5
 
 
-def test_lost_is_what_was_accepted_and_never_answered(records):
-    """A refusal, an error with a reason, and a client's own leaving lose nothing."""
-    assert summarize(records, deadline=1, engines=1, ranks=1)["lost"] == 1
+def test_lost_is_what_was_accepted_and_got_no_picture(records):
+    """A refusal, a deadline and a client's own leaving lose nothing; a 500 does, and so does silence."""
+    assert summarize(records, deadline=1, engines=1, ranks=1)["lost"] == 2
+    wrong = [record(0, 1, "failed", status=400, cause="invalid_value")]
+    assert summarize(wrong, deadline=1, engines=1, ranks=1)["lost"] == 0
 
 
 def test_a_run_without_answers_has_a_summary():
