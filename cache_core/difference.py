@@ -15,6 +15,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -40,7 +41,9 @@ def difference_sum(
         float32 tensor of shape [] on the same device. The difference itself is taken in float32.
     """
     if current.is_cuda and _can_fuse():
-        return _fused_difference(current, reference) if minus is None else _fused_residual(current, minus, reference)
+        if minus is None:
+            return _fused(_difference)(current, reference)
+        return _fused(_residual)(current, minus, reference)
     if current.is_cuda or current.numel() <= _CHUNK:
         return _eager(current, reference, minus)
     rows = max(1, _CHUNK // max(1, current[0].numel()))
@@ -62,7 +65,7 @@ def difference_sum(
 def absolute_sum(values: torch.Tensor) -> torch.Tensor:
     """``sum |values|`` of a [tokens, channels] tensor as a float32 tensor of shape []."""
     if values.is_cuda and _can_fuse():
-        return _fused_absolute(values)
+        return _fused(_absolute)(values)
     if values.is_cuda or values.numel() <= _CHUNK:
         return values.float().abs().sum()
     rows = max(1, _CHUNK // max(1, values[0].numel()))
@@ -104,8 +107,8 @@ def _can_fuse() -> bool:
     )
 
 
-# One fused kernel each, shapes dynamic so that a new picture size is no recompile. torch.compile is lazy: nothing is
-# compiled at import, nor ever on a machine without a GPU.
-_fused_absolute = torch.compile(_absolute, dynamic=True)
-_fused_difference = torch.compile(_difference, dynamic=True)
-_fused_residual = torch.compile(_residual, dynamic=True)
+@functools.cache
+def _fused(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """One kernel of ``function``, shapes dynamic so that a new picture size is no recompile. Made when first wanted:
+    importing the compiler takes a second, which a machine without a GPU need not pay."""
+    return torch.compile(function, dynamic=True)
