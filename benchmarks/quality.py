@@ -91,7 +91,7 @@ def main(
     for setting in track(chosen, description="ours", console=Console(stderr=True)):
         if time.monotonic() > end:
             break
-        drawn = ours(pipe, setting)
+        drawn = lambda job, threshold, options=setting.options: draw(pipe, job, options(threshold))  # noqa: E731
         row = known.get("raycache", setting.name) or measure(
             pipe, drawn, job, scenes, references, setting, "raycache", setting.share
         )
@@ -178,11 +178,6 @@ def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7) -> float
             return float(np.exp(middle))
         low, high = (middle, high) if computed > share else (low, middle)
     return float(np.exp((low + high) / 2))
-
-
-def ours(pipe: Any, setting: Setting) -> Draw:
-    """Drawing with one of our settings."""
-    return lambda job, threshold: draw(pipe, job, setting.options(threshold))
 
 
 def peer(pipe: Any, whole: torch.nn.Module, setting: Setting) -> Draw:
