@@ -140,14 +140,18 @@ class RankActors:
             if self._asked[rank] is None and now - self._sent[rank] >= PULSE_S:
                 self._asked[rank], self._sent[rank] = actor.pulse.remote(), now
         floor = self._settings.reliability.watchdog_floor_s
-        for rank, pulse in enumerate(self.pulses):
-            where = f"rank {rank} (pid {pulse.pid}, {pulse.phase}, step {pulse.step})"
-            silent, still = now - self._answered[rank], now - self._changed[rank]
-            if self._hangs(silent, floor, self._starved_answered):
-                raise Fault("hang", f"{where} has not answered for {silent:.1f} s")
-            if patience_s is not None and self._hangs(still, patience_s, self._starved_changed):
-                raise Fault("hang", f"{where} has made no progress for {still:.1f} s")
+        for rank, answered in enumerate(self._answered):
+            if self._hangs(now - answered, floor, self._starved_answered):
+                raise Fault("hang", f"{self._where(rank)} has not answered for {now - answered:.1f} s")
+        # One that stands still while another comes on waits for it: only a gang in which none does is stuck.
+        still, last = now - max(self._changed), self._changed.index(min(self._changed))
+        if patience_s is not None and self._hangs(still, patience_s, self._starved_changed):
+            raise Fault("hang", f"{self._where(last)} has made no progress for {now - self._changed[last]:.1f} s")
         return events
+
+    def _where(self, rank: int) -> str:
+        pulse = self.pulses[rank]
+        return f"rank {rank} (pid {pulse.pid}, {pulse.phase}, step {pulse.step})"
 
     def _hangs(self, seconds: float, patience_s: float, starved_before: list[float]) -> bool:
         """Whether so many seconds are too many. Those in which ranks could have run, but got no CPU, do not count."""

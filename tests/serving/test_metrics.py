@@ -25,11 +25,12 @@ def queried() -> set[str]:
 
 
 def scraped() -> dict[str, str]:
-    """Names on this Ray's metrics port, each with one of its lines."""
+    """Names on this Ray's metrics port, each with all of its lines: other applications were here, too."""
     node = ray.nodes()[0]
     text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30).text
     lines = [line for line in text.splitlines() if not line.startswith("#")]
-    return {re.match(r"\w+", line)[0]: line for line in lines if re.match(r"\w+\{", line)}
+    names = {match[0] for line in lines if (match := re.match(r"\w+(?=\{)", line))}
+    return {name: "\n".join(line for line in lines if line.startswith(f"{name}{{")) for name in names}
 
 
 def test_the_dashboard_queries_what_is_exported(flux: str, tmp_path: Path):

@@ -21,7 +21,7 @@ def opened(data: str) -> Image.Image:
 
 def test_generate(client):
     reply = client.images.generate(
-        model="flux", prompt="a red circle", n=2, size="64x64", output_format="webp", quality="high", user="me"
+        model="flux", prompt="a red circle", n=2, size="64x64", output_format="webp", quality="low", user="me"
     )
     assert [opened(image.b64_json).size for image in reply.data] == [(64, 64)] * 2
     assert opened(reply.data[0].b64_json).format == "WEBP"
