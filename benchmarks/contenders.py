@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.peers import enable_cache_dit
 from cache_core import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
 from cache_core.hooks import Attachment
 
@@ -81,37 +80,11 @@ def _ours(options: Any, group: dist.ProcessGroup | None) -> Callable[[nn.Module]
 
 def _cache_dit(prune: bool, first: int, last: int, threshold: float, steps: int) -> Callable[[nn.Module], Any]:
     def prepare(transformer: nn.Module) -> Callable[[], Any]:
-        os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
-        import cache_dit
-        from cache_dit.caching.patch_functors import FluxPatchFunctor
-
-        for name in list(logging.root.manager.loggerDict):
-            if name.startswith("cache_dit"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-        common = {
-            "Fn_compute_blocks": first,
-            "Bn_compute_blocks": last,
-            "residual_diff_threshold": threshold,
-            "max_warmup_steps": 1,
-            "num_inference_steps": steps,
-        }
-        config = cache_dit.DBPruneConfig(**common) if prune else cache_dit.DBCacheConfig(**common)
-        # One list of all blocks: the layout behind cache-dit's published FLUX figures, and the one comparable to ours.
-        cache_dit.enable_cache(
-            cache_dit.BlockAdapter(
-                transformer=transformer,
-                blocks=transformer.transformer_blocks + transformer.single_transformer_blocks,
-                blocks_name="transformer_blocks",
-                dummy_blocks_names=["single_transformer_blocks"],
-                patch_functor=FluxPatchFunctor(),
-                forward_pattern=cache_dit.ForwardPattern.Pattern_1,
-            ),
-            cache_config=config,
-        )
+        refresh = enable_cache_dit(transformer, prune=prune, first=first, last=last, steps=steps, warmup=1)
 
         @contextmanager
         def picture() -> Iterator[None]:
-            cache_dit.refresh_context(transformer, cache_config=type(config)().reset(**common))
+            refresh(threshold)
             yield
 
         return picture

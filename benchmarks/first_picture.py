@@ -9,14 +9,10 @@ of one that does not decide, per step.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
-import signal
 import statistics
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +24,8 @@ import yaml
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from raycache.testing.serve_run import serve_run
 
 URL = "http://127.0.0.1:8000"
 
@@ -56,7 +54,7 @@ def main(
 
 def _start_up(config: Path, size: str, steps: int) -> Iterator[tuple[str, str]]:
     start = time.monotonic()
-    with _serving(config) as process:
+    with serve_run(config) as process:
         while True:
             if process.poll() is not None:
                 raise SystemExit(f"serve run ended with code {process.returncode}; run it by hand to see why")
@@ -81,27 +79,6 @@ def _ready() -> bool:
             return reply.status == 200
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
-
-
-@contextlib.contextmanager
-def _serving(config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    serve = Path(sys.executable).with_name("serve")
-    process = subprocess.Popen(
-        [str(serve), "run", str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        # A shell may have told background jobs to ignore SIGINT, which is how `serve run` is stopped.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, str]]:

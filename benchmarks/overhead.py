@@ -18,10 +18,8 @@ import httpx
 import numpy as np
 import typer
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.serving import PATH, application, machine, settings_of, table_text
+from benchmarks.serving import PATH, application, machine, settings_of, show_table
 from raycache.encoding import encode
 
 COLUMNS = ["reply", "request, ms", "in the gang, ms", "PNG encoding, ms", "serving overhead, ms: median (quartiles)"]
@@ -43,13 +41,7 @@ def main(
         for name, accept in {"JSON with base64": "application/json", "raw PNG": "image/png"}.items():
             rows.append([name, *_measure(client, body, accept, rounds)])
     title = f"{config.name}, {size}, {steps} steps, concurrency 1; {machine()}"
-    table = Table(*COLUMNS, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(f"{title}\n\n{table_text(COLUMNS, rows)}")
+    show_table(title, COLUMNS, rows, out)
 
 
 def _measure(client: httpx.Client, body: dict[str, object], accept: str, rounds: int) -> list[str]:

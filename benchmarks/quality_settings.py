@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.peers import enable_cache_dit
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions
 from raycache.tune.sweep import Job, clock_of
 
@@ -88,43 +87,21 @@ def cache_dit_on(
     transformer: torch.nn.Module, setting: Setting, steps: int
 ) -> Callable[[float, Job, Any], tuple[np.ndarray, float]]:
     """Put cache-dit on a transformer; returns what draws a job at a threshold: pictures and seconds a picture."""
-    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
-    import cache_dit
-    from cache_dit.caching.patch_functors import FluxPatchFunctor
-
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("cache_dit"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    kind = cache_dit.DBPruneConfig if setting.kind == "DBPrune" else cache_dit.DBCacheConfig
-
-    def chosen(threshold: float) -> dict[str, Any]:
-        return {
-            "Fn_compute_blocks": setting.first,
-            "Bn_compute_blocks": setting.last,
-            "residual_diff_threshold": threshold,
-            "max_warmup_steps": WARMUP,
-            "num_inference_steps": steps,
-        }
-
-    # One list of all blocks: the layout behind cache-dit's published FLUX figures, and the one comparable to ours.
-    cache_dit.enable_cache(
-        cache_dit.BlockAdapter(
-            transformer=transformer,
-            blocks=transformer.transformer_blocks + transformer.single_transformer_blocks,
-            blocks_name="transformer_blocks",
-            dummy_blocks_names=["single_transformer_blocks"],
-            patch_functor=FluxPatchFunctor(),
-            forward_pattern=cache_dit.ForwardPattern.Pattern_1,
-        ),
-        cache_config=kind(**chosen(0.1)),
+    refresh = enable_cache_dit(
+        transformer,
+        prune=setting.kind == "DBPrune",
+        first=setting.first,
+        last=setting.last,
+        steps=steps,
+        warmup=WARMUP,
     )
 
-    def refresh(threshold: float, job: Job, pipe: Any) -> tuple[np.ndarray, float]:
+    def draw(threshold: float, job: Job, pipe: Any) -> tuple[np.ndarray, float]:
         pictures = []
         clock = clock_of(pipe)
         started = clock()
         for index, prompt in enumerate(job.prompts):
-            cache_dit.refresh_context(transformer, cache_config=kind().reset(**chosen(threshold)))
+            refresh(threshold)
             drawn = pipe(
                 prompt,
                 width=job.width,
@@ -138,4 +115,4 @@ def cache_dit_on(
             pictures.append((drawn * 255).round().astype(np.uint8))
         return np.concatenate(pictures), (clock() - started) / len(job.prompts)
 
-    return refresh
+    return draw

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.serving import Answer, application, ask, machine, settings_of, table_text
+from benchmarks.serving import Answer, application, ask, machine, settings_of, show_table
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, wait_for
 
@@ -72,13 +71,7 @@ def main(
                 rows.append([name, *_idle(url, body, kill, reference)])
                 Console().print(" | ".join(rows[-1]))
     title = f"{config.name}, {size}, {steps} steps, {settings.parallel.ranks_per_replica} ranks; seconds; {machine()}"
-    table = Table(*COLUMNS, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(f"{title}\n\n{table_text(COLUMNS, rows)}")
+    show_table(title, COLUMNS, rows, out)
 
 
 def _in_a_job(url: str, body: dict, plan: PlannedFault, once: Path, reference: str | None) -> list[str]:

@@ -19,10 +19,12 @@ import httpx
 import numpy as np
 import yaml
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 
 from raycache.settings import AppSettings
 
-__all__ = ["PATH", "Answer", "application", "ask", "machine", "settings_of", "table_text"]
+__all__ = ["PATH", "Answer", "application", "ask", "machine", "settings_of", "show_table"]
 
 PATH = "/v1/images/generations"
 
@@ -101,7 +103,13 @@ def machine() -> str:
     return f"{os.cpu_count()} CPU cores, no GPU, load average {load:.1f} at the end{busy}, {time.strftime('%Y-%m-%d')}"
 
 
-def table_text(columns: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def show_table(title: str, columns: list[str], rows: list[list[str]], out: Path | None) -> None:
+    """Print a table and, if ``out`` is given, write it there as Markdown."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lines = [columns, ["---"] * len(columns), *rows]
+        out.write_text(f"{title}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines))

@@ -18,11 +18,9 @@ from pathlib import Path
 
 import httpx
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from benchmarks.serving import PATH, application, machine, settings_of, table_text
+from benchmarks.serving import PATH, application, machine, settings_of, show_table
 from raycache.testing.inject import engines, kill_rank, wait_for
 
 SIZES = ["64x64", "128x64", "96x96", "128x128", "160x96"]
@@ -78,13 +76,7 @@ def main(
         ["seconds", f"{time.monotonic() - began:.0f}"],
     ]
     title = f"{config.name}{', tiny model' if tiny else ''}, {settings.parallel.ranks_per_replica} ranks; {machine()}"
-    table = Table("what", "value", title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(f"{title}\n\n{table_text(['what', 'value'], rows)}")
+    show_table(title, ["what", "value"], rows, out)
 
 
 def _job(url: str, body: dict[str, object], leaves: bool) -> str:

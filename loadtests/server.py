@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from raycache.testing.inject import engines, readiness
+from raycache.testing.serve_run import serve_run
 
 __all__ = ["METRICS", "address", "find_metrics_url", "scrape", "serving", "sizes", "wait_ready"]
 
@@ -43,26 +42,10 @@ def serving(config: Path, log: Path) -> Iterator[None]:
     Raises:
         RuntimeError: it ended by itself.
     """
-    serve = Path(sys.executable).with_name("serve")
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(serve), "run", str(config)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # A shell may have told background jobs to ignore SIGINT, which is how `serve run` is stopped.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            yield
-            if process.poll() is not None:
-                raise RuntimeError(f"`serve run` ended with code {process.returncode} during the run; see {log}")
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+    with serve_run(config, log) as process:
+        yield
+        if process.poll() is not None:
+            raise RuntimeError(f"`serve run` ended with code {process.returncode} during the run; see {log}")
 
 
 def wait_ready(url: str, timeout_s: float) -> None:
