@@ -5,7 +5,6 @@ import gc
 import logging
 import threading
 import time
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,88 +13,14 @@ import pytest
 from raycache.answers import preview_steps
 from raycache.engine import Engine
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, GangStatus, JobCancelled, JobFailed, JobOutput
-from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
-from raycache.settings import AppSettings
-from raycache.validation import resolve
-
-SETTINGS = AppSettings.model_validate(
-    {
-        "model": {"path": "noise"},
-        "parallel": {"ranks_per_replica": 2},
-        "reliability": {"max_queued_requests": 1},
-        "warmup": [{"size": "128x128", "n": 2}],
-    }
-)
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
-
-
-class FakeGang:
-    """Jobs end when the test says so; warm-up jobs at once."""
-
-    def __init__(self, settings: AppSettings) -> None:
-        self.jobs = []
-        self.aborts: list[str] = []
-        self.stopped = False
-        self.handed_back = 0
-        self.sick: Exception | None = None
-
-    def start(self) -> None: ...
-
-    def submit(self, job, *, deadline=None, on_progress=None):
-        future: Future[JobOutput] = Future()
-        self.jobs.append(SimpleNamespace(job=job, deadline=deadline, on_progress=on_progress, future=future))
-        if deadline is None:
-            finish(self.jobs[-1])
-        return SimpleNamespace(future=future, abort=self.aborts.append)
-
-    def status(self) -> GangStatus:
-        rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}
-        return GangStatus("replica-1", True, 0, 0, None, ranks=[rank])
-
-    def hand_back(self) -> int:
-        self.handed_back += 1
-        return 0
-
-    def check_health(self) -> None:
-        if self.sick:
-            raise self.sick
-
-    def model_facts(self):
-        return MODEL
-
-    def shutdown(self, drain_s: float = 0) -> None:
-        self.stopped = True
-
-
-def output(job, **changes) -> JobOutput:
-    images = np.zeros((len(job.seeds), job.height, job.width, 3), np.uint8)
-    fields = {"images": images, "report": None, "encode_s": 0.1, "denoise_s": 0.7, "decode_s": 0.2, "warnings": []}
-    return JobOutput(**{**fields, **changes})
-
-
-def finish(running) -> None:
-    running.future.set_result(output(running.job))
-
-
-def order(**fields) -> GenerationRequest:
-    request = GenerationRequest(**{"prompt": "a circle", "size": "128x128", "seed": 7, **fields})
-    return resolve(request, SETTINGS.policy, MODEL, model_name="flux", ranks=2)
+from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, JobCancelled, JobFailed
+from raycache.schemas import GenerationResult, PreviewEvent, ProgressEvent
+from tests.unit.fake_gang import SETTINGS, FakeGang, finish, order, started
 
 
 @pytest.fixture
 def engine():
     return Engine(SETTINGS, FakeGang)
-
-
-async def started(engine: Engine, **fields):
-    """A call under way, and what the gang sees of it."""
-    before = len(engine._gang.jobs)
-    call = asyncio.create_task(engine.generate(order(**fields)))
-    async with asyncio.timeout(5):
-        while len(engine._gang.jobs) == before and not call.done():
-            await asyncio.sleep(0)
-    return call, engine._gang.jobs[-1]
 
 
 def test_declared_shapes_are_drawn_before_it_is_ready(engine):

@@ -9,7 +9,7 @@ import pytest
 
 from raycache.engine import Engine
 from raycache.job import JobOutput
-from tests.unit.test_engine import SETTINGS, FakeGang, output, started
+from tests.unit.fake_gang import SETTINGS, FakeGang, output, started
 
 
 @pytest.mark.parametrize(("images", "batch_size", "share"), [(1, 0, 8.0), (3, 0, 8.0), (1, 4, 2.0), (2, 4, 4.0)])
