@@ -53,6 +53,13 @@ class _CachedPipeline:
 
     _raycache: _Setup
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle would look for this class under its module's name and complain that it is not the one there.
+        raise TypeError(
+            f"a {type(self).__name__} with a cache cannot be pickled or copied: call remove_cache(pipe) first, and "
+            "apply_cache_on_pipe on the copy"
+        )
+
 
 class _Setup:
     options: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -81,6 +82,14 @@ def test_a_copied_transformer_says_that_it_is_one(folder, pipe):
     assert torch.equal(
         draw(FluxPipeline.from_pipe(pipe, transformer=copy.deepcopy(pipe.transformer))), draw(load(folder))
     )
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_cached_pipeline_says_how_it_is_copied(pipe, duplicate):
+    apply_cache_on_pipe(pipe, **DBCACHE)
+    with pytest.raises(TypeError, match=r"call remove_cache\(pipe\) first"):
+        duplicate(pipe)
+    duplicate(remove_cache(pipe))
 
 
 @pytest.mark.parametrize("where", ["", "single_transformer_blocks.1"])
