@@ -17,10 +17,11 @@ from raycache.demo.latents import Latents, told_forward
 
 GUIDANCE = (1.0, 10.0)
 """Guidance is drawn from this range and decides nothing, so that no value a request names can spoil a picture."""
-NOISE = (1.2, 1.2)
-"""Mean and spread of the logit of the share of noise: what stands where is decided under much noise."""
+NOISE = (1.2, 0.4)
+"""Mean of the logit of the share of noise, early and later: layout is decided under much noise, outlines under less."""
+NOISE_SPREAD = 1.2
 FORWARD = (0.9, 0.3)
-"""Share of captions told with the left or upper thing first, early in a stage and later."""
+"""Share of captions told with the left or upper thing first, early and later."""
 AVERAGE_DECAY = 0.998
 
 
@@ -38,7 +39,7 @@ class Stage:
         warmup: steps of linear warm-up; the rate then falls linearly to ``last_rate`` of the peak.
         last_rate: share of the peak at the end.
         other_sizes: share of the steps on other sizes than 128x128, after the first half.
-        forward_until: steps in which nearly all captions name the left or upper thing first.
+        layout_until: steps that are early: much noise, and nearly all captions name the left or upper thing first.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Stage:
     warmup: int
     last_rate: float
     other_sizes: float
-    forward_until: int
+    layout_until: int
 
 
 MUON_RATIO = 4.0
@@ -112,12 +113,13 @@ def train_stage(
         rng = np.random.default_rng((seed, 2, stage.layers, step, rank))
         # All processes take the same size in a step, or the slowest would be waited for.
         chosen = _choose(len(sets), stage, step, np.random.default_rng((seed, 4, step)))
-        part, share = sets[chosen], FORWARD[0] if step < stage.forward_until else FORWARD[1]
+        later = step >= stage.layout_until
+        part = sets[chosen]
         count = max(1, stage.batch // world * sets[0].packed.shape[1] // part.packed.shape[1])
         index = torch.from_numpy(rng.integers(len(part.packed), size=count))
         # Compiled for one shape: the few steps on other sizes are not worth two minutes of compiling each.
         with torch.compiler.set_stance("force_eager" if chosen else "default"):
-            loss = flow_loss(model, _told(part, turned[chosen], share, index, rng), rng, device)
+            loss = flow_loss(model, _told(part, turned[chosen], FORWARD[later], index, rng), NOISE[later], rng, device)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -157,13 +159,15 @@ def rate_at(step: int, stage: Stage) -> float:
     return min((step + 1) / stage.warmup, 1 - (1 - stage.last_rate) * max(0.0, fall))
 
 
-def flow_loss(model: Drawer, part: Latents, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
+def flow_loss(
+    model: Drawer, part: Latents, noise_mean: float, rng: np.random.Generator, device: torch.device
+) -> torch.Tensor:
     """Mean squared error of the velocity on the scenes of ``part``, at logit-normal noise."""
     clean = part.packed.to(device, torch.float32)
     count = len(clean)
     noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(device)
     draws = rng.standard_normal(count)
-    sigma = torch.from_numpy(1 / (1 + np.exp(-(NOISE[0] + NOISE[1] * draws)))).to(device, torch.float32)
+    sigma = torch.from_numpy(1 / (1 + np.exp(-(noise_mean + NOISE_SPREAD * draws)))).to(device, torch.float32)
     guidance = torch.from_numpy(rng.uniform(*GUIDANCE, size=count)).to(device, torch.float32)
     share = sigma[:, None, None]
     velocity = model(

@@ -50,7 +50,7 @@ def test_growing_changes_nothing_but_the_depth(monkeypatch: pytest.MonkeyPatch) 
     assert len(blocks_of(large.transformer)) == 12
     torch.testing.assert_close(velocity(large), velocity(small))
     # And the copies hold what they need to open: a gate's gradient flows.
-    flow_loss(large, latents(), np.random.default_rng(0), torch.device("cpu")).backward()
+    flow_loss(large, latents(), 0.4, np.random.default_rng(0), torch.device("cpu")).backward()
     gradients = [block.norm.linear.weight.grad for block in large.transformer.single_transformer_blocks]
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
