@@ -87,7 +87,7 @@ def main(
     references, _, seconds = draw(pipe, job, NoCacheOptions())
     accuracy = shares([judge(scene, picture) for scene, picture in zip(scenes, references, strict=True)])["all_right"]
     known.add(Row("raycache", "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, accuracy, seconds))
-    chosen = sorted(settings(), key=lambda setting: (setting.share is None, setting.order))
+    chosen = sorted(settings(), key=lambda setting: (setting.preset is not None, setting.share is None))
     for setting in track(chosen, description="ours", console=Console(stderr=True)):
         if time.monotonic() > end:
             break

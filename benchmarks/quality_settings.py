@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.peers import enable_cache_dit
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions
+from raycache.presets import load_presets
 from raycache.tune.sweep import Job, clock_of
 
 WARMUP = 8
@@ -31,6 +32,7 @@ class Setting:
         order: of the forecast.
         ids: ``Bn_compute_blocks_ids``.
         peer: draw it with cache-dit too, at the share that ours computed.
+        preset: a whole setting that the rest only describes.
     """
 
     name: str
@@ -42,9 +44,12 @@ class Setting:
     order: int = 0
     ids: tuple[int, ...] = ()
     peer: bool = False
+    preset: CacheOptions | None = None
 
     def options(self, threshold: float) -> CacheOptions:
-        """Our options at a threshold."""
+        """Our options at a threshold; a preset's are what they are."""
+        if self.preset is not None:
+            return self.preset
         common = {"warmup_steps": WARMUP, "residual_diff_threshold": threshold, "taylor_order": self.order}
         if self.kind == "FBCache":
             return FBCacheOptions(max_cached_steps=-1, **common)
@@ -55,7 +60,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """All settings: published thresholds, re-tuned shares, DBPrune at published shares; then all with the forecast."""
+    """All settings: published thresholds, re-tuned shares, DBPrune at published shares; with the forecast; presets."""
     plain = [
         *(Setting(f"FBCache {t:.2f}", "FBCache", 1, 0, t) for t in (0.08, 0.12)),
         Setting("FBCache 0.20", "FBCache", 1, 0, 0.2, peer=True),
@@ -80,7 +85,16 @@ def settings() -> list[Setting]:
         for s in plain
         if s.share is not None and not s.ids
     ]
-    return plain + forecast
+    return plain + forecast + presets()
+
+
+def presets() -> list[Setting]:
+    """What a request's ``quality`` picks on the bundled model; ``exact`` is the uncached reference."""
+    chosen = {name: options for name, options in load_presets("demo").presets.items() if options.type != "none"}
+    return [
+        Setting(f"preset `{name}`", options.type, 0, 0, options.residual_diff_threshold, preset=options)
+        for name, options in chosen.items()
+    ]
 
 
 def cache_dit_on(
