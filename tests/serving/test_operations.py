@@ -23,15 +23,21 @@ from tests.serving.conftest import FAULTY
 from tests.serving.test_http_app import ASK, URL, pixels
 
 SECRET = "a crimson walrus"
+KEY, WRONG_KEY = "sk-marmalade-4711", "sk-porcupine-0815"
+AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(scope="module")
-def deploy(http: str, gang_settings: Callable[..., Any]) -> Iterator[Callable[..., str]]:
-    """Deploys from a configuration, like a file of ``serve deploy``; engines of one rank, JSON logs."""
+def deploy(
+    http: str, gang_settings: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., str]]:
+    """Deploys from a configuration, like a file of ``serve deploy``; engines of one rank, JSON logs, a key."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"{KEY}\n")
     args = gang_settings(
         ranks=1,
         parallel={"engine_cpus": 0.2, "rank_class": FAULTY},
-        ingress={"num_cpus": 0.1},
+        ingress={"num_cpus": 0.1, "api_keys_file": str(keys)},
         cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
         defaults={"size": "64x64", "num_inference_steps": 6},
         logging={"encoding": "JSON"},
@@ -54,7 +60,7 @@ def deploy(http: str, gang_settings: Callable[..., Any]) -> Iterator[Callable[..
 
 
 def draw(url: str, **fields: Any) -> httpx.Response:
-    return httpx.post(url + URL, json={**ASK, **fields}, timeout=120)
+    return httpx.post(url + URL, json={**ASK, **fields}, headers=AUTHORIZED, timeout=120)
 
 
 def running(url: str) -> int:
@@ -77,6 +83,10 @@ def test_limits_and_defaults_change_between_jobs_without_a_restart(deploy: Calla
         assert draw(url).json()["report"] is None
         assert len(under_way.result().json()["report"]["steps"]) == 6, "an admitted job keeps what it was admitted with"
     assert "10" in draw(url, num_inference_steps=11).json()["error"]["message"]
+    deploy(user_config={**change, "limits": {"max_steps": -5}})
+    wait_for(lambda: [line for line in log_lines("replica_operated_Engine") if "limits.max_steps" in line], 60)
+    assert draw(url, num_inference_steps=11).status_code == 400, "what was in force stays in force"
+    assert draw(url, num_inference_steps=10).status_code == 200
     deploy(user_config={})
     wait_for(lambda: draw(url).json()["report"], 60)
     np.testing.assert_array_equal(pixels(draw(url)), pixels(before))
@@ -113,16 +123,19 @@ def log_lines(name: str) -> list[str]:
     return [line for path in files for line in path.read_text(errors="replace").splitlines()]
 
 
-def test_one_request_can_be_followed_and_no_prompt_is_logged(deploy: Callable[..., str]):
+def test_one_request_can_be_followed_and_no_prompt_or_key_is_logged(deploy: Callable[..., str]):
     url = deploy()
     wait_for(lambda: any(engine["ready"] for engine in engines(url)), 120)
     long = f"{SECRET} " * 60  # longer than the text encoder reads, which libraries like to tell
-    headers = {"x-request-id": "follow-me-7"}
+    headers = {"x-request-id": "follow-me-7", **AUTHORIZED}
     ask = {**ASK, "prompt": long}
     reply = httpx.post(url + URL, json=ask, headers=headers, timeout=60)
     assert "of which this model reads the first 64" in reply.json()["warnings"][0]
     failing = PlannedFault(kind="raise", at="decode").prompt(long)
     assert draw(url, prompt=failing).status_code == 500
+    refused = httpx.post(url + URL, json=ASK, headers={"authorization": f"Bearer {WRONG_KEY}"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert WRONG_KEY not in refused.text
 
     def followed(name: str) -> list[dict[str, Any]]:
         lines = [line for line in log_lines(name) if "follow-me-7" in line]
@@ -133,6 +146,7 @@ def test_one_request_can_be_followed_and_no_prompt_is_logged(deploy: Callable[..
         assert {line["request_id"] for line in lines} == {"follow-me-7"}
     assert {line["rank"] for line in followed("worker-")} == {0}
     assert any("on purpose" in line for line in log_lines("replica_operated_Engine"))
-    assert not [line for line in log_lines("") if "walrus" in line]
+    for secret in ("walrus", "marmalade", "porcupine"):
+        assert not [line for line in log_lines("") if secret in line]
     for noise in ("torchvision", "torch_dtype", "FutureWarning", "Loading pipeline", "it/s]"):
         assert not [line for line in log_lines("worker-") if noise in line]

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import os
 
 import numpy as np
@@ -178,6 +179,15 @@ def test_keys(client, service):
     check_error(client.get("/v1/models"), 401, "invalid_api_key")
     assert client.post(URL, json={"prompt": "a"}, headers={"authorization": "Bearer alpha"}).status_code == 200
     assert client.get("/healthz").status_code == 200
+
+
+def test_keys_are_not_logged_and_not_repeated(client, service, caplog):
+    service.keys = (b"alpha-key",)
+    with caplog.at_level(logging.DEBUG):
+        for key in ("alpha-key", "wrong-key", "alpha-key wrong-key"):
+            assert key not in client.post(URL, json={"prompt": "a"}, headers={"authorization": f"Bearer {key}"}).text
+    assert "alpha-key" not in caplog.text
+    assert "wrong-key" not in caplog.text
 
 
 def test_models_and_health(client):
