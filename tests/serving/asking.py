@@ -1,0 +1,62 @@
+"""Requests that tests send over HTTP, and some that are left while they wait or are drawn."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+from PIL import Image
+
+URL = "/v1/images/generations"
+ASK = {"prompt": "a red circle left of a blue square", "size": "64x64", "n": 1, "seed": 7}
+#: Takes minutes: for jobs that are not meant to be finished.
+ENDLESS = {**ASK, "num_inference_steps": 5000}
+
+
+def draw(url: str, **fields: Any) -> httpx.Response:
+    """The answer to ``ASK`` with ``fields`` changed; waits for a gang that is being rebuilt."""
+    return httpx.post(url + URL, json={**ASK, **fields}, timeout=240)
+
+
+def pixels(response: httpx.Response, index: int = 0) -> np.ndarray:
+    """A reply's picture, which must have one."""
+    assert response.status_code == 200, response.text
+    data = base64.b64decode(response.json()["data"][index]["b64_json"])
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def streamed(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """All events of a streamed request."""
+    with httpx.stream("POST", url + URL, json={**body, "stream": True}, timeout=240) as response:
+        return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
+
+
+@contextlib.contextmanager
+def being_drawn(url: str, **fields: Any) -> Iterator[None]:
+    """``ENDLESS`` with ``fields`` changed, certainly under way while the block runs; afterwards its client leaves.
+
+    A streamed answer has headers as soon as there is a first step to tell.
+    """
+    with httpx.stream("POST", url + URL, json={**ENDLESS, "stream": True, **fields}, timeout=60) as response:
+        assert response.status_code == 200, response.read()
+        yield
+
+
+@contextlib.contextmanager
+def sent(url: str, **fields: Any) -> Iterator[None]:
+    """``ASK`` with ``fields`` changed, sent before the block runs; afterwards its client leaves without an answer."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    try:
+        body = json.dumps({**ASK, **fields})
+        connection.request("POST", urlsplit(url).path + URL, body, {"content-type": "application/json"})
+        yield
+    finally:
+        connection.close()
