@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 # Ray's OpenTelemetry exporters and transformers' advice are noise on a laptop; models come from disk or an explicit hub id.
 export TRANSFORMERS_VERBOSITY = error
 
-.PHONY: install serve test lint loadtest bench clean
+.PHONY: install serve test lint loadtest bench bench-service clean
 
 install: $(STAMP)
 
@@ -33,9 +33,18 @@ lint: install
 loadtest: install
 	$(BIN)/python -m loadtests.run
 
+# What docs/performance.md shows; half an hour on two idle cores.
 bench: install
 	$(BIN)/python -m benchmarks.first_picture
 	$(BIN)/python -m benchmarks.cache_overhead
+	$(BIN)/python -m benchmarks.ulysses
+	$(BIN)/python -m benchmarks.frontier
+
+# What docs/reliability.md shows: faults, and 500 jobs under faults; longer.
+bench-service: install
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
