@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         check_block_count,
         parse_options,
     )
+    from cache_core.per_image import without_thresholds
     from cache_core.pipe import apply_cache_on_pipe, cache_reports, cache_summary, remove_cache
     from cache_core.report import CacheReport
     from cache_core.session import JobAborted
@@ -48,6 +49,7 @@ __all__ = [
     "parse_options",
     "remove_cache",
     "supported_models",
+    "without_thresholds",
 ]
 
 # torch and diffusers take seconds to import. Whoever needs the options only, as a web front does, shall not wait.
@@ -68,6 +70,7 @@ _NAMES = {
         "check_block_count",
         "parse_options",
     ),
+    "per_image": ("without_thresholds",),
     "pipe": ("apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"),
     "report": ("CacheReport",),
     "session": ("JobAborted",),

@@ -6,7 +6,7 @@ successive prunes are compared with an ever older input and a block un-prunes by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from cache_core.blocks import BlockCall, States
 from cache_core.compared import ComparedBlock
 from cache_core.options import DBPruneOptions
+from cache_core.per_image import for_images
 from cache_core.report import ImageDecision
 from cache_core.session import Session
 from cache_core.shared import SharedBlock
@@ -27,6 +28,7 @@ class _Image:
     """What is remembered of one image.
 
     Attributes:
+        options: those of the policy, with this image's own thresholds.
         blocks: memory by block id; only blocks that may be pruned have one.
         pruned_steps: steps with at least one pruned block so far.
         gate: why no block of this step may be pruned; None if blocks ask.
@@ -34,6 +36,7 @@ class _Image:
         asked, non_finite: whether any block of this step asked; got no finite answer.
     """
 
+    options: DBPruneOptions
     blocks: dict[int, SharedBlock | ComparedBlock] = field(default_factory=dict)
     pruned_steps: int = 0
     gate: Any = None
@@ -44,10 +47,11 @@ class _Image:
 
 
 class BlockPrune:
-    """The policy of one branch."""
+    """The policy of one branch. ``each``: the options of every image, or one for all; only thresholds may differ."""
 
-    def __init__(self, options: DBPruneOptions, session: Session) -> None:
-        self._options, self._session = options, session
+    def __init__(self, each: Sequence[DBPruneOptions], session: Session) -> None:
+        options = self._options = each[0]
+        self._each, self._session = each, session
         count = len(session.blocks)
         self._prunable = frozenset(range(options.Fn_compute_blocks, count - options.Bn_compute_blocks)) - frozenset(
             options.non_prune_blocks_ids
@@ -57,7 +61,7 @@ class BlockPrune:
 
     def begin_step(self, step: int, images: list[ImageDecision]) -> None:
         if not self._images:
-            self._images = [_Image() for _ in images]
+            self._images = [_Image(own) for own in for_images(self._each, len(images))]
         self._step, self._decisions = step, images
         self._output = None
         for image in self._images:
@@ -145,7 +149,7 @@ class BlockPrune:
     def _threshold(self, image: _Image) -> float:
         """The threshold of the next comparison. Dynamic: relaxed mean of this step's differences, up to the cap; at
         the cap it drops back to the static one, as published."""
-        options = self._options
+        options = image.options
         static = options.residual_diff_threshold
         if not options.enable_dynamic_prune_threshold or not image.moves:
             return static
@@ -153,7 +157,7 @@ class BlockPrune:
         return max(static, relaxed) if relaxed < options.threshold_cap else static
 
     def _gate(self, image: _Image) -> Any:
-        options = self._options
+        options = image.options
         if self._step < options.warmup_steps:
             return "warmup"
         if 0 <= options.max_pruned_steps <= image.pruned_steps:
@@ -162,7 +166,7 @@ class BlockPrune:
 
     def _may_be_reused(self, image: _Image, step: int) -> bool:
         """Whether what is stored at ``step`` can be read later; counters only, so the same on all ranks."""
-        options = self._options
+        options = image.options
         interval = options.residual_cache_update_interval
         last_warmup_store = (max(options.warmup_steps, 1) - 1) // interval * interval
         return (

@@ -8,7 +8,7 @@ when they last ran.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from cache_core.blocks import BlockCall, States
 from cache_core.compared import ComparedBlock
 from cache_core.difference import absolute_sum, difference_sum
 from cache_core.options import DBCacheOptions
+from cache_core.per_image import for_images
 from cache_core.report import ImageDecision
 from cache_core.residual import Residual
 from cache_core.session import Session
@@ -30,6 +31,7 @@ class _Image:
     """What is remembered of one image between steps.
 
     Attributes:
+        options: those of the policy, with this image's own thresholds.
         reference: residual of the Fn blocks at the last computed step, [tokens, channels].
         reference_sum: its absolute sum, taken at the first comparison.
         middle: what each segment of the middle added.
@@ -37,6 +39,7 @@ class _Image:
         cached, run: cached steps so far; those in a row.
     """
 
+    options: DBCacheOptions
     reference: torch.Tensor | None = None
     reference_sum: torch.Tensor | None = None
     middle: dict[int, Residual] = field(default_factory=dict)
@@ -51,10 +54,11 @@ class _Image:
 
 
 class DualBlock:
-    """The policy of one branch."""
+    """The policy of one branch. ``each``: the options of every image, or one for all; only thresholds may differ."""
 
-    def __init__(self, options: DBCacheOptions, session: Session) -> None:
-        self._options, self._session = options, session
+    def __init__(self, each: Sequence[DBCacheOptions], session: Session) -> None:
+        options = self._options = each[0]
+        self._each, self._session = each, session
         count = len(session.blocks)
         self._last_first = options.Fn_compute_blocks - 1
         self._tail_start = count - options.Bn_compute_blocks
@@ -65,7 +69,7 @@ class DualBlock:
 
     def begin_step(self, step: int, images: list[ImageDecision]) -> None:
         if not self._images:
-            self._images = [_Image() for _ in images]
+            self._images = [_Image(own) for own in for_images(self._each, len(images))]
         self._step, self._decisions = step, images
         self._entry: States | None = None
         self._base: States | None = None
@@ -139,10 +143,9 @@ class DualBlock:
     def _compared(self, call: BlockCall) -> Any:
         """A Bn block outside ``Bn_compute_blocks_ids``: in a cached step judged on its own input."""
         index = call.block.index
-        threshold = self._options.non_compute_blocks_diff_threshold or self._options.residual_diff_threshold
         sums = [None] * call.batch
         for k in self._cached_images():
-            if threshold > 0 and (known := self._images[k].tail.get(index)):
+            if known := self._images[k].tail.get(index):
                 sums[k] = known.compare(call.states.row(k))
         reused: dict[int, States] = {}
         if any(pair is not None for pair in sums):
@@ -150,6 +153,7 @@ class DualBlock:
             for k, verdict in enumerate(verdicts):
                 if verdict is None:
                     continue
+                threshold = self._images[k].options.tail_threshold
                 self._decisions[k].differences[index] = (verdict.difference, threshold)
                 if verdict.below(threshold):
                     reused[k] = self._images[k].tail[index].reuse(self._step, call.states.row(k))
@@ -180,11 +184,11 @@ class DualBlock:
                 image.reference_sum = absolute_sum(image.reference)
             moved = difference_sum(states.hidden[k], image.reference, minus=self._entry.hidden[k])
             sums.append((moved, image.reference_sum))
-        threshold = self._options.residual_diff_threshold
         verdicts = self._session.agree(self._last_first, sums, states.hidden.device)
         for k, (verdict, decision) in enumerate(zip(verdicts, self._decisions, strict=True)):
             if verdict is None:
                 continue
+            threshold = self._images[k].options.residual_diff_threshold
             decision.residual_diff = verdict.difference
             decision.differences[self._last_first] = (verdict.difference, threshold)
             decision.cached = verdict.below(threshold)
@@ -203,7 +207,7 @@ class DualBlock:
 
     def _gate(self, image: _Image) -> Any:
         """Why this image is computed without a comparison; None if it asks."""
-        options = self._options
+        options = image.options
         if self._step < options.warmup_steps:
             return "warmup"
         if _reached(options.max_cached_steps, image.cached) or _reached(options.max_continuous_cached_steps, image.run):
@@ -214,7 +218,7 @@ class DualBlock:
 
     def _may_be_reused(self, image: _Image, step: int) -> bool:
         """Whether a residual computed at ``step`` can be read later; counters only, so the same on all ranks."""
-        options = self._options
+        options = image.options
         return (
             step >= options.warmup_steps - 1 - options.taylor_order
             and options.residual_diff_threshold > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,14 @@ from cache_core.dual_block import DualBlock
 from cache_core.groups import is_parallelized
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.options import (
+    CacheOptions,
     DBCacheOptions,
-    DBPruneOptions,
     FBCacheOptions,
     NoCacheOptions,
     check_block_count,
     parse_options,
 )
+from cache_core.per_image import combined
 from cache_core.report import CacheReport
 from cache_core.session import Policy, Session
 
@@ -36,7 +37,7 @@ _logger = logging.getLogger(__name__)
 @contextmanager
 def cache_session(
     transformer: nn.Module,
-    options: NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions | dict[str, Any],
+    options: CacheOptions | dict[str, Any] | Sequence[CacheOptions | dict[str, Any]],
     group: dist.ProcessGroup | None = None,
     should_abort: Callable[[], bool] | None = None,
 ) -> Iterator[CacheReport]:
@@ -48,7 +49,8 @@ def cache_session(
 
     Args:
         transformer: a diffusers transformer, or ``torch.compile`` of one.
-        options: one of the options models, or a dict with a ``type`` field.
+        options: one of the options models, or a dict with a ``type`` field. Or a list, one for each image of the
+            batch, which may differ in thresholds: each image is judged by its own.
         group: the process group whose ranks decide together; None = this process alone.
         should_abort: polled once per step on every rank; when any rank's returns True, all raise
             :class:`JobAborted` at that step.
@@ -58,6 +60,7 @@ def cache_session(
 
     Raises:
         pydantic.ValidationError: a dict that is no options. BlockCountError: options that do not fit the model.
+        ValueError: a list whose options differ in more than thresholds, or which is not as long as the batch.
         UnsupportedModelError: the transformer's blocks are unknown.
         RuntimeError: a session is open on this transformer already, or it is split over ranks and no group is given.
 
@@ -66,7 +69,7 @@ def cache_session(
         ...     image = pipe("a red circle").images[0]
         >>> report.to_dict()["totals"]["cached_steps"]                          # doctest: +SKIP
     """
-    options = parse_options(options)
+    each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
     inner = unwrap_compiled(transformer)
     if group is None and is_parallelized(inner) and dist.is_initialized() and dist.get_world_size() > 1:
         raise RuntimeError(
@@ -76,13 +79,14 @@ def cache_session(
     existing = attachment_of(inner)
     attachment = existing or Attachment(inner)
     try:
-        check_block_count(options, len(attachment.blocks))
+        values = combined(each)
+        check_block_count(each[0], len(attachment.blocks))
         if attachment.session is not None:
             raise RuntimeError("a cache session is open on this transformer already; one job at a time")
         attachment.use_compile_context(compile_context(transformer))
-        report = CacheReport(options.type, options.to_dict(), len(attachment.blocks))
+        report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
-        session = Session(attachment.blocks, _policy_of(options), consensus, report, should_abort)
+        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort)
         attachment.session = session
         try:
             yield report
@@ -97,11 +101,9 @@ def cache_session(
                 _logger.warning("hooks stay on as pass-through: %s", error)
 
 
-def _policy_of(options: Any) -> Callable[[Session], Policy]:
-    if isinstance(options, FBCacheOptions):
-        options = options.as_dbcache()
-    if isinstance(options, DBCacheOptions):
-        return lambda session: DualBlock(options, session)
-    if isinstance(options, DBPruneOptions):
-        return lambda session: BlockPrune(options, session)
-    return ComputeAll
+def _policy_of(options: Sequence[Any]) -> Callable[[Session], Policy]:
+    if isinstance(options[0], NoCacheOptions):
+        return ComputeAll
+    each = [own.as_dbcache() if isinstance(own, FBCacheOptions) else own for own in options]
+    policy: Any = DualBlock if isinstance(each[0], DBCacheOptions) else BlockPrune
+    return lambda session: policy(each, session)

@@ -74,6 +74,11 @@ class DBCacheOptions(_Options):
     non_compute_blocks_diff_threshold: Threshold = 0.08
     taylor_order: TaylorOrder = 0
 
+    @property
+    def tail_threshold(self) -> float:
+        """The threshold of the Bn blocks that are compared."""
+        return self.non_compute_blocks_diff_threshold or self.residual_diff_threshold
+
     @field_validator("Bn_compute_blocks_ids")
     @classmethod
     def _bn_ids_lie_in_bn(cls, ids: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:

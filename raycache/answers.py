@@ -49,7 +49,7 @@ def result_of(request: GenerationRequest, output: JobOutput, seconds: float, mod
             queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
         ),
         warnings=[
-            *output.warnings,
+            *(output.warnings[0] if output.warnings else ()),  # its pictures have one prompt
             *silent_cache(request, model),
             *(prompt_warnings(request.prompt) if model.kind == "demo" else ()),
         ],

@@ -1,7 +1,8 @@
 """Jobs of several requests drawn as one batch. To the gang's thread a batch is a job handle like any other.
 
-Each image of a batch takes its own cache decisions and has its own noise, so a picture does not depend, but for
-rounding, on what it was drawn with. A job that is aborted or late leaves its batch with its answer; the others go on.
+Each image of a batch has its own prompt, noise and guidance, and takes its own cache decisions by its own thresholds,
+so a picture does not depend, but for rounding, on what it was drawn with. A job that is aborted or late leaves its
+batch with its answer; the others go on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+from cache_core import without_thresholds
 from raycache.gang_queue import JobHandle, JobQueue
 from raycache.job import Job, JobOutput, Progress
 
@@ -36,7 +38,7 @@ def _kind(job: Job) -> tuple[Any, ...] | None:
     """What must be equal for two jobs to share a batch; None for a job that is drawn alone (it shows previews)."""
     if job.preview_steps:
         return None
-    return job.width, job.height, job.num_inference_steps, job.guidance_scale, job.cache
+    return job.width, job.height, job.num_inference_steps, without_thresholds(job.cache)
 
 
 class JobBatch:
@@ -51,11 +53,14 @@ class JobBatch:
         jobs = [handle.job for handle in handles]
         ends = list(accumulate(len(job.seeds) for job in jobs))
         self._rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        pictures = [job for job in jobs for _ in job.seeds]
         self.job = replace(
             jobs[0],
             id="+".join(job.id for job in jobs),
             seeds=tuple(seed for job in jobs for seed in job.seeds),
-            prompts=tuple(job.prompt for job in jobs for _ in job.seeds),
+            prompts=tuple(job.prompt for job in pictures),
+            guidance_scales=tuple(job.guidance_scale for job in pictures),
+            caches=tuple(job.cache for job in pictures),
             request_id=" ".join(job.request_id for job in jobs if job.request_id),
         )
 
@@ -107,17 +112,18 @@ class JobBatch:
         """The answer of every job: its own pictures and decisions, or the error that all share."""
         for handle, rows in zip(self._handles, self._rows, strict=True):
             if isinstance(outcome, JobOutput):
-                handle.end(_part(outcome, rows))
+                handle.end(_part(outcome, rows, handle.job))
             else:
                 handle.end(outcome)
 
 
-def _part(output: JobOutput, rows: slice) -> JobOutput:
-    """The output of the images ``rows``. Seconds and collectives are the batch's: each job was there all the time."""
+def _part(output: JobOutput, rows: slice, job: Job) -> JobOutput:
+    """``job``'s part, the images ``rows``. Seconds and collectives are the batch's: each job was there all the time."""
     report = output.report
     if report is not None:
         totals = report["totals"]
         own = {name: totals[name][rows] for name in ("cached_steps", "computed_block_fraction")}
         steps = [step | {"images": step["images"][rows]} for step in report["steps"]]
-        report = report | {"steps": steps, "totals": totals | own}
-    return replace(output, images=output.images[rows], report=report, batch_size=len(output.images))
+        report = report | {"options": job.cache.to_dict(), "steps": steps, "totals": totals | own}
+    images, warnings = output.images[rows], output.warnings[rows]
+    return replace(output, images=images, warnings=warnings, report=report, batch_size=len(output.images))

@@ -44,7 +44,8 @@ class Job:
         cache: one of cache_core's options models.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
-        prompts: one per picture where they differ, in a batch of several requests; empty = ``prompt`` for all.
+        prompts, guidance_scales, caches: one per picture, in a batch of several requests, where they may differ
+            (caches in thresholds); empty = ``prompt``, ``guidance_scale`` and ``cache`` for all.
     """
 
     id: str
@@ -58,14 +59,17 @@ class Job:
     preview_steps: tuple[int, ...] = ()
     request_id: str = ""
     prompts: tuple[str, ...] = field(default=(), repr=False)
+    guidance_scales: tuple[float, ...] = ()
+    caches: tuple[Any, ...] = ()
 
 
 @dataclass
 class JobOutput:
     """Pictures, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage.
 
-    ``after_fault_s``: in the first picture after a fault, seconds since that was noticed. ``batch_size``: pictures
-    that were drawn together, those of other requests among them; 0 = only these.
+    ``warnings``: of each picture, what was odd about its prompt. ``after_fault_s``: in the first picture after a fault,
+    seconds since that was noticed. ``batch_size``: pictures that were drawn together, those of other requests among
+    them; 0 = only these.
     """
 
     images: np.ndarray
@@ -73,7 +77,7 @@ class JobOutput:
     encode_s: float
     denoise_s: float
     decode_s: float
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[list[str]] = field(default_factory=list)
     after_fault_s: float | None = None
     batch_size: int = 0
 

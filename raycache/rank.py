@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
+from raycache.guidance import guided
 from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
 from raycache.logs import about, to_stderr
 from raycache.picture import decode, preview
@@ -166,9 +167,11 @@ class Rank:
                 n, channels, job.height, job.width, embeds.dtype, self._device, generators, None
             )
             self._latents = noise
-            with cache_session(
-                pipe.transformer, job.cache, self._group, should_abort=lambda: self._aborted == job.id
-            ) as report:
+            aborted = lambda: self._aborted == job.id  # noqa: E731
+            with (
+                guided(pipe.transformer, job.guidance_scales),
+                cache_session(pipe.transformer, job.caches or job.cache, self._group, should_abort=aborted) as report,
+            ):
                 latents = pipe(
                     prompt_embeds=embeds,
                     pooled_prompt_embeds=pooled,
@@ -192,7 +195,7 @@ class Rank:
             images = decode(pipe, latents, job.height, job.width)
         return JobOutput(
             images=images,
-            warnings=self._unread(job.prompt),
+            warnings=[self._unread(prompts[row]) for row in rows],
             report=None if job.cache.type == "none" else report.to_dict(),
             encode_s=encoded - began,
             denoise_s=denoised - encoded,

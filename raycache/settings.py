@@ -62,7 +62,7 @@ class ParallelSettings(_Settings):
         default=1,
         ge=1,
         le=64,
-        description="Pictures of waiting requests drawn together (same size, steps, guidance, cache); 1 = each alone.",
+        description="Pictures of waiting requests of one kind (capacity.md, Batches) drawn together; 1 = each alone.",
     )
     collective_timeout_s: float = Field(
         default=120.0,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from cache_core import DBCacheOptions
 from raycache.gang import Gang, JobCancelled, JobFailed
 from raycache.gang_queue import JobHandle
 from raycache.testing.faulty_rank import PlannedFault
@@ -52,6 +53,25 @@ def test_pictures_equal_those_drawn_alone(gang: Gang):
         for name in ("cached_steps", "computed_block_fraction"):
             assert shared.report["totals"][name] == single.report["totals"][name]
     assert not alike(drawn[0].images, drawn[2].images)
+
+
+def test_each_has_its_own_thresholds_and_guidance(gang: Gang):
+    """One seed and prompt four times: what differs between the pictures is what was asked for, not the company."""
+    few = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2}
+    jobs = [
+        job(steps=12, cache=DBCacheOptions(**few, residual_diff_threshold=threshold), guidance_scale=guidance)
+        for threshold, guidance in ((0.0, 3.5), (0.3, 3.5), (5.0, 3.5), (0.3, 20.0))
+    ]
+    alone = [gang.submit(one).future.result(60) for one in jobs]
+    drawn = [handle.future.result(60) for handle in together(gang, *jobs)]
+    assert [output.batch_size for output in drawn] == [4, 4, 4, 4]
+    for one, single, shared in zip(jobs, alone, drawn, strict=True):
+        assert alike(shared.images, single.images)
+        assert shared.report["totals"]["cached_steps"] == single.report["totals"]["cached_steps"]
+        assert shared.report["options"] == single.report["options"] == one.cache.to_dict()
+    never, sometimes, always = (output.report["totals"]["cached_steps"][0] for output in drawn[:3])
+    assert never == 0 < sometimes < always
+    assert not alike(drawn[1].images, drawn[3].images)
 
 
 def test_a_fifth_picture_and_a_stranger_wait_for_their_turn(gang: Gang):

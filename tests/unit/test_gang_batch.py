@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from cache_core import DBCacheOptions, NoCacheOptions
+from cache_core import DBCacheOptions, FBCacheOptions, NoCacheOptions
 from raycache.gang_batch import JobBatch, take_mates
 from raycache.gang_queue import JobHandle, JobQueue
 from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress
@@ -46,7 +46,7 @@ def output(n: int) -> JobOutput:
         "steps": [{"step": 0, "branch": "cond", "images": [{"cached": bool(k % 2)} for k in range(n)]}],
         "totals": {"steps": 1, "cached_steps": list(range(n)), "computed_block_fraction": [k / 10 for k in range(n)]},
     }
-    return JobOutput(images, report, 0.1, 0.2, 0.3)
+    return JobOutput(images, report, 0.1, 0.2, 0.3, warnings=[["odd"]] * (n - 1) + [[]])
 
 
 def test_mates_are_taken_in_order_up_to_the_limit():
@@ -64,9 +64,9 @@ def test_mates_are_taken_in_order_up_to_the_limit():
         {"width": 128},
         {"height": 128},
         {"num_inference_steps": 5},
-        {"guidance_scale": 1.0},
         {"cache": NoCacheOptions()},
-        {"cache": DBCacheOptions(residual_diff_threshold=0.2)},
+        {"cache": FBCacheOptions()},
+        {"cache": DBCacheOptions(warmup_steps=2)},
         {"preview_steps": (1,)},
     ],
 )
@@ -97,16 +97,25 @@ def test_jobs_that_are_over_are_no_mates():
     assert take_mates(queue, first, 8) == [first]
 
 
-def test_the_merged_job():
-    batch = JobBatch([handle("a", 2), handle("b", 1)])
-    assert batch.job.seeds == (0, 1, 0)
-    assert batch.job.prompts == ("prompt a", "prompt a", "prompt b")
+def test_prompt_guidance_and_thresholds_are_each_ones_own():
+    mild, bold = DBCacheOptions(residual_diff_threshold=0.05), DBCacheOptions(residual_diff_threshold=0.5)
+    first, second = handle("a", 2, cache=mild), handle("b", cache=bold, guidance_scale=1.0)
+    queue = queue_of(first, second)
+    queue.get(1)
+    mates = take_mates(queue, first, 8)
+    assert mates == [first, second]
+    merged = JobBatch(mates).job
+    assert merged.seeds == (0, 1, 0)
+    assert merged.prompts == ("prompt a", "prompt a", "prompt b")
+    assert merged.guidance_scales == (3.5, 3.5, 1.0)
+    assert merged.caches == (mild, mild, bold)
 
 
 def test_each_gets_its_own():
     told_a: list[Progress] = []
     told_b: list[Progress] = []
-    a, b = handle("a", 2, told=told_a), handle("b", 1, told=told_b)
+    bold = DBCacheOptions(residual_diff_threshold=0.5)
+    a, b = handle("a", 2, told=told_a), handle("b", 1, told=told_b, cache=bold)
     batch = JobBatch([a, b])
     assert batch.start()
     batch.tell([Progress(1, 4, [True, False, True], [0.1, 0.2, 0.3])])
@@ -116,6 +125,8 @@ def test_each_gets_its_own():
     assert b.future.result().images[:, 0, 0, 0].tolist() == [2]
     assert b.future.result().report["totals"]["cached_steps"] == [2]
     assert a.future.result().report["steps"][0]["images"] == [{"cached": False}, {"cached": True}]
+    assert [one.future.result().report["options"]["residual_diff_threshold"] for one in (a, b)] == [0.12, 0.5]
+    assert (a.future.result().warnings, b.future.result().warnings) == ([["odd"], ["odd"]], [[]])
     assert b.future.result().batch_size == 3
 
 

@@ -147,6 +147,21 @@ def test_an_image_of_a_batch_equals_the_image_alone(options, seeds, count, pace)
         assert report.computed_block_fraction[image] == single.computed_block_fraction[0]
 
 
+@settings(several, max_examples=60)
+@given(options=methods, own=st.lists(thresholds, min_size=2, max_size=3), seed=st.integers(0, 50), count=steps)
+def test_each_image_is_judged_by_its_own_thresholds(options, own, seed, count):
+    """What is asked for beside an image, however bold, does not change it."""
+    tail = {"non_compute_blocks_diff_threshold"} & options.keys()
+    each = [{**options, "residual_diff_threshold": t, **dict.fromkeys(tail, t / 2)} for t in own]
+    job = Job(seeds=tuple(range(seed, seed + len(own))), steps=count)
+    outputs, report = draw_cached(MODEL, each, job)
+    assume(not _on_the_edge(report))
+    for image, options in enumerate(each):
+        alone, single = draw_cached(MODEL, options, job.alone(image))
+        assert decisions(report, image) == decisions(single)
+        assert gap([o[image : image + 1] for o in outputs], alone) <= 1e-5
+
+
 def test_images_of_a_batch_do_disagree():
     """The property above is worth something only where images of one batch part."""
     for options in (

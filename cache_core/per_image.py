@@ -1,0 +1,49 @@
+"""Options of images that are drawn together: one for all, or for each its own thresholds.
+
+A threshold decides over its own image only. Everything else about a method says what the batch runs, or when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from cache_core.options import CacheOptions
+
+__all__ = ["combined", "for_images", "without_thresholds"]
+
+_THRESHOLDS = {"residual_diff_threshold", "non_compute_blocks_diff_threshold", "max_dynamic_prune_threshold"}
+_Item = TypeVar("_Item")
+
+
+def without_thresholds(options: CacheOptions) -> dict[str, Any]:
+    """What images must have in common to be drawn together."""
+    return options.model_dump(exclude=_THRESHOLDS)
+
+
+def combined(each: Sequence[CacheOptions]) -> dict[str, Any]:
+    """All of them as plain JSON values; a threshold in which they differ is a list.
+
+    Raises:
+        ValueError: they differ in more than thresholds (names where), or there are none.
+    """
+    if not each:
+        raise ValueError("an empty list of options: give one for each image, or one for all")
+    first = without_thresholds(each[0])
+    for other in map(without_thresholds, each):
+        if differing := sorted(name for name in first | other if first.get(name) != other.get(name)):
+            raise ValueError(f"images of one batch may differ in thresholds only, these do in {', '.join(differing)}")
+    dicts = [own.to_dict() for own in each]
+    columns = {name: [own[name] for own in dicts] for name in dicts[0]}
+    return {name: values if values != values[:1] * len(each) else values[0] for name, values in columns.items()}
+
+
+def for_images(each: Sequence[_Item], count: int) -> Sequence[_Item]:
+    """One for every image of a batch of ``count``: those given, or the same for all.
+
+    Raises:
+        ValueError: given for another number of images.
+    """
+    if len(each) not in (1, count):
+        raise ValueError(f"options for {len(each)} images, but the transformer was called with a batch of {count}")
+    return each if len(each) == count else [*each] * count
