@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from raycache.placement import placement_bundles
 from raycache.settings import AppSettings
 from tests.unit.kuberay import RayService
+from tests.unit.kubernetes import KINDS, PodTemplateSpec, check
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -38,6 +40,34 @@ def test_a_field_kuberay_does_not_know_is_refused(manifest):
     wrong = manifest | {"spec": manifest["spec"] | {"serveConfigV3": ""}}
     with pytest.raises(ValidationError, match="serveConfigV3"):
         RayService.model_validate(wrong)
+
+
+def test_pods_are_what_kubernetes_publishes(manifest):
+    cluster = manifest["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        check(group["template"], PodTemplateSpec)
+
+
+@pytest.mark.parametrize("name", ["redis.yaml", "model-cache.yaml"])
+def test_everything_beside_the_service_is_what_kubernetes_publishes(name):
+    for document in _documents(name):
+        check(document, KINDS[document["kind"]])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("ports", [{"containerPort": "8000"}], "Expected `int"),
+        ("ports", [{"name": "serve"}], "missing required field `containerPort`"),
+        ("readinessProbe", {"httpGet": {"path": "/readyz", "port": 8000}, "timeout": 5}, "readinessProbe has no field"),
+        ("volumeMount", [], "has no field 'volumeMount'"),
+    ],
+)
+def test_the_published_schema_would_notice(manifest, field, value, words):
+    template = copy.deepcopy(manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["template"])
+    template["spec"]["containers"][0][field] = value
+    with pytest.raises(ValueError, match=words):
+        check(template, PodTemplateSpec)
 
 
 def test_the_application_is_the_production_config(settings):
