@@ -75,7 +75,7 @@ def _latency_over_time(axes: Any, records: Sequence[Record], results: dict[str, 
     axes.axhline(results["goodput"]["deadline"], color="black", linestyle=":", linewidth=0.8)
     axes.set(xlabel="seconds into the run", ylabel="latency, s", ylim=(0, None))
     if records:
-        axes.legend(loc="upper right", fontsize="small")
+        axes.legend(fontsize="small")
 
 
 def _outcomes_over_time(axes: Any, records: Sequence[Record], results: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ gevent.monkey.patch_all()
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from datetime import datetime  # noqa: E402
 from enum import StrEnum  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -30,7 +31,7 @@ from rich.progress import Progress  # noqa: E402
 
 from loadtests.mix import load_mix  # noqa: E402
 from loadtests.report import write_report  # noqa: E402
-from loadtests.server import address, find_metrics_url, scrape, serving, sizes, wait_ready  # noqa: E402
+from loadtests.server import address, metrics_urls, scrape, serving, sizes, wait_ready  # noqa: E402
 from loadtests.shapes import Burst, Constant, Steps  # noqa: E402
 from loadtests.summary import agreement, summarize  # noqa: E402
 from loadtests.users import ClosedLoop, OpenLoop, Plan  # noqa: E402
@@ -62,7 +63,10 @@ def main(
     abandonment: float | None = typer.Option(None, min=0, max=1, help="share of clients that leave [soak: 0.3]"),
     kill_every: float | None = typer.Option(None, min=1, help="SIGKILL a rank every so many seconds [soak: 60]"),
     mix: Path = typer.Option(Path(__file__).with_name("mix.yaml"), help="weighted requests"),
-    metrics_url: str | None = typer.Option(None, help="Prometheus endpoint of the service [started here: found]"),
+    metrics_url: list[str] = typer.Option(
+        [],
+        help="http://node:port/metrics of the service, once for each of its nodes [of a service started here: found]",
+    ),
     seed: int = typer.Option(0, help="of arrivals and choices"),
     out: Path = typer.Option(Path("runs"), help="where the run's folder goes"),
 ) -> None:
@@ -80,23 +84,25 @@ def main(
     url = (host or address(config)).rstrip("/")
     console = Console()
     plan = Plan(requests, abandonment=abandonment, seed=seed)
-    with contextlib.nullcontext() if host else serving(config, folder / "server.log"):
-        console.print(f"waiting for {url}/readyz")
-        wait_ready(url, 30.0 if host else 600.0)
+    console.print(f"waiting for {url}/readyz")
+    with contextlib.nullcontext() if host else serving(config, folder / "server.log") as server:
+        wait_ready(url, 30.0)
         engines, ranks = sizes(url)
-        metrics_url = metrics_url or (None if host else find_metrics_url())
-        before = scrape(metrics_url) if metrics_url else {}
+        metrics = metrics_url or ([] if server is None else metrics_urls(server.pid))
+        before = scrape(metrics)
+        if not metrics:
+            console.print("no comparison with the server's metrics: name them with --metrics-url")
         faults = _drive(
             url, scenario, plan, seconds=seconds, rate=rate, users=users, deadline=deadline, kill=kill_every
         )
         results = summarize(plan.recorder.records, deadline=deadline, engines=engines, ranks=ranks)
         results["faults"] = faults
-        if metrics_url:
+        if metrics:
             console.print("comparing with the server's metrics")
             try:
-                results["agreement"] = _compare(plan, metrics_url, before)
+                results["agreement"] = _compare(plan, metrics, before)
             except OSError as error:  # the answers are worth keeping all the same
-                console.print(f"[red]no comparison: {metrics_url} does not answer: {error}")
+                console.print(f"[red]no comparison: {metrics} does not answer: {error}")
     about = f"{host or config.name}, {engines} engine(s), {ranks} rank(s), {seconds:g} s; seed {seed}"
     plan.recorder.write(folder / "requests.jsonl")
     (folder / "results.json").write_text(json.dumps({"name": name, "about": about, **results}, indent=2) + "\n")
@@ -180,11 +186,11 @@ def _kill_ranks(url: str, every: float, seconds: float, plan: Plan, faults: list
         number += 1
 
 
-def _compare(plan: Plan, metrics_url: str, before: dict[str, float]) -> dict[str, Any]:
+def _compare(plan: Plan, metrics: Sequence[str], before: dict[str, float]) -> dict[str, Any]:
     """The agreement once the server's counters stand still."""
     end, rows = time.monotonic() + _METRICS_S, {}
     while time.monotonic() < end:
-        rows = agreement(plan.recorder.records, before, scrape(metrics_url))
+        rows = agreement(plan.recorder.records, before, scrape(metrics))
         if all(row["off"] < 0.02 for row in rows.values()):
             break
         gevent.sleep(2)

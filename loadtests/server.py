@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import yaml
 
 from raycache.testing.inject import engines, readiness
 from raycache.testing.serve_run import serve_run
 
-__all__ = ["METRICS", "address", "find_metrics_url", "scrape", "serving", "sizes", "wait_ready"]
+__all__ = ["METRICS", "address", "metrics_urls", "scrape", "serving", "sizes", "wait_ready"]
 
 #: What a run compares itself with; the sum over all label sets.
 METRICS = {
@@ -36,26 +40,35 @@ def address(config: Path) -> str:
 
 
 @contextlib.contextmanager
-def serving(config: Path, log: Path) -> Iterator[None]:
-    """`serve run` on ``config`` while the block runs; its output goes to ``log``.
+def serving(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`serve run` on ``config``, ready, while the block runs; its output goes to ``log``.
 
     Raises:
-        RuntimeError: it ended by itself.
+        RuntimeError: another service has the address, or it ended by itself. TimeoutError: it does not get ready.
     """
+    url = address(config)
+    parts = urllib.parse.urlsplit(url)
+    with contextlib.suppress(OSError), socket.create_connection((parts.hostname, parts.port), 5):
+        raise RuntimeError(f"{url} is taken: name it with --host to test what is there, or give --config another port")
     with serve_run(config, log) as process:
-        yield
+        wait_ready(url, 600.0, process, log)
+        yield process
         if process.poll() is not None:
             raise RuntimeError(f"`serve run` ended with code {process.returncode} during the run; see {log}")
 
 
-def wait_ready(url: str, timeout_s: float) -> None:
+def wait_ready(
+    url: str, timeout_s: float, process: subprocess.Popen[bytes] | None = None, log: Path | None = None
+) -> None:
     """Until a warm gang serves at ``url``.
 
     Raises:
-        TimeoutError: says what ``/readyz`` said last.
+        TimeoutError: says what ``/readyz`` said last. RuntimeError: ``process``, which should serve it, has ended.
     """
     end = time.monotonic() + timeout_s
     while not (said := readiness(url)).get("ready"):
+        if process is not None and process.poll() is not None:
+            raise RuntimeError(f"`serve run` ended with code {process.returncode} before it was ready; see {log}")
         if time.monotonic() > end:
             raise TimeoutError(f"{url} was not ready within {timeout_s:g} s: {said.get('reason') or 'no answer'}")
         time.sleep(0.5)
@@ -67,23 +80,44 @@ def sizes(url: str) -> tuple[int, int]:
     return len(all_engines), sum(len(engine["gang"]["ranks"]) for engine in all_engines)
 
 
-def scrape(metrics_url: str) -> dict[str, float]:
-    """The counters of :data:`METRICS` as Prometheus would read them."""
-    with urllib.request.urlopen(metrics_url, timeout=10) as reply:
-        text = reply.read().decode()
+def scrape(urls: Sequence[str]) -> dict[str, float]:
+    """The counters of :data:`METRICS` as Prometheus would read them, summed over the nodes that ``urls`` name."""
+    text = ""
+    for url in urls:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            text += reply.read().decode() + "\n"
     return {
         name: sum(float(value) for value in re.findall(rf"^{pattern}.*\s(\S+)$", text, re.MULTILINE))
         for name, pattern in METRICS.items()
     }
 
 
-def find_metrics_url() -> str:
-    """Where the local Ray's first node exports its metrics. In a process of its own: Ray and gevent do not mix."""
+def metrics_urls(server: int) -> list[str]:
+    """Where the Ray that process ``server`` started exports metrics, one address a node.
+
+    There may be other Rays on this machine, so this one is known by its raylet, a child of the process that started it.
+
+    Raises:
+        RuntimeError: ``server`` started no Ray; says what to do.
+    """
+    raylets = [child for child in psutil.Process(server).children(recursive=True) if child.name() == "raylet"]
+    if not raylets:
+        raise RuntimeError(
+            "`serve run` joined a Ray that it did not start (RAY_ADDRESS is set, or `ray start` was run here): "
+            "name the metrics of its nodes with --metrics-url, or leave that Ray alone"
+        )
+    (gcs,) = (word.partition("=")[2] for word in raylets[0].cmdline() if word.startswith("--gcs-address="))
+    # Ray wants a token where one lies in the home folder, and says so to its own processes only.
+    auth = {name: value for name, value in raylets[0].environ().items() if name.startswith("RAY_AUTH")}
+    # In a process of its own: Ray and gevent do not mix.
     code = (
-        "import ray; ray.init('auto', log_to_driver=False, logging_level='error'); n = ray.nodes()[0]; "
-        "print(f\"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics\")"
+        f"import ray; ray.init({gcs!r}, log_to_driver=False, logging_level='error'); "
+        "nodes = [node for node in ray.nodes() if node['Alive']]; "
+        "[print('http://{NodeManagerAddress}:{MetricsExportPort}/metrics'.format(**node)) for node in nodes]"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | auth
+    )
     if found.returncode:
-        raise RuntimeError(f"no local Ray to ask for its metrics port: {found.stderr.strip().splitlines()[-1:]}")
-    return found.stdout.strip().splitlines()[-1]
+        raise RuntimeError(f"the Ray at {gcs} does not tell its metrics port: {found.stderr.strip()[-500:]}")
+    return re.findall(r"^http://.*$", found.stdout, re.MULTILINE)

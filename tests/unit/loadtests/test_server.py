@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
-from loadtests.server import METRICS, address, scrape
+import pytest
+
+from loadtests.server import METRICS, address, metrics_urls, scrape, serving
 from raycache.reference import metrics_table
 
 PAGE = """# HELP ray_raycache_requests_total Requests by outcome
@@ -20,9 +24,10 @@ ray_raycache_stage_seconds_total{stage="denoise"} 2.5e+01
 def test_counters_are_summed_over_replicas(tmp_path):
     page = tmp_path / "metrics"
     page.write_text(PAGE)
-    seen = scrape(page.as_uri())
+    seen = scrape([page.as_uri()])
     assert (seen["done"], seen["images"], seen["queue_seconds"], seen["denoise_seconds"]) == (6.0, 7.0, 1.5, 25.0)
     assert seen["restarts"] == 0.0
+    assert scrape([page.as_uri()] * 2)["done"] == 12.0, "nodes are summed up"
 
 
 def test_what_is_read_is_exported():
@@ -35,3 +40,27 @@ def test_what_is_read_is_exported():
 def test_the_address_is_the_configs():
     root = Path(__file__).parents[3]
     assert address(root / "serve_configs" / "laptop_dbcache.yaml") == "http://127.0.0.1:8000"
+
+
+def test_the_metrics_of_a_ray_that_was_not_started_here_must_be_named():
+    with pytest.raises(RuntimeError, match="name the metrics of its nodes with --metrics-url"):
+        metrics_urls(os.getpid())
+
+
+def test_what_is_started_does_not_hide_behind_what_is_there(tmp_path):
+    """A run would be one of the other service."""
+    config = tmp_path / "config.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        config.write_text(f"http_options: {{host: 127.0.0.1, port: {other.getsockname()[1]}}}")
+        with pytest.raises(RuntimeError, match="is taken: name it with --host"), serving(config, tmp_path / "log"):
+            pass
+
+
+def test_a_server_that_ends_is_not_waited_for(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config, log = tmp_path / "config.yaml", tmp_path / "log"
+    config.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}\napplications: nonsense\n")
+    with pytest.raises(RuntimeError, match=f"before it was ready; see {log}"), serving(config, log):
+        pass
