@@ -22,8 +22,8 @@ from raycache.demo.transformer_training import Stage, load_average, train_stage
 from raycache.demo.words import make_tokenizers
 
 PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "decoder", "export")
-FEW = Stage("few-blocks", 4, 8, 4000, 64, 2.5e-3, 100, 0.3, 0.05, 3600)
-ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 200, 32, 8e-4, 20, 0.0, 0.1, 0)
+FEW = Stage("few-blocks", 4, 8, 8500, 64, 2.5e-3, 100, 0.3, 0.05, 4800)
+ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 400, 32, 8e-4, 20, 0.0, 0.1, 0)
 
 
 Result = TypeVar("Result")
