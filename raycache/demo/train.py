@@ -22,8 +22,8 @@ from raycache.demo.transformer_training import Stage, load_average, train_stage
 from raycache.demo.words import make_tokenizers
 
 PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "decoder", "export")
-FEW = Stage("few-blocks", 4, 8, 8500, 64, 2.5e-3, 100, 0.3, 0.05, 4800)
-ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 400, 32, 8e-4, 20, 0.0, 0.1, 0)
+FEW = Stage("few-blocks", 4, 8, 10600, 64, 2.5e-3, 100, 0.05, 0.7, 4800)
+ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 400, 32, 8e-4, 20, 0.0, 0.5, 0)
 
 
 Result = TypeVar("Result")
@@ -92,7 +92,7 @@ def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> Non
     model = load_autoencoder(out, device)
     sets: list[Latents] = []
     for width, height in ((128, 128), *OTHER_SIZES):
-        count = scenes if (width, height) == (128, 128) else scenes // 80
+        count = scenes if (width, height) == (128, 128) else scenes // 10
         made = encode_scenes(model, count, width, height, seed, device)
         sets.append(watch(f"latents {width}x{height}", count, made))
     packed = sets[0].packed.float()

@@ -38,7 +38,7 @@ class Stage:
         rate: peak of AdamW's learning rate; Muon's is ``MUON_RATIO`` times it.
         warmup: steps of linear warm-up; the rate then falls linearly to ``last_rate`` of the peak.
         last_rate: share of the peak at the end.
-        other_sizes: share of the steps on other sizes than 128x128, after the first half.
+        other_sizes: share of the last fifth of the steps on other sizes than 128x128.
         layout_until: steps that are early: much noise, and nearly all captions name the left or upper thing first.
     """
 
@@ -210,7 +210,7 @@ def _told(part: Latents, turned: Latents, share: float, index: torch.Tensor, rng
 
 def _choose(count: int, stage: Stage, step: int, rng: np.random.Generator) -> int:
     """Which of ``count`` sets a step takes."""
-    if count > 1 and step >= stage.steps / 2 and rng.random() < stage.other_sizes:
+    if count > 1 and step >= 0.8 * stage.steps and rng.random() < stage.other_sizes:
         return int(rng.integers(1, count))
     return 0
 
