@@ -16,6 +16,7 @@ from PIL import Image
 
 from loadtests.mix import Ask
 from loadtests.records import Record, Recorder
+from raycache.testing.inject import authorization
 
 __all__ = ["PATH", "send"]
 
@@ -46,7 +47,13 @@ def send(
     record.sent = time.monotonic() - began
     name = f"{ask.body['size']} {ask.body.get('num_inference_steps', '')} steps" + (" stream" if ask.stream else "")
     with session.post(
-        PATH, json=ask.body, name=name, catch_response=True, stream=ask.stream, timeout=(10, patience)
+        PATH,
+        json=ask.body,
+        headers=authorization(),
+        name=name,
+        catch_response=True,
+        stream=ask.stream,
+        timeout=(10, patience),
     ) as response:
         record.status, record.streamed = response.status_code or 0, ask.stream
         try:

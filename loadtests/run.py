@@ -4,6 +4,7 @@
 
 Without ``--host`` it starts ``serve run`` on ``--config`` and stops it afterwards. The folder ``runs/<name>`` then has
 ``report.html``, ``results.json``, ``requests.jsonl`` and the server's log.
+A service with keys is sent the one in the environment's ``RAYCACHE_API_KEY``.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raycache.deaths import DEATHS
 from raycache.job import GangStartError, Job, ModelFacts, ModelSource, Progress
 from raycache.placement import rank_bundle_index
 from raycache.pulse import Pulse
@@ -81,18 +82,21 @@ class RankActors:
         #: Seconds each rank had waited for a CPU when it last answered, and when it last showed progress.
         self._starved_answered, self._starved_changed = [0.0] * world, [0.0] * world
 
-    def load(self, source: ModelSource | None, tick: Callable[[], None]) -> tuple[ModelSource, ModelFacts]:
+    def load(
+        self, source: ModelSource | None, tick: Callable[[], None], timeout_s: float
+    ) -> tuple[ModelSource, ModelFacts]:
         """Rendezvous and load the model on all ranks.
 
         Args:
             source: what :func:`raycache.pipeline.prepare_model` said before; None = ask it, on rank 0.
             tick: called every :data:`PULSE_S` meanwhile.
+            timeout_s: for all of it.
 
         Raises:
             GangStartError: a rank failed, died, or took too long; the message says which and why.
         """
         began = time.monotonic()
-        deadline = began + self._settings.parallel.startup_timeout_s
+        deadline = began + timeout_s
         first = self._actors[0]
         # The pulses first: whoever has told its process id can be killed for certain.
         pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "start", tick)
@@ -161,12 +165,14 @@ class RankActors:
         return seconds - min(starved, (_STARVED_TIMES - 1) * patience_s) > patience_s
 
     def last_news(self) -> list[Progress]:
-        """Rank 0's progress still under way when its job ended."""
-        if self._asked[0] is None:
+        """Rank 0's progress still under way when its job ended.
+
+        Raises:
+            Fault: it has died since.
+        """
+        if self._asked[0] is None or not ray.wait([self._asked[0]], timeout=2)[0]:
             return []
-        with contextlib.suppress(GetTimeoutError):
-            ray.get(self._asked[0], timeout=2)
-        return self._take(0, time.monotonic()) if ray.wait([self._asked[0]], timeout=0)[0] else []
+        return self._take(0, time.monotonic())
 
     def ages(self) -> list[float]:
         """Seconds since each rank's last answer."""
@@ -210,8 +216,10 @@ class RankActors:
     def _take(self, rank: int, now: float) -> list[Progress]:
         try:
             pulse: Pulse = ray.get(self._asked[rank])
-        except RayActorError as error:
+        except DEATHS as error:
             raise Fault("death", f"rank {rank} died: {_first_line(error)}") from None
+        except RayTaskError as error:
+            raise Fault("error", f"rank {rank} cannot say how it is: {error.cause}") from None
         before, starved = self.pulses[rank], run_delay_s(pulse.pid)
         if before is None or (before.job, before.phase, before.step) != (pulse.job, pulse.phase, pulse.step):
             self._changed[rank], self._starved_changed[rank] = now, starved
@@ -228,15 +236,15 @@ class RankActors:
                 tick()
                 if not done and time.monotonic() > deadline:
                     raise GangStartError(
-                        f"gang {self._name}: {len(pending)} of {len(refs)} ranks did not {what} within "
-                        f"{self._settings.parallel.startup_timeout_s:g} s (parallel.startup_timeout_s)"
+                        f"gang {self._name}: {len(pending)} of {len(refs)} ranks did not {what} in time; a first start "
+                        f"may take {self._settings.parallel.startup_timeout_s:g} s (parallel.startup_timeout_s)"
                     )
                 results.update((ref, ray.get(ref)) for ref in done)
             return [results[ref] for ref in refs]
         except RayTaskError as error:
             cause = error.cause
             raise GangStartError(f"gang {self._name} could not {what}: {type(cause).__name__}: {cause}") from None
-        except RayActorError as error:
+        except DEATHS as error:
             raise GangStartError(
                 f"gang {self._name}: a rank died while it should {what} (out of memory?): {_first_line(error)}"
             ) from None

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raycache.errors import RequestError, invalid
+from raycache.errors import RequestError, invalid, unavailable
 from raycache.settings import Policy
 
 _REMEMBERED = 512
@@ -108,17 +108,23 @@ class Admission:
         self._tickets: OrderedDict[Ticket, None] = OrderedDict()
         self._head_since = 0.0
 
-    def admit(self, work: Work, timeout_s: float) -> Ticket:
+    def admit(self, work: Work, timeout_s: float, mending_s: float = 0.0) -> Ticket:
         """A place in the queue; give it back with :meth:`release`.
 
+        Args:
+            mending_s: seconds until the gang will have new ranks, where it has lost its own.
+
         Raises:
-            RequestError: 429 with the seconds after which there is room; 400 when no waiting can help, because the job
-                alone takes longer than its deadline allows.
+            RequestError: 429 with the seconds after which there is room; 503 where another engine may be in time; 400
+                when no waiting can help, because the job alone takes longer than its deadline allows.
         """
         with self._lock:
             own = self.predictor.seconds(work) or 0.0
             wait = self._wait()
             self._refuse_late(self.predictor.fastest(work), own, wait, timeout_s)
+            if mending_s and mending_s + wait + own > timeout_s:
+                message = f"new ranks need about {mending_s:.0f} s after a fault, and {timeout_s:g} s are allowed"
+                raise unavailable(message, mending_s, "gang_restarting")
             self._refuse_overload(own, wait)
             ticket = Ticket(work, own)
             if not self._tickets:

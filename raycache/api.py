@@ -7,7 +7,7 @@ import base64
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -20,9 +20,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from raycache.auth import check_key
+from raycache.auth import check_key, has_key
 from raycache.encoding import MEDIA_TYPES, Format, encode
-from raycache.errors import RequestError, from_validation_error, invalid
+from raycache.errors import RequestError, from_validation_error, internal_error, invalid
+from raycache.metrics import IngressMetrics
 from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
 from raycache.sse import stream_events
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 _TIMEOUT_HEADER = "x-request-timeout-seconds"
+#: Of that time, what the engine leaves for its answer to be on its way: Serve's own is a 408 in plain text.
+_ANSWER_S, _ANSWER_SHARE = 1.0, 0.2
+#: Seconds a client has to send its body: who never ends keeps a place in the ingress from those who do.
+_BODY_S = 30.0
 
 
 class Service(Protocol):
@@ -40,7 +45,10 @@ class Service(Protocol):
 
     settings: AppSettings
     keys: tuple[bytes, ...]
+    metrics: IngressMetrics
 
+    @property
+    def max_body_bytes(self) -> int: ...
     @property
     def shortage(self) -> str | None: ...
     @property
@@ -56,23 +64,23 @@ def build_http_app(service: Service) -> FastAPI:
     """The routes over ``service``."""
     app = FastAPI(title="raycache", redoc_url=None)
     app.openapi = cache(lambda: _openapi(app))
-    app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_bug)
+    _answer_errors(app, service.metrics)
     began = int(time.time())
 
     @app.post("/v1/images/generations")
     async def generate(http: Request) -> Response:
         """Draw pictures."""
         check_key(service.keys, http.headers.get("authorization"))
-        body = parse_body(await read_body(http, service.settings.limits.max_body_bytes))
+        body = parse_body(await read_body(http, service.max_body_bytes))
         raw = wanted_media(http.headers, body)
         request = with_header_timeout(body.request(), http.headers)
+        if raw:
+            request = request.model_copy(update={"output_format": raw})
         if body.stream:
             return await _stream(service, request, body)
         result = await service.generate(request)
         result.warnings[:0] = body.ignored()
-        format = raw or body.output_format
+        format = request.output_format
         pictures = await asyncio.gather(
             *(asyncio.to_thread(encode, image, format, body.output_compression) for image in result.images)
         )
@@ -93,16 +101,18 @@ def build_http_app(service: Service) -> FastAPI:
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz() -> JSONResponse:
+    async def readyz(http: Request) -> JSONResponse:
         """200 while a request would be drawn: an engine with a warm gang serves, or all sleep and one may be woken.
 
-        Else 503; either way with what every engine says of itself.
+        Else 503; either way with what every engine says of itself, told to holders of a key where there are keys.
         """
         statuses = await service.status()
         ready = service.asleep or any(status.ready for status in statuses)
         engines = [{key: value for key, value in asdict(s).items() if key != "policy"} for s in statuses]
         reason = "asleep" if service.asleep else None if ready else service.shortage or "starting"
         content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
+        if not has_key(service.keys, http.headers.get("authorization")):
+            content = {"ready": ready, "reason": reason}
         return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "5"})
 
     return app
@@ -112,17 +122,21 @@ async def read_body(http: Request, limit: int) -> bytes:
     """The body, at most ``limit`` bytes of it.
 
     Raises:
-        RequestError: 413, or 415 for anything but JSON.
+        RequestError: 413, 415 for anything but JSON, or 408 when it does not end.
     """
     media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise RequestError(415, f"content-type must be application/json, got {media[:80]!r}", None, "unsupported_media")
     chunks, size = [], 0
-    async for chunk in http.stream():
-        size += len(chunk)
-        if size > limit:
-            raise RequestError(413, f"the body is larger than {limit} bytes", None, "body_too_large")
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in http.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise RequestError(413, f"the body is larger than {limit} bytes", None, "body_too_large")
+                chunks.append(chunk)
+    except TimeoutError:
+        raise RequestError(408, f"the body did not end within {_BODY_S:g} s", None, "body_too_slow") from None
     return b"".join(chunks)
 
 
@@ -177,6 +191,7 @@ def with_header_timeout(request: GenerationRequest, headers: Headers) -> Generat
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise invalid(_TIMEOUT_HEADER, "must be a positive number of seconds")
+    seconds -= min(_ANSWER_S, _ANSWER_SHARE * seconds)
     return request.model_copy(update={"timeout_s": min(request.timeout_s or seconds, seconds)})
 
 
@@ -203,7 +218,9 @@ async def _stream(service: Service, request: GenerationRequest, body: ImagesBody
     except StopAsyncIteration:
         raise RequestError(500, "the engine ended the stream without a picture", None, "job_failed") from None
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(stream_events(first, events, body), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(
+        stream_events(first, events, body, service.metrics.answered), media_type="text/event-stream", headers=headers
+    )
 
 
 def _result_headers(result: GenerationResult) -> dict[str, str]:
@@ -211,19 +228,25 @@ def _result_headers(result: GenerationResult) -> dict[str, str]:
     return {"server-timing": times, "x-seed": str(result.seeds[0])}
 
 
-async def _on_request_error(http: Request, error: RequestError) -> JSONResponse:
-    return JSONResponse(error.body(), error.status, error.headers())
+def _answer_errors(app: FastAPI, metrics: IngressMetrics) -> None:
+    """Errors of ours, of the framework and of nobody's intention: one shape, and all are counted."""
 
+    def answer(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        metrics.answered(error)
+        return JSONResponse(error.body(), error.status, {**error.headers(), **(headers or {})})
 
-async def _on_http_exception(http: Request, error: HTTPException) -> JSONResponse:
-    ours = RequestError(error.status_code, f"{http.method} {http.url.path[:200]}: {error.detail}", None, "http_error")
-    return JSONResponse(ours.body(), error.status_code, {**ours.headers(), **(error.headers or {})})
+    @app.exception_handler(RequestError)
+    async def ours(http: Request, error: RequestError) -> JSONResponse:
+        return answer(error)
 
+    @app.exception_handler(HTTPException)
+    async def frameworks(http: Request, error: HTTPException) -> JSONResponse:
+        message = f"{http.method} {http.url.path[:200]}: {error.detail}"
+        return answer(RequestError(error.status_code, message, None, "http_error"), error.headers)
 
-async def _on_bug(http: Request, error: Exception) -> JSONResponse:
-    # The cause is logged by Serve; it may hold what only the operator should read.
-    ours = RequestError(500, "internal error; the log has the reason", None, "internal_error")
-    return JSONResponse(ours.body(), 500, ours.headers())
+    @app.exception_handler(Exception)
+    async def bug(http: Request, error: Exception) -> JSONResponse:
+        return answer(internal_error())  # the cause is logged by Serve
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -24,17 +24,20 @@ def read_keys(path: Path | None) -> tuple[bytes, ...]:
     return keys
 
 
+def has_key(keys: tuple[bytes, ...], authorization: str | None) -> bool:
+    """Whether the ``Authorization`` header carries one of ``keys``; true where there are none."""
+    scheme, _, given = (authorization or "").partition(" ")
+    # Every key is compared, so the time taken says nothing about which one was nearly right.
+    matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
+    return not keys or (scheme.lower() == "bearer" and any(matches))
+
+
 def check_key(keys: tuple[bytes, ...], authorization: str | None) -> None:
     """Check the ``Authorization`` header.
 
     Raises:
         RequestError: 401 when keys are set and the header carries none of them.
     """
-    if not keys:
-        return
-    scheme, _, given = (authorization or "").partition(" ")
-    # Every key is compared, so the time taken says nothing about which one was nearly right.
-    matches = [hmac.compare_digest(given.strip().encode(), key) for key in keys]
-    if scheme.lower() != "bearer" or not any(matches):
-        message = "give a key: `Authorization: Bearer KEY`" if not given else "this key is not valid here"
+    if not has_key(keys, authorization):
+        message = "this key is not valid here" if authorization else "give a key: `Authorization: Bearer KEY`"
         raise RequestError(401, message, None, "invalid_api_key")

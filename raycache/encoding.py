@@ -10,6 +10,8 @@ from PIL import Image
 
 Format = Literal["png", "jpeg", "webp"]
 MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+#: Pixels a side may have, where a format cannot say more than five digits can.
+LONGEST_SIDE: dict[str, int] = {"jpeg": 65500, "webp": 16383}
 
 
 def encode(pixels: np.ndarray, format: Format, quality: int = 100) -> bytes:
@@ -21,7 +23,7 @@ def encode(pixels: np.ndarray, format: Format, quality: int = 100) -> bytes:
         quality: percent, 0 to 100; Pillow's scale for jpeg and webp.
 
     Raises:
-        OSError: the picture is larger than the format allows (webp: 16383 pixels a side, jpeg: 65500).
+        OSError: a side is longer than :data:`LONGEST_SIDE`.
     """
     buffer = io.BytesIO()
     # Level 1: drawn pictures hardly compress, and the default level costs four times the time for a few percent.

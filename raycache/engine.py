@@ -18,6 +18,7 @@ from typing import Any
 from raycache.admission import Admission, Ticket, Work
 from raycache.answers import job_of, request_error, result_of
 from raycache.autoscaling import JOBS, QUEUED_S
+from raycache.callers import Callers
 from raycache.errors import RequestError
 from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
 from raycache.gang_like import GangLike, gang_of_this_replica
@@ -38,8 +39,8 @@ Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
 class Engine:
     """One replica: one gang, one job at a time.
 
-    The constructor returns once the gang is warm, so Serve routes nothing here before, and a rolling update keeps the
-    old replica until then.
+    The constructor returns once the gang is warm, so Serve routes nothing here before. In a rolling update Serve stops
+    an old replica first, which frees its GPUs; with ``max_surge_percent`` it waits until the new one is warm.
 
     Raises:
         ValueError: the model cannot be drawn with under these settings.
@@ -55,6 +56,7 @@ class Engine:
         self._admission = Admission(self._policy)
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
         self._jobs = 0
+        self._callers = Callers()
         self._asked_at: float | None = None
         self._stopped = threading.Event()
         join_serve_log()
@@ -75,27 +77,29 @@ class Engine:
         if self._model.kind == "noise":
             logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult | RequestError:
+    async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
 
-        Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks.
+        Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
+        the silence of ``caller``, an ingress that asks for :meth:`status` in this name.
         """
-        async for event in self._events(request, watch=False):
+        async for event in self._events(request, caller, watch=False):
             if isinstance(event, GenerationResult | RequestError):
                 return event
         raise AssertionError("a job ended without an answer")
 
-    async def generate_stream(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
         """Like :meth:`generate`, with progress and previews before the answer, which comes last."""
-        events = self._events(request, watch=True)
+        events = self._events(request, caller, watch=True)
         try:
             async for event in events:
                 yield event
         finally:
             await events.aclose()
 
-    def status(self) -> EngineStatus:
-        """This replica as it sees itself; never waits for a rank."""
+    def status(self, caller: str | None = None) -> EngineStatus:
+        """This replica as it sees itself; never waits for a rank. ``caller``: who asks, see :meth:`generate`."""
+        self._callers.heard(caller)
         queued, running, wait = self._admission.load()
         gang = self._gang.status()
         self._metrics.queued_jobs.set(queued)
@@ -112,6 +116,7 @@ class Engine:
             model=self._model,
             policy=self._policy,
             pid=os.getpid(),
+            told_at=time.time(),
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -155,6 +160,9 @@ class Engine:
             forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
             if forgotten and (handed := self._gang.hand_back()):
                 logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
+            for orphan in self._callers.orphans():
+                logger.warning("The ingress that asked for job %s is gone; dropping it", orphan.job.id)
+                orphan.abort("its ingress is gone")
 
     _leave = staticmethod(os._exit)
 
@@ -164,11 +172,11 @@ class Engine:
             self._stopped.set()
             gang.shutdown()
 
-    async def _events(self, request: GenerationRequest, *, watch: bool) -> AsyncIterator[Event]:
+    async def _events(self, request: GenerationRequest, caller: str | None, *, watch: bool) -> AsyncIterator[Event]:
         arrived = time.monotonic()
         job, work = self._job(request, watch)
         try:
-            ticket = self._admission.admit(work, request.timeout_s)
+            ticket = self._admission.admit(work, request.timeout_s, self._gang.status().ready_in_s)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
@@ -183,13 +191,14 @@ class Engine:
         outcome.add_done_callback(lambda done: (done.cancelled() or done.exception(), events.put_nowait(None)))
         previews = 0
         try:
-            while (progress := await events.get()) is not None:
-                expected = self._admission.expected(ticket)
-                left = None if expected is None else expected * (1 - progress.step / progress.steps)
-                yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
-                if progress.preview is not None:
-                    yield PreviewEvent(previews, list(progress.preview))
-                    previews += 1
+            with self._callers.waiting(caller, handle):
+                while (progress := await events.get()) is not None:
+                    expected = self._admission.expected(ticket)
+                    left = None if expected is None else expected * (1 - progress.step / progress.steps)
+                    yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
+                    if progress.preview is not None:
+                        yield PreviewEvent(previews, list(progress.preview))
+                        previews += 1
             yield self._answer(request, outcome, time.monotonic() - arrived)
         finally:
             if not handle.future.done():

@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raycache.capacity import Bundle, shortage
+from raycache.deaths import DEATHS
 from raycache.errors import unavailable
 from raycache.schemas import EngineStatus
 
@@ -38,9 +39,13 @@ class EngineWatch:
         engine: handle of the engine deployment.
         bundles: what one engine asks of the cluster.
         replicas: engines wanted; 0 = none while nothing is asked, see :meth:`serving`.
+        caller: whose watch this is; while it asks, engines know that it waits for its jobs.
     """
 
-    def __init__(self, engine: DeploymentHandle, bundles: Sequence[Bundle], replicas: int) -> None:
+    def __init__(
+        self, engine: DeploymentHandle, bundles: Sequence[Bundle], replicas: int, caller: str | None = None
+    ) -> None:
+        self._caller = caller
         self._engine, self._bundles, self._replicas = engine, bundles, max(1, replicas)
         self.may_sleep = replicas == 0
         self.last: EngineStatus | None = None
@@ -67,7 +72,7 @@ class EngineWatch:
         """Ask every engine. Silence is not death: what a busy engine said last holds for a while."""
         self._asked_at = time.monotonic()
         try:
-            answers = await self._engine.broadcast("status").results_async(
+            answers = await self._engine.broadcast("status", self._caller).results_async(
                 timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
             )
         except DeploymentUnavailableError:
@@ -78,11 +83,20 @@ class EngineWatch:
         except (TimeoutError, RayError):
             answers = []
         heard = [answer for answer in answers if isinstance(answer, EngineStatus)]
-        all_dead = bool(answers) and all(isinstance(answer, RayActorError) for answer in answers)
+        all_dead = bool(answers) and all(isinstance(answer, DEATHS) for answer in answers)
+        silent = time.monotonic() - self._heard_at > _SILENCE_S
+        if silent and self.statuses and not heard and not all_dead:
+            heard = await self._anyone()
         if heard:
             self._heard_at, self.last = time.monotonic(), heard[0]
-        if heard or all_dead or time.monotonic() - self._heard_at > _SILENCE_S:
+        if heard or all_dead or silent:
             self.statuses = heard
+
+    async def _anyone(self) -> list[EngineStatus]:
+        """One engine that hangs keeps a broadcast from ending; Serve's router goes round it to one that answers."""
+        with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
+            return [await asyncio.wait_for(self._engine.status.remote(self._caller), _STATUS_TIMEOUT_S)]
+        return []
 
     async def latest(self) -> list[EngineStatus]:
         """The last answers; asked for again when the poll has fallen behind."""
@@ -103,7 +117,7 @@ class EngineWatch:
         if not statuses and self.may_sleep:
             # A call that waits at Serve's handle is what makes it start an engine where there is none.
             with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
-                return await asyncio.wait_for(self._engine.status.remote(), patience_s)
+                return await asyncio.wait_for(self._engine.status.remote(self._caller), patience_s)
         if not statuses:
             raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced")
         return statuses[0]

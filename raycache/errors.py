@@ -70,6 +70,11 @@ def unavailable(reason: str, retry_after_s: float = 5.0, code: str = "not_ready"
     return RequestError(503, reason, None, code, retry_after_s)
 
 
+def internal_error() -> RequestError:
+    """500 for a bug: the cause may hold what only the operator should read."""
+    return RequestError(500, "internal error; the log has the reason", None, "internal_error")
+
+
 def from_validation_error(
     error: ValidationError, fields: Iterable[str] = (), prefix: Sequence[str] = ()
 ) -> RequestError:

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -42,6 +43,9 @@ __all__ += ["JobCancelled", "JobFailed", "JobHandle", "JobOutput", "ModelFacts",
 
 _logger = logging.getLogger("raycache.gang")
 
+#: New ranks may take so many times longer than those before them, on a machine that is busier now.
+_RELOAD_TIMES = 5.0
+
 
 class Gang:
     """Ranks, their queue, and the thread that owns both. Public methods are thread-safe; only ``start`` waits.
@@ -63,7 +67,8 @@ class Gang:
         self._running: JobHandle | JobBatch | None = None  # of those, what the ranks draw
         self._ready = False
         self._broken: str | None = None
-        self._restarts, self._retries, self._load_s = Restarts(settings.reliability), 0, 0.0
+        self._restarts, self._load_s = Restarts(settings.reliability), 0.0
+        self._retries: Counter[str] = Counter()  # by kind of fault
         self._started: Future[ModelFacts] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
 
@@ -99,11 +104,13 @@ class Gang:
             restarts=self._restarts.count,
             queued=len(self._queue),
             job=running.job.id if running else None,
-            retries=self._retries,
+            retries=self._retries.total(),
+            retry_causes=dict(self._retries),
             causes=self._restarts.causes,
             ranks=life.ranks() if life else [],
             faults=self._restarts.faults[-10:],
             last_recovery=self._restarts.last,
+            ready_in_s=0.0 if self._ready else max(0.0, self._load_s - self._restarts.since_s()),
         )
 
     def check_health(self) -> None:
@@ -141,9 +148,11 @@ class Gang:
             self._spawn()
             self._started.set_result(self._facts)
         except BaseException as error:
-            if self._life is not None:
-                self._life.end()
-            self._started.set_exception(error)
+            try:
+                if self._life is not None:
+                    self._life.end()
+            finally:
+                self._started.set_exception(error)
             return
         try:
             while self._broken is None:
@@ -164,6 +173,7 @@ class Gang:
                 outcome = self._run(handle)
                 if isinstance(handle, JobBatch) and isinstance(outcome, JobFailed):
                     # What is too much together, or wrong in one of them, may be well alone.
+                    handle.pause()
                     for single in handle.handles:
                         single.end(self._run(single))
                 else:
@@ -201,20 +211,27 @@ class Gang:
                     return GangRestarting(f"{fault}; the replica is being replaced", REPLACED_S)
                 if not handle.start() or (ended := handle.end_if_unwanted()):
                     return ended or JobCancelled(handle.reason)
-                self._retries += 1
+                self._retries[fault.kind] += 1
+                if isinstance(handle, JobBatch):
+                    return JobFailed(str(fault))  # one by one: the next fault is that of one of them
                 _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id, extra=about(handle.job))
         raise AssertionError("unreachable")
 
     def _tick(self) -> None:
         """While ranks load or draw deadlines still count, also for a job that shall be drawn again."""
         self._queue.drop_late()
+        if isinstance(self._taken, JobBatch):
+            self._taken.end_if_unwanted()  # those drawn one by one wait like those in the queue
         if not self._ready and self._running is not None and self._running.late(time.monotonic()):
             self._running.end_if_unwanted()
 
     def _spawn(self) -> None:
-        began = time.monotonic()
-        self._life = Incarnation(self._settings, self._placement_group, self._first_bundle, self._name, self._tick)
-        self._source, self._facts = self._life.assemble(self._source)
+        began, settings = time.monotonic(), self._settings
+        timeout_s = settings.parallel.startup_timeout_s
+        if self._load_s:  # a rank that hangs while it loads is no rarer than another; nothing is downloaded any more
+            timeout_s = min(timeout_s, max(settings.reliability.watchdog_first_s, _RELOAD_TIMES * self._load_s))
+        self._life = Incarnation(settings, self._placement_group, self._first_bundle, self._name, self._tick)
+        self._source, self._facts = self._life.assemble(self._source, timeout_s)
         self._load_s = time.monotonic() - began
         self._ready = True
         _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, self._load_s)
@@ -243,7 +260,9 @@ class Gang:
     def _give_up(self) -> None:
         """The thread ends: the ranks go, and nobody waits for an answer that cannot come."""
         self._ready = False
-        self._life.end()
-        self._broken = self._broken or f"gang {self._name} is shut down"
-        for handle in [*self._queue.close(), *([self._taken] if self._taken else [])]:
-            handle.end(GangRestarting(self._broken, retry_after_s=10.0))
+        try:
+            self._life.end()
+        finally:
+            self._broken = self._broken or f"gang {self._name} is shut down"
+            for handle in [*self._queue.close(), *([self._taken] if self._taken else [])]:
+                handle.end(GangRestarting(self._broken, retry_after_s=10.0))

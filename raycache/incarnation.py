@@ -9,9 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from raycache.actors import PULSE_S, Fault, RankActors
+from raycache.deaths import DEATHS
 from raycache.job import GangStartError, Job, JobCancelled, JobFailed, JobOutput, ModelFacts, ModelSource, Progress
 from raycache.logs import about
 from raycache.pulse import Failure
@@ -46,16 +47,17 @@ class Incarnation:
         self.patience = Patience(settings.reliability, compiles=settings.model.compile)
         self._warmup_s = 0.0
 
-    def assemble(self, source: ModelSource | None) -> tuple[ModelSource, ModelFacts]:
+    def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, ModelFacts]:
         """Join the ranks, load the model, draw the declared warm-up shapes.
 
         Args:
             source: what was loaded in an earlier life; None = ask.
+            timeout_s: until the model must be loaded.
 
         Raises:
             GangStartError: why, and what to change.
         """
-        source, facts = self._actors.load(source, self._tick)
+        source, facts = self._actors.load(source, self._tick, timeout_s)
         began = time.monotonic()
         for shape in self._settings.warmup:
             self._warm_up(shape)
@@ -94,8 +96,8 @@ class Incarnation:
                 rank = pending.pop(ref)
                 try:
                     results[rank] = ray.get(ref)
-                except RayActorError:
-                    raise Fault("death", f"rank {rank} died in job {job.id}") from None
+                except DEATHS as error:
+                    raise Fault("death", f"rank {rank} died in job {job.id} ({type(error).__name__})") from None
                 except RayTaskError as error:
                     raise Fault("error", f"rank {rank}: {error.cause}") from None
                 if isinstance(results[rank], Failure):

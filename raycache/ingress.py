@@ -10,17 +10,19 @@ import asyncio
 import contextlib
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 
-from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raycache.api import build_http_app
 from raycache.auth import read_keys
 from raycache.capacity import Bundle
+from raycache.deaths import DEATHS
 from raycache.engine_watch import EngineWatch
 from raycache.errors import RequestError, unavailable
+from raycache.metrics import IngressMetrics
 from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
 from raycache.validation import resolve
@@ -47,7 +49,8 @@ class Ingress:
         self.keys = read_keys(settings.ingress.api_keys_file)
         self._engine = engine
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
-        self._watch = EngineWatch(engine, bundles, wanted)
+        self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
+        self._watch = EngineWatch(engine, bundles, wanted, self._name)
         self._polling = asyncio.get_running_loop().create_task(self._watch.run())
 
     def __serve_build_asgi_app__(self) -> object:
@@ -113,6 +116,12 @@ class Ingress:
         return self._watch.may_sleep and not self._watch.statuses and not self._watch.shortage
 
     @property
+    def max_body_bytes(self) -> int:
+        """The limit in force: the engines', once one has told it."""
+        told = self._watch.last
+        return (told.policy if told else self.settings).limits.max_body_bytes
+
+    @property
     def shortage(self) -> str | None:
         """What the cluster lacks for the engines to start, if that was found out."""
         return self._watch.shortage
@@ -146,16 +155,17 @@ class Ingress:
         if left <= 0 or not any(status.ready for status in self._watch.statuses):
             return None
         logger.warning("Asking another engine: %s", failure.message)
+        self.metrics.asked_again(failure)
         return order.model_copy(update={"timeout_s": left})
 
     async def _call(self, order: GenerationRequest) -> GenerationResult | RequestError:
-        response = self._engine.generate.remote(order)
+        response = self._engine.generate.remote(order, self._name)
         try:
             return await asyncio.wait_for(response, order.timeout_s + _GRACE_S)
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except (TimeoutError, RayActorError, DeploymentUnavailableError) as error:
+        except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
             # The engine aborts on its own deadline; a timeout is for one that cannot even say so.
             response.cancel()
             return _lost(error)
@@ -164,7 +174,7 @@ class Ingress:
         self, order: GenerationRequest
     ) -> AsyncIterator[ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
         """One engine's events; the last is a result or an error."""
-        events = self._engine.options(stream=True).generate_stream.remote(order)
+        events = self._engine.options(stream=True).generate_stream.remote(order, self._name)
         patience = time.monotonic() + order.timeout_s + _GRACE_S
         try:
             while True:
@@ -172,7 +182,7 @@ class Ingress:
                 yield await asyncio.wait_for(anext(events), patience - time.monotonic())
         except StopAsyncIteration:
             return
-        except (TimeoutError, RayActorError, DeploymentUnavailableError) as error:
+        except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
             yield _lost(error)
         finally:
             events.cancel()
@@ -182,6 +192,6 @@ def _lost(error: Exception) -> RequestError:
     """What is said of an engine that gave no answer."""
     if isinstance(error, TimeoutError):
         return RequestError(504, "no engine answered in time", "timeout_s", "deadline_exceeded")
-    if isinstance(error, RayActorError):
+    if isinstance(error, DEATHS):
         return unavailable("the engine died while drawing; try again", code="engine_died")
     return unavailable("no engine is ready: it failed to start, the log has the reason")

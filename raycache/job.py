@@ -128,9 +128,9 @@ class GangStatus:
     """The gang as it sees itself; made without calling a rank.
 
     Attributes:
-        ready: ranks are loaded and no fault is being mended.
+        ready: ranks are loaded and no fault is being mended; ``ready_in_s``: seconds until then, as it took last time.
         restarts: incarnations after the first; ``causes`` has them by kind of fault.
-        retries: jobs that were drawn again after a fault.
+        retries: jobs that were drawn again after a fault; ``retry_causes`` has them by its kind.
         faults: what was wrong each time, newest last, at most ten.
         ranks: each rank's last pulse, and its age in seconds.
         last_recovery: times of the last fault's recovery, see :class:`Recovery`.
@@ -142,10 +142,12 @@ class GangStatus:
     queued: int
     job: str | None
     retries: int = 0
+    retry_causes: dict[str, int] = field(default_factory=dict)
     causes: dict[str, int] = field(default_factory=dict)
     ranks: list[dict[str, Any]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     last_recovery: Recovery | None = None
+    ready_in_s: float = 0.0
 
 
 class JobCancelled(Exception):

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from raycache.errors import RequestError
 from raycache.job import GangStatus
 
 #: From a preview-sized picture on a GPU to a large one on a CPU.
@@ -65,7 +66,9 @@ class Metrics:
             "Times all ranks were replaced, by kind of fault (death, hang, error).",
             ("cause",),
         )
-        self.retries = Counter("raycache_retries_total", "Jobs drawn again after a fault.")
+        self.retries = Counter(
+            "raycache_retries_total", "Jobs drawn again after a fault, by its kind (death, hang, error).", ("cause",)
+        )
         self.fault_to_picture_seconds = Histogram(
             "raycache_fault_to_next_picture_seconds", "Seconds from noticing a fault to the next picture.", _SECONDS
         )
@@ -111,7 +114,8 @@ class Metrics:
     def gang(self, status: GangStatus) -> None:
         """How the gang is now; counters advance by what was new since the last call."""
         self.ready.set(float(status.ready))
-        self._advance(self.retries, "", status.retries, {})
+        for cause, count in status.retry_causes.items():
+            self._advance(self.retries, cause, count, {"cause": cause})
         for cause, count in status.causes.items():
             self._advance(self.restarts, cause, count, {"cause": cause})
         for pulse in status.ranks:
@@ -131,3 +135,25 @@ class Metrics:
     def ended(self, outcome: str, cause: str) -> None:
         """A request got no picture: ``refused`` before it started, ``aborted`` or ``failed`` after."""
         self.requests.inc(tags={"outcome": outcome, "cause": cause})
+
+
+class IngressMetrics:
+    """What one ingress counts: errors that it answered itself never reach an engine's counters."""
+
+    def __init__(self) -> None:
+        self.errors = Counter(
+            "raycache_http_errors_total", "Errors answered over HTTP, by status and code.", ("status", "code")
+        )
+        self.rerouted = Counter(
+            "raycache_rerouted_total",
+            "Jobs asked of another engine after the first was lost, by the code of that error.",
+            ("cause",),
+        )
+
+    def answered(self, error: RequestError) -> None:
+        """An error went out to a client."""
+        self.errors.inc(tags={"status": str(error.status), "code": error.code})
+
+    def asked_again(self, failure: RequestError) -> None:
+        """``failure`` was not told to the client, but its job to another engine."""
+        self.rerouted.inc(tags={"cause": failure.code})

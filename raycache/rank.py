@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 import ray
 import torch
@@ -216,12 +217,20 @@ class Rank:
                 [decision.residual_diff for decision in decisions],
             )
             if step in job.preview_steps:
-                event.preview = preview(self._pipe, self._latents, state["latents"], step, job.height, job.width)
+                event.preview = self._preview(job, step, state["latents"])
             with self._lock:
                 self._events.append(event)
             self._latents = state["latents"]
         self._step = step + 1
         return {}
+
+    def _preview(self, job: Job, step: int, latents: torch.Tensor) -> np.ndarray | None:
+        """None where it fails: the other ranks go on, and for want of memory for a preview the gang must not part."""
+        try:
+            return preview(self._pipe, self._latents, latents, step, job.height, job.width)
+        except RuntimeError as error:  # out of memory is one
+            _logger.warning(f"no preview: {type(error).__name__}: {error}", extra=about(job, rank=self._rank))
+            return None
 
     def _drain(self) -> list[Progress]:
         with self._lock:

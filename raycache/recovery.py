@@ -71,6 +71,10 @@ class Restarts:
             f"(reliability.max_restarts = {limits.max_restarts})"
         )
 
+    def since_s(self) -> float:
+        """Seconds since the last fault was noticed."""
+        return time.monotonic() - self._noticed
+
     def recovered(self, stages: dict[str, float]) -> float:
         """New ranks are ready; ``stages``: what took how long. Returns seconds since the fault was noticed."""
         self.last.ready_s, self.last.stages = time.monotonic() - self._noticed, dict(stages)

@@ -161,6 +161,7 @@ class EngineStatus:
         gang: the gang's own words: ranks with their steps, restarts, faults.
         model: facts of the loaded model.
         policy: limits and defaults in force.
+        told_at: ``time.time()`` of all this; what the ingress passes on may be a second old.
     """
 
     replica: str
@@ -172,3 +173,4 @@ class EngineStatus:
     model: ModelInfo
     policy: Policy
     pid: int = 0
+    told_at: float = 0.0

@@ -5,25 +5,31 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from raycache.encoding import encode
-from raycache.errors import RequestError
+from raycache.errors import RequestError, internal_error
 from raycache.schemas import GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
+
+logger = logging.getLogger("ray.serve")
 
 Event = ProgressEvent | PreviewEvent | GenerationResult
 
 
-async def stream_events(first: Event, rest: AsyncIterator[Event], body: ImagesBody) -> AsyncIterator[str]:
+async def stream_events(
+    first: Event, rest: AsyncIterator[Event], body: ImagesBody, on_error: Callable[[RequestError], None]
+) -> AsyncIterator[str]:
     """The events of one request as text.
 
     ``raycache.progress`` after each step, ``image_generation.partial_image`` for each preview of each picture,
-    ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the job ends without.
+    ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the job ends without, told to
+    ``on_error``, too.
     """
     try:
         for text in await _event_texts(first, body):
@@ -32,7 +38,13 @@ async def stream_events(first: Event, rest: AsyncIterator[Event], body: ImagesBo
             for text in await _event_texts(event, body):
                 yield text
     except RequestError as error:
+        on_error(error)
         yield _text("error", {"type": "error", **error.body()})
+    except Exception:
+        # The status is out already: without an event the client would see a stream that just ends.
+        logger.exception("A stream broke off")
+        on_error(broken := internal_error())
+        yield _text("error", {"type": "error", **broken.body()})
     finally:
         # A client that went away ends this generator; the engine must hear of it now, not at garbage collection.
         await rest.aclose()

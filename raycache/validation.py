@@ -19,6 +19,7 @@ from cache_core.options import (
     NoCacheOptions,
     check_block_count,
 )
+from raycache.encoding import LONGEST_SIDE
 from raycache.errors import RequestError, invalid
 from raycache.presets import preset_of
 from raycache.schemas import GenerationRequest, ModelInfo
@@ -51,6 +52,7 @@ def resolve(
     _check_prompt(request.prompt, limits)
     size = defaults.size if request.size in (None, "auto") else request.size
     check_size(*parse_size(size), ranks=ranks, max_pixels=limits.max_pixels)
+    _check_format(request.output_format, size)
     _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps
     _check_at_most("num_inference_steps", steps, limits.max_steps)
@@ -200,6 +202,12 @@ def _check_prompt(prompt: str, limits: LimitSettings) -> None:
     if len(prompt) > limits.max_prompt_characters:
         reason = f"{len(prompt)} characters, at most {limits.max_prompt_characters} are allowed here"
         raise invalid("prompt", reason, code="string_above_max_length")
+
+
+def _check_format(format: str, size: str) -> None:
+    """A picture that cannot be encoded must not be drawn first."""
+    if (longest := LONGEST_SIDE.get(format)) and max(parse_size(size)) > longest:
+        raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 
 
 def _check_at_most(field: str, value: int, limit: int) -> None:

@@ -30,7 +30,8 @@ class PlannedFault(BaseModel):
             (the latents turn into NaN after a step).
         rank: which one.
         at: on entering this phase; in ``denoise`` at the end of step ``step``, from 0. Only rank 0 decodes.
-        seconds: how long to sleep.
+        seconds: how long to sleep, at most.
+        until: a file; whoever sleeps wakes as soon as it is there.
         once: a file; it is made when the fault happens, and where it is nothing happens. None = in every drawing.
     """
 
@@ -41,6 +42,7 @@ class PlannedFault(BaseModel):
     at: Literal["encode", "denoise", "decode"] = "denoise"
     step: int = 0
     seconds: float = 3600.0
+    until: str | None = None
     once: str | None = None
 
     def prompt(self, text: str = "a red circle") -> str:
@@ -55,7 +57,9 @@ class PlannedFault(BaseModel):
             except FileExistsError:
                 return
         if self.kind == "sleep":
-            time.sleep(self.seconds)
+            end = time.monotonic() + self.seconds
+            while time.monotonic() < end and not (self.until and os.path.exists(self.until)):
+                time.sleep(min(0.02, self.seconds))
         elif self.kind == "raise":
             raise RuntimeError("on purpose")
         elif self.kind == "oom":

@@ -11,14 +11,30 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["engines", "kill_engine", "kill_ingress", "kill_rank", "rank_pids", "readiness", "resume_rank", "stop_rank"]
-__all__ += ["wait_for"]
+__all__ = [
+    "authorization",
+    "engines",
+    "engines_now",
+    "kill_engine",
+    "kill_ingress",
+    "kill_rank",
+    "rank_pids",
+    "readiness",
+]
+__all__ += ["resume_rank", "stop_rank", "wait_for"]
+
+
+def authorization() -> dict[str, str]:
+    """The header for a service with keys, from ``RAYCACHE_API_KEY``; empty where that is not set."""
+    key = os.environ.get("RAYCACHE_API_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def readiness(url: str, timeout_s: float = 5.0) -> dict[str, Any]:
     """The JSON of ``/readyz`` of the service at ``url``, whether it is ready or not; empty while nobody answers."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=timeout_s) as reply:
+        request = urllib.request.Request(f"{url}/readyz", headers=authorization())
+        with urllib.request.urlopen(request, timeout=timeout_s) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
         try:
@@ -32,6 +48,21 @@ def readiness(url: str, timeout_s: float = 5.0) -> dict[str, Any]:
 def engines(url: str) -> list[dict[str, Any]]:
     """Every engine that answers, in order of its replica's name, so that numbers stay."""
     return sorted(readiness(url).get("engines", []), key=lambda engine: engine["replica"])
+
+
+def engines_now(url: str, timeout_s: float = 60.0) -> list[dict[str, Any]]:
+    """Like :func:`engines`, but what they say was said after this call began.
+
+    Raises:
+        TimeoutError: no engine said anything within ``timeout_s`` seconds.
+    """
+    began = time.time()
+
+    def told() -> list[dict[str, Any]]:
+        known = engines(url)
+        return known if all(engine["told_at"] > began for engine in known) else []
+
+    return wait_for(told, timeout_s)
 
 
 def rank_pids(url: str) -> list[int]:
@@ -56,7 +87,7 @@ def resume_rank(url: str, rank: int, engine: int = 0) -> float:
 
 def kill_engine(url: str, engine: int = 0) -> float:
     """SIGKILL to an engine's replica; its ranks die with it. Returns ``time.time()`` of it."""
-    return _signal(engines(url)[engine]["pid"], signal.SIGKILL)
+    return _signal(engines_now(url)[engine]["pid"], signal.SIGKILL)
 
 
 def kill_ingress(url: str) -> float:
@@ -79,7 +110,7 @@ def wait_for(what: Callable[[], Any], timeout_s: float = 120.0, every_s: float =
 
 
 def _rank(url: str, rank: int, engine: int) -> int:
-    return engines(url)[engine]["gang"]["ranks"][rank]["pid"]
+    return engines_now(url)[engine]["gang"]["ranks"][rank]["pid"]
 
 
 def _signal(pid: int, what: signal.Signals) -> float:

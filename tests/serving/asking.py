@@ -7,12 +7,14 @@ import contextlib
 import http.client
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
+import ray
 from PIL import Image
 
 URL = "/v1/images/generations"
@@ -43,9 +45,19 @@ def streamed(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 def being_drawn(url: str, **fields: Any) -> Iterator[None]:
     """``ENDLESS`` with ``fields`` changed, certainly under way while the block runs; afterwards its client leaves.
 
-    A streamed answer has headers as soon as there is a first step to tell.
+    A streamed answer has headers as soon as there is a first step to tell. One that waits for them in vain may stand
+    behind another endless one, so it asks again.
     """
-    with httpx.stream("POST", url + URL, json={**ENDLESS, "stream": True, **fields}, timeout=60) as response:
+    body = {**ENDLESS, "stream": True, **fields}
+    with contextlib.ExitStack() as stack:
+        for patience_s in (10, 20, 40):
+            try:
+                response = stack.enter_context(httpx.stream("POST", url + URL, json=body, timeout=patience_s))
+                break
+            except httpx.ReadTimeout:
+                continue
+        else:
+            raise TimeoutError("no engine has begun to draw this")
         assert response.status_code == 200, response.read()
         yield
 
@@ -60,3 +72,12 @@ def sent(url: str, **fields: Any) -> Iterator[None]:
         yield
     finally:
         connection.close()
+
+
+def scraped() -> dict[str, str]:
+    """Names on this Ray's metrics port, each with all of its lines: other applications were here, too."""
+    node = ray.nodes()[0]
+    text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30).text
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    names = {match[0] for line in lines if (match := re.match(r"\w+(?=\{)", line))}
+    return {name: "\n".join(line for line in lines if line.startswith(f"{name}{{")) for name in names}

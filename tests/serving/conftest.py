@@ -9,16 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import ray
 from ray import serve
 
+from cache_core import DBCacheOptions
 from raycache.app import build
 from raycache.demo.noise import build_noise_model
+from raycache.gang import Gang, Job
 from raycache.settings import AppSettings
 
 #: A rank that draws like any other, and fails where a prompt says so.
 FAULTY = "raycache.testing.faulty_rank:FaultyRank"
+#: Of the jobs that tests hand to a gang themselves.
+CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
+LONG = 5000  # steps: longer than any test waits
+
+
+def job(seeds: tuple[int, ...] = (7,), steps: int = 6, **changes: object) -> Job:
+    """A small one."""
+    values = {"prompt": "a red circle", "width": 64, "height": 64, "guidance_scale": 3.5, "cache": CACHE}
+    return Job(id=f"job-{time.monotonic_ns()}", seeds=seeds, num_inference_steps=steps, **{**values, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -60,13 +72,34 @@ def gang_settings(tiny_model: Path) -> Callable[..., AppSettings]:
     return make
 
 
-def wait_until(what: Callable[[], bool], timeout: float = 30.0) -> float:
+def wait_until(what: Callable[[], bool], timeout: float = 60.0) -> float:
     """Seconds until ``what()`` holds."""
     began = time.monotonic()
     while not what():
         assert time.monotonic() - began < timeout, "timed out"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+@pytest.fixture(scope="session")
+def gang(local_ray: None, gang_settings: Callable[..., AppSettings]) -> Iterator[Gang]:
+    """Two ranks that several files break and share: each start costs seconds."""
+    settings = gang_settings(
+        parallel={"rank_class": FAULTY},
+        warmup=[{"size": "64x64"}],
+        cache=CACHE.model_dump(),
+        reliability={"watchdog_floor_s": 2.0, "max_restarts": 99},
+    )
+    gang = Gang(settings, name="shared")
+    gang.start()
+    yield gang
+    gang.shutdown()
+
+
+@pytest.fixture(scope="session")
+def reference(gang: Gang) -> np.ndarray:
+    """The very first picture of that gang, when it was fresh."""
+    return gang.submit(job()).future.result(60).images
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +123,14 @@ def flux(http: str, gang_settings: Callable[..., AppSettings]) -> str:
         defaults={"size": "64x64", "num_inference_steps": 6},
         limits={"max_pixels": 512 * 512, "max_steps": 5000},
         warmup=[{"size": "64x64"}],
-        reliability={"max_queued_requests": 3, "watchdog_floor_s": 4.0, "max_restarts": 99},
+        reliability={
+            "max_queued_requests": 3,
+            # Endless jobs are predicted to take minutes, and are not to be refused for that on a slow machine.
+            "max_queued_seconds": 1e6,
+            "request_timeout_s": 1e6,
+            "watchdog_floor_s": 4.0,
+            "max_restarts": 99,
+        },
         num_replicas=2,
     )
     serve.run(build(settings), name="flux", route_prefix="/")

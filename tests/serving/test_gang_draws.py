@@ -1,38 +1,16 @@
-"""A gang of 2 gloo ranks on a real local Ray: pictures, progress, errors, aborts. One gang for the whole file."""
+"""A gang of 2 gloo ranks on a real local Ray: pictures, progress, errors, aborts."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from cache_core import DBCacheOptions, DBPruneOptions, NoCacheOptions
-from raycache.gang import DeadlineExceeded, Gang, Job, JobCancelled, JobFailed, Progress
-from tests.serving.conftest import wait_until
-
-CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
-
-
-def job(seeds: tuple[int, ...] = (7,), steps: int = 6, **changes: object) -> Job:
-    values = {"prompt": "a red circle", "width": 64, "height": 64, "guidance_scale": 3.5, "cache": CACHE}
-    return Job(id=f"job-{time.monotonic_ns()}", seeds=seeds, num_inference_steps=steps, **{**values, **changes})
-
-
-@pytest.fixture(scope="module")
-def gang(local_ray, gang_settings) -> Iterator[Gang]:
-    gang = Gang(gang_settings(), name="draws")
-    gang.start()
-    yield gang
-    gang.shutdown()
-
-
-@pytest.fixture(scope="module")
-def reference(gang: Gang) -> np.ndarray:
-    """The very first picture of a fresh gang."""
-    return gang.submit(job()).future.result(60).images
+from cache_core import DBPruneOptions, NoCacheOptions
+from raycache.gang import DeadlineExceeded, Gang, JobCancelled, JobFailed, Progress
+from tests.serving.conftest import LONG, job, wait_until
 
 
 def test_a_picture_with_its_report(gang: Gang, reference: np.ndarray):
@@ -84,6 +62,7 @@ def test_an_error_on_every_rank_ends_the_job_and_not_the_gang(gang: Gang, refere
 
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_abort_of_a_running_job(gang: Gang, reference: np.ndarray, step: int):
+    restarts = gang.status().restarts
     handles, seen = [], []
     submitted = threading.Event()
 
@@ -93,37 +72,37 @@ def test_abort_of_a_running_job(gang: Gang, reference: np.ndarray, step: int):
         if progress.step == step:
             handles[0].abort("client gone")
 
-    handles.append(gang.submit(job(steps=2000), on_progress=stop))
+    handles.append(gang.submit(job(steps=LONG), on_progress=stop))
     submitted.set()
     with pytest.raises(JobCancelled, match="client gone"):
-        handles[0].future.result(30)
-    assert seen[-1] < 500
+        handles[0].future.result(60)
+    assert seen[-1] < LONG / 2
     np.testing.assert_array_equal(gang.submit(job()).future.result(60).images, reference)
-    assert gang.status().restarts == 0
+    assert gang.status().restarts == restarts
 
 
 def test_a_queued_job_is_dropped_at_once(gang: Gang):
-    running = gang.submit(job(steps=2000))
+    running = gang.submit(job(steps=LONG))
     queued = gang.submit(job())
     wait_until(lambda: gang.status().job == running.job.id)
     queued.abort("changed my mind")
     with pytest.raises(JobCancelled, match="changed my mind"):
-        queued.future.result(0.1)
+        queued.future.result(0)
     assert not running.future.done()
     running.abort("enough")
     with pytest.raises(JobCancelled, match="enough"):
-        running.future.result(10)
+        running.future.result(60)
 
 
 def test_deadlines(gang: Gang, reference: np.ndarray):
-    running = gang.submit(job(steps=5000), deadline=time.monotonic() + 1.5)
-    queued = gang.submit(job(), deadline=time.monotonic() + 0.5)
-    patient = gang.submit(job())
     began = time.monotonic()
+    running = gang.submit(job(steps=LONG), deadline=began + 4)
+    queued = gang.submit(job(), deadline=began + 0.5)
+    patient = gang.submit(job())
     with pytest.raises(DeadlineExceeded):
-        queued.future.result(10)
-    assert time.monotonic() - began < 1.2, "a queued job's deadline does not wait for its turn"
+        queued.future.result(60)
+    assert not running.future.done(), "a queued job's deadline does not wait for its turn"
     with pytest.raises(DeadlineExceeded):
-        running.future.result(10)
-    assert time.monotonic() - began < 3
-    np.testing.assert_array_equal(patient.future.result(10).images, reference)
+        running.future.result(60)
+    assert time.monotonic() - began < 15, "and the job takes longer by itself"
+    np.testing.assert_array_equal(patient.future.result(60).images, reference)

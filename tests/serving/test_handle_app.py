@@ -11,7 +11,8 @@ from ray.serve.exceptions import RequestCancelledError
 from raycache import GenerationRequest, GenerationResult
 from raycache.errors import RequestError
 from raycache.schemas import PreviewEvent, ProgressEvent
-from tests.serving.conftest import wait_until
+from raycache.testing.inject import engines_now, wait_for
+from tests.serving.asking import ENDLESS
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +67,23 @@ def test_status(handle):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_cancel_frees_the_engine(handle, stream):
+def test_cancel_frees_the_engine(handle, flux, stream):
     def busy() -> bool:
-        return any(engine.running for engine in handle.status.remote().result())
+        return any(engine["running"] for engine in engines_now(flux))
 
     reference = handle.generate.remote(GenerationRequest(prompt="x", seed=1)).result()
-    request = GenerationRequest(prompt="x", num_inference_steps=5000)
+    request = GenerationRequest(**ENDLESS)
     if stream:
         events = handle.options(stream=True).generate_stream.remote(request)
         assert isinstance(next(iter(events)), ProgressEvent)
         events.cancel()
     else:
         response = handle.generate.remote(request)
-        wait_until(busy)
+        wait_for(busy, 60)
         response.cancel()
         with pytest.raises((RequestCancelledError, TaskCancelledError)):
             response.result()
-    wait_until(lambda: not busy())
+    wait_for(lambda: not busy(), 30)
     for _ in range(4):
         again = handle.generate.remote(GenerationRequest(prompt="x", seed=1)).result()
         np.testing.assert_array_equal(again.images, reference.images)

@@ -128,3 +128,14 @@ def test_an_unfinished_job_teaches_nothing():
     queue = learned(10.0)
     queue.release(queue.admit(SMALL, 300.0))
     assert queue.predictor.seconds(SMALL) == 10.0
+
+
+def test_a_deadline_before_new_ranks_are_there_is_for_another_engine():
+    queue = learned(10.0)
+    with pytest.raises(RequestError) as caught:
+        queue.admit(SMALL, 35.0, mending_s=30.0)
+    error = caught.value
+    assert (error.status, error.code, error.retry_after_s) == (503, "gang_restarting", 30.0)
+    queue.admit(SMALL, 45.0, mending_s=30.0)
+    with pytest.raises(RequestError, match="about 30 s"):
+        queue.admit(SMALL, 45.0, mending_s=30.0)  # ... behind the one before

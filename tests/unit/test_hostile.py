@@ -33,7 +33,7 @@ class FakeEngine:
         self.generate = SimpleNamespace(remote=self._generate)
         self.generate_stream = SimpleNamespace(remote=self._stream)
 
-    def broadcast(self, method: str) -> SimpleNamespace:
+    def broadcast(self, method: str, caller: str) -> SimpleNamespace:
         async def results(**_: object) -> list[EngineStatus]:
             return [STATUS]
 
@@ -46,12 +46,12 @@ class FakeEngine:
         self.drawn += 1
         return GenerationResult(images=[np.zeros((16, 16, 3), np.uint8)] * order.n, seeds=list(range(order.n)))
 
-    def _generate(self, order: GenerationRequest) -> asyncio.Future[GenerationResult]:
+    def _generate(self, order: GenerationRequest, caller: str) -> asyncio.Future[GenerationResult]:
         answer = asyncio.get_running_loop().create_future()
         answer.set_result(self._result(order))
         return answer
 
-    def _stream(self, order: GenerationRequest) -> AsyncIterator[ProgressEvent | GenerationResult]:
+    def _stream(self, order: GenerationRequest, caller: str) -> AsyncIterator[ProgressEvent | GenerationResult]:
         return _Stream([ProgressEvent(1, 1, [False], [None]), self._result(order)])
 
 
@@ -124,6 +124,6 @@ def test_nothing_that_is_sent_is_our_failure(application: Application, strategy:
         assert statuses[400] > 500
         assert application.engine.drawn > drawn + 50
     else:
-        assert {404, 405, 415, 400} <= set(statuses)
+        assert {404, 405, 400} <= set(statuses)  # 415 comes by chance; `test_http.py` asks for it
     good = Hostile("POST", URL, b'{"prompt": "a"}', {"content-type": "application/json"})
     assert application.send(good).status_code == 200, "still well"

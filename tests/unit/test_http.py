@@ -1,11 +1,13 @@
 """The HTTP surface over a fake service: every answer's shape, without Ray."""
 
+import asyncio
 import base64
 import io
 import json
 import logging
 import os
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -19,6 +21,7 @@ from raycache.sse import stream_events
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_body_bytes": 2000}})
 URL = "/v1/images/generations"
+READY = EngineStatus("r1", True, 2, True, 1.5, {"ranks": [{"step": 3}]}, {"num_blocks": 57}, SETTINGS.policy)
 ERROR_KEYS = {"message", "type", "param", "code"}
 
 
@@ -26,14 +29,25 @@ def picture(index: int) -> np.ndarray:
     return np.full((16, 32, 3), 10 * index, np.uint8)
 
 
+class Counted:
+    """The ingress's metrics, as a list."""
+
+    def __init__(self) -> None:
+        self.errors: list[tuple[int, str]] = []
+
+    def answered(self, error: RequestError) -> None:
+        self.errors.append((error.status, error.code))
+
+
 class FakeService:
     settings = SETTINGS
     keys: tuple[bytes, ...] = ()
+    max_body_bytes = SETTINGS.limits.max_body_bytes
     shortage: str | None = None
     asleep = False
 
     def __init__(self) -> None:
-        self.requests = []
+        self.requests, self.metrics = [], Counted()
         self.failure: Exception | None = None
         self.late_failure: Exception | None = None
         self.engines: list[EngineStatus] = []
@@ -106,8 +120,9 @@ def test_reply_is_openais_and_ours(client):
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
-def test_raw_bytes(client, format):
+def test_raw_bytes(client, service, format):
     response = client.post(URL, json={"prompt": "a", "seed": 3}, headers={"accept": f"image/{format}"})
+    assert service.requests[-1].output_format == format, "a picture too long for it is refused before it is drawn"
     assert response.headers["content-type"] == f"image/{format}"
     assert response.headers["x-seed"] == "3"
     assert "denoise;dur=2000.0" in response.headers["server-timing"]
@@ -125,7 +140,8 @@ def test_json_is_preferred_where_both_are_accepted(client):
 
 
 def test_header_timeout_is_the_engines_too(client, service):
-    for value, expected in (("2.5", 2.5), ("9", 4.0)):
+    """Less what its answer needs to be there before Serve's own, which is a 408 in plain text."""
+    for value, expected in (("2.5", 2.0), ("4.5", 3.6), ("9", 4.0)):
         client.post(URL, json={"prompt": "a", "timeout_s": 4.0}, headers={"x-request-timeout-seconds": value})
         assert service.requests[-1].timeout_s == expected
     for value in ("x", "0", "-1", "nan", "inf"):
@@ -152,6 +168,19 @@ def test_bodies_that_are_refused(client):
 def test_a_body_without_a_length_is_cut_off(client):
     chunks = (b" " * 500 for _ in range(100))
     check_error(client.post(URL, content=chunks, headers={"content-type": "application/json"}), 413)
+
+
+async def test_a_body_that_does_not_end_frees_its_place(service, monkeypatch):
+    monkeypatch.setattr("raycache.api._BODY_S", 0.05)
+
+    async def drip():
+        yield b"{"
+        await asyncio.sleep(60)
+
+    transport = httpx.ASGITransport(build_http_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post(URL, content=drip(), headers={"content-type": "application/json"})
+    check_error(response, 408, "body_too_slow")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +210,24 @@ def test_keys(client, service):
     assert client.get("/healthz").status_code == 200
 
 
+def test_without_a_key_nothing_is_told_of_the_engines(client, service):
+    service.engines, service.keys = [READY], (b"alpha",)
+    assert client.get("/readyz").json() == {"ready": True, "reason": None}
+    (engine,) = client.get("/readyz", headers={"authorization": "Bearer alpha"}).json()["engines"]
+    assert engine["replica"] == "r1"
+
+
+def test_errors_of_every_kind_are_counted(client, service):
+    client.get("/nowhere")
+    post(client, nonsense=1)
+    service.failure = RuntimeError("a bug")
+    post(client)
+    service.failure, service.late_failure = None, unavailable("later", code="engine_died")
+    post(client, stream=True)
+    counted = [(404, "http_error"), (400, "unknown_parameter"), (500, "internal_error"), (503, "engine_died")]
+    assert service.metrics.errors == counted
+
+
 def test_keys_are_not_logged_and_not_repeated(client, service, caplog):
     service.keys = (b"alpha-key",)
     with caplog.at_level(logging.DEBUG):
@@ -206,12 +253,11 @@ def test_readiness(client, service):
     response = client.get("/readyz")
     assert (response.status_code, response.json()["reason"]) == (200, "asleep"), "a probe must not take it out"
     service.asleep = False
-    gang = {"ranks": [{"step": 3}]}
-    service.engines = [EngineStatus("r1", True, 2, True, 1.5, gang, {"num_blocks": 57}, SETTINGS.policy)]
+    service.engines = [READY]
     response = client.get("/readyz")
     assert response.status_code == 200
     (engine,) = response.json()["engines"]
-    assert (engine["replica"], engine["queued"], engine["gang"]) == ("r1", 2, gang)
+    assert (engine["replica"], engine["queued"], engine["gang"]) == ("r1", 2, READY.gang)
 
 
 def events(response) -> list[tuple[str, dict]]:
@@ -251,10 +297,18 @@ def test_a_stream_that_fails_late_says_so_in_the_stream(client, service):
     assert service.closed
 
 
+def test_a_stream_that_breaks_off_for_a_bug_says_so_too(client, service):
+    service.late_failure = RuntimeError("/secret/path")
+    got = events(post(client, stream=True))
+    assert (got[-1][0], got[-1][1]["error"]["code"]) == ("error", "internal_error")
+    assert "secret" not in json.dumps(got)
+    assert service.closed
+
+
 async def test_a_client_that_leaves_a_stream_closes_it(service):
     body = ImagesBody(prompt="a", stream=True)
     rest = service.generate_stream(body.request())
-    stream = stream_events(await anext(rest), rest, body)
+    stream = stream_events(await anext(rest), rest, body, service.metrics.answered)
     await anext(stream)
     assert not service.closed
     await stream.aclose()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError
 
 from raycache.errors import RequestError
 from raycache.ingress import Ingress
@@ -35,12 +36,13 @@ class Engines:
     """A handle that answers one call after the other as told; an exception in the list is raised there."""
 
     def __init__(self, *answers: list[object], alive: bool = True) -> None:
-        self.answers, self.alive, self.orders = list(answers), alive, []
+        self.answers, self.alive, self.orders, self.callers = list(answers), alive, [], set()
         self.generate = SimpleNamespace(remote=self._generate)
         self.generate_stream = SimpleNamespace(remote=self._stream)
 
-    def broadcast(self, method: str) -> SimpleNamespace:
+    def broadcast(self, method: str, caller: str) -> SimpleNamespace:
         async def results(**_: object) -> list[object]:
+            self.callers.add(caller)
             return [STATUS] if self.alive or not self.orders else [ActorDiedError()]
 
         return SimpleNamespace(results_async=results)
@@ -48,11 +50,12 @@ class Engines:
     def options(self, stream: bool) -> Engines:
         return self
 
-    def _generate(self, order: GenerationRequest) -> object:
-        return _Call(self._stream(order))
+    def _generate(self, order: GenerationRequest, caller: str) -> object:
+        return _Call(self._stream(order, caller))
 
-    def _stream(self, order: GenerationRequest) -> _Events:
+    def _stream(self, order: GenerationRequest, caller: str) -> _Events:
         self.orders.append(order)
+        self.callers.add(caller)
         return _Events(self.answers.pop(0))
 
 
@@ -88,13 +91,24 @@ def ingress() -> Callable[..., Ingress]:
     return lambda engines: Ingress(SETTINGS, engines, [{"CPU": 1.0}])
 
 
-@pytest.mark.parametrize("lost", [ActorDiedError(), BROKEN])
+@pytest.mark.parametrize(
+    "lost", [ActorDiedError(), OutOfMemoryError("host memory"), ObjectLostError("00" * 28, None, ""), BROKEN]
+)
 async def test_another_engine_draws_what_a_lost_one_did_not(ingress, lost):
     engines = Engines([lost], [RESULT])
     assert await ingress(engines).generate(ASK) is RESULT
     first, second = engines.orders
     assert first.seed == second.seed is not None, "the same picture"
     assert second.timeout_s < first.timeout_s == 30
+
+
+async def test_an_ingress_asks_and_orders_in_one_name(ingress):
+    """By which engines know whose jobs are waited for."""
+    one, other = Engines([RESULT]), Engines([RESULT])
+    await ingress(one).generate(ASK)
+    [_ async for _ in ingress(other).generate_stream(ASK)]
+    assert len(one.callers) == len(other.callers) == 1
+    assert one.callers != other.callers
 
 
 @pytest.mark.parametrize(
@@ -127,6 +141,14 @@ async def test_a_stream_that_is_lost_twice_says_so(ingress):
     engines = Engines([ActorDiedError()], [BROKEN])
     with pytest.raises(RequestError, match="being replaced"):
         [event async for event in ingress(engines).generate_stream(ASK)]
+
+
+async def test_limits_that_change_hold_for_bodies_too(ingress):
+    front = ingress(Engines())
+    assert front.max_body_bytes == SETTINGS.limits.max_body_bytes
+    policy = SETTINGS.policy.changed({"limits": {"max_body_bytes": 2048}})
+    front._watch.last = replace(STATUS, policy=policy)
+    assert front.max_body_bytes == 2048
 
 
 def test_ingress_engine_and_builder_start_without_torch():

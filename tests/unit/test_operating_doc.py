@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raycache.metrics import Metrics
+from raycache.metrics import IngressMetrics, Metrics
 from raycache.reference import metrics_table, settings_table, updated
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "operating.md"
@@ -30,7 +30,7 @@ def test_every_metric_is_in_the_table(monkeypatch: pytest.MonkeyPatch):
     made = []
     for kind in ("Counter", "Gauge", "Histogram"):
         monkeypatch.setattr(f"raycache.metrics.{kind}", lambda name, *a, **k: made.append(name))
-    Metrics()
+    Metrics(), IngressMetrics()
     assert sorted(f"ray_{name}" for name in made) == sorted(
         re.findall(r"^\| `(ray_\w+)`", metrics_table(), re.MULTILINE)
     )

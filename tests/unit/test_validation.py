@@ -56,6 +56,8 @@ def test_size_auto_is_the_default():
         ({"size": "big"}, "size", ["WIDTHxHEIGHT", "1024x1024"]),
         ({"size": "128x-128"}, "size", ["WIDTHxHEIGHT"]),
         ({"size": "\u0661\u0662\u0668x128"}, "size", ["WIDTHxHEIGHT"]),
+        ({"size": "16384x256", "output_format": "webp"}, "output_format", ["16383", "16384x256", "png"]),
+        ({"size": "16x65536", "output_format": "jpeg"}, "output_format", ["65500", "16x65536", "png"]),
         ({"n": 5}, "n", ["5", "nearest legal value: 4"]),
         ({"num_inference_steps": 101}, "num_inference_steps", ["nearest legal value: 100"]),
         ({"prompt": "x" * 51}, "prompt", ["51 characters", "50"]),

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
@@ -24,7 +24,7 @@ class FakeHandle:
 
     answer: object
 
-    def broadcast(self, method: str):
+    def broadcast(self, method: str, caller: str | None):
         assert method == "status"
         return self
 
@@ -33,7 +33,7 @@ class FakeHandle:
             raise self.answer
         return self.answer
 
-    async def _woken(self) -> EngineStatus:
+    async def _woken(self, caller: str | None) -> EngineStatus:
         if self.wakes is None:
             await asyncio.sleep(60)
         return self.wakes
@@ -62,6 +62,11 @@ def clock(monkeypatch):
 @pytest.fixture
 def handle():
     return FakeHandle()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(engine_watch, "_STATUS_TIMEOUT_S", 0.05)
 
 
 @pytest.fixture
@@ -93,6 +98,18 @@ async def test_silence_is_not_death(watch, handle, clock):
     assert await told(watch, handle, TimeoutError()) == []
 
 
+async def test_one_engine_that_hangs_does_not_hide_the_others(watch, handle, clock):
+    await told(watch, handle, [ALIVE, ALIVE])
+    handle.wakes = ALIVE
+    clock.now += 14
+    assert await told(watch, handle, TimeoutError()) == [ALIVE, ALIVE]
+    for _ in range(3):
+        clock.now += 16
+        assert await told(watch, handle, TimeoutError()) == [ALIVE]
+    clock.now += 14
+    assert await told(watch, handle, TimeoutError()) == [ALIVE]
+
+
 async def test_a_change_of_config_is_not_death(watch, handle, clock):
     await told(watch, handle, [ALIVE])
     clock.now += 1
@@ -104,7 +121,9 @@ async def test_a_change_of_config_is_not_death(watch, handle, clock):
 async def test_dead_engines_are_gone_at_once(watch, handle):
     await told(watch, handle, [ALIVE])
     assert await told(watch, handle, [ActorDiedError(), ALIVE]) == [ALIVE]
-    assert await told(watch, handle, [ActorDiedError()]) == []
+    for death in (ActorDiedError(), OutOfMemoryError("the memory monitor killed it")):
+        await told(watch, handle, [ALIVE])
+        assert await told(watch, handle, [death]) == []
 
 
 async def test_an_old_answer_is_asked_for_again(watch, handle, clock):

@@ -5,83 +5,75 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import psutil
 import pytest
 
 from raycache.gang import Gang, GangBroken, GangRestarting
-from tests.serving.conftest import wait_until
-from tests.serving.test_gang_draws import job
-
-LONG = 1500  # steps: seconds of work
-
-
-@pytest.fixture(scope="module")
-def gang(local_ray, gang_settings) -> Iterator[Gang]:
-    settings = gang_settings(reliability={"watchdog_floor_s": 2.0, "max_restarts": 3})
-    gang = Gang(settings, name="faults")
-    gang.start()
-    yield gang
-    gang.shutdown()
-
-
-@pytest.fixture(scope="module")
-def reference(gang: Gang) -> np.ndarray:
-    return gang.submit(job()).future.result(60).images
+from raycache.settings import AppSettings
+from raycache.starvation import run_delay_s
+from tests.serving.conftest import LONG, job, wait_until
 
 
 def pid_of(gang: Gang, rank: int) -> int:
     return gang.status().ranks[rank]["pid"]
 
 
+def hit(gang: Gang, rank: int, blow: signal.Signals) -> float:
+    """Seconds until the gang has noticed. Those in which this process, where its thread is, got no CPU do not count."""
+    starved, at = run_delay_s(os.getpid()), time.time()
+    os.kill(pid_of(gang, rank), blow)
+    wait_until(lambda: (last := gang.status().last_recovery) is not None and last.noticed_at > at)
+    return gang.status().last_recovery.noticed_at - at - (run_delay_s(os.getpid()) - starved)
+
+
 def test_death_of_an_idle_rank(gang: Gang, reference: np.ndarray):
-    old = [pid_of(gang, 0), pid_of(gang, 1)]
-    os.kill(old[1], signal.SIGKILL)
-    assert wait_until(lambda: not gang.status().ready) < 1.0
+    before, old = gang.status().restarts, [pid_of(gang, 0), pid_of(gang, 1)]
+    assert hit(gang, 1, signal.SIGKILL) < 1.0
     assert gang.status().faults[-1].startswith("death")
     output = gang.submit(job()).future.result(90)
     np.testing.assert_array_equal(output.images, reference)
-    assert gang.status().restarts == 1
+    assert gang.status().restarts == before + 1
     assert not any(psutil.pid_exists(pid) for pid in old)
 
 
 def test_death_in_a_job_is_retried_and_the_queue_waits(gang: Gang, reference: np.ndarray):
     told: list[int] = []
     before = gang.status().restarts
-    running = gang.submit(job(steps=300), on_progress=lambda progress: told.append(progress.step))
+    running = gang.submit(job(steps=600), on_progress=lambda progress: told.append(progress.step))
     queued = gang.submit(job())
     hasty = gang.submit(job(), deadline=time.monotonic() + 250)
     wait_until(lambda: len(told) > 3)
-    os.kill(pid_of(gang, 0), signal.SIGKILL)
-    assert wait_until(lambda: not gang.status().ready) < 1.0
+    assert hit(gang, 0, signal.SIGKILL) < 1.0
     assert running.future.result(240).images.shape == (1, 64, 64, 3)
-    np.testing.assert_array_equal(queued.future.result(30).images, reference)
-    np.testing.assert_array_equal(hasty.future.result(30).images, reference)
-    assert told == sorted(set(told)), "a job drawn again does not tell its first steps twice"
+    np.testing.assert_array_equal(queued.future.result(60).images, reference)
+    np.testing.assert_array_equal(hasty.future.result(60).images, reference)
+    assert told == list(range(1, 601)), "a job drawn again does not tell its first steps twice"
     assert gang.status().restarts == before + 1
 
 
 def test_a_stopped_rank_is_a_hang(gang: Gang, reference: np.ndarray, caplog: pytest.LogCaptureFixture):
-    gang.submit(job()).future.result(30)  # the shape is known: its patience is the floor
-    running = gang.submit(job(steps=LONG), deadline=time.monotonic() + 4)
+    gang.submit(job()).future.result(60)  # the shape is known: its patience is the floor
+    # Time enough to notice the hang, and too little for new ranks after that.
+    running = gang.submit(job(steps=LONG), deadline=time.monotonic() + max(4.0, gang._load_s))
     wait_until(lambda: gang.status().ranks[0].get("step", 0) > 3)
-    os.kill(pid_of(gang, 1), signal.SIGSTOP)
-    assert 1.5 < wait_until(lambda: not gang.status().ready) < 4.0
-    with pytest.raises(GangRestarting) as caught:  # its deadline leaves no time to draw it again
+    assert 1.0 < hit(gang, 1, signal.SIGSTOP) < 4.0
+    assert gang.status().faults[-1].startswith("hang")
+    with pytest.raises(GangRestarting) as caught:
         running.future.result(60)
     assert caught.value.retry_after_s > 0
     np.testing.assert_array_equal(gang.submit(job()).future.result(90).images, reference)
     assert "Stacks of rank 0" in caplog.text
-    assert "all_to_all" in caplog.text, "rank 0's stack shows the collective it waited in"
+    waits = ("all_to_all", "all_reduce")
+    assert any(wait in caplog.text for wait in waits), "rank 0's stack shows the collective that it waited in"
 
 
-def test_restarts_are_bounded(gang: Gang):
-    """The fourth fault is one too many for ``max_restarts: 3``."""
-    while (before := gang.status().restarts) < 3:  # where this test runs alone
-        os.kill(pid_of(gang, 0), signal.SIGKILL)
-        wait_until(lambda: gang.status().restarts > before and gang.status().ready, 90)
+def test_restarts_are_bounded(local_ray: None, gang_settings: Callable[..., AppSettings]):
+    """How they are counted, and the window in which they are: `tests/unit/test_recovery.py`."""
+    gang = Gang(gang_settings(reliability={"max_restarts": 0}), name="bounded")
+    gang.start()
     gang.check_health()
     queued = gang.submit(job(steps=LONG))
     behind = gang.submit(job())
@@ -90,9 +82,9 @@ def test_restarts_are_bounded(gang: Gang):
     os.kill(pids[1], signal.SIGKILL)
     for handle in (queued, behind, gang.submit(job())):
         with pytest.raises(GangRestarting):
-            handle.future.result(10)
+            handle.future.result(60)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
     with pytest.raises(GangBroken, match="max_restarts"):
         gang.check_health()
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
     with pytest.raises(GangRestarting):
         gang.submit(job()).future.result(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,47 +12,18 @@ import pytest
 from raycache.gang import Gang, JobFailed
 from raycache.pulse import Failure
 from raycache.testing.faulty_rank import PlannedFault
-from tests.serving.conftest import FAULTY, wait_until
-from tests.serving.test_gang_draws import CACHE, job
-
-
-@pytest.fixture(scope="module")
-def gang(local_ray, gang_settings) -> Iterator[Gang]:
-    settings = gang_settings(
-        parallel={"rank_class": FAULTY},
-        warmup=[{"size": "64x64"}],
-        cache=CACHE.model_dump(),
-        reliability={"watchdog_floor_s": 2.0, "max_restarts": 99},
-    )
-    gang = Gang(settings, name="rank-faults")
-    gang.start()
-    yield gang
-    gang.shutdown()
-
-
-@pytest.fixture(scope="module")
-def reference(gang: Gang) -> np.ndarray:
-    return gang.submit(job()).future.result(60).images
+from tests.serving.conftest import job, wait_until
 
 
 def test_the_declared_shape_is_warm(gang: Gang):
     assert gang._life.patience.seconds(job(), "denoise") == 2.0
 
 
+#: Between steps, a rank dies in `test_service_faults.py`, and one is stopped in `test_gang_lives_on.py`.
 FAULTS = {
-    "death": [
-        PlannedFault(kind="kill", rank=1, at="encode"),
-        PlannedFault(kind="kill", rank=1, step=3),
-        PlannedFault(kind="kill", rank=0, at="decode"),
-    ],
-    "hang": [
-        PlannedFault(kind="stop", rank=0, step=2),
-        PlannedFault(kind="sleep", rank=1, step=3),
-    ],
-    "error": [
-        PlannedFault(kind="raise", rank=0, step=1),
-        PlannedFault(kind="oom", rank=1, step=4),
-    ],
+    "death": [PlannedFault(kind="kill", rank=1, at="encode"), PlannedFault(kind="kill", rank=0, at="decode")],
+    "hang": [PlannedFault(kind="sleep", rank=1, step=3)],
+    "error": [PlannedFault(kind="oom", rank=1, step=4)],
 }
 CASES = [pytest.param(kind, plan, id=f"{plan.kind}-{plan.rank}-{plan.at}") for kind in FAULTS for plan in FAULTS[kind]]
 
@@ -81,7 +51,7 @@ def test_a_fault_costs_no_job(gang: Gang, reference: np.ndarray, tmp_path: Path,
 def test_death_of_a_rank_that_has_nothing_left_to_do(gang: Gang, reference: np.ndarray):
     """Rank 0 decodes alone; what it draws is still good, but nobody waits for ranks of which one is gone."""
     before = gang.status().restarts
-    handle = gang.submit(job(prompt=PlannedFault(kind="sleep", at="decode", seconds=1.5).prompt()))
+    handle = gang.submit(job(prompt=PlannedFault(kind="sleep", at="decode", seconds=3).prompt()))
     wait_until(lambda: gang.status().ranks[0].get("phase") == "decode")
     os.kill(gang.status().ranks[1]["pid"], signal.SIGKILL)
     assert handle.future.result(120).images.shape == reference.shape

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -17,15 +16,20 @@ from hypothesis import HealthCheck, assume, given, settings
 from ray.util import placement_group_table
 
 from raycache.testing.faulty_rank import PlannedFault
-from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, rank_pids, readiness, wait_for
+from raycache.testing.inject import (
+    engines,
+    engines_now,
+    kill_engine,
+    kill_ingress,
+    kill_rank,
+    rank_pids,
+    readiness,
+    wait_for,
+)
 from tests.hostile import Hostile, bodies, check, oddities
-from tests.serving.test_http_app import ASK, ENDLESS, URL, pixels
+from tests.serving.asking import ASK, ENDLESS, being_drawn, draw, pixels, scraped, sent, streamed
 
 ENGINES = 2
-
-
-def draw(url: str, **fields: Any) -> httpx.Response:
-    return httpx.post(url + URL, json={**ASK, **fields}, timeout=240)
 
 
 def rank_processes() -> set[int]:
@@ -42,14 +46,9 @@ def groups() -> int:
     return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
 
 
-def busy_engine(url: str) -> int:
-    """The index of the engine that draws a long job, once one does. Statuses may be a second old and tell of an earlier
-    picture, so only steps count that no reference has."""
-
-    def found() -> list[int]:
-        return [k for k, engine in enumerate(engines(url)) if (engine["gang"]["ranks"] or [{}])[0].get("step", 0) > 6]
-
-    return wait_for(found, 60)[0]
+def held(url: str, what: str) -> int:
+    """Jobs that all engines together have ``queued`` or ``running``, as they say now."""
+    return sum(engine[what] for engine in engines_now(url))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def sound(flux: str, reference: np.ndarray, others: set[int]) -> Iterator[None]:
     before = groups()
     yield
     wait_for(lambda: [engine["ready"] for engine in engines(flux)] == [True] * ENGINES, 240)
-    wait_for(lambda: not any(engine["running"] for engine in engines(flux)), 60)
+    wait_for(lambda: not held(flux, "running"), 60)
     with ThreadPoolExecutor() as pool:
         for answer in pool.map(lambda _: draw(flux), range(2 * ENGINES)):
             np.testing.assert_array_equal(pixels(answer), reference)
@@ -92,76 +91,98 @@ def test_a_rank_dies_in_a_job_and_nobody_notices(flux: str, sound: None, tmp_pat
     np.testing.assert_array_equal(pixels(answer), pixels(draw(flux, prompt=prompt)))
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_dies_under_a_job_and_another_draws_it(flux: str, sound: None, reference: np.ndarray, stream: bool):
-    slow = {**ASK, "num_inference_steps": 400}
+def test_an_engine_dies_and_another_draws_its_jobs(flux: str, sound: None, reference: np.ndarray, tmp_path: Path):
+    """One is being drawn and streamed, one or more wait behind it, and two come before anybody knows of the death."""
+    drawing = tmp_path / "drawing"
+    plan = PlannedFault(kind="sleep", step=3, seconds=100, once=str(drawing))
+    # Of a size that nothing else here has: the watchdog has learned no step of it, and waits.
+    stuck = {**ASK, "size": "96x64", "prompt": plan.prompt()}
     with ThreadPoolExecutor() as pool:
-        if not stream:
-            answer = pool.submit(draw, flux, **slow)
-            kill_engine(flux, busy_engine(flux))
-            # Nobody may know of the death yet: these are sent to the dead engine as likely as to the living one.
-            for right_after in pool.map(lambda _: draw(flux), range(2)):
-                np.testing.assert_array_equal(pixels(right_after), reference)
-            assert pixels(answer.result()).shape == reference.shape
-            return
-        events = pool.submit(streamed, flux, slow)
-        kill_engine(flux, busy_engine(flux))
+        events = pool.submit(streamed, flux, stuck)
+        wait_for(drawing.exists, 60)
+        (doomed,) = [number for number, engine in enumerate(engines_now(flux)) if engine["running"]]
+        behind = []
+        with being_drawn(flux):  # by the other engine, or all of these would go there
+            while not engines_now(flux)[doomed]["queued"]:
+                behind.append(pool.submit(draw, flux))
+        kill_engine(flux, doomed)
+        right_after = [pool.submit(draw, flux) for _ in range(2)]
+        for answer in (*behind, *right_after):
+            np.testing.assert_array_equal(pixels(answer.result()), reference)
         told = events.result()
-    assert [event["step"] for event in told if event["type"] == "raycache.progress"] == list(range(1, 401))
+    assert [event["step"] for event in told if event["type"] == "raycache.progress"] == [1, 2, 3, 4, 5, 6]
     assert told[-1]["type"] == "image_generation.completed"
-
-
-def streamed(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    with httpx.stream("POST", url + URL, json={**body, "stream": True}, timeout=240) as response:
-        return [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
+    wait_for(lambda: 'cause="engine_died"' in scraped().get("ray_raycache_rerouted_total", ""), 60, every_s=1.0)
 
 
 def test_the_ingress_dies(flux: str, sound: None, reference: np.ndarray):
+    """What it had asked for is read by nobody, and not drawn to its end: that would take minutes."""
     old = readiness(flux)["pid"]
-    kill_ingress(flux)
-    wait_for(lambda: readiness(flux, 2).get("pid", old) != old and readiness(flux)["ready"], 120)
-    np.testing.assert_array_equal(pixels(draw(flux)), reference)
+    with being_drawn(flux):
+        kill_ingress(flux)
+        wait_for(lambda: readiness(flux, 2).get("pid", old) != old and readiness(flux)["ready"], 120)
+        np.testing.assert_array_equal(pixels(draw(flux)), reference)
+        wait_for(lambda: not held(flux, "running"), 60)
 
 
 STAGES = {
-    "encode": PlannedFault(kind="sleep", at="encode", seconds=2),
-    "first step": PlannedFault(kind="sleep", at="denoise", step=0, seconds=2),
-    "a later step": PlannedFault(kind="sleep", rank=1, at="denoise", step=3, seconds=2),
-    "decode": PlannedFault(kind="sleep", at="decode", seconds=2),
+    "encode": PlannedFault(kind="sleep", at="encode", seconds=1.5),
+    "first step": PlannedFault(kind="sleep", at="denoise", step=0, seconds=1.5),
+    "a later step": PlannedFault(kind="sleep", rank=1, at="denoise", step=3, seconds=1.5),
+    "decode": PlannedFault(kind="sleep", at="decode", seconds=1.5),
 }
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_client_leaves(flux: str, sound: None, stage: str):
-    before = {engine["replica"]: engine["gang"]["restarts"] for engine in engines(flux)}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(flux + URL, json={**ASK, "prompt": STAGES[stage].prompt()}, timeout=1.0)
-    assert {engine["replica"]: engine["gang"]["restarts"] for engine in engines(flux)} == before
+def test_a_client_leaves(flux: str, sound: None, tmp_path: Path, stage: str):
+    before = {engine["replica"]: engine["gang"]["restarts"] for engine in engines_now(flux)}
+    reached = tmp_path / "reached"
+    with sent(flux, prompt=STAGES[stage].model_copy(update={"once": str(reached)}).prompt()):
+        wait_for(reached.exists, 60)
+    wait_for(lambda: not held(flux, "running"), 60)
+    assert {engine["replica"]: engine["gang"]["restarts"] for engine in engines_now(flux)} == before
 
 
 def test_a_client_leaves_the_queue(flux: str, sound: None):
-    slow = PlannedFault(kind="sleep", at="encode", seconds=6).prompt()
-    with ThreadPoolExecutor() as pool:
-        running = [pool.submit(draw, flux, prompt=slow) for _ in range(ENGINES)]
-        wait_for(lambda: sum(engine["running"] for engine in engines(flux)) == ENGINES, 30)
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(flux + URL, json=ASK, timeout=1.0)
-        wait_for(lambda: not any(engine["queued"] for engine in engines(flux)), 4)
-        assert sum(engine["running"] for engine in engines(flux)) == ENGINES, "it left while it was queued"
-        assert [answer.result().status_code for answer in running] == [200, 200]
+    with being_drawn(flux), being_drawn(flux):
+        with sent(flux):
+            wait_for(lambda: held(flux, "queued") == 1, 60)
+        wait_for(lambda: not held(flux, "queued"), 60)
+        assert held(flux, "running") == ENGINES, "it left while it was queued"
 
 
-def test_a_burst_over_the_queue_and_a_deadline_shorter_than_the_job(flux: str, sound: None, tmp_path: Path):
-    # Statuses may be a second old: the job itself tells that it is being drawn, or the burst could come before it.
-    drawing = PlannedFault(kind="sleep", seconds=0, once=str(tmp_path / "drawing"))
-    with ThreadPoolExecutor(24) as pool:
-        late = pool.submit(draw, flux, **{**ENDLESS, "prompt": drawing.prompt(), "timeout_s": 5})
-        wait_for((tmp_path / "drawing").exists, 30)
-        burst = list(pool.map(lambda k: draw(flux, seed=k, num_inference_steps=40), range(20)))
-    assert (late.result().status_code, late.result().json()["error"]["code"]) == (504, "deadline_exceeded")
-    statuses = [answer.status_code for answer in burst]
-    assert set(statuses) == {200, 429}
-    assert all(int(answer.headers["retry-after"]) > 0 for answer in burst if answer.status_code == 429)
+def test_a_deadline_shorter_than_the_job(flux: str, sound: None):
+    late = draw(flux, **{**ENDLESS, "timeout_s": 3})
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(flux: str, sound: None):
+    with being_drawn(flux), being_drawn(flux):
+        refused = draw(flux, timeout_s=1)  # ... and would be answered 504 after a second, if it were let in
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "deadline_unreachable")
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_a_burst_over_the_queue(flux: str, sound: None, reference: np.ndarray, tmp_path: Path):
+    """Each engine draws one, which takes its time, and holds three; whoever comes now is refused."""
+    awake = tmp_path / "awake"
+    asleep = PlannedFault(kind="sleep", at="encode", until=str(awake), seconds=100).prompt()
+    with ThreadPoolExecutor(40) as pool:
+        sleepers = []
+        while held(flux, "running") < ENGINES:  # two at once may both go to the same engine
+            sleepers.append(pool.submit(draw, flux, prompt=asleep))
+        burst = [pool.submit(draw, flux) for _ in range(20)]
+        wait_for(lambda: sum(answer.done() for answer in burst) >= 20 - 3 * ENGINES, 60)
+        awake.touch()
+        answers = [answer.result() for answer in burst]
+        assert {answer.result().status_code for answer in sleepers} == {200}
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert 20 - 3 * ENGINES <= len(refused) < 20
+    for answer in refused:
+        assert answer.json()["error"]["code"] == "queue_full"
+        assert int(answer.headers["retry-after"]) > 0
+    for answer in answers:
+        assert answer in refused or (pixels(answer) == reference).all()
 
 
 def test_hostile_requests(flux: str, sound: None):

@@ -1,0 +1,60 @@
+"""Whose jobs an engine draws: those of a dead ingress are dropped, those of a silent world are not."""
+
+import pytest
+
+from raycache import callers
+from raycache.callers import Callers
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(callers, "time", clock)
+    return clock
+
+
+def listening(who: Callers, clock: Clock, seconds: int, *names: str) -> list[object]:
+    """What is orphaned while ``names`` ask each second."""
+    lost = []
+    for _ in range(seconds):
+        clock.now += 1
+        for name in names:
+            who.heard(name)
+        lost += who.orphans()
+    return lost
+
+
+def test_a_dead_ingress_leaves_orphans_and_a_living_one_none(clock):
+    who = Callers()
+    with who.waiting("old", "its job"), who.waiting("new", "another"), who.waiting(None, "by handle"):
+        assert listening(who, clock, 19, "new") == []
+        assert listening(who, clock, 3, "new") == ["its job"], "once"
+
+
+def test_an_ended_job_is_nobodys(clock):
+    who = Callers()
+    with who.waiting("old", "its job"):
+        pass
+    assert listening(who, clock, 40, "new") == []
+
+
+def test_an_engine_that_nobody_asks_finishes_its_job(clock):
+    """It is being replaced: Serve calls it no more, but its answers are still waited for."""
+    who = Callers()
+    with who.waiting("old", "its job"):
+        assert listening(who, clock, 100) == []
+
+
+def test_a_job_ordered_long_after_its_ingress_was_last_heard_is_awaited(clock):
+    who = Callers()
+    who.heard("old")
+    listening(who, clock, 100, "new")
+    with who.waiting("old", "its job"):
+        assert listening(who, clock, 19, "new") == []
