@@ -127,6 +127,12 @@ class Ingress:
         return self._watch.shortage
 
     async def _resolve(self, request: GenerationRequest) -> GenerationRequest:
+        order = await self._ordered(request)
+        steps, method = order.num_inference_steps, order.cache.type
+        logger.debug("Asking an engine for %d of %s, %d steps, %s", order.n, order.size, steps, method)
+        return order
+
+    async def _ordered(self, request: GenerationRequest) -> GenerationRequest:
         if self._watch.may_sleep and self._watch.last:
             self._judged(request, self._watch.last)  # what is wrong with it wakes nobody
         patience_s = request.timeout_s or self.settings.reliability.request_timeout_s

@@ -119,7 +119,7 @@ def main(model: str) -> dict[str, Any]:
         seen["third_gang_placed"] = third.wait(3)
         remove_placement_group(third)
 
-        slow = PlannedFault(kind="sleep", step=1, seconds=12).prompt()
+        slow = PlannedFault(kind="sleep", step=1, seconds=8).prompt()
         order = GenerationRequest(prompt=slow, seed=7, timeout_s=280)
         jobs = []
         while sum(status.running for status in statuses()) < 2:

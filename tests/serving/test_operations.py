@@ -165,7 +165,7 @@ def test_no_key_is_told_even_at_debug_level(deploy: Callable[..., str]):
     def ask(key: str) -> httpx.Response:
         return httpx.post(url + URL, json=ASK, headers={"authorization": f"Bearer {key}"}, timeout=60)
 
-    wait_for(lambda: ask(KEY) and [line for line in log_lines("replica_operated_Ingress") if "DEBUG" in line], 60)
+    wait_for(lambda: ask(KEY) and [line for line in log_lines("replica_operated_Ingress") if '"DEBUG"' in line], 60)
     assert ask(KEY).status_code == 200
     for key in (WRONG_KEY, f"{KEY} {WRONG_KEY}"):
         refused = ask(key)
