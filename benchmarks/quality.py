@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,8 @@ from raycache.tune.sweep import Job, draw
 
 STEPS = 28
 MARK = "<!-- quality table -->"
+OURS, SAME, PEER = "raycache", "raycache, same captions", "cache-dit 1.5.3"
+"""All captions with ours; those that the peer draws with ours, at the same threshold; with the peer, at that share."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        who: ``raycache`` or ``cache-dit 1.5.3``.
+        who: :data:`OURS`, :data:`SAME` or :data:`PEER`.
         setting: name.
         threshold: in force.
         tuned: the threshold is not the published one.
@@ -86,33 +88,38 @@ def main(
     known = Known(work / f"rows-{prompts}-{peer_prompts}.jsonl")
     references, _, seconds = draw(pipe, job, NoCacheOptions())
     accuracy = shares([judge(scene, picture) for scene, picture in zip(scenes, references, strict=True)])["all_right"]
-    known.add(Row("raycache", "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, accuracy, seconds))
+    known.add(Row(OURS, "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, accuracy, seconds))
+    first = [judge(scene, picture) for scene, picture in zip(scenes, references[:peer_prompts], strict=False)]
+    known.add(Row(SAME, "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, shares(first)["all_right"], seconds))
     chosen = sorted(settings(), key=lambda setting: (setting.preset is not None, setting.share is None))
     for setting in track(chosen, description="ours", console=Console(stderr=True)):
         if time.monotonic() > end:
             break
         drawn = lambda job, threshold, options=setting.options: draw(pipe, job, options(threshold))  # noqa: E731
-        row = known.get("raycache", setting.name) or measure(
-            pipe, drawn, job, scenes, references, setting, "raycache", setting.share
-        )
+        row = known.get(OURS, setting.name)
+        if row is None:
+            threshold = setting.threshold if setting.share is None else find_threshold(drawn, job, setting.share)
+            row = measure(pipe, drawn, job, scenes, references, setting, OURS, threshold)
         known.add(row)
     few = Job(job.prompts[:peer_prompts], STEPS, 128, 128, 1)
     theirs = [setting for setting in chosen if setting.peer]
     whole = pipe.transformer
     for setting in track(theirs, description="cache-dit", console=Console(stderr=True)):
-        row = known.get("cache-dit 1.5.3", setting.name)
-        mine = known.get("raycache", setting.name)
+        mine = known.get(OURS, setting.name)
         if mine is None or time.monotonic() > end:
             break
-        if row is None:
-            target = mine.share
+        if known.get(SAME, setting.name) is None:
+            drawn = lambda job, threshold, options=setting.options: draw(pipe, job, options(threshold))  # noqa: E731
+            few_of_ours = replace(few, batch=batch)
+            known.add(measure(pipe, drawn, few_of_ours, scenes, references, setting, SAME, mine.threshold))
+        if known.get(PEER, setting.name) is None:
             drawn = peer(pipe, whole, setting)
-            row = measure(pipe, drawn, few, scenes, references, setting, "cache-dit 1.5.3", target)
+            threshold = find_threshold(drawn, few, mine.share)
+            known.add(measure(pipe, drawn, few, scenes, references, setting, PEER, threshold))
             pipe.transformer = whole
-        known.add(row)
     rows = known.rows
     text = table(rows, prompts, peer_prompts, batch)
-    if missing := len(settings()) + len(theirs) + 1 - len(rows):
+    if missing := len(settings()) + 2 * len(theirs) + 2 - len(rows):
         text += f"\n{missing} rows are still to be measured.\n"
     print(text)
     if doc.exists() and (page := doc.read_text()).count(MARK) == 2:
@@ -146,10 +153,9 @@ def measure(
     references: np.ndarray,
     setting: Setting,
     who: str,
-    share: float | None,
+    threshold: float,
 ) -> Row:
-    """Draw the job at the published threshold, or at the one that computes ``share`` of the blocks."""
-    threshold = setting.threshold if share is None else find_threshold(drawn, job, share)
+    """Draw the job at a threshold, and judge the pictures."""
     pictures, computed, seconds = drawn(job, threshold)
     count = len(pictures)
     verdicts = [judge(scene, picture) for scene, picture in zip(scenes[:count], pictures, strict=True)]
@@ -157,7 +163,7 @@ def measure(
         who,
         setting.name,
         round(threshold, 4),
-        share is not None,
+        threshold != setting.threshold,
         computed,
         float(psnr(pictures, references[:count]).mean()),
         float(ssim(pictures, references[:count]).mean()),
@@ -203,7 +209,8 @@ def peer(pipe: Any, whole: torch.nn.Module, setting: Setting) -> Draw:
 def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
     """The rows as Markdown, ours before the peer's row of the same setting."""
     lines = [
-        f"{prompts} held-out captions (cache-dit: the first {peer_prompts}), {STEPS} steps, 128x128, float32. "
+        f"{prompts} held-out captions (cache-dit, and ours in the row above it: the first {peer_prompts}), "
+        f"{STEPS} steps, 128x128, float32. "
         f"Seconds are of the processor, {torch.get_num_threads()} thread(s); ours drawn {batch} at a time, cache-dit "
         "one at a time, so they compare only within one of the two.",
         "",
@@ -211,8 +218,13 @@ def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     order = {row.setting: index for index, row in reversed(list(enumerate(rows)))}
-    for row in sorted(rows, key=lambda row: (order[row.setting], row.who != "raycache")):
-        name = row.setting if row.who == "raycache" else f"&nbsp;&nbsp;{row.who}, same share"
+    for row in sorted(rows, key=lambda row: (order[row.setting], (OURS, SAME, PEER).index(row.who))):
+        named = {
+            OURS: row.setting,
+            SAME: f"&nbsp;&nbsp;the first {peer_prompts}",
+            PEER: f"&nbsp;&nbsp;{PEER}, same share",
+        }
+        name = named[row.who]
         threshold = "" if row.setting == "uncached" else f"{row.threshold:g}{' (re-tuned)' if row.tuned else ''}"
         figures = f"{row.share:.1%} | {row.psnr:.1f} | {row.ssim:.4f} | {row.distance:.4f} | {row.accuracy:.1%}"
         seconds = f"{row.seconds:.2f}" if row.seconds else "-"
@@ -228,7 +240,7 @@ def draw_plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    groups = (("raycache", False, "o", "C0"), ("raycache", True, "s", "C2"), ("cache-dit 1.5.3", None, "x", "C3"))
+    groups = ((SAME, False, "o", "C0"), (OURS, False, ".", "C0"), (OURS, True, "s", "C2"), (PEER, None, "x", "C3"))
     for who, forecast, marker, colour in groups:
         chosen = [
             row

@@ -8,7 +8,7 @@ from itertools import product
 
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, check_block_count
 
-THRESHOLDS = (0.06, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0)
+THRESHOLDS = (0.06, 0.08, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0)
 
 
 @dataclass(frozen=True)
