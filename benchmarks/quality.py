@@ -232,6 +232,13 @@ def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _kind(row: Row) -> str:
+    """The part of a plot's label that tells a row's group from the others of its ``who``."""
+    if row.who != OURS:
+        return ""
+    return "forecast" if "forecast" in row.setting else "presets" if "preset" in row.setting else "ours"
+
+
 def draw_plot(rows: list[Row], path: Path) -> None:
     """Quality over the share of blocks computed, ours and the peer's."""
     import matplotlib
@@ -240,19 +247,20 @@ def draw_plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    groups = ((SAME, False, "o", "C0"), (OURS, False, ".", "C0"), (OURS, True, "s", "C2"), (PEER, None, "x", "C3"))
-    for who, forecast, marker, colour in groups:
-        chosen = [
-            row
-            for row in rows
-            if row.who == who and row.setting != "uncached" and forecast in (None, "forecast" in row.setting)
-        ]
-        label = who + (", forecast" if forecast else "")
+    groups = (
+        (OURS, "ours", ".", "C0"),
+        (SAME, "ours, the captions that cache-dit drew", "o", "C0"),
+        (PEER, PEER, "x", "C3"),
+        (OURS, "ours, forecast", "s", "C2"),
+        (OURS, "ours, presets", "D", "C1"),
+    )
+    for who, label, marker, colour in groups:
+        chosen = [row for row in rows if row.who == who and row.setting != "uncached" and label.endswith(_kind(row))]
         axes.scatter([row.share for row in chosen], [row.psnr for row in chosen], marker=marker, c=colour, label=label)
     axes.set(xlabel="share of blocks computed", ylabel="PSNR to the uncached picture, dB")
     axes.set_title("Quality against computation, bundled model, 28 steps, 128x128")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
