@@ -23,8 +23,12 @@ $(STAMP): pyproject.toml constraints.txt
 serve: install
 	$(BIN)/serve run $(CONFIG)
 
+# Ranks and services want the machine to themselves; unit tests share it. `python -m pytest` runs all in one process.
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	status=0; \
+	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 $(PYTEST_ARGS) || status=$$?; \
+	$(BIN)/python -m pytest tests/distributed tests/serving $(PYTEST_ARGS) || status=$$?; \
+	exit $$status
 
 lint: install
 	$(BIN)/ruff check --no-cache .

@@ -97,9 +97,9 @@ class Session:
     def __init__(self, url):
         self._url = url
 
-    def post(self, path, *, json, name, catch_response, stream, timeout):
+    def post(self, path, *, json, headers, name, catch_response, stream, timeout):
         try:
-            return _Response(requests.post(self._url + path, json=json, stream=stream, timeout=timeout))
+            return _Response(requests.post(self._url + path, json=json, headers=headers, stream=stream, timeout=timeout))
         except requests.RequestException as error:
             return _Dead(error)
 
