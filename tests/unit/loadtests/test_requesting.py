@@ -35,8 +35,10 @@ def reply(*pictures: str) -> bytes:
 
 class Handler(BaseHTTPRequestHandler):
     answer: ClassVar[tuple[int, dict[str, str], bytes, float]]
+    keys: ClassVar[list[str | None]] = []
 
     def do_POST(self):
+        self.keys.append(self.headers["authorization"])
         self.rfile.read(int(self.headers["content-length"]))
         status, headers, body, wait = self.answer
         time.sleep(wait)
@@ -99,7 +101,8 @@ class Session:
 
     def post(self, path, *, json, headers, name, catch_response, stream, timeout):
         try:
-            return _Response(requests.post(self._url + path, json=json, headers=headers, stream=stream, timeout=timeout))
+            sent = requests.post(self._url + path, json=json, headers=headers, stream=stream, timeout=timeout)
+            return _Response(sent)
         except requests.RequestException as error:
             return _Dead(error)
 
@@ -187,3 +190,10 @@ def test_a_stream(url):
 def test_a_stream_that_ends_early_is_a_failure(url):
     body = b'data: {"type": "raycache.progress"}\n\n'
     assert ask(url, (200, {}, body), stream=True).outcome == "failed"
+
+
+def test_a_service_with_keys_is_sent_one(url, monkeypatch):
+    for key, header in (("alpha", "Bearer alpha"), ("", None)):
+        monkeypatch.setenv("RAYCACHE_API_KEY", key)
+        ask(url, (200, {}, reply(picture())))
+        assert Handler.keys[-1] == header
