@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
 from cache_core import DBCacheOptions
 from raycache.demo.noise import build_noise_model
@@ -37,9 +40,9 @@ class StoppingRank(Rank):
         return super()._step_done(job, report, step, state)
 
 
-def _rank(folder: Path, rank: int, world_size: int) -> StoppingRank:
+def _rank(folder: Path, rank: int, world_size: int, **model: Any) -> StoppingRank:
     settings = AppSettings(
-        model={"path": str(folder), "dtype": "float32"},
+        model={"path": str(folder), "dtype": "float32", **model},
         parallel={"ranks_per_replica": world_size, "device": "cpu", "threads_per_rank": 1, "collective_timeout_s": 77},
     )
     made = StoppingRank(settings, rank, f"{folder}-{world_size}-{rank}.stacks")
@@ -106,3 +109,37 @@ def test_four_draw_what_one_draws_and_stop_together(model: Path, world_size: int
     for output, _ in answers[0]["after"]:
         np.testing.assert_array_equal(output.images, fresh.images)
         assert output.report == fresh.report
+
+
+def _draw_compiled(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+    expected = _rank(folder, rank, world_size).generate(_job("plain"))
+    traced: list[str] = []
+    ran = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        # Inductor would compile for a minute. What may go wrong among ranks is tracing, and the collectives in it.
+        # Down to ATen like inductor: torch functions would meet ParaAttention's function mode a second time.
+        traced.append(graph.print_readable(print_output=False))
+        lowered = aot_eager(graph, inputs)
+
+        def call(*args: Any) -> Any:
+            nonlocal ran
+            ran += 1
+            return lowered(*args)
+
+        return call
+
+    torch.compile = functools.partial(torch.compile, backend=backend)
+    drawn = _rank(folder, rank, world_size, compile=True).generate(_job("compiled"))
+    return {"plain": expected, "compiled": drawn, "traced": traced, "ran": ran}
+
+
+def test_compiled_blocks_draw_the_same_on_two_ranks(model: Path):
+    answers = run_ranks(2, _draw_compiled, model, timeout=240)
+    (plain, _), (compiled, _) = answers[0]["plain"], answers[0]["compiled"]
+    np.testing.assert_array_equal(compiled.images, plain.images)
+    assert compiled.report == plain.report
+    assert plain.report["totals"]["cached_steps"][0] > 0
+    for answer in answers:
+        assert all("all_to_all" in graph for graph in answer["traced"])
+        assert 0 < len(answer["traced"]) < answer["ran"], "one graph serves all steps"
