@@ -41,7 +41,15 @@ def main(
     for options in track((dual, prune), description="drawing"):
         with cache_session(pipe.transformer, options) as report:
             generator = torch.Generator().manual_seed(7)
-            pipe(prompt, width=size, height=size, num_inference_steps=steps, generator=generator, output_type="latent")
+            pipe(
+                prompt,
+                width=size,
+                height=size,
+                num_inference_steps=steps,
+                max_sequence_length=min(512, pipe.tokenizer_2.model_max_length),
+                generator=generator,
+                output_type="latent",
+            )
         reports.append(report)
     _figure(*reports, title=f"“{prompt}”, {size}x{size}, {steps} steps", out=out)
     typer.echo(f"{out}: DBCache {_share(reports[0])}, DBPrune {_share(reports[1])} of the blocks computed")

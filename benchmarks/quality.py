@@ -70,9 +70,9 @@ Draw = Callable[[Job, float], tuple[np.ndarray, float, float]]
 
 def main(
     model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
-    prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 24,
+    prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 200,
     batch: Annotated[int, typer.Option(help="Pictures our settings draw at a time; cache-dit draws one.")] = 8,
-    peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 8,
+    peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 24,
     minutes: Annotated[float, typer.Option(help="Begin no new row after that; run again to go on.")] = 1e9,
     work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
     doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/quality.md"),
@@ -108,13 +108,15 @@ def main(
         mine = known.get(OURS, setting.name)
         if mine is None or time.monotonic() > end:
             break
-        if known.get(SAME, setting.name) is None:
+        same = known.get(SAME, setting.name)
+        if same is None:
             drawn = lambda job, threshold, options=setting.options: draw(pipe, job, options(threshold))  # noqa: E731
             few_of_ours = replace(few, batch=batch)
-            known.add(measure(pipe, drawn, few_of_ours, scenes, references, setting, SAME, mine.threshold))
+            same = measure(pipe, drawn, few_of_ours, scenes, references, setting, SAME, mine.threshold)
+            known.add(same)
         if known.get(PEER, setting.name) is None:
             drawn = peer(pipe, whole, setting)
-            threshold = find_threshold(drawn, few, mine.share)
+            threshold = find_threshold(drawn, few, same.share, prompts=8)
             known.add(measure(pipe, drawn, few, scenes, references, setting, PEER, threshold))
             pipe.transformer = whole
     rows = known.rows
@@ -173,9 +175,9 @@ def measure(
     )
 
 
-def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7) -> float:
+def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts: int = 2) -> float:
     """The threshold at which about ``share`` of the blocks is computed, by bisection on the first prompts."""
-    few = Job(job.prompts[:2], job.steps, job.width, job.height, job.batch)
+    few = Job(job.prompts[:prompts], job.steps, job.width, job.height, job.batch)
     low, high = np.log(0.002), np.log(2.0)
     for _ in range(looks):
         middle = (low + high) / 2

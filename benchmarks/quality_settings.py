@@ -79,12 +79,7 @@ def settings() -> list[Setting]:
             for pruned in (24, 35, 38, 45, 60)
         ),
     ]
-    # As published, the threshold changes little here (see the page), so the forecast is tried where much is reused.
-    forecast = [
-        Setting(f"{s.name} + forecast", s.kind, s.first, s.last, s.threshold, s.share, 1, s.ids)
-        for s in plain
-        if s.share is not None and not s.ids
-    ]
+    forecast = [Setting(f"{s.name} + forecast", s.kind, s.first, s.last, s.threshold, s.share, 1, s.ids) for s in plain]
     return plain + forecast + presets()
 
 

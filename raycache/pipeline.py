@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -114,4 +115,8 @@ def _cache_folder(settings: ModelSettings) -> Path:
 
 def _kind_of_folder(folder: Path) -> ModelKind:
     marker = folder / "raycache_model.json"
-    return "noise" if marker.is_file() and '"noise"' in marker.read_text() else "folder"
+    try:
+        kind = json.loads(marker.read_text())["kind"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "folder"
+    return kind if kind in ("noise", "demo") else "folder"

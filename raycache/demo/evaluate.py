@@ -14,19 +14,26 @@ from rich.progress import track
 from rich.table import Table
 
 from raycache.demo import demo_model_path
-from raycache.demo.judge import Verdict, judge, shares
+from raycache.demo.judge import STRICT, USUAL, Verdict, judge, shares
 from raycache.demo.world import Scene, random_scene
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 
-def held_out_scenes(count: int, seed: int = 1) -> list[Scene]:
-    """``count`` different scenes whose captions training never saw."""
+def held_out_scenes(count: int, seed: int = 1, *, never_told: bool = False) -> list[Scene]:
+    """``count`` different scenes whose captions training never took.
+
+    Args:
+        never_told: nor did it take the same scene told from its other thing; as many pairs of things as otherwise.
+    """
     rng = np.random.default_rng(seed)
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
         scene = random_scene(rng, held_out=True)
+        things = len(scene.things)
+        while never_told and not (scene.never_told and len(scene.things) == things):
+            scene = random_scene(rng, held_out=True)
         scenes[scene.caption] = scene
     return list(scenes.values())
 
@@ -60,13 +67,14 @@ def draw(
 
 def verdicts(
     pipe: FluxPipeline, scenes: list[Scene], *, steps: int = 28, batch: int = 25, width: int = 128, height: int = 128
-) -> Iterator[list[Verdict]]:
-    """Draw ``scenes`` from seeds 0, 1, ... and judge them, a batch at a time."""
+) -> Iterator[list[tuple[Verdict, Verdict]]]:
+    """Draw ``scenes`` from seeds 0, 1, ... and judge them, a batch at a time, by the usual bar and the strict one."""
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         seeds = list(range(start, start + len(part)))
         pictures = draw(pipe, [scene.caption for scene in part], seeds, steps=steps, width=width, height=height)
-        yield [judge(scene, picture) for scene, picture in zip(part, pictures, strict=True)]
+        pairs = list(zip(part, pictures, strict=True))
+        yield [(judge(scene, picture, USUAL), judge(scene, picture, STRICT)) for scene, picture in pairs]
 
 
 def main(
@@ -77,19 +85,20 @@ def main(
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
 ) -> None:
-    """Draw held-out captions without any cache and tell the shares that a judge reads as asked."""
+    """Draw captions never told in training, without any cache, and tell the shares that a judge reads as asked."""
     pipe = load(str(demo_model_path()) if model == "demo" else model)
     console = Console(stderr=True)
     started = time.perf_counter()
-    read: list[Verdict] = []
-    parts = verdicts(pipe, held_out_scenes(captions), steps=steps, batch=batch, width=width, height=height)
+    read: list[tuple[Verdict, Verdict]] = []
+    scenes = held_out_scenes(captions, never_told=True)
+    parts = verdicts(pipe, scenes, steps=steps, batch=batch, width=width, height=height)
     for part in track(parts, total=-(-captions // batch), description="drawing", console=console):
         read += part
-    table = Table(
-        "part of the caption", "as asked", title=f"{captions} held-out captions, {steps} steps, {width}x{height}"
-    )
-    for name, share in shares(read).items():
-        table.add_row(name.replace("_", " "), f"{share:.1%}")
+    title = f"{captions} held-out captions, {steps} steps, {width}x{height}"
+    table = Table("part of the caption", "as asked", "strictly", title=title)
+    usual, strict = (shares(list(column)) for column in zip(*read, strict=True))
+    for name, share in usual.items():
+        table.add_row(name.replace("_", " "), f"{share:.1%}", f"{strict[name]:.1%}")
     Console().print(table)
     console.print(f"{(time.perf_counter() - started) / captions:.2f} s a picture, drawn {batch} at a time")
 

@@ -12,9 +12,28 @@ from scipy import ndimage
 from raycache.demo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, shape_mask
 
 LEAST_AREA = 0.004
-"""Share of the picture below which a patch is a blot and not a thing; the smallest thing covers 0.014."""
-LEAST_LIKENESS = 0.6
-"""Overlap (intersection over union) with the best shape below which a patch is no shape at all."""
+"""Share of the picture below which a patch is a blot and not a thing; the smallest thing covers 0.02."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a reader lets pass.
+
+    Attributes:
+        likeness: overlap (intersection over union) with the best shape below which a patch is no shape at all.
+        stretch: factor by which a shape may be too tall or too wide.
+        colour: RGB distance from the nearest of the world's colours beyond which a colour is none of them.
+    """
+
+    likeness: float
+    stretch: float
+    colour: float
+
+
+USUAL = Bar(likeness=0.6, stretch=1 / 0.7, colour=float("inf"))
+"""The nearest shape and colour are meant, though an outline be wobbly: a blob may pass for a circle."""
+STRICT = Bar(likeness=0.8, stretch=1.25, colour=70.0)
+"""What the world itself renders passes, a diamond or an ellipse does not; a regular pentagon is still a circle."""
 _FAR = 60.0
 """RGB distance from the background at which a thing begins, before its own colour is known; edges are half way."""
 _SIDE = 48
@@ -25,7 +44,7 @@ class Seen:
     """One thing in a picture.
 
     Attributes:
-        colour: nearest of the world's colours.
+        colour: nearest of the world's colours, None if it is far from all.
         shape: most like of the world's shapes, None if it resembles none.
         size: nearest of the world's sizes.
         x: horizontal centre, 0 to 1.
@@ -33,7 +52,7 @@ class Seen:
         likeness: overlap with the ideal shape, 0 to 1.
     """
 
-    colour: str
+    colour: str | None
     shape: str | None
     size: str
     x: float
@@ -70,31 +89,32 @@ class Verdict:
         return self.all_right and self.size
 
 
-def see(picture: np.ndarray) -> tuple[str, list[Seen]]:
+def see(picture: np.ndarray, bar: Bar = USUAL) -> tuple[str | None, list[Seen]]:
     """Background and things of a picture, things by area, largest first.
 
     Args:
         picture: uint8 ``[height, width, 3]``, sRGB.
+        bar: what is let pass.
     """
     pixels = picture.astype(np.float32)
     rim = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3), pixels[:, 0], pixels[:, -1]])
     ground = np.median(rim, axis=0)
-    background = _nearest(ground, BACKGROUNDS)
+    background = _nearest(ground, BACKGROUNDS, bar)
     patches, _ = ndimage.label(np.linalg.norm(pixels - ground, axis=-1) > _FAR)
     things = []
     for index, window in enumerate(ndimage.find_objects(patches), 1):
         patch = patches[window] == index
         if patch.sum() < LEAST_AREA * patches.size:
             continue
-        thing, area = _read(pixels, patch, window, ground)
+        thing, area = _read(pixels, patch, window, ground, bar)
         if thing is not None:
             things.append((area, thing))
     return background, [thing for _, thing in sorted(things, key=lambda pair: -pair[0])]
 
 
-def judge(scene: Scene, picture: np.ndarray) -> Verdict:
+def judge(scene: Scene, picture: np.ndarray, bar: Bar = USUAL) -> Verdict:
     """Whether ``picture`` (uint8 ``[height, width, 3]``) shows what ``scene`` says."""
-    background, things = see(picture)
+    background, things = see(picture, bar)
     by_colour = {thing.colour: thing for thing in things}
     complete = len(things) == len(scene.things) and set(by_colour) == {thing.colour for thing in scene.things}
     pairs = [(asked, by_colour.get(asked.colour)) for asked in scene.things]
@@ -124,13 +144,13 @@ def _relation(pairs: list[tuple[object, Seen | None]]) -> str | None:
 
 
 def _read(
-    pixels: np.ndarray, patch: np.ndarray, window: tuple[slice, slice], ground: np.ndarray
+    pixels: np.ndarray, patch: np.ndarray, window: tuple[slice, slice], ground: np.ndarray, bar: Bar
 ) -> tuple[Seen | None, int]:
     """The thing in one patch, cut where its edge is half background, and its area in pixels."""
     core = ndimage.binary_erosion(patch, iterations=2)
     inside = pixels[window][core if core.sum() >= 16 else patch]
     paint = np.median(inside, axis=0)
-    colour = _nearest(paint, COLOURS)
+    colour = _nearest(paint, COLOURS, bar)
     axis = paint - ground
     mask = patch & ((pixels[window] - ground) @ axis > 0.5 * (axis @ axis))
     if not mask.any():
@@ -144,7 +164,7 @@ def _read(
     shape = max(likeness, key=likeness.get)
     height, width = pixels.shape[:2]
     stretch = mask.shape[0] / mask.shape[1] / _ideal(shape)[1]
-    fits = likeness[shape] >= LEAST_LIKENESS and 0.7 < stretch < 1 / 0.7
+    fits = likeness[shape] >= bar.likeness and 1 / bar.stretch < stretch < bar.stretch
     radius = (area / _ideal(shape)[2]) ** 0.5 / min(width, height)
     size = min(SIZES, key=lambda name: abs(SIZES[name] - radius))
     # The middle of the box, not of the mass: that is where a triangle's or star's centre was put, nearly.
@@ -153,8 +173,10 @@ def _read(
     return Seen(colour, shape if fits else None, size, float(x), float(y), float(likeness[shape])), area
 
 
-def _nearest(value: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str:
-    return min(palette, key=lambda name: float(np.linalg.norm(value - np.array(palette[name]))))
+def _nearest(value: np.ndarray, palette: dict[str, tuple[int, int, int]], bar: Bar) -> str | None:
+    distance = {name: float(np.linalg.norm(value - np.array(paint))) for name, paint in palette.items()}
+    name = min(distance, key=distance.get)
+    return name if distance[name] <= bar.colour else None
 
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:

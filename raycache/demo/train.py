@@ -72,6 +72,8 @@ def main(
     if "few-blocks" in chosen:
         sets = load_latents(out / "latents.pt")[0]
         watch(few.name, few.steps, train_stage(out, few, sets, words, device, seed, compile_blocks))
+    if dist.is_initialized():
+        dist.barrier()  # until rank 0 has saved what all grow from
     if "all-blocks" in chosen:
         sets = load_latents(out / "latents.pt")[0]
         small = load_average(out / "few-blocks.pt", few.layers, few.single_layers, words)

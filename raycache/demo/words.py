@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from raycache.demo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES
@@ -19,21 +20,27 @@ SECOND = tuple(f"{word}2" for word in (*SIZES, *COLOURS, *SHAPES))
 """T5's tokens for the words of the thing that stands after the relation. With one token for both things the encoder
 learned in minutes which size, colour and shape belong together, and in 200,000 samples not which thing comes first."""
 
-_WORD = re.compile(r"(?<!')\b\w+")
+_WORD = re.compile(r"(?<!\w['\u2019])\b\w+")  # not what follows an apostrophe inside a word
 _OTHERS = rf"\b(?!(?:{'|'.join(WORDS)})\b)\w+\b|[^\w\s]|_"
 
 
 def unknown_words(prompt: str) -> list[str]:
     """Words of ``prompt`` that the model does not know, each once, in their order, in lower case."""
     known = {*WORDS, *SILENT}
-    return list(dict.fromkeys(word for word in _WORD.findall(prompt.lower()) if word not in known))
+    return list(dict.fromkeys(word for word in _words(prompt) if word not in known))
+
+
+def _words(prompt: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", prompt).lower())
 
 
 def prompt_warnings(prompt: str) -> list[str]:
-    """What a reply must say about ``prompt``: one line if any of its words is unknown, else nothing."""
+    """What a reply must say about ``prompt``: one line if a word of it is unknown, or none is known, else nothing."""
     unknown = unknown_words(prompt)
-    if not unknown:
+    if not unknown and set(_words(prompt)) & set(WORDS):
         return []
+    if not unknown:
+        return [f"no word of the prompt says what to draw; known words: {', '.join(WORDS)}"]
     shown = ", ".join(repr(word[:40]) for word in unknown[:8]) + (" and more" if len(unknown) > 8 else "")
     noun = "word" if len(unknown) == 1 else "words"
     return [f"unknown {noun} {shown} ignored; known words: {', '.join(WORDS)}"]

@@ -31,6 +31,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES: dict[str, float] = {"large": 0.19, "small": 0.115}
 """Radius of a thing as a share of the picture's shorter side."""
 RELATIONS = ("left of", "right of", "above", "below")
+_MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 HELD_OUT_SHARE = 10
 """One caption in this many is kept from training."""
@@ -76,9 +77,24 @@ class Scene:
         return f"a {self.first}{pair} on a {self.background} background"
 
     @property
+    def mirrored(self) -> Scene:
+        """The same picture told from its other thing: "A left of B" is "B right of A". One thing is its own mirror."""
+        if self.second is None:
+            return self
+        return replace(self, first=self.second, relation=_MIRRORED[self.relation], second=self.first)
+
+    @property
     def held_out(self) -> bool:
-        """True if training never sees this caption; a function of the caption alone."""
+        """True if training never sees a picture with this caption; a function of the caption alone.
+
+        Training tells pictures from their other thing, too: :attr:`never_told` holds for the mirrored caption as well.
+        """
         return zlib.crc32(self.caption.encode()) % HELD_OUT_SHARE == 0
+
+    @property
+    def never_told(self) -> bool:
+        """True if training sees this picture under no caption."""
+        return self.held_out and self.mirrored.held_out
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,8 @@ def random_scene(rng: np.random.Generator, *, held_out: bool | None = False, sin
 
     Args:
         rng: source of chance.
-        held_out: draw from the training captions (False), the held-out ones (True), or all (None).
+        held_out: draw from the training captions (False), the held-out ones (True), or all (None). Neither a held-out
+            caption nor its mirror image is a training caption.
         single_share: share of scenes with one thing only.
     """
     while True:
@@ -104,7 +121,8 @@ def random_scene(rng: np.random.Generator, *, held_out: bool | None = False, sin
         scene = Scene(first, _pick(rng, BACKGROUNDS), _pick(rng, RELATIONS), second)
         if rng.random() < single_share:
             scene = replace(scene, relation=None, second=None)
-        if held_out is None or scene.held_out == held_out:
+        told = not (scene.held_out or scene.mirrored.held_out)
+        if held_out is None or (scene.held_out if held_out else told):
             return scene
 
 

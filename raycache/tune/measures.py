@@ -40,8 +40,10 @@ def feature_distance(vae: Any, pictures: np.ndarray, references: np.ndarray) -> 
         references: of the same shape.
     """
     total = np.zeros(len(pictures))
-    for one, other in zip(_features(vae, pictures), _features(vae, references), strict=True):
-        total += (one - other).square().sum(dim=1).mean(dim=(1, 2)).double().cpu().numpy()
+    for index in range(len(pictures)):  # one at a time: the features of large ones are gigabytes
+        one, other = (_features(vae, some[index : index + 1]) for some in (pictures, references))
+        for ours, theirs in zip(one, other, strict=True):
+            total[index] += float((ours - theirs).square().sum(dim=1).mean())
     return total
 
 

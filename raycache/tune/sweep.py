@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -131,7 +132,8 @@ class Sweep:
         self.points: dict[str, Point] = {}
         if (path := folder / "points.jsonl").exists():
             for line in path.read_text().splitlines():
-                self._remember(Point(**json.loads(line)))
+                with contextlib.suppress(json.JSONDecodeError):  # the last line of a sweep that was stopped hard
+                    self._remember(Point(**json.loads(line)))
 
     def references(self, pipe: Any) -> np.ndarray:
         """The uncached pictures, drawn once; their time is kept as the first point."""
@@ -139,8 +141,10 @@ class Sweep:
         if path.exists():
             return np.load(path)["pictures"]
         pictures, share, seconds = draw(pipe, self.job, NoCacheOptions())
-        np.savez_compressed(path, pictures=pictures)
         self._keep(Point("uncached", NoCacheOptions().to_dict(), share, 60.0, 1.0, 0.0, seconds))
+        half = path.with_suffix(".tmp.npz")
+        np.savez_compressed(half, pictures=pictures)
+        half.rename(path)  # whole or not at all, however it is stopped
         return pictures
 
     def run(self, pipe: Any, candidates: list[Family], lowest_psnr: float) -> Iterator[Point]:

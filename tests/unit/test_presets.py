@@ -31,6 +31,7 @@ def test_bundled_files_name_every_preset_and_fit_flux(file: Path) -> None:
 
 
 def test_a_model_finds_its_file_and_others_take_flux_dev() -> None:
+    assert load_presets("demo").model == "demo"
     flux = load_presets("black-forest-labs/FLUX.1-dev")
     assert flux.source == "from published figures"
     assert load_presets("somebody/Other") == flux

@@ -10,7 +10,10 @@ import torch
 
 from raycache.demo import demo_model_path
 from raycache.demo.evaluate import draw, load
-from raycache.demo.judge import see
+from raycache.demo.judge import judge, see
+from raycache.demo.world import Scene, Thing
+from raycache.pipeline import prepare_model
+from raycache.settings import ModelSettings
 
 
 def test_it_fits() -> None:
@@ -45,3 +48,20 @@ def test_four_steps_show_backgrounds_and_colours() -> None:
         colour in {thing.colour for thing in things} for (_, things), colour in zip(seen, asked.values(), strict=True)
     ]
     assert np.sum(right) >= 3, seen
+
+
+def test_the_picture_shows_what_the_prompt_says() -> None:
+    pipe = load(str(demo_model_path()))
+    scene = Scene(Thing("large", "cyan", "cross"), "brown", "right of", Thing("large", "pink", "circle"))
+    with torch.no_grad():
+        (picture,) = draw(pipe, [scene.caption], [7])
+    assert judge(scene, picture).everything
+
+
+def test_a_folder_of_its_kind_is_known_by_its_marker(tmp_path: Path) -> None:
+    """Else a model trained anew would say nothing of words it does not know."""
+    assert prepare_model(ModelSettings(path=str(demo_model_path())))[1] == "demo"
+    (tmp_path / "model_index.json").write_text("{}")
+    for marker in ("", "[]", '{"kind": "other"}'):
+        (tmp_path / "raycache_model.json").write_text(marker)
+        assert prepare_model(ModelSettings(path=str(tmp_path)))[1] == "folder"

@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
-from raycache.demo.judge import judge, see, shares
+from raycache.demo.judge import STRICT, USUAL, Bar, judge, see, shares
 from raycache.demo.world import Scene, Thing, random_scene, render
 
 SCENE = Scene(Thing("large", "red", "circle"), "gray", "left of", Thing("small", "blue", "star"))
 
 
+@pytest.mark.parametrize("bar", [USUAL, STRICT], ids=["usual", "strict"])
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (192, 192), (256, 128)])
-def test_reads_rendered_scenes(width: int, height: int) -> None:
+def test_reads_rendered_scenes(width: int, height: int, bar: Bar) -> None:
     rng = np.random.default_rng(5)
     scenes = [random_scene(rng, held_out=None) for _ in range(150)]
-    read = shares([judge(scene, render(scene, width, height, rng)) for scene in scenes])
+    read = shares([judge(scene, render(scene, width, height, rng), bar) for scene in scenes])
     assert min(read.values()) >= 0.98, read
 
 
@@ -62,3 +64,29 @@ def test_a_blob_of_the_right_colour_is_no_shape() -> None:
     picture[60:70, 30:90] = (215, 25, 30)
     _, (thing,) = see(picture)
     assert (thing.colour, thing.shape) == ("red", None)
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [(64, 30), (98, 64), (64, 98), (30, 64)],  # a diamond
+        [(30, 40), (98, 40), (64, 98)],  # a triangle upside down
+        "ellipse",
+    ],
+)
+def test_the_strict_bar_lets_no_other_shape_pass(outline: list[tuple[int, int]] | str) -> None:
+    image = Image.new("RGB", (128, 128), (128, 128, 128))
+    pencil = ImageDraw.Draw(image)
+    if outline == "ellipse":
+        pencil.ellipse((22, 34, 106, 94), fill=(215, 25, 30))
+    else:
+        pencil.polygon(outline, fill=(215, 25, 30))
+    _, (thing,) = see(np.asarray(image), STRICT)
+    assert (thing.colour, thing.shape) == ("red", None)
+
+
+def test_the_strict_bar_knows_no_colour_but_the_worlds() -> None:
+    picture = np.full((128, 128, 3), (20, 20, 200), np.uint8)
+    picture[40:80, 40:80] = (245, 245, 245)
+    background, (thing,) = see(picture, STRICT)
+    assert (background, thing.colour, thing.shape) == (None, None, "square")
