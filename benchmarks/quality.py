@@ -262,7 +262,7 @@ def draw_plot(rows: list[Row], path: Path) -> None:
     axes.set(xlabel="share of blocks computed", ylabel="PSNR to the uncached picture, dB")
     axes.set_title("Quality against computation, bundled model, 28 steps, 128x128")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
