@@ -62,7 +62,7 @@ def test_only_the_ratio_counts(method, scale, ratio, below):
     options = {**METHODS[method], "residual_diff_threshold": 0.1}
     image = _drawn(options, [(ratio * scale, scale)]).steps[2].images[0]
     assert (image.cached or bool(image.pruned_blocks)) is below
-    assert [pair for pair in image.differences.values()] == [(pytest.approx(ratio), 0.1)]
+    assert list(image.differences.values()) == [(pytest.approx(ratio), 0.1)]
 
 
 @pytest.mark.parametrize("method", METHODS)
