@@ -31,6 +31,8 @@ def test_the_examples_of_the_readme_run(flux: str, tmp_path: Path, monkeypatch: 
     assert len(asking) == 2
     for example in asking:
         names: dict[str, object] = {}
-        exec(compile(example.replace("http://127.0.0.1:8000", flux), str(README), "exec"), names)
+        # The service of this test has fewer blocks than DBCache's defaults compute.
+        example = example.replace("http://127.0.0.1:8000", flux).replace('"DBCache"', '"FBCache"')
+        exec(compile(example, str(README), "exec"), names)
         assert "reply" not in names or len(names["reply"].data[0].b64_json) > 100
     assert (tmp_path / "picture.png").stat().st_size > 100
