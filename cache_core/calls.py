@@ -15,6 +15,7 @@ therefore stays one branch, which its image cannot tell.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -68,20 +69,39 @@ class StepCalls:
     def begin(self, inputs: CallInputs) -> int:
         """The place of this call in its step, from 1. One that raised and is repeated keeps its place."""
         again, self._unfinished = self._unfinished, True
-        place = next((i for i, seen in enumerate(self._seen, 1) if _equal(seen, inputs.conditioning)), None)
+        place = next((i for i, seen in enumerate(self._seen, 1) if _is_seen(seen, inputs.conditioning)), None)
         if again and place == len(self._seen):
             return place
-        if place is None and inputs.timestep is not None and _equal(self._timestep, inputs.timestep):
-            self._seen.append(inputs.conditioning)
+        timestep = _copy(inputs.timestep)
+        if place is None and timestep is not None and _equal(self._timestep, timestep):
+            self._seen.append(_references(inputs.conditioning))
             return len(self._seen)
-        # A copy: pipelines may write the next step's time into the same tensor.
-        self._timestep = inputs.timestep.clone() if isinstance(inputs.timestep, torch.Tensor) else inputs.timestep
-        self._seen = [inputs.conditioning]
+        self._timestep, self._seen = timestep, [_references(inputs.conditioning)]
         return 1
 
     def end(self) -> None:
         """The call returned."""
         self._unfinished = False
+
+
+def _copy(timestep: Any) -> Any:
+    """What stays when the pipeline writes the next step's time into the same tensor; no wait for a GPU."""
+    if not isinstance(timestep, torch.Tensor):
+        return timestep
+    return timestep.tolist() if timestep.device.type == "cpu" else timestep.clone()
+
+
+def _references(value: Any) -> Any:
+    """The same without keeping tensors alive. Text that its pipeline let go of counts as not seen."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_references, value))
+    return weakref.ref(value) if isinstance(value, torch.Tensor) else value
+
+
+def _is_seen(seen: Any, value: Any) -> bool:
+    if isinstance(seen, tuple):
+        return isinstance(value, list | tuple) and len(seen) == len(value) and all(map(_is_seen, seen, value))
+    return _equal(seen(), value) if isinstance(seen, weakref.ref) else _equal(seen, value)
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -25,6 +25,7 @@ from cache_core.options import (
     check_block_count,
     parse_options,
 )
+from cache_core.other_caches import check_no_other_cache
 from cache_core.per_image import combined
 from cache_core.report import CacheReport
 from cache_core.session import Policy, Session
@@ -62,6 +63,7 @@ def cache_session(
         pydantic.ValidationError: a dict that is no options. BlockCountError: options that do not fit the model.
         ValueError: a list whose options differ in more than thresholds, or which is not as long as the batch.
         UnsupportedModelError: the transformer's blocks are unknown.
+        AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
         RuntimeError: a session is open on this transformer already, or it is split over ranks and no group is given.
 
     Example:
@@ -71,6 +73,7 @@ def cache_session(
     """
     each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
     inner = unwrap_compiled(transformer)
+    check_no_other_cache(inner)
     if group is None and is_parallelized(inner) and dist.is_initialized() and dist.get_world_size() > 1:
         raise RuntimeError(
             f"{type(inner).__name__} is split over several ranks: a rank that decides alone deadlocks the others. "

@@ -23,6 +23,7 @@ from cache_core.groups import find_group
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.opening import cache_session
 from cache_core.options import CacheType, check_block_count, option_names, parse_options
+from cache_core.other_caches import check_no_other_cache
 from cache_core.report import CacheReport
 from cache_core.summary import format_summary
 
@@ -93,6 +94,7 @@ def apply_cache_on_pipe(
     Raises:
         pydantic.ValidationError: an option out of range. BlockCountError: options that do not fit the model.
         UnsupportedModelError: a transformer whose blocks are unknown.
+        AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on a transformer already.
         ValueError: an unknown ``cache_type`` or option, with the legal ones; a published option this implementation
             does not have, set to more than its neutral value; a transformer compiled with ``fullgraph=True`` or CUDA
             graphs.
@@ -108,6 +110,7 @@ def apply_cache_on_pipe(
     try:
         for transformer in _transformers(pipe).values():
             inner = unwrap_compiled(transformer)
+            check_no_other_cache(inner)
             attachment = attachment_of(inner)
             if attachment is None:
                 attached.append(attachment := Attachment(inner))
