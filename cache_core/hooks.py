@@ -66,6 +66,7 @@ class _RootHook(ModelHook):
             self.attachment.warn_if_eager()
         if session is None:
             return self.fn_ref.original_forward(*args, **kwargs)
+        session.latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
         session.begin_step(self.branch.name)
         output = self.fn_ref.original_forward(*args, **kwargs)
         session.end_step()

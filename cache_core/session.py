@@ -82,6 +82,7 @@ class Session:
         should_abort: Callable[[], bool] | None = None,
     ) -> None:
         self.blocks, self.report = blocks, report
+        self.latents: Any = None  # of the call that is running; rows of one image hold the same
         self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
         self._branches: dict[str, _Branch] = {}
         self._branch: _Branch | None = None
@@ -122,7 +123,7 @@ class Session:
         self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
         branch.step += 1
         branch.next_block = 0
-        self._branch = None
+        self._branch = self.latents = None
 
     def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
         """All ranks' answer to the images that ask at block ``site``; None for those that do not.
@@ -169,7 +170,7 @@ class Session:
     def close(self) -> None:
         """Let go of every tensor. The report stays."""
         self._branches.clear()
-        self._branch = None
+        self._branch = self.latents = None
 
     def _current(self) -> _Branch:
         if self._branch is None:
