@@ -26,6 +26,7 @@ __all__ = ["CallInputs", "StepCalls", "call_inputs"]
 
 #: The arguments' names over all supported transformers.
 _TIMESTEP = ("timestep", "t")
+_LATENTS = ("hidden_states", "x")
 _CONDITIONING = (
     "encoder_hidden_states",
     "pooled_projections",
@@ -36,22 +37,26 @@ _CONDITIONING = (
 
 
 class CallInputs(NamedTuple):
-    """What tells a call of the transformer apart.
+    """What tells a call of the transformer apart, and its rows.
 
     Attributes:
         timestep: a tensor, of one value or one per image (or token), or a number; None if the call has none.
+        latents: a tensor, or a list with an entry for each row.
         conditioning: tensors, or lists of them, as the pipeline passed them.
     """
 
     timestep: Any
+    latents: Any
     conditioning: tuple[Any, ...]
 
 
 def call_inputs(transformer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> CallInputs:
-    """Timestep and conditioning of a call of ``transformer``, by position or by name."""
+    """Timestep, latents and conditioning of a call of ``transformer``, by position or by name."""
     given = dict(zip(_parameters(type(transformer)), args, strict=False)) | kwargs
-    timestep = next((given[name] for name in _TIMESTEP if name in given), None)
-    return CallInputs(timestep, tuple(given.get(name) for name in _CONDITIONING))
+    timestep, latents = (
+        next((given[name] for name in names if name in given), None) for names in (_TIMESTEP, _LATENTS)
+    )
+    return CallInputs(timestep, latents, tuple(given.get(name) for name in _CONDITIONING))
 
 
 class StepCalls:
@@ -91,17 +96,36 @@ def _copy(timestep: Any) -> Any:
     return timestep.tolist() if timestep.device.type == "cpu" else timestep.clone()
 
 
+class _Text:
+    """A tensor that was seen, without keeping it alive: its values are known again by a weighted sum of them."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._reference, self._mark = weakref.ref(tensor), _mark(tensor)
+
+    def is_seen(self, value: Any) -> bool:
+        alive = self._reference()
+        if alive is not None or not isinstance(value, torch.Tensor):
+            return _equal(alive, value)
+        return self._mark == _mark(value)
+
+
+def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Shape, device, and what stays of the values: a number on a CPU, a scalar of a GPU that nobody waits for."""
+    values = tensor.detach().double().flatten()
+    weighted = values @ torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
+    return tensor.shape, tensor.device, weighted.item() if tensor.device.type == "cpu" else weighted
+
+
 def _references(value: Any) -> Any:
-    """The same without keeping tensors alive. Text that its pipeline let go of counts as not seen."""
     if isinstance(value, list | tuple):
         return tuple(map(_references, value))
-    return weakref.ref(value) if isinstance(value, torch.Tensor) else value
+    return _Text(value) if isinstance(value, torch.Tensor) else value
 
 
 def _is_seen(seen: Any, value: Any) -> bool:
     if isinstance(seen, tuple):
         return isinstance(value, list | tuple) and len(seen) == len(value) and all(map(_is_seen, seen, value))
-    return _equal(seen(), value) if isinstance(seen, weakref.ref) else _equal(seen, value)
+    return seen.is_seen(value) if isinstance(seen, _Text) else _equal(seen, value)
 
 
 def _equal(left: Any, right: Any) -> bool:

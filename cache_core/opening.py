@@ -51,7 +51,11 @@ def cache_session(
     Args:
         transformer: a diffusers transformer, or ``torch.compile`` of one.
         options: one of the options models, or a dict with a ``type`` field. Or a list, one for each image of the
-            batch, which may differ in thresholds: each image is judged by its own.
+            batch, which may differ in thresholds: each image is judged by its own. With guidance in one batch every
+            image has two rows (SD3, Z-Image, LTX, CogVideoX, Mochi, PixArt) or more: the list still has one entry an
+            image, rows that hold the same latents are one image's, and the report has an entry for each row, in the
+            order of the call (diffusers' pipelines stack all images' negative rows, then all positive ones, or the
+            other way round). ``num_images_per_prompt`` counts: one entry an image, prompt after prompt.
         group: the process group whose ranks decide together; None = this process alone.
         should_abort: polled once per step on every rank; when any rank's returns True, all raise
             :class:`JobAborted` at that step.
@@ -61,7 +65,7 @@ def cache_session(
 
     Raises:
         pydantic.ValidationError: a dict that is no options. BlockCountError: options that do not fit the model.
-        ValueError: a list whose options differ in more than thresholds, or which is not as long as the batch.
+        ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
         AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
         RuntimeError: a session is open on this transformer already, or it is split over ranks and no group is given.

@@ -83,6 +83,7 @@ class Session:
         should_abort: Callable[[], bool] | None = None,
     ) -> None:
         self.blocks, self.report = blocks, report
+        self.latents: Any = None  # of the call that is running; rows of one image hold the same
         self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
         self._contexts: dict[str, StepCalls] = {}
         self._branches: dict[str, _Branch] = {}
@@ -92,6 +93,7 @@ class Session:
 
     def begin_step(self, context: str, inputs: CallInputs) -> None:
         """The transformer is being called in a cache context; the batch is known when its first block is."""
+        self.latents = inputs.latents
         self._calls = self._contexts.setdefault(context, StepCalls())
         place = self._calls.begin(inputs)
         branch = context if place == 1 else f"{context}#{place}"
@@ -127,7 +129,7 @@ class Session:
         self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
         branch.step += 1
         branch.next_block = 0
-        self._branch = None
+        self._branch = self.latents = None
         self._calls.end()
 
     def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
@@ -176,7 +178,7 @@ class Session:
         """Let go of every tensor. The report stays."""
         self._branches.clear()
         self._contexts.clear()
-        self._branch = None
+        self._branch = self.latents = None
 
     def _current(self) -> _Branch:
         if self._branch is None:
