@@ -57,8 +57,10 @@ def images_of_rows(images: int, rows: int, latents: Any) -> list[int]:
 
 def _rows_repeat(latents: Any, order: list[int]) -> bool:
     """Whether every row holds the latents of the first row of its image."""
-    return latents is not None and len(latents) == len(order) and all(
-        _equal(latents[row], latents[order.index(image)]) for row, image in enumerate(order)
+    return (
+        latents is not None
+        and len(latents) == len(order)
+        and all(_equal(latents[row], latents[order.index(image)]) for row, image in enumerate(order))
     )
 
 
