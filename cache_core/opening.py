@@ -26,6 +26,7 @@ from cache_core.options import (
     parse_options,
 )
 from cache_core.other_caches import check_no_other_cache
+from cache_core.para_attention import repair_if_used
 from cache_core.per_image import combined
 from cache_core.report import CacheReport
 from cache_core.session import Policy, Session
@@ -64,6 +65,7 @@ def cache_session(
         The report, which grows by one record per step and stays readable afterwards.
 
     Raises:
+        TypeError: not a transformer; says what to pass.
         pydantic.ValidationError: a dict that is no options. BlockCountError: options that do not fit the model.
         ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
@@ -76,8 +78,14 @@ def cache_session(
         >>> report.to_dict()["totals"]["cached_steps"]                          # doctest: +SKIP
     """
     each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
+    if not isinstance(transformer, nn.Module):
+        raise TypeError(
+            f"cache_session takes a transformer, not a {type(transformer).__name__}: cache_session(pipe.transformer, "
+            "...); for a whole pipeline, cache_core.apply_cache_on_pipe(pipe, ...)"
+        )
     inner = unwrap_compiled(transformer)
     check_no_other_cache(inner)
+    repair_if_used(inner)
     if group is None and is_parallelized(inner) and dist.is_initialized() and dist.get_world_size() > 1:
         raise RuntimeError(
             f"{type(inner).__name__} is split over several ranks: a rank that decides alone deadlocks the others. "
