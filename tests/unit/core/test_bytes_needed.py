@@ -68,12 +68,17 @@ def test_two_branches_hold_twice_as_much():
 def test_within_a_step():
     """Before block ``b`` of the last warm-up step runs: the states so far, and the text that double blocks added."""
     seen: list[int] = []
+    handles: list[Any] = []
     with opened(MODEL, ALL) as session:
-        draw(MODEL, Job(steps=1))
-        _forget(session)
-        handles = [norm.register_forward_pre_hook(lambda *_: seen.append(session.bytes_held())) for norm in NORMS]
+
+        def on_step(step: int) -> None:
+            if step == 1:
+                _forget(session)
+                hook = lambda *_: seen.append(session.bytes_held())  # noqa: E731
+                handles.extend(norm.register_forward_pre_hook(hook) for norm in NORMS)
+
         try:
-            draw(MODEL, Job(steps=1))
+            draw(MODEL, Job(steps=2), on_step=on_step)
         finally:
             for handle in handles:
                 handle.remove()
