@@ -51,7 +51,7 @@ class Ingress:
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
         self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
         self._watch = EngineWatch(engine, bundles, wanted, self._name)
-        self._polling = asyncio.get_running_loop().create_task(self._watch.run())
+        self._polling = asyncio.get_running_loop().create_task(self._watch.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
         return build_http_app(self)
@@ -130,6 +130,9 @@ class Ingress:
     def shortage(self) -> str | None:
         """What the cluster lacks for the engines to start, if that was found out."""
         return self._watch.shortage
+
+    def _tell_ready(self) -> None:
+        self.metrics.ready.set(float(self.asleep or any(status.ready for status in self._watch.statuses)))
 
     async def _resolve(self, request: GenerationRequest) -> GenerationRequest:
         order = await self._ordered(request)

@@ -161,6 +161,7 @@ class EngineStatus:
         gang: the gang's own words: ranks with their steps, restarts, faults.
         model: facts of the loaded model.
         policy: limits and defaults in force.
+        user_config_refused: why the last ``user_config`` is not in force; None when it is.
         told_at: ``time.time()`` of all this; what the ingress passes on may be a second old.
     """
 
@@ -174,3 +175,4 @@ class EngineStatus:
     policy: Policy
     pid: int = 0
     told_at: float = 0.0
+    user_config_refused: str | None = None
