@@ -25,6 +25,7 @@ from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
+from raycache.presets import load_presets
 from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
 from raycache.user_config import Memory, UserConfig, memory_of_this_replica
@@ -81,6 +82,8 @@ class Engine:
         seconds, parallel = time.monotonic() - began, settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
+        if set(self._policy.presets) <= {"exact"}:
+            logger.warning("%s.", load_presets(settings.model.path, settings.model.presets).source)
         if self._model.kind == "noise":
             logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
 
@@ -222,7 +225,7 @@ class Engine:
             else:
                 logger.info("Answered %d %s", answer.status, answer.code)
             return answer
-        result = result_of(request, output, seconds, self._model)
+        result = result_of(request, output, seconds, self._model, self._policy.presets)
         steps, method = request.num_inference_steps, request.cache.type
         logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
         self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
