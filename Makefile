@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG ?= serve_configs/laptop_dbcache.yaml
 export RAY_USAGE_STATS_ENABLED = 0
-# Ray's OpenTelemetry exporters and transformers' advice are noise on a laptop; models come from disk or an explicit hub id.
+# Ray's usage statistics need the internet, and transformers' advice is noise on a laptop.
 export TRANSFORMERS_VERBOSITY = error
 
 .PHONY: install serve test lint loadtest bench bench-service clean

@@ -45,7 +45,8 @@ def main(
 def _rank(rank: int, world: int, rounds: int, folder: str) -> None:
     from para_attn import para_attn_interface as interface
 
-    from raycache import para_attention
+    from cache_core import para_attention
+    from raycache.para_attention import parallelize
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -62,7 +63,7 @@ def _rank(rank: int, world: int, rounds: int, folder: str) -> None:
         shape: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
         model = flux(doubles=19, singles=38, heads=heads, head_dim=head_dim, **shape)
         schedule = Schedule(1, tokens=tokens, text=text, **shape, jump=False)
-        para_attention.parallelize(model)
+        parallelize(model)
         seconds: dict[Any, list[float]] = {apart: [], together: []}
         for number in track(range(rounds + 1), f"{world} ranks, {size}", disable=rank > 0):
             for way, seen in seconds.items():

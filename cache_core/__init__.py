@@ -23,12 +23,15 @@ if TYPE_CHECKING:
         check_block_count,
         parse_options,
     )
+    from cache_core.other_caches import AnotherCacheError
+    from cache_core.para_attention import repair_para_attention
     from cache_core.per_image import without_thresholds
     from cache_core.pipe import apply_cache_on_pipe, cache_reports, cache_summary, remove_cache
     from cache_core.report import CacheReport
     from cache_core.session import JobAborted
 
 __all__ = [
+    "AnotherCacheError",
     "BlockCountError",
     "CacheOptions",
     "CacheReport",
@@ -48,6 +51,7 @@ __all__ = [
     "find_group",
     "parse_options",
     "remove_cache",
+    "repair_para_attention",
     "supported_models",
     "without_thresholds",
 ]
@@ -70,6 +74,8 @@ _NAMES = {
         "check_block_count",
         "parse_options",
     ),
+    "other_caches": ("AnotherCacheError",),
+    "para_attention": ("repair_para_attention",),
     "per_image": ("without_thresholds",),
     "pipe": ("apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"),
     "report": ("CacheReport",),

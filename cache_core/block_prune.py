@@ -15,8 +15,8 @@ import torch
 from cache_core.blocks import BlockCall, States
 from cache_core.compared import ComparedBlock
 from cache_core.options import DBPruneOptions
-from cache_core.per_image import for_images
 from cache_core.report import ImageDecision
+from cache_core.rows import for_rows
 from cache_core.session import Session
 from cache_core.shared import SharedBlock
 
@@ -61,7 +61,7 @@ class BlockPrune:
 
     def begin_step(self, step: int, images: list[ImageDecision]) -> None:
         if not self._images:
-            self._images = [_Image(own) for own in for_images(self._each, len(images))]
+            self._images = [_Image(own) for own in for_rows(self._each, len(images), self._session.latents)]
         self._step, self._decisions = step, images
         self._output = None
         for image in self._images:

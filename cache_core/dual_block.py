@@ -18,9 +18,9 @@ from cache_core.blocks import BlockCall, States
 from cache_core.compared import ComparedBlock
 from cache_core.difference import absolute_sum, difference_sum
 from cache_core.options import DBCacheOptions
-from cache_core.per_image import for_images
 from cache_core.report import ImageDecision
 from cache_core.residual import Residual
+from cache_core.rows import for_rows
 from cache_core.session import Session
 
 __all__ = ["DualBlock"]
@@ -69,7 +69,7 @@ class DualBlock:
 
     def begin_step(self, step: int, images: list[ImageDecision]) -> None:
         if not self._images:
-            self._images = [_Image(own) for own in for_images(self._each, len(images))]
+            self._images = [_Image(own) for own in for_rows(self._each, len(images), self._session.latents)]
         self._step, self._decisions = step, images
         self._entry: States | None = None
         self._base: States | None = None

@@ -14,12 +14,12 @@ __all__ = ["find_group", "is_parallelized"]
 
 
 def is_parallelized(transformer: nn.Module) -> bool:
-    """Whether ParaAttention or diffusers' own context parallelism splits this transformer's tokens over ranks."""
+    """Whether ParaAttention or diffusers' own parallelism (context or tensor) spreads this transformer over ranks."""
     return bool(getattr(transformer, "_is_parallelized", False)) or _diffusers_config(transformer) is not None
 
 
 def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
-    """The context-parallel group of a transformer; None if it is not parallelized.
+    """The group of ranks that share a transformer's picture; None if it is not parallelized.
 
     Raises:
         RuntimeError: it is parallelized, but over which ranks cannot be told; deciding alone would deadlock.
@@ -27,8 +27,9 @@ def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
     if not is_parallelized(transformer):
         return None
     config = _diffusers_config(transformer)
-    if config is not None and isinstance(mesh := getattr(config, "_flattened_mesh", None), DeviceMesh):
-        return mesh.get_group()
+    for name in ("_flattened_mesh", "_mesh"):  # context parallel: ring x ulysses as one; tensor parallel: one alone
+        if isinstance(mesh := getattr(config, name, None), DeviceMesh) and mesh.ndim == 1:
+            return mesh.get_group()
     for forward in original_forwards(transformer):
         if (group := _group_in_closure(forward)) is not None:
             return group
@@ -39,12 +40,15 @@ def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
 
 
 def _diffusers_config(transformer: nn.Module) -> Any:
-    return getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    """Tensor parallel ranks hold the same states and would decide alike, but an abort is one rank's own wish."""
+    config = getattr(transformer, "_parallel_config", None)
+    context = getattr(config, "context_parallel_config", None)
+    return context if context is not None else getattr(config, "tensor_parallel_config", None)
 
 
 def _group_in_closure(forward: Any) -> dist.ProcessGroup | None:
     """ParaAttention keeps its sequence mesh in the closure of the forward that it installs."""
-    for _ in range(8):  # wrappers around wrappers, each with the next one as `original_forward`
+    for _ in range(8):  # wrappers around wrappers, each with the next one as `original_forward` or `__wrapped__`
         function = getattr(forward, "__func__", forward)
         names = getattr(getattr(function, "__code__", None), "co_freevars", ())
         cells = (
@@ -53,7 +57,10 @@ def _group_in_closure(forward: Any) -> dist.ProcessGroup | None:
         mesh = cells.get("seq_mesh")
         if isinstance(mesh, DeviceMesh):
             return mesh.get_group()
-        if "original_forward" not in cells:
+        if "original_forward" in cells:
+            forward = cells["original_forward"]
+        elif hasattr(function, "__wrapped__"):  # functools.wraps: accelerate's hooks, a user's own patch
+            forward = function.__wrapped__
+        else:
             return None
-        forward = cells["original_forward"]
     return None

@@ -17,6 +17,7 @@ from diffusers.hooks.hooks import StateManager
 from torch import nn
 
 from cache_core.blocks import Block, BlockCall, find_blocks
+from cache_core.calls import call_inputs
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
 from cache_core.session import Session
 
@@ -66,7 +67,7 @@ class _RootHook(ModelHook):
             self.attachment.warn_if_eager()
         if session is None:
             return self.fn_ref.original_forward(*args, **kwargs)
-        session.begin_step(self.branch.name)
+        session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
         output = self.fn_ref.original_forward(*args, **kwargs)
         session.end_step()
         return output

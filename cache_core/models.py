@@ -134,7 +134,8 @@ def models_table() -> str:
     rows = ["| family | diffusers transformer | branches |", "|---|---|---|"]
     for family, classes in MODELS.items():
         for name in classes:
-            branches = "per `cache_context`" if hasattr(getattr(diffusers, name), "cache_context") else "`default` only"
+            named = hasattr(getattr(diffusers, name), "cache_context")
+            branches = "by `cache_context`, else by call" if named else "by call"
             rows.append(f"| {family} | `{name}` | {branches} |")
     rows += ["", "| not supported | why |", "|---|---|"]
     rows += [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()]

@@ -25,6 +25,8 @@ from cache_core.options import (
     check_block_count,
     parse_options,
 )
+from cache_core.other_caches import check_no_other_cache
+from cache_core.para_attention import repair_if_used
 from cache_core.per_image import combined
 from cache_core.report import CacheReport
 from cache_core.session import Policy, Session
@@ -50,7 +52,11 @@ def cache_session(
     Args:
         transformer: a diffusers transformer, or ``torch.compile`` of one.
         options: one of the options models, or a dict with a ``type`` field. Or a list, one for each image of the
-            batch, which may differ in thresholds: each image is judged by its own.
+            batch, which may differ in thresholds: each image is judged by its own. With guidance in one batch every
+            image has two rows (SD3, Z-Image, LTX, CogVideoX, Mochi, PixArt) or more: the list still has one entry an
+            image, rows that hold the same latents are one image's, and the report has an entry for each row, in the
+            order of the call (diffusers' pipelines stack all images' negative rows, then all positive ones, or the
+            other way round). ``num_images_per_prompt`` counts: one entry an image, prompt after prompt.
         group: the process group whose ranks decide together; None = this process alone.
         should_abort: polled once per step on every rank; when any rank's returns True, all raise
             :class:`JobAborted` at that step.
@@ -59,9 +65,11 @@ def cache_session(
         The report, which grows by one record per step and stays readable afterwards.
 
     Raises:
+        TypeError: not a transformer; says what to pass.
         pydantic.ValidationError: a dict that is no options. BlockCountError: options that do not fit the model.
-        ValueError: a list whose options differ in more than thresholds, or which is not as long as the batch.
+        ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
+        AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
         RuntimeError: a session is open on this transformer already, or it is split over ranks and no group is given.
 
     Example:
@@ -70,7 +78,14 @@ def cache_session(
         >>> report.to_dict()["totals"]["cached_steps"]                          # doctest: +SKIP
     """
     each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
+    if not isinstance(transformer, nn.Module):
+        raise TypeError(
+            f"cache_session takes a transformer, not a {type(transformer).__name__}: cache_session(pipe.transformer, "
+            "...); for a whole pipeline, cache_core.apply_cache_on_pipe(pipe, ...)"
+        )
     inner = unwrap_compiled(transformer)
+    check_no_other_cache(inner)
+    repair_if_used(inner)
     if group is None and is_parallelized(inner) and dist.is_initialized() and dist.get_world_size() > 1:
         raise RuntimeError(
             f"{type(inner).__name__} is split over several ranks: a rank that decides alone deadlocks the others. "

@@ -6,10 +6,11 @@ existing settings carry over. In YAML and JSON the method is the field ``type``:
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+
+from cache_core.cache_type import CacheType
 
 __all__ = [
     "BlockCountError",
@@ -201,39 +202,3 @@ def option_names(cache_type: CacheType | str) -> list[str]:
     models = (NoCacheOptions, FBCacheOptions, DBCacheOptions, DBPruneOptions)
     fields = {model.model_fields["type"].default: list(model.model_fields) for model in models}
     return [name for name in fields[str(cache_type)] if name != "type"]
-
-
-class CacheType(StrEnum):
-    """The methods by their published names."""
-
-    NONE = "none"
-    FBCache = "FBCache"
-    DBCache = "DBCache"
-    DBPrune = "DBPrune"
-
-    @classmethod
-    def _missing_(cls, value: object) -> None:
-        raise ValueError(f"cache_type={value!r} is unknown; legal values: {', '.join(cls)}")
-
-    @staticmethod
-    def default_options(cache_type: CacheType | str) -> dict[str, Any]:
-        """Keyword arguments for :func:`cache_core.apply_cache_on_pipe`, with the published defaults.
-
-        Raises:
-            ValueError: an unknown method; lists those there are.
-        """
-        options = parse_options({"type": str(CacheType(cache_type))})
-        return {"cache_type": CacheType(cache_type), **options.model_dump(exclude={"type"})}
-
-    @staticmethod
-    def range(start: int, end: int, step: int = 1) -> list[int]:
-        """Every ``step``-th id of ``start..end-1`` with the first and last id always in it; ``step <= 1`` gives ``[]``.
-
-        Made for ``Bn_compute_blocks_ids``, where the empty list means "all".
-
-        >>> CacheType.range(0, 16, 4)
-        [0, 4, 8, 12, 15]
-        """
-        if step <= 1 or end <= start:
-            return []
-        return sorted({0, *range(start, end, step), end - 1})

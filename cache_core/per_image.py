@@ -6,14 +6,13 @@ A threshold decides over its own image only. Everything else about a method says
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from cache_core.options import CacheOptions
 
-__all__ = ["combined", "for_images", "without_thresholds"]
+__all__ = ["combined", "without_thresholds"]
 
 _THRESHOLDS = {"residual_diff_threshold", "non_compute_blocks_diff_threshold", "max_dynamic_prune_threshold"}
-_Item = TypeVar("_Item")
 
 
 def without_thresholds(options: CacheOptions) -> dict[str, Any]:
@@ -36,14 +35,3 @@ def combined(each: Sequence[CacheOptions]) -> dict[str, Any]:
     dicts = [own.to_dict() for own in each]
     columns = {name: [own[name] for own in dicts] for name in dicts[0]}
     return {name: values if values != values[:1] * len(each) else values[0] for name, values in columns.items()}
-
-
-def for_images(each: Sequence[_Item], count: int) -> Sequence[_Item]:
-    """One for every image of a batch of ``count``: those given, or the same for all.
-
-    Raises:
-        ValueError: given for another number of images.
-    """
-    if len(each) not in (1, count):
-        raise ValueError(f"options for {len(each)} images, but the transformer was called with a batch of {count}")
-    return each if len(each) == count else [*each] * count

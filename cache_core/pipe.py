@@ -23,29 +23,12 @@ from cache_core.groups import find_group
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.opening import cache_session
 from cache_core.options import CacheType, check_block_count, option_names, parse_options
+from cache_core.other_caches import check_no_other_cache
+from cache_core.published import translated
 from cache_core.report import CacheReport
 from cache_core.summary import format_summary
 
 __all__ = ["apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"]
-
-#: Published options that this implementation has no use for, with the only value that changes nothing.
-_NEUTRAL: dict[str, Any] = {
-    "downsample_factor": 1,
-    "enable_alter_cache": False,
-    "l1_hidden_states_diff_threshold": None,
-    "important_condition_threshold": 0.0,
-    "Fn_compute_blocks_ids": [],
-    "enable_taylorseer": False,
-    "type": None,
-}
-#: Published options that only bounded others, or tuned what is now off.
-_IGNORED = {
-    "max_Fn_compute_blocks",
-    "max_Bn_compute_blocks",
-    "alter_residual_diff_threshold",
-    "num_inference_steps",
-    "taylorseer_kwargs",
-}
 
 
 class _CachedPipeline:
@@ -85,20 +68,26 @@ def apply_cache_on_pipe(
         cache_type: the method; ``CacheType.NONE`` computes everything but still reports.
         group: ranks that decide together; None = those that ParaAttention (or diffusers) splits the transformer over,
             looked up at every call, so ``parallelize_pipe`` may come before or after.
-        options: the method's options under their published names.
+        options: the method's options under their published names. Those left out are as in the options models and
+            ``CacheType.default_options`` (threshold 0.12, 0.08 for FBCache and DBPrune; warm-up 8; F8B8), where
+            cache-dit took 0.05, 0 and F1B0: :func:`cache_core.cache_factory.apply_cache_on_pipe` does as published.
+            ``enable_taylorseer`` becomes ``taylor_order``.
 
     Returns:
         The same pipeline object.
 
     Raises:
+        TypeError: not a pipeline; says what to pass.
         pydantic.ValidationError: an option out of range. BlockCountError: options that do not fit the model.
         UnsupportedModelError: a transformer whose blocks are unknown.
+        AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on a transformer already.
         ValueError: an unknown ``cache_type`` or option, with the legal ones; a published option this implementation
             does not have, set to more than its neutral value; a transformer compiled with ``fullgraph=True`` or CUDA
             graphs.
     """
+    _check_is_pipeline(pipe, "apply_cache_on_pipe")
     cache_type = CacheType(cache_type)
-    options, legal = _without_retired(options), option_names(cache_type)
+    options, legal = translated(options), option_names(cache_type)
     if unknown := [name for name in options if name not in legal]:
         near = difflib.get_close_matches(unknown[0], legal, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -108,6 +97,7 @@ def apply_cache_on_pipe(
     try:
         for transformer in _transformers(pipe).values():
             inner = unwrap_compiled(transformer)
+            check_no_other_cache(inner)
             attachment = attachment_of(inner)
             if attachment is None:
                 attached.append(attachment := Attachment(inner))
@@ -132,6 +122,7 @@ def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:
     Raises:
         RuntimeError: a transformer's forward was wrapped by somebody else since (ParaAttention, offloading).
     """
+    _check_is_pipeline(pipe, "remove_cache")
     if isinstance(pipe, _CachedPipeline):
         setup = pipe._raycache
         mine = [a for a in setup.attached if attachment_of(a.transformer) is a]
@@ -146,6 +137,7 @@ def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 def cache_reports(pipe: DiffusionPipeline) -> dict[str, CacheReport]:
     """The reports of the last call, by the transformer's name in the pipeline; empty before the first call."""
+    _check_is_pipeline(pipe, "cache_reports")
     return dict(pipe._raycache.reports) if isinstance(pipe, _CachedPipeline) else {}
 
 
@@ -178,6 +170,20 @@ def _cached_class(original: type) -> type:
     return cached
 
 
+def _check_is_pipeline(pipe: object, function: str) -> None:
+    if isinstance(pipe, nn.Module):
+        raise TypeError(
+            f"{function} takes the pipeline, not a {type(pipe).__name__} of it: {function}(pipe). A transformer "
+            "without pipeline is cached with cache_session(transformer, options)"
+        )
+    if isinstance(pipe, type) or not (isinstance(pipe, DiffusionPipeline) or callable(pipe)):
+        given = f"the class {pipe.__name__}" if isinstance(pipe, type) else f"a {type(pipe).__name__}"
+        raise TypeError(
+            f"{function} takes a diffusers pipeline, not {given}: load it first, "
+            "pipe = DiffusionPipeline.from_pretrained(...)"
+        )
+
+
 def _transformers(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     found = {
         name: module
@@ -187,28 +193,3 @@ def _transformers(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     if not found:
         raise ValueError(f"{type(pipe).__name__} has no transformer to cache (a U-Net pipeline?)")
     return found
-
-
-def _without_retired(options: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for name, value in options.items():
-        if name in _NEUTRAL:
-            if value not in (_NEUTRAL[name], None, [], (), 0):
-                raise ValueError(
-                    f"{name}={value!r} is not supported: {_REASONS.get(name, 'it has no use here')}; "
-                    f"leave it at {_NEUTRAL[name]!r}"
-                )
-        elif name not in _IGNORED:
-            kept[name] = value
-    return kept
-
-
-_REASONS = {
-    "downsample_factor": "sums are exact over all channels, at the cost of one pass over memory",
-    "enable_alter_cache": "cond and uncond are kept apart by diffusers' cache_context, each with its own decisions",
-    "l1_hidden_states_diff_threshold": "the residual is compared, not the state",
-    "important_condition_threshold": "means over chosen tokens are not exact over uneven shards",
-    "Fn_compute_blocks_ids": "it dropped blocks from the model",
-    "enable_taylorseer": "the forecast is taylor_order=1 or 2",
-    "type": "the method is given as cache_type",
-}

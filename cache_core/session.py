@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from cache_core.blocks import Block, BlockCall
+from cache_core.calls import CallInputs, StepCalls
 from cache_core.consensus import Consensus, Sums, checksum16
 from cache_core.report import CacheReport, ImageDecision, StepRecord
 
@@ -82,14 +83,20 @@ class Session:
         should_abort: Callable[[], bool] | None = None,
     ) -> None:
         self.blocks, self.report = blocks, report
+        self.latents: Any = None  # of the call that is running; rows of one image hold the same
         self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
+        self._contexts: dict[str, StepCalls] = {}
         self._branches: dict[str, _Branch] = {}
         self._branch: _Branch | None = None
         # Ranks that were told different things part at their first look, not at their first different decision.
         self._history = checksum16(report.method, report.options, report.num_blocks)
 
-    def begin_step(self, branch: str) -> None:
-        """The transformer is being called; the batch is known when its first block is."""
+    def begin_step(self, context: str, inputs: CallInputs) -> None:
+        """The transformer is being called in a cache context; the batch is known when its first block is."""
+        self.latents = inputs.latents
+        self._calls = self._contexts.setdefault(context, StepCalls())
+        place = self._calls.begin(inputs)
+        branch = context if place == 1 else f"{context}#{place}"
         self._branch = self._branches.setdefault(branch, _Branch(branch))
         if self._branch.next_block:
             # The caller survived an exception and repeats the step. Some blocks remember the first try already: the
@@ -122,7 +129,8 @@ class Session:
         self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
         branch.step += 1
         branch.next_block = 0
-        self._branch = None
+        self._branch = self.latents = None
+        self._calls.end()
 
     def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
         """All ranks' answer to the images that ask at block ``site``; None for those that do not.
@@ -169,7 +177,8 @@ class Session:
     def close(self) -> None:
         """Let go of every tensor. The report stays."""
         self._branches.clear()
-        self._branch = None
+        self._contexts.clear()
+        self._branch = self.latents = None
 
     def _current(self) -> _Branch:
         if self._branch is None:

@@ -9,6 +9,9 @@ from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, Jo
 from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
 from raycache.validation import parse_size, silent_cache
 
+#: What the bundled model was trained at, and measured at in its card.
+DEMO_SIZE = "128x128"
+
 __all__ = ["job_of", "preview_steps", "request_error", "result_of"]
 
 
@@ -51,9 +54,18 @@ def result_of(request: GenerationRequest, output: JobOutput, seconds: float, mod
         warnings=[
             *(output.warnings[0] if output.warnings else ()),  # its pictures have one prompt
             *silent_cache(request, model),
-            *(prompt_warnings(request.prompt) if model.kind == "demo" else ()),
+            *(_demo_warnings(request) if model.kind == "demo" else ()),
         ],
     )
+
+
+def _demo_warnings(request: GenerationRequest) -> list[str]:
+    """What the bundled model's card says of a request like this."""
+    warnings = prompt_warnings(request.prompt)
+    if request.size != DEMO_SIZE:
+        reason = f"the bundled model was trained at {DEMO_SIZE}; at {request.size} fewer pictures come out as asked"
+        warnings.append(f"size: {reason}")
+    return warnings
 
 
 def preview_steps(steps: int, count: int) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | Reques
 
 
 class Engine:
-    """One replica: one gang, one job at a time.
+    """One replica: one gang, which draws one job at a time, or several of one shape as a batch (``max_batch_size``).
 
     The constructor returns once the gang is warm, so Serve routes nothing here before. In a rolling update Serve stops
     an old replica first, which frees its GPUs; with ``max_surge_percent`` it waits until the new one is warm.

@@ -17,7 +17,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raycache.api import build_http_app
-from raycache.auth import read_keys
+from raycache.auth import Key, KeyFile
 from raycache.capacity import Bundle
 from raycache.deaths import DEATHS
 from raycache.engine_watch import EngineWatch
@@ -53,7 +53,7 @@ class Ingress:
 
     def __init__(self, settings: AppSettings, engine: DeploymentHandle, bundles: Sequence[Bundle]) -> None:
         self.settings = settings
-        self.keys = read_keys(settings.ingress.api_keys_file)
+        self._keys = KeyFile(settings.ingress.api_keys_file)
         self._engine = engine
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
         self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
@@ -130,6 +130,11 @@ class Ingress:
     async def status(self) -> list[EngineStatus]:
         """Every engine that answers, at most a second old; an empty list while none does."""
         return await self._watch.latest()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The keys in force; empty where none is asked for."""
+        return self._keys.current()
 
     @property
     def asleep(self) -> bool:

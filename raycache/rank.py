@@ -43,7 +43,7 @@ _GROUP_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|process 
 
 
 class Rank:
-    """What runs in a rank's process; :mod:`raycache.actors` has the actor around it."""
+    """What runs in a rank's process; :mod:`raycache.rank_actor` has the actor around it."""
 
     def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
         self._settings, self._rank = settings, rank

@@ -191,7 +191,9 @@ class IngressSettings(_Settings):
 
     num_replicas: int = Field(default=1, ge=1, description="Ingresses; more when encoding pictures is the limit.")
     num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
-    api_keys_file: Path | None = Field(default=None, description="File with one bearer key per line; null = open.")
+    api_keys_file: Path | None = Field(
+        default=None, description="File of bearer keys, one a line; read again when it changes; null = open."
+    )
 
 
 class LoggingSettings(_Settings):

@@ -62,9 +62,6 @@ def _on_every_rank(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     import torch.distributed as dist
     from para_attn.context_parallel.diffusers_adapters import parallelize_pipe
 
-    from raycache.para_attention import _mend
-
-    _mend()
     alone, cached_first, split_first = (load(folder) for _ in range(3))
     answer: dict[str, Any] = {"alone": [_draw(alone, options) for options in METHODS]}
 

@@ -18,7 +18,7 @@ def _attend(rank: int, world_size: int) -> dict[str, Any]:
     from para_attn import para_attn_interface as interface
     from para_attn.context_parallel import init_context_parallel_mesh
 
-    from raycache.para_attention import _mend
+    from cache_core import repair_para_attention
 
     mesh = init_context_parallel_mesh("cpu")["ulysses"]
     draws = torch.Generator().manual_seed(rank)
@@ -42,8 +42,8 @@ def _attend(rank: int, world_size: int) -> dict[str, Any]:
     attention("separate", *states)
     attention("separate, scaled", *states, scale=0.5)
     attention("separate, cross", states[0], *other)
-    _mend()
-    _mend()  # a second pipeline in the process: once is enough
+    repair_para_attention()
+    repair_para_attention()  # a second pipeline in the process: once is enough
     attention("fused", *states, enable_gqa=False)
     attention("fused, scaled", *states, scale=0.5)
     attention("fused, cross", states[0], *other)

@@ -15,6 +15,7 @@ from raycache.app import build
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, readiness, wait_for
 from tests.serving.conftest import FAULTY
+from tests.serving.starting import started
 from tests.serving.test_http_app import ASK, URL, pixels
 
 #: Longer than any prediction made from pictures that do not sleep.
@@ -39,9 +40,13 @@ def url(http: str, gang_settings: Callable[..., Any]) -> Iterator[str]:
             "metrics_interval_s": 0.5,
         },
     )
-    serve.run(build(settings), name="scaled", route_prefix="/scaled")
-    yield f"{http}/scaled"
-    serve.delete("scaled")
+
+    def start() -> str:
+        serve.run(build(settings), name="scaled", route_prefix="/scaled")
+        return f"{http}/scaled"
+
+    with started("application 'scaled'", start, lambda: serve.delete("scaled")) as url:
+        yield url
 
 
 def draw(url: str, **fields: Any) -> httpx.Response:

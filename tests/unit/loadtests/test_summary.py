@@ -59,8 +59,108 @@ def test_a_run_without_answers_has_a_summary():
     assert results["requests"] == results["lost"] == 0
 
 
+def test_a_run_that_ends_early_counts_its_own_time():
+    """Nobody waits for the end of the hour: per second is per second of the run. Ten requests from 100 s on, one each
+    2 s, answered in 1 s (of which 0.5 s on the gang), two pictures each: the last answer comes at 119 s."""
+    records = [record(100 + 2 * i, 1.0, images=2, encode=0.1, denoise=0.3, decode=0.1) for i in range(10)]
+    results = summarize(records, deadline=1.0, engines=2, ranks=4)
+    assert results["seconds"] == 19.0
+    assert results["goodput"] == {"deadline": 1.0, "per_second": pytest.approx(10 / 19, abs=1e-4), "share": 1.0}
+    assert results["pictures"] == {
+        "count": 20, "per_second": pytest.approx(20 / 19, abs=1e-4),
+        "per_rank_per_minute": pytest.approx(60 * 20 / 19 / 4, abs=1e-4),
+    }  # fmt: skip
+    assert results["gang_busy"] == pytest.approx(10 * 0.5 / 19 / 2, abs=1e-4)
+    assert results["latency"] == {"p50": 1.0, "p95": 1.0, "p99": 1.0, "max": 1.0}
+
+
+def test_a_run_whose_last_requests_are_lost():
+    """Four drawn in the first 4 s, then six get nothing until they give up 60 s later: the time they waited counts,
+    their latency does not (they have none), and goodput is of all ten."""
+    drawn = [record(i, 1.0, denoise=0.8) for i in range(4)]
+    lost = [record(4 + i, 60.0, "failed", status=0, cause="ReadTimeout", denoise=9.0) for i in range(6)]
+    results = summarize([*drawn, *lost], deadline=2.0, engines=1, ranks=1)
+    assert results["requests"] == 10
+    assert results["seconds"] == 69.0
+    assert results["lost"] == 6
+    assert results["causes"] == {"failed: ReadTimeout": 6}
+    assert results["latency"]["max"] == 1.0
+    assert results["goodput"]["share"] == 0.4
+    assert results["goodput"]["per_second"] == pytest.approx(4 / 69, abs=1e-4)
+    assert results["gang_busy"] == pytest.approx(4 * 0.8 / 69, abs=1e-4), "what came back, not what was asked"
+
+
+def test_a_run_that_is_mostly_refused():
+    """A refusal is quick and must not make the run look fast: three of twelve are drawn, slowly."""
+    refused = [record(i, 0.01, "refused", status=429 if i % 2 else 503, cause="queue_full") for i in range(9)]
+    drawn = [record(i, 5.0 + i) for i in range(3)]
+    results = summarize([*refused, *drawn], deadline=6.0, engines=1, ranks=1)
+    assert results["shares"] == {"refused": 0.75, "aborted": 0.0, "abandoned": 0.0}
+    assert results["lost"] == 0
+    assert results["latency"] == {"p50": 6.0, "p95": 6.9, "p99": 6.98, "max": 7.0}
+    assert results["goodput"]["share"] == pytest.approx(2 / 12, abs=1e-4), "5 s and 6 s are good, 7 s is late"
+    assert results["causes"] == {"refused: queue_full": 9}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "fields", "lost"),
+    [
+        ("done", {}, 0),
+        ("refused", {"status": 429}, 0),
+        ("aborted", {"status": 504}, 0),
+        ("abandoned", {"status": 0}, 0),
+        ("wrong", {"images": 1}, 0),
+        ("failed", {"status": 0}, 1),
+        ("failed", {"status": 200}, 1),
+        ("failed", {"status": 400}, 0),
+        ("failed", {"status": 499}, 0),
+        ("failed", {"status": 500}, 1),
+        ("failed", {"status": 599}, 1),
+    ],
+)
+def test_one_request_of_each_kind(outcome, fields, lost):
+    """Sent 1 s late and answered 3 s after it was meant to go; no picture is no answer."""
+    one = record(2.0, 3.0, outcome, **({"sent": 3.0, "cause": "why" if outcome != "done" else ""} | fields))
+    results = summarize([one], deadline=3.0, engines=1, ranks=1)
+    assert results["requests"] == 1
+    assert results["seconds"] == 3.0
+    assert results["outcomes"] == {
+        name: int(name == outcome) for name in ("done", "refused", "aborted", "failed", "abandoned", "wrong")
+    }
+    assert results["lost"] == lost
+    assert results["late_client"]["max"] == 1.0
+    assert results["checked"] == {"decoded": 0, "wrong": int(outcome == "wrong")}
+    if outcome == "done":
+        assert results["latency"] == {"p50": 3.0, "p95": 3.0, "p99": 3.0, "max": 3.0}
+        assert results["goodput"] == {"deadline": 3.0, "per_second": 0.3333, "share": 1.0}
+        assert results["causes"] == {}
+    else:
+        assert results["latency"] is results["queue"] is None
+        assert results["goodput"] == {"deadline": 3.0, "per_second": 0.0, "share": 0.0}
+        assert results["pictures"]["count"] == 0
+        assert results["computed_blocks"] is None
+        assert results["causes"] == {f"{outcome}: why": 1}
+
+
+def test_answers_that_nobody_streamed_have_no_first_event():
+    """Numbers that only some records have are of those; 0 s is a time and not a gap."""
+    records = [
+        record(0, 1.0, first_event=0.0, first_preview=0.4, computed=0.0, checked=True),
+        record(1, 1.0, first_event=0.2, computed=0.5),
+        record(2, 1.0),
+    ]
+    results = summarize(records, deadline=1, engines=1, ranks=1)
+    assert results["first_event"]["p50"] == pytest.approx(0.1)
+    assert results["first_preview"]["max"] == 0.4
+    assert results["computed_blocks"] == 0.25
+    assert results["checked"]["decoded"] == 1
+
+
 def test_quantiles():
     assert quantiles(range(101)) == {"p50": 50.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
+    assert quantiles([3.0]) == {"p50": 3.0, "p95": 3.0, "p99": 3.0, "max": 3.0}
+    assert quantiles([4.0, 1.0]) == {"p50": 2.5, "p95": 3.85, "p99": 3.97, "max": 4.0}  # between neighbours
+    assert quantiles([]) is None
 
 
 def test_agreement_is_relative_to_the_server():

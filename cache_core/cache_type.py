@@ -1,0 +1,104 @@
+"""The methods by their published names, and the options published with them.
+
+Names, defaults and what is printed are those of cache-dit v0.1.5, so that its README works with another import.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["CacheType"]
+
+
+class CacheType(StrEnum):
+    """The methods. The value is the name in YAML and JSON; printed, and read, are the published long names too."""
+
+    NONE = "none"
+    FBCache = "FBCache"
+    DBCache = "DBCache"
+    DBPrune = "DBPrune"
+
+    def __repr__(self) -> str:
+        return f"<{self.__class__.__name__}.{self.name}: {_LONG_NAMES[self.name]!r}>"
+
+    @classmethod
+    def _missing_(cls, value: object) -> CacheType | None:
+        named = None if value is None else str(value).lower().replace("_", "")
+        for name, aliases in _ALIASES.items():
+            if named in aliases:
+                return cls[name]
+        raise ValueError(f"cache_type={value!r} is unknown; legal values: {', '.join(cls)}")
+
+    @staticmethod
+    def type(cache_type: CacheType | str | None) -> CacheType:
+        """The method of a name, spelled in any of the published ways (``"db"``, ``"dual_block_cache"``, ...).
+
+        Raises:
+            ValueError: an unknown method; lists those there are.
+        """
+        return CacheType.NONE if cache_type is None else CacheType(cache_type)
+
+    cache_type = type
+
+    @staticmethod
+    def default_options(cache_type: CacheType | str) -> dict[str, Any]:
+        """Keyword arguments for :func:`cache_core.apply_cache_on_pipe`, as published.
+
+        Raises:
+            ValueError: an unknown method; lists those there are.
+        """
+        method = CacheType(cache_type)
+        options = {name: list(value) if value == [] else value for name, value in _DEFAULTS[method.name].items()}
+        return {"cache_type": method, **options}
+
+    @staticmethod
+    def range(start: int, end: int, step: int = 1) -> list[int]:
+        """Every ``step``-th id of ``start..end-1`` with the first and last id always in it; ``step <= 1`` gives ``[]``.
+
+        Made for ``Bn_compute_blocks_ids``, where the empty list means "all".
+
+        >>> CacheType.range(0, 16, 4)
+        [0, 4, 8, 12, 15]
+        """
+        if step <= 1 or end <= start:
+            return []
+        return sorted({0, *range(start, end, step), end - 1})
+
+
+_LONG_NAMES = {
+    "NONE": "NONE",
+    "FBCache": "First_Block_Cache",
+    "DBCache": "Dual_Block_Cache",
+    "DBPrune": "Dynamic_Block_Prune",
+}
+#: Published spellings, in small letters and without underscores.
+_ALIASES = {
+    "NONE": {"none", "no", "nocache", "nonecache"},
+    "FBCache": {"fb", "fbcache", "firstblockcache"},
+    "DBCache": {"db", "dbcache", "dualblockcache"},
+    "DBPrune": {"dbp", "dbprune", "dynamicblockprune"},
+}
+#: Published order too: people print these. Those without a use here are dropped when they are applied.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "NONE": {},
+    "FBCache": {"residual_diff_threshold": 0.08, "warmup_steps": 8, "max_cached_steps": 8},
+    "DBCache": {
+        "residual_diff_threshold": 0.12,
+        "warmup_steps": 8,
+        "max_cached_steps": -1,
+        "Fn_compute_blocks": 8,
+        "Bn_compute_blocks": 8,
+        "max_Fn_compute_blocks": 16,
+        "max_Bn_compute_blocks": 16,
+        "Fn_compute_blocks_ids": [],
+        "Bn_compute_blocks_ids": [],
+    },
+    "DBPrune": {
+        "residual_diff_threshold": 0.08,
+        "Fn_compute_blocks": 8,
+        "Bn_compute_blocks": 8,
+        "warmup_steps": 8,
+        "max_pruned_steps": -1,
+    },
+}

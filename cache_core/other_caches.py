@@ -1,0 +1,77 @@
+"""Noticing another cache on the same transformer.
+
+Two caches stack in silence: one reuses what the other did not compute, and each reports as if it were alone. Whoever
+comes second must be told, and a session must look again, since the other may have come since.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+from torch import nn
+
+from cache_core.hooks import original_forwards
+
+__all__ = ["AnotherCacheError", "check_no_other_cache"]
+
+#: diffusers' caches, by the module in which their hooks are defined.
+_DIFFUSERS = {
+    "first_block_cache": "FirstBlockCache",
+    "faster_cache": "FasterCache",
+    "mag_cache": "MagCache",
+    "pyramid_attention_broadcast": "PyramidAttentionBroadcast",
+    "sea_cache": "SeaCache",
+    "taylorseer_cache": "TaylorSeerCache",
+    "text_kv_cache": "TextKVCache",
+}
+
+
+class AnotherCacheError(RuntimeError):
+    """Another cache is on this transformer; the message names it and says how to take it off."""
+
+
+def check_no_other_cache(transformer: nn.Module) -> None:
+    """Look for the caches of diffusers, ParaAttention and cache-dit.
+
+    Args:
+        transformer: a diffusers transformer, not compiled as a whole.
+
+    Raises:
+        AnotherCacheError: there is one.
+    """
+    for other, remedy in _others(transformer):
+        raise AnotherCacheError(
+            f"{type(transformer).__name__} has another cache already, {other}: together each would reuse what the "
+            f"other did not compute. {remedy}"
+        )
+
+
+def _others(transformer: nn.Module) -> Iterator[tuple[str, str]]:
+    for name, module in transformer.named_modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        for hook in registry.hooks.values() if registry is not None else ():
+            package, _, kind = type(hook).__module__.rpartition(".")
+            if package == "diffusers.hooks" and kind in _DIFFUSERS:
+                where = f" (a hook on {name})" if name else ""
+                yield f"diffusers' {_DIFFUSERS[kind]}{where}", "Call transformer.disable_cache() first"
+    if getattr(transformer, "_cache_config", None) is not None:
+        kind = type(transformer._cache_config).__name__
+        yield f"diffusers' own ({kind})", "Call transformer.disable_cache() first"
+    # Not by its forward: that of FLUX stays patched after cache_dit.disable_cache.
+    if {"_is_cached", "_context_manager"} <= transformer.__dict__.keys():
+        yield "cache-dit's", "Call cache_dit.disable_cache(...) on what it was enabled on first"
+    if _made_by("para_attn.first_block_cache", transformer):
+        yield "ParaAttention's first-block cache", "It cannot be taken off again: load the transformer anew without it"
+
+
+def _made_by(package: str, transformer: nn.Module) -> bool:
+    """Whether a forward of the transformer, around or inside diffusers' hooks, was put there by ``package``."""
+    for forward in original_forwards(transformer):
+        while isinstance(forward, functools.partial):
+            forward = forward.func
+        function = getattr(forward, "__func__", forward)
+        # Not __module__, which functools.wraps copies from what is wrapped: globals are those of the wrapper's file.
+        if str(getattr(function, "__globals__", {}).get("__name__", "")).startswith(package):
+            return True
+    return False

@@ -1,0 +1,132 @@
+"""Options as cache-dit published them (v0.1 and v0.2), put into those that this implementation has.
+
+What changes nothing here is dropped. What would change something and is not there is refused with the reason: left out
+silently, the image would be another than the one that was asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cache_core.cache_type import CacheType
+
+__all__ = ["translated", "with_published_defaults"]
+
+#: Published options that this implementation has no use for, with the only value that changes nothing.
+_NEUTRAL: dict[str, Any] = {
+    "downsample_factor": 1,
+    "enable_alter_cache": False,
+    "l1_hidden_states_diff_threshold": None,
+    "important_condition_threshold": 0.0,
+    "Fn_compute_blocks_ids": [],
+    "shallow_patch": False,
+    "cfg_diff_compute_separate": True,
+    "type": None,
+}
+_REASONS = {
+    "downsample_factor": "sums are exact over all channels, at the cost of one pass over memory",
+    "enable_alter_cache": "cond and uncond are kept apart by diffusers' cache_context, each with its own decisions",
+    "l1_hidden_states_diff_threshold": "the residual is compared, not the state",
+    "important_condition_threshold": "means over chosen tokens are not exact over uneven shards",
+    "Fn_compute_blocks_ids": "it dropped blocks from the model",
+    "shallow_patch": "there is no patch of the pipeline without its transformer",
+    "cfg_diff_compute_separate": "cond and uncond always decide for themselves",
+    "type": "the method is given as cache_type",
+}
+#: Published options that only bounded others, tuned what is now off, or switch what is always so.
+_IGNORED = {
+    "max_Fn_compute_blocks",
+    "max_Bn_compute_blocks",
+    "alter_residual_diff_threshold",
+    "num_inference_steps",
+    "do_separate_cfg",
+    "cfg_compute_first",
+}
+_TAYLORSEER = ("enable_taylorseer", "enable_encoder_taylorseer", "taylorseer_cache_type", "taylorseer_kwargs")
+#: ``taylorseer_kwargs`` that had no effect when published: the cache decided which steps to compute.
+_TAYLORSEER_IGNORED = {"warmup_steps", "max_warmup_steps", "skip_interval_steps"}
+_MAX_ORDER = 2
+
+#: What the published ``apply_cache_on_pipe`` took for options left out of a dict of one's own.
+_LEFT_OUT: dict[CacheType, dict[str, Any]] = {
+    CacheType.NONE: {},
+    CacheType.FBCache: {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_cached_steps": -1},
+    CacheType.DBCache: {
+        "residual_diff_threshold": 0.05,
+        "warmup_steps": 0,
+        "max_cached_steps": -1,
+        "Fn_compute_blocks": 1,
+        "Bn_compute_blocks": 0,
+    },
+    CacheType.DBPrune: {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_pruned_steps": -1},
+}
+
+
+def translated(options: dict[str, Any]) -> dict[str, Any]:
+    """Published options as options of this implementation; names that neither knows are left as they are.
+
+    Raises:
+        ValueError: an option that is not there, at more than its neutral value; says why and what would do.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in _NEUTRAL:
+            neutral = _NEUTRAL[name]
+            if value not in (neutral, None) and (value or neutral):
+                raise ValueError(f"{name}={value!r} is not supported: {_REASONS[name]}; leave it at {neutral!r}")
+        elif name not in _IGNORED and name not in _TAYLORSEER:
+            kept[name] = value
+    if kept.get("warmup_steps") == -1:  # published for "none": a step's number is never below it
+        kept["warmup_steps"] = 0
+    order = _taylor_order(options)
+    if order is not None and kept.setdefault("taylor_order", order) != order:
+        raise ValueError(
+            f"enable_taylorseer with n_derivatives={order} contradicts taylor_order={kept['taylor_order']}; "
+            "give one of them"
+        )
+    return kept
+
+
+def with_published_defaults(options: dict[str, Any], cache_type: CacheType | None) -> dict[str, Any]:
+    """Options with those filled in that were left out, as the published ``apply_cache_on_pipe`` did.
+
+    Args:
+        options: published names.
+        cache_type: None = not given: the options published for DBCache, with these on top.
+    """
+    if cache_type is None:
+        base = CacheType.default_options(CacheType.DBCache)
+        del base["cache_type"]
+    else:
+        base = _LEFT_OUT[cache_type]
+    filled = base | options
+    # The README's example gives ids of an F8B16 without saying B16.
+    if (ids := options.get("Bn_compute_blocks_ids")) and "Bn_compute_blocks" not in options:
+        filled["Bn_compute_blocks"] = max(filled["Bn_compute_blocks"], max(ids) + 1)
+    return filled
+
+
+def _taylor_order(options: dict[str, Any]) -> int | None:
+    """The forecast that the TaylorSeer switches ask for; None if they ask for none."""
+    if not options.get("enable_taylorseer"):
+        if options.get("enable_encoder_taylorseer"):
+            raise ValueError(
+                "enable_encoder_taylorseer=True without enable_taylorseer is not supported: the text stream is "
+                "forecast together with the image; set both, or taylor_order=1 or 2"
+            )
+        return None
+    if options.get("taylorseer_cache_type", "residual") not in ("residual", None):
+        raise ValueError(
+            f"taylorseer_cache_type={options['taylorseer_cache_type']!r} is not supported: what the blocks add is "
+            "forecast, not the state; use 'residual'"
+        )
+    more = dict(options.get("taylorseer_kwargs") or {})
+    order = more.pop("n_derivatives", _MAX_ORDER)
+    if unknown := sorted(set(more) - _TAYLORSEER_IGNORED):
+        raise ValueError(f"taylorseer_kwargs has no {unknown[0]!r}; it has n_derivatives")
+    if order not in range(_MAX_ORDER + 1):
+        raise ValueError(
+            f"taylorseer_kwargs: n_derivatives={order!r} is not supported: the forecast goes to order {_MAX_ORDER}; "
+            f"nearest legal value: {_MAX_ORDER}"
+        )
+    return order

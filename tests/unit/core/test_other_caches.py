@@ -1,0 +1,132 @@
+"""Another cache on the same transformer is named, whoever came first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from diffusers import FluxPipeline
+from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+
+from cache_core import (
+    AnotherCacheError,
+    FBCacheOptions,
+    NoCacheOptions,
+    apply_cache_on_pipe,
+    cache_session,
+    remove_cache,
+)
+from tests.unit.core.flux_pipe import draw, load
+
+CONFIGS = {
+    "FirstBlockCache": FirstBlockCacheConfig(threshold=0.5),
+    "MagCache": diffusers.MagCacheConfig(mag_ratios=torch.ones(6), num_inference_steps=6),
+    "PyramidAttentionBroadcast": diffusers.PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+    ),
+    "TaylorSeerCache": diffusers.TaylorSeerCacheConfig(),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def other(request: pytest.FixtureRequest, pipe: FluxPipeline) -> str:
+    pipe.transformer.enable_cache(CONFIGS[request.param])
+    return request.param
+
+
+def test_one_of_diffusers_first(pipe: FluxPipeline, other: str):
+    with pytest.raises(AnotherCacheError, match=rf"FluxTransformer2DModel.*diffusers' {other}.*disable_cache"):
+        apply_cache_on_pipe(pipe, "FBCache")
+    with pytest.raises(AnotherCacheError, match=other), cache_session(pipe.transformer, NoCacheOptions()):
+        pass
+    pipe.transformer.disable_cache()
+    apply_cache_on_pipe(pipe, "FBCache")
+    draw(pipe)
+
+
+def test_one_of_diffusers_later(pipe: FluxPipeline):
+    apply_cache_on_pipe(pipe, "FBCache")
+    expected = draw(pipe)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    with pytest.raises(AnotherCacheError, match="FirstBlockCache"):
+        draw(pipe)
+    pipe.transformer.disable_cache()
+    assert torch.equal(draw(pipe), expected)
+
+
+def test_hooks_put_on_by_hand(pipe: FluxPipeline):
+    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=0.5))
+    with pytest.raises(AnotherCacheError, match=r"FirstBlockCache \(a hook on transformer_blocks\.0\)"):
+        apply_cache_on_pipe(pipe, "FBCache")
+
+
+@pytest.mark.parametrize("theirs_first", [True, False])
+def test_paraattentions(pipe: FluxPipeline, theirs_first: bool):
+    from para_attn.first_block_cache.diffusers_adapters.flux import apply_cache_on_transformer
+
+    if theirs_first:
+        apply_cache_on_transformer(pipe.transformer)
+        with pytest.raises(AnotherCacheError, match="ParaAttention's first-block cache"):
+            apply_cache_on_pipe(pipe, "FBCache")
+    else:
+        apply_cache_on_pipe(pipe, "FBCache")
+        apply_cache_on_transformer(pipe.transformer)
+        with pytest.raises(AnotherCacheError, match="ParaAttention's first-block cache"):
+            draw(pipe)
+
+
+def test_the_other_way_of_splitting_is_no_cache(pipe: FluxPipeline):
+    """ParaAttention's context parallelism wraps the forward, too."""
+    from cache_core.other_caches import check_no_other_cache
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        return None
+
+    pipe.transformer.forward = wrapped
+    check_no_other_cache(pipe.transformer)
+
+
+def test_a_removed_cache_of_ours_is_none(pipe: FluxPipeline):
+    remove_cache(apply_cache_on_pipe(pipe, "FBCache"))
+    with cache_session(pipe.transformer, FBCacheOptions()):
+        draw(pipe)
+
+
+def test_cache_dits(folder: Path):
+    """In a process of its own: cache-dit patches classes."""
+    import subprocess
+
+    code = f"""
+import cache_dit
+from cache_core import AnotherCacheError, FBCacheOptions, apply_cache_on_pipe, cache_session
+from tests.unit.core.flux_pipe import draw, load
+pipe = load({str(folder)!r})
+with cache_session(pipe.transformer, FBCacheOptions()):
+    draw(pipe)
+cache_dit.enable_cache(pipe.transformer, cache_config=cache_dit.DBCacheConfig(num_inference_steps=6))
+session = cache_session(pipe.transformer, FBCacheOptions())
+for call in (lambda: apply_cache_on_pipe(pipe, "FBCache"), session.__enter__):
+    try:
+        call()
+    except AnotherCacheError as error:
+        assert "cache-dit" in str(error), error
+    else:
+        raise AssertionError("not noticed")
+cache_dit.disable_cache(pipe.transformer)
+apply_cache_on_pipe(pipe, "FBCache")
+draw(pipe)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_load_is_used(folder: Path):
+    """The fixture's pipelines share nothing: a cache on one is none on another."""
+    first, second = load(folder), load(folder)
+    first.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    apply_cache_on_pipe(second, "FBCache")
