@@ -26,7 +26,15 @@ from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
 from raycache.presets import load_presets
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
 from raycache.user_config import Memory, UserConfig, memory_of_this_replica
 from raycache.validation import check_deployment
@@ -36,7 +44,7 @@ logger = logging.getLogger("ray.serve")
 #: The ingress asks every engine in service about once a second.
 _FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
-Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
+Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
 
 class Engine:
@@ -99,7 +107,10 @@ class Engine:
         raise AssertionError("a job ended without an answer")
 
     async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
-        """Like :meth:`generate`, with progress and previews before the answer, which comes last."""
+        """Like :meth:`generate`, with progress and previews before the answer, which comes last.
+
+        A ``caller`` is told first that the job is admitted: it holds a client's line open.
+        """
         events = self._events(request, caller, watch=True)
         try:
             async for event in events:
@@ -199,6 +210,8 @@ class Engine:
         previews = 0
         try:
             with self._callers.waiting(caller, handle):
+                if watch and caller:
+                    yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
                     expected = self._admission.expected(ticket)
                     left = None if expected is None else expected * (1 - progress.step / progress.steps)
