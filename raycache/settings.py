@@ -13,10 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.presets import PresetName, load_presets
+from raycache.text_files import trimmed_within
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any) -> Any:
+        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
+        return trimmed_within(value)
 
 
 class ModelSettings(_Settings):
@@ -73,6 +80,10 @@ class ParallelSettings(_Settings):
         default="raycache.rank:Rank",
         pattern=r"^[\w.]+:\w+$",
         description="`module:Class` that every rank runs; tests name one that fails on purpose.",
+    )
+    nodes_may_come: bool = Field(
+        default=False,
+        description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",
     )
     startup_timeout_s: float = Field(
         default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
@@ -156,7 +167,8 @@ class Policy(_Settings):
         """
         values = self.model_dump()
         for name, value in user_config.items():
-            values[name] = {**values[name], **value} if name in ("defaults", "limits", "presets") else value
+            field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
+            values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)
 
 
