@@ -189,14 +189,20 @@ def test_a_dict_is_known_by_its_names_and_values_as_they_were():
     assert step.begin(call_inputs(Model(), (LATENTS, 1.0, changed), {})) == 2
 
 
-@pytest.mark.parametrize("rows", [LATENTS.expand(2, -1), [LATENTS, LATENTS]])
-def test_a_call_of_other_rows_is_another(rows: Any):
-    """Skip-layer guidance asks for the prompt's rows once more, at the same timestep and with a part of the text."""
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("kind", [torch.cat, list])
+def test_a_call_of_other_rows_is_another(kind: Any, tokens: int):
+    """Skip-layer guidance asks for the prompt's rows once more: the same text, and the same time for each row or token.
+
+    Rows are a tensor, or a list (Z-Image).
+    """
     step, text = StepCalls(), _text(1.0)
     places = []
-    for latents, time in ((rows, [5.0, 5.0]), (LATENTS, [5.0]), (rows, [4.0, 4.0]), (LATENTS, [4.0])):
-        places.append(step.begin(call_inputs(Model(), (latents, torch.tensor(time), text), {})))
-        step.end()
+    for time in (5.0, 4.0):
+        for rows in (2, 1):
+            timestep = torch.full((rows,) if tokens == 1 else (rows, tokens), time)
+            places.append(step.begin(call_inputs(Model(), (kind([LATENTS] * rows), timestep, text), {})))
+            step.end()
     assert places == [1, 2, 1, 2]
 
 
