@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from cache_core.options import CacheOptions
 from raycache.admission import Work
 from raycache.demo.words import prompt_warnings
 from raycache.errors import RequestError, unavailable
 from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput
+from raycache.presets import PresetName, quality_warnings
 from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
 from raycache.validation import parse_size, silent_cache
 
@@ -41,8 +45,14 @@ def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool)
     return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
 
 
-def result_of(request: GenerationRequest, output: JobOutput, seconds: float, model: ModelInfo) -> GenerationResult:
-    """The pictures of a job that took ``seconds`` from its arrival."""
+def result_of(
+    request: GenerationRequest,
+    output: JobOutput,
+    seconds: float,
+    model: ModelInfo,
+    presets: Mapping[PresetName, CacheOptions] | None = None,
+) -> GenerationResult:
+    """The pictures of a job that took ``seconds`` from its arrival; ``presets`` in force tell what drew it as what."""
     busy = output.encode_s + output.denoise_s + output.decode_s
     return GenerationResult(
         images=list(output.images),
@@ -52,6 +62,7 @@ def result_of(request: GenerationRequest, output: JobOutput, seconds: float, mod
             queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
         ),
         warnings=[
+            *([] if presets is None else quality_warnings(request.quality, presets)),
             *(output.warnings[0] if output.warnings else ()),  # its pictures have one prompt
             *silent_cache(request, model),
             *(_demo_warnings(request) if model.kind == "demo" else ()),

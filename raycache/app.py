@@ -18,6 +18,11 @@ from raycache.surge import surge_percent
 #: Calls an ingress or engine replica takes at once beyond its jobs: status, and requests that are refused at once.
 #: Serve's own queue never refuses before ours does, because its refusal is plain text without a reason.
 _SLACK = 1000
+#: Requests an ingress has at once: far more than jobs can wait and bodies be under way (`raycache.bodies`), so that
+#: `/healthz` always finds a place.
+_INGRESS_REQUESTS = 10_000
+#: Seconds in which an ingress must say that it lives.
+_INGRESS_HEALTH_S = 5.0
 
 
 def build(settings: AppSettings) -> Application:
@@ -55,9 +60,11 @@ def build(settings: AppSettings) -> Application:
         name="Ingress",
         num_replicas=settings.ingress.num_replicas,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
-        max_ongoing_requests=_SLACK,
+        max_ongoing_requests=_INGRESS_REQUESTS,
         max_surge_percent=surge_percent([{"CPU": settings.ingress.num_cpus}]),
         health_check_period_s=reliability.health_check_period_s,
+        # Three in a row replace it. Serve's own 30 s would make a hang an outage of a minute and a half.
+        health_check_timeout_s=_INGRESS_HEALTH_S,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
         logging_config=LoggingConfig(**log),
     )

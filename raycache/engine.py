@@ -25,7 +25,16 @@ from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
+from raycache.presets import load_presets
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
 from raycache.user_config import Memory, UserConfig, memory_of_this_replica
 from raycache.validation import check_deployment
@@ -35,7 +44,7 @@ logger = logging.getLogger("ray.serve")
 #: The ingress asks every engine in service about once a second.
 _FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
-Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
+Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
 
 class Engine:
@@ -81,6 +90,8 @@ class Engine:
         seconds, parallel = time.monotonic() - began, settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
+        if set(self._policy.presets) <= {"exact"}:
+            logger.warning("%s.", load_presets(settings.model.path, settings.model.presets).source)
         if self._model.kind == "noise":
             logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
 
@@ -96,7 +107,10 @@ class Engine:
         raise AssertionError("a job ended without an answer")
 
     async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
-        """Like :meth:`generate`, with progress and previews before the answer, which comes last."""
+        """Like :meth:`generate`, with progress and previews before the answer, which comes last.
+
+        A ``caller`` is told first that the job is admitted: it holds a client's line open.
+        """
         events = self._events(request, caller, watch=True)
         try:
             async for event in events:
@@ -196,6 +210,8 @@ class Engine:
         previews = 0
         try:
             with self._callers.waiting(caller, handle):
+                if watch and caller:
+                    yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
                     expected = self._admission.expected(ticket)
                     left = None if expected is None else expected * (1 - progress.step / progress.steps)
@@ -222,7 +238,7 @@ class Engine:
             else:
                 logger.info("Answered %d %s", answer.status, answer.code)
             return answer
-        result = result_of(request, output, seconds, self._model)
+        result = result_of(request, output, seconds, self._model, self._policy.presets)
         steps, method = request.num_inference_steps, request.cache.type
         logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
         self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())

@@ -23,7 +23,14 @@ from raycache.deaths import DEATHS
 from raycache.engine_watch import EngineWatch
 from raycache.errors import RequestError, unavailable
 from raycache.metrics import IngressMetrics
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
 from raycache.validation import resolve
 
@@ -54,7 +61,7 @@ class Ingress:
         self._polling = asyncio.get_running_loop().create_task(self._watch.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
-        return build_http_app(self)
+        return build_http_app(self, self.stream_from_admission)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Draw ``request.n`` pictures.
@@ -79,9 +86,19 @@ class Ingress:
         Raises:
             RequestError: as :meth:`generate`; before the first event if the request is refused.
         """
+        async with contextlib.aclosing(self.stream_from_admission(request)) as events:
+            async for event in events:
+                if not isinstance(event, AdmittedEvent):
+                    yield event
+
+    async def stream_from_admission(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult]:
+        """As :meth:`generate_stream`, with an ``AdmittedEvent`` first: over HTTP the status goes out with it."""
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
         steps = previews = 0
+        admitted = False
         for last in (False, True):
             failure = None
             async with contextlib.aclosing(self._stream(order)) as events:
@@ -90,7 +107,11 @@ class Ingress:
                         failure = event
                         break
                     # Drawn again elsewhere, it does not tell its first steps twice.
-                    if isinstance(event, ProgressEvent):
+                    if isinstance(event, AdmittedEvent):
+                        if admitted:
+                            continue
+                        admitted = True
+                    elif isinstance(event, ProgressEvent):
                         if event.step <= steps:
                             continue
                         steps = event.step
@@ -186,7 +207,7 @@ class Ingress:
 
     async def _stream(
         self, order: GenerationRequest
-    ) -> AsyncIterator[ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
+    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
         """One engine's events; the last is a result or an error."""
         events = self._engine.options(stream=True).generate_stream.remote(order, self._name)
         patience = time.monotonic() + order.timeout_s + _GRACE_S

@@ -138,6 +138,11 @@ class PreviewEvent:
 
 
 @dataclass(frozen=True)
+class AdmittedEvent:
+    """An engine has taken the job into its queue. Told over HTTP only, where it lets the status out before any step."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What the ingress knows of the loaded model: :class:`raycache.job.ModelFacts`."""
 

@@ -78,7 +78,7 @@ def test_request_keeps_what_decides_the_picture():
         ({"guidance_scale": 101}, "guidance_scale", ["nearest legal value: 100"]),
         ({"output_format": "gif"}, "output_format", ["'png'", "'gif'"]),
         ({"response_format": "url"}, "response_format", ["b64_json"]),
-        ({"quality": "hd"}, "quality", ["'auto'"]),
+        ({"quality": "swift"}, "quality", ["'auto'"]),
         ({"partial_images": 4}, "partial_images", ["nearest legal value: 3"]),
         ({"cache": {"type": "TeaCache"}}, "cache.type", ["TeaCache", "DBCache"]),
         ({"cache": {}}, "cache.type", ["type"]),
