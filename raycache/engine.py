@@ -17,11 +17,11 @@ from functools import partial
 from typing import Any
 
 from raycache.admission import Admission, Ticket, Work
-from raycache.answers import job_of, request_error, result_of
+from raycache.answers import forward, job_of, request_error, result_of
 from raycache.autoscaling import JOBS, QUEUED_S
 from raycache.callers import Callers
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
+from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
@@ -36,6 +36,7 @@ from raycache.schemas import (
     ProgressEvent,
 )
 from raycache.settings import AppSettings
+from raycache.tracing import exporter_in_use, traces_of_request
 from raycache.user_config import Memory, UserConfig, memory_of_this_replica
 from raycache.validation import check_deployment
 
@@ -74,6 +75,7 @@ class Engine:
         self._asked_at: float | None = None
         self._stopped = threading.Event()
         join_serve_log()
+        self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
         self._gang.start()
         try:
@@ -200,7 +202,7 @@ class Engine:
             yield refusal
             return
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
-        report = _forward(loop, events) if watch else None
+        report = forward(loop, events) if watch else None
         handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
         handle.future.add_done_callback(lambda future: self._release(ticket, future))
@@ -254,7 +256,8 @@ class Engine:
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch)
+        traces = traces_of_request(self._exporter)
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)
 
     def _warm_up(self) -> None:
         """Draw the declared shapes: no user pays for compilation or allocation, and the predictor has learned them."""
@@ -270,8 +273,3 @@ class Engine:
             )
             job, _ = self._job(request, watch=False)
             self._gang.submit(job, deadline=None, on_progress=None).future.result()
-
-
-def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
-    """A callback for the gang's thread that hands progress to the request's own loop."""
-    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)
