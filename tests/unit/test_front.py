@@ -191,7 +191,7 @@ async def test_serves_own_health_stays_as_it_is(serve):
 async def port(serve, monkeypatch) -> AsyncIterator[int]:
     """A uvicorn as Serve makes one, with what our callback gives it."""
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", uvicorn.config.HTTP_PROTOCOLS["auto"])
-    monkeypatch.setattr(front_protocol, "_SECONDS", 0.3)
+    monkeypatch.setattr(front_protocol, "_SECONDS", 1.0)
     (middleware,) = middlewares()
     app = middleware.cls(serve, *middleware.args, **middleware.kwargs)
     config = uvicorn.Config(lambda: app, factory=True, host="127.0.0.1", port=0, lifespan="off", log_config=None)
@@ -212,7 +212,7 @@ async def said(port: int, *pieces: bytes, pause_s: float = 0.0) -> bytes:
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(pause_s)
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), 20)
     except ConnectionError:
         return b""
     finally:
@@ -223,13 +223,13 @@ HEAD = b"GET /healthz HTTP/1.1\r\nhost: a\r\n"
 
 
 async def test_a_head_is_bounded_in_time_and_bytes(port, serve):
-    whole = await said(port, HEAD + b"connection: close\r\n\r\n")
-    assert whole.startswith(b"HTTP/1.1 200")
-    assert await said(port) == b"", "who asks nothing is told nothing"
-    for pieces in ((HEAD,), [HEAD[k : k + 1] for k in range(8)], (b"G",)):
-        slow = await said(port, *pieces, pause_s=0.02)
-        assert slow.startswith(b"HTTP/1.1 408"), slow
-        assert json.loads(slow.split(b"\r\n\r\n")[1])["error"]["code"] == "headers_too_slow"
+    assert (await said(port, HEAD + b"connection: close\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    heads = ((HEAD,), (HEAD[:3], HEAD[3:9], HEAD[9:]), (b"G",))
+    silent, *slow = await asyncio.gather(said(port), *(said(port, *pieces, pause_s=0.1) for pieces in heads))
+    assert silent == b"", "who asks nothing is told nothing"
+    for answer in slow:
+        assert answer.startswith(b"HTTP/1.1 408"), answer
+        assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["code"] == "headers_too_slow"
     huge = await said(port, HEAD + b"x: " + b"y" * 70_000)
     assert huge.startswith(b"HTTP/1.1 431"), huge
     many = await said(port, HEAD + b"x: y\r\n" * 200 + b"connection: close\r\n\r\n")
@@ -238,13 +238,10 @@ async def test_a_head_is_bounded_in_time_and_bytes(port, serve):
 
 
 async def test_a_second_request_on_a_connection_is_bounded_too(port):
-    began = asyncio.get_running_loop().time()
-    answer = await said(port, HEAD + b"\r\n", b"\r\n", HEAD, pause_s=0.1)
-    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
-    assert asyncio.get_running_loop().time() - began < 2
-    answer = await said(port, HEAD + b"\r\n", b"\r\n", pause_s=0.1)
-    assert answer.count(b"HTTP/1.1 ") == 2 or answer.count(b"HTTP/1.1 ") == 1
-    assert asyncio.get_running_loop().time() - began < 4, "an empty line keeps no connection open"
+    """uvicorn's time-out of idle connections ends with any byte, also with one that begins no request."""
+    for rest in ((b"\r\n", HEAD), (b"\r\n",)):
+        answer = await said(port, HEAD + b"\r\n", *rest, pause_s=0.1)
+        assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
 
 
 async def test_a_slow_answer_is_not_a_slow_head(port, serve):
@@ -256,7 +253,7 @@ async def test_a_slow_answer_is_not_a_slow_head(port, serve):
         await original(self, scope, receive, send)
 
     serve.__class__ = type("Slow", (Serve,), {"__call__": slow})
-    asyncio.get_running_loop().call_later(0.8, wait.set)
+    asyncio.get_running_loop().call_later(1.5, wait.set)
     assert (await said(port, HEAD + b"connection: close\r\n\r\n")).startswith(b"HTTP/1.1 200")
 
 
