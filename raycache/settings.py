@@ -201,8 +201,17 @@ class AutoscalingSettings(_Settings):
 class IngressSettings(_Settings):
     """The HTTP front: validates, encodes, streams. Holds no GPU."""
 
-    num_replicas: int = Field(default=1, ge=1, description="Ingresses; more when encoding pictures is the limit.")
+    num_replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Ingresses; two outlive the death of one, more when encoding pictures is the limit.",
+    )
     num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
+    health_check_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds in which it must say that it lives; after three in a row Serve replaces it.",
+    )
     api_keys_file: Path | None = Field(
         default=None, description="File of bearer keys, one a line; read again when it changes; null = open."
     )
