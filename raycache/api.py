@@ -21,12 +21,14 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from raycache.auth import check_key, has_key
+from raycache.cors import CorsFastAPI
 from raycache.encoding import MEDIA_TYPES, Format, encode
 from raycache.errors import RequestError, from_validation_error, internal_error, invalid
 from raycache.metrics import IngressMetrics
 from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
 from raycache.sse import stream_events
+from raycache.validation import check_model
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -62,7 +64,7 @@ class Service(Protocol):
 
 def build_http_app(service: Service) -> FastAPI:
     """The routes over ``service``."""
-    app = FastAPI(title="raycache", redoc_url=None)
+    app = CorsFastAPI(service.settings.ingress.cors_origins, title="raycache", redoc_url=None)
     app.openapi = cache(lambda: _openapi(app))
     _answer_errors(app, service.metrics)
     began = int(time.time())
@@ -89,11 +91,18 @@ def build_http_app(service: Service) -> FastAPI:
         return JSONResponse(reply(result, pictures, body.output_format))
 
     @app.get("/v1/models")
+    @app.get("/v1/models/", include_in_schema=False)
     async def models(http: Request) -> dict[str, Any]:
         """The one model of this service."""
         check_key(service.keys, http.headers.get("authorization"))
-        entry = {"id": service.settings.model.name, "object": "model", "created": began, "owned_by": "raycache"}
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": [_model(service, began)]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(http: Request, model: str) -> dict[str, Any]:
+        """This service's model, if it is the one that was asked for."""
+        check_key(service.keys, http.headers.get("authorization"))
+        check_model(model, service.settings.model.name)
+        return _model(service, began)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -153,7 +162,7 @@ def parse_body(body: bytes) -> ImagesBody:
     if not isinstance(fields, dict):
         raise invalid(None, "the body must be a JSON object", code="invalid_json")
     if fields.get("response_format") == "url":
-        raise invalid("response_format", "this server keeps no files to link to", ["b64_json"])
+        raise invalid("response_format", "this server keeps no files that a url could name", ["b64_json"])
     given = pydantic_core.to_json({name: value for name, value in fields.items() if value is not None})
     try:
         return ImagesBody.model_validate_json(given, strict=True)
@@ -221,6 +230,10 @@ async def _stream(service: Service, request: GenerationRequest, body: ImagesBody
     return StreamingResponse(
         stream_events(first, events, body, service.metrics.answered), media_type="text/event-stream", headers=headers
     )
+
+
+def _model(service: Service, began: int) -> dict[str, Any]:
+    return {"id": service.settings.model.name, "object": "model", "created": began, "owned_by": "raycache"}
 
 
 def _result_headers(result: GenerationResult) -> dict[str, str]:

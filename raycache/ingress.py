@@ -25,7 +25,7 @@ from raycache.errors import RequestError, unavailable
 from raycache.metrics import IngressMetrics
 from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
-from raycache.validation import resolve
+from raycache.validation import check_model, resolve
 
 logger = logging.getLogger("ray.serve")
 
@@ -138,6 +138,7 @@ class Ingress:
         return order
 
     async def _ordered(self, request: GenerationRequest) -> GenerationRequest:
+        check_model(request.model, self.settings.model.name)  # no engine is needed to know that
         if self._watch.may_sleep and self._watch.last:
             self._judged(request, self._watch.last)  # what is wrong with it wakes nobody
         patience_s = request.timeout_s or self.settings.reliability.request_timeout_s
