@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from raycache.admission import Admission, Ticket, Work
@@ -24,17 +25,25 @@ from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
-from raycache.presets import load_presets
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
-from raycache.validation import check_deployment
+from raycache.user_config import Memory, UserConfig, memory_of_this_replica
+from raycache.validation import check_deployment, deployment_warnings
 
 logger = logging.getLogger("ray.serve")
 
 #: The ingress asks every engine in service about once a second.
 _FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
-Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
+Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
 
 class Engine:
@@ -49,7 +58,10 @@ class Engine:
     """
 
     def __init__(
-        self, settings: AppSettings, make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica
+        self,
+        settings: AppSettings,
+        make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica,
+        memory: Memory | None = None,
     ) -> None:
         began = time.monotonic()
         self._settings = settings
@@ -71,14 +83,14 @@ class Engine:
             self._gang.shutdown()
             raise
         self._name = self._gang.status().name
+        check = partial(check_deployment, settings, model=self._model)
+        self._user_config = UserConfig(self._policy, check, memory or memory_of_this_replica())
         threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
         seconds, parallel = time.monotonic() - began, settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
-        if set(self._policy.presets) <= {"exact"}:
-            logger.warning("%s.", load_presets(settings.model.path, settings.model.presets).source)
-        if self._model.kind == "noise":
-            logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+        for warning in deployment_warnings(settings, self._policy, self._model):
+            logger.warning("%s", warning)
 
     async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
@@ -92,7 +104,10 @@ class Engine:
         raise AssertionError("a job ended without an answer")
 
     async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
-        """Like :meth:`generate`, with progress and previews before the answer, which comes last."""
+        """Like :meth:`generate`, with progress and previews before the answer, which comes last.
+
+        A ``caller`` is told first that the job is admitted: it holds a client's line open.
+        """
         events = self._events(request, caller, watch=True)
         try:
             async for event in events:
@@ -108,6 +123,7 @@ class Engine:
         self._metrics.queued_jobs.set(queued)
         self._metrics.predicted_queue_seconds.set(wait)
         self._metrics.gang(gang)
+        self._metrics.user_config_refused.set(float(self._user_config.refused is not None))
         self._asked_at = time.monotonic()
         return EngineStatus(
             replica=self._name,
@@ -118,6 +134,7 @@ class Engine:
             gang=asdict(gang),
             model=self._model,
             policy=self._policy,
+            user_config_refused=self._user_config.refused,
             pid=os.getpid(),
             told_at=time.time(),
         )
@@ -127,22 +144,15 @@ class Engine:
         queued, running, wait = self._admission.load()
         return {QUEUED_S: wait, JOBS: queued + running}
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
 
         Raises:
-            ValueError: unknown field or illegal value, at the start. Later the policy stays as it was, and the log
-                says why: Serve would replace a replica that raises here by one that cannot start.
+            ValueError: see :meth:`raycache.user_config.UserConfig.apply`. Raising in service would make Serve replace
+                an engine that draws by one that cannot start.
         """
-        try:
-            policy = self._settings.policy.changed(user_config or {})
-            check_deployment(self._settings, policy, self._model)
-        except ValueError as error:
-            if self._asked_at is None:
-                raise
-            logger.error("user_config is not applied, the one before stays in force: %s", error)
-        else:
-            self._policy = self._admission.policy = policy
+        self._user_config.apply(user_config, serving=self._asked_at is not None)
+        self._policy = self._admission.policy = self._user_config.policy
 
     def check_health(self) -> None:
         """Raises when the gang is beyond repair, and leaves; Serve replaces the replica. Calls no rank."""
@@ -160,6 +170,8 @@ class Engine:
         The running job is finished; those behind it are drawn by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
+            if self._asked_at is not None:
+                self._user_config.keep()
             forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
             if forgotten and (handed := self._gang.hand_back()):
                 logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
@@ -195,6 +207,8 @@ class Engine:
         previews = 0
         try:
             with self._callers.waiting(caller, handle):
+                if watch and caller:
+                    yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
                     expected = self._admission.expected(ticket)
                     left = None if expected is None else expected * (1 - progress.step / progress.steps)

@@ -23,7 +23,14 @@ from raycache.deaths import DEATHS
 from raycache.engine_watch import EngineWatch
 from raycache.errors import RequestError, unavailable
 from raycache.metrics import IngressMetrics
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
 from raycache.validation import check_model, resolve
 
@@ -51,10 +58,10 @@ class Ingress:
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
         self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
         self._watch = EngineWatch(engine, bundles, wanted, self._name)
-        self._polling = asyncio.get_running_loop().create_task(self._watch.run())
+        self._polling = asyncio.get_running_loop().create_task(self._watch.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
-        return build_http_app(self)
+        return build_http_app(self, self.stream_from_admission)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Draw ``request.n`` pictures.
@@ -79,9 +86,19 @@ class Ingress:
         Raises:
             RequestError: as :meth:`generate`; before the first event if the request is refused.
         """
+        async with contextlib.aclosing(self.stream_from_admission(request)) as events:
+            async for event in events:
+                if not isinstance(event, AdmittedEvent):
+                    yield event
+
+    async def stream_from_admission(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult]:
+        """As :meth:`generate_stream`, with an ``AdmittedEvent`` first: over HTTP the status goes out with it."""
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
         steps = previews = 0
+        admitted = False
         for last in (False, True):
             failure = None
             async with contextlib.aclosing(self._stream(order)) as events:
@@ -90,7 +107,11 @@ class Ingress:
                         failure = event
                         break
                     # Drawn again elsewhere, it does not tell its first steps twice.
-                    if isinstance(event, ProgressEvent):
+                    if isinstance(event, AdmittedEvent):
+                        if admitted:
+                            continue
+                        admitted = True
+                    elif isinstance(event, ProgressEvent):
                         if event.step <= steps:
                             continue
                         steps = event.step
@@ -130,6 +151,9 @@ class Ingress:
     def shortage(self) -> str | None:
         """What the cluster lacks for the engines to start, if that was found out."""
         return self._watch.shortage
+
+    def _tell_ready(self) -> None:
+        self.metrics.ready.set(float(self.asleep or any(status.ready for status in self._watch.statuses)))
 
     async def _resolve(self, request: GenerationRequest) -> GenerationRequest:
         order = await self._ordered(request)
@@ -184,7 +208,7 @@ class Ingress:
 
     async def _stream(
         self, order: GenerationRequest
-    ) -> AsyncIterator[ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
+    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
         """One engine's events; the last is a result or an error."""
         events = self._engine.options(stream=True).generate_stream.remote(order, self._name)
         patience = time.monotonic() + order.timeout_s + _GRACE_S

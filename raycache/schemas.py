@@ -172,6 +172,11 @@ class PreviewEvent:
 
 
 @dataclass(frozen=True)
+class AdmittedEvent:
+    """An engine has taken the job into its queue. Told over HTTP only, where it lets the status out before any step."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What the ingress knows of the loaded model: :class:`raycache.job.ModelFacts`."""
 
@@ -195,6 +200,7 @@ class EngineStatus:
         gang: the gang's own words: ranks with their steps, restarts, faults.
         model: facts of the loaded model.
         policy: limits and defaults in force.
+        user_config_refused: why the last ``user_config`` is not in force; None when it is.
         told_at: ``time.time()`` of all this; what the ingress passes on may be a second old.
     """
 
@@ -208,3 +214,4 @@ class EngineStatus:
     policy: Policy
     pid: int = 0
     told_at: float = 0.0
+    user_config_refused: str | None = None

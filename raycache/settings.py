@@ -82,6 +82,10 @@ class ParallelSettings(_Settings):
         pattern=r"^[\w.]+:\w+$",
         description="`module:Class` that every rank runs; tests name one that fails on purpose.",
     )
+    nodes_may_come: bool = Field(
+        default=False,
+        description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",
+    )
     startup_timeout_s: float = Field(
         default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
     )
@@ -164,7 +168,8 @@ class Policy(_Settings):
         """
         values = self.model_dump()
         for name, value in user_config.items():
-            values[name] = {**values[name], **value} if name in ("defaults", "limits", "presets") else value
+            field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
+            values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)
 
 

@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError
 from raycache.errors import RequestError
 from raycache.ingress import Ingress
 from raycache.schemas import (
+    AdmittedEvent,
     EngineStatus,
     GenerationRequest,
     GenerationResult,
@@ -135,6 +136,19 @@ async def test_a_stream_goes_on_where_it_was(ingress):
     engines = Engines([step(1), preview, step(2), ActorDiedError()], [step(1), preview, step(2), step(3), RESULT])
     told = [event async for event in ingress(engines).generate_stream(ASK)]
     assert told == [step(1), preview, step(2), step(3), RESULT]
+
+
+async def test_over_http_a_stream_tells_once_that_it_is_admitted_whoever_draws_it(ingress):
+    def step(k: int) -> ProgressEvent:
+        return ProgressEvent(k, 2, [False], [None])
+
+    def engines() -> Engines:
+        return Engines([AdmittedEvent(), step(1), ActorDiedError()], [AdmittedEvent(), step(1), step(2), RESULT])
+
+    told = [event async for event in ingress(engines()).stream_from_admission(ASK)]
+    assert told == [AdmittedEvent(), step(1), step(2), RESULT]
+    told = [event async for event in ingress(engines()).generate_stream(ASK)]
+    assert told == [step(1), step(2), RESULT], "handles are told of what is drawn"
 
 
 async def test_a_stream_that_is_lost_twice_says_so(ingress):
