@@ -34,7 +34,7 @@ from raycache.schemas import (
     ProgressEvent,
 )
 from raycache.settings import AppSettings
-from raycache.validation import resolve
+from raycache.validation import check_model, resolve
 
 logger = logging.getLogger("ray.serve")
 
@@ -169,6 +169,7 @@ class Ingress:
         return order
 
     async def _ordered(self, request: GenerationRequest) -> GenerationRequest:
+        check_model(request.model, self.settings.model.name)  # no engine is needed to know that
         if self._watch.may_sleep and self._watch.last:
             self._judged(request, self._watch.last)  # what is wrong with it wakes nobody
         patience_s = request.timeout_s or self.settings.reliability.request_timeout_s

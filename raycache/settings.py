@@ -7,11 +7,12 @@ Note for maintainers: Ray Serve passes the builder a pydantic model only if its 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
+from raycache.cors import check_origin
 from raycache.presets import PresetName, load_presets
 from raycache.text_files import trimmed_within
 
@@ -214,6 +215,9 @@ class IngressSettings(_Settings):
     )
     api_keys_file: Path | None = Field(
         default=None, description="File of bearer keys, one a line; read again when it changes; null = open."
+    )
+    cors_origins: list[Annotated[str, AfterValidator(check_origin)]] = Field(
+        default_factory=list, description="Origins whose pages browsers let in (CORS), `*` for all; empty = none."
     )
 
 
