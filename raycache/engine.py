@@ -17,15 +17,14 @@ from functools import partial
 from typing import Any
 
 from raycache.admission import Admission, Ticket, Work
-from raycache.answers import job_of, request_error, result_of
+from raycache.answers import forward, job_of, request_error, result_of
 from raycache.autoscaling import JOBS, QUEUED_S
 from raycache.callers import Callers
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
+from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
-from raycache.presets import load_presets
 from raycache.schemas import (
     AdmittedEvent,
     EngineStatus,
@@ -36,8 +35,9 @@ from raycache.schemas import (
     ProgressEvent,
 )
 from raycache.settings import AppSettings
+from raycache.tracing import exporter_in_use, traces_of_request
 from raycache.user_config import Memory, UserConfig, memory_of_this_replica
-from raycache.validation import check_deployment
+from raycache.validation import check_deployment, deployment_warnings
 
 logger = logging.getLogger("ray.serve")
 
@@ -74,6 +74,7 @@ class Engine:
         self._asked_at: float | None = None
         self._stopped = threading.Event()
         join_serve_log()
+        self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
         self._gang.start()
         try:
@@ -90,10 +91,8 @@ class Engine:
         seconds, parallel = time.monotonic() - began, settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
-        if set(self._policy.presets) <= {"exact"}:
-            logger.warning("%s.", load_presets(settings.model.path, settings.model.presets).source)
-        if self._model.kind == "noise":
-            logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+        for warning in deployment_warnings(settings, self._policy, self._model):
+            logger.warning("%s", warning)
 
     async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
@@ -200,7 +199,7 @@ class Engine:
             yield refusal
             return
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
-        report = _forward(loop, events) if watch else None
+        report = forward(loop, events) if watch else None
         handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
         handle.future.add_done_callback(lambda future: self._release(ticket, future))
@@ -254,7 +253,8 @@ class Engine:
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch)
+        traces = traces_of_request(self._exporter)
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)
 
     def _warm_up(self) -> None:
         """Draw the declared shapes: no user pays for compilation or allocation, and the predictor has learned them."""
@@ -270,8 +270,3 @@ class Engine:
             )
             job, _ = self._job(request, watch=False)
             self._gang.submit(job, deadline=None, on_progress=None).future.result()
-
-
-def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
-    """A callback for the gang's thread that hands progress to the request's own loop."""
-    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)
