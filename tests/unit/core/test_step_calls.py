@@ -140,6 +140,11 @@ def test_a_text_is_known_again_by_its_values(text: Any, same: bool, gone: bool):
     assert step.begin(call_inputs(Model(), (LATENTS, 1.0, text), {})) == (1 if same else 2)
 
 
+def test_texts_that_are_still_there_are_compared_value_by_value():
+    """Their weighted sums are equal."""
+    assert _places((1.0, text := _text(1.0, 2.0)), (1.0, _text(3.0, 1.0)), (1.0, text)) == [1, 2, 1]
+
+
 def test_no_text_is_kept_alive():
     """That of a long prompt is tens of megabytes, and its owner may have moved it off the GPU."""
     texts = [[_text(1.0), _text(2.0)], _text(3.0)]
@@ -182,6 +187,7 @@ def test_a_dict_is_known_by_its_names_and_values_as_they_were():
     assert _places((1.0, first), (1.0, second), (1.0, dict(first)), (1.0, second)) == [1, 2, 1, 2]
     assert _places((1.0, first), (1.0, first | {"mode": 2})) == [1, 2]
     assert _places((1.0, first), (1.0, {"scale": a}), (1.0, first | {"more": 3}), (1.0, [])) == [1, 2, 3, 4]
+    assert _places((1.0, {"scale": a}), (1.0, {"mask": a})) == [1, 2]
     step, changed = StepCalls(), {"scale": a}
     assert step.begin(call_inputs(Model(), (LATENTS, 1.0, changed), {})) == 1
     step.end()
