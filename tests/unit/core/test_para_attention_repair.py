@@ -24,7 +24,7 @@ def _own(query: Any, key: Any, value: Any, attn_mask: Any = None, *, mesh: Any =
 @pytest.fixture
 def repaired(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(interface, "ulysses_attn_func", _own)
-    monkeypatch.setattr(interface, "DP", SimpleNamespace(get_world_size=lambda mesh: 2 if mesh == MESH else 1))
+    monkeypatch.setattr(interface, "DP", SimpleNamespace(get_world_size={MESH: 2, "one rank": 1}.__getitem__))
     monkeypatch.setattr(interface, "_sdpa_output_all_to_all", lambda out, mesh: ("fused", out, mesh))
     monkeypatch.setattr(para_attention, "gather_heads", lambda q, k, v, mesh: (q + 1, k + 2, v + 3))
     repair_para_attention()
