@@ -25,6 +25,10 @@ SETTINGS = AppSettings.model_validate(
 MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
 
 
+class _Handle(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
 class FakeGang:
     """Jobs end when the test says so; warm-up jobs at once."""
 
@@ -42,7 +46,7 @@ class FakeGang:
         self.jobs.append(SimpleNamespace(job=job, deadline=deadline, on_progress=on_progress, future=future))
         if deadline is None:
             finish(self.jobs[-1])
-        return SimpleNamespace(future=future, abort=self.aborts.append)
+        return _Handle(future=future, abort=self.aborts.append)
 
     def status(self) -> GangStatus:
         rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}
