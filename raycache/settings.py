@@ -111,7 +111,7 @@ class LimitSettings(_Settings):
 class DefaultSettings(_Settings):
     """What a request gets when it does not say."""
 
-    size: str = Field(default="1024x1024", pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
+    size: str = Field(default="1024x1024", pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
     num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
 
@@ -119,7 +119,7 @@ class DefaultSettings(_Settings):
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
+    size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
     n: int = Field(default=1, ge=1, description="Pictures in one batch.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
@@ -167,7 +167,7 @@ class Policy(_Settings):
             pydantic.ValidationError: unknown field or illegal value.
         """
         values = self.model_dump()
-        for name, value in user_config.items():
+        for name, value in trimmed_within(user_config).items():
             field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
             values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)
