@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycache.admission import Work
+from raycache.costs import Work, work_of
 from raycache.demo.words import prompt_warnings
 from raycache.errors import RequestError, unavailable
 from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput
@@ -38,7 +38,7 @@ def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool)
         preview_steps=preview_steps(steps, request.partial_images) if watch else (),
         request_id=request_id,
     )
-    return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
+    return job, work_of(job)
 
 
 def result_of(request: GenerationRequest, output: JobOutput, seconds: float, model: ModelInfo) -> GenerationResult:

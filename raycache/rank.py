@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
+from raycache.costs import stalls
 from raycache.guidance import guided
 from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
 from raycache.logs import about, to_stderr
@@ -169,6 +171,13 @@ class Rank:
             )
             self._latents = noise
             aborted = lambda: self._aborted == job.id  # noqa: E731
+            ends = [encoded]
+
+            def step_done(pipe: Any, step: int, _: Any, state: dict[str, Any]) -> dict[str, Any]:
+                changed = self._step_done(job, report, step, state)
+                ends.append(time.monotonic())
+                return changed
+
             with (
                 guided(pipe.transformer, job.guidance_scales),
                 cache_session(pipe.transformer, job.caches or job.cache, self._group, should_abort=aborted) as report,
@@ -183,7 +192,7 @@ class Rank:
                     max_sequence_length=self._text_tokens,
                     latents=noise,
                     output_type="latent",
-                    callback_on_step_end=lambda pipe, step, _, state: self._step_done(job, report, step, state),
+                    callback_on_step_end=step_done,
                     callback_on_step_end_tensor_inputs=["latents"],
                 ).images
             denoised = self._now()
@@ -201,6 +210,7 @@ class Rank:
             encode_s=encoded - began,
             denoise_s=denoised - encoded,
             decode_s=self._now() - denoised,
+            stalls_s=stalls([end - begin for begin, end in pairwise(ends)]),
         )
 
     def _unread(self, prompt: str) -> list[str]:
