@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from raycache.yaml_files import load_as
 
 __all__ = ["Ask", "Mix", "load_mix"]
 
@@ -67,12 +68,12 @@ def load_mix(path: Path) -> Mix:
     """The mix in a YAML file.
 
     Raises:
-        ValueError: names the file, the field and what is wrong.
+        ValueError: names the file, the line, the field and what is wrong.
     """
     try:
-        mix = Mix.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ValueError(f"{path} is no request mix: {error}") from None
+        mix = load_as(path, Mix, "request mix")
+    except OSError as error:
+        raise ValueError(f"request mix {path} cannot be read: {error.strerror}") from None
     for number, entry in enumerate(mix.entries):
         if missing := {"prompt", "size"} - set(entry.request):
             raise ValueError(f"{path}: entry {number} lacks {sorted(missing)} in its request")

@@ -13,28 +13,39 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from raycache.admission import Admission, Ticket
-from raycache.answers import job_of, request_error, result_of
+from raycache.answers import forward, job_of, request_error, result_of
 from raycache.autoscaling import JOBS, QUEUED_S
 from raycache.callers import Callers
 from raycache.costs import Work
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
+from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
-from raycache.validation import check_deployment
+from raycache.tracing import exporter_in_use, traces_of_request
+from raycache.user_config import Memory, UserConfig, memory_of_this_replica
+from raycache.validation import check_deployment, deployment_warnings
 
 logger = logging.getLogger("ray.serve")
 
 #: The ingress asks every engine in service about once a second.
 _FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
-Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
+Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
 
 class Engine:
@@ -49,7 +60,10 @@ class Engine:
     """
 
     def __init__(
-        self, settings: AppSettings, make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica
+        self,
+        settings: AppSettings,
+        make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica,
+        memory: Memory | None = None,
     ) -> None:
         began = time.monotonic()
         self._settings = settings
@@ -60,6 +74,7 @@ class Engine:
         self._asked_at: float | None = None
         self._stopped = threading.Event()
         join_serve_log()
+        self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
         self._admission = Admission(self._policy, self._gang.costs)
         self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
@@ -70,12 +85,14 @@ class Engine:
             self._gang.shutdown()
             raise
         self._name = self._gang.status().name
+        check = partial(check_deployment, settings, model=self._model)
+        self._user_config = UserConfig(self._policy, check, memory or memory_of_this_replica())
         threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
         seconds, parallel = time.monotonic() - began, settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
-        if self._model.kind == "noise":
-            logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+        for warning in deployment_warnings(settings, self._policy, self._model):
+            logger.warning("%s", warning)
 
     async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
@@ -89,7 +106,10 @@ class Engine:
         raise AssertionError("a job ended without an answer")
 
     async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
-        """Like :meth:`generate`, with progress and previews before the answer, which comes last."""
+        """Like :meth:`generate`, with progress and previews before the answer, which comes last.
+
+        A ``caller`` is told first that the job is admitted: it holds a client's line open.
+        """
         events = self._events(request, caller, watch=True)
         try:
             async for event in events:
@@ -105,6 +125,7 @@ class Engine:
         self._metrics.queued_jobs.set(queued)
         self._metrics.predicted_queue_seconds.set(wait)
         self._metrics.gang(gang)
+        self._metrics.user_config_refused.set(float(self._user_config.refused is not None))
         self._asked_at = time.monotonic()
         return EngineStatus(
             replica=self._name,
@@ -115,6 +136,7 @@ class Engine:
             gang=asdict(gang),
             model=self._model,
             policy=self._policy,
+            user_config_refused=self._user_config.refused,
             pid=os.getpid(),
             told_at=time.time(),
         )
@@ -124,22 +146,15 @@ class Engine:
         queued, running, wait = self._admission.load()
         return {QUEUED_S: wait, JOBS: queued + running}
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
 
         Raises:
-            ValueError: unknown field or illegal value, at the start. Later the policy stays as it was, and the log
-                says why: Serve would replace a replica that raises here by one that cannot start.
+            ValueError: see :meth:`raycache.user_config.UserConfig.apply`. Raising in service would make Serve replace
+                an engine that draws by one that cannot start.
         """
-        try:
-            policy = self._settings.policy.changed(user_config or {})
-            check_deployment(self._settings, policy, self._model)
-        except ValueError as error:
-            if self._asked_at is None:
-                raise
-            logger.error("user_config is not applied, the one before stays in force: %s", error)
-        else:
-            self._policy = self._admission.policy = policy
+        self._user_config.apply(user_config, serving=self._asked_at is not None)
+        self._policy = self._admission.policy = self._user_config.policy
 
     def check_health(self) -> None:
         """Raises when the gang is beyond repair, and leaves; Serve replaces the replica. Calls no rank."""
@@ -157,6 +172,8 @@ class Engine:
         The running job is finished; those behind it are drawn by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
+            if self._asked_at is not None:
+                self._user_config.keep()
             forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
             if forgotten and (handed := self._gang.hand_back()):
                 logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
@@ -182,7 +199,7 @@ class Engine:
             yield refusal
             return
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
-        report = _forward(loop, events) if watch else None
+        report = forward(loop, events) if watch else None
         handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
         handle.future.add_done_callback(lambda future: self._release(ticket, future))
@@ -192,6 +209,8 @@ class Engine:
         previews = 0
         try:
             with self._callers.waiting(caller, handle):
+                if watch and caller:
+                    yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
                     left = self._gang.costs.left_s(work, progress.step)
                     yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
@@ -217,7 +236,7 @@ class Engine:
             else:
                 logger.info("Answered %d %s", answer.status, answer.code)
             return answer
-        result = result_of(request, output, seconds, self._model)
+        result = result_of(request, output, seconds, self._model, self._policy.presets)
         steps, method = request.num_inference_steps, request.cache.type
         logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
         self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
@@ -234,9 +253,5 @@ class Engine:
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch)
-
-
-def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
-    """A callback for the gang's thread that hands progress to the request's own loop."""
-    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)
+        traces = traces_of_request(self._exporter)
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.exceptions import RayError
@@ -53,8 +53,8 @@ class EngineWatch:
         self.shortage: str | None = None
         self._asked_at = self._heard_at = self._logged_at = -math.inf
 
-    async def run(self) -> None:
-        """Poll for ever, faster while nobody serves, and log every change."""
+    async def run(self, told: Callable[[], None] = lambda: None) -> None:
+        """Poll for ever, faster while nobody serves, log every change, and call ``told`` after each poll."""
         served = False
         while True:
             try:
@@ -64,6 +64,7 @@ class EngineWatch:
                     self._announce(served)
                 if not served:
                     self._explain()
+                told()
             except Exception:
                 logger.exception("Could not ask the engines how they are; trying again")
             await asyncio.sleep(_POLL_S if served else _POLL_STARTING_S)

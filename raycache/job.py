@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job", "JobCancelled"]
-__all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery"]
+__all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery", "Trace"]
 
 
 ModelKind = Literal["noise", "demo", "folder", "hub"]
@@ -36,6 +36,14 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Where a rank's spans belong: ``parent`` is W3C's ``traceparent``; ``exporter`` the import path of Serve's."""
+
+    parent: str
+    exporter: str
+
+
+@dataclass(frozen=True)
 class Job:
     """One validated request: everything a rank needs.
 
@@ -44,6 +52,7 @@ class Job:
         cache: one of cache_core's options models.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
+        traces: of the requests it is drawn for, as far as they are traced.
         prompts, guidance_scales, caches: one per picture, in a batch of several requests, where they may differ
             (caches in thresholds); empty = ``prompt``, ``guidance_scale`` and ``cache`` for all.
     """
@@ -58,6 +67,7 @@ class Job:
     cache: Any
     preview_steps: tuple[int, ...] = ()
     request_id: str = ""
+    traces: tuple[Trace, ...] = ()
     prompts: tuple[str, ...] = field(default=(), repr=False)
     guidance_scales: tuple[float, ...] = ()
     caches: tuple[Any, ...] = ()

@@ -7,16 +7,24 @@ Note for maintainers: Ray Serve passes the builder a pydantic model only if its 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
+from raycache.cors import check_origin
 from raycache.presets import PresetName, load_presets
+from raycache.text_files import trimmed_within
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any) -> Any:
+        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
+        return trimmed_within(value)
 
 
 class ModelSettings(_Settings):
@@ -73,6 +81,10 @@ class ParallelSettings(_Settings):
         default="raycache.rank:Rank",
         pattern=r"^[\w.]+:\w+$",
         description="`module:Class` that every rank runs; tests name one that fails on purpose.",
+    )
+    nodes_may_come: bool = Field(
+        default=False,
+        description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",
     )
     startup_timeout_s: float = Field(
         default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
@@ -161,7 +173,8 @@ class Policy(_Settings):
         """
         values = self.model_dump()
         for name, value in user_config.items():
-            values[name] = {**values[name], **value} if name in ("defaults", "limits", "presets") else value
+            field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
+            values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)
 
 
@@ -194,10 +207,22 @@ class AutoscalingSettings(_Settings):
 class IngressSettings(_Settings):
     """The HTTP front: validates, encodes, streams. Holds no GPU."""
 
-    num_replicas: int = Field(default=1, ge=1, description="Ingresses; more when encoding pictures is the limit.")
+    num_replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Ingresses; two outlive the death of one, more when encoding pictures is the limit.",
+    )
     num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
+    health_check_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds in which it must say that it lives; after three in a row Serve replaces it.",
+    )
     api_keys_file: Path | None = Field(
         default=None, description="File of bearer keys, one a line; read again when it changes; null = open."
+    )
+    cors_origins: list[Annotated[str, AfterValidator(check_origin)]] = Field(
+        default_factory=list, description="Origins whose pages browsers let in (CORS), `*` for all; empty = none."
     )
 
 

@@ -26,6 +26,10 @@ SETTINGS = AppSettings.model_validate(
 MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
 
 
+class _Handle(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
 class FakeGang:
     """Jobs end when the test says so, and teach their costs as a gang's do; its warm-up is over."""
 
@@ -43,7 +47,7 @@ class FakeGang:
         future: Future[JobOutput] = Future()
         running = {"job": job, "deadline": deadline, "on_progress": on_progress, "future": future}
         self.jobs.append(SimpleNamespace(costs=self.costs, **running))
-        return SimpleNamespace(future=future, abort=self.aborts.append)
+        return _Handle(future=future, abort=self.aborts.append)
 
     def status(self) -> GangStatus:
         rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}

@@ -16,7 +16,7 @@ from raycache.engine import Engine
 from raycache.errors import RequestError
 from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, JobCancelled, JobFailed
 from raycache.job import JobOutput
-from raycache.schemas import GenerationResult, PreviewEvent, ProgressEvent
+from raycache.schemas import AdmittedEvent, GenerationResult, PreviewEvent, ProgressEvent
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, order, started
 
 
@@ -154,10 +154,20 @@ async def test_closing_a_stream_aborts_the_job(engine):
     assert engine._gang.aborts == ["the client went away"]
 
 
-async def test_a_refused_stream_says_only_that(engine):
+async def test_an_ingress_is_told_of_the_admission_while_the_job_waits(engine):
+    _, running = await started(engine)
+    events = engine.generate_stream(order(), "an ingress")
+    assert await asyncio.wait_for(anext(events), 5) == AdmittedEvent()
+    assert engine.status().queued == 1
+    assert not running.future.done()
+    await events.aclose()
+
+
+@pytest.mark.parametrize("caller", [None, "an ingress"])
+async def test_a_refused_stream_says_only_that(engine, caller):
     await started(engine)
     await started(engine)
-    (answer,) = [event async for event in engine.generate_stream(order())]
+    (answer,) = [event async for event in engine.generate_stream(order(), caller)]
     assert (answer.status, answer.code) == (429, "queue_full")
 
 
