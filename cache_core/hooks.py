@@ -18,6 +18,7 @@ from torch import nn
 
 from cache_core.blocks import Block, BlockCall, find_blocks
 from cache_core.calls import call_inputs
+from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
 from cache_core.session import Session
 
@@ -67,6 +68,8 @@ class _RootHook(ModelHook):
             self.attachment.warn_if_eager()
         if session is None:
             return self.fn_ref.original_forward(*args, **kwargs)
+        refuse_backward(module)
+        self.attachment.checkpointing.adopt()
         session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
         output = self.fn_ref.original_forward(*args, **kwargs)
         session.end_step()
@@ -89,6 +92,7 @@ class _BlockHook(ModelHook):
         session = self.attachment.session
         if session is None:
             return forward(*args, **kwargs)
+        forward = self.attachment.checkpointing.inside(forward)
         return session.run(BlockCall(self.block, forward, args, kwargs))
 
     def compile(self, context: Compile) -> Callable[..., Any]:
@@ -111,6 +115,8 @@ class Attachment:
         self._taken: dict[int, Callable[..., Any]] = {}
         self._warned = False
         self._wrappers: dict[nn.Module, Any] = {}
+        modules = frozenset(block.module for block in self.blocks)
+        self.checkpointing = Checkpointing(transformer, lambda m: self.session is not None and m in modules)
         self._hooks = [_BlockHook(self, block) for block in self.blocks]
         for block, hook in zip(self.blocks, self._hooks, strict=True):
             self._register(block.module, hook, _BLOCK_HOOK)
@@ -171,6 +177,7 @@ class Attachment:
             if block.index in self._taken:
                 block.module._compiled_call_impl = self._taken[block.index]
         self._unregister(self.transformer, _ROOT_HOOK)
+        self.checkpointing.give_back()
         if hasattr(self.transformer, "_diffusers_hook"):
             self.transformer._diffusers_hook.invalidate_child_registries_cache()
 

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from raycache.auth import check_key, has_key
 from raycache.bodies import Bodies, read_body
+from raycache.cors import CorsFastAPI
 from raycache.encoding import MEDIA_TYPES, Format, encode
 from raycache.errors import RequestError, from_validation_error, internal_error, invalid
 from raycache.metrics import IngressMetrics
@@ -36,6 +37,7 @@ from raycache.schemas import (
 )
 from raycache.settings import AppSettings
 from raycache.sse import begin, keep_alive, stream_events
+from raycache.validation import check_model
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -82,7 +84,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
     """
     stream = stream or service.generate_stream
     bodies = Bodies()
-    app = FastAPI(title="raycache", redoc_url=None)
+    app = CorsFastAPI(service.settings.ingress.cors_origins, title="raycache", redoc_url=None)
     app.openapi = cache(lambda: _openapi(app))
     _answer_errors(app, service.metrics)
     began = int(time.time())
@@ -109,11 +111,18 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
         return JSONResponse(reply(result, pictures, body.output_format))
 
     @app.get("/v1/models")
+    @app.get("/v1/models/", include_in_schema=False)
     async def models(http: Request) -> dict[str, Any]:
         """The one model of this service."""
         check_key(service.keys, http.headers.get("authorization"))
-        entry = {"id": service.settings.model.name, "object": "model", "created": began, "owned_by": "raycache"}
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": [_model(service, began)]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(http: Request, model: str) -> dict[str, Any]:
+        """This service's model, if it is the one that was asked for."""
+        check_key(service.keys, http.headers.get("authorization"))
+        check_model(model, service.settings.model.name)
+        return _model(service, began)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -151,7 +160,7 @@ def parse_body(body: bytes) -> ImagesBody:
     if not isinstance(fields, dict):
         raise invalid(None, "the body must be a JSON object", code="invalid_json")
     if fields.get("response_format") == "url":
-        raise invalid("response_format", "this server keeps no files to link to", ["b64_json"])
+        raise invalid("response_format", "this server keeps no files that a url could name", ["b64_json"])
     given = pydantic_core.to_json({name: value for name, value in fields.items() if value is not None})
     try:
         return ImagesBody.model_validate_json(given, strict=True)
@@ -217,6 +226,10 @@ async def _stream(events: StreamEvents, metrics: IngressMetrics, body: ImagesBod
     texts = keep_alive(stream_events(first, rest, body, metrics.answered), _COMMENT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
+
+
+def _model(service: Service, began: int) -> dict[str, Any]:
+    return {"id": service.settings.model.name, "object": "model", "created": began, "owned_by": "raycache"}
 
 
 def _result_headers(result: GenerationResult) -> dict[str, str]:

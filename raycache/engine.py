@@ -25,7 +25,6 @@ from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
-from raycache.presets import load_presets
 from raycache.schemas import (
     AdmittedEvent,
     EngineStatus,
@@ -38,7 +37,7 @@ from raycache.schemas import (
 from raycache.settings import AppSettings
 from raycache.tracing import exporter_in_use, traces_of_request
 from raycache.user_config import Memory, UserConfig, memory_of_this_replica
-from raycache.validation import check_deployment
+from raycache.validation import check_deployment, deployment_warnings
 
 logger = logging.getLogger("ray.serve")
 
@@ -92,10 +91,8 @@ class Engine:
         seconds, parallel = time.monotonic() - began, settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
-        if set(self._policy.presets) <= {"exact"}:
-            logger.warning("%s.", load_presets(settings.model.path, settings.model.presets).source)
-        if self._model.kind == "noise":
-            logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+        for warning in deployment_warnings(settings, self._policy, self._model):
+            logger.warning("%s", warning)
 
     async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,7 @@ class Rank:
         self._phase: Phase = "loading"
         self._step = 0
         self._events: list[Progress] = []
+        self._told: list[Progress] = []  # of this job, in pulses: one that is late may never be read
         self._collective_wait_s = 0.0
         self._latents: torch.Tensor | None = None  # of the step before, for previews
         self._lock = threading.Lock()
@@ -107,16 +109,19 @@ class Rank:
         return facts
 
     def generate(self, job: Job) -> tuple[JobOutput | None, list[Progress]] | Failure:
-        """Draw. Rank 0 returns the pictures and the progress not told yet, the others None."""
+        """Draw. Rank 0 returns the pictures and all progress once more, previews left out; the others None."""
         self._claim_thread()
         self._job, self._step = job.id, 0
+        with self._lock:
+            self._events, self._told = [], []
         began, spans, failure = time.monotonic(), RankSpans(job, self._rank), None
         try:
             output = self._draw(job, spans)
             seconds, steps = time.monotonic() - began, job.num_inference_steps
             words = f"drew {job.width}x{job.height}, {steps} steps, in {seconds:.2f} s"
             _logger.log(logging.DEBUG if self._rank else logging.INFO, words, extra=about(job, rank=self._rank))
-            return output, self._drain()
+            events = self._drain()
+            return output, [*self._told[: len(self._told) - len(events)], *events]
         except Exception as error:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
@@ -240,6 +245,7 @@ class Rank:
     def _drain(self) -> list[Progress]:
         with self._lock:
             events, self._events = self._events, []
+            self._told += [replace(event, preview=None) for event in events]
         return events
 
     def _now(self) -> float:

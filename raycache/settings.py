@@ -7,11 +7,12 @@ Note for maintainers: Ray Serve passes the builder a pydantic model only if its 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
+from raycache.cors import check_origin
 from raycache.presets import PresetName, load_presets
 from raycache.text_files import trimmed_within
 
@@ -110,7 +111,7 @@ class LimitSettings(_Settings):
 class DefaultSettings(_Settings):
     """What a request gets when it does not say."""
 
-    size: str = Field(default="1024x1024", pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
+    size: str = Field(default="1024x1024", pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
     num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
 
@@ -118,7 +119,7 @@ class DefaultSettings(_Settings):
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
+    size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
     n: int = Field(default=1, ge=1, description="Pictures in one batch.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
@@ -166,7 +167,7 @@ class Policy(_Settings):
             pydantic.ValidationError: unknown field or illegal value.
         """
         values = self.model_dump()
-        for name, value in user_config.items():
+        for name, value in trimmed_within(user_config).items():
             field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
             values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)
@@ -201,10 +202,22 @@ class AutoscalingSettings(_Settings):
 class IngressSettings(_Settings):
     """The HTTP front: validates, encodes, streams. Holds no GPU."""
 
-    num_replicas: int = Field(default=1, ge=1, description="Ingresses; more when encoding pictures is the limit.")
+    num_replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Ingresses; two outlive the death of one, more when encoding pictures is the limit.",
+    )
     num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
+    health_check_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds in which it must say that it lives; after three in a row Serve replaces it.",
+    )
     api_keys_file: Path | None = Field(
         default=None, description="File of bearer keys, one a line; read again when it changes; null = open."
+    )
+    cors_origins: list[Annotated[str, AfterValidator(check_origin)]] = Field(
+        default_factory=list, description="Origins whose pages browsers let in (CORS), `*` for all; empty = none."
     )
 
 

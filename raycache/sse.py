@@ -130,7 +130,7 @@ async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
             "b64_json": await _base64(image, body),
             "created_at": int(time.time()),
             "size": f"{width}x{height}",
-            "quality": body.quality,
+            "quality": body.quality_told(),
             "background": "opaque",
             "output_format": body.output_format,
             "image_index": index,

@@ -22,7 +22,7 @@ from cache_core.options import (
 )
 from raycache.encoding import LONGEST_SIDE
 from raycache.errors import RequestError, invalid
-from raycache.presets import PRESET_NAMES, preset_of
+from raycache.presets import PRESET_NAMES, load_presets, preset_of
 from raycache.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, LimitSettings, Policy
 
@@ -106,6 +106,16 @@ def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) ->
         resolve(sample, policy, model, model_name=settings.model.name, ranks=ranks)
     except RequestError as error:
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
+
+
+def deployment_warnings(settings: AppSettings, policy: Policy, model: ModelInfo) -> list[str]:
+    """What an operator should know of a deployment that works."""
+    warnings = []
+    if set(policy.presets) <= {"exact"}:
+        warnings.append(load_presets(settings.model.path, settings.model.presets).source)
+    if model.kind == "noise":
+        warnings.append("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+    return warnings
 
 
 def parse_size(size: str) -> tuple[int, int]:

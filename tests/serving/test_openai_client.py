@@ -70,4 +70,8 @@ def test_a_stream_that_is_refused_or_fails_raises(client):
 
 
 def test_models(client):
-    assert [model.id for model in client.models.list()] == ["flux"]
+    (listed,) = client.models.list()
+    assert listed.id == "flux"
+    assert client.models.retrieve("flux") == listed
+    with pytest.raises(openai.NotFoundError, match="it has 'flux'"):
+        client.models.retrieve("org/other")

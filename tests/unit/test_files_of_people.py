@@ -172,6 +172,33 @@ def test_settings_mean_what_can_be_seen(unseen: str):
     assert settings.num_replicas == 2
     changed = settings.policy.changed({"cache": {"type": f"none{unseen}"}, "defaults": {"size": f"{unseen}32x32"}})
     assert (changed.cache.type, changed.defaults.size) == ("none", "32x32")
+    some = settings.policy.changed({f"limits{unseen}": {"max_steps": 7}})
+    assert some.limits == settings.limits.model_copy(update={"max_steps": 7})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("64x64", "64\u00d764", "size must be WIDTHxHEIGHT in ASCII, got '64\u00d764'"),
+        ("64x64", "\uff16\uff14x\uff16\uff14", "size must be WIDTHxHEIGHT in ASCII"),
+        ("64x64", "64", "size must be WIDTHxHEIGHT in ASCII, got 64"),
+        ("size", "s\u0456ze", "lacks ['size']"),
+        ("      size: 64x64\n", "", "lacks ['size']"),
+    ],
+)
+def test_a_mix_that_cannot_be_sent_names_the_line(tmp_path: Path, old: str, new: str, words: str):
+    (path := tmp_path / "mix.yaml").write_text(MIX.replace(old, new), "utf-8")
+    with pytest.raises(FileError) as caught:
+        load_mix(path)
+    assert caught.value.line == 4
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["\uff16\uff14x\uff16\uff14", "64\u00d764"])
+def test_digits_of_another_alphabet_are_no_size(size: str):
+    for settings in ({"defaults": {"size": size}}, {"warmup": [{"size": size}]}):
+        with pytest.raises(ValueError, match="size"):
+            AppSettings.model_validate({"model": {"path": "demo"}, **settings})
 
 
 def test_a_field_in_another_alphabet_stops_the_start():

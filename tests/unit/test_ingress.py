@@ -165,6 +165,20 @@ async def test_limits_that_change_hold_for_bodies_too(ingress):
     assert front.max_body_bytes == 2048
 
 
+async def test_another_models_name_is_refused_before_any_engine_is_there(ingress, monkeypatch):
+    front = ingress(Engines())
+
+    async def never(patience_s: float) -> EngineStatus:
+        raise RequestError(503, "no engine", None, "not_ready", 5.0)
+
+    monkeypatch.setattr(front._watch, "serving", never)
+    with pytest.raises(RequestError, match="it has 'flux'") as caught:
+        await front.generate(ASK.model_copy(update={"model": "dall-e-3"}))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+    with pytest.raises(RequestError, match="no engine"):
+        await front.generate(ASK.model_copy(update={"model": "flux"}))
+
+
 def test_ingress_engine_and_builder_start_without_torch():
     """It takes seconds to import, in which requests would wait for an ingress that is not there."""
     code = "import raycache.app, raycache.ingress, raycache.engine, sys; sys.exit('torch' in sys.modules)"

@@ -31,12 +31,12 @@ def test_request_error_survives_pickling():
     error = RequestError(429, "full", "n", "queue_full", 2.4)
     again = pickle.loads(pickle.dumps(error))
     assert (again.status, again.message, again.param, again.code) == (429, "full", "n", "queue_full")
-    assert again.headers() == {"retry-after": "3"}
+    assert again.headers() == {"retry-after": "3", "x-should-retry": "true"}
     assert again.body() == error.body()
 
 
 def test_only_what_may_be_retried_says_so():
-    assert unavailable("starting").headers() == {"retry-after": "5"}
+    assert unavailable("starting").headers() == {"retry-after": "5", "x-should-retry": "true"}
     assert RequestError(500, "broken").headers() == {"x-should-retry": "false"}
 
 
