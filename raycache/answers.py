@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 
 from cache_core.options import CacheOptions
-from raycache.admission import Work
+from raycache.costs import Work, work_of
 from raycache.demo.words import prompt_warnings
 from raycache.errors import RequestError, unavailable
-from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput
+from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
 from raycache.presets import PresetName, quality_warnings
 from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
 from raycache.validation import parse_size, silent_cache
@@ -16,10 +17,12 @@ from raycache.validation import parse_size, silent_cache
 #: What the bundled model was trained at, and measured at in its card.
 DEMO_SIZE = "128x128"
 
-__all__ = ["job_of", "preview_steps", "request_error", "result_of"]
+__all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
 
-def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool) -> tuple[Job, Work]:
+def job_of(
+    request: GenerationRequest, id: str, request_id: str, *, watch: bool, traces: tuple[Trace, ...] = ()
+) -> tuple[Job, Work]:
     """What the ranks get, and what admission counts.
 
     Args:
@@ -27,6 +30,7 @@ def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool)
         id: unique in this replica.
         request_id: for logs.
         watch: somebody wants to see previews.
+        traces: of the request, where it is traced.
     """
     width, height = parse_size(request.size)
     steps = request.num_inference_steps
@@ -41,8 +45,9 @@ def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool)
         cache=request.cache,
         preview_steps=preview_steps(steps, request.partial_images) if watch else (),
         request_id=request_id,
+        traces=traces,
     )
-    return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
+    return job, work_of(job)
 
 
 def result_of(
@@ -99,3 +104,8 @@ def request_error(error: BaseException) -> RequestError:
     if isinstance(error, JobCancelled):
         return RequestError(499, "the request was cancelled", None, "cancelled")
     return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")
+
+
+def forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
+    """A callback for the gang's thread that hands progress to the request's own loop."""
+    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)

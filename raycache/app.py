@@ -21,8 +21,6 @@ _SLACK = 1000
 #: Requests an ingress has at once: far more than jobs can wait and bodies be under way (`raycache.bodies`), so that
 #: `/healthz` always finds a place.
 _INGRESS_REQUESTS = 10_000
-#: Seconds in which an ingress must say that it lives.
-_INGRESS_HEALTH_S = 5.0
 
 
 def build(settings: AppSettings) -> Application:
@@ -63,8 +61,8 @@ def build(settings: AppSettings) -> Application:
         max_ongoing_requests=_INGRESS_REQUESTS,
         max_surge_percent=surge_percent([{"CPU": settings.ingress.num_cpus}]),
         health_check_period_s=reliability.health_check_period_s,
-        # Three in a row replace it. Serve's own 30 s would make a hang an outage of a minute and a half.
-        health_check_timeout_s=_INGRESS_HEALTH_S,
+        # Serve's own 30 s would make a hang an outage of a minute and a half.
+        health_check_timeout_s=settings.ingress.health_check_timeout_s,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
         logging_config=LoggingConfig(**log),
     )

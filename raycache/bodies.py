@@ -60,12 +60,13 @@ class Bodies:
         Raises:
             RequestError: 503 when there is none.
         """
-        while len(self._open) >= self._slow and self._oust():
-            pass
+        self._trim(self._slow - 1)
         if len(self._open) >= self._most:
             raise _crowded()
         body = _Body(patience)
         self._open[body] = None
+        if len(self._open) > self._slow:  # nobody else may come to oust it when it is a slow one
+            asyncio.get_running_loop().call_later(_YOUNG_S, self._trim, self._slow)
         return body
 
     def grow(self, body: _Body, chunk: bytes) -> None:
@@ -86,6 +87,10 @@ class Bodies:
         if body in self._open:
             del self._open[body]
             self._bytes -= len(body.data)
+
+    def _trim(self, number: int) -> None:
+        while len(self._open) > number and self._oust():
+            pass
 
     def _oust(self, keep: _Body | None = None) -> bool:
         """End the oldest, if it is a slow one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -22,6 +23,7 @@ from raycache.capacity import Bundle
 from raycache.deaths import DEATHS
 from raycache.engine_watch import EngineWatch
 from raycache.errors import RequestError, unavailable
+from raycache.front import CALLBACK, VARIABLE
 from raycache.metrics import IngressMetrics
 from raycache.schemas import (
     AdmittedEvent,
@@ -58,6 +60,8 @@ class Ingress:
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
         self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
         self._watch = EngineWatch(engine, bundles, wanted, self._name)
+        if not os.environ.get(VARIABLE):
+            logger.warning("Serve's proxy reads headers and bodies without bounds: set %s=%s", VARIABLE, CALLBACK)
         self._polling = asyncio.get_running_loop().create_task(self._watch.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
@@ -135,6 +139,9 @@ class Ingress:
     def keys(self) -> tuple[Key, ...]:
         """The keys in force; empty where none is asked for."""
         return self._keys.current()
+
+    async def check_health(self) -> None:
+        """Its answer says it all: Serve runs it on the loop that requests run on, where no other check looks soon."""
 
     @property
     def asleep(self) -> bool:

@@ -15,7 +15,7 @@ from raycache.settings import ModelSettings
 __all__ = ["ModelNotFound", "model_outline", "prepare_model"]
 
 #: Of a hub model, what says how it is built: a few kilobytes.
-_OUTLINE = ["model_index.json", "*/config.json", "tokenizer*/tokenizer_config.json"]
+_OUTLINE = ["model_index.json", "*/config.json", "*/tokenizer_config.json", "*/scheduler_config.json"]
 
 
 class ModelNotFound(RuntimeError):

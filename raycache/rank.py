@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
+from raycache.costs import stalls
 from raycache.guidance import guided
 from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
 from raycache.logs import about, to_stderr
@@ -34,6 +35,7 @@ from raycache.pipeline import load_pipeline, model_facts, prepare_model
 from raycache.pulse import Failure, Phase, Pulse
 from raycache.rendezvous import join_group, open_store
 from raycache.settings import AppSettings
+from raycache.tracing import RankSpans
 
 __all__ = ["Rank"]
 
@@ -113,9 +115,9 @@ class Rank:
         self._job, self._step = job.id, 0
         with self._lock:
             self._events, self._told = [], []
-        began = time.monotonic()
+        began, spans, failure = time.monotonic(), RankSpans(job, self._rank), None
         try:
-            output = self._draw(job)
+            output = self._draw(job, spans)
             seconds, steps = time.monotonic() - began, job.num_inference_steps
             words = f"drew {job.width}x{job.height}, {steps} steps, in {seconds:.2f} s"
             _logger.log(logging.DEBUG if self._rank else logging.INFO, words, extra=about(job, rank=self._rank))
@@ -124,12 +126,13 @@ class Rank:
         except Exception as error:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
-            kind = _kind_of(error)
+            kind, failure = _kind_of(error), type(error).__name__
             words = f"ended in {self._phase}, step {self._step}: {type(error).__name__}: {error}"
             _logger.warning(words, extra=about(job, rank=self._rank))
             trace = "" if kind == "aborted" else traceback.format_exc()
             return Failure(kind, self._phase, self._step, type(error).__name__, str(error), trace)
         finally:
+            spans.end(failure)
             self._job, self._phase, self._latents = None, "idle", None
 
     def pulse(self) -> Pulse:
@@ -153,9 +156,10 @@ class Rank:
         """Wish this job to end; all ranks stop at the same step. Telling rank 0 is enough."""
         self._aborted = job_id
 
-    def _draw(self, job: Job) -> JobOutput | None:
+    def _draw(self, job: Job, spans: RankSpans) -> JobOutput | None:
         began = time.monotonic()
         self._phase = "encode"
+        spans.phase("encode")
         pipe, n = self._pipe, len(job.seeds)
         with torch.no_grad():
             prompts = list(dict.fromkeys(job.prompts)) or [job.prompt]
@@ -164,8 +168,9 @@ class Rank:
             )
             rows = [prompts.index(prompt) for prompt in job.prompts] or [0] * n
             embeds, pooled = embeds[rows], pooled[rows]
-            encoded = self._now()
+            ends = [encoded := self._now()]
             self._phase = "denoise"
+            spans.phase("denoise")
             # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
             generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
             channels = pipe.transformer.config.in_channels // 4
@@ -188,7 +193,9 @@ class Rank:
                     max_sequence_length=self._text_tokens,
                     latents=noise,
                     output_type="latent",
-                    callback_on_step_end=lambda pipe, step, _, state: self._step_done(job, report, step, state),
+                    callback_on_step_end=lambda pipe, step, _, state: (
+                        ends.append(time.monotonic()) or self._step_done(job, report, step, state)
+                    ),
                     callback_on_step_end_tensor_inputs=["latents"],
                 ).images
             denoised = self._now()
@@ -196,6 +203,7 @@ class Rank:
             if self._rank:
                 return None
             self._phase = "decode"  # rank 0 alone, so nothing below may be a collective
+            spans.phase("decode")
             if self._aborted == job.id:
                 raise JobAborted(job.num_inference_steps, "decode")
             images = decode(pipe, latents, job.height, job.width)
@@ -206,6 +214,7 @@ class Rank:
             encode_s=encoded - began,
             denoise_s=denoised - encoded,
             decode_s=self._now() - denoised,
+            stalls_s=stalls(np.diff(ends).tolist()),
         )
 
     def _unread(self, prompt: str) -> list[str]:

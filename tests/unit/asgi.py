@@ -49,11 +49,11 @@ class Wire:
         self._inbox.put_nowait({"type": "http.disconnect"})
         return self
 
-    async def done(self, seconds: float = 5.0) -> Wire:
+    async def done(self, seconds: float = 20.0) -> Wire:
         await asyncio.wait_for(self.task, seconds)
         return self
 
-    async def until(self, text: str, seconds: float = 5.0) -> Wire:
+    async def until(self, text: str, seconds: float = 20.0) -> Wire:
         """Wait until the answer holds ``text``."""
         async with asyncio.timeout(seconds):
             while text not in self.text:

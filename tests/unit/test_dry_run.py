@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.serve.exceptions import RayServeException
 
 from raycache.app import build
 from raycache.demo import demo_model_path
@@ -66,14 +68,40 @@ def test_what_works_is_built():
 )
 def test_what_cannot_work_is_refused_by_name(sections: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CannotWork, match=words):
+    with pytest.raises(CannotWork, match=words) as caught:
         build(settings(**sections))
+    assert isinstance(caught.value, RayServeException), "or Serve's build task would try it four times"
 
 
 def test_a_hub_that_does_not_have_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CannotWork, match="somebody/nothing"):
         build(settings(model={"path": "somebody/nothing", "cache_dir": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["in the cache", "yet to be downloaded"])
+def test_a_hub_model_is_known_by_its_configuration(model: Path, monkeypatch: pytest.MonkeyPatch, cached: bool):
+    """No weights are there, nor looked for, and what the builder fetched is gone again."""
+    scratched: list[Path] = []
+
+    def snapshot(hub_id: str, **how: Any) -> str:
+        if how["local_files_only"] and not cached:
+            raise FileNotFoundError("not in the cache")
+        folder = Path(how.get("local_dir") or model.parent / "cached")
+        for file in model.rglob("*"):
+            name = str(file.relative_to(model))
+            if any(fnmatch(name, pattern) for pattern in how["allow_patterns"]):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, folder / name)
+        scratched.extend([folder] if "local_dir" in how else [])
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    build(settings(model={"path": "somebody/something"}))
+    with pytest.raises(CannotWork, match="Fn_compute_blocks"):
+        build(settings(model={"path": "somebody/something"}, cache={"type": "DBCache", "Fn_compute_blocks": 60}))
+    assert bool(scratched) != cached
+    assert not [folder for folder in scratched if folder.exists()]
 
 
 def _cut(model: Path) -> None:

@@ -44,7 +44,7 @@ def test_progress_that_a_late_pulse_took_along_is_told_with_the_picture(monkeypa
     rank._device, rank._phase = SimpleNamespace(type="cpu"), "idle"
     monkeypatch.setattr(module, "preview", lambda *_: np.zeros((1, 32, 32, 3), np.uint8))
 
-    def drawn(job: Job) -> str:
+    def drawn(job: Job, _spans: object) -> str:
         for step in range(3):
             rank._step_done(job, SimpleNamespace(steps=[]), step, {"latents": torch.zeros(1)})
             if step == 1:
