@@ -9,23 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.cors import check_origin
 from raycache.limits import DefaultSettings, LimitSettings
 from raycache.presets import PresetName, load_presets
+from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_typed(cls, value: Any) -> Any:
-        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
-        return trimmed_within(value)
 
 
 class ModelSettings(_Settings):
