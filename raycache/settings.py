@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.cors import check_origin
+from raycache.limits import DefaultSettings, LimitSettings
 from raycache.presets import PresetName, load_presets
 from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
@@ -89,24 +90,6 @@ class ParallelSettings(_Settings):
         return 1.0 if self.device == "cuda" else 0.0
 
 
-class LimitSettings(_Settings):
-    """What one request may ask. Everything above is answered 400 before a GPU is touched."""
-
-    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one picture.")
-    max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
-    max_images: int = Field(default=4, ge=1, le=64, description="`n`.")
-    max_prompt_characters: int = Field(default=4000, ge=1, description="Characters of `prompt`.")
-    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
-
-
-class DefaultSettings(_Settings):
-    """What a request gets when it does not say."""
-
-    size: str = Field(default="1024x1024", pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
-    num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
-
-
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
@@ -155,6 +138,16 @@ class Policy(_Settings):
     max_queued_requests: int = Field(ge=0)
     max_queued_seconds: float = Field(gt=0)
     request_timeout_s: float = Field(gt=0)
+
+    @property
+    def max_job_seconds(self) -> float:
+        """Predicted seconds that one job may take by itself."""
+        return self.limits.max_job_seconds or self.max_queued_seconds
+
+    @property
+    def max_timeout_s(self) -> float:
+        """The longest deadline that a request may name."""
+        return max(self.limits.max_timeout_s, self.request_timeout_s)
 
     def changed(self, user_config: dict[str, Any]) -> Policy:
         """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.
