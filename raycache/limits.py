@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from raycache.strict import Strict
 
 __all__ = ["DefaultSettings", "LimitSettings"]
 
 
-class LimitSettings(BaseModel):
+class LimitSettings(Strict):
     """What one request, or one key, may ask. Everything above is answered 4xx before a GPU is touched."""
-
-    model_config = ConfigDict(extra="forbid")
 
     max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one picture.")
     max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
@@ -33,11 +33,9 @@ class LimitSettings(BaseModel):
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
 
 
-class DefaultSettings(BaseModel):
+class DefaultSettings(Strict):
     """What a request gets when it does not say."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    size: str = Field(default="1024x1024", pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
+    size: str = Field(default="1024x1024", pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
     num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")

@@ -9,23 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.cors import check_origin
 from raycache.limits import DefaultSettings, LimitSettings
 from raycache.presets import PresetName, load_presets
+from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_typed(cls, value: Any) -> Any:
-        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
-        return trimmed_within(value)
 
 
 class ModelSettings(_Settings):
@@ -102,7 +93,7 @@ class ParallelSettings(_Settings):
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
+    size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
     n: int = Field(default=1, ge=1, description="Pictures in one batch.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
@@ -165,7 +156,7 @@ class Policy(_Settings):
             pydantic.ValidationError: unknown field or illegal value.
         """
         values = self.model_dump()
-        for name, value in user_config.items():
+        for name, value in trimmed_within(user_config).items():
             field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
             values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)
