@@ -94,6 +94,7 @@ def cache_session(
     existing = attachment_of(inner)
     attachment = existing or Attachment(inner)
     try:
+        attachment.settle()
         values = combined(each)
         check_block_count(each[0], len(attachment.blocks))
         if attachment.session is not None:

@@ -16,10 +16,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from raycache.admission import Admission, Ticket, Work
+from raycache.admission import Admission, Ticket
 from raycache.answers import forward, job_of, request_error, result_of
 from raycache.autoscaling import JOBS, QUEUED_S
 from raycache.callers import Callers
+from raycache.costs import Work
 from raycache.errors import RequestError
 from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.gang_like import GangLike, gang_of_this_replica
@@ -67,7 +68,6 @@ class Engine:
         began = time.monotonic()
         self._settings = settings
         self._policy = settings.policy
-        self._admission = Admission(self._policy)
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
         self._jobs = 0
         self._callers = Callers()
@@ -76,11 +76,11 @@ class Engine:
         join_serve_log()
         self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
-        self._gang.start()
+        self._admission = Admission(self._policy, self._gang.costs)
+        self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
         try:
             self._model = ModelInfo(**asdict(self._gang.model_facts()))
             check_deployment(settings, self._policy, self._model)
-            self._warm_up()
         except BaseException:
             self._gang.shutdown()
             raise
@@ -212,8 +212,7 @@ class Engine:
                 if watch and caller:
                     yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
-                    expected = self._admission.expected(ticket)
-                    left = None if expected is None else expected * (1 - progress.step / progress.steps)
+                    left = self._gang.costs.left_s(work, progress.step)
                     yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
                     if progress.preview is not None:
                         yield PreviewEvent(previews, list(progress.preview))
@@ -249,24 +248,10 @@ class Engine:
 
     def _release(self, ticket: Ticket, future: Any) -> None:
         finished = not future.cancelled() and future.exception() is None
-        self._admission.release(ticket, future.result().share_s if finished else None)
+        batching = finished and self._settings.parallel.max_batch_size > 1
+        self._admission.release(ticket, future.result().share_s if batching else None)
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
         traces = traces_of_request(self._exporter)
         return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)
-
-    def _warm_up(self) -> None:
-        """Draw the declared shapes: no user pays for compilation or allocation, and the predictor has learned them."""
-        for shape in self._settings.warmup:
-            request = GenerationRequest(
-                prompt="warm-up",
-                size=shape.size,
-                n=shape.n,
-                seed=0,
-                num_inference_steps=shape.num_inference_steps,
-                guidance_scale=self._policy.defaults.guidance_scale,
-                cache=self._policy.cache,
-            )
-            job, _ = self._job(request, watch=False)
-            self._gang.submit(job, deadline=None, on_progress=None).future.result()

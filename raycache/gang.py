@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from raycache.actors import PULSE_S, Fault
+from raycache.costs import Costs
 from raycache.gang_batch import JobBatch, take_mates
 from raycache.gang_queue import JobHandle, JobQueue
 from raycache.incarnation import Incarnation
@@ -37,14 +38,12 @@ from raycache.logs import about
 from raycache.placement import placement_bundles
 from raycache.recovery import ATTEMPTS, REPLACED_S, Restarts, verdict
 from raycache.settings import AppSettings
+from raycache.watchdog import RELOAD_TIMES
 
 __all__ = ["DeadlineExceeded", "Gang", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job"]
 __all__ += ["JobCancelled", "JobFailed", "JobHandle", "JobOutput", "ModelFacts", "Progress", "placement_bundles"]
 
 _logger = logging.getLogger("raycache.gang")
-
-#: New ranks may take so many times longer than those before them, on a machine that is busier now.
-_RELOAD_TIMES = 5.0
 
 
 class Gang:
@@ -55,11 +54,15 @@ class Gang:
         placement_group: reserved with :func:`placement_bundles`; None = Ray places the ranks anywhere.
         name: for logs, e.g. the replica's id.
         first_bundle: index of the gang's first bundle in the placement group.
+
+    Attributes:
+        costs: what its jobs cost, as learned over all incarnations of its ranks.
     """
 
     def __init__(self, settings: AppSettings, placement_group: Any = None, *, name: str, first_bundle: int = 0) -> None:
         self._settings, self._placement_group = settings, placement_group
         self._name, self._first_bundle, self._queue = name, first_bundle, JobQueue()
+        self.costs = Costs()
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
         self._facts: ModelFacts | None = None
@@ -229,8 +232,10 @@ class Gang:
         began, settings = time.monotonic(), self._settings
         timeout_s = settings.parallel.startup_timeout_s
         if self._load_s:  # a rank that hangs while it loads is no rarer than another; nothing is downloaded any more
-            timeout_s = min(timeout_s, max(settings.reliability.watchdog_first_s, _RELOAD_TIMES * self._load_s))
-        self._life = Incarnation(settings, self._placement_group, self._first_bundle, self._name, self._tick)
+            timeout_s = min(timeout_s, max(settings.reliability.watchdog_first_s, RELOAD_TIMES * self._load_s))
+        self._life = Incarnation(
+            settings, self._placement_group, self._first_bundle, self._name, self._tick, self.costs
+        )
         self._source, self._facts = self._life.assemble(self._source, timeout_s)
         self._load_s = time.monotonic() - began
         self._ready = True

@@ -131,11 +131,16 @@ class ReliabilitySettings(_Settings):
     max_queued_seconds: float = Field(default=120.0, gt=0, description="Predicted seconds of queued work admitted.")
     request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
     watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")
-    watchdog_steps: float = Field(default=3.0, gt=1, description="Hang = no progress for this many learned step times.")
+    watchdog_steps: float = Field(
+        default=3.0,
+        gt=1,
+        description="Hang = no progress for so many times what the step, encoding or decoding takes.",
+    )
     watchdog_first_s: float = Field(
         default=120.0,
         gt=0,
-        description="Patience for encode, decode, and the first step of a shape never drawn before.",
+        description="Patience where nothing can be known: the very first draws, and steps of a new shape with "
+        "`model.compile`.",
     )
     max_restarts: int = Field(
         default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it."

@@ -1,13 +1,16 @@
 """Admission by predicted seconds and by count, with a clock that the test turns."""
 
+import numpy as np
 import pytest
 
-from raycache.admission import Admission, Predictor, Work
+from cache_core import NoCacheOptions
+from raycache.admission import Admission
+from raycache.costs import Costs, Work
 from raycache.errors import RequestError
+from raycache.job import JobOutput
 from raycache.settings import AppSettings
 
-SMALL = Work(128, 128, 1, 10, "none")
-LARGE = Work(256, 256, 1, 10, "none")
+SMALL = Work(128, 128, 1, 10, NoCacheOptions())
 
 
 class Clock:
@@ -19,13 +22,18 @@ class Clock:
 
 def admission(clock: Clock | None = None, **policy) -> Admission:
     base = AppSettings.model_validate({"model": {"path": "noise"}}).policy
-    return Admission(base.model_copy(update=policy), clock or Clock())
+    return Admission(base.model_copy(update=policy), Costs(), clock or Clock())
+
+
+def teach(queue: Admission, seconds: float) -> None:
+    phases = {"encode_s": 0.1 * seconds, "denoise_s": 0.8 * seconds, "decode_s": 0.1 * seconds}
+    queue._costs.learn(SMALL, JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, **phases))
 
 
 def learned(seconds: float, times: int = 2, **kwargs) -> Admission:
     queue = admission(**kwargs)
     for _ in range(times):
-        queue.predictor.learn(SMALL, seconds)
+        teach(queue, seconds)
     return queue
 
 
@@ -36,32 +44,7 @@ def refusal(queue: Admission, work: Work = SMALL, timeout_s: float = 300.0) -> R
 
 
 def test_nothing_is_known_at_first():
-    assert Predictor().seconds(SMALL) is None
     assert admission().admit(SMALL, 1.0).seconds == 0.0
-
-
-def test_other_sizes_are_scaled_from_the_known_one():
-    predictor = Predictor()
-    predictor.learn(SMALL, 2.0)
-    assert predictor.seconds(SMALL) == 2.0
-    assert predictor.seconds(LARGE) == pytest.approx(8.0)
-    assert predictor.seconds(Work(128, 128, 4, 5, "none")) == pytest.approx(4.0)
-    assert predictor.seconds(Work(128, 128, 1, 10, "DBCache")) == pytest.approx(2.0)
-
-
-def test_the_mean_follows_a_change():
-    predictor = Predictor()
-    for seconds in [1.0] * 5 + [2.0] * 10:
-        predictor.learn(SMALL, seconds)
-    assert 1.95 < predictor.seconds(SMALL) < 2.0
-    assert predictor.fastest(SMALL) == 1.0
-
-
-def test_memory_is_bounded():
-    predictor = Predictor()
-    for steps in range(1, 2000):
-        predictor.learn(Work(128, 128, 1, steps, str(steps)), 1.0)
-    assert len(predictor._exact) == len(predictor._rates) == 512
 
 
 def test_by_count():
@@ -70,7 +53,7 @@ def test_by_count():
     error = refusal(queue)
     assert (error.status, error.code) == (429, "queue_full")
     assert error.retry_after_s == 10.0
-    queue.release(tickets[0], 10.0)
+    queue.release(tickets[0])
     queue.admit(SMALL, 300.0)
 
 
@@ -96,10 +79,9 @@ def test_a_running_job_counts_for_what_is_left_of_it():
     assert queue.load() == (1, True, 20.0)
     clock.now = 4.0
     assert queue.load() == (1, True, 16.0)
-    assert queue.expected(first) == 10.0
     clock.now = 30.0
     assert queue.load() == (1, True, 10.0)
-    queue.release(first, 10.0)
+    queue.release(first)
     clock.now = 32.0
     assert queue.load() == (0, True, 8.0)
 
@@ -120,14 +102,9 @@ def test_a_deadline_that_no_waiting_helps_is_400():
 
 def test_one_slow_job_does_not_lock_its_kind_out():
     queue = learned(1000.0, times=1)
-    queue.release(queue.admit(SMALL, 300.0), 1.0)
-    queue.admit(SMALL, 300.0)
-
-
-def test_an_unfinished_job_teaches_nothing():
-    queue = learned(10.0)
     queue.release(queue.admit(SMALL, 300.0))
-    assert queue.predictor.seconds(SMALL) == 10.0
+    teach(queue, 1.0)
+    queue.admit(SMALL, 300.0)
 
 
 def test_a_deadline_before_new_ranks_are_there_is_for_another_engine():
