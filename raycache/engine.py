@@ -151,9 +151,8 @@ class Engine:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.autoscaling.QueuedSeconds`."""
         queued, running, wait = self._admission.load(self._mending_s())
-        jobs = queued + running
         # Ranks that are being rebuilt are no work that another engine could take over.
-        return {QUEUED_S: wait if jobs else 0.0, JOBS: jobs}
+        return {QUEUED_S: wait if running else 0.0, JOBS: queued + running}
 
     def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
