@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from cache_core.options import CacheOptions
-from raycache.admission import Work
+from raycache.costs import Work, work_of
 from raycache.demo.words import prompt_warnings
 from raycache.errors import RequestError, unavailable
 from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
@@ -47,7 +47,7 @@ def job_of(
         request_id=request_id,
         traces=traces,
     )
-    return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
+    return job, work_of(job)
 
 
 def result_of(

@@ -16,6 +16,7 @@ from pathlib import Path
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycache.auth import read_keys
@@ -36,8 +37,11 @@ logger = logging.getLogger("ray.serve")
 _NODE_S = 60.0
 
 
-class CannotWork(ValueError):
-    """This configuration cannot work; the message says where and why. Whatever served before goes on serving."""
+class CannotWork(RayServeException, ValueError):
+    """This configuration cannot work; the message says where and why. Whatever served before goes on serving.
+
+    Serve's own kind: its build task tells such a message as it is, and builds three times more for any other error.
+    """
 
 
 @dataclass

@@ -16,10 +16,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from raycache.admission import Admission, Ticket, Work
+from raycache.admission import Admission, Ticket
 from raycache.answers import forward, job_of, request_error, result_of
 from raycache.autoscaling import JOBS, QUEUED_S
 from raycache.callers import Callers
+from raycache.costs import Work
 from raycache.errors import RequestError
 from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.gang_like import GangLike, gang_of_this_replica
@@ -67,7 +68,6 @@ class Engine:
         began = time.monotonic()
         self._settings = settings
         self._policy = settings.policy
-        self._admission = Admission(self._policy)
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
         self._jobs = 0
         self._callers = Callers()
@@ -76,11 +76,11 @@ class Engine:
         join_serve_log()
         self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
-        self._gang.start()
+        self._admission = Admission(self._policy, self._gang.costs)
+        self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
         try:
             self._model = ModelInfo(**asdict(self._gang.model_facts()))
             check_deployment(settings, self._policy, self._model)
-            self._warm_up()
         except BaseException:
             self._gang.shutdown()
             raise
@@ -88,29 +88,35 @@ class Engine:
         check = partial(check_deployment, settings, model=self._model)
         self._user_config = UserConfig(self._policy, check, memory or memory_of_this_replica())
         threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
-        seconds, parallel = time.monotonic() - began, settings.parallel
+        self._start_s = seconds = time.monotonic() - began
+        parallel = settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
         for warning in deployment_warnings(settings, self._policy, self._model):
             logger.warning("%s", warning)
 
-    async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
+    async def generate(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
 
         Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
-        the silence of ``caller``, an ingress that asks for :meth:`status` in this name.
+        the silence of ``caller``, an ingress that asks for :meth:`status` in this name. ``key``: the public name of
+        the client's, whose limits count.
         """
-        async for event in self._events(request, caller, watch=False):
+        async for event in self._events(request, caller, key, watch=False):
             if isinstance(event, GenerationResult | RequestError):
                 return event
         raise AssertionError("a job ended without an answer")
 
-    async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
+    async def generate_stream(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> AsyncIterator[Event]:
         """Like :meth:`generate`, with progress and previews before the answer, which comes last.
 
         A ``caller`` is told first that the job is admitted: it holds a client's line open.
         """
-        events = self._events(request, caller, watch=True)
+        events = self._events(request, caller, key, watch=True)
         try:
             async for event in events:
                 yield event
@@ -120,8 +126,8 @@ class Engine:
     def status(self, caller: str | None = None) -> EngineStatus:
         """This replica as it sees itself; never waits for a rank. ``caller``: who asks, see :meth:`generate`."""
         self._callers.heard(caller)
-        queued, running, wait = self._admission.load()
         gang = self._gang.status()
+        queued, running, wait = self._admission.load(gang.ready_in_s)
         self._metrics.queued_jobs.set(queued)
         self._metrics.predicted_queue_seconds.set(wait)
         self._metrics.gang(gang)
@@ -136,6 +142,7 @@ class Engine:
             gang=asdict(gang),
             model=self._model,
             policy=self._policy,
+            start_s=self._start_s,
             user_config_refused=self._user_config.refused,
             pid=os.getpid(),
             told_at=time.time(),
@@ -143,7 +150,7 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.autoscaling.QueuedSeconds`."""
-        queued, running, wait = self._admission.load()
+        queued, running, wait = self._admission.load(self._mending_s())
         return {QUEUED_S: wait, JOBS: queued + running}
 
     def reconfigure(self, user_config: Any) -> None:
@@ -189,11 +196,14 @@ class Engine:
             self._stopped.set()
             gang.shutdown()
 
-    async def _events(self, request: GenerationRequest, caller: str | None, *, watch: bool) -> AsyncIterator[Event]:
+    async def _events(
+        self, request: GenerationRequest, caller: str | None, key: str | None, *, watch: bool
+    ) -> AsyncIterator[Event]:
         arrived = time.monotonic()
         job, work = self._job(request, watch)
+        mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(work, request.timeout_s, self._gang.status().ready_in_s)
+            ticket = self._admission.admit(work, request.timeout_s, self._mending_s(), key=key, mark=mark)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
@@ -212,13 +222,15 @@ class Engine:
                 if watch and caller:
                     yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
-                    expected = self._admission.expected(ticket)
-                    left = None if expected is None else expected * (1 - progress.step / progress.steps)
+                    left = self._gang.costs.left_s(work, progress.step)
                     yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
                     if progress.preview is not None:
                         yield PreviewEvent(previews, list(progress.preview))
                         previews += 1
-            yield self._answer(request, outcome, time.monotonic() - arrived)
+            answer = self._answer(request, outcome, time.monotonic() - arrived)
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._mending_s()):
+                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
+            yield answer
         finally:
             if not handle.future.done():
                 self._metrics.ended("aborted", "client_gone")
@@ -249,24 +261,14 @@ class Engine:
 
     def _release(self, ticket: Ticket, future: Any) -> None:
         finished = not future.cancelled() and future.exception() is None
-        self._admission.release(ticket, future.result().share_s if finished else None)
+        batching = finished and self._settings.parallel.max_batch_size > 1
+        self._admission.release(ticket, future.result().share_s if batching else None)
+
+    def _mending_s(self) -> float:
+        """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
+        return self._gang.status().ready_in_s
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
         traces = traces_of_request(self._exporter)
         return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)
-
-    def _warm_up(self) -> None:
-        """Draw the declared shapes: no user pays for compilation or allocation, and the predictor has learned them."""
-        for shape in self._settings.warmup:
-            request = GenerationRequest(
-                prompt="warm-up",
-                size=shape.size,
-                n=shape.n,
-                seed=0,
-                num_inference_steps=shape.num_inference_steps,
-                guidance_scale=self._policy.defaults.guidance_scale,
-                cache=self._policy.cache,
-            )
-            job, _ = self._job(request, watch=False)
-            self._gang.submit(job, deadline=None, on_progress=None).future.result()

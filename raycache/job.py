@@ -79,7 +79,7 @@ class JobOutput:
 
     ``warnings``: of each picture, what was odd about its prompt. ``after_fault_s``: in the first picture after a fault,
     seconds since that was noticed. ``batch_size``: pictures that were drawn together, those of other requests among
-    them; 0 = only these.
+    them; 0 = only these. ``stalls_s``: how much of ``denoise_s`` went to steps that took far longer than the others.
     """
 
     images: np.ndarray
@@ -90,6 +90,7 @@ class JobOutput:
     warnings: list[list[str]] = field(default_factory=list)
     after_fault_s: float | None = None
     batch_size: int = 0
+    stalls_s: float = 0.0
 
     @property
     def share_s(self) -> float:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
+from raycache.costs import stalls
 from raycache.guidance import guided
 from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
 from raycache.logs import about, to_stderr
@@ -167,7 +168,7 @@ class Rank:
             )
             rows = [prompts.index(prompt) for prompt in job.prompts] or [0] * n
             embeds, pooled = embeds[rows], pooled[rows]
-            encoded = self._now()
+            ends = [encoded := self._now()]
             self._phase = "denoise"
             spans.phase("denoise")
             # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
@@ -192,7 +193,9 @@ class Rank:
                     max_sequence_length=self._text_tokens,
                     latents=noise,
                     output_type="latent",
-                    callback_on_step_end=lambda pipe, step, _, state: self._step_done(job, report, step, state),
+                    callback_on_step_end=lambda pipe, step, _, state: (
+                        ends.append(time.monotonic()) or self._step_done(job, report, step, state)
+                    ),
                     callback_on_step_end_tensor_inputs=["latents"],
                 ).images
             denoised = self._now()
@@ -211,6 +214,7 @@ class Rank:
             encode_s=encoded - began,
             denoise_s=denoised - encoded,
             decode_s=self._now() - denoised,
+            stalls_s=stalls(np.diff(ends).tolist()),
         )
 
     def _unread(self, prompt: str) -> list[str]:

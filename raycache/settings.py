@@ -9,22 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.cors import check_origin
+from raycache.limits import DefaultSettings, LimitSettings
 from raycache.presets import PresetName, load_presets
+from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_typed(cls, value: Any) -> Any:
-        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
-        return trimmed_within(value)
 
 
 class ModelSettings(_Settings):
@@ -98,28 +90,10 @@ class ParallelSettings(_Settings):
         return 1.0 if self.device == "cuda" else 0.0
 
 
-class LimitSettings(_Settings):
-    """What one request may ask. Everything above is answered 400 before a GPU is touched."""
-
-    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one picture.")
-    max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
-    max_images: int = Field(default=4, ge=1, le=64, description="`n`.")
-    max_prompt_characters: int = Field(default=4000, ge=1, description="Characters of `prompt`.")
-    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
-
-
-class DefaultSettings(_Settings):
-    """What a request gets when it does not say."""
-
-    size: str = Field(default="1024x1024", pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
-    num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
-
-
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
+    size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
     n: int = Field(default=1, ge=1, description="Pictures in one batch.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
@@ -131,11 +105,16 @@ class ReliabilitySettings(_Settings):
     max_queued_seconds: float = Field(default=120.0, gt=0, description="Predicted seconds of queued work admitted.")
     request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
     watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")
-    watchdog_steps: float = Field(default=3.0, gt=1, description="Hang = no progress for this many learned step times.")
+    watchdog_steps: float = Field(
+        default=3.0,
+        gt=1,
+        description="Hang = no progress for so many times what the step, encoding or decoding takes.",
+    )
     watchdog_first_s: float = Field(
         default=120.0,
         gt=0,
-        description="Patience for encode, decode, and the first step of a shape never drawn before.",
+        description="Patience where nothing can be known: the very first draws, and steps of a new shape with "
+        "`model.compile`.",
     )
     max_restarts: int = Field(
         default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it."
@@ -160,6 +139,16 @@ class Policy(_Settings):
     max_queued_seconds: float = Field(gt=0)
     request_timeout_s: float = Field(gt=0)
 
+    @property
+    def max_job_seconds(self) -> float:
+        """Predicted seconds that one job may take by itself."""
+        return self.limits.max_job_seconds or self.max_queued_seconds
+
+    @property
+    def max_timeout_s(self) -> float:
+        """The longest deadline that a request may name."""
+        return max(self.limits.max_timeout_s, self.request_timeout_s)
+
     def changed(self, user_config: dict[str, Any]) -> Policy:
         """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.
 
@@ -167,7 +156,7 @@ class Policy(_Settings):
             pydantic.ValidationError: unknown field or illegal value.
         """
         values = self.model_dump()
-        for name, value in user_config.items():
+        for name, value in trimmed_within(user_config).items():
             field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
             values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)

@@ -161,7 +161,7 @@ def flux(http: str, gang_settings: Callable[..., AppSettings]) -> Iterator[str]:
             # Endless jobs are predicted to take minutes, and are not to be refused for that on a slow machine.
             "max_queued_seconds": 1e6,
             "request_timeout_s": 1e6,
-            "watchdog_floor_s": 4.0,
+            "watchdog_floor_s": 100.0,  # jobs sleep here
             "max_restarts": 99,
         },
         num_replicas=2,

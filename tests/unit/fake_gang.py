@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from raycache.costs import Costs, work_of
 from raycache.engine import Engine
 from raycache.gang import GangStatus, JobOutput
 from raycache.schemas import GenerationRequest, ModelInfo
@@ -30,7 +31,7 @@ class _Handle(SimpleNamespace):
 
 
 class FakeGang:
-    """Jobs end when the test says so; warm-up jobs at once."""
+    """Jobs end when the test says so, and teach their costs as a gang's do; its warm-up is over."""
 
     def __init__(self, settings: AppSettings) -> None:
         self.jobs = []
@@ -38,14 +39,14 @@ class FakeGang:
         self.stopped = False
         self.handed_back = 0
         self.sick: Exception | None = None
+        self.costs = Costs()
 
     def start(self) -> None: ...
 
     def submit(self, job, *, deadline=None, on_progress=None):
         future: Future[JobOutput] = Future()
-        self.jobs.append(SimpleNamespace(job=job, deadline=deadline, on_progress=on_progress, future=future))
-        if deadline is None:
-            finish(self.jobs[-1])
+        running = {"job": job, "deadline": deadline, "on_progress": on_progress, "future": future}
+        self.jobs.append(SimpleNamespace(costs=self.costs, **running))
         return _Handle(future=future, abort=self.aborts.append)
 
     def status(self) -> GangStatus:
@@ -74,7 +75,9 @@ def output(job, **changes) -> JobOutput:
 
 
 def finish(running) -> None:
-    running.future.set_result(output(running.job))
+    drawn = output(running.job)
+    running.costs.learn(work_of(running.job), drawn)
+    running.future.set_result(drawn)
 
 
 def order(**fields) -> GenerationRequest:

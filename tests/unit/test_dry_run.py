@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.serve.exceptions import RayServeException
 
 from raycache.app import build
 from raycache.demo import demo_model_path
@@ -67,8 +68,9 @@ def test_what_works_is_built():
 )
 def test_what_cannot_work_is_refused_by_name(sections: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CannotWork, match=words):
+    with pytest.raises(CannotWork, match=words) as caught:
         build(settings(**sections))
+    assert isinstance(caught.value, RayServeException), "or Serve's build task would try it four times"
 
 
 def test_a_hub_that_does_not_have_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

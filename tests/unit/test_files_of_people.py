@@ -113,6 +113,7 @@ BROKEN = [
     ("warmup_steps", "warm\u00adup_steps", 6, "warm\\u00adup_steps: unknown field; letter 5 is U+00AD (SOFT HYPHEN)"),
     ("warmup_steps: 4", "warmup_steps: \uff14x", 6, "presets.fast.warmup_steps"),
     ("warmup_steps: 4", "warmup_steps: -4", 6, "presets.fast.warmup_steps: Input should be greater than or equal to"),
+    ("warmup_steps: 4", "warmup_steps\u200b: -4", 6, "presets.fast.warmup_steps: Input should be greater than"),
     ("  high:", "  fast:", 7, "`fast` stands here a second time"),
     ("type: DBCache", "type: DBCache\x07", 8, "U+0007"),
     ("source: y", "source: y: z", 2, "mapping values are not allowed here"),
@@ -172,6 +173,33 @@ def test_settings_mean_what_can_be_seen(unseen: str):
     assert settings.num_replicas == 2
     changed = settings.policy.changed({"cache": {"type": f"none{unseen}"}, "defaults": {"size": f"{unseen}32x32"}})
     assert (changed.cache.type, changed.defaults.size) == ("none", "32x32")
+    some = settings.policy.changed({f"limits{unseen}": {"max_steps": 7}})
+    assert some.limits == settings.limits.model_copy(update={"max_steps": 7})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("64x64", "64\u00d764", "size must be WIDTHxHEIGHT in ASCII, got '64\u00d764'"),
+        ("64x64", "\uff16\uff14x\uff16\uff14", "size must be WIDTHxHEIGHT in ASCII"),
+        ("64x64", "64", "size must be WIDTHxHEIGHT in ASCII, got 64"),
+        ("size", "s\u0456ze", "lacks ['size']"),
+        ("      size: 64x64\n", "", "lacks ['size']"),
+    ],
+)
+def test_a_mix_that_cannot_be_sent_names_the_line(tmp_path: Path, old: str, new: str, words: str):
+    (path := tmp_path / "mix.yaml").write_text(MIX.replace(old, new), "utf-8")
+    with pytest.raises(FileError) as caught:
+        load_mix(path)
+    assert caught.value.line == 4
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["\uff16\uff14x\uff16\uff14", "64\u00d764"])
+def test_digits_of_another_alphabet_are_no_size(size: str):
+    for settings in ({"defaults": {"size": size}}, {"warmup": [{"size": size}]}):
+        with pytest.raises(ValueError, match="size"):
+            AppSettings.model_validate({"model": {"path": "demo"}, **settings})
 
 
 def test_a_field_in_another_alphabet_stops_the_start():

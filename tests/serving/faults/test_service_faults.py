@@ -95,7 +95,6 @@ def test_an_engine_dies_and_another_draws_its_jobs(flux: str, sound: None, refer
     """One is being drawn and streamed, one or more wait behind it, and two come before anybody knows of the death."""
     drawing = tmp_path / "drawing"
     plan = PlannedFault(kind="sleep", step=3, seconds=100, once=str(drawing))
-    # Of a size that nothing else here has: the watchdog has learned no step of it, and waits.
     stuck = {**ASK, "size": "96x64", "prompt": plan.prompt()}
     with ThreadPoolExecutor() as pool:
         events = pool.submit(streamed, flux, stuck)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from para_attn import para_attn_interface as interface
 
 from cache_core import para_attention
-from cache_core.para_attention import mend_is_needed, repair_if_used, repair_para_attention
+from cache_core.para_attention import gather_heads, mend_is_needed, repair_if_used, repair_para_attention
 
 MESH = "two ranks"
 
@@ -24,7 +24,7 @@ def _own(query: Any, key: Any, value: Any, attn_mask: Any = None, *, mesh: Any =
 @pytest.fixture
 def repaired(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(interface, "ulysses_attn_func", _own)
-    monkeypatch.setattr(interface, "DP", SimpleNamespace(get_world_size=lambda mesh: 2 if mesh == MESH else 1))
+    monkeypatch.setattr(interface, "DP", SimpleNamespace(get_world_size={MESH: 2, "one rank": 1}.__getitem__))
     monkeypatch.setattr(interface, "_sdpa_output_all_to_all", lambda out, mesh: ("fused", out, mesh))
     monkeypatch.setattr(para_attention, "gather_heads", lambda q, k, v, mesh: (q + 1, k + 2, v + 3))
     repair_para_attention()
@@ -106,3 +106,31 @@ def test_a_process_without_paraattention_is_left_alone(monkeypatch: pytest.Monke
     repair_if_used(SimpleNamespace(_is_parallelized=True))
     assert interface.ulysses_attn_func is _own
     assert "para_attn" not in sys.modules
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_one_exchange_brings_each_rank_its_heads_of_all_tokens(ranks: int, monkeypatch: pytest.MonkeyPatch):
+    """All ranks in one process: first what each sends is written down, then each gets its part of all of it."""
+    whole = torch.randn(3, 2, 6, ranks * 4, 8)  # query, key, value; batch, heads, tokens, channels
+    sent: list[torch.Tensor] = []
+
+    class Sent(Exception):
+        """Far enough."""
+
+    def send(packed: torch.Tensor, mesh: int) -> torch.Tensor:
+        sent.append(packed)
+        raise Sent
+
+    monkeypatch.setattr(interface, "DP", SimpleNamespace(get_world_size=lambda mesh: ranks))
+    monkeypatch.setattr(interface, "_sdpa_all_to_all_single", send)
+    for rank in range(ranks):
+        with pytest.raises(Sent):
+            gather_heads(*whole[:, :, :, rank * 4 : rank * 4 + 4], rank)
+    monkeypatch.setattr(
+        interface, "_sdpa_all_to_all_single", lambda _, rank: torch.cat([each.chunk(ranks)[rank] for each in sent])
+    )
+    heads = 6 // ranks
+    for rank in range(ranks):
+        got = gather_heads(*whole[:, :, :, rank * 4 : rank * 4 + 4], rank)
+        expected = whole[:, :, rank * heads : (rank + 1) * heads]
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, expected, strict=True))

@@ -80,6 +80,22 @@ def test_the_order_that_the_taylorseer_switches_ask_for(given: dict[str, Any], o
     assert given == before, "a dict of the caller's is left as it is"
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"taylor_order": 1}, "n_derivatives=2 contradicts taylor_order=1"),
+        ({"taylorseer_cache_type": "hidden_states"}, "taylorseer_cache_type='hidden_states' is not supported"),
+        ({"taylorseer_kwargs": {"n_derivatives": 3}}, "n_derivatives=3 is not supported"),
+        ({"taylorseer_kwargs": {"n_derivatives": -1}}, "n_derivatives=-1 is not supported"),
+        ({"taylorseer_kwargs": {"order": 1}}, "taylorseer_kwargs has no 'order'"),
+        ({"enable_taylorseer": False, "enable_encoder_taylorseer": True}, "enable_encoder_taylorseer=True without"),
+    ],
+)
+def test_what_the_taylorseer_switches_cannot_say(given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        translated({"enable_taylorseer": True, **given})
+
+
 DB = {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_cached_steps": -1}
 LEFT_OUT = {
     CacheType.NONE: {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -16,6 +17,18 @@ TEXTS = (
     "cap_feats",
     "class_labels",
     "encoder_hidden_states_image",
+    "image_embeds",
+    "encoder_hidden_states_2",
+    "encoder_attention_mask",
+    "encoder_attention_mask_2",
+    "encoder_hidden_states_mask",
+    "attention_mask",
+    "guidance",
+    "siglip_feats",
+    "control_hidden_states",
+    "added_cond_kwargs",
+    "joint_attention_kwargs",
+    "attention_kwargs",
 )
 
 
@@ -89,6 +102,7 @@ def test_timesteps_are_compared_in_all_their_values():
     first, second = _text(1.0), _text(2.0)
     assert _places((torch.tensor([0.0, 0.9]), first), (torch.tensor([0.0, 0.9]), second)) == [1, 2]
     assert _places((torch.tensor([0.0, 0.9]), first), (torch.tensor([0.0, 0.8]), second)) == [1, 1]
+    assert _places((torch.tensor([0.0]), first), (torch.tensor([0.0, 0.9]), second)) == [1, 1]
 
 
 def test_a_timestep_written_over_is_another():
@@ -126,6 +140,22 @@ def test_a_text_is_known_again_by_its_values(text: Any, same: bool, gone: bool):
     assert step.begin(call_inputs(Model(), (LATENTS, 1.0, text), {})) == (1 if same else 2)
 
 
+def test_texts_that_are_still_there_are_compared_value_by_value():
+    """Their weighted sums are equal."""
+    assert _places((1.0, text := _text(1.0, 2.0)), (1.0, _text(3.0, 1.0)), (1.0, text)) == [1, 2, 1]
+
+
+def test_no_text_is_kept_alive():
+    """That of a long prompt is tens of megabytes, and its owner may have moved it off the GPU."""
+    texts = [[_text(1.0), _text(2.0)], _text(3.0)]
+    gone = [weakref.ref(each) for each in (*texts[0], texts[1])]
+    step = StepCalls()
+    while texts:
+        step.begin(call_inputs(Model(), (LATENTS, 1.0, texts.pop()), {}))
+        step.end()
+    assert [each() for each in gone] == [None] * 3
+
+
 @pytest.mark.parametrize("gone", [False, True])
 def test_texts_on_two_devices_are_two(gone: bool):
     held = [torch.zeros(1, 2)]
@@ -145,8 +175,41 @@ def test_a_list_is_known_by_all_of_it():
     assert _places((1.0, [a]), (1.0, a), (1.0, None)) == [1, 2, 3]
 
 
-def test_numbers_as_conditioning():
+def test_numbers_and_words_as_conditioning():
     assert _places((1.0, 3), (1.0, 4), (1.0, 3)) == [1, 2, 1]
+    assert _places((1.0, "left"), (1.0, "right"), (1.0, "".join(["le", "ft"]))) == [1, 2, 1]
+
+
+def test_a_dict_is_known_by_its_names_and_values_as_they_were():
+    """A pipeline may change the dict that it passed, between two calls."""
+    a, b = _text(1.0), _text(2.0)
+    first, second = {"scale": a, "mode": 1}, {"scale": b, "mode": 1}
+    assert _places((1.0, first), (1.0, second), (1.0, dict(first)), (1.0, second)) == [1, 2, 1, 2]
+    assert _places((1.0, first), (1.0, first | {"mode": 2})) == [1, 2]
+    assert _places((1.0, first), (1.0, {"scale": a}), (1.0, first | {"more": 3}), (1.0, [])) == [1, 2, 3, 4]
+    assert _places((1.0, {"scale": a}), (1.0, {"mask": a})) == [1, 2]
+    step, changed = StepCalls(), {"scale": a}
+    assert step.begin(call_inputs(Model(), (LATENTS, 1.0, changed), {})) == 1
+    step.end()
+    changed["scale"] = b
+    assert step.begin(call_inputs(Model(), (LATENTS, 1.0, changed), {})) == 2
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("kind", [torch.cat, list])
+def test_a_call_of_other_rows_is_another(kind: Any, tokens: int):
+    """Skip-layer guidance asks for the prompt's rows once more: the same text, and the same time for each row or token.
+
+    Rows are a tensor, or a list (Z-Image).
+    """
+    step, text = StepCalls(), _text(1.0)
+    places = []
+    for time in (5.0, 4.0):
+        for rows in (2, 1):
+            timestep = torch.full((rows,) if tokens == 1 else (rows, tokens), time)
+            places.append(step.begin(call_inputs(Model(), (kind([LATENTS] * rows), timestep, text), {})))
+            step.end()
+    assert places == [1, 2, 1, 2]
 
 
 def test_a_call_that_raised_keeps_its_place_if_it_is_repeated_at_once():
