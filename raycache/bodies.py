@@ -70,17 +70,20 @@ class Bodies:
         return body
 
     def grow(self, body: _Body, chunk: bytes) -> None:
-        """One more chunk of it.
+        """One more chunk of it; where all together would hold too much, the largest gives way to a smaller one.
 
         Raises:
-            RequestError: 503 when all of them together would hold too much.
+            RequestError: 503 when it is the largest itself.
         """
+        if body.ousted:
+            return
         while self._bytes + len(chunk) > self._most_bytes and len(self._open) > 1:
-            if not self._oust(keep=body):
+            largest = max((other for other in self._open if other is not body), key=lambda other: len(other.data))
+            if len(largest.data) <= len(body.data) + len(chunk):
                 raise _crowded()
-        if not body.ousted:
-            body.data += chunk
-            self._bytes += len(chunk)
+            self._oust(largest)
+        body.data += chunk
+        self._bytes += len(chunk)
 
     def leave(self, body: _Body) -> None:
         """It is over, one way or another; its bytes count no more."""
@@ -89,19 +92,18 @@ class Bodies:
             self._bytes -= len(body.data)
 
     def _trim(self, number: int) -> None:
-        while len(self._open) > number and self._oust():
-            pass
+        """The oldest go until there are ``number``, if they are slow ones."""
+        while len(self._open) > number:
+            oldest = next(iter(self._open))
+            if time.monotonic() - oldest.began < _YOUNG_S:
+                return
+            self._oust(oldest)
 
-    def _oust(self, keep: _Body | None = None) -> bool:
-        """End the oldest, if it is a slow one."""
-        oldest = next((body for body in self._open if body is not keep), None)
-        if oldest is None or time.monotonic() - oldest.began < _YOUNG_S:
-            return False
-        self.leave(oldest)
-        oldest.ousted, oldest.data = True, bytearray()
-        if not oldest.patience.expired():  # it may be over, and not know it yet
-            oldest.patience.reschedule(asyncio.get_running_loop().time())
-        return True
+    def _oust(self, body: _Body) -> None:
+        self.leave(body)
+        body.ousted, body.data = True, bytearray()
+        if not body.patience.expired():  # it may be over, and not know it yet
+            body.patience.reschedule(asyncio.get_running_loop().time())
 
 
 async def read_whole(receive: Receive, limit: int, seconds: float, bodies: Bodies) -> bytes:

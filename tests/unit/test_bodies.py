@@ -105,7 +105,7 @@ async def test_liveness_waits_for_no_body(app):
         while sum(not wire.task.done() for wire in slow) > 256:
             await asyncio.sleep(0.05)
     await asyncio.sleep(0.05)
-    assert sum(not wire.task.done() for wire in slow) == 256
+    assert sum(not wire.task.done() for wire in slow) in (255, 256), "who was drawn for may have had a place"
     for wire in slow:
         wire.leave()
     await asyncio.gather(*(wire.done() for wire in slow))
@@ -162,13 +162,15 @@ async def test_all_of_them_are_bounded_in_number_and_bytes_even_when_they_are_yo
     assert await code_of(reading(crowd, b"x" * 400, limit=500, seconds=0.01)) == "body_too_slow", "alone it may"
 
 
-async def test_bytes_of_the_slow_are_given_to_who_comes(monkeypatch):
-    monkeypatch.setattr(bodies, "_YOUNG_S", 0.0)
+async def test_where_bytes_are_short_the_largest_gives_way_to_a_small_one():
+    """However young it is: who sends a lot all the time takes nothing from who sends a prompt."""
     crowd = Bodies(most_bytes=150)
-    slow = asyncio.ensure_future(reading(crowd, b"x" * 90))
+    small = asyncio.ensure_future(reading(crowd, b"x" * 20, seconds=0.2))
+    large = asyncio.ensure_future(reading(crowd, b"x" * 90))
     await asyncio.sleep(0.01)
-    assert await code_of(reading(crowd, b"x" * 90, seconds=0.01)) == "body_too_slow"
-    assert await code_of(slow) == "too_many_bodies"
+    assert await code_of(reading(crowd, b"x" * 30, b"x" * 30, seconds=0.05)) == "body_too_slow", "it was held"
+    assert await code_of(large) == "too_many_bodies"
+    assert await code_of(small) == "body_too_slow"
     assert len(crowd) == 0
 
 
