@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,6 +21,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from raycache.asker import key_in_use
 from raycache.auth import check_key, has_key
 from raycache.bodies import Bodies, read_body
 from raycache.cors import CorsFastAPI
@@ -69,6 +71,8 @@ class Service(Protocol):
     @property
     def shortage(self) -> str | None: ...
     @property
+    def ready_in_s(self) -> float: ...
+    @property
     def asleep(self) -> bool: ...
     async def generate(self, request: GenerationRequest) -> GenerationResult: ...
     def generate_stream(self, request: GenerationRequest) -> StreamEvents: ...
@@ -92,7 +96,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
     @app.post("/v1/images/generations")
     async def generate(http: Request) -> Response:
         """Draw pictures."""
-        check_key(service.keys, http.headers.get("authorization"))
+        key_in_use.set(check_key(service.keys, http.headers.get("authorization")))
         body = parse_body(await read_body(http, service.max_body_bytes, _BODY_S, bodies))
         raw = wanted_media(http.headers, body)
         request = with_header_timeout(body.request(), http.headers)
@@ -142,7 +146,9 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
         content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
         if not has_key(service.keys, http.headers.get("authorization")):
             content = {"ready": ready, "reason": reason}
-        return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "5"})
+        return JSONResponse(
+            content, 200 if ready else 503, None if ready else {"retry-after": str(math.ceil(service.ready_in_s))}
+        )
 
     return app
 

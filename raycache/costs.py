@@ -102,6 +102,11 @@ class Costs:
         """Whether anything was learned."""
         return self._decode.known
 
+    @property
+    def sure(self) -> bool:
+        """Whether any job was finished besides those of the warm-up."""
+        return bool(self._finished)
+
     def meet(self, *, num_blocks: int, text_tokens: int) -> None:
         """Facts of the model that is drawn with."""
         with self._lock:
@@ -135,7 +140,7 @@ class Costs:
             if wall_s:
                 self._between_s += _NEWEST * (max(0.0, wall_s - busy) - self._between_s)
             if expected:
-                self.error += _NEWEST * (abs(max(wall_s, busy) / expected - 1) - self.error)
+                self.error += _NEWEST * (min(1.0, abs(max(wall_s, busy) / expected - 1)) - self.error)
             count, fastest = self._finished.pop(work, (0, busy))
             self._finished[work] = count + 1, min(fastest, busy)
             if len(self._finished) > _REMEMBERED:
@@ -158,9 +163,13 @@ class Costs:
 
     def fastest(self, work: Work) -> float:
         """The fastest of at least two jobs of exactly this kind; 0 while there are fewer."""
+        count, fastest = self.finished(work)
+        return fastest if count > 1 else 0.0
+
+    def finished(self, work: Work) -> tuple[int, float]:
+        """How many jobs of exactly this kind were finished, and the seconds of the fastest."""
         with self._lock:
-            count, fastest = self._finished.get(work, (0, 0.0))
-            return fastest if count > 1 else 0.0
+            return self._finished.get(work, (0, 0.0))
 
     def phase_s(self, work: Work, phase: str) -> float | None:
         """Seconds for which ``phase`` of ``work`` shows no progress: all of it, or one step with every block computed.

@@ -88,29 +88,35 @@ class Engine:
         check = partial(check_deployment, settings, model=self._model)
         self._user_config = UserConfig(self._policy, check, memory or memory_of_this_replica())
         threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
-        seconds, parallel = time.monotonic() - began, settings.parallel
+        self._start_s = seconds = time.monotonic() - began
+        parallel = settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
         for warning in deployment_warnings(settings, self._policy, self._model):
             logger.warning("%s", warning)
 
-    async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
+    async def generate(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
 
         Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
-        the silence of ``caller``, an ingress that asks for :meth:`status` in this name.
+        the silence of ``caller``, an ingress that asks for :meth:`status` in this name. ``key``: the public name of
+        the client's, whose limits count.
         """
-        async for event in self._events(request, caller, watch=False):
+        async for event in self._events(request, caller, key, watch=False):
             if isinstance(event, GenerationResult | RequestError):
                 return event
         raise AssertionError("a job ended without an answer")
 
-    async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
+    async def generate_stream(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> AsyncIterator[Event]:
         """Like :meth:`generate`, with progress and previews before the answer, which comes last.
 
         A ``caller`` is told first that the job is admitted: it holds a client's line open.
         """
-        events = self._events(request, caller, watch=True)
+        events = self._events(request, caller, key, watch=True)
         try:
             async for event in events:
                 yield event
@@ -120,8 +126,8 @@ class Engine:
     def status(self, caller: str | None = None) -> EngineStatus:
         """This replica as it sees itself; never waits for a rank. ``caller``: who asks, see :meth:`generate`."""
         self._callers.heard(caller)
-        queued, running, wait = self._admission.load()
         gang = self._gang.status()
+        queued, running, wait = self._admission.load(gang.ready_in_s)
         self._metrics.queued_jobs.set(queued)
         self._metrics.predicted_queue_seconds.set(wait)
         self._metrics.gang(gang)
@@ -136,6 +142,7 @@ class Engine:
             gang=asdict(gang),
             model=self._model,
             policy=self._policy,
+            start_s=self._start_s,
             user_config_refused=self._user_config.refused,
             pid=os.getpid(),
             told_at=time.time(),
@@ -143,8 +150,10 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.autoscaling.QueuedSeconds`."""
-        queued, running, wait = self._admission.load()
-        return {QUEUED_S: wait, JOBS: queued + running}
+        queued, running, wait = self._admission.load(self._mending_s())
+        jobs = queued + running
+        # Ranks that are being rebuilt are no work that another engine could take over.
+        return {QUEUED_S: wait if jobs else 0.0, JOBS: jobs}
 
     def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
@@ -189,11 +198,14 @@ class Engine:
             self._stopped.set()
             gang.shutdown()
 
-    async def _events(self, request: GenerationRequest, caller: str | None, *, watch: bool) -> AsyncIterator[Event]:
+    async def _events(
+        self, request: GenerationRequest, caller: str | None, key: str | None, *, watch: bool
+    ) -> AsyncIterator[Event]:
         arrived = time.monotonic()
         job, work = self._job(request, watch)
+        mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(work, request.timeout_s, self._gang.status().ready_in_s)
+            ticket = self._admission.admit(work, request.timeout_s, self._mending_s(), key=key, mark=mark)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
@@ -217,7 +229,10 @@ class Engine:
                     if progress.preview is not None:
                         yield PreviewEvent(previews, list(progress.preview))
                         previews += 1
-            yield self._answer(request, outcome, time.monotonic() - arrived)
+            answer = self._answer(request, outcome, time.monotonic() - arrived)
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._mending_s()):
+                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
+            yield answer
         finally:
             if not handle.future.done():
                 self._metrics.ended("aborted", "client_gone")
@@ -250,6 +265,10 @@ class Engine:
         finished = not future.cancelled() and future.exception() is None
         batching = finished and self._settings.parallel.max_batch_size > 1
         self._admission.release(ticket, future.result().share_s if batching else None)
+
+    def _mending_s(self) -> float:
+        """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
+        return self._gang.status().ready_in_s
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1

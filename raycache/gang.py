@@ -36,9 +36,9 @@ from raycache.job import (
 )
 from raycache.logs import about
 from raycache.placement import placement_bundles
-from raycache.recovery import ATTEMPTS, REPLACED_S, Restarts, verdict
+from raycache.rebuilds import Rebuilds
+from raycache.recovery import ATTEMPTS, Restarts, verdict
 from raycache.settings import AppSettings
-from raycache.watchdog import RELOAD_TIMES
 
 __all__ = ["DeadlineExceeded", "Gang", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job"]
 __all__ += ["JobCancelled", "JobFailed", "JobHandle", "JobOutput", "ModelFacts", "Progress", "placement_bundles"]
@@ -70,7 +70,7 @@ class Gang:
         self._running: JobHandle | JobBatch | None = None  # of those, what the ranks draw
         self._ready = False
         self._broken: str | None = None
-        self._restarts, self._load_s = Restarts(settings.reliability), 0.0
+        self._restarts, self._rebuilds = Restarts(settings.reliability), Rebuilds()
         self._retries: Counter[str] = Counter()  # by kind of fault
         self._started: Future[ModelFacts] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
@@ -95,7 +95,7 @@ class Gang:
         """
         handle = JobHandle(job, deadline, on_progress)
         if self._broken is not None or not self._thread.is_alive() or not self._queue.put(handle):
-            handle.end(GangRestarting(self._broken or "this gang is shut down", REPLACED_S))
+            handle.end(GangRestarting(self._broken or "this gang is shut down", self._rebuilds.replaced_s))
         return handle
 
     def status(self) -> GangStatus:
@@ -113,7 +113,7 @@ class Gang:
             ranks=life.ranks() if life else [],
             faults=self._restarts.faults[-10:],
             last_recovery=self._restarts.last,
-            ready_in_s=0.0 if self._ready else max(0.0, self._load_s - self._restarts.since_s()),
+            ready_in_s=0.0 if self._broken else self._rebuilds.left_s(),
         )
 
     def check_health(self) -> None:
@@ -132,7 +132,7 @@ class Gang:
         """Answer all queued jobs GangRestarting, so that another replica may draw them; how many there were."""
         waiting = self._queue.waiting()
         for handle in waiting:
-            handle.end(GangRestarting("this replica is being stopped", retry_after_s=1.0))
+            handle.end(GangRestarting("this replica is being stopped", self._rebuilds.replaced_s))
         return len(waiting)
 
     def shutdown(self, drain_s: float = 0) -> None:
@@ -206,12 +206,13 @@ class Gang:
                     outcome.after_fault_s = self._restarts.drawn()
                 return outcome
             except Fault as fault:
-                ended = verdict(handle, fault, attempt, took_s=time.monotonic() - began, load_s=self._load_s)
+                took_s, load_s = time.monotonic() - began, self._rebuilds.expected_s
+                ended = verdict(handle, fault, attempt, took_s=took_s, load_s=load_s)
                 handle.pause()
                 if ended is not None:
                     handle.end(ended)  # now, and not when the new ranks are there
                 if not self._recover(fault):
-                    return GangRestarting(f"{fault}; the replica is being replaced", REPLACED_S)
+                    return GangRestarting(f"{fault}; the replica is being replaced", self._rebuilds.replaced_s)
                 if not handle.start() or (ended := handle.end_if_unwanted()):
                     return ended or JobCancelled(handle.reason)
                 self._retries[fault.kind] += 1
@@ -230,21 +231,20 @@ class Gang:
 
     def _spawn(self) -> None:
         began, settings = time.monotonic(), self._settings
-        timeout_s = settings.parallel.startup_timeout_s
-        if self._load_s:  # a rank that hangs while it loads is no rarer than another; nothing is downloaded any more
-            timeout_s = min(timeout_s, max(settings.reliability.watchdog_first_s, RELOAD_TIMES * self._load_s))
-        self._life = Incarnation(
-            settings, self._placement_group, self._first_bundle, self._name, self._tick, self.costs
-        )
+        limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
+        timeout_s = self._rebuilds.patience_s(*limits)
+        where = self._placement_group, self._first_bundle
+        self._life = Incarnation(settings, *where, self._name, self._tick, self.costs)
         self._source, self._facts = self._life.assemble(self._source, timeout_s)
-        self._load_s = time.monotonic() - began
+        self._rebuilds.started(load_s := time.monotonic() - began)
         self._ready = True
-        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, self._load_s)
+        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, load_s)
 
     def _recover(self, fault: Fault) -> bool:
         """Kill all ranks and build the gang anew, in the same placement group; False when it gives up."""
         self._ready = False
         self._restarts.noticed(fault)
+        self._rebuilds.begins()
         _logger.error("Gang %s: %s (%s); killing all ranks", self._name, fault, fault.kind)
         self._life.end(stacks=fault.kind == "hang")
         while True:
@@ -257,7 +257,9 @@ class Gang:
             except GangStartError as error:
                 _logger.error("Gang %s: restart failed: %s", self._name, error)
                 self._life.end()
+                self._rebuilds.begins()
                 continue
+            self._rebuilds.ends()
             ready_s = self._restarts.recovered(self._life.stages)
             _logger.warning("Gang %s: ready again after %.1f s", self._name, ready_s)
             return True
@@ -270,4 +272,4 @@ class Gang:
         finally:
             self._broken = self._broken or f"gang {self._name} is shut down"
             for handle in [*self._queue.close(), *([self._taken] if self._taken else [])]:
-                handle.end(GangRestarting(self._broken, retry_after_s=10.0))
+                handle.end(GangRestarting(self._broken, self._rebuilds.replaced_s))

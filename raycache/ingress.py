@@ -18,6 +18,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raycache.api import build_http_app
+from raycache.asker import asked_by
 from raycache.auth import Key, KeyFile
 from raycache.capacity import Bundle
 from raycache.deaths import DEATHS
@@ -155,6 +156,11 @@ class Ingress:
         return (told.policy if told else self.settings).limits.max_body_bytes
 
     @property
+    def ready_in_s(self) -> float:
+        """Seconds until an engine should be ready."""
+        return self._watch.ready_in_s
+
+    @property
     def shortage(self) -> str | None:
         """What the cluster lacks for the engines to start, if that was found out."""
         return self._watch.shortage
@@ -202,7 +208,7 @@ class Ingress:
         return order.model_copy(update={"timeout_s": left})
 
     async def _call(self, order: GenerationRequest) -> GenerationResult | RequestError:
-        response = self._engine.generate.remote(order, self._name)
+        response = self._engine.generate.remote(order, self._name, **asked_by())
         try:
             return await asyncio.wait_for(response, order.timeout_s + _GRACE_S)
         except asyncio.CancelledError:
@@ -211,13 +217,13 @@ class Ingress:
         except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
             # The engine aborts on its own deadline; a timeout is for one that cannot even say so.
             response.cancel()
-            return _lost(error)
+            return _lost(error, self._watch.ready_in_s)
 
     async def _stream(
         self, order: GenerationRequest
     ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
         """One engine's events; the last is a result or an error."""
-        events = self._engine.options(stream=True).generate_stream.remote(order, self._name)
+        events = self._engine.options(stream=True).generate_stream.remote(order, self._name, **asked_by())
         patience = time.monotonic() + order.timeout_s + _GRACE_S
         try:
             while True:
@@ -226,15 +232,15 @@ class Ingress:
         except StopAsyncIteration:
             return
         except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
-            yield _lost(error)
+            yield _lost(error, self._watch.ready_in_s)
         finally:
             events.cancel()
 
 
-def _lost(error: Exception) -> RequestError:
-    """What is said of an engine that gave no answer."""
+def _lost(error: Exception, ready_in_s: float) -> RequestError:
+    """What is said of an engine that gave no answer, where the next one is ready in so many seconds."""
     if isinstance(error, TimeoutError):
         return RequestError(504, "no engine answered in time", "timeout_s", "deadline_exceeded")
     if isinstance(error, DEATHS):
-        return unavailable("the engine died while drawing; try again", code="engine_died")
-    return unavailable("no engine is ready: it failed to start, the log has the reason")
+        return unavailable("the engine died while drawing; try again", ready_in_s, "engine_died")
+    return unavailable("no engine is ready: it failed to start, the log has the reason", ready_in_s)

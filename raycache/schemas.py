@@ -201,6 +201,7 @@ class EngineStatus:
         model: facts of the loaded model.
         policy: limits and defaults in force.
         user_config_refused: why the last ``user_config`` is not in force; None when it is.
+        start_s: how long it took to be ready, which another one would take too.
         told_at: ``time.time()`` of all this; what the ingress passes on may be a second old.
     """
 
@@ -214,4 +215,5 @@ class EngineStatus:
     policy: Policy
     pid: int = 0
     told_at: float = 0.0
+    start_s: float = 0.0
     user_config_refused: str | None = None

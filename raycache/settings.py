@@ -9,22 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.cors import check_origin
+from raycache.limits import DefaultSettings, LimitSettings
 from raycache.presets import PresetName, load_presets
+from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_typed(cls, value: Any) -> Any:
-        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
-        return trimmed_within(value)
 
 
 class ModelSettings(_Settings):
@@ -98,24 +90,6 @@ class ParallelSettings(_Settings):
         return 1.0 if self.device == "cuda" else 0.0
 
 
-class LimitSettings(_Settings):
-    """What one request may ask. Everything above is answered 400 before a GPU is touched."""
-
-    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one picture.")
-    max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
-    max_images: int = Field(default=4, ge=1, le=64, description="`n`.")
-    max_prompt_characters: int = Field(default=4000, ge=1, description="Characters of `prompt`.")
-    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
-
-
-class DefaultSettings(_Settings):
-    """What a request gets when it does not say."""
-
-    size: str = Field(default="1024x1024", pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
-    num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
-
-
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
@@ -164,6 +138,16 @@ class Policy(_Settings):
     max_queued_requests: int = Field(ge=0)
     max_queued_seconds: float = Field(gt=0)
     request_timeout_s: float = Field(gt=0)
+
+    @property
+    def max_job_seconds(self) -> float:
+        """Predicted seconds that one job may take by itself."""
+        return self.limits.max_job_seconds or self.max_queued_seconds
+
+    @property
+    def max_timeout_s(self) -> float:
+        """The longest deadline that a request may name."""
+        return max(self.limits.max_timeout_s, self.request_timeout_s)
 
     def changed(self, user_config: dict[str, Any]) -> Policy:
         """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.

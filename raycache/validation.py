@@ -55,6 +55,8 @@ def resolve(
     _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps
     _check_at_most("num_inference_steps", steps, limits.max_steps)
+    if request.timeout_s is not None:
+        _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
     if request.cache is None:
         options = _preset(request.quality, policy, model)
     else:
@@ -252,6 +254,6 @@ def _check_format(format: str, size: str) -> None:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 
 
-def _check_at_most(field: str, value: int, limit: int) -> None:
+def _check_at_most(field: str, value: float, limit: float) -> None:
     if value > limit:
-        raise invalid(field, f"{value} is more than the {limit} allowed here", [limit])
+        raise invalid(field, f"{value:g} is more than the {limit:g} allowed here", [f"{limit:g}"])

@@ -8,15 +8,13 @@ from typing import Any
 
 from raycache.costs import Costs, work_of
 from raycache.job import Job
+from raycache.rebuilds import RELOAD_TIMES
 from raycache.settings import ReliabilitySettings
 
-__all__ = ["RELOAD_TIMES", "Patience", "beyond_warmup"]
+__all__ = ["Patience", "beyond_warmup"]
 
 #: (width, height, images, cache method): jobs of one kind run the same code on the same shapes.
 _Kind = tuple[int, int, int, str]
-
-#: New ranks may take so many times longer than those before them, on a machine that is busier now.
-RELOAD_TIMES = 5.0
 
 
 class Patience:

@@ -14,7 +14,7 @@ from raycache.answers import preview_steps
 from raycache.costs import Work
 from raycache.engine import Engine
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, JobCancelled, JobFailed
+from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, GangStatus, JobCancelled, JobFailed
 from raycache.job import JobOutput
 from raycache.schemas import AdmittedEvent, GenerationResult, PreviewEvent, ProgressEvent
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, order, started
@@ -101,6 +101,45 @@ async def test_a_full_queue_refuses_and_recovers(engine):
     third, three = await started(engine)
     finish(three)
     assert isinstance(await third, GenerationResult)
+
+
+async def test_a_key_has_limits_and_a_place_for_when_it_comes_again():
+    limits = SETTINGS.limits.model_copy(update={"max_jobs_per_key": 1})
+    reliability = SETTINGS.reliability.model_copy(update={"max_queued_requests": 9})
+    engine = Engine(SETTINGS.model_copy(update={"limits": limits, "reliability": reliability}), FakeGang)
+    first = asyncio.create_task(engine.generate(order(), "ingress", "blue"))
+    while not engine._gang.jobs:
+        await asyncio.sleep(0)
+    refused = await asyncio.wait_for(engine.generate(order(), "ingress", "blue"), 5)
+    assert (refused.status, refused.code) == (429, "key_limit")
+    assert refused.headers()["retry-after"] == "1"
+    second = asyncio.create_task(engine.generate(order(), "ingress", "green"))
+    third = asyncio.create_task(engine.generate(order(), "ingress"))
+    while len(engine._gang.jobs) < 3:
+        await asyncio.sleep(0)
+    for running in engine._gang.jobs:
+        finish(running)
+    assert all(isinstance(result, GenerationResult) for result in await asyncio.gather(first, second, third))
+
+
+async def test_a_job_that_its_ranks_took_along_is_told_when_it_would_get_in(engine, monkeypatch):
+    """The gang can only say when there will be ranks again; those who wait are drawn first."""
+    engine._gang.costs.learn(Work(128, 128, 1, 10, order().cache), output_of(20.0))
+    (first, one), (second, two) = [await started(engine, num_inference_steps=10) for _ in range(2)]
+    mending = GangStatus("replica-1", False, 1, 0, None, ready_in_s=30.0)
+    monkeypatch.setattr(engine._gang, "status", lambda: mending)
+    one.future.set_exception(GangRestarting("rank 1 died", 7.0))
+    answer = await first
+    assert (answer.status, answer.code) == (503, "gang_restarting")
+    assert answer.retry_after_s >= 1
+    assert engine.status().predicted_queue_s == pytest.approx(50, rel=0.05)
+    late = await asyncio.wait_for(engine.generate(order(num_inference_steps=10, timeout_s=60)), 5)
+    assert (late.status, late.code) == (503, "gang_restarting")
+    assert 50 <= late.retry_after_s <= 65, "the queue holds two: the one in it, and the one that was told to come back"
+    finish(two)
+    await second
+    assert engine.status().predicted_queue_s == 30, "nobody waits, and a job would start when there are ranks"
+    assert (await engine.record_autoscaling_stats())["predicted_queue_s"] == 0, "but that is no work"
 
 
 async def test_cancelling_the_call_aborts_the_job(engine):

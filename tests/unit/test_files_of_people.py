@@ -113,6 +113,7 @@ BROKEN = [
     ("warmup_steps", "warm\u00adup_steps", 6, "warm\\u00adup_steps: unknown field; letter 5 is U+00AD (SOFT HYPHEN)"),
     ("warmup_steps: 4", "warmup_steps: \uff14x", 6, "presets.fast.warmup_steps"),
     ("warmup_steps: 4", "warmup_steps: -4", 6, "presets.fast.warmup_steps: Input should be greater than or equal to"),
+    ("warmup_steps: 4", "warmup_steps\u200b: -4", 6, "presets.fast.warmup_steps: Input should be greater than"),
     ("  high:", "  fast:", 7, "`fast` stands here a second time"),
     ("type: DBCache", "type: DBCache\x07", 8, "U+0007"),
     ("source: y", "source: y: z", 2, "mapping values are not allowed here"),

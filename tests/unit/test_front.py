@@ -9,6 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.http_util import get_http_response_status, send_http_response_on_exception
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from raycache import bodies, front, front_protocol
 from raycache.front import Front, middlewares
@@ -138,6 +142,19 @@ async def test_a_body_that_does_not_end(serve, monkeypatch):
     monkeypatch.setattr(front, "_BODY_S", 0.02)
     wire = await Wire(Front(serve), headers=[("content-length", "9")]).send(b"{", more=True).done()
     assert (wire.status, wire.error["code"]) == (408, "body_too_slow")
+
+
+def ignored(error: Exception) -> bool:
+    """Serve's proxy answers nothing to it, and uvicorn then plain text."""
+    return not send_http_response_on_exception(get_http_response_status(error, None, "an-id"), False)
+
+
+def test_to_a_dead_ingress_serve_says_nothing():
+    """What the front goes by: an answer that never began."""
+    assert ignored(ActorDiedError())
+    assert ignored(ActorUnavailableError("a moment", None))
+    assert not ignored(TimeoutError())
+    assert not ignored(DeploymentUnavailableError(DeploymentID(name="Ingress")))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of, qua
 from raycache.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, Policy
 from raycache.validation import check_deployment, resolve
-from tests.unit.fake_gang import FakeGang
+from tests.unit.fake_gang import SETTINGS, FakeGang, finish, started
 
 FILES = sorted((Path(__file__).parents[2] / "raycache" / "presets").glob("*.yaml"))
 
@@ -183,6 +183,14 @@ def test_openais_words_take_the_nearest_preset_and_say_so(word: str, names: list
     (warning,) = [warning for warning in warnings if "quality" in warning]
     assert f"`{drawn}`" in warning
     assert word in warning or "no preset" in warning
+
+
+async def test_an_engine_tells_what_it_drew_as_what() -> None:
+    engine = Engine(SETTINGS, FakeGang)
+    for word, told in (("hd", ["`quality: hd` is no preset here; drawn as the nearest, `exact`"]), ("auto", [])):
+        call, running = await started(engine, quality=word)
+        finish(running)
+        assert [warning for warning in (await call).warnings if "quality" in warning] == told
 
 
 def test_a_word_that_has_its_preset_says_nothing() -> None:
