@@ -271,5 +271,4 @@ class Engine:
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        traces = traces_of_request(self._exporter)
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces_of_request(self._exporter))

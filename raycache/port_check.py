@@ -18,11 +18,13 @@ from ray import serve
 from ray._private.services import get_node_ip_address
 from ray.serve.context import _get_global_client
 
-__all__ = ["Listener", "check_port", "intruders", "listeners"]
+__all__ = ["Listener", "check_port", "intruders", "listeners", "living_replicas"]
 
 logger = logging.getLogger("ray.serve")
 
 _WILDCARDS = ("", "0.0.0.0", "::")
+#: Serve's name of a replica's actor begins so.
+_REPLICA = "SERVE_REPLICA::"
 #: Seconds for the log line to reach the terminal of the `serve run` that is about to end.
 _TELL_S = 2.0
 
@@ -58,12 +60,21 @@ def check_port() -> str | None:
         return None
     who = ", ".join(f"{it.name} (pid {it.pid or 'unknown'}, since {time.ctime(it.since)})" for it in found)
     problem = f"port {config.port} is taken: {who} listens there. Stop it, or set another `http_options.port`"
-    if not _draws():
+    if not living_replicas():
         print(f"Not served: {problem}", file=sys.stderr, flush=True)
         time.sleep(_TELL_S)
         client._controller.graceful_shutdown.remote(wait=False)
         _end_serve_run()
     return problem
+
+
+def living_replicas() -> list[str]:
+    """Names (``app#deployment#id``) of the replicas of this cluster whose process lives.
+
+    Serve's status knows no deployments of an application while it is being built.
+    """
+    actors = ray._private.state.actors(actor_state_name="ALIVE").values()
+    return [actor["Name"].removeprefix(_REPLICA) for actor in actors if actor["Name"].startswith(_REPLICA)]
 
 
 def intruders(found: list[Listener]) -> list[Listener]:
@@ -101,12 +112,6 @@ def _in_cluster(process: psutil.Process, gcs_address: str) -> bool:
             if parent.name() == "raylet" and any(word.endswith(f"={gcs_address}") for word in parent.cmdline()):
                 return True
     return False
-
-
-def _draws() -> bool:
-    """Whether any application of this Serve has a replica that runs."""
-    apps = serve.status().applications.values()
-    return any(deployment.replica_states.get("RUNNING") for app in apps for deployment in app.deployments.values())
 
 
 def _end_serve_run() -> None:
