@@ -1,14 +1,15 @@
 """Attaching the cache to a diffusers transformer, through diffusers' own ``HookRegistry`` and ``ModelHook``.
 
 One hook per block and one on the root. A step is one call of the root; its branch is the name of the open
-``cache_context``. Names of parameters and modules do not change, so LoRA and ControlNet still work. Without an open
-session the hooks pass calls through.
+``cache_context``. Names of parameters and modules do not change, so LoRA and ControlNet still work. Calls of no open
+session (:mod:`cache_core.ownership`) pass through.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from cache_core.blocks import Block, BlockCall, find_blocks
 from cache_core.calls import call_inputs
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
+from cache_core.ownership import call_of, innermost, running
 from cache_core.session import Session
 
 __all__ = ["Attachment", "attachment_of"]
@@ -29,15 +31,21 @@ _logger = logging.getLogger(__name__)
 
 
 class _BranchName(StateManager):
-    """Only listens: keeps the name of the cache context that the pipeline opened."""
+    """Only listens: keeps the name of the cache context that the pipeline opened, for each thread its own."""
 
     def __init__(self) -> None:
         super().__init__(state_cls=None)
-        self.name = "default"
+
+    @property
+    def name(self) -> str:
+        return _NAMES.get().get(self, "default")
 
     def set_context(self, context: Any) -> None:
-        super().set_context(context)
-        self.name = "default" if context is None else context.name
+        names = {manager: name for manager, name in _NAMES.get().items() if manager is not self}
+        _NAMES.set(names if context is None else names | {self: context.name})
+
+
+_NAMES: ContextVar[dict[_BranchName, str]] = ContextVar("cache_core_names", default={})  # noqa: B039 (never changed)
 
 
 class _RootHook(ModelHook):
@@ -61,16 +69,16 @@ class _RootHook(ModelHook):
 
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        session = self.attachment.session
         self.attachment.adopt_compiled_blocks()
         if self.compiling:
             self.attachment.warn_if_eager()
-        if session is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        session.end_step()
-        return output
+        with call_of(module) as session:
+            if session is None:
+                return self.fn_ref.original_forward(*args, **kwargs)
+            session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            session.end_step()
+            return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         # Pipelines call this at the end of every call. The session belongs to whoever opened it, so it stays.
@@ -86,7 +94,7 @@ class _BlockHook(ModelHook):
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward = self.compiled or self.fn_ref.original_forward
-        session = self.attachment.session
+        session = running(self.attachment.transformer)
         if session is None:
             return forward(*args, **kwargs)
         return session.run(BlockCall(self.block, forward, args, kwargs))
@@ -101,12 +109,17 @@ class _BlockHook(ModelHook):
 
 
 class Attachment:
-    """The hooks on one transformer, and the session they route to (None = pass through)."""
+    """The hooks on one transformer.
+
+    Attributes:
+        sessions: how many are open; the hooks stay on that long.
+        kept: the hooks stay on between sessions.
+    """
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
         self.blocks = find_blocks(transformer)
-        self.session: Session | None = None
+        self.sessions, self.kept = 0, False
         self._context: Compile | None = None
         self._taken: dict[int, Callable[..., Any]] = {}
         self._warned = False
@@ -116,6 +129,11 @@ class Attachment:
             self._register(block.module, hook, _BLOCK_HOOK)
         self._register(transformer, _RootHook(self), _ROOT_HOOK)
         HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+
+    @property
+    def session(self) -> Session | None:
+        """The session opened last in this context."""
+        return innermost(self.transformer)
 
     def use_compile_context(self, context: Compile | None) -> None:
         """Compile each block's forward with the context of a compiled transformer; None = as the blocks are."""
