@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.models import attention_processor
 from torch import nn
 
 from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
 
-__all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "find_blocks"]
+_BY_PLACE = tuple(kind for name, kind in vars(attention_processor).items() if name.startswith("PAG"))
+
+__all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "block_modules", "find_blocks"]
 
 
 class UnsupportedModelError(ValueError):
@@ -100,12 +103,12 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
     model = type(transformer).__name__
     if model in UNSUPPORTED:
         raise UnsupportedModelError(f"{model} cannot be cached: {UNSUPPORTED[model]}")
-    blocks: list[Block] = []
-    for stack_name, stack in transformer.named_children():
-        if stack_name not in STACKS or not isinstance(stack, nn.ModuleList):
-            continue
-        for position, module in enumerate(stack):
-            blocks.append(_describe(len(blocks), f"{stack_name}.{position}", module))
+    named = [
+        (f"{name}.{position}", module) for name, stack in _stacks(transformer) for position, module in enumerate(stack)
+    ]
+    blocks = [_describe(index, name, _without_wrapper(module)) for index, (name, module) in enumerate(named)]
+    if len({block.module for block in blocks}) < len(blocks):
+        raise UnsupportedModelError(f"{model} has one block in several places: a block's memory belongs to one place")
     if not blocks:
         raise UnsupportedModelError(
             f"{model} has no stack of transformer blocks (looked for {sorted(STACKS)}); "
@@ -116,6 +119,29 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
         replace(block, seam=block.index == seam or (block.encoder_result is None) != (before.encoder_result is None))
         for before, block in itertools.pairwise([blocks[0], *blocks])
     ]
+
+
+def block_modules(transformer: nn.Module) -> Iterator[nn.Module]:
+    """The blocks' modules in execution order, as :func:`find_blocks` takes them."""
+    for _, stack in _stacks(transformer):
+        yield from map(_without_wrapper, stack)
+
+
+def _stacks(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, stack in transformer.named_children():
+        if name in STACKS and isinstance(stack, nn.ModuleList):
+            yield name, stack
+
+
+def _without_wrapper(module: nn.Module) -> nn.Module:
+    """The block inside what somebody put around it (an adapter, ``torch.compile(block)``, FSDP); else ``module``.
+
+    The wrapper itself runs in every step; diffusers' own modules are blocks, never wrappers.
+    """
+    if type(module).__name__ in BLOCKS or type(module).__module__.startswith("diffusers."):
+        return module
+    inner = [found for child in module.children() if type(found := _without_wrapper(child)).__name__ in BLOCKS]
+    return inner[0] if len(inner) == 1 else module
 
 
 def _describe(index: int, name: str, module: nn.Module) -> Block:
@@ -163,6 +189,9 @@ class BlockCall:
 
     def compute_rows(self, rows: list[int]) -> States:
         """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
+        if _knows_rows_by_place(self.block.module):
+            whole = self.compute()
+            return States.stack([whole.row(k) for k in rows])
         names = tuple(self.block.parameters)
         args = [self._take(name, value, rows) for name, value in zip(names, self._args, strict=False)]
         kwargs = {name: self._take(name, value, rows) for name, value in self._kwargs.items()}
@@ -199,6 +228,14 @@ class BlockCall:
         if self.block.encoder_result is None:
             return States(output[self.block.hidden_result] if isinstance(output, tuple) else output, None)
         return States(output[self.block.hidden_result], output[self.block.encoder_result])
+
+
+def _knows_rows_by_place(block: nn.Module) -> bool:
+    """Whether attention is perturbed for a third or half of the batch (PAG): a part of the batch has other thirds.
+
+    Asked at every call: pipelines exchange the processors while they draw.
+    """
+    return any(isinstance(getattr(module, "processor", None), _BY_PLACE) for module in block.modules())
 
 
 def _take(value: Any, rows: list[int], batch: int) -> Any:

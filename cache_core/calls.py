@@ -127,10 +127,10 @@ class _Text:
         self._reference, self._mark = weakref.ref(tensor), _mark(tensor)
 
     def is_seen(self, value: Any) -> bool:
+        if not isinstance(value, torch.Tensor):  # a call without text is another, also when this one is gone
+            return False
         alive = self._reference()
-        if alive is not None or not isinstance(value, torch.Tensor):
-            return _equal(alive, value)
-        return self._mark == _mark(value)
+        return self._mark == _mark(value) if alive is None else _equal(alive, value)
 
 
 def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -1,8 +1,9 @@
 """Attaching the cache to a diffusers transformer, through diffusers' own ``HookRegistry`` and ``ModelHook``.
 
-One hook per block and one on the root. A step is one call of the root; its branch is the name of the open
-``cache_context``. Names of parameters and modules do not change, so LoRA and ControlNet still work. Calls of no open
-session (:mod:`cache_core.ownership`) pass through.
+One hook per block and one on the root, each inside whatever else wraps the module (:mod:`cache_core.chain`). A step is
+one call of the root; its branch is the name of the open ``cache_context``. Names of parameters and modules do not
+change, so LoRA and ControlNet still work. Calls of no open session
+(:mod:`cache_core.ownership`) pass through.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 from torch import nn
 
-from cache_core.blocks import Block, BlockCall, find_blocks
+from cache_core.blocks import Block, BlockCall, block_modules, find_blocks
 from cache_core.calls import call_inputs
+from cache_core.chain import chain
+from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
 from cache_core.ownership import call_of, innermost, running
+from cache_core.placement import Placement
 from cache_core.session import Session
 
 __all__ = ["Attachment", "attachment_of"]
@@ -69,12 +73,15 @@ class _RootHook(ModelHook):
 
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.attachment.settle_blocks()
         self.attachment.adopt_compiled_blocks()
         if self.compiling:
             self.attachment.warn_if_eager()
         with call_of(module) as session:
             if session is None:
                 return self.fn_ref.original_forward(*args, **kwargs)
+            refuse_backward(module)
+            self.attachment.checkpointing.adopt()
             session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
             output = self.fn_ref.original_forward(*args, **kwargs)
             session.end_step()
@@ -90,6 +97,7 @@ class _BlockHook(ModelHook):
         super().__init__()
         self.attachment, self.block = attachment, block
         self.compiled: Callable[..., Any] | None = None
+        self._context: Compile | None = None
 
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -97,15 +105,22 @@ class _BlockHook(ModelHook):
         session = running(self.attachment.transformer)
         if session is None:
             return forward(*args, **kwargs)
+        forward = self.attachment.checkpointing.inside(forward)
         return session.run(BlockCall(self.block, forward, args, kwargs))
 
-    def compile(self, context: Compile) -> Callable[..., Any]:
-        """The block's own forward, compiled in a user's compile context."""
-        forward = self.fn_ref.original_forward
-        if hasattr(forward, "__code__"):
-            return context(forward)
-        # Another hook's wrapper is a functools.partial, which Dynamo takes only from inside a function.
-        return context(lambda *args, **kwargs: forward(*args, **kwargs))
+    def compile(self, context: Compile | None) -> None:
+        """Run the block's own forward compiled in a user's compile context; None = as it is."""
+        self._context, forward = context, self.fn_ref.original_forward
+        if context is None:
+            self.compiled = None
+        elif hasattr(forward, "__code__"):
+            self.compiled = context(forward)
+        else:  # another hook's wrapper is a functools.partial, which Dynamo takes only from inside a function
+            self.compiled = context(lambda *args, **kwargs: forward(*args, **kwargs))
+
+    def compile_again(self) -> None:
+        """The block's own forward is another one now."""
+        self.compile(self._context)
 
 
 class Attachment:
@@ -123,12 +138,55 @@ class Attachment:
         self._context: Compile | None = None
         self._taken: dict[int, Callable[..., Any]] = {}
         self._warned = False
-        self._wrappers: dict[nn.Module, Any] = {}
+        self.checkpointing = Checkpointing(
+            transformer, lambda module: self.session is not None and any(module is own.module for own in self.blocks)
+        )
         self._hooks = [_BlockHook(self, block) for block in self.blocks]
-        for block, hook in zip(self.blocks, self._hooks, strict=True):
-            self._register(block.module, hook, _BLOCK_HOOK)
-        self._register(transformer, _RootHook(self), _ROOT_HOOK)
-        HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+        self._places = [Placement(hook.block.module, hook, _BLOCK_HOOK) for hook in self._hooks]
+        self._root = Placement(transformer, _RootHook(self), _ROOT_HOOK)
+        self._tell_registries()
+
+    def settle(self) -> None:
+        """Make every call lead through the hooks again, whatever was done to the transformer since.
+
+        Raises:
+            UnsupportedModelError: a block was exchanged for one that is unknown.
+        """
+        self.settle_blocks()
+        self._root.settle()
+
+    def settle_blocks(self) -> None:
+        """The same for the blocks only: also inside a call of the transformer."""
+        if [block.module for block in self.blocks] != list(block_modules(self.transformer)):
+            self._take_new_blocks()
+        for place, hook in zip(self._places, self._hooks, strict=True):
+            if place.settle():
+                hook.compile_again()
+
+    def _take_new_blocks(self) -> None:
+        """Quantizers and adapters exchange blocks: those that went are left as they were, new ones get hooks."""
+        blocks = find_blocks(self.transformer)
+        for place in self._places:
+            if all(block.module is not place.module for block in blocks):
+                place.remove()
+        old = {place.module: (place, hook) for place, hook in zip(self._places, self._hooks, strict=True)}
+        self.blocks, self._places, self._hooks, taken = blocks, [], [], self._taken
+        self._taken = {}
+        for block in blocks:
+            place, hook = old.get(block.module, (None, None))
+            if hook is None:
+                hook = _BlockHook(self, block)
+                place = Placement(block.module, hook, _BLOCK_HOOK)
+                hook.compile(self._context)
+            elif hook.block.index in taken:
+                self._taken[block.index] = taken[hook.block.index]
+            hook.block = block
+            self._places.append(place)
+            self._hooks.append(hook)
+        self._tell_registries()
+
+    def _tell_registries(self) -> None:
+        HookRegistry.check_if_exists_or_initialize(self.transformer).invalidate_child_registries_cache()
 
     @property
     def session(self) -> Session | None:
@@ -141,14 +199,14 @@ class Attachment:
             return
         self._context = context
         for hook in self._hooks:
-            hook.compiled = None if context is None else hook.compile(context)
+            hook.compile(context)
 
     def adopt_compiled_blocks(self) -> None:
         """Move what ``compile_repeated_blocks()`` did from around the hooks to inside them."""
         for hook in self._hooks:
             if hook.block.module._compiled_call_impl is not None:
                 self._taken[hook.block.index], context = take_compiled_call(hook.block.module)
-                hook.compiled = hook.compile(context)
+                hook.compile(context)
             elif is_compiled(hook.fn_ref.original_forward):
                 refuse_cuda_graphs(hook.fn_ref.original_forward.get_compiler_config())
 
@@ -165,17 +223,10 @@ class Attachment:
         )
 
     def check_detachable(self) -> None:
-        """Raise RuntimeError if somebody wrapped a forward after the cache did (ParaAttention, offloading): taking our
+        """Raise RuntimeError if somebody wrapped a forward after the cache did (ParaAttention, a patch): taking our
         wrapper from under theirs would undo it silently."""
-        for module, wrapper in self._wrappers.items():
-            own = _BLOCK_HOOK if module is not self.transformer else _ROOT_HOOK
-            outermost = next(reversed(module._diffusers_hook.hooks), None) == own
-            if outermost and module.forward is not wrapper:
-                raise RuntimeError(
-                    f"cannot detach the cache from {type(module).__name__}: its forward was wrapped by "
-                    f"{getattr(module.forward, '__qualname__', module.forward)!r} after the cache was attached "
-                    "(parallelize_transformer, offload hooks). Undo that first, or attach the cache last"
-                )
+        for place in (*self._places, self._root):
+            place.check_removable()
 
     def detach(self) -> None:
         """Take the hooks off and leave the modules as they were.
@@ -184,28 +235,14 @@ class Attachment:
             RuntimeError: as :meth:`check_detachable` says; nothing was taken off then.
         """
         self.check_detachable()
-        for block in self.blocks:
-            self._unregister(block.module, _BLOCK_HOOK)
+        for block, place in zip(self.blocks, self._places, strict=True):
+            place.remove()
             if block.index in self._taken:
                 block.module._compiled_call_impl = self._taken[block.index]
-        self._unregister(self.transformer, _ROOT_HOOK)
+        self._root.remove()
+        self.checkpointing.give_back()
         if hasattr(self.transformer, "_diffusers_hook"):
-            self.transformer._diffusers_hook.invalidate_child_registries_cache()
-
-    def _register(self, module: nn.Module, hook: ModelHook, name: str) -> None:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
-        self._wrappers[module] = module.forward
-
-    @staticmethod
-    def _unregister(module: nn.Module, name: str) -> None:
-        registry = module._diffusers_hook
-        registry.remove_hook(name, recurse=False)
-        if not registry.hooks:
-            del module._diffusers_hook
-            # The registry puts a bound method back into the instance; the class already has it.
-            forward = module.__dict__.get("forward")
-            if getattr(forward, "__func__", None) is type(module).forward:
-                del module.__dict__["forward"]
+            self._tell_registries()
 
 
 def attachment_of(transformer: nn.Module) -> Attachment | None:
@@ -217,6 +254,4 @@ def attachment_of(transformer: nn.Module) -> Attachment | None:
 
 def original_forwards(module: nn.Module) -> list[Any]:
     """The forwards around and inside the hooks of a module, outermost first."""
-    registry = getattr(module, "_diffusers_hook", None)
-    inner = [ref.original_forward for ref in reversed(registry._fn_refs)] if registry is not None else []
-    return [forward for forward in (module.forward, *inner) if forward is not None]
+    return [link.forward for link in chain(module)]

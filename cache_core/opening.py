@@ -109,6 +109,7 @@ def session_of(
             "Pass group= (cache_core.find_group(transformer) knows it)"
         )
     with attached(inner) as attachment:
+        attachment.settle()
         values = combined(each)
         check_block_count(each[0], len(attachment.blocks))
         context = compile_context(transformer)
@@ -116,7 +117,8 @@ def session_of(
             attachment.use_compile_context(context)
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
-        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort)
+        every_block = not isinstance(each[0], NoCacheOptions)
+        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort, every_block)
         with opened(inner, session, pipe):
             yield report
 

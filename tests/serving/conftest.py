@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from ray.serve.api import RunTarget
 from cache_core import DBCacheOptions
 from raycache.app import build
 from raycache.demo.noise import build_noise_model
+from raycache.front import CALLBACK, VARIABLE
 from raycache.gang import Gang, Job
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines
@@ -46,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of our own; CPUs and GPUs are numbers that the scheduler believes."""
+
+    os.environ[VARIABLE] = CALLBACK  # as `make serve` and the image do; Serve's proxy inherits it
 
     def start() -> None:
         ray.init(
@@ -157,7 +161,7 @@ def flux(http: str, gang_settings: Callable[..., AppSettings]) -> Iterator[str]:
             # Endless jobs are predicted to take minutes, and are not to be refused for that on a slow machine.
             "max_queued_seconds": 1e6,
             "request_timeout_s": 1e6,
-            "watchdog_floor_s": 4.0,
+            "watchdog_floor_s": 100.0,  # jobs sleep here
             "max_restarts": 99,
         },
         num_replicas=2,

@@ -55,7 +55,7 @@ def _outcome(tmp_path: Path, failures: int) -> str:
     suite.write_text(SUITE.replace("FAILURES", str(failures)))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(suite)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
     return run.stdout
 
 
