@@ -2,13 +2,15 @@
 
 One hook per block and one on the root, each inside whatever else wraps the module (:mod:`cache_core.chain`). A step is
 one call of the root; its branch is the name of the open ``cache_context``. Names of parameters and modules do not
-change, so LoRA and ControlNet still work. Without an open session the hooks pass calls through.
+change, so LoRA and ControlNet still work. Calls of no open session
+(:mod:`cache_core.ownership`) pass through.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from cache_core.blocks import Block, BlockCall, block_modules, find_blocks
 from cache_core.calls import call_inputs
 from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
+from cache_core.ownership import call_of, innermost, running
 from cache_core.placement import Placement
 from cache_core.session import Session
 
@@ -31,15 +34,21 @@ _logger = logging.getLogger(__name__)
 
 
 class _BranchName(StateManager):
-    """Only listens: keeps the name of the cache context that the pipeline opened."""
+    """Only listens: keeps the name of the cache context that the pipeline opened, for each thread its own."""
 
     def __init__(self) -> None:
         super().__init__(state_cls=None)
-        self.name = "default"
+
+    @property
+    def name(self) -> str:
+        return _NAMES.get().get(self, "default")
 
     def set_context(self, context: Any) -> None:
-        super().set_context(context)
-        self.name = "default" if context is None else context.name
+        names = {manager: name for manager, name in _NAMES.get().items() if manager is not self}
+        _NAMES.set(names if context is None else names | {self: context.name})
+
+
+_NAMES: ContextVar[dict[_BranchName, str]] = ContextVar("cache_core_names", default={})  # noqa: B039 (never changed)
 
 
 class _RootHook(ModelHook):
@@ -63,19 +72,19 @@ class _RootHook(ModelHook):
 
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        session = self.attachment.session
         self.attachment.settle_blocks()
         self.attachment.adopt_compiled_blocks()
         if self.compiling:
             self.attachment.warn_if_eager()
-        if session is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        refuse_backward(module)
-        self.attachment.checkpointing.adopt()
-        session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        session.end_step()
-        return output
+        with call_of(module) as session:
+            if session is None:
+                return self.fn_ref.original_forward(*args, **kwargs)
+            refuse_backward(module)
+            self.attachment.checkpointing.adopt()
+            session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            session.end_step()
+            return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         # Pipelines call this at the end of every call. The session belongs to whoever opened it, so it stays.
@@ -92,7 +101,7 @@ class _BlockHook(ModelHook):
     @torch.compiler.disable
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward = self.compiled or self.fn_ref.original_forward
-        session = self.attachment.session
+        session = running(self.attachment.transformer)
         if session is None:
             return forward(*args, **kwargs)
         forward = self.attachment.checkpointing.inside(forward)
@@ -114,12 +123,17 @@ class _BlockHook(ModelHook):
 
 
 class Attachment:
-    """The hooks on one transformer, and the session they route to (None = pass through)."""
+    """The hooks on one transformer.
+
+    Attributes:
+        sessions: how many are open; the hooks stay on that long.
+        kept: the hooks stay on between sessions.
+    """
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
         self.blocks = find_blocks(transformer)
-        self.session: Session | None = None
+        self.sessions, self.kept = 0, False
         self._context: Compile | None = None
         self._taken: dict[int, Callable[..., Any]] = {}
         self._warned = False
@@ -172,6 +186,11 @@ class Attachment:
 
     def _tell_registries(self) -> None:
         HookRegistry.check_if_exists_or_initialize(self.transformer).invalidate_child_registries_cache()
+
+    @property
+    def session(self) -> Session | None:
+        """The session opened last in this context."""
+        return innermost(self.transformer)
 
     def use_compile_context(self, context: Compile | None) -> None:
         """Compile each block's forward with the context of a compiled transformer; None = as the blocks are."""

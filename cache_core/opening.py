@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,30 +9,30 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from cache_core.attaching import attached
 from cache_core.block_prune import BlockPrune
 from cache_core.compiled import compile_context, unwrap_compiled
 from cache_core.compute_all import ComputeAll
 from cache_core.consensus import Consensus, GroupConsensus
 from cache_core.dual_block import DualBlock
 from cache_core.groups import is_parallelized
-from cache_core.hooks import Attachment, attachment_of
 from cache_core.options import (
     CacheOptions,
     DBCacheOptions,
+    DBPruneOptions,
     FBCacheOptions,
     NoCacheOptions,
     check_block_count,
     parse_options,
 )
 from cache_core.other_caches import check_no_other_cache
+from cache_core.ownership import opened
 from cache_core.para_attention import repair_if_used
 from cache_core.per_image import combined
 from cache_core.report import CacheReport
 from cache_core.session import Policy, Session
 
-__all__ = ["cache_session"]
-
-_logger = logging.getLogger(__name__)
+__all__ = ["cache_session", "session_of"]
 
 
 @contextmanager
@@ -48,6 +47,10 @@ def cache_session(
     One call of the transformer is one step of the branch that ``transformer.cache_context(name)`` names (``"default"``
     where none is open). Nothing is left behind when the job ends, however it ends: the buffers are freed, and hooks
     that were not there before are taken off.
+
+    The job is the pipeline call, or the loop of one's own, that calls the transformer first, and later pipeline calls
+    one after the other, each image beginning anew. What else calls the transformer meanwhile (another thread, a step
+    callback, a pipeline in it) is computed without the cache and not reported, or goes to a session of its own.
 
     Args:
         transformer: a diffusers transformer, or ``torch.compile`` of one.
@@ -70,13 +73,27 @@ def cache_session(
         ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
         AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
-        RuntimeError: a session is open on this transformer already, or it is split over ranks and no group is given.
+        RuntimeError: a session is open on this transformer already and has drawn nothing yet, or the transformer is
+            split over ranks and no group is given.
 
     Example:
         >>> with cache_session(pipe.transformer, DBCacheOptions()) as report:   # doctest: +SKIP
         ...     image = pipe("a red circle").images[0]
         >>> report.to_dict()["totals"]["cached_steps"]                          # doctest: +SKIP
     """
+    with session_of(None, transformer, options, group, should_abort) as report:
+        yield report
+
+
+@contextmanager
+def session_of(
+    pipe: Any,
+    transformer: nn.Module,
+    options: CacheOptions | dict[str, Any] | Sequence[CacheOptions | dict[str, Any]],
+    group: dist.ProcessGroup | None = None,
+    should_abort: Callable[[], bool] | None = None,
+) -> Iterator[CacheReport]:
+    """The same for a known pipeline: a session that takes no other's calls."""
     each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
     if not isinstance(transformer, nn.Module):
         raise TypeError(
@@ -91,36 +108,28 @@ def cache_session(
             f"{type(inner).__name__} is split over several ranks: a rank that decides alone deadlocks the others. "
             "Pass group= (cache_core.find_group(transformer) knows it)"
         )
-    existing = attachment_of(inner)
-    attachment = existing or Attachment(inner)
-    try:
+    with attached(inner) as attachment:
         attachment.settle()
         values = combined(each)
         check_block_count(each[0], len(attachment.blocks))
-        if attachment.session is not None:
-            raise RuntimeError("a cache session is open on this transformer already; one job at a time")
-        attachment.use_compile_context(compile_context(transformer))
+        context = compile_context(transformer)
+        if context is not None or attachment.sessions == 1:  # others, which are drawing, keep theirs
+            attachment.use_compile_context(context)
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
         every_block = not isinstance(each[0], NoCacheOptions)
         session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort, every_block)
-        attachment.session = session
-        try:
+        with opened(inner, session, pipe):
             yield report
-        finally:
-            attachment.session = None
-            session.close()
-    finally:
-        if existing is None:
-            try:
-                attachment.detach()
-            except RuntimeError as error:
-                _logger.warning("hooks stay on as pass-through: %s", error)
 
 
 def _policy_of(options: Sequence[Any]) -> Callable[[Session], Policy]:
-    if isinstance(options[0], NoCacheOptions):
-        return ComputeAll
     each = [own.as_dbcache() if isinstance(own, FBCacheOptions) else own for own in options]
-    policy: Any = DualBlock if isinstance(each[0], DBCacheOptions) else BlockPrune
-    return lambda session: policy(each, session)
+    match each[0]:
+        case NoCacheOptions():
+            return ComputeAll
+        case DBCacheOptions():
+            return lambda session: DualBlock(each, session)
+        case DBPruneOptions():
+            return lambda session: BlockPrune(each, session)
+    raise TypeError(f"nothing implements {type(each[0]).__name__}")

@@ -6,7 +6,7 @@ existing settings carry over. In YAML and JSON the method is the field ``type``:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
@@ -19,6 +19,7 @@ __all__ = [
     "DBCacheOptions",
     "DBPruneOptions",
     "FBCacheOptions",
+    "MethodOptions",
     "NoCacheOptions",
     "check_block_count",
     "option_names",
@@ -34,21 +35,55 @@ BlockId = Annotated[int, Field(ge=0)]
 TaylorOrder = Annotated[int, Field(ge=0, le=2)]
 
 
-class _Options(BaseModel):
+class MethodOptions(BaseModel):
+    """What the service asks of every method, so that nobody else need know which fields one has."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def computed_steps(self) -> int:
+        """How many first steps of an image are computed whatever it looks like."""
+        return 0
+
+    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        """The options by which no block of an image of ``steps`` steps is ever left out; most often none."""
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain JSON values, the method under ``type``."""
         return self.model_dump(mode="json")
 
 
-class NoCacheOptions(_Options):
+class _Judging(Protocol):
+    """Fields of a method that leaves out what has changed little, after a warm-up."""
+
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def residual_diff_threshold(self) -> float: ...
+
+
+def _never_judged(options: _Judging, steps: int) -> list[str]:
+    late = f"warmup_steps={options.warmup_steps} covers all {steps} steps" if options.warmup_steps >= steps else ""
+    strict = "residual_diff_threshold=0 is never undercut" if options.residual_diff_threshold == 0 else ""
+    return [reason for reason in (late, strict) if reason]
+
+
+def _no_step_allowed(*limits: int) -> list[str]:
+    return ["a limit of 0 allows no cached step"] if 0 in limits else []
+
+
+def _no_block_between(first: int, last: int, num_blocks: int) -> list[str]:
+    return ["Fn_compute_blocks and Bn_compute_blocks cover every block"] if first + last >= num_blocks else []
+
+
+class NoCacheOptions(MethodOptions):
     """Compute every block in every step."""
 
     type: Literal["none"] = "none"
 
 
-class DBCacheOptions(_Options):
+class DBCacheOptions(MethodOptions):
     """Dual-block cache: Fn blocks decide, the middle is reused, Bn blocks correct.
 
     Args:
@@ -76,6 +111,17 @@ class DBCacheOptions(_Options):
     taylor_order: TaylorOrder = 0
 
     @property
+    def computed_steps(self) -> int:
+        return self.warmup_steps
+
+    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        return [
+            *_never_judged(self, steps),
+            *_no_step_allowed(self.max_cached_steps, self.max_continuous_cached_steps),
+            *_no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
+        ]
+
+    @property
     def tail_threshold(self) -> float:
         """The threshold of the Bn blocks that are compared."""
         return self.non_compute_blocks_diff_threshold or self.residual_diff_threshold
@@ -90,7 +136,7 @@ class DBCacheOptions(_Options):
         return ids
 
 
-class FBCacheOptions(_Options):
+class FBCacheOptions(MethodOptions):
     """First-block cache: DBCache with Fn=1, Bn=0."""
 
     type: Literal["FBCache"] = "FBCache"
@@ -100,12 +146,19 @@ class FBCacheOptions(_Options):
     residual_diff_threshold: Threshold = 0.08
     taylor_order: TaylorOrder = 0
 
+    @property
+    def computed_steps(self) -> int:
+        return self.warmup_steps
+
+    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        return self.as_dbcache().why_nothing_is_saved(steps, num_blocks)
+
     def as_dbcache(self) -> DBCacheOptions:
         """The same behaviour spelled as DBCache."""
         return DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **self.model_dump(exclude={"type"}))
 
 
-class DBPruneOptions(_Options):
+class DBPruneOptions(MethodOptions):
     """Dual-block prune: every block between Fn and Bn is judged on its own input and pruned on its own residual.
 
     Args:
@@ -134,6 +187,17 @@ class DBPruneOptions(_Options):
     residual_cache_update_interval: int = Field(default=1, ge=1)
     non_prune_blocks_ids: tuple[BlockId, ...] = ()
     taylor_order: TaylorOrder = 0
+
+    @property
+    def computed_steps(self) -> int:
+        return self.warmup_steps
+
+    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        return [
+            *_never_judged(self, steps),
+            *(["max_pruned_steps=0 allows no pruned step"] if self.max_pruned_steps == 0 else ()),
+            *_no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
+        ]
 
     @property
     def threshold_cap(self) -> float:
@@ -170,7 +234,7 @@ class BlockCountError(ValueError):
         self.field, self.reason, self.nearest = field, reason, nearest
 
 
-def check_block_count(options: _Options, num_blocks: int) -> None:
+def check_block_count(options: MethodOptions, num_blocks: int) -> None:
     """Check options against a model of ``num_blocks`` transformer blocks.
 
     Raises:

@@ -4,7 +4,7 @@
     apply_cache_on_pipe(pipe, **CacheType.default_options(CacheType.DBCache))
 
 Every call of the pipeline is a session of its own, also after a call that raised. Only this pipeline object changes:
-its class, and other pipelines of the same class, do not.
+its class, and other pipelines of the same class or transformer, do not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import torch.distributed as dist
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from cache_core.attaching import let_go
+from cache_core.callers import AlsoPipeline
 from cache_core.compiled import compile_context, unwrap_compiled
 from cache_core.groups import find_group
 from cache_core.hooks import Attachment, attachment_of
-from cache_core.opening import cache_session
+from cache_core.opening import session_of
 from cache_core.options import CacheType, check_block_count, option_names, parse_options
 from cache_core.other_caches import check_no_other_cache
 from cache_core.published import translated
@@ -31,7 +33,7 @@ from cache_core.summary import format_summary
 __all__ = ["apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"]
 
 
-class _CachedPipeline:
+class _CachedPipeline(AlsoPipeline):
     """Mixed into the class of one pipeline object; holds what ``apply_cache_on_pipe`` set up."""
 
     _raycache: _Setup
@@ -101,6 +103,7 @@ def apply_cache_on_pipe(
             attachment = attachment_of(inner)
             if attachment is None:
                 attached.append(attachment := Attachment(inner))
+                attachment.kept = True
             check_block_count(parsed, len(attachment.blocks))
             compile_context(transformer)
     except Exception:
@@ -129,7 +132,7 @@ def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:
         for attachment in mine:  # all or none
             attachment.check_detachable()
         for attachment in mine:
-            attachment.detach()
+            let_go(attachment)
         del pipe.__dict__["_raycache"]
         pipe.__class__ = setup.original
     return pipe
@@ -150,22 +153,25 @@ def cache_summary(pipe: DiffusionPipeline) -> str:
 
 def _cached_class(original: type) -> type:
     @functools.wraps(original.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # by this name cache_core.callers knows it
         setup: _Setup = self._raycache
-        setup.reports = {}
+        reports: dict[str, CacheReport] = {}
         with ExitStack() as stack:
             for name, transformer in _transformers(self).items():
-                inner = unwrap_compiled(transformer)
-                group = setup.group or find_group(inner)
-                setup.reports[name] = stack.enter_context(cache_session(transformer, setup.options, group))
-            # The class is asked at call time: ParaAttention may have replaced its __call__ since.
-            return super(cached, self).__call__(*args, **kwargs)
+                group = setup.group or find_group(unwrap_compiled(transformer))
+                reports[name] = stack.enter_context(session_of(self, transformer, setup.options, group))
+            setup.reports = reports
+            try:
+                # The class is asked at call time: ParaAttention may have replaced its __call__ since.
+                return super(cached, self).__call__(*args, **kwargs)
+            finally:
+                setup.reports = reports  # a call in a step callback has left its own
 
     # Pipelines look at their own class name (saving, loading, device maps), so the name stays.
     cached = type(
         original.__name__,
         (_CachedPipeline, original),
-        {"__call__": call, "__module__": original.__module__, "__qualname__": original.__qualname__},
+        {"__call__": __call__, "__module__": original.__module__, "__qualname__": original.__qualname__},
     )
     return cached
 
@@ -185,11 +191,12 @@ def _check_is_pipeline(pipe: object, function: str) -> None:
 
 
 def _transformers(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    found = {
-        name: module
-        for name in ("transformer", "transformer_2")
-        if isinstance(module := getattr(pipe, name, None), nn.Module)
-    }
+    found: dict[str, nn.Module] = {}
+    for name in ("transformer", "transformer_2"):
+        module = getattr(pipe, name, None)
+        # One module may have both parts: its steps are counted once, under the first name.
+        if isinstance(module, nn.Module) and unwrap_compiled(module) not in map(unwrap_compiled, found.values()):
+            found[name] = module
     if not found:
         raise ValueError(f"{type(pipe).__name__} has no transformer to cache (a U-Net pipeline?)")
     return found

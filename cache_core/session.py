@@ -183,7 +183,7 @@ class Session:
         return sum(storages.values())
 
     def close(self) -> None:
-        """Let go of every tensor. The report stays."""
+        """Let go of every tensor and counter: a next image would be a first one. The report stays."""
         self._branches.clear()
         self._contexts.clear()
         self._branch = self.latents = None

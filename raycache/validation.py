@@ -14,10 +14,6 @@ from collections.abc import Iterator
 from cache_core.options import (
     BlockCountError,
     CacheOptions,
-    DBCacheOptions,
-    DBPruneOptions,
-    FBCacheOptions,
-    NoCacheOptions,
     check_block_count,
 )
 from raycache.encoding import LONGEST_SIDE
@@ -193,26 +189,9 @@ def check_cache(options: object, model: ModelInfo) -> None:
 
 def silent_cache(request: GenerationRequest, model: ModelInfo) -> list[str]:
     """Warnings for legal options under which the cache can never save anything."""
-    options, steps = request.cache, request.num_inference_steps
-    if options is None or isinstance(options, NoCacheOptions):
+    if request.cache is None:
         return []
-    why = []
-    if options.warmup_steps >= steps:
-        why.append(f"warmup_steps={options.warmup_steps} covers all {steps} steps")
-    if options.residual_diff_threshold == 0:
-        why.append("residual_diff_threshold=0 is never undercut")
-    if isinstance(options, DBCacheOptions | FBCacheOptions) and 0 in (
-        options.max_cached_steps,
-        options.max_continuous_cached_steps,
-    ):
-        why.append("a limit of 0 allows no cached step")
-    if isinstance(options, DBPruneOptions) and options.max_pruned_steps == 0:
-        why.append("max_pruned_steps=0 allows no pruned step")
-    if (
-        isinstance(options, DBCacheOptions | DBPruneOptions)
-        and options.Fn_compute_blocks + options.Bn_compute_blocks >= model.num_blocks
-    ):
-        why.append("Fn_compute_blocks and Bn_compute_blocks cover every block")
+    why = request.cache.why_nothing_is_saved(request.num_inference_steps, model.num_blocks)
     return [f"cache: nothing can be saved: {reason}" for reason in why]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
 
+from cache_core.options import CacheOptions
 from raycache.costs import Costs, work_of
 from raycache.job import Job
 from raycache.rebuilds import RELOAD_TIMES
@@ -88,9 +88,9 @@ class Patience:
         return self._finished.get(_kind(job), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
 
 
-def beyond_warmup(options: Any) -> int:
+def beyond_warmup(options: CacheOptions) -> int:
     """Steps after which a job with these cache options has run all of its code: a comparison, and what follows it."""
-    return getattr(options, "warmup_steps", 0) + 2
+    return options.computed_steps + 2
 
 
 def _kind(job: Job) -> _Kind:
