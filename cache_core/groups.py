@@ -28,7 +28,7 @@ def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
         return None
     config = _diffusers_config(transformer)
     for name in ("_flattened_mesh", "_mesh"):  # context parallel: ring x ulysses as one; tensor parallel: one alone
-        if isinstance(mesh := getattr(config, name, None), DeviceMesh) and mesh.ndim == 1:
+        if (mesh := getattr(config, name, None)) is not None:
             return mesh.get_group()
     for _, cells in wrapped_forwards(transformer):  # ParaAttention's forward closes over the mesh of its sequence
         if isinstance(mesh := cells.get("seq_mesh"), DeviceMesh):

@@ -18,7 +18,6 @@ from torch import nn
 
 from cache_core.blocks import Block, BlockCall, block_modules, find_blocks
 from cache_core.calls import call_inputs
-from cache_core.chain import chain
 from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
 from cache_core.placement import Placement
@@ -231,8 +230,3 @@ def attachment_of(transformer: nn.Module) -> Attachment | None:
     registry = getattr(transformer, "_diffusers_hook", None)
     hook = registry.get_hook(_ROOT_HOOK) if registry is not None else None
     return hook.attachment if isinstance(hook, _RootHook) else None
-
-
-def original_forwards(module: nn.Module) -> list[Any]:
-    """The forwards around and inside the hooks of a module, outermost first."""
-    return [link.forward for link in chain(module)]

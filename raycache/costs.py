@@ -140,7 +140,7 @@ class Costs:
             if wall_s:
                 self._between_s += _NEWEST * (max(0.0, wall_s - busy) - self._between_s)
             if expected:
-                self.error += _NEWEST * (abs(max(wall_s, busy) / expected - 1) - self.error)
+                self.error += _NEWEST * (min(1.0, abs(max(wall_s, busy) / expected - 1)) - self.error)
             count, fastest = self._finished.pop(work, (0, busy))
             self._finished[work] = count + 1, min(fastest, busy)
             if len(self._finished) > _REMEMBERED:

@@ -24,7 +24,7 @@ from raycache.capacity import Bundle, shortage
 from raycache.errors import RequestError
 from raycache.model_folder import folder_faults, model_info
 from raycache.model_source import ModelNotFound, model_outline
-from raycache.port_check import check_port
+from raycache.port_check import check_port, living_replicas
 from raycache.schemas import ModelInfo
 from raycache.settings import AppSettings
 from raycache.validation import check_deployment, check_size, parse_size
@@ -167,11 +167,8 @@ def _agree(found: dict[str, Findings], who: str, places: Sequence[str]) -> None:
 
 def _replaces_engines() -> bool:
     """Whether an application that is being deployed has engines that draw."""
-    return any(
-        app.status == "DEPLOYING" and app.deployments["Engine"].replica_states.get("RUNNING", 0)
-        for app in serve.status().applications.values()
-        if "Engine" in app.deployments
-    )
+    deploying = [name for name, app in serve.status().applications.items() if app.status == "DEPLOYING"]
+    return any(name.startswith(f"{app}#Engine#") for name in living_replicas() for app in deploying)
 
 
 def _refuse(reasons: Iterable[str]) -> None:

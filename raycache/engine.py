@@ -151,7 +151,8 @@ class Engine:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.autoscaling.QueuedSeconds`."""
         queued, running, wait = self._admission.load(self._mending_s())
-        return {QUEUED_S: wait, JOBS: queued + running}
+        # Ranks that are being rebuilt are no work that another engine could take over.
+        return {QUEUED_S: wait if running else 0.0, JOBS: queued + running}
 
     def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
@@ -270,5 +271,4 @@ class Engine:
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        traces = traces_of_request(self._exporter)
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces_of_request(self._exporter))

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 import psutil
 import ray
 from ray import serve
+from ray._private.services import get_node_ip_address
 from ray.serve.context import _get_global_client
 
-__all__ = ["Listener", "check_port", "intruders", "listeners"]
+__all__ = ["Listener", "check_port", "intruders", "listeners", "living_replicas"]
 
 logger = logging.getLogger("ray.serve")
 
 _WILDCARDS = ("", "0.0.0.0", "::")
+#: Serve's name of a replica's actor begins so.
+_REPLICA = "SERVE_REPLICA::"
 #: Seconds for the log line to reach the terminal of the `serve run` that is about to end.
 _TELL_S = 2.0
 
@@ -46,7 +49,7 @@ class Listener:
 def check_port() -> str | None:
     """Why Serve must not listen on its port here: who does already. None when the port is ours.
 
-    A `serve run` that started this Serve is ended: it would wait for ever, and its proxy would keep the port.
+    A Serve that draws nothing yet gives the port back, and a `serve run` that waits for it is ended.
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
@@ -57,8 +60,21 @@ def check_port() -> str | None:
         return None
     who = ", ".join(f"{it.name} (pid {it.pid or 'unknown'}, since {time.ctime(it.since)})" for it in found)
     problem = f"port {config.port} is taken: {who} listens there. Stop it, or set another `http_options.port`"
-    _end_serve_run(problem)
+    if not living_replicas():
+        print(f"Not served: {problem}", file=sys.stderr, flush=True)
+        time.sleep(_TELL_S)
+        client._controller.graceful_shutdown.remote(wait=False)
+        _end_serve_run()
     return problem
+
+
+def living_replicas() -> list[str]:
+    """Names (``app#deployment#id``) of the replicas of this cluster whose process lives.
+
+    Serve's status knows no deployments of an application while it is being built.
+    """
+    actors = ray._private.state.actors(actor_state_name="ALIVE").values()
+    return [actor["Name"].removeprefix(_REPLICA) for actor in actors if actor["Name"].startswith(_REPLICA)]
 
 
 def intruders(found: list[Listener]) -> list[Listener]:
@@ -98,18 +114,14 @@ def _in_cluster(process: psutil.Process, gcs_address: str) -> bool:
     return False
 
 
-def _end_serve_run(problem: str) -> None:
-    """End the `serve run` that waits for this deployment on this node, if there is one and it has no other."""
-    job = ray.get_runtime_context().get_job_id()
-    drivers = [entry for entry in ray._private.state.jobs() if entry["JobID"] == job]
-    for driver in drivers:
-        pid = driver["DriverPid"]
-        if driver["DriverIPAddress"] != ray.util.get_node_ip_address() or pid == os.getpid():
+def _end_serve_run() -> None:
+    """End the `serve run` on this node that started this Serve: it would wait for ever."""
+    job, here = ray.get_runtime_context().get_job_id(), get_node_ip_address()
+    for driver in ray._private.state.jobs():
+        there = driver["DriverIPAddress"] == here and driver["DriverPid"] != os.getpid()
+        if driver["JobID"] != job or driver["IsDead"] or not there:
             continue
         with contextlib.suppress(psutil.Error, OSError):
-            words = psutil.Process(pid).cmdline()
-            command = [os.path.basename(word) for word in words]
-            if "serve" in command and "run" in command and len(serve.status().applications) <= 1:
-                print(f"Not served: {problem}", file=sys.stderr, flush=True)
-                time.sleep(_TELL_S)
-                os.kill(pid, signal.SIGTERM)
+            words = [os.path.basename(word) for word in psutil.Process(driver["DriverPid"]).cmdline()]
+            if "serve" in words and "run" in words:
+                os.kill(driver["DriverPid"], signal.SIGTERM)

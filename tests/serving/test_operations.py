@@ -44,17 +44,23 @@ def deploy(
         reliability={"watchdog_floor_s": 60.0},  # jobs sleep here
     ).model_dump(mode="json")
 
-    def deploy(ingress: dict[str, Any] | None = None, model: str | None = None, **engine: Any) -> str:
+    def deploy(
+        ingress: dict[str, Any] | None = None,
+        changed: dict[str, dict[str, Any]] | None = None,
+        tracing: dict[str, Any] | None = None,
+        **engine: Any,
+    ) -> str:
         application = {
             "name": "operated",
             "route_prefix": "/operated",
             "import_path": "raycache.app:build",
-            "args": {**args, "model": {**args["model"], "path": model}} if model else args,
+            "args": {**args, **{name: {**args[name], **values} for name, values in (changed or {}).items()}},
             "deployments": [
                 {"name": name, **changes} for name, changes in {"Engine": engine, "Ingress": ingress}.items() if changes
             ],
         }
-        _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+        config = {"applications": [application], "tracing_config": tracing or {"enabled": False}}
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
         return f"{http}/operated"
 
     with pytest.MonkeyPatch.context() as patch:
@@ -128,14 +134,19 @@ def test_an_engine_that_is_stopped_finishes_its_job_and_hands_back_its_queue(
     wait_for(lambda: len(engines(url)) == 1, 60)
 
 
-def test_what_cannot_work_replaces_nothing(deploy: Callable[..., str]):
+def test_the_builder_refuses_and_names_what_cannot_work(deploy: Callable[..., str]):
     """A model that is not there, and a user_config that is illegal: the engine that draws is not touched."""
     url = deploy()
     wait_for(lambda: len(engines(url)) == 1 and engines(url)[0]["ready"], 120)
     pids, before = rank_pids(url), pixels(draw(url))
-    deploy(model="/no/such/model")
-    status = wait_for(lambda: (app := serve.status().applications["operated"]).status == "DEPLOY_FAILED" and app, 120)
-    assert "/no/such/model" in status.message
+    files = stacks_files()
+    for changed, words in (
+        ({"model": {"path": "/no/such/model"}}, "/no/such/model"),
+        ({"parallel": {"rank_cpus": 1000}}, "cannot hold 1 gang"),
+    ):
+        deploy(changed=changed)
+        wait_for(lambda words=words: words in serve.status().applications["operated"].message, 120)
+        assert serve.status().applications["operated"].status == "DEPLOY_FAILED"
     np.testing.assert_array_equal(pixels(draw(url)), before)
     deploy(user_config={"limits": {"max_steps": -5}})
     refused = wait_for(lambda: engines(url)[0]["user_config_refused"], 60)
@@ -143,12 +154,16 @@ def test_what_cannot_work_replaces_nothing(deploy: Callable[..., str]):
     assert rank_pids(url) == pids
     # Serve hands the illegal one to every engine that starts later, too.
     kill_engine(url)
-    wait_for(lambda: (pid := rank_pids(url)) and pid != pids and engines(url)[0]["ready"], 120)
+    wait_for(lambda: rank_pids(url) not in ([], pids) and any(engine["ready"] for engine in engines(url)), 120)
     assert "limits.max_steps" in engines(url)[0]["user_config_refused"]
     np.testing.assert_array_equal(pixels(draw(url)), before)
-    assert not list(Path(tempfile.gettempdir()).glob("raycache-stacks-*")), "a killed engine cannot clean up"
+    assert stacks_files() <= files, "a killed engine cannot clean up"
     deploy(user_config={})
     wait_for(lambda: engines(url)[0]["user_config_refused"] is None, 60)
+
+
+def stacks_files() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("raycache-stacks-*"))
 
 
 def log_lines(name: str) -> list[str]:
@@ -202,3 +217,49 @@ def test_no_key_is_told_even_at_debug_level(deploy: Callable[..., str]):
     assert "ray_raycache_requests_total" in told
     for key in (KEY, WRONG_KEY):
         assert key not in told
+
+
+def test_one_trace_goes_from_the_ingress_to_every_rank(deploy: Callable[..., str]):
+    """Through Serve's own tracing, which is off everywhere else here. Replicas take it up when they start."""
+    url = deploy()
+    wait_for(lambda: any(engine["ready"] for engine in engines(url)), 120)
+    draw(url)
+    assert not spans(), "off by default"
+    everything = {"enabled": True, "sampling_ratio": 1.0}
+    old = rank_pids(url)
+    actor = {"ray_actor_options": {"num_cpus": 0.15}}  # another one makes Serve start replicas anew
+    deploy(tracing=everything, ingress=actor, **actor)
+    wait_for(lambda: serve.status().applications["operated"].status == "RUNNING", 120)
+    wait_for(lambda: (pids := rank_pids(url)) and not set(pids) & set(old), 120)
+    traced = wait_for(lambda: draw(url).status_code == 200 and whole_trace(), 60)
+    assert {"encode", "denoise", "decode"} <= set(traced)
+    for child, parent in {
+        "decode": "rank 0",
+        "rank 0": "replica_handle_request Engine generate",
+        "replica_handle_request Engine generate": "route_to_replica Engine generate",
+        "route_to_replica Engine generate": "fastapi.endpoint",
+    }.items():
+        assert traced[child]["parent_id"] == traced[parent]["context"]["span_id"], child
+    deploy()
+
+
+def spans() -> list[dict[str, Any]]:
+    """What Serve's default exporter wrote: JSON objects one after the other."""
+    folder, found = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve" / "spans", []
+    for file in folder.glob("*"):
+        text, decoder = file.read_text().lstrip(), json.JSONDecoder()
+        while text:
+            one, end = decoder.raw_decode(text)
+            found.append(one)
+            text = text[end:].lstrip()
+    return found
+
+
+def whole_trace() -> dict[str, dict[str, Any]]:
+    """The spans of a trace that reached a rank, by name."""
+    found = spans()
+    for rank in [one for one in found if one["name"] == "rank 0" and one["parent_id"]]:
+        mates = {one["name"]: one for one in found if one["context"]["trace_id"] == rank["context"]["trace_id"]}
+        if any(name.startswith("POST ") for name in mates):  # the ingress, as Serve's FastAPI spans call it
+            return mates
+    return {}

@@ -138,6 +138,8 @@ async def test_a_job_that_its_ranks_took_along_is_told_when_it_would_get_in(engi
     assert 50 <= late.retry_after_s <= 65, "the queue holds two: the one in it, and the one that was told to come back"
     finish(two)
     await second
+    assert engine.status().predicted_queue_s == 30, "nobody waits, and a job would start when there are ranks"
+    assert (await engine.record_autoscaling_stats())["predicted_queue_s"] == 0, "but that is no work"
 
 
 async def test_cancelling_the_call_aborts_the_job(engine):

@@ -49,6 +49,7 @@ class World:
         for work in (SHORT, LONG, SHORT, LONG):
             self.costs.learn(work, output(work.steps * self.step_s))
         self.queue: list[Ticket] = []
+        self.most = 0
         self.told: list[tuple[float, int]] = []  # seconds, and which try it was
         self._events: list[tuple[float, int, Any]] = []
         self._number = itertools.count()
@@ -74,6 +75,7 @@ class World:
             self.at(self.now + after, again)
             return
         self.queue.append(ticket)
+        self.most = max(self.most, len(self.queue))
         if len(self.queue) == 1:
             self._draw()
 
@@ -104,6 +106,7 @@ def test_a_burst_over_the_queue_gets_in_when_told(step_s: float, same: bool):
     world.run(1e5)
     assert len(world.told) == 12
     assert world.twice == []
+    assert world.most == 4, "nobody had to be let in beyond the limit"
     # Nor is anybody told to wait much longer than the work before it takes.
     assert max(after for after, _ in world.told) <= 1.5 * 16 * 10 * step_s + 5
 
@@ -117,6 +120,7 @@ def test_while_ranks_are_rebuilt(rebuild_s: float):
     world.run(1e5)
     assert len(world.told) == 12
     assert world.twice == []
+    assert world.most == 4
     assert min(after for after, _ in world.told) > rebuild_s - 5
 
 
@@ -143,6 +147,7 @@ def test_a_crowd_that_keeps_coming(noise: float):
     first = [after for after, tries in world.told if not tries]
     assert len(first) > 50
     assert len(world.twice) <= 0.05 * len(first)
+    assert world.most <= (9 if not noise else 15), "promises that came due a little early go beyond the limit"
     if not noise:
         assert world.twice == []
 

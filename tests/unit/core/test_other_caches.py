@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, ModelHook, apply_first_block_cache
 
 from cache_core import (
     AnotherCacheError,
@@ -132,16 +133,28 @@ def test_a_cache_that_diffusers_has_not_yet(flux: FluxTransformer2DModel):
 def test_half_of_cache_dits_marks_are_somebody_elses(flux: FluxTransformer2DModel, left: str):
     setattr(flux, left, True)
     check_no_other_cache(flux)
+    flux._is_cached = flux._context_manager = True
+    with pytest.raises(AnotherCacheError, match=r"cache-dit's.*cache_dit\.disable_cache"):
+        check_no_other_cache(flux)
 
 
-def test_the_other_way_of_splitting_is_no_cache(pipe: FluxPipeline):
-    """ParaAttention's context parallelism wraps the forward, too."""
+def test_the_other_way_of_splitting_is_no_cache(flux: FluxTransformer2DModel):
+    """ParaAttention's context parallelism wraps the forward, too: known by the file of the function."""
 
     def wrapped(*args: object, **kwargs: object) -> object:
         return None
 
-    pipe.transformer.forward = wrapped
-    check_no_other_cache(pipe.transformer)
+    for package, is_cache in (("context_parallel", False), ("first_block_cache", True)):
+        name = f"para_attn.{package}.diffusers_adapters.flux"
+        flux.forward = FunctionType(wrapped.__code__, {"__name__": name}).__get__(flux)
+        with pytest.raises(AnotherCacheError) if is_cache else nullcontext():
+            check_no_other_cache(flux)
+
+
+def test_a_hook_of_ones_own_in_a_file_of_such_a_name_is_no_cache(flux: FluxTransformer2DModel):
+    hook = type("Hook", (ModelHook,), {"__module__": "mine.first_block_cache"})()
+    HookRegistry.check_if_exists_or_initialize(flux).register_hook(hook, "mine")
+    check_no_other_cache(flux)
 
 
 def test_a_removed_cache_of_ours_is_none(pipe: FluxPipeline):
