@@ -117,8 +117,13 @@ def test_an_engine_dies_and_another_draws_its_jobs(flux: str, sound: None, refer
 def test_the_ingress_dies(flux: str, sound: None, reference: np.ndarray):
     """What it had asked for is read by nobody, and not drawn to its end: that would take minutes."""
     old = readiness(flux)["pid"]
-    with being_drawn(flux):
+    with being_drawn(flux), ThreadPoolExecutor() as pool:
+        waiting = pool.submit(draw, flux, **ENDLESS)
+        wait_for(lambda: held(flux, "running") + held(flux, "queued") == 2, 60)
         kill_ingress(flux)
+        told = waiting.result()
+        assert (told.status_code, told.json()["error"]["code"]) == (503, "ingress_died"), told.text
+        assert (told.headers["retry-after"], told.headers["x-should-retry"]) == ("2", "true")
         wait_for(lambda: readiness(flux, 2).get("pid", old) != old and readiness(flux)["ready"], 120)
         np.testing.assert_array_equal(pixels(draw(flux)), reference)
         wait_for(lambda: not held(flux, "running"), 60)
