@@ -6,13 +6,16 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch import nn
 
 from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
+
+if TYPE_CHECKING:
+    from cache_core.buffers import Buffers
 
 __all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "block_modules", "find_blocks"]
 
@@ -48,6 +51,10 @@ class States(NamedTuple):
                 storage = stream.untyped_storage()
                 filled[storage.data_ptr()] = filled.get(storage.data_ptr(), -storage.nbytes()) + stream.nbytes
         return States(*(s if s is None or filled[s.untyped_storage().data_ptr()] == 0 else s.clone() for s in row))
+
+    def copied(self) -> States:
+        """The same values in memory of their own."""
+        return States(*(stream if stream is None else stream.clone() for stream in self))
 
     def minus(self, other: States) -> States:
         """``self - other``, stream by stream."""
@@ -167,7 +174,7 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
 class BlockCall:
     """One call of one block: its input states, and the means to run it for all images, some, or none."""
 
-    __slots__ = ("_args", "_forward", "_kwargs", "block", "states")
+    __slots__ = ("_args", "_buffers", "_forward", "_kwargs", "block", "states")
 
     def __init__(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.block, self._forward, self._args, self._kwargs = block, forward, args, kwargs
@@ -175,6 +182,22 @@ class BlockCall:
         if block.encoder_result is not None:
             encoder = block.argument(block.encoder_argument, args, kwargs)
         self.states = States(block.argument(block.hidden_argument, args, kwargs), encoder)
+        self._buffers: Buffers | None = None
+
+    def watch(self, buffers: Buffers) -> None:
+        """Look after what is done to the memory of the block's streams, so that they may be kept."""
+        self._buffers = buffers
+        buffers.take(self.states)
+
+    @property
+    def handed(self) -> bool:
+        """Whether the streams are what the block before gave, untouched."""
+        return self._buffers is not None and self._buffers.handed
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether they are what the block before gave, but written into since."""
+        return self._buffers is not None and self._buffers.overwritten
 
     @property
     def batch(self) -> int:
@@ -182,14 +205,14 @@ class BlockCall:
 
     def compute(self) -> States:
         """Run the block for the whole batch, with the caller's own arguments."""
-        return self._unpack(self._forward(*self._args, **self._kwargs))
+        return self._run(self._args, self._kwargs)
 
     def compute_rows(self, rows: list[int]) -> States:
         """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
         names = tuple(self.block.parameters)
         args = [self._take(name, value, rows) for name, value in zip(names, self._args, strict=False)]
         kwargs = {name: self._take(name, value, rows) for name, value in self._kwargs.items()}
-        return self._unpack(self._forward(*args, *self._args[len(names) :], **kwargs))
+        return self._run((*args, *self._args[len(names) :]), kwargs)
 
     def complete(self, known: dict[int, States]) -> States:
         """The block's output for the whole batch: ``known`` rows as they are, the others computed."""
@@ -202,12 +225,19 @@ class BlockCall:
 
     def pack(self, states: States) -> Any:
         """States in the block's own result format."""
+        if self._buffers is not None:
+            states = self._buffers.give(states)
         if self.block.encoder_result is None:
             return states.hidden
         result: list[Any] = [None, None]
         result[self.block.hidden_result] = states.hidden
         result[self.block.encoder_result] = states.encoder
         return tuple(result)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> States:
+        if self._buffers is None:
+            return self._unpack(self._forward(*args, **kwargs))
+        return self._unpack(self._buffers.run(self.block, self._forward, args, kwargs))
 
     def _take(self, name: str, value: Any, rows: list[int]) -> Any:
         """The images ``rows`` of one argument, as the model's table says."""
