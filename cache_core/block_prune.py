@@ -16,6 +16,7 @@ from cache_core.blocks import BlockCall, States
 from cache_core.compared import ComparedBlock
 from cache_core.options import DBPruneOptions
 from cache_core.report import ImageDecision
+from cache_core.residual import PER_BLOCK
 from cache_core.rows import for_rows
 from cache_core.session import Session
 from cache_core.shared import SharedBlock
@@ -173,7 +174,7 @@ class BlockPrune:
         index, order = call.block.index, self._options.taylor_order
         if order:
             if output is not None:
-                memory = image.blocks.setdefault(index, ComparedBlock(call.block, order))
+                memory = image.blocks.setdefault(index, ComparedBlock(call.block, order, PER_BLOCK))
                 memory.record(self._step, call.states.owned_row(k), output.row(k))
             return
         previous = image.blocks.get(index - 1)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.models import attention_processor
 from torch import nn
 
 from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
 
 if TYPE_CHECKING:
     from cache_core.buffers import Buffers
+
+_BY_PLACE = tuple(kind for name, kind in vars(attention_processor).items() if name.startswith("PAG"))
 
 __all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "block_modules", "find_blocks"]
 
@@ -209,6 +212,9 @@ class BlockCall:
 
     def compute_rows(self, rows: list[int]) -> States:
         """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
+        if _knows_rows_by_place(self.block.module):
+            whole = self.compute()
+            return States.stack([whole.row(k) for k in rows])
         names = tuple(self.block.parameters)
         args = [self._take(name, value, rows) for name, value in zip(names, self._args, strict=False)]
         kwargs = {name: self._take(name, value, rows) for name, value in self._kwargs.items()}
@@ -252,6 +258,14 @@ class BlockCall:
         if self.block.encoder_result is None:
             return States(output[self.block.hidden_result] if isinstance(output, tuple) else output, None)
         return States(output[self.block.hidden_result], output[self.block.encoder_result])
+
+
+def _knows_rows_by_place(block: nn.Module) -> bool:
+    """Whether attention is perturbed for a third or half of the batch (PAG): a part of the batch has other thirds.
+
+    Asked at every call: pipelines exchange the processors while they draw.
+    """
+    return any(isinstance(getattr(module, "processor", None), _BY_PLACE) for module in block.modules())
 
 
 def _take(value: Any, rows: list[int], batch: int) -> Any:

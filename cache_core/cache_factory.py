@@ -43,6 +43,4 @@ def apply_cache_on_pipe(
     if cache_type is None:
         _logger.warning("no cache_type given: DBCache with its default options and what was given. Name one to be sure")
     method = None if cache_type is None else CacheType(cache_type)
-    group = {"group": options.pop("group")} if "group" in options else {}
-    filled = with_published_defaults(options, method)
-    return _pipe.apply_cache_on_pipe(pipe, method or CacheType.DBCache, **group, **filled)
+    return _pipe.apply_cache_on_pipe(pipe, method or CacheType.DBCache, **with_published_defaults(options, method))

@@ -3,9 +3,9 @@
 True CFG calls the transformer twice a step, for the prompt and for the negative prompt. Some pipelines name the two
 with ``cache_context``, many do not (FLUX Kontext and ControlNet, HunyuanVideo I2V, Kandinsky 5, Wan video-to-video,
 ...). Taken for one sequence, one prompt's residuals would be judged by, and reused for, the other's: guidance is lost
-without a word. The timestep does not change between the calls of a step, and the conditioning (text, pooled text,
-labels) does: each call at the same timestep with conditioning not yet seen there is a branch of its own, ``default``,
-``default#2``, ``default#3``, ...
+without a word. The timestep does not change between the calls of a step, and the conditioning (text, masks, labels,
+image embeddings, guidance, the shape of the latents) does: each call at the same timestep with conditioning not yet
+seen there is a branch of its own, ``default``, ``default#2``, ``default#3``, ...
 
 Conditioning that was seen at this timestep begins a new step: schedulers of second order (Heun) evaluate two steps at
 one timestep, and in half precision neighbouring timesteps may round to the same number. A prompt guided by itself
@@ -27,12 +27,25 @@ __all__ = ["CallInputs", "StepCalls", "call_inputs"]
 #: The arguments' names over all supported transformers.
 _TIMESTEP = ("timestep", "t")
 _LATENTS = ("hidden_states", "x")
+#: What may change between the calls of a step. Not what ControlNet adds: it changes from step to step, too.
 _CONDITIONING = (
     "encoder_hidden_states",
     "pooled_projections",
     "cap_feats",
     "class_labels",
     "encoder_hidden_states_image",
+    "image_embeds",
+    "encoder_hidden_states_2",
+    "encoder_attention_mask",
+    "encoder_attention_mask_2",
+    "encoder_hidden_states_mask",
+    "attention_mask",
+    "guidance",
+    "siglip_feats",
+    "control_hidden_states",
+    "added_cond_kwargs",
+    "joint_attention_kwargs",
+    "attention_kwargs",
 )
 
 
@@ -42,7 +55,7 @@ class CallInputs(NamedTuple):
     Attributes:
         timestep: a tensor, of one value or one per image (or token), or a number; None if the call has none.
         latents: a tensor, or a list with an entry for each row.
-        conditioning: tensors, or lists of them, as the pipeline passed them.
+        conditioning: tensors, lists or dicts of them, or values, as the pipeline passed them.
     """
 
     timestep: Any
@@ -56,7 +69,9 @@ def call_inputs(transformer: nn.Module, args: Sequence[Any], kwargs: dict[str, A
     timestep, latents = (
         next((given[name] for name in names if name in given), None) for names in (_TIMESTEP, _LATENTS)
     )
-    return CallInputs(timestep, latents, tuple(given.get(name) for name in _CONDITIONING))
+    rows = latents if isinstance(latents, list) else [latents]
+    shape = [getattr(row, "shape", None) for row in rows]  # skip-layer guidance asks for the prompt's rows once more
+    return CallInputs(timestep, latents, (shape, *(given.get(name) for name in _CONDITIONING)))
 
 
 class StepCalls:
@@ -78,7 +93,7 @@ class StepCalls:
         if again and place == len(self._seen):
             return place
         timestep = _copy(inputs.timestep)
-        if place is None and timestep is not None and _equal(self._timestep, timestep):
+        if place is None and timestep is not None and _same_time(self._timestep, timestep):
             self._seen.append(_references(inputs.conditioning))
             return len(self._seen)
         self._timestep, self._seen = timestep, [_references(inputs.conditioning)]
@@ -93,7 +108,16 @@ def _copy(timestep: Any) -> Any:
     """What stays when the pipeline writes the next step's time into the same tensor; no wait for a GPU."""
     if not isinstance(timestep, torch.Tensor):
         return timestep
-    return timestep.tolist() if timestep.device.type == "cpu" else timestep.clone()
+    return timestep.flatten().tolist() if timestep.device.type == "cpu" else timestep.flatten().clone()
+
+
+def _same_time(left: Any, right: Any) -> bool:
+    """Rows of one time are as many as the call has; a call of fewer rows may still be of the same step."""
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor) and left.shape != right.shape:
+        left, right = left.unique(), right.unique()
+    elif isinstance(left, list) and isinstance(right, list) and len(left) != len(right):
+        left, right = sorted(set(left)), sorted(set(right))
+    return _equal(left, right)
 
 
 class _Text:
@@ -103,10 +127,10 @@ class _Text:
         self._reference, self._mark = weakref.ref(tensor), _mark(tensor)
 
     def is_seen(self, value: Any) -> bool:
+        if not isinstance(value, torch.Tensor):  # a call without text is another, also when this one is gone
+            return False
         alive = self._reference()
-        if alive is not None or not isinstance(value, torch.Tensor):
-            return _equal(alive, value)
-        return self._mark == _mark(value)
+        return self._mark == _mark(value) if alive is None else _equal(alive, value)
 
 
 def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -117,12 +141,20 @@ def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _references(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _references(own) for name, own in value.items()}
     if isinstance(value, list | tuple):
         return tuple(map(_references, value))
     return _Text(value) if isinstance(value, torch.Tensor) else value
 
 
 def _is_seen(seen: Any, value: Any) -> bool:
+    if isinstance(seen, dict):
+        return (
+            isinstance(value, dict)
+            and seen.keys() == value.keys()
+            and all(_is_seen(own, value[name]) for name, own in seen.items())
+        )
     if isinstance(seen, tuple):
         return isinstance(value, list | tuple) and len(seen) == len(value) and all(map(_is_seen, seen, value))
     return seen.is_seen(value) if isinstance(seen, _Text) else _equal(seen, value)
@@ -135,7 +167,7 @@ def _equal(left: Any, right: Any) -> bool:
         return left.shape == right.shape and left.device == right.device and torch.equal(left, right)
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         return len(left) == len(right) and all(map(_equal, left, right))
-    return isinstance(left, int | float) and left == right
+    return isinstance(left, int | float | str) and left == right
 
 
 def _parameters(cls: type[nn.Module]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from cache_core.blocks import Block, States
 from cache_core.consensus import Sums
 from cache_core.difference import absolute_sum, difference_sum
-from cache_core.residual import Residual
+from cache_core.residual import SPAN, Residual
 
 __all__ = ["ComparedBlock", "input_sum", "moved_sum"]
 
@@ -35,13 +35,13 @@ def moved_sum(block: Block, states: States, reference: States) -> torch.Tensor:
 
 
 class ComparedBlock:
-    """One image's memory of one block."""
+    """One image's memory of one block. ``limit``: how much a forecast of order 2 may magnify errors."""
 
     __slots__ = ("_block", "_input", "_input_sum", "_residual")
 
-    def __init__(self, block: Block, taylor_order: int) -> None:
+    def __init__(self, block: Block, taylor_order: int, limit: float = SPAN) -> None:
         self._block = block
-        self._residual = Residual(taylor_order)
+        self._residual = Residual(taylor_order, limit)
         self._input: States | None = None
         self._input_sum: torch.Tensor | None = None
 

@@ -19,15 +19,19 @@ class ComputeAll:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._images: list[ImageDecision] = []
 
     def begin_step(self, step: int, images: list[ImageDecision]) -> None:
+        self._images, self._looked = images, False
         for decision in images:
             decision.reason = "threshold"
-            decision.computed_blocks = len(self._session.blocks)
 
     def run(self, call: BlockCall) -> Any:
-        if call.block.index == 0:
+        if not self._looked:  # at the first block that is called: guidance may leave out block 0
+            self._looked = True
             self._session.look(call.states.hidden.device)
+        for decision in self._images:
+            decision.computed_blocks += 1
         return call.pack(call.compute())
 
     def end_step(self) -> None:

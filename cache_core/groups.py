@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from cache_core.hooks import original_forwards
+from cache_core.wrapped import wrapped_forwards
 
 __all__ = ["find_group", "is_parallelized"]
 
@@ -30,9 +30,9 @@ def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
     for name in ("_flattened_mesh", "_mesh"):  # context parallel: ring x ulysses as one; tensor parallel: one alone
         if isinstance(mesh := getattr(config, name, None), DeviceMesh) and mesh.ndim == 1:
             return mesh.get_group()
-    for forward in original_forwards(transformer):
-        if (group := _group_in_closure(forward)) is not None:
-            return group
+    for _, cells in wrapped_forwards(transformer):  # ParaAttention's forward closes over the mesh of its sequence
+        if isinstance(mesh := cells.get("seq_mesh"), DeviceMesh):
+            return mesh.get_group()
     raise RuntimeError(
         f"{type(transformer).__name__} is parallelized, but its process group cannot be told from it; "
         "pass group= (the torch.distributed group of the ranks that share one picture)"
@@ -44,23 +44,3 @@ def _diffusers_config(transformer: nn.Module) -> Any:
     config = getattr(transformer, "_parallel_config", None)
     context = getattr(config, "context_parallel_config", None)
     return context if context is not None else getattr(config, "tensor_parallel_config", None)
-
-
-def _group_in_closure(forward: Any) -> dist.ProcessGroup | None:
-    """ParaAttention keeps its sequence mesh in the closure of the forward that it installs."""
-    for _ in range(8):  # wrappers around wrappers, each with the next one as `original_forward` or `__wrapped__`
-        function = getattr(forward, "__func__", forward)
-        names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-        cells = (
-            dict(zip(names, (cell.cell_contents for cell in function.__closure__ or ()), strict=True)) if names else {}
-        )
-        mesh = cells.get("seq_mesh")
-        if isinstance(mesh, DeviceMesh):
-            return mesh.get_group()
-        if "original_forward" in cells:
-            forward = cells["original_forward"]
-        elif hasattr(function, "__wrapped__"):  # functools.wraps: accelerate's hooks, a user's own patch
-            forward = function.__wrapped__
-        else:
-            return None
-    return None

@@ -19,6 +19,7 @@ from torch import nn
 from cache_core.blocks import Block, BlockCall, block_modules, find_blocks
 from cache_core.calls import call_inputs
 from cache_core.chain import chain
+from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
 from cache_core.placement import Placement
 from cache_core.session import Session
@@ -70,6 +71,8 @@ class _RootHook(ModelHook):
             self.attachment.warn_if_eager()
         if session is None:
             return self.fn_ref.original_forward(*args, **kwargs)
+        refuse_backward(module)
+        self.attachment.checkpointing.adopt()
         session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
         output = self.fn_ref.original_forward(*args, **kwargs)
         session.end_step()
@@ -93,6 +96,7 @@ class _BlockHook(ModelHook):
         session = self.attachment.session
         if session is None:
             return forward(*args, **kwargs)
+        forward = self.attachment.checkpointing.inside(forward)
         return session.run(BlockCall(self.block, forward, args, kwargs))
 
     def compile(self, context: Compile | None) -> None:
@@ -120,6 +124,9 @@ class Attachment:
         self._context: Compile | None = None
         self._taken: dict[int, Callable[..., Any]] = {}
         self._warned = False
+        self.checkpointing = Checkpointing(
+            transformer, lambda module: self.session is not None and any(module is own.module for own in self.blocks)
+        )
         self._hooks = [_BlockHook(self, block) for block in self.blocks]
         self._places = [Placement(hook.block.module, hook, _BLOCK_HOOK) for hook in self._hooks]
         self._root = Placement(transformer, _RootHook(self), _ROOT_HOOK)
@@ -214,6 +221,7 @@ class Attachment:
             if block.index in self._taken:
                 block.module._compiled_call_impl = self._taken[block.index]
         self._root.remove()
+        self.checkpointing.give_back()
         if hasattr(self.transformer, "_diffusers_hook"):
             self._tell_registries()
 

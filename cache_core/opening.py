@@ -102,7 +102,8 @@ def cache_session(
         attachment.use_compile_context(compile_context(transformer))
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
-        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort)
+        every_block = not isinstance(each[0], NoCacheOptions)
+        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort, every_block)
         attachment.session = session
         try:
             yield report

@@ -6,12 +6,11 @@ comes second must be told, and a session must look again, since the other may ha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 from torch import nn
 
-from cache_core.hooks import original_forwards
+from cache_core.wrapped import wrapped_forwards
 
 __all__ = ["AnotherCacheError", "check_no_other_cache"]
 
@@ -66,12 +65,7 @@ def _others(transformer: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _made_by(package: str, transformer: nn.Module) -> bool:
-    """Whether a forward of the transformer, around or inside diffusers' hooks, was put there by ``package``."""
-    for forward in original_forwards(transformer):
-        while isinstance(forward, functools.partial):
-            forward = forward.func
-        function = getattr(forward, "__func__", forward)
-        # Not __module__, which functools.wraps copies from what is wrapped: globals are those of the wrapper's file.
-        if str(getattr(function, "__globals__", {}).get("__name__", "")).startswith(package):
-            return True
-    return False
+    """Whether a forward of the transformer was put there by ``package``, under however many others."""
+    # Not __module__, which functools.wraps copies from what is wrapped: globals are those of the wrapper's file.
+    names = (getattr(function, "__globals__", {}).get("__name__") for function, _ in wrapped_forwards(transformer))
+    return any(str(name).startswith(package) for name in names)

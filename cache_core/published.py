@@ -40,9 +40,17 @@ _IGNORED = {
     "alter_residual_diff_threshold",
     "num_inference_steps",
     "do_separate_cfg",
+    "do_separate_classifier_free_guidance",
+    "enable_separate_cfg",
     "cfg_compute_first",
 }
-_TAYLORSEER = ("enable_taylorseer", "enable_encoder_taylorseer", "taylorseer_cache_type", "taylorseer_kwargs")
+_TAYLORSEER = (
+    "enable_taylorseer",
+    "enable_encoder_taylorseer",
+    "taylorseer_cache_type",
+    "taylorseer_kwargs",
+    "taylorseer_order",
+)
 #: ``taylorseer_kwargs`` that had no effect when published: the cache decided which steps to compute.
 _TAYLORSEER_IGNORED = {"warmup_steps", "max_warmup_steps", "skip_interval_steps"}
 _MAX_ORDER = 2
@@ -121,7 +129,8 @@ def _taylor_order(options: dict[str, Any]) -> int | None:
             "forecast, not the state; use 'residual'"
         )
     more = dict(options.get("taylorseer_kwargs") or {})
-    order = more.pop("n_derivatives", _MAX_ORDER)
+    named = options.get("taylorseer_order")  # from v0.2.16 on
+    order = more.pop("n_derivatives", _MAX_ORDER if named is None else named)
     if unknown := sorted(set(more) - _TAYLORSEER_IGNORED):
         raise ValueError(f"taylorseer_kwargs has no {unknown[0]!r}; it has n_derivatives")
     if order not in range(_MAX_ORDER + 1):

@@ -3,16 +3,29 @@
 Order 0 repeats the last residual. Orders 1 and 2 extrapolate it (TaylorSeer, arXiv:2503.06923). Where TaylorSeer builds
 derivatives from differences over an assumed fixed interval, this is the interpolating polynomial through the computed
 steps at their real positions: exact for residuals that are polynomials of that order, however uneven the steps.
+
+What is recorded is not exact, and extrapolation magnifies what is wrong with it by the sum of the absolute weights: a
+parabola 7 times one step on from three successive ones, 31 times three steps on. So order 2 is an upper bound: of the
+polynomials through the last steps, the highest that magnifies no more than a limit is taken, at last the constant.
+Order 1 is the line, as published.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["Residual", "extrapolation_weights"]
+__all__ = ["PER_BLOCK", "SPAN", "Residual", "extrapolation_weights", "forecast_weights"]
+
+#: Limit for one residual over a span of blocks, which starts from computed states: a parabola two steps on from three
+#: successive ones.
+SPAN = 17.0
+#: Limit where each block is forecast for itself. Its input is what the forecasts before it made, so errors multiply
+#: along the depth, move the inputs that decide, and come back through what is recorded next. A line two steps on.
+PER_BLOCK = 5.0
 
 
 class _Sample(NamedTuple):
@@ -37,17 +50,38 @@ def extrapolation_weights(steps: list[int], at: int) -> list[float]:
     return weights
 
 
+def forecast_weights(steps: list[int], at: int, limit: float) -> list[float]:
+    """Weights of the last of ``steps``: those of the highest order that magnifies errors by ``limit`` at most.
+
+    >>> forecast_weights([2, 3, 4], 5, limit=7)
+    [1.0, -3.0, 3.0]
+    >>> forecast_weights([2, 3, 4], 5, limit=5)
+    [-1.0, 2.0]
+    >>> forecast_weights([2, 3, 4], 9, limit=5)
+    [1.0]
+    """
+    for first in range(len(steps)):
+        weights = extrapolation_weights(steps[first:], at)
+        if sum(map(abs, weights)) <= limit * (1 + 1e-9):
+            return weights
+    return [1.0]
+
+
 class Residual:
     """Residuals of both streams of one image at up to ``order + 1`` computed steps.
+
+    Args:
+        order: the highest order of the forecast.
+        limit: how much order 2 may magnify errors of what is recorded.
 
     Shapes are those of one image's row: hidden [image tokens, channels], encoder [text tokens, channels] or None for
     blocks that do not return the text stream.
     """
 
-    __slots__ = ("_order", "_samples")
+    __slots__ = ("_limit", "_order", "_samples")
 
-    def __init__(self, order: int = 0) -> None:
-        self._order = order
+    def __init__(self, order: int = 0, limit: float = SPAN) -> None:
+        self._order, self._limit = order, limit if order > 1 else math.inf
         self._samples: list[_Sample] = []
 
     def __bool__(self) -> bool:
@@ -62,9 +96,9 @@ class Residual:
         self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Both streams with the residual forecast for ``step`` added; the inputs are not written to."""
-        weights = extrapolation_weights([sample.step for sample in self._samples], step)
+        weights = forecast_weights([sample.step for sample in self._samples], step, self._limit)
         text: torch.Tensor | None = None
-        for weight, sample in zip(weights, self._samples, strict=True):
+        for weight, sample in zip(weights, self._samples[-len(weights) :], strict=True):
             hidden = torch.add(hidden, sample.hidden, alpha=weight)
             if sample.encoder is not None:
                 text = torch.add(encoder if text is None else text, sample.encoder, alpha=weight)

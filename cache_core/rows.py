@@ -40,7 +40,7 @@ def images_of_rows(images: int, rows: int, latents: Any) -> list[int]:
     """
     repeats, rest = divmod(rows, images)
     announced = f"options for {images} images, but the transformer was called with a batch of {rows}"
-    if rest or not repeats:
+    if rest:
         raise ValueError(f"{announced}: give one for all, one for each image or one for each row")
     if images == 1 or repeats == 1:
         return [row % images for row in range(rows)]

@@ -73,6 +73,8 @@ class Session:
         consensus: how the ranks decide together.
         report: filled in step by step.
         should_abort: polled once per step; True asks all ranks to raise :class:`JobAborted`.
+        every_block: whether a step must call every block, once and in order, on one shape. False where nothing is
+            remembered: skip-layer guidance and other batches are nothing to it.
     """
 
     def __init__(
@@ -82,11 +84,13 @@ class Session:
         consensus: Consensus,
         report: CacheReport,
         should_abort: Callable[[], bool] | None = None,
+        every_block: bool = True,
     ) -> None:
         self.blocks, self.report = blocks, report
         self.latents: Any = None  # of the call that is running; rows of one image hold the same
         self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
-        self._buffers = None if report.method == "none" else Buffers()  # nothing is kept of a step then
+        self._every_block = every_block
+        self._buffers = Buffers() if every_block else None
         self._contexts: dict[str, StepCalls] = {}
         self._branches: dict[str, _Branch] = {}
         self._branch: _Branch | None = None
@@ -111,7 +115,7 @@ class Session:
     def run(self, call: BlockCall) -> Any:
         """Route one block call through the branch's policy."""
         branch = self._current()
-        if call.block.index != branch.next_block:
+        if self._every_block and call.block.index != branch.next_block:
             expected = self.blocks[min(branch.next_block, len(self.blocks) - 1)].name
             raise RuntimeError(
                 f"block {call.block.name} was called where {expected} was due: the cache needs every block of a step, "
@@ -127,13 +131,17 @@ class Session:
     def end_step(self) -> None:
         """The transformer's call returned: its step is complete and goes into the report."""
         branch = self._current()
-        if branch.next_block != len(self.blocks):
+        if self._every_block and branch.next_block != len(self.blocks):
             raise RuntimeError(
-                f"the transformer called {branch.next_block} of its {len(self.blocks)} blocks: the cache needs all"
+                f"the transformer called {branch.next_block} of its {len(self.blocks)} blocks: the cache needs all "
+                "(skip-layer guidance and the like need `type: none`)"
             )
         if self._buffers is not None:
             self._buffers.let_go()
-        branch.policy.end_step()
+        if branch.next_block:
+            branch.policy.end_step()
+        else:
+            branch.images = []  # every block was left out
         self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
         branch.step += 1
         branch.next_block = 0
@@ -197,8 +205,10 @@ class Session:
 
     def _open_step(self, branch: _Branch, call: BlockCall) -> None:
         shape = (tuple(call.states.hidden.shape), None if call.states.encoder is None else call.states.encoder.shape)
-        if branch.step == 0 and not branch.shape:
+        if not branch.shape:
             branch.shape, branch.policy = shape, self._new_policy(self)
+        elif not self._every_block:
+            branch.shape = shape
         elif shape[0][0] != branch.shape[0][0]:
             raise ValueError(
                 f"batch size changed inside branch {branch.name!r}: {branch.shape[0][0]} at its first step, "

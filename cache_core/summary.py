@@ -25,9 +25,9 @@ def format_summary(reports: dict[str, CacheReport]) -> str:
         for image in range(len(totals["computed_block_fraction"])):
             for branch in dict.fromkeys(step.branch for step in report.steps):
                 steps = [step.images for step in report.steps if step.branch == branch]
-                if image >= len(steps[0]):
+                decisions = [images[image] for images in steps if image < len(images)]
+                if not decisions:
                     continue
-                decisions = [images[image] for images in steps]
                 strip = "".join("#" if d.cached else _pruned(d, report.num_blocks) for d in decisions)
                 share = sum(d.computed_blocks for d in decisions) / (report.num_blocks * len(decisions))
                 cached = sum(d.cached or bool(d.pruned_blocks) for d in decisions)

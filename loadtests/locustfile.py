@@ -3,7 +3,8 @@
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 OpenLoop      # then open 127.0.0.1:8089
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s ClosedLoop
 
-The number of ``OpenLoop`` users times ``--rate-per-user`` is the arrival rate; ``--processes`` shares the users out.
+The number of ``OpenLoop`` users times ``--rate-per-user`` is the arrival rate; ``--processes`` shares the users out,
+and each draws from ``--seed`` and the number of its process. Repeated pictures are compared within one process.
 ``python -m loadtests.run`` runs the prepared scenarios and writes the report.
 """
 
@@ -26,11 +27,26 @@ def _options(parser: Any) -> None:
     parser.add_argument("--mix", default=str(Path(__file__).with_name("mix.yaml")), help="weighted requests, YAML")
     parser.add_argument("--rate-per-user", type=float, default=0.05, help="arrivals a second of one OpenLoop user")
     parser.add_argument("--abandonment", type=float, default=0.0, help="share of clients that hang up")
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and choices")
+
+
+@events.init.add_listener
+def _check(environment: Any, **_: Any) -> None:
+    """A mix that cannot be used stops the start: what a listener raises, locust only logs."""
+    try:
+        load_mix(Path(environment.parsed_options.mix))
+    except ValueError as error:
+        raise SystemExit(f"--mix: {error}") from None
 
 
 @events.test_start.add_listener
 def _plan(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     environment.plan = Plan(
-        load_mix(Path(options.mix)), rate_per_user=options.rate_per_user, abandonment=options.abandonment
+        load_mix(Path(options.mix)),
+        rate_per_user=options.rate_per_user,
+        abandonment=options.abandonment,
+        seed=options.seed,
+        # A master has no number, and no users.
+        worker=getattr(environment.runner, "worker_index", 0),
     )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from raycache.yaml_files import load_as
 
 __all__ = ["Ask", "Mix", "load_mix"]
+
+_SIZE = re.compile(r"[0-9]{1,5}x[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,15 @@ class _Entry(BaseModel):
     request: dict[str, Any]
     stream: bool = False
 
+    @field_validator("request")
+    @classmethod
+    def _can_be_sent(cls, request: dict[str, Any]) -> dict[str, Any]:
+        if missing := {"prompt", "size"} - set(request):
+            raise ValueError(f"lacks {sorted(missing)}")
+        if not isinstance(request["size"], str) or _SIZE.fullmatch(request["size"]) is None:
+            raise ValueError(f"size must be WIDTHxHEIGHT in ASCII, got {request['size']!r}")
+        return request
+
 
 class Mix(BaseModel):
     """What users ask for.
@@ -67,13 +80,9 @@ def load_mix(path: Path) -> Mix:
     """The mix in a YAML file.
 
     Raises:
-        ValueError: names the file, the field and what is wrong.
+        ValueError: names the file, the line, the field and what is wrong.
     """
     try:
-        mix = Mix.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ValueError(f"{path} is no request mix: {error}") from None
-    for number, entry in enumerate(mix.entries):
-        if missing := {"prompt", "size"} - set(entry.request):
-            raise ValueError(f"{path}: entry {number} lacks {sorted(missing)} in its request")
-    return mix
+        return load_as(path, Mix, "request mix")
+    except OSError as error:
+        raise ValueError(f"request mix {path} cannot be read: {error.strerror}") from None

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
-import yaml
 
 from raycache.testing.inject import engines, readiness
 from raycache.testing.serve_run import serve_run
+from raycache.yaml_files import load_yaml
 
 __all__ = ["METRICS", "address", "metrics_urls", "scrape", "serving", "sizes", "wait_ready"]
 
@@ -34,8 +34,15 @@ METRICS = {
 
 
 def address(config: Path) -> str:
-    """Where the service of a ``serve run`` YAML listens."""
-    http = yaml.safe_load(config.read_text()).get("http_options", {})
+    """Where the service of a ``serve run`` YAML listens.
+
+    Raises:
+        ValueError: it is no YAML; names the line. OSError: it cannot be read.
+    """
+    document = load_yaml(config, "serve config")
+    if not isinstance(document, dict):
+        raise ValueError(f"{config} is no serve config: its fields are missing")
+    http = document.get("http_options") or {}
     return f"http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)}"
 
 

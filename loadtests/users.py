@@ -30,6 +30,7 @@ class Plan:
         abandonment: share of requests whose client hangs up at a random time within ``abandon_within`` seconds.
         check: share of answers whose pictures are decoded; all are compared byte for byte.
         patience: seconds any client waits for an answer.
+        seed: of all that is drawn in the run; ``worker``: number of this process among those that share the users out.
         under_way: requests that nobody waits for; their source may be gone already.
         began: ``time.monotonic()`` of the start.
     """
@@ -41,15 +42,19 @@ class Plan:
     check: float = 0.25
     patience: float = 300.0
     seed: int = 0
+    worker: int = 0
     recorder: Recorder = field(default_factory=Recorder)
     began: float = field(default_factory=time.monotonic)
     users: int = 0
     under_way: Group = field(default_factory=Group)
 
     def next_source(self) -> random.Random:
-        """A random source for one more user; the same for the same user of every run."""
+        """A random source for one more user: its own in all processes, and the same in every run with this seed.
+
+        Two users with one source would send the same requests at the same time: no Poisson stream, but pairs.
+        """
         self.users += 1
-        return random.Random(f"{self.seed}/{self.users}")
+        return random.Random(f"{self.seed}/{self.worker}/{self.users}")
 
 
 class _Client(HttpUser):

@@ -6,10 +6,8 @@ import contextlib
 import logging
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +21,7 @@ from raycache.placement import rank_bundle_index
 from raycache.pulse import Pulse
 from raycache.rank_actor import RankActor
 from raycache.settings import AppSettings
+from raycache.stacks import StacksFile
 from raycache.starvation import run_delay_s
 
 __all__ = ["PULSE_S", "Fault", "RankActors"]
@@ -52,17 +51,14 @@ class RankActors:
         settings: the application's.
         placement_group: reserved for the gang; None = anywhere.
         first_bundle: where the gang's bundles begin in it.
-        name: of the gang, for logs and files.
+        name: of the gang, for logs.
     """
 
     def __init__(self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str) -> None:
         self._settings, self._name = settings, name
         world = settings.parallel.ranks_per_replica
         self.pulses: list[Pulse | None] = [None] * world
-        self._stacks = [
-            str(Path(tempfile.gettempdir()) / f"raycache-stacks-{name.replace('/', '_')}-{rank}.txt")
-            for rank in range(world)
-        ]
+        self._stacks = [StacksFile() for _ in range(world)]
         self._actors = []
         for rank in range(world):
             options: dict[str, Any] = {
@@ -73,7 +69,7 @@ class RankActors:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     placement_group, placement_group_bundle_index=rank_bundle_index(rank, first_bundle)
                 )
-            self._actors.append(RankActor.options(**options).remote(settings, rank, self._stacks[rank]))
+            self._actors.append(RankActor.options(**options).remote(settings, rank, self._stacks[rank].path))
         #: Seconds that :meth:`load` took, by stage; "processes" is mostly Python importing its libraries.
         self.stages: dict[str, float] = {}
         self._asked: list[Any] = [None] * world
@@ -186,16 +182,12 @@ class RankActors:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pulse.pid, signal.SIGUSR1)
         sizes, end = None, time.monotonic() + _STACKS_S
-        while sizes != (sizes := [os.path.getsize(path) for path in self._stacks if os.path.exists(path)]) or not any(
-            sizes
-        ):
+        while sizes != (sizes := [stacks.size() for stacks in self._stacks]) or not any(sizes):
             if time.monotonic() > end:
                 break
             time.sleep(0.3)
-        for rank, path in enumerate(self._stacks):
-            with contextlib.suppress(OSError):
-                stacks = Path(path).read_text().strip()
-                _logger.error("Stacks of rank %d of %s:\n%s", rank, self._name, stacks or self._no_stacks(rank))
+        for rank, stacks in enumerate(self._stacks):
+            _logger.error("Stacks of rank %d of %s:\n%s", rank, self._name, stacks.read() or self._no_stacks(rank))
 
     def kill(self) -> None:
         """End all ranks and wait until their processes, and so their GPU memory, are gone."""
@@ -210,8 +202,8 @@ class RankActors:
         _, left = psutil.wait_procs(alive, timeout=5)
         for process in left:
             _logger.error("Rank process %d of %s did not end", process.pid, self._name)
-        for path in self._stacks:
-            Path(path).unlink(missing_ok=True)
+        for stacks in self._stacks:
+            stacks.close()
 
     def _take(self, rank: int, now: float) -> list[Progress]:
         try:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from raycache.admission import Work
+import asyncio
+from collections.abc import Callable, Mapping
+
+from cache_core.options import CacheOptions
+from raycache.costs import Work, work_of
 from raycache.demo.words import prompt_warnings
 from raycache.errors import RequestError, unavailable
-from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput
+from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
+from raycache.presets import PresetName, quality_warnings
 from raycache.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
 from raycache.validation import parse_size, silent_cache
 
 #: What the bundled model was trained at, and measured at in its card.
 DEMO_SIZE = "128x128"
 
-__all__ = ["job_of", "preview_steps", "request_error", "result_of"]
+__all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
 
-def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool) -> tuple[Job, Work]:
+def job_of(
+    request: GenerationRequest, id: str, request_id: str, *, watch: bool, traces: tuple[Trace, ...] = ()
+) -> tuple[Job, Work]:
     """What the ranks get, and what admission counts.
 
     Args:
@@ -23,6 +30,7 @@ def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool)
         id: unique in this replica.
         request_id: for logs.
         watch: somebody wants to see previews.
+        traces: of the request, where it is traced.
     """
     width, height = parse_size(request.size)
     steps = request.num_inference_steps
@@ -37,12 +45,19 @@ def job_of(request: GenerationRequest, id: str, request_id: str, *, watch: bool)
         cache=request.cache,
         preview_steps=preview_steps(steps, request.partial_images) if watch else (),
         request_id=request_id,
+        traces=traces,
     )
-    return job, Work(width, height, request.n, steps, request.cache.model_dump_json())
+    return job, work_of(job)
 
 
-def result_of(request: GenerationRequest, output: JobOutput, seconds: float, model: ModelInfo) -> GenerationResult:
-    """The pictures of a job that took ``seconds`` from its arrival."""
+def result_of(
+    request: GenerationRequest,
+    output: JobOutput,
+    seconds: float,
+    model: ModelInfo,
+    presets: Mapping[PresetName, CacheOptions] | None = None,
+) -> GenerationResult:
+    """The pictures of a job that took ``seconds`` from its arrival; ``presets`` in force tell what drew it as what."""
     busy = output.encode_s + output.denoise_s + output.decode_s
     return GenerationResult(
         images=list(output.images),
@@ -52,6 +67,7 @@ def result_of(request: GenerationRequest, output: JobOutput, seconds: float, mod
             queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
         ),
         warnings=[
+            *([] if presets is None else quality_warnings(request.quality, presets)),
             *(output.warnings[0] if output.warnings else ()),  # its pictures have one prompt
             *silent_cache(request, model),
             *(_demo_warnings(request) if model.kind == "demo" else ()),
@@ -88,3 +104,8 @@ def request_error(error: BaseException) -> RequestError:
     if isinstance(error, JobCancelled):
         return RequestError(499, "the request was cancelled", None, "cancelled")
     return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")
+
+
+def forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
+    """A callback for the gang's thread that hands progress to the request's own loop."""
+    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)

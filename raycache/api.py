@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -20,13 +21,25 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from raycache.asker import key_in_use
 from raycache.auth import check_key, has_key
+from raycache.bodies import Bodies, read_body
+from raycache.cors import CorsFastAPI
 from raycache.encoding import MEDIA_TYPES, Format, encode
 from raycache.errors import RequestError, from_validation_error, internal_error, invalid
 from raycache.metrics import IngressMetrics
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ImagesBody,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
-from raycache.sse import stream_events
+from raycache.sse import begin, keep_alive, stream_events
+from raycache.validation import check_model
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -38,6 +51,12 @@ _TIMEOUT_HEADER = "x-request-timeout-seconds"
 _ANSWER_S, _ANSWER_SHARE = 1.0, 0.2
 #: Seconds a client has to send its body: who never ends keeps a place in the ingress from those who do.
 _BODY_S = 30.0
+#: Seconds after which a stream says something, whatever the engine does: proxies cut a line that is silent for 60.
+_COMMENT_S = 10.0
+#: Seconds for which a refusal can still be a status: an engine that must be woken decides only minutes later.
+_UNDECIDED_S = 30.0
+
+StreamEvents = AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult]
 
 
 class Service(Protocol):
@@ -52,17 +71,24 @@ class Service(Protocol):
     @property
     def shortage(self) -> str | None: ...
     @property
+    def ready_in_s(self) -> float: ...
+    @property
     def asleep(self) -> bool: ...
     async def generate(self, request: GenerationRequest) -> GenerationResult: ...
-    def generate_stream(
-        self, request: GenerationRequest
-    ) -> AsyncIterator[ProgressEvent | PreviewEvent | GenerationResult]: ...
+    def generate_stream(self, request: GenerationRequest) -> StreamEvents: ...
     async def status(self) -> list[EngineStatus]: ...
 
 
-def build_http_app(service: Service) -> FastAPI:
-    """The routes over ``service``."""
-    app = FastAPI(title="raycache", redoc_url=None)
+def build_http_app(service: Service, stream: Callable[[GenerationRequest], StreamEvents] | None = None) -> FastAPI:
+    """The routes over ``service``.
+
+    Args:
+        service: what draws.
+        stream: what streams; the service's ``generate_stream`` if not given.
+    """
+    stream = stream or service.generate_stream
+    bodies = Bodies()
+    app = CorsFastAPI(service.settings.ingress.cors_origins, title="raycache", redoc_url=None)
     app.openapi = cache(lambda: _openapi(app))
     _answer_errors(app, service.metrics)
     began = int(time.time())
@@ -70,14 +96,14 @@ def build_http_app(service: Service) -> FastAPI:
     @app.post("/v1/images/generations")
     async def generate(http: Request) -> Response:
         """Draw pictures."""
-        check_key(service.keys, http.headers.get("authorization"))
-        body = parse_body(await read_body(http, service.max_body_bytes))
+        key_in_use.set(check_key(service.keys, http.headers.get("authorization")))
+        body = parse_body(await read_body(http, service.max_body_bytes, _BODY_S, bodies))
         raw = wanted_media(http.headers, body)
         request = with_header_timeout(body.request(), http.headers)
         if raw:
             request = request.model_copy(update={"output_format": raw})
         if body.stream:
-            return await _stream(service, request, body)
+            return await _stream(stream(request), service.metrics, body)
         result = await service.generate(request)
         result.warnings[:0] = body.ignored()
         format = request.output_format
@@ -89,11 +115,18 @@ def build_http_app(service: Service) -> FastAPI:
         return JSONResponse(reply(result, pictures, body.output_format))
 
     @app.get("/v1/models")
+    @app.get("/v1/models/", include_in_schema=False)
     async def models(http: Request) -> dict[str, Any]:
         """The one model of this service."""
         check_key(service.keys, http.headers.get("authorization"))
-        entry = {"id": service.settings.model.name, "object": "model", "created": began, "owned_by": "raycache"}
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": [_model(service, began)]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(http: Request, model: str) -> dict[str, Any]:
+        """This service's model, if it is the one that was asked for."""
+        check_key(service.keys, http.headers.get("authorization"))
+        check_model(model, service.settings.model.name)
+        return _model(service, began)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -113,31 +146,11 @@ def build_http_app(service: Service) -> FastAPI:
         content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
         if not has_key(service.keys, http.headers.get("authorization")):
             content = {"ready": ready, "reason": reason}
-        return JSONResponse(content, 200 if ready else 503, None if ready else {"retry-after": "5"})
+        return JSONResponse(
+            content, 200 if ready else 503, None if ready else {"retry-after": str(math.ceil(service.ready_in_s))}
+        )
 
     return app
-
-
-async def read_body(http: Request, limit: int) -> bytes:
-    """The body, at most ``limit`` bytes of it.
-
-    Raises:
-        RequestError: 413, 415 for anything but JSON, or 408 when it does not end.
-    """
-    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise RequestError(415, f"content-type must be application/json, got {media[:80]!r}", None, "unsupported_media")
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(_BODY_S):
-            async for chunk in http.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise RequestError(413, f"the body is larger than {limit} bytes", None, "body_too_large")
-                chunks.append(chunk)
-    except TimeoutError:
-        raise RequestError(408, f"the body did not end within {_BODY_S:g} s", None, "body_too_slow") from None
-    return b"".join(chunks)
 
 
 def parse_body(body: bytes) -> ImagesBody:
@@ -153,7 +166,7 @@ def parse_body(body: bytes) -> ImagesBody:
     if not isinstance(fields, dict):
         raise invalid(None, "the body must be a JSON object", code="invalid_json")
     if fields.get("response_format") == "url":
-        raise invalid("response_format", "this server keeps no files to link to", ["b64_json"])
+        raise invalid("response_format", "this server keeps no files that a url could name", ["b64_json"])
     given = pydantic_core.to_json({name: value for name, value in fields.items() if value is not None})
     try:
         return ImagesBody.model_validate_json(given, strict=True)
@@ -210,17 +223,19 @@ def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -
     }
 
 
-async def _stream(service: Service, request: GenerationRequest, body: ImagesBody) -> Response:
-    events = service.generate_stream(request)
+async def _stream(events: StreamEvents, metrics: IngressMetrics, body: ImagesBody) -> Response:
     try:
         # A refusal must be a status code, not an event: it is out before the first event.
-        first = await anext(events)
+        first, rest = await begin(events, _UNDECIDED_S)
     except StopAsyncIteration:
         raise RequestError(500, "the engine ended the stream without a picture", None, "job_failed") from None
+    texts = keep_alive(stream_events(first, rest, body, metrics.answered), _COMMENT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(
-        stream_events(first, events, body, service.metrics.answered), media_type="text/event-stream", headers=headers
-    )
+    return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
+
+
+def _model(service: Service, began: int) -> dict[str, Any]:
+    return {"id": service.settings.model.name, "object": "model", "created": began, "owned_by": "raycache"}
 
 
 def _result_headers(result: GenerationResult) -> dict[str, str]:

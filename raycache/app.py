@@ -8,14 +8,19 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from raycache.autoscaling import autoscaling_config
+from raycache.dry_run import refuse_what_cannot_work
 from raycache.engine import Engine
 from raycache.gang import placement_bundles
 from raycache.ingress import Ingress
 from raycache.settings import AppSettings
+from raycache.surge import surge_percent
 
 #: Calls an ingress or engine replica takes at once beyond its jobs: status, and requests that are refused at once.
 #: Serve's own queue never refuses before ours does, because its refusal is plain text without a reason.
 _SLACK = 1000
+#: Requests an ingress has at once: far more than jobs can wait and bodies be under way (`raycache.bodies`), so that
+#: `/healthz` always finds a place.
+_INGRESS_REQUESTS = 10_000
 
 
 def build(settings: AppSettings) -> Application:
@@ -23,8 +28,12 @@ def build(settings: AppSettings) -> Application:
 
     Bundles are computed here and nothing is demanded of the actors: an actor option that its bundle does not hold
     makes Serve leak the placement groups of every try.
+
+    Raises:
+        CannotWork: what can be known beforehand to fail; what serves now goes on serving.
     """
     bundles = placement_bundles(settings)
+    refuse_what_cannot_work(settings, bundles)
     reliability = settings.reliability
     scaling = settings.autoscaling
     number = {"autoscaling_config": autoscaling_config(scaling)} if scaling else {"num_replicas": settings.num_replicas}
@@ -37,6 +46,7 @@ def build(settings: AppSettings) -> Application:
         placement_group_strategy="STRICT_PACK",
         max_ongoing_requests=reliability.max_queued_requests + _SLACK,
         max_constructor_retry_count=3,
+        max_surge_percent=surge_percent(bundles),
         health_check_period_s=reliability.health_check_period_s,
         # It only reads what is known: a process that cannot do that in time hangs.
         health_check_timeout_s=10,
@@ -48,8 +58,11 @@ def build(settings: AppSettings) -> Application:
         name="Ingress",
         num_replicas=settings.ingress.num_replicas,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
-        max_ongoing_requests=_SLACK,
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        max_surge_percent=surge_percent([{"CPU": settings.ingress.num_cpus}]),
         health_check_period_s=reliability.health_check_period_s,
+        # Serve's own 30 s would make a hang an outage of a minute and a half.
+        health_check_timeout_s=settings.ingress.health_check_timeout_s,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
         logging_config=LoggingConfig(**log),
     )

@@ -7,12 +7,11 @@ import hmac
 import logging
 import re
 import time
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from raycache.errors import RequestError
-from raycache.text_files import FileError, entries, trimmed
+from raycache.text_files import FileError, entries, odd_letter, trimmed
 
 __all__ = ["Key", "KeyFile", "check_key", "has_key", "key_name", "read_keys"]
 
@@ -151,10 +150,7 @@ def _parsed(path: Path, number: int, line: str) -> Key:
     key = match["key"]
     if not key or key[0] in "\"'" or key[-1] in "\"'":
         raise FileError(path, number, "the quotes hold no key, or are not a pair")
-    for column, letter in enumerate(key, 1):
-        if not "!" <= letter <= "~":
-            what = f"U+{ord(letter):04X} ({unicodedata.name(letter, 'a control character')})"
-            reason = f"letter {column} of the key is {what}; no client can send it, take visible ASCII"
-            raise FileError(path, number, reason)
+    if odd := odd_letter(key):
+        raise FileError(path, number, f"{odd}; no client can send it in a key, take visible ASCII")
     name = " ".join(trimmed(match["remark"] or "").split())
     return Key(key.encode(), "".join(letter for letter in name if letter.isprintable())[:_LONGEST_NAME])

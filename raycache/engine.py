@@ -13,27 +13,39 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from raycache.admission import Admission, Ticket, Work
-from raycache.answers import job_of, request_error, result_of
+from raycache.admission import Admission, Ticket
+from raycache.answers import forward, job_of, request_error, result_of
 from raycache.autoscaling import JOBS, QUEUED_S
 from raycache.callers import Callers
+from raycache.costs import Work
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
+from raycache.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.gang_like import GangLike, gang_of_this_replica
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
-from raycache.validation import check_deployment
+from raycache.tracing import exporter_in_use, traces_of_request
+from raycache.user_config import Memory, UserConfig, memory_of_this_replica
+from raycache.validation import check_deployment, deployment_warnings
 
 logger = logging.getLogger("ray.serve")
 
 #: The ingress asks every engine in service about once a second.
 _FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
-Event = ProgressEvent | PreviewEvent | GenerationResult | RequestError
+Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
 
 class Engine:
@@ -48,49 +60,63 @@ class Engine:
     """
 
     def __init__(
-        self, settings: AppSettings, make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica
+        self,
+        settings: AppSettings,
+        make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica,
+        memory: Memory | None = None,
     ) -> None:
         began = time.monotonic()
         self._settings = settings
         self._policy = settings.policy
-        self._admission = Admission(self._policy)
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
         self._jobs = 0
         self._callers = Callers()
         self._asked_at: float | None = None
         self._stopped = threading.Event()
         join_serve_log()
+        self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
-        self._gang.start()
+        self._admission = Admission(self._policy, self._gang.costs)
+        self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
         try:
             self._model = ModelInfo(**asdict(self._gang.model_facts()))
             check_deployment(settings, self._policy, self._model)
-            self._warm_up()
         except BaseException:
             self._gang.shutdown()
             raise
         self._name = self._gang.status().name
+        check = partial(check_deployment, settings, model=self._model)
+        self._user_config = UserConfig(self._policy, check, memory or memory_of_this_replica())
         threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
-        seconds, parallel = time.monotonic() - began, settings.parallel
+        self._start_s = seconds = time.monotonic() - began
+        parallel = settings.parallel
         words = "Ready after %.1f s: %d ranks on %s, model %s."
         logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
-        if self._model.kind == "noise":
-            logger.warning("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+        for warning in deployment_warnings(settings, self._policy, self._model):
+            logger.warning("%s", warning)
 
-    async def generate(self, request: GenerationRequest, caller: str | None = None) -> GenerationResult | RequestError:
+    async def generate(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.validation.resolve`.
 
         Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
-        the silence of ``caller``, an ingress that asks for :meth:`status` in this name.
+        the silence of ``caller``, an ingress that asks for :meth:`status` in this name. ``key``: the public name of
+        the client's, whose limits count.
         """
-        async for event in self._events(request, caller, watch=False):
+        async for event in self._events(request, caller, key, watch=False):
             if isinstance(event, GenerationResult | RequestError):
                 return event
         raise AssertionError("a job ended without an answer")
 
-    async def generate_stream(self, request: GenerationRequest, caller: str | None = None) -> AsyncIterator[Event]:
-        """Like :meth:`generate`, with progress and previews before the answer, which comes last."""
-        events = self._events(request, caller, watch=True)
+    async def generate_stream(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> AsyncIterator[Event]:
+        """Like :meth:`generate`, with progress and previews before the answer, which comes last.
+
+        A ``caller`` is told first that the job is admitted: it holds a client's line open.
+        """
+        events = self._events(request, caller, key, watch=True)
         try:
             async for event in events:
                 yield event
@@ -100,11 +126,12 @@ class Engine:
     def status(self, caller: str | None = None) -> EngineStatus:
         """This replica as it sees itself; never waits for a rank. ``caller``: who asks, see :meth:`generate`."""
         self._callers.heard(caller)
-        queued, running, wait = self._admission.load()
         gang = self._gang.status()
+        queued, running, wait = self._admission.load(gang.ready_in_s)
         self._metrics.queued_jobs.set(queued)
         self._metrics.predicted_queue_seconds.set(wait)
         self._metrics.gang(gang)
+        self._metrics.user_config_refused.set(float(self._user_config.refused is not None))
         self._asked_at = time.monotonic()
         return EngineStatus(
             replica=self._name,
@@ -115,31 +142,26 @@ class Engine:
             gang=asdict(gang),
             model=self._model,
             policy=self._policy,
+            start_s=self._start_s,
+            user_config_refused=self._user_config.refused,
             pid=os.getpid(),
             told_at=time.time(),
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.autoscaling.QueuedSeconds`."""
-        queued, running, wait = self._admission.load()
+        queued, running, wait = self._admission.load(self._mending_s())
         return {QUEUED_S: wait, JOBS: queued + running}
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
 
         Raises:
-            ValueError: unknown field or illegal value, at the start. Later the policy stays as it was, and the log
-                says why: Serve would replace a replica that raises here by one that cannot start.
+            ValueError: see :meth:`raycache.user_config.UserConfig.apply`. Raising in service would make Serve replace
+                an engine that draws by one that cannot start.
         """
-        try:
-            policy = self._settings.policy.changed(user_config or {})
-            check_deployment(self._settings, policy, self._model)
-        except ValueError as error:
-            if self._asked_at is None:
-                raise
-            logger.error("user_config is not applied, the one before stays in force: %s", error)
-        else:
-            self._policy = self._admission.policy = policy
+        self._user_config.apply(user_config, serving=self._asked_at is not None)
+        self._policy = self._admission.policy = self._user_config.policy
 
     def check_health(self) -> None:
         """Raises when the gang is beyond repair, and leaves; Serve replaces the replica. Calls no rank."""
@@ -157,6 +179,8 @@ class Engine:
         The running job is finished; those behind it are drawn by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
+            if self._asked_at is not None:
+                self._user_config.keep()
             forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
             if forgotten and (handed := self._gang.hand_back()):
                 logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
@@ -172,17 +196,20 @@ class Engine:
             self._stopped.set()
             gang.shutdown()
 
-    async def _events(self, request: GenerationRequest, caller: str | None, *, watch: bool) -> AsyncIterator[Event]:
+    async def _events(
+        self, request: GenerationRequest, caller: str | None, key: str | None, *, watch: bool
+    ) -> AsyncIterator[Event]:
         arrived = time.monotonic()
         job, work = self._job(request, watch)
+        mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(work, request.timeout_s, self._gang.status().ready_in_s)
+            ticket = self._admission.admit(work, request.timeout_s, self._mending_s(), key=key, mark=mark)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
             return
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
-        report = _forward(loop, events) if watch else None
+        report = forward(loop, events) if watch else None
         handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
         handle.future.add_done_callback(lambda future: self._release(ticket, future))
@@ -192,14 +219,18 @@ class Engine:
         previews = 0
         try:
             with self._callers.waiting(caller, handle):
+                if watch and caller:
+                    yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
-                    expected = self._admission.expected(ticket)
-                    left = None if expected is None else expected * (1 - progress.step / progress.steps)
+                    left = self._gang.costs.left_s(work, progress.step)
                     yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
                     if progress.preview is not None:
                         yield PreviewEvent(previews, list(progress.preview))
                         previews += 1
-            yield self._answer(request, outcome, time.monotonic() - arrived)
+            answer = self._answer(request, outcome, time.monotonic() - arrived)
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._mending_s()):
+                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
+            yield answer
         finally:
             if not handle.future.done():
                 self._metrics.ended("aborted", "client_gone")
@@ -218,7 +249,7 @@ class Engine:
             else:
                 logger.info("Answered %d %s", answer.status, answer.code)
             return answer
-        result = result_of(request, output, seconds, self._model)
+        result = result_of(request, output, seconds, self._model, self._policy.presets)
         steps, method = request.num_inference_steps, request.cache.type
         logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
         self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
@@ -230,28 +261,14 @@ class Engine:
 
     def _release(self, ticket: Ticket, future: Any) -> None:
         finished = not future.cancelled() and future.exception() is None
-        self._admission.release(ticket, future.result().share_s if finished else None)
+        batching = finished and self._settings.parallel.max_batch_size > 1
+        self._admission.release(ticket, future.result().share_s if batching else None)
+
+    def _mending_s(self) -> float:
+        """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
+        return self._gang.status().ready_in_s
 
     def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch)
-
-    def _warm_up(self) -> None:
-        """Draw the declared shapes: no user pays for compilation or allocation, and the predictor has learned them."""
-        for shape in self._settings.warmup:
-            request = GenerationRequest(
-                prompt="warm-up",
-                size=shape.size,
-                n=shape.n,
-                seed=0,
-                num_inference_steps=shape.num_inference_steps,
-                guidance_scale=self._policy.defaults.guidance_scale,
-                cache=self._policy.cache,
-            )
-            job, _ = self._job(request, watch=False)
-            self._gang.submit(job, deadline=None, on_progress=None).future.result()
-
-
-def _forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
-    """A callback for the gang's thread that hands progress to the request's own loop."""
-    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)
+        traces = traces_of_request(self._exporter)
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces)

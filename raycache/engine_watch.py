@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.exceptions import RayError
@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from raycache.capacity import Bundle, shortage
 from raycache.deaths import DEATHS
 from raycache.errors import unavailable
+from raycache.rebuilds import SERVE_S
 from raycache.schemas import EngineStatus
 
 __all__ = ["EngineWatch"]
@@ -30,6 +31,8 @@ _FRESH_S = 3.0
 #: Engines count as gone when Serve has known none, or when none has answered, for so long.
 _GONE_S, _SILENCE_S = 2.0, 15.0
 _EXPLAIN_S = 30.0
+#: The least that is said of an engine that is not there.
+_SOON_S = 5.0
 
 
 class EngineWatch:
@@ -51,10 +54,11 @@ class EngineWatch:
         self.last: EngineStatus | None = None
         self.statuses: list[EngineStatus] = []
         self.shortage: str | None = None
+        self._began = time.monotonic()
         self._asked_at = self._heard_at = self._logged_at = -math.inf
 
-    async def run(self) -> None:
-        """Poll for ever, faster while nobody serves, and log every change."""
+    async def run(self, told: Callable[[], None] = lambda: None) -> None:
+        """Poll for ever, faster while nobody serves, log every change, and call ``told`` after each poll."""
         served = False
         while True:
             try:
@@ -64,6 +68,7 @@ class EngineWatch:
                     self._announce(served)
                 if not served:
                     self._explain()
+                told()
             except Exception:
                 logger.exception("Could not ask the engines how they are; trying again")
             await asyncio.sleep(_POLL_S if served else _POLL_STARTING_S)
@@ -119,8 +124,22 @@ class EngineWatch:
             with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
                 return await asyncio.wait_for(self._engine.status.remote(self._caller), patience_s)
         if not statuses:
-            raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced")
+            raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced", self.ready_in_s)
         return statuses[0]
+
+    @property
+    def ready_in_s(self) -> float:
+        """Seconds until an engine is ready where none is: as it took the last one, or half of what it has taken so far.
+
+        Serve needs some more to find out that one is gone, and to start a process. Where one replaces its ranks it
+        says itself how long that takes.
+        """
+        if self.statuses:
+            return max(1.0, min(status.gang.get("ready_in_s", 0.0) for status in self.statuses))
+        now = time.monotonic()
+        gone_s = now - (self._heard_at if self.last else self._began)
+        needed_s = SERVE_S + self.last.start_s if self.last else 0.0
+        return max(needed_s - gone_s, 0.5 * gone_s, _SOON_S)
 
     def _announce(self, served: bool) -> None:
         if served:

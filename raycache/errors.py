@@ -50,9 +50,12 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code or None}}
 
     def headers(self) -> dict[str, str]:
-        """``Retry-After`` in whole seconds, or a plea not to retry: clients retry every 5xx on their own otherwise."""
+        """``Retry-After`` in whole seconds, or a plea not to retry: clients retry every 5xx on their own otherwise.
+
+        OpenAI's clients obey ``x-should-retry`` before they look at the status.
+        """
         if self.retry_after_s is not None:
-            return {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+            return {"retry-after": str(max(1, math.ceil(self.retry_after_s))), "x-should-retry": "true"}
         return {"x-should-retry": "false"}
 
 

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from raycache.actors import PULSE_S, Fault
+from raycache.costs import Costs
 from raycache.gang_batch import JobBatch, take_mates
 from raycache.gang_queue import JobHandle, JobQueue
 from raycache.incarnation import Incarnation
@@ -35,16 +36,14 @@ from raycache.job import (
 )
 from raycache.logs import about
 from raycache.placement import placement_bundles
-from raycache.recovery import ATTEMPTS, REPLACED_S, Restarts, verdict
+from raycache.rebuilds import Rebuilds
+from raycache.recovery import ATTEMPTS, Restarts, verdict
 from raycache.settings import AppSettings
 
 __all__ = ["DeadlineExceeded", "Gang", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job"]
 __all__ += ["JobCancelled", "JobFailed", "JobHandle", "JobOutput", "ModelFacts", "Progress", "placement_bundles"]
 
 _logger = logging.getLogger("raycache.gang")
-
-#: New ranks may take so many times longer than those before them, on a machine that is busier now.
-_RELOAD_TIMES = 5.0
 
 
 class Gang:
@@ -55,11 +54,15 @@ class Gang:
         placement_group: reserved with :func:`placement_bundles`; None = Ray places the ranks anywhere.
         name: for logs, e.g. the replica's id.
         first_bundle: index of the gang's first bundle in the placement group.
+
+    Attributes:
+        costs: what its jobs cost, as learned over all incarnations of its ranks.
     """
 
     def __init__(self, settings: AppSettings, placement_group: Any = None, *, name: str, first_bundle: int = 0) -> None:
         self._settings, self._placement_group = settings, placement_group
         self._name, self._first_bundle, self._queue = name, first_bundle, JobQueue()
+        self.costs = Costs()
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
         self._facts: ModelFacts | None = None
@@ -67,7 +70,7 @@ class Gang:
         self._running: JobHandle | JobBatch | None = None  # of those, what the ranks draw
         self._ready = False
         self._broken: str | None = None
-        self._restarts, self._load_s = Restarts(settings.reliability), 0.0
+        self._restarts, self._rebuilds = Restarts(settings.reliability), Rebuilds()
         self._retries: Counter[str] = Counter()  # by kind of fault
         self._started: Future[ModelFacts] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
@@ -92,7 +95,7 @@ class Gang:
         """
         handle = JobHandle(job, deadline, on_progress)
         if self._broken is not None or not self._thread.is_alive() or not self._queue.put(handle):
-            handle.end(GangRestarting(self._broken or "this gang is shut down", REPLACED_S))
+            handle.end(GangRestarting(self._broken or "this gang is shut down", self._rebuilds.replaced_s))
         return handle
 
     def status(self) -> GangStatus:
@@ -110,7 +113,7 @@ class Gang:
             ranks=life.ranks() if life else [],
             faults=self._restarts.faults[-10:],
             last_recovery=self._restarts.last,
-            ready_in_s=0.0 if self._ready else max(0.0, self._load_s - self._restarts.since_s()),
+            ready_in_s=0.0 if self._broken else self._rebuilds.left_s(),
         )
 
     def check_health(self) -> None:
@@ -129,7 +132,7 @@ class Gang:
         """Answer all queued jobs GangRestarting, so that another replica may draw them; how many there were."""
         waiting = self._queue.waiting()
         for handle in waiting:
-            handle.end(GangRestarting("this replica is being stopped", retry_after_s=1.0))
+            handle.end(GangRestarting("this replica is being stopped", self._rebuilds.replaced_s))
         return len(waiting)
 
     def shutdown(self, drain_s: float = 0) -> None:
@@ -203,12 +206,13 @@ class Gang:
                     outcome.after_fault_s = self._restarts.drawn()
                 return outcome
             except Fault as fault:
-                ended = verdict(handle, fault, attempt, took_s=time.monotonic() - began, load_s=self._load_s)
+                took_s, load_s = time.monotonic() - began, self._rebuilds.expected_s
+                ended = verdict(handle, fault, attempt, took_s=took_s, load_s=load_s)
                 handle.pause()
                 if ended is not None:
                     handle.end(ended)  # now, and not when the new ranks are there
                 if not self._recover(fault):
-                    return GangRestarting(f"{fault}; the replica is being replaced", REPLACED_S)
+                    return GangRestarting(f"{fault}; the replica is being replaced", self._rebuilds.replaced_s)
                 if not handle.start() or (ended := handle.end_if_unwanted()):
                     return ended or JobCancelled(handle.reason)
                 self._retries[fault.kind] += 1
@@ -227,19 +231,20 @@ class Gang:
 
     def _spawn(self) -> None:
         began, settings = time.monotonic(), self._settings
-        timeout_s = settings.parallel.startup_timeout_s
-        if self._load_s:  # a rank that hangs while it loads is no rarer than another; nothing is downloaded any more
-            timeout_s = min(timeout_s, max(settings.reliability.watchdog_first_s, _RELOAD_TIMES * self._load_s))
-        self._life = Incarnation(settings, self._placement_group, self._first_bundle, self._name, self._tick)
+        limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
+        timeout_s = self._rebuilds.patience_s(*limits)
+        where = self._placement_group, self._first_bundle
+        self._life = Incarnation(settings, *where, self._name, self._tick, self.costs)
         self._source, self._facts = self._life.assemble(self._source, timeout_s)
-        self._load_s = time.monotonic() - began
+        self._rebuilds.started(load_s := time.monotonic() - began)
         self._ready = True
-        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, self._load_s)
+        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, load_s)
 
     def _recover(self, fault: Fault) -> bool:
         """Kill all ranks and build the gang anew, in the same placement group; False when it gives up."""
         self._ready = False
         self._restarts.noticed(fault)
+        self._rebuilds.begins()
         _logger.error("Gang %s: %s (%s); killing all ranks", self._name, fault, fault.kind)
         self._life.end(stacks=fault.kind == "hang")
         while True:
@@ -252,7 +257,9 @@ class Gang:
             except GangStartError as error:
                 _logger.error("Gang %s: restart failed: %s", self._name, error)
                 self._life.end()
+                self._rebuilds.begins()
                 continue
+            self._rebuilds.ends()
             ready_s = self._restarts.recovered(self._life.stages)
             _logger.warning("Gang %s: ready again after %.1f s", self._name, ready_s)
             return True
@@ -265,4 +272,4 @@ class Gang:
         finally:
             self._broken = self._broken or f"gang {self._name} is shut down"
             for handle in [*self._queue.close(), *([self._taken] if self._taken else [])]:
-                handle.end(GangRestarting(self._broken, retry_after_s=10.0))
+                handle.end(GangRestarting(self._broken, self._rebuilds.replaced_s))

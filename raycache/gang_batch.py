@@ -61,6 +61,7 @@ class JobBatch:
             prompts=tuple(job.prompt for job in pictures),
             guidance_scales=tuple(job.guidance_scale for job in pictures),
             caches=tuple(job.cache for job in pictures),
+            traces=tuple(trace for job in jobs for trace in job.traces),
             request_id=" ".join(job.request_id for job in jobs if job.request_id),
         )
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import ray
 from ray import serve
 
+from raycache.costs import Costs
 from raycache.gang import Gang, GangStatus, Job, JobHandle, ModelFacts, Progress
 from raycache.settings import AppSettings
 
@@ -17,6 +18,8 @@ __all__ = ["GangLike", "gang_of_this_replica"]
 class GangLike(Protocol):
     """What the engine needs of a gang."""
 
+    @property
+    def costs(self) -> Costs: ...
     def start(self) -> None: ...
     def submit(
         self, job: Job, *, deadline: float | None, on_progress: Callable[[Progress], None] | None

@@ -12,12 +12,14 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raycache.actors import PULSE_S, Fault, RankActors
+from raycache.costs import Costs, work_of
 from raycache.deaths import DEATHS
 from raycache.job import GangStartError, Job, JobCancelled, JobFailed, JobOutput, ModelFacts, ModelSource, Progress
 from raycache.logs import about
 from raycache.pulse import Failure
-from raycache.settings import AppSettings, WarmupShape
-from raycache.watchdog import Patience, beyond_warmup
+from raycache.settings import AppSettings
+from raycache.warmup import WarmUp, warm_ups
+from raycache.watchdog import Patience
 
 __all__ = ["Incarnation"]
 
@@ -36,15 +38,23 @@ class Incarnation:
         first_bundle: where the gang's bundles begin in it.
         name: of the gang, for logs.
         tick: called about every :data:`PULSE_S` while ranks load or draw.
+        costs: what the gang has learned in earlier lives, and learns in this one.
     """
 
     def __init__(
-        self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str, tick: Callable[[], None]
+        self,
+        settings: AppSettings,
+        placement_group: Any,
+        first_bundle: int,
+        name: str,
+        tick: Callable[[], None],
+        costs: Costs | None = None,
     ) -> None:
         self._settings, self._name, self._tick = settings, name, tick
+        self._costs = Costs() if costs is None else costs
         self._actors = RankActors(settings, placement_group, first_bundle, name)
         # Its own: new ranks may compile everything again.
-        self.patience = Patience(settings.reliability, compiles=settings.model.compile)
+        self.patience = Patience(settings.reliability, self._costs, compiles=settings.model.compile)
         self._warmup_s = 0.0
 
     def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, ModelFacts]:
@@ -59,8 +69,9 @@ class Incarnation:
         """
         source, facts = self._actors.load(source, self._tick, timeout_s)
         began = time.monotonic()
-        for shape in self._settings.warmup:
-            self._warm_up(shape)
+        self._costs.meet(num_blocks=facts.num_blocks, text_tokens=facts.text_tokens)
+        for warm_up in warm_ups(self._settings, facts, probe=not self._costs.known):
+            self._warm_up(warm_up)
         self._actors.settle(self._tick)
         self._warmup_s = time.monotonic() - began
         return source, facts
@@ -71,13 +82,19 @@ class Incarnation:
         return {**self._actors.stages, "warm-up": self._warmup_s}
 
     def draw(
-        self, job: Job, tell: Callable[[list[Progress]], None], unwanted: Callable[[], bool]
+        self,
+        job: Job,
+        tell: Callable[[list[Progress]], None],
+        unwanted: Callable[[], bool],
+        *,
+        warm_up: WarmUp | None = None,
     ) -> JobOutput | Exception:
-        """Draw ``job`` on all ranks.
+        """Draw ``job`` on all ranks, and learn what it cost.
 
         Args:
             tell: gets each step's progress once.
             unwanted: asked about every :data:`PULSE_S`; once True, all ranks stop at their next step.
+            warm_up: why it is drawn, if nobody asked for it.
 
         Returns:
             The pictures, JobCancelled if the ranks stopped, or JobFailed if all met the same error.
@@ -85,7 +102,7 @@ class Incarnation:
         Raises:
             Fault: these ranks are of no more use.
         """
-        actors = self._actors
+        actors, began, cold = self._actors, time.monotonic(), warm_up is not None
         self.patience.begin()
         pending = actors.generate(job)
         results: dict[int, Any] = {}
@@ -105,7 +122,7 @@ class Incarnation:
             failure = next((r for r in results.values() if isinstance(r, Failure)), None)
             if pending and failure is not None and time.monotonic() - failed_at > self._grace(failure):
                 raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
-            events = actors.beat(self.patience.seconds(job, actors.pulses[0].phase))
+            events = actors.beat(self.patience.seconds(job, actors.pulses[0].phase, cold=cold))
             if actors.pulses[0].job == job.id:
                 self.patience.learn(job, actors.pulses[0].step)
             tell(events)
@@ -118,6 +135,8 @@ class Incarnation:
             return _judge(job, failures, len(results))
         output, rest = results[0]
         self.patience.finished(job, output.denoise_s)
+        if warm_up is None or warm_up.teaches:
+            self._costs.learn(work_of(job), output, wall_s=time.monotonic() - began, cold=cold)
         tell(actors.last_news())
         tell(rest)
         return output
@@ -145,26 +164,15 @@ class Incarnation:
             ranks.append({"rank": rank, **known, "age_s": round(age, 3)})
         return ranks
 
-    def _warm_up(self, shape: WarmupShape) -> None:
-        """Draw a declared shape, past the cache's warm-up: no user waits for a compiler, nor the watchdog."""
-        width, height = (int(side) for side in shape.size.split("x"))
-        options = self._settings.cache
-        job = Job(
-            id=f"warm-up-{shape.size}",
-            prompt="warm-up",
-            width=width,
-            height=height,
-            seeds=tuple(range(shape.n)),
-            num_inference_steps=max(shape.num_inference_steps, beyond_warmup(options)),
-            guidance_scale=self._settings.defaults.guidance_scale,
-            cache=options,
-        )
+    def _warm_up(self, warm_up: WarmUp) -> None:
+        job = warm_up.job
         try:
-            outcome = self.draw(job, lambda events: None, lambda: False)
+            outcome = self.draw(job, lambda events: None, lambda: False, warm_up=warm_up)
         except Fault as fault:
             outcome = fault
         if isinstance(outcome, Exception):
-            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {shape.size}: {outcome}")
+            size = f"{job.width}x{job.height}"
+            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {size}: {outcome}")
 
     def _grace(self, failure: Failure) -> float:
         """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -17,15 +18,24 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raycache.api import build_http_app
+from raycache.asker import asked_by
 from raycache.auth import Key, KeyFile
 from raycache.capacity import Bundle
 from raycache.deaths import DEATHS
 from raycache.engine_watch import EngineWatch
 from raycache.errors import RequestError, unavailable
+from raycache.front import CALLBACK, VARIABLE
 from raycache.metrics import IngressMetrics
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, PreviewEvent, ProgressEvent
+from raycache.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
-from raycache.validation import resolve
+from raycache.validation import check_model, resolve
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,10 +61,12 @@ class Ingress:
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
         self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
         self._watch = EngineWatch(engine, bundles, wanted, self._name)
-        self._polling = asyncio.get_running_loop().create_task(self._watch.run())
+        if not os.environ.get(VARIABLE):
+            logger.warning("Serve's proxy reads headers and bodies without bounds: set %s=%s", VARIABLE, CALLBACK)
+        self._polling = asyncio.get_running_loop().create_task(self._watch.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
-        return build_http_app(self)
+        return build_http_app(self, self.stream_from_admission)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Draw ``request.n`` pictures.
@@ -79,9 +91,19 @@ class Ingress:
         Raises:
             RequestError: as :meth:`generate`; before the first event if the request is refused.
         """
+        async with contextlib.aclosing(self.stream_from_admission(request)) as events:
+            async for event in events:
+                if not isinstance(event, AdmittedEvent):
+                    yield event
+
+    async def stream_from_admission(
+        self, request: GenerationRequest
+    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult]:
+        """As :meth:`generate_stream`, with an ``AdmittedEvent`` first: over HTTP the status goes out with it."""
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
         steps = previews = 0
+        admitted = False
         for last in (False, True):
             failure = None
             async with contextlib.aclosing(self._stream(order)) as events:
@@ -90,7 +112,11 @@ class Ingress:
                         failure = event
                         break
                     # Drawn again elsewhere, it does not tell its first steps twice.
-                    if isinstance(event, ProgressEvent):
+                    if isinstance(event, AdmittedEvent):
+                        if admitted:
+                            continue
+                        admitted = True
+                    elif isinstance(event, ProgressEvent):
                         if event.step <= steps:
                             continue
                         steps = event.step
@@ -115,6 +141,9 @@ class Ingress:
         """The keys in force; empty where none is asked for."""
         return self._keys.current()
 
+    async def check_health(self) -> None:
+        """Its answer says it all: Serve runs it on the loop that requests run on, where no other check looks soon."""
+
     @property
     def asleep(self) -> bool:
         """No engine runs because nothing is asked: the next request starts one, and waits for it."""
@@ -127,9 +156,17 @@ class Ingress:
         return (told.policy if told else self.settings).limits.max_body_bytes
 
     @property
+    def ready_in_s(self) -> float:
+        """Seconds until an engine should be ready."""
+        return self._watch.ready_in_s
+
+    @property
     def shortage(self) -> str | None:
         """What the cluster lacks for the engines to start, if that was found out."""
         return self._watch.shortage
+
+    def _tell_ready(self) -> None:
+        self.metrics.ready.set(float(self.asleep or any(status.ready for status in self._watch.statuses)))
 
     async def _resolve(self, request: GenerationRequest) -> GenerationRequest:
         order = await self._ordered(request)
@@ -138,6 +175,7 @@ class Ingress:
         return order
 
     async def _ordered(self, request: GenerationRequest) -> GenerationRequest:
+        check_model(request.model, self.settings.model.name)  # no engine is needed to know that
         if self._watch.may_sleep and self._watch.last:
             self._judged(request, self._watch.last)  # what is wrong with it wakes nobody
         patience_s = request.timeout_s or self.settings.reliability.request_timeout_s
@@ -170,7 +208,7 @@ class Ingress:
         return order.model_copy(update={"timeout_s": left})
 
     async def _call(self, order: GenerationRequest) -> GenerationResult | RequestError:
-        response = self._engine.generate.remote(order, self._name)
+        response = self._engine.generate.remote(order, self._name, **asked_by())
         try:
             return await asyncio.wait_for(response, order.timeout_s + _GRACE_S)
         except asyncio.CancelledError:
@@ -179,13 +217,13 @@ class Ingress:
         except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
             # The engine aborts on its own deadline; a timeout is for one that cannot even say so.
             response.cancel()
-            return _lost(error)
+            return _lost(error, self._watch.ready_in_s)
 
     async def _stream(
         self, order: GenerationRequest
-    ) -> AsyncIterator[ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
+    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
         """One engine's events; the last is a result or an error."""
-        events = self._engine.options(stream=True).generate_stream.remote(order, self._name)
+        events = self._engine.options(stream=True).generate_stream.remote(order, self._name, **asked_by())
         patience = time.monotonic() + order.timeout_s + _GRACE_S
         try:
             while True:
@@ -194,15 +232,15 @@ class Ingress:
         except StopAsyncIteration:
             return
         except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
-            yield _lost(error)
+            yield _lost(error, self._watch.ready_in_s)
         finally:
             events.cancel()
 
 
-def _lost(error: Exception) -> RequestError:
-    """What is said of an engine that gave no answer."""
+def _lost(error: Exception, ready_in_s: float) -> RequestError:
+    """What is said of an engine that gave no answer, where the next one is ready in so many seconds."""
     if isinstance(error, TimeoutError):
         return RequestError(504, "no engine answered in time", "timeout_s", "deadline_exceeded")
     if isinstance(error, DEATHS):
-        return unavailable("the engine died while drawing; try again", code="engine_died")
-    return unavailable("no engine is ready: it failed to start, the log has the reason")
+        return unavailable("the engine died while drawing; try again", ready_in_s, "engine_died")
+    return unavailable("no engine is ready: it failed to start, the log has the reason", ready_in_s)

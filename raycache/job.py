@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job", "JobCancelled"]
-__all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery"]
+__all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery", "Trace"]
 
 
 ModelKind = Literal["noise", "demo", "folder", "hub"]
@@ -36,6 +36,14 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """Where a rank's spans belong: ``parent`` is W3C's ``traceparent``; ``exporter`` the import path of Serve's."""
+
+    parent: str
+    exporter: str
+
+
+@dataclass(frozen=True)
 class Job:
     """One validated request: everything a rank needs.
 
@@ -44,6 +52,7 @@ class Job:
         cache: one of cache_core's options models.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
+        traces: of the requests it is drawn for, as far as they are traced.
         prompts, guidance_scales, caches: one per picture, in a batch of several requests, where they may differ
             (caches in thresholds); empty = ``prompt``, ``guidance_scale`` and ``cache`` for all.
     """
@@ -58,6 +67,7 @@ class Job:
     cache: Any
     preview_steps: tuple[int, ...] = ()
     request_id: str = ""
+    traces: tuple[Trace, ...] = ()
     prompts: tuple[str, ...] = field(default=(), repr=False)
     guidance_scales: tuple[float, ...] = ()
     caches: tuple[Any, ...] = ()
@@ -69,7 +79,7 @@ class JobOutput:
 
     ``warnings``: of each picture, what was odd about its prompt. ``after_fault_s``: in the first picture after a fault,
     seconds since that was noticed. ``batch_size``: pictures that were drawn together, those of other requests among
-    them; 0 = only these.
+    them; 0 = only these. ``stalls_s``: how much of ``denoise_s`` went to steps that took far longer than the others.
     """
 
     images: np.ndarray
@@ -80,6 +90,7 @@ class JobOutput:
     warnings: list[list[str]] = field(default_factory=list)
     after_fault_s: float | None = None
     batch_size: int = 0
+    stalls_s: float = 0.0
 
     @property
     def share_s(self) -> float:

@@ -12,6 +12,7 @@ import sys
 import warnings
 from typing import Any
 
+from raycache.request_ids import clean
 from raycache.settings import LoggingSettings
 
 __all__ = ["about", "join_serve_log", "quiet_libraries", "request_id", "to_stderr"]
@@ -25,7 +26,7 @@ def request_id() -> str:
     """Serve's id of the request that is being handled, ``x-request-id`` if the client sent one; else empty."""
     from ray.serve.context import _get_serve_request_context
 
-    return _get_serve_request_context().request_id
+    return clean(_get_serve_request_context().request_id)
 
 
 def about(job: Any, **more: object) -> dict[str, object]:

@@ -81,6 +81,10 @@ class Metrics:
         self.rank_device_memory = Gauge(
             "raycache_rank_device_memory_bytes", "Peak memory a rank has allocated on its GPU.", ("rank",)
         )
+        self.user_config_refused = Gauge(
+            "raycache_user_config_refused",
+            "1 while the last `user_config` is illegal and an older one is in force, else 0.",
+        )
         self._counted: dict[tuple[str, str], float] = {}
         self.ready = Gauge("raycache_engine_ready", "1 while a warm gang without faults serves, else 0.")
 
@@ -148,6 +152,11 @@ class IngressMetrics:
             "raycache_rerouted_total",
             "Jobs asked of another engine after the first was lost, by the code of that error.",
             ("cause",),
+        )
+
+        self.ready = Gauge(
+            "raycache_service_ready",
+            "1 while a request would be drawn or would wake an engine, as `/readyz` says, else 0.",
         )
 
     def answered(self, error: RequestError) -> None:

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
+from raycache.costs import stalls
 from raycache.guidance import guided
 from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
 from raycache.logs import about, to_stderr
@@ -33,6 +35,7 @@ from raycache.pipeline import load_pipeline, model_facts, prepare_model
 from raycache.pulse import Failure, Phase, Pulse
 from raycache.rendezvous import join_group, open_store
 from raycache.settings import AppSettings
+from raycache.tracing import RankSpans
 
 __all__ = ["Rank"]
 
@@ -56,6 +59,7 @@ class Rank:
         self._phase: Phase = "loading"
         self._step = 0
         self._events: list[Progress] = []
+        self._told: list[Progress] = []  # of this job, in pulses: one that is late may never be read
         self._collective_wait_s = 0.0
         self._latents: torch.Tensor | None = None  # of the step before, for previews
         self._lock = threading.Lock()
@@ -106,25 +110,29 @@ class Rank:
         return facts
 
     def generate(self, job: Job) -> tuple[JobOutput | None, list[Progress]] | Failure:
-        """Draw. Rank 0 returns the pictures and the progress not told yet, the others None."""
+        """Draw. Rank 0 returns the pictures and all progress once more, previews left out; the others None."""
         self._claim_thread()
         self._job, self._step = job.id, 0
-        began = time.monotonic()
+        with self._lock:
+            self._events, self._told = [], []
+        began, spans, failure = time.monotonic(), RankSpans(job, self._rank), None
         try:
-            output = self._draw(job)
+            output = self._draw(job, spans)
             seconds, steps = time.monotonic() - began, job.num_inference_steps
             words = f"drew {job.width}x{job.height}, {steps} steps, in {seconds:.2f} s"
             _logger.log(logging.DEBUG if self._rank else logging.INFO, words, extra=about(job, rank=self._rank))
-            return output, self._drain()
+            events = self._drain()
+            return output, [*self._told[: len(self._told) - len(events)], *events]
         except Exception as error:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
-            kind = _kind_of(error)
+            kind, failure = _kind_of(error), type(error).__name__
             words = f"ended in {self._phase}, step {self._step}: {type(error).__name__}: {error}"
             _logger.warning(words, extra=about(job, rank=self._rank))
             trace = "" if kind == "aborted" else traceback.format_exc()
             return Failure(kind, self._phase, self._step, type(error).__name__, str(error), trace)
         finally:
+            spans.end(failure)
             self._job, self._phase, self._latents = None, "idle", None
 
     def pulse(self) -> Pulse:
@@ -148,9 +156,10 @@ class Rank:
         """Wish this job to end; all ranks stop at the same step. Telling rank 0 is enough."""
         self._aborted = job_id
 
-    def _draw(self, job: Job) -> JobOutput | None:
+    def _draw(self, job: Job, spans: RankSpans) -> JobOutput | None:
         began = time.monotonic()
         self._phase = "encode"
+        spans.phase("encode")
         pipe, n = self._pipe, len(job.seeds)
         with torch.no_grad():
             prompts = list(dict.fromkeys(job.prompts)) or [job.prompt]
@@ -159,8 +168,9 @@ class Rank:
             )
             rows = [prompts.index(prompt) for prompt in job.prompts] or [0] * n
             embeds, pooled = embeds[rows], pooled[rows]
-            encoded = self._now()
+            ends = [encoded := self._now()]
             self._phase = "denoise"
+            spans.phase("denoise")
             # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
             generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
             channels = pipe.transformer.config.in_channels // 4
@@ -183,7 +193,9 @@ class Rank:
                     max_sequence_length=self._text_tokens,
                     latents=noise,
                     output_type="latent",
-                    callback_on_step_end=lambda pipe, step, _, state: self._step_done(job, report, step, state),
+                    callback_on_step_end=lambda pipe, step, _, state: (
+                        ends.append(time.monotonic()) or self._step_done(job, report, step, state)
+                    ),
                     callback_on_step_end_tensor_inputs=["latents"],
                 ).images
             denoised = self._now()
@@ -191,6 +203,7 @@ class Rank:
             if self._rank:
                 return None
             self._phase = "decode"  # rank 0 alone, so nothing below may be a collective
+            spans.phase("decode")
             if self._aborted == job.id:
                 raise JobAborted(job.num_inference_steps, "decode")
             images = decode(pipe, latents, job.height, job.width)
@@ -201,6 +214,7 @@ class Rank:
             encode_s=encoded - began,
             denoise_s=denoised - encoded,
             decode_s=self._now() - denoised,
+            stalls_s=stalls(np.diff(ends).tolist()),
         )
 
     def _unread(self, prompt: str) -> list[str]:
@@ -235,6 +249,7 @@ class Rank:
     def _drain(self) -> list[Progress]:
         with self._lock:
             events, self._events = self._events, []
+            self._told += [replace(event, preview=None) for event in events]
         return events
 
     def _now(self) -> float:

@@ -10,10 +10,8 @@ from raycache.gang_queue import JobHandle
 from raycache.job import GangRestarting, JobFailed, Recovery
 from raycache.settings import ReliabilitySettings
 
-__all__ = ["ATTEMPTS", "REPLACED_S", "Restarts", "verdict"]
+__all__ = ["ATTEMPTS", "Restarts", "verdict"]
 
-#: Guess of the seconds Serve takes to replace a replica, without the model's load.
-REPLACED_S = 30.0
 #: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
 ATTEMPTS = 2
 
@@ -70,10 +68,6 @@ class Restarts:
             f"{len(self._at) - 1} restarts within {limits.restart_window_s:g} s "
             f"(reliability.max_restarts = {limits.max_restarts})"
         )
-
-    def since_s(self) -> float:
-        """Seconds since the last fault was noticed."""
-        return time.monotonic() - self._noticed
 
     def recovered(self, stages: dict[str, float]) -> float:
         """New ranks are ready; ``stages``: what took how long. Returns seconds since the fault was noticed."""

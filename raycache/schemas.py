@@ -6,11 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from cache_core.options import CacheOptions
 from raycache.presets import Quality
 from raycache.settings import Policy
+
+#: What a request gets that does not say, and the least that one which says may say.
+_LEFT_OUT: dict[str, tuple[str, float]] = {
+    "seed": ("a random seed", 0),
+    "num_inference_steps": ("this server's default", 1),
+    "guidance_scale": ("this server's default", 0),
+    "timeout_s": ("this server's default", 1),
+}
+#: OpenAI's words for a stream's `quality` that its client's types no longer know.
+_RETIRED = {"standard": "medium", "hd": "high"}
 
 
 class GenerationRequest(BaseModel):
@@ -32,8 +43,8 @@ class GenerationRequest(BaseModel):
     guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     quality: Quality = Field(
         default="auto",
-        description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's `low` and "
-        "`medium` are `fast` and `balanced`; `auto` = the deployment's default. `cache` goes before it.",
+        description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's words take the "
+        "nearest; `auto` = the deployment's default. `cache` goes before it.",
     )
     cache: CacheOptions | None = Field(default=None, description="null = what `quality` says.")
     response_format: Literal["b64_json"] = "b64_json"
@@ -45,14 +56,29 @@ class GenerationRequest(BaseModel):
     partial_images: int = Field(default=0, ge=0, le=3, description="Previews sent by a streaming call.")
     user: str | None = None
 
+    @field_validator(*_LEFT_OUT, mode="before")
+    @classmethod
+    def _chosen_here(cls, value: Any, info: ValidationInfo) -> Any:
+        """Elsewhere -1 means "choose for me"."""
+        if isinstance(value, int | float) and value < 0:
+            means, least = _LEFT_OUT[info.field_name]
+            reason = f"must not be negative; leave the field out for {means}"
+            raise PydanticCustomError("negative", reason, {"ge": least})
+        return value
+
 
 class ImagesBody(GenerationRequest):
     """Body of ``POST /v1/images/generations``: a request, and what OpenAI's clients may send besides."""
 
     stream: bool = False
-    background: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    # What OpenAI's client may send and this server cannot do is accepted, whatever it says: clients send it to all.
+    background: str | None = Field(default=None, description="Pictures are opaque: `transparent` gives a warning.")
     moderation: str | None = Field(default=None, description="Accepted and ignored with a warning.")
     style: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    complexity: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    frame_count: int | None = Field(default=None, description="Accepted and ignored with a warning: of gif only.")
+    frame_duration_ms: int | None = Field(default=None, description="Accepted and ignored with a warning: of gif only.")
+    svg: dict[str, Any] | None = Field(default=None, description="Accepted and ignored with a warning: of svg only.")
     safety_identifier: str | None = Field(default=None, description="Accepted and ignored.")
 
     def request(self) -> GenerationRequest:
@@ -61,13 +87,21 @@ class ImagesBody(GenerationRequest):
 
     def ignored(self) -> list[str]:
         """One warning for each field that was set and has no effect."""
-        names = [name for name in ("background", "moderation", "style") if getattr(self, name) not in (None, "auto")]
+        idle = {"background": (None, "auto", "opaque"), "moderation": (None, "auto")}
+        names = ("background", "moderation", "style", "complexity", "frame_count", "frame_duration_ms", "svg")
+        names = [name for name in names if getattr(self, name) not in idle.get(name, (None,))]
         warnings = [f"`{name}` has no effect on this server" for name in names]
         if self.quality != "auto" and self.cache is not None:
             warnings.append("`quality` has no effect beside `cache`")
         if self.partial_images and not self.stream:
             warnings.append("`partial_images` has no effect without `stream: true`")
+        if self.output_compression != 100 and self.output_format == "png":
+            warnings.append("`output_compression` has no effect on png")
         return warnings
+
+    def quality_told(self) -> str:
+        """``quality`` as a stream repeats it, in words of OpenAI's client where it was one of those."""
+        return _RETIRED.get(self.quality, self.quality)
 
 
 class StageTimes(BaseModel):
@@ -138,6 +172,11 @@ class PreviewEvent:
 
 
 @dataclass(frozen=True)
+class AdmittedEvent:
+    """An engine has taken the job into its queue. Told over HTTP only, where it lets the status out before any step."""
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What the ingress knows of the loaded model: :class:`raycache.job.ModelFacts`."""
 
@@ -161,6 +200,8 @@ class EngineStatus:
         gang: the gang's own words: ranks with their steps, restarts, faults.
         model: facts of the loaded model.
         policy: limits and defaults in force.
+        user_config_refused: why the last ``user_config`` is not in force; None when it is.
+        start_s: how long it took to be ready, which another one would take too.
         told_at: ``time.time()`` of all this; what the ingress passes on may be a second old.
     """
 
@@ -174,3 +215,5 @@ class EngineStatus:
     policy: Policy
     pid: int = 0
     told_at: float = 0.0
+    start_s: float = 0.0
+    user_config_refused: str | None = None

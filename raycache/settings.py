@@ -7,16 +7,16 @@ Note for maintainers: Ray Serve passes the builder a pydantic model only if its 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
+from raycache.cors import check_origin
+from raycache.limits import DefaultSettings, LimitSettings
 from raycache.presets import PresetName, load_presets
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from raycache.strict import Strict as _Settings
+from raycache.text_files import trimmed_within
 
 
 class ModelSettings(_Settings):
@@ -74,6 +74,10 @@ class ParallelSettings(_Settings):
         pattern=r"^[\w.]+:\w+$",
         description="`module:Class` that every rank runs; tests name one that fails on purpose.",
     )
+    nodes_may_come: bool = Field(
+        default=False,
+        description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",
+    )
     startup_timeout_s: float = Field(
         default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
     )
@@ -86,28 +90,10 @@ class ParallelSettings(_Settings):
         return 1.0 if self.device == "cuda" else 0.0
 
 
-class LimitSettings(_Settings):
-    """What one request may ask. Everything above is answered 400 before a GPU is touched."""
-
-    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one picture.")
-    max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
-    max_images: int = Field(default=4, ge=1, le=64, description="`n`.")
-    max_prompt_characters: int = Field(default=4000, ge=1, description="Characters of `prompt`.")
-    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
-
-
-class DefaultSettings(_Settings):
-    """What a request gets when it does not say."""
-
-    size: str = Field(default="1024x1024", pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
-    num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
-
-
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: str = Field(pattern=r"^\d{1,5}x\d{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
+    size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
     n: int = Field(default=1, ge=1, description="Pictures in one batch.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
@@ -119,11 +105,16 @@ class ReliabilitySettings(_Settings):
     max_queued_seconds: float = Field(default=120.0, gt=0, description="Predicted seconds of queued work admitted.")
     request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
     watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")
-    watchdog_steps: float = Field(default=3.0, gt=1, description="Hang = no progress for this many learned step times.")
+    watchdog_steps: float = Field(
+        default=3.0,
+        gt=1,
+        description="Hang = no progress for so many times what the step, encoding or decoding takes.",
+    )
     watchdog_first_s: float = Field(
         default=120.0,
         gt=0,
-        description="Patience for encode, decode, and the first step of a shape never drawn before.",
+        description="Patience where nothing can be known: the very first draws, and steps of a new shape with "
+        "`model.compile`.",
     )
     max_restarts: int = Field(
         default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it."
@@ -148,6 +139,16 @@ class Policy(_Settings):
     max_queued_seconds: float = Field(gt=0)
     request_timeout_s: float = Field(gt=0)
 
+    @property
+    def max_job_seconds(self) -> float:
+        """Predicted seconds that one job may take by itself."""
+        return self.limits.max_job_seconds or self.max_queued_seconds
+
+    @property
+    def max_timeout_s(self) -> float:
+        """The longest deadline that a request may name."""
+        return max(self.limits.max_timeout_s, self.request_timeout_s)
+
     def changed(self, user_config: dict[str, Any]) -> Policy:
         """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.
 
@@ -155,8 +156,9 @@ class Policy(_Settings):
             pydantic.ValidationError: unknown field or illegal value.
         """
         values = self.model_dump()
-        for name, value in user_config.items():
-            values[name] = {**values[name], **value} if name in ("defaults", "limits", "presets") else value
+        for name, value in trimmed_within(user_config).items():
+            field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
+            values[name] = {**values[name], **value} if field_by_field else value
         return Policy.model_validate(values)
 
 
@@ -189,10 +191,22 @@ class AutoscalingSettings(_Settings):
 class IngressSettings(_Settings):
     """The HTTP front: validates, encodes, streams. Holds no GPU."""
 
-    num_replicas: int = Field(default=1, ge=1, description="Ingresses; more when encoding pictures is the limit.")
+    num_replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Ingresses; two outlive the death of one, more when encoding pictures is the limit.",
+    )
     num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
+    health_check_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds in which it must say that it lives; after three in a row Serve replaces it.",
+    )
     api_keys_file: Path | None = Field(
         default=None, description="File of bearer keys, one a line; read again when it changes; null = open."
+    )
+    cors_origins: list[Annotated[str, AfterValidator(check_origin)]] = Field(
+        default_factory=list, description="Origins whose pages browsers let in (CORS), `*` for all; empty = none."
     )
 
 

@@ -11,15 +11,80 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
+import anyio
 import numpy as np
 
 from raycache.encoding import encode
 from raycache.errors import RequestError, internal_error
-from raycache.schemas import GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
+from raycache.schemas import AdmittedEvent, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
 
 logger = logging.getLogger("ray.serve")
 
-Event = ProgressEvent | PreviewEvent | GenerationResult
+Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult
+
+#: Lines that every reader of server-sent events skips: they only show proxies and clients that we live.
+_QUEUED, _ALIVE = ": in the queue\n\n", ": still at it\n\n"
+
+
+async def begin(events: AsyncIterator[Event], patience_s: float) -> tuple[Event, AsyncIterator[Event]]:
+    """The first event and the rest; after ``patience_s`` seconds without one, something to say in its place.
+
+    Raises:
+        RequestError: refused. It is no event but a status, so it is waited for.
+    """
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await asyncio.wait((first,), timeout=patience_s)
+        if first.done():
+            return first.result(), events
+    except BaseException:
+        await _stopped(first, events)
+        raise
+    return AdmittedEvent(), _resumed(first, events)
+
+
+async def keep_alive(texts: AsyncIterator[str], every_s: float) -> AsyncIterator[str]:
+    """``texts``, and a comment whenever ``every_s`` seconds went by without one, whatever the reason."""
+    pending: asyncio.Future[str] | None = None
+    try:
+        while True:
+            pending = pending or asyncio.ensure_future(anext(texts))
+            done, _ = await asyncio.wait((pending,), timeout=every_s)
+            if not done:
+                yield _ALIVE
+                continue
+            text, pending = pending, None
+            try:
+                yield text.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        await _stopped(pending, texts)
+
+
+async def _resumed(first: asyncio.Future[Event], rest: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    pending: asyncio.Future[Event] | None = first
+    try:
+        try:
+            event = await asyncio.shield(first)
+        except StopAsyncIteration:
+            return
+        pending = None
+        yield event
+        async for event in rest:
+            yield event
+    finally:
+        await _stopped(pending, rest)
+
+
+async def _stopped(pending: asyncio.Future[Any] | None, source: AsyncIterator[Any]) -> None:
+    """End ``source`` now, also while ``pending`` waits inside it, and while whoever asks is being cancelled."""
+    # starlette cancels a stream again at every await; the engine would never hear that its client left.
+    with anyio.CancelScope(shield=True):
+        if pending is not None:
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
+        await source.aclose()
 
 
 async def stream_events(
@@ -51,6 +116,8 @@ async def stream_events(
 
 
 async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
+    if isinstance(event, AdmittedEvent):
+        return [_QUEUED]
     if isinstance(event, ProgressEvent):
         return [_text("raycache.progress", {"type": "raycache.progress", **asdict(event)})]
     completed = isinstance(event, GenerationResult)
@@ -63,7 +130,7 @@ async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
             "b64_json": await _base64(image, body),
             "created_at": int(time.time()),
             "size": f"{width}x{height}",
-            "quality": body.quality,
+            "quality": body.quality_told(),
             "background": "opaque",
             "output_format": body.output_format,
             "image_index": index,

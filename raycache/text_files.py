@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["FileError", "entries", "read_text", "split_lines", "trimmed"]
+__all__ = [
+    "UNSEEN",
+    "FileError",
+    "blanks_made_plain",
+    "entries",
+    "odd_letter",
+    "read_text",
+    "seen",
+    "split_lines",
+    "trimmed",
+    "trimmed_within",
+]
 
 #: UTF-32 first: its little-endian mark begins with the one of UTF-16.
 _MARKS = (
@@ -22,9 +34,12 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LINE_END = re.compile(r"\r\n|\r|\n")
-#: White space, and what takes no room on a screen: zero-width blanks and joiners, soft hyphens, marks of direction.
-_UNSEEN = r"\s\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
-_ENDS = re.compile(rf"\A[{_UNSEEN}]+|[{_UNSEEN}]+\Z")
+#: For a set in a regular expression: white space, and what takes no room on a screen: zero-width blanks and joiners,
+#: soft hyphens, marks of direction.
+UNSEEN = r"\s\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
+_ENDS = re.compile(rf"\A[{UNSEEN}]+|[{UNSEEN}]+\Z")
+_INDENT = re.compile(rf"^(?:(?!\n)[{UNSEEN}])+", re.MULTILINE)
+_TAIL = re.compile(rf"(?:(?!\n)[{UNSEEN}])+$", re.MULTILINE)
 
 
 class FileError(ValueError):
@@ -68,6 +83,43 @@ def split_lines(text: str) -> list[str]:
 def trimmed(text: str) -> str:
     """``text`` without what nobody sees at its ends."""
     return _ENDS.sub("", text)
+
+
+def trimmed_within(value: object) -> object:
+    """``value`` with every string in its lists and mappings :func:`trimmed`; all else is as it was."""
+    if isinstance(value, str):
+        return trimmed(value)
+    if isinstance(value, dict):
+        return {trimmed_within(key): trimmed_within(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trimmed_within(item) for item in value]
+    return value
+
+
+def blanks_made_plain(text: str) -> str:
+    """``text`` whose lines begin with plain blanks and end with a letter: what nobody sees there is no part of it.
+
+    A tab stays, for those to refuse who must.
+    """
+    text = _TAIL.sub("", text)
+    return _INDENT.sub(lambda match: "".join(_plain(letter) for letter in match[0]), text)
+
+
+def _plain(letter: str) -> str:
+    return letter if letter == "\t" else " " if unicodedata.category(letter) == "Zs" else ""
+
+
+def seen(text: str) -> str:
+    """``text`` for a message, with what nobody would see in it spelled out."""
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
+
+
+def odd_letter(text: str) -> str:
+    """Which letter of ``text`` is not visible ASCII, in words; empty if all are. Many look like one that is."""
+    for column, letter in enumerate(text, 1):
+        if not "!" <= letter <= "~":
+            return f"letter {column} is U+{ord(letter):04X} ({unicodedata.name(letter, 'a control character')})"
+    return ""
 
 
 def entries(path: Path) -> Iterator[tuple[int, str]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from cache_core.options import (
     BlockCountError,
+    CacheOptions,
     DBCacheOptions,
     DBPruneOptions,
     FBCacheOptions,
@@ -21,7 +22,7 @@ from cache_core.options import (
 )
 from raycache.encoding import LONGEST_SIDE
 from raycache.errors import RequestError, invalid
-from raycache.presets import preset_of
+from raycache.presets import PRESET_NAMES, load_presets, preset_of
 from raycache.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, LimitSettings, Policy
 
@@ -45,9 +46,7 @@ def resolve(
     Raises:
         RequestError: 400, or 404 for another model's name.
     """
-    if request.model not in (None, model_name):
-        message = f"model: this server does not have {request.model[:80]!r}; it has {model_name!r}"
-        raise RequestError(404, message, "model", "model_not_found")
+    check_model(request.model, model_name)
     defaults, limits = policy.defaults, policy.limits
     _check_prompt(request.prompt, limits)
     size = defaults.size if request.size in (None, "auto") else request.size
@@ -56,10 +55,15 @@ def resolve(
     _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps
     _check_at_most("num_inference_steps", steps, limits.max_steps)
-    options = _preset(request.quality, policy) if request.cache is None else request.cache
-    check_cache(options, model)
+    if request.timeout_s is not None:
+        _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
+    if request.cache is None:
+        options = _preset(request.quality, policy, model)
+    else:
+        check_cache(options := request.cache, model)
     return request.model_copy(
         update={
+            "quality": request.quality if request.cache is None else "auto",  # what had no effect is not told of
             "model": model_name,
             "size": size,
             "num_inference_steps": steps,
@@ -69,6 +73,17 @@ def resolve(
             "timeout_s": request.timeout_s or policy.request_timeout_s,
         }
     )
+
+
+def check_model(asked: str | None, name: str) -> None:
+    """Only this service's own model, or none named.
+
+    Raises:
+        RequestError: 404.
+    """
+    if asked not in (None, name):
+        message = f"model: this server does not have {asked[:80]!r}; it has {name!r}"
+        raise RequestError(404, message, "model", "model_not_found")
 
 
 def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) -> None:
@@ -85,11 +100,24 @@ def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) ->
                 f"parallel.ranks_per_replica={ranks}: the model's {count} {name} do not divide over {ranks} ranks; "
                 f"legal values: {fitting}"
             )
+    for name, options in policy.presets.items():
+        if misfit := _misfit(options, model):
+            raise ValueError(f"presets.{name} does not fit the model: {misfit}; `model.presets` names a file that does")
     try:
         sample = GenerationRequest(prompt="defaults")
         resolve(sample, policy, model, model_name=settings.model.name, ranks=ranks)
     except RequestError as error:
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
+
+
+def deployment_warnings(settings: AppSettings, policy: Policy, model: ModelInfo) -> list[str]:
+    """What an operator should know of a deployment that works."""
+    warnings = []
+    if set(policy.presets) <= {"exact"}:
+        warnings.append(load_presets(settings.model.path, settings.model.presets).source)
+    if model.kind == "noise":
+        warnings.append("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+    return warnings
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -188,12 +216,28 @@ def silent_cache(request: GenerationRequest, model: ModelInfo) -> list[str]:
     return [f"cache: nothing can be saved: {reason}" for reason in why]
 
 
-def _preset(quality: str, policy: Policy) -> object:
+def _preset(quality: str, policy: Policy, model: ModelInfo) -> CacheOptions:
+    """What ``quality`` stands for. A client that named it never sent these options: they are not what it did wrong."""
     try:
-        return preset_of(quality, policy.presets, policy.cache)
+        options = preset_of(quality, policy.presets, policy.cache)
     except KeyError as missing:
+        known = [name for name in PRESET_NAMES if name == "exact" or name in policy.presets]
         reason = f"this deployment has no preset {missing.args[0]!r}"
-        raise invalid("quality", reason, ["exact", *policy.presets, "auto"]) from None
+        raise invalid("quality", reason, [*known, "auto"]) from None
+    if quality == "auto":
+        check_cache(options, model)
+        return options
+    if misfit := _misfit(options, model):
+        raise invalid("quality", f"its preset does not fit this model: {misfit}", ["exact", "auto"])
+    return options
+
+
+def _misfit(options: CacheOptions, model: ModelInfo) -> str:
+    try:
+        check_block_count(options, model.num_blocks)
+    except BlockCountError as error:
+        return f"{error.field}: {error.reason}"
+    return ""
 
 
 def _check_prompt(prompt: str, limits: LimitSettings) -> None:
@@ -210,6 +254,6 @@ def _check_format(format: str, size: str) -> None:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 
 
-def _check_at_most(field: str, value: int, limit: int) -> None:
+def _check_at_most(field: str, value: float, limit: float) -> None:
     if value > limit:
-        raise invalid(field, f"{value} is more than the {limit} allowed here", [limit])
+        raise invalid(field, f"{value:g} is more than the {limit:g} allowed here", [f"{limit:g}"])

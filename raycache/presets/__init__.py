@@ -1,29 +1,56 @@
 """Presets: one word of a request (``quality``) for cache options, held in one file per model.
 
-``python -m raycache.tune`` makes such a file by measuring; a model without one of its own takes FLUX.1-dev's.
+``python -m raycache.tune`` makes such a file by measuring. A model without one has ``exact`` only: a threshold that
+serves one model spoils the pictures of another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from cache_core.options import CacheOptions, NoCacheOptions
+from raycache.yaml_files import load_as
 
-__all__ = ["OPENAI_WORDS", "PRESET_NAMES", "PresetName", "Presets", "Quality", "load_presets", "preset_of"]
+__all__ = [
+    "OPENAI_WORDS",
+    "PRESET_NAMES",
+    "PresetName",
+    "Presets",
+    "Quality",
+    "load_presets",
+    "preset_name",
+    "preset_of",
+    "quality_warnings",
+]
 
 PresetName = Literal["exact", "high", "balanced", "fast"]
 PRESET_NAMES: tuple[PresetName, ...] = ("exact", "high", "balanced", "fast")
-Quality = Literal["exact", "high", "balanced", "fast", "low", "medium", "auto"]
+Quality = Literal[
+    "exact", "high", "balanced", "fast", "low", "medium", "standard", "hd", "xhigh", "max", "auto"
+]  # fmt: skip
 """What a request may say: a preset, or a word of OpenAI's."""
-OPENAI_WORDS: dict[str, PresetName] = {"low": "fast", "medium": "balanced", "high": "high"}
-"""OpenAI's words; ``auto`` is the deployment's default and no preset."""
+OPENAI_WORDS: dict[str, PresetName] = {
+    "low": "fast",
+    "medium": "balanced",
+    "high": "high",
+    "standard": "balanced",
+    "hd": "high",
+    "xhigh": "exact",
+    "max": "exact",
+}
+"""OpenAI's words, each with the preset nearest to it: never a coarser one, so what is above ``high`` is ``exact``.
+
+``auto`` is the deployment's default and no preset.
+"""
+_OWN_WORDS = frozenset({"low", "medium", "high"})
+"""Those that are documented as presets; the others are other models' words."""
 
 _FOLDER = Path(__file__).parent
-_OTHERS = "flux.1-dev"
+_BUNDLED_MODEL = "demo"
 
 
 class Presets(BaseModel):
@@ -47,24 +74,33 @@ def load_presets(model_path: str, file: Path | None = None) -> Presets:
 
     Args:
         model_path: ``model.path`` of the settings: ``demo``, a hub id or a folder; a file of its name
-            (``black-forest-labs/FLUX.1-dev``: ``flux.1-dev.yaml``) is taken, else FLUX.1-dev's.
+            (``black-forest-labs/FLUX.1-dev``: ``flux.1-dev.yaml``) is taken. For any other model there is ``exact``
+            only, and ``source`` says why.
         file: a presets file that ``raycache.tune`` wrote; it goes before the bundled ones.
 
     Raises:
-        ValueError: ``file`` is missing or no presets file; the message names it.
+        ValueError: ``file`` is missing or no presets file; the message names it, and the line.
     """
     if file is None:
-        named = _FOLDER / f"{Path(model_path).name.lower()}.yaml"
-        file = named if named.is_file() else _FOLDER / f"{_OTHERS}.yaml"
+        name = Path(model_path).name.lower()
+        file = _FOLDER / f"{name}.yaml"
+        # A folder that happens to be called so is not the bundled model.
+        if not file.is_file() or (name == _BUNDLED_MODEL and model_path != _BUNDLED_MODEL):
+            return Presets(model=model_path, source=_unknown(model_path), presets={"exact": NoCacheOptions()})
     try:
-        return Presets.model_validate(yaml.safe_load(file.read_text()))
+        return load_as(file, Presets, "presets file")
     except OSError as error:
         raise ValueError(f"presets file {file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{file} is no presets file: {error}") from None
 
 
-def preset_of(quality: str, presets: dict[PresetName, CacheOptions], default: CacheOptions) -> CacheOptions:
+def _unknown(model_path: str) -> str:
+    return (
+        f"no presets are known for {model_path!r}, so `quality` has `exact` only: `python -m raycache.tune` makes a "
+        "file of them, and `model.presets` names it"
+    )
+
+
+def preset_of(quality: str, presets: Mapping[PresetName, CacheOptions], default: CacheOptions) -> CacheOptions:
     """The cache options that ``quality`` stands for.
 
     Args:
@@ -77,7 +113,41 @@ def preset_of(quality: str, presets: dict[PresetName, CacheOptions], default: Ca
     """
     if quality == "auto":
         return default
-    name = OPENAI_WORDS.get(quality, quality)
-    if name == "exact":
-        return presets.get("exact", NoCacheOptions())
-    return presets[name]
+    name = preset_name(quality, presets)
+    return presets.get(name, NoCacheOptions()) if name == "exact" else presets[name]
+
+
+def preset_name(quality: str, presets: Mapping[PresetName, CacheOptions]) -> PresetName:
+    """The preset that any word but ``auto`` stands for; ``exact`` is always there.
+
+    For a word of OpenAI's that is the nearest of those there are, finer before coarser: clients send such words to
+    models that they know nothing of.
+
+    Raises:
+        KeyError: ``presets`` has no such preset, and none to take for it.
+    """
+    wanted = OPENAI_WORDS.get(quality, quality)
+    if wanted == "exact" or wanted in presets:
+        return wanted
+    if quality not in OPENAI_WORDS or not presets:
+        raise KeyError(wanted)
+    place = PRESET_NAMES.index(wanted)
+    finer = [name for name in PRESET_NAMES[:place] if name in presets]
+    return finer[-1] if finer else next(name for name in PRESET_NAMES[place:] if name in presets)
+
+
+def quality_warnings(quality: str, presets: Mapping[PresetName, CacheOptions]) -> list[str]:
+    """What a client should know that asked for a quality which is drawn as another.
+
+    Nothing where the preset is gone: presets may change while a job waits.
+    """
+    try:
+        name = "auto" if quality == "auto" else preset_name(quality, presets)
+    except KeyError:
+        return []
+    if quality in OPENAI_WORDS and quality not in _OWN_WORDS:
+        return [f"`quality: {quality}` is no preset here; drawn as the nearest, `{name}`"]
+    if name != (wanted := OPENAI_WORDS.get(quality, quality)):
+        meant = "" if wanted == quality else f", which `{quality}` stands for"
+        return [f"`quality`: this model has no preset `{wanted}`{meant}; drawn as the nearest, `{name}`"]
+    return []

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cache_core import parse_options
 from raycache.presets import PRESET_NAMES, Presets
+from raycache.text_files import FileError, entries
 from raycache.tune.candidates import Family, check_families
 from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
 
@@ -25,7 +26,9 @@ _SLACK = 2.0
 
 def main(
     model: Annotated[str, typer.Option(help="Folder, hub id, or `demo`.")] = "demo",
-    prompts: Annotated[Path | None, typer.Option(help="Text file, a prompt a line; `demo` has its own.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line, `#` for remarks; `demo` has its own.")
+    ] = None,
     target_psnr: Annotated[
         list[str] | None, typer.Option(help="`preset=dB`, repeated; a mere number is for `balanced`.")
     ] = None,
@@ -104,9 +107,14 @@ def read_size(size: str) -> tuple[int, int]:
 
 
 def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
-    """At most ``count`` prompts: the lines of ``file``, or held-out captions of the drawn world."""
+    """At most ``count`` prompts: the lines of ``file`` but for ``#`` remarks, or held-out captions."""
     if file is not None:
-        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        try:
+            lines = [line for _, line in entries(file)]
+        except OSError as error:
+            raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="--prompts") from None
+        except FileError as error:
+            raise typer.BadParameter(str(error), param_hint="--prompts") from None
         if not lines:
             raise typer.BadParameter(f"{file} holds no prompt", param_hint="--prompts")
         return lines[:count]

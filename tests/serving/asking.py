@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,21 +46,26 @@ def streamed(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 def being_drawn(url: str, **fields: Any) -> Iterator[None]:
     """``ENDLESS`` with ``fields`` changed, certainly under way while the block runs; afterwards its client leaves.
 
-    A streamed answer has headers as soon as there is a first step to tell. One that waits for them in vain may stand
-    behind another endless one, so it asks again.
+    A streamed answer tells of its first step. One that waits for it in vain may stand behind another endless one, so it
+    asks again.
     """
     body = {**ENDLESS, "stream": True, **fields}
-    with contextlib.ExitStack() as stack:
-        for patience_s in (10, 20, 40):
-            try:
-                response = stack.enter_context(httpx.stream("POST", url + URL, json=body, timeout=patience_s))
-                break
-            except httpx.ReadTimeout:
-                continue
-        else:
-            raise TimeoutError("no engine has begun to draw this")
-        assert response.status_code == 200, response.read()
-        yield
+    for patience_s in (10, 20, 40):
+        with httpx.stream("POST", url + URL, json=body, timeout=patience_s) as response:
+            assert response.status_code == 200, response.read()
+            if _told_of_a_step(response, patience_s):
+                yield
+                return
+    raise TimeoutError("no engine has begun to draw this")
+
+
+def _told_of_a_step(response: httpx.Response, patience_s: float) -> bool:
+    end = time.monotonic() + patience_s
+    with contextlib.suppress(httpx.ReadTimeout):
+        for line in response.iter_lines():
+            if line == "event: raycache.progress" or time.monotonic() > end:
+                return line == "event: raycache.progress"
+    return False
 
 
 @contextlib.contextmanager

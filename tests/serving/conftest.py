@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import ray
 from ray import serve
+from ray.serve.api import RunTarget
 
 from cache_core import DBCacheOptions
 from raycache.app import build
 from raycache.demo.noise import build_noise_model
+from raycache.front import CALLBACK, VARIABLE
 from raycache.gang import Gang, Job
 from raycache.settings import AppSettings
+from raycache.testing.inject import engines
+from tests.serving.starting import started
 
 #: A rank that draws like any other, and fails where a prompt says so.
 FAULTY = "raycache.testing.faulty_rank:FaultyRank"
@@ -33,20 +38,32 @@ def job(seeds: tuple[int, ...] = (7,), steps: int = 6, **changes: object) -> Job
     return Job(id=f"job-{time.monotonic_ns()}", seeds=seeds, num_inference_steps=steps, **{**values, **changes})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that asks for something shared waits for its start, and for a second one if that fails."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of our own; CPUs and GPUs are numbers that the scheduler believes."""
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=16,
-        num_gpus=4,
-        resources={"accelerator_type:L20": 1},
-        object_store_memory=256 << 20,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+
+    os.environ[VARIABLE] = CALLBACK  # as `make serve` and the image do; Serve's proxy inherits it
+
+    def start() -> None:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=16,
+            num_gpus=4,
+            resources={"accelerator_type:L20": 1},
+            object_store_memory=256 << 20,
+            log_to_driver=False,
+        )
+
+    with started("Ray", start, ray.shutdown):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +107,22 @@ def gang(local_ray: None, gang_settings: Callable[..., AppSettings]) -> Iterator
         cache=CACHE.model_dump(),
         reliability={"watchdog_floor_s": 2.0, "max_restarts": 99},
     )
-    gang = Gang(settings, name="shared")
-    gang.start()
-    yield gang
-    gang.shutdown()
+    with started_gang(settings, "shared") as gang:
+        yield gang
+
+
+@contextmanager
+def started_gang(settings: AppSettings, name: str) -> Iterator[Gang]:
+    """A gang that is ready; a fresh one if the first was not within its ``startup_timeout_s``."""
+    made: list[Gang] = []
+
+    def start() -> Gang:
+        made.append(Gang(settings, name=f"{name}{len(made) or ''}"))
+        made[-1].start()
+        return made[-1]
+
+    with started(f"gang {name!r}", start, lambda: made[-1].shutdown()) as gang:
+        yield gang
 
 
 @pytest.fixture(scope="session")
@@ -105,16 +134,20 @@ def reference(gang: Gang) -> np.ndarray:
 @pytest.fixture(scope="session")
 def http(local_ray) -> Iterator[str]:
     """Serve on a free port of this machine; its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+
+    def start() -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        return f"http://127.0.0.1:{port}"
+
+    with started("Serve", start, serve.shutdown) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
-def flux(http: str, gang_settings: Callable[..., AppSettings]) -> str:
+def flux(http: str, gang_settings: Callable[..., AppSettings]) -> Iterator[str]:
     """The application as a user runs it, with a tiny model and two engines of two ranks; its URL."""
     settings = gang_settings(
         parallel={"engine_cpus": 0.2, "rank_class": FAULTY},
@@ -128,11 +161,23 @@ def flux(http: str, gang_settings: Callable[..., AppSettings]) -> str:
             # Endless jobs are predicted to take minutes, and are not to be refused for that on a slow machine.
             "max_queued_seconds": 1e6,
             "request_timeout_s": 1e6,
-            "watchdog_floor_s": 4.0,
+            "watchdog_floor_s": 100.0,  # jobs sleep here
             "max_restarts": 99,
         },
         num_replicas=2,
     )
-    serve.run(build(settings), name="flux", route_prefix="/")
-    wait_until(lambda: len(httpx.get(f"{http}/readyz").json()["engines"]) == 2)
-    return http
+    yield from application("flux", "/", settings, http, count=2)
+
+
+def application(name: str, prefix: str, settings: AppSettings, http: str, count: int) -> Iterator[str]:
+    """The URL of an application once so many engines are ready; deployed anew if they are not in time."""
+    url = f"{http}{prefix}".rstrip("/")
+
+    def start() -> str:
+        target = RunTarget(build(settings), name=name, route_prefix=prefix)
+        serve.run_many([target], wait_for_applications_running=False)
+        wait_until(lambda: sum(engine["ready"] for engine in engines(url)) >= count, timeout=200)
+        return url
+
+    with started(f"application {name!r}", start, lambda: serve.delete(name)):
+        yield url

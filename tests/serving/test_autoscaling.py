@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from raycache.app import build
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, readiness, wait_for
 from tests.serving.conftest import FAULTY
+from tests.serving.starting import started
 from tests.serving.test_http_app import ASK, URL, pixels
 
 #: Longer than any prediction made from pictures that do not sleep.
@@ -39,9 +41,13 @@ def url(http: str, gang_settings: Callable[..., Any]) -> Iterator[str]:
             "metrics_interval_s": 0.5,
         },
     )
-    serve.run(build(settings), name="scaled", route_prefix="/scaled")
-    yield f"{http}/scaled"
-    serve.delete("scaled")
+
+    def start() -> str:
+        serve.run(build(settings), name="scaled", route_prefix="/scaled")
+        return f"{http}/scaled"
+
+    with started("application 'scaled'", start, lambda: serve.delete("scaled")) as url:
+        yield url
 
 
 def draw(url: str, **fields: Any) -> httpx.Response:
@@ -53,7 +59,7 @@ def free_gpus() -> float:
 
 
 @pytest.mark.timeout(600)
-def test_from_none_to_two_and_back(url: str):
+def test_from_none_to_two_and_back(url: str, tmp_path: Path):
     before = free_gpus()
     ready = readiness(url)
     assert (ready["ready"], ready["reason"], ready["engines"]) == (True, "asleep", [])
@@ -64,9 +70,12 @@ def test_from_none_to_two_and_back(url: str):
     assert free_gpus() == before - 1
 
     assert draw(url, prompt=SLOW).status_code == 200  # its kind has been learned: about 1.5 s each
+    both = tmp_path / "both"  # so that a machine that takes long to start the second does not run out of work meanwhile
+    held = PlannedFault(kind="sleep", step=1, seconds=20, until=str(both)).prompt()
     with ThreadPoolExecutor(16) as pool:
-        waiting = [pool.submit(draw, url, prompt=SLOW) for _ in range(16)]
+        waiting = [pool.submit(draw, url, prompt=held) for _ in range(16)]
         wait_for(lambda: len(engines(url)) == 2, 240)
+        both.touch()
         assert free_gpus() == before - 2
         answers = [each.result() for each in waiting]
     assert {answer.status_code for answer in answers} == {200}

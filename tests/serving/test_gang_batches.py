@@ -11,16 +11,14 @@ from cache_core import DBCacheOptions
 from raycache.gang import Gang, JobCancelled, JobFailed
 from raycache.gang_queue import JobHandle
 from raycache.testing.faulty_rank import PlannedFault
-from tests.serving.conftest import FAULTY, wait_until
+from tests.serving.conftest import FAULTY, started_gang, wait_until
 from tests.serving.test_gang_draws import job
 
 
 @pytest.fixture(scope="module")
 def gang(local_ray, gang_settings) -> Iterator[Gang]:
-    gang = Gang(gang_settings(parallel={"max_batch_size": 4, "rank_class": FAULTY}), name="batches")
-    gang.start()
-    yield gang
-    gang.shutdown()
+    with started_gang(gang_settings(parallel={"max_batch_size": 4, "rank_class": FAULTY}), "batches") as gang:
+        yield gang
 
 
 def together(gang: Gang, *jobs) -> list[JobHandle]:

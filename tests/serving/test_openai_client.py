@@ -65,9 +65,13 @@ def test_streaming(client):
 def test_a_stream_that_is_refused_or_fails_raises(client):
     with pytest.raises(openai.BadRequestError):
         client.images.generate(prompt="a", size="48x48", stream=True)
-    with pytest.raises(openai.APIError, match="deadline"):  # by its status, where that comes before the first step
+    with pytest.raises(openai.APIError, match="deadline"):
         list(client.images.generate(prompt="a", stream=True, extra_body={"num_inference_steps": 5000, "timeout_s": 2}))
 
 
 def test_models(client):
-    assert [model.id for model in client.models.list()] == ["flux"]
+    (listed,) = client.models.list()
+    assert listed.id == "flux"
+    assert client.models.retrieve("flux") == listed
+    with pytest.raises(openai.NotFoundError, match="it has 'flux'"):
+        client.models.retrieve("org/other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from raycache.testing.faulty_rank import PlannedFault
-from raycache.testing.inject import engines, engines_now, rank_pids, wait_for
+from raycache.testing.inject import engines, engines_now, kill_engine, rank_pids, wait_for
 from tests.serving.asking import ASK, URL, pixels, scraped
 from tests.serving.conftest import FAULTY
 
@@ -43,12 +44,12 @@ def deploy(
         reliability={"watchdog_floor_s": 60.0},  # jobs sleep here
     ).model_dump(mode="json")
 
-    def deploy(ingress: dict[str, Any] | None = None, **engine: Any) -> str:
+    def deploy(ingress: dict[str, Any] | None = None, model: str | None = None, **engine: Any) -> str:
         application = {
             "name": "operated",
             "route_prefix": "/operated",
             "import_path": "raycache.app:build",
-            "args": args,
+            "args": {**args, "model": {**args["model"], "path": model}} if model else args,
             "deployments": [
                 {"name": name, **changes} for name, changes in {"Engine": engine, "Ingress": ingress}.items() if changes
             ],
@@ -102,8 +103,11 @@ def test_limits_and_defaults_change_between_jobs_without_a_restart(deploy: Calla
 def test_an_engine_that_is_stopped_finishes_its_job_and_hands_back_its_queue(
     deploy: Callable[..., str], tmp_path: Path
 ):
-    url = deploy(num_replicas=2)
+    url = deploy()
+    first = wait_for(lambda: rank_pids(url), 120)
+    deploy(num_replicas=2)
     wait_for(lambda: [engine["ready"] for engine in engines(url)] == [True, True], 120)
+    assert set(first) < set(rank_pids(url)), "a change of `deployments` keeps the engines that are there"
     reference = pixels(draw(url))
     awake = tmp_path / "awake"
     slow = PlannedFault(kind="sleep", step=1, until=str(awake), seconds=100).prompt()
@@ -122,6 +126,29 @@ def test_an_engine_that_is_stopped_finishes_its_job_and_hands_back_its_queue(
         for job in behind:
             np.testing.assert_array_equal(pixels(job.result()), reference)
     wait_for(lambda: len(engines(url)) == 1, 60)
+
+
+def test_what_cannot_work_replaces_nothing(deploy: Callable[..., str]):
+    """A model that is not there, and a user_config that is illegal: the engine that draws is not touched."""
+    url = deploy()
+    wait_for(lambda: len(engines(url)) == 1 and engines(url)[0]["ready"], 120)
+    pids, before = rank_pids(url), pixels(draw(url))
+    deploy(model="/no/such/model")
+    status = wait_for(lambda: (app := serve.status().applications["operated"]).status == "DEPLOY_FAILED" and app, 120)
+    assert "/no/such/model" in status.message
+    np.testing.assert_array_equal(pixels(draw(url)), before)
+    deploy(user_config={"limits": {"max_steps": -5}})
+    refused = wait_for(lambda: engines(url)[0]["user_config_refused"], 60)
+    assert "limits.max_steps" in refused
+    assert rank_pids(url) == pids
+    # Serve hands the illegal one to every engine that starts later, too.
+    kill_engine(url)
+    wait_for(lambda: (pid := rank_pids(url)) and pid != pids and engines(url)[0]["ready"], 120)
+    assert "limits.max_steps" in engines(url)[0]["user_config_refused"]
+    np.testing.assert_array_equal(pixels(draw(url)), before)
+    assert not list(Path(tempfile.gettempdir()).glob("raycache-stacks-*")), "a killed engine cannot clean up"
+    deploy(user_config={})
+    wait_for(lambda: engines(url)[0]["user_config_refused"] is None, 60)
 
 
 def log_lines(name: str) -> list[str]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from raycache.costs import Costs, work_of
 from raycache.engine import Engine
 from raycache.gang import GangStatus, JobOutput
 from raycache.schemas import GenerationRequest, ModelInfo
@@ -25,8 +26,12 @@ SETTINGS = AppSettings.model_validate(
 MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
 
 
+class _Handle(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
 class FakeGang:
-    """Jobs end when the test says so; warm-up jobs at once."""
+    """Jobs end when the test says so, and teach their costs as a gang's do; its warm-up is over."""
 
     def __init__(self, settings: AppSettings) -> None:
         self.jobs = []
@@ -34,15 +39,15 @@ class FakeGang:
         self.stopped = False
         self.handed_back = 0
         self.sick: Exception | None = None
+        self.costs = Costs()
 
     def start(self) -> None: ...
 
     def submit(self, job, *, deadline=None, on_progress=None):
         future: Future[JobOutput] = Future()
-        self.jobs.append(SimpleNamespace(job=job, deadline=deadline, on_progress=on_progress, future=future))
-        if deadline is None:
-            finish(self.jobs[-1])
-        return SimpleNamespace(future=future, abort=self.aborts.append)
+        running = {"job": job, "deadline": deadline, "on_progress": on_progress, "future": future}
+        self.jobs.append(SimpleNamespace(costs=self.costs, **running))
+        return _Handle(future=future, abort=self.aborts.append)
 
     def status(self) -> GangStatus:
         rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}
@@ -70,7 +75,9 @@ def output(job, **changes) -> JobOutput:
 
 
 def finish(running) -> None:
-    running.future.set_result(output(running.job))
+    drawn = output(running.job)
+    running.costs.learn(work_of(running.job), drawn)
+    running.future.set_result(drawn)
 
 
 def order(**fields) -> GenerationRequest:

@@ -20,6 +20,7 @@ class _Strict(BaseModel):
 class _Container(_Strict):
     name: str
     image: str
+    securityContext: dict[str, Any] = {}
     ports: list[dict[str, Any]] = []
     env: list[dict[str, Any]] = []
     resources: dict[Literal["requests", "limits"], dict[str, str]]
@@ -72,8 +73,15 @@ class _GcsFaultTolerance(_Strict):
     externalStorageNamespace: str | None = None
 
 
+class _Auth(_Strict):
+    mode: Literal["disabled", "token"]
+    secretName: str | None = None
+    enableK8sTokenAuth: bool | None = None
+
+
 class _Cluster(_Strict):
     rayVersion: str
+    authOptions: _Auth | None = None
     headGroupSpec: _HeadGroup
     workerGroupSpecs: list[_WorkerGroup]
     gcsFaultToleranceOptions: _GcsFaultTolerance | None = None

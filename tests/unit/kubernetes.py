@@ -7,11 +7,19 @@ from typing import Any
 import msgspec
 from lightkube.models.apps_v1 import StatefulSet
 from lightkube.models.core_v1 import PersistentVolumeClaim, PodTemplateSpec, Service
+from lightkube.models.networking_v1 import NetworkPolicy
+from lightkube.models.policy_v1 import PodDisruptionBudget
 
 __all__ = ["KINDS", "PodTemplateSpec", "check"]
 
 #: What our manifests hold beside KubeRay's custom resource.
-KINDS = {"Service": Service, "StatefulSet": StatefulSet, "PersistentVolumeClaim": PersistentVolumeClaim}
+KINDS = {
+    "Service": Service,
+    "StatefulSet": StatefulSet,
+    "PersistentVolumeClaim": PersistentVolumeClaim,
+    "NetworkPolicy": NetworkPolicy,
+    "PodDisruptionBudget": PodDisruptionBudget,
+}
 
 
 def check(value: dict[str, Any], kind: type[msgspec.Struct]) -> None:

@@ -1,13 +1,19 @@
 """Admission by predicted seconds and by count, with a clock that the test turns."""
 
+import re
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from raycache.admission import Admission, Predictor, Work
+from cache_core import NoCacheOptions
+from raycache.admission import Admission
+from raycache.costs import Costs, Work
 from raycache.errors import RequestError
+from raycache.job import JobOutput
 from raycache.settings import AppSettings
 
-SMALL = Work(128, 128, 1, 10, "none")
-LARGE = Work(256, 256, 1, 10, "none")
+SMALL = Work(128, 128, 1, 10, NoCacheOptions())
 
 
 class Clock:
@@ -19,13 +25,18 @@ class Clock:
 
 def admission(clock: Clock | None = None, **policy) -> Admission:
     base = AppSettings.model_validate({"model": {"path": "noise"}}).policy
-    return Admission(base.model_copy(update=policy), clock or Clock())
+    return Admission(base.model_copy(update=policy), Costs(), clock or Clock())
+
+
+def teach(queue: Admission, seconds: float, cold: bool = False) -> None:
+    phases = {"encode_s": 0.1 * seconds, "denoise_s": 0.8 * seconds, "decode_s": 0.1 * seconds}
+    queue._costs.learn(SMALL, JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, **phases), cold=cold)
 
 
 def learned(seconds: float, times: int = 2, **kwargs) -> Admission:
     queue = admission(**kwargs)
     for _ in range(times):
-        queue.predictor.learn(SMALL, seconds)
+        teach(queue, seconds)
     return queue
 
 
@@ -36,32 +47,7 @@ def refusal(queue: Admission, work: Work = SMALL, timeout_s: float = 300.0) -> R
 
 
 def test_nothing_is_known_at_first():
-    assert Predictor().seconds(SMALL) is None
     assert admission().admit(SMALL, 1.0).seconds == 0.0
-
-
-def test_other_sizes_are_scaled_from_the_known_one():
-    predictor = Predictor()
-    predictor.learn(SMALL, 2.0)
-    assert predictor.seconds(SMALL) == 2.0
-    assert predictor.seconds(LARGE) == pytest.approx(8.0)
-    assert predictor.seconds(Work(128, 128, 4, 5, "none")) == pytest.approx(4.0)
-    assert predictor.seconds(Work(128, 128, 1, 10, "DBCache")) == pytest.approx(2.0)
-
-
-def test_the_mean_follows_a_change():
-    predictor = Predictor()
-    for seconds in [1.0] * 5 + [2.0] * 10:
-        predictor.learn(SMALL, seconds)
-    assert 1.95 < predictor.seconds(SMALL) < 2.0
-    assert predictor.fastest(SMALL) == 1.0
-
-
-def test_memory_is_bounded():
-    predictor = Predictor()
-    for steps in range(1, 2000):
-        predictor.learn(Work(128, 128, 1, steps, str(steps)), 1.0)
-    assert len(predictor._exact) == len(predictor._rates) == 512
 
 
 def test_by_count():
@@ -69,8 +55,8 @@ def test_by_count():
     tickets = [queue.admit(SMALL, 300.0) for _ in range(3)]
     error = refusal(queue)
     assert (error.status, error.code) == (429, "queue_full")
-    assert error.retry_after_s == 10.0
-    queue.release(tickets[0], 10.0)
+    assert 10 <= error.retry_after_s <= 13, "as predicted from two jobs, and some more"
+    queue.release(tickets[0])
     queue.admit(SMALL, 300.0)
 
 
@@ -80,12 +66,48 @@ def test_by_seconds():
     queue.admit(SMALL, 300.0)
     error = refusal(queue)
     assert (error.status, error.code) == (429, "queue_full")
-    assert error.retry_after_s == pytest.approx(5.0)
+    assert 5 <= error.retry_after_s <= 7
 
 
-def test_one_job_longer_than_the_queue_is_still_drawn_when_nobody_waits():
-    queue = learned(60.0, max_queued_seconds=25.0)
-    queue.admit(SMALL, 300.0)
+LONG = Work(512, 512, 4, 100, NoCacheOptions())
+
+
+def test_one_job_longer_than_may_queue_is_refused_also_when_nobody_waits():
+    """It was admitted, and everybody else told to come back when it is done: after 1161 s."""
+    queue = learned(10.0, max_queued_seconds=60.0)
+    error = refusal(queue, LONG, timeout_s=1e5)
+    assert (error.status, error.code, error.retry_after_s) == (400, "job_too_long", None)
+    ways = [
+        {name.replace("num_inference_", "").replace("n", "images", name == "n"): int(value) for name, value in found}
+        for found in (re.findall(r"(\w+)=(\d+)", way) for way in error.message.split(" or "))
+    ]
+    assert ways
+    for way in ways:
+        learned(10.0, max_queued_seconds=60.0).admit(replace(LONG, **way), 1e5)
+        more = replace(LONG, **{**way, "steps": way["steps"] + 1})
+        assert refusal(learned(10.0, max_queued_seconds=60.0), more, 1e5).code == "job_too_long"
+    several = refusal(learned(10.0, max_queued_seconds=12.0), replace(SMALL, images=4))
+    assert several.message.endswith("num_inference_steps=3 or n=1 would fit")
+    assert "smaller size" in refusal(learned(10.0, max_queued_seconds=0.5), LONG).message
+
+
+def test_the_bound_of_one_job_is_a_limit_of_its_own():
+    long = learned(10.0, max_queued_seconds=60.0)
+    long.policy = long.policy.changed({"limits": {"max_job_seconds": 1e6}})
+    long.admit(LONG, 1e5)
+    short = learned(10.0, max_queued_seconds=60.0)
+    short.policy = short.policy.changed({"limits": {"max_job_seconds": 5.0}})
+    assert refusal(short).code == "job_too_long"
+
+
+def test_after_the_warm_up_alone_the_bound_is_twice_as_wide():
+    """Its draws may be slow, and who is never let in can teach nothing else."""
+    queue = admission(max_queued_seconds=60.0)
+    teach(queue, 100.0, cold=True)
+    queue.release(queue.admit(SMALL, 300.0))
+    teach(queue, 100.0)
+    teach(queue, 100.0)
+    assert refusal(queue).code == "job_too_long"
 
 
 def test_a_running_job_counts_for_what_is_left_of_it():
@@ -96,10 +118,9 @@ def test_a_running_job_counts_for_what_is_left_of_it():
     assert queue.load() == (1, True, 20.0)
     clock.now = 4.0
     assert queue.load() == (1, True, 16.0)
-    assert queue.expected(first) == 10.0
     clock.now = 30.0
     assert queue.load() == (1, True, 10.0)
-    queue.release(first, 10.0)
+    queue.release(first)
     clock.now = 32.0
     assert queue.load() == (0, True, 8.0)
 
@@ -109,7 +130,7 @@ def test_a_deadline_behind_the_queue_is_refused_at_once():
     queue.admit(SMALL, 300.0)
     error = refusal(queue, timeout_s=15.0)
     assert (error.status, error.param, error.code) == (429, "timeout_s", "deadline_unreachable")
-    assert error.retry_after_s == pytest.approx(5.0)
+    assert 5 <= error.retry_after_s <= 7
 
 
 def test_a_deadline_that_no_waiting_helps_is_400():
@@ -120,22 +141,17 @@ def test_a_deadline_that_no_waiting_helps_is_400():
 
 def test_one_slow_job_does_not_lock_its_kind_out():
     queue = learned(1000.0, times=1)
-    queue.release(queue.admit(SMALL, 300.0), 1.0)
-    queue.admit(SMALL, 300.0)
-
-
-def test_an_unfinished_job_teaches_nothing():
-    queue = learned(10.0)
     queue.release(queue.admit(SMALL, 300.0))
-    assert queue.predictor.seconds(SMALL) == 10.0
+    teach(queue, 1.0)
+    queue.admit(SMALL, 300.0)
 
 
 def test_a_deadline_before_new_ranks_are_there_is_for_another_engine():
     queue = learned(10.0)
     with pytest.raises(RequestError) as caught:
         queue.admit(SMALL, 35.0, mending_s=30.0)
-    error = caught.value
-    assert (error.status, error.code, error.retry_after_s) == (503, "gang_restarting", 30.0)
+    error = caught.value  # after five seconds 25 are left of the rebuild
+    assert (error.status, error.code, error.retry_after_s) == (503, "gang_restarting", 6)
     queue.admit(SMALL, 45.0, mending_s=30.0)
     with pytest.raises(RequestError, match="about 30 s"):
         queue.admit(SMALL, 45.0, mending_s=30.0)  # ... behind the one before

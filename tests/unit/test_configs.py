@@ -36,6 +36,12 @@ def test_serve_and_settings_understand_it(file):
     assert (schema.http_options.host, schema.http_options.port) == ("127.0.0.1", 8000)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_in_production_one_ingress_may_die(file):
+    _, settings = load(file.name)
+    assert settings.ingress.num_replicas == (1 if file.stem.startswith("laptop") else 2)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_laptop_config_fits_two_cpus(ranks):
     document, _ = load("laptop_dbcache.yaml")

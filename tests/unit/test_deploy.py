@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import ValidationError
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from raycache.placement import placement_bundles
 from raycache.settings import AppSettings
@@ -31,9 +31,13 @@ def service(manifest) -> RayService:
 
 
 @pytest.fixture(scope="module")
-def settings(service) -> AppSettings:
-    config = ServeDeploySchema.model_validate(yaml.safe_load(service.spec.serveConfigV2))
-    return AppSettings.model_validate(config.applications[0].args)
+def application(service) -> ServeApplicationSchema:
+    return ServeDeploySchema.model_validate(yaml.safe_load(service.spec.serveConfigV2)).applications[0]
+
+
+@pytest.fixture(scope="module")
+def settings(application) -> AppSettings:
+    return AppSettings.model_validate(application.args)
 
 
 def test_a_field_kuberay_does_not_know_is_refused(manifest):
@@ -48,7 +52,7 @@ def test_pods_are_what_kubernetes_publishes(manifest):
         check(group["template"], PodTemplateSpec)
 
 
-@pytest.mark.parametrize("name", ["redis.yaml", "model-cache.yaml"])
+@pytest.mark.parametrize("name", ["redis.yaml", "model-cache.yaml", "network.yaml"])
 def test_everything_beside_the_service_is_what_kubernetes_publishes(name):
     for document in _documents(name):
         check(document, KINDS[document["kind"]])
@@ -74,19 +78,21 @@ def test_the_application_is_the_production_config(settings):
     """Whatever is changed in one and not in the other is said here."""
     production = yaml.safe_load((ROOT / "serve_configs" / "flux_dbcache.yaml").read_text())
     expected = AppSettings.model_validate(production["applications"][0]["args"])
-    only_here = {"num_replicas", "ingress", "logging"}
+    only_here = {"ingress", "logging"}
     assert settings.model_dump(exclude=only_here) == expected.model_dump(exclude=only_here)
     assert settings.ingress.api_keys_file is not None, "a service that others reach needs keys"
 
 
-def test_every_gang_fits_into_one_worker(service, settings):
+def test_every_gang_fits_into_one_worker(service, application, settings):
     bundles = placement_bundles(settings)
     (group,) = service.spec.rayClusterConfig.workerGroupSpecs
     limits = group.template.spec.containers[0].resources
     assert sum(bundle.get("GPU", 0) for bundle in bundles) == int(limits["limits"]["nvidia.com/gpu"])
     cpus = sum(bundle["CPU"] for bundle in bundles) + settings.ingress.num_cpus * settings.ingress.num_replicas
     assert cpus <= int(limits["requests"]["cpu"])
-    assert group.replicas == settings.num_replicas
+    (engine,) = [deployment for deployment in application.deployments if deployment.name == "Engine"]
+    assert group.replicas == engine.num_replicas
+    assert "num_replicas" not in application.args, "a change there would replace every engine"
 
 
 def test_the_head_holds_no_work_and_may_be_lost(service):

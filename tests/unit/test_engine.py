@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from raycache.answers import preview_steps
+from raycache.costs import Work
 from raycache.engine import Engine
 from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, JobCancelled, JobFailed
-from raycache.schemas import GenerationResult, PreviewEvent, ProgressEvent
+from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, GangStatus, JobCancelled, JobFailed
+from raycache.job import JobOutput
+from raycache.schemas import AdmittedEvent, GenerationResult, PreviewEvent, ProgressEvent
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, order, started
 
 
@@ -23,9 +25,29 @@ def engine():
     return Engine(SETTINGS, FakeGang)
 
 
-def test_declared_shapes_are_drawn_before_it_is_ready(engine):
-    (warm,) = engine._gang.jobs
-    assert (warm.job.width, warm.job.height, len(warm.job.seeds), warm.job.num_inference_steps) == (128, 128, 2, 2)
+async def test_what_the_gang_learned_while_starting_is_known_from_the_first_job_on(engine):
+    """Nothing is drawn a second time for it, and nobody waits for a first picture."""
+    assert engine._gang.jobs == []
+    drawn = order(num_inference_steps=10)
+    engine._gang.costs.learn(Work(128, 128, 1, 10, drawn.cache), output_of(4.0), cold=True)
+    await started(engine, num_inference_steps=10)
+    assert engine.status().predicted_queue_s == pytest.approx(4.0, rel=0.2)
+    stats = await engine.record_autoscaling_stats()
+    assert stats["predicted_queue_s"] > 3
+    late = await asyncio.wait_for(engine.generate(order(num_inference_steps=20, timeout_s=5)), 5)
+    assert (late.status, late.code) == (429, "deadline_unreachable")
+    events = engine.generate_stream(order(num_inference_steps=10))
+    first = asyncio.create_task(anext(events))
+    while len(engine._gang.jobs) < 2:
+        await asyncio.sleep(0)
+    engine._gang.jobs[-1].on_progress(SimpleNamespace(step=5, steps=10, cached=[], residual_diff=[], preview=None))
+    assert (await first).seconds_left == pytest.approx(1.9, rel=0.2)
+    await events.aclose()
+
+
+def output_of(seconds: float) -> JobOutput:
+    phases = {"encode_s": 0.1 * seconds, "denoise_s": 0.8 * seconds, "decode_s": 0.1 * seconds}
+    return JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, **phases)
 
 
 def test_a_noise_model_is_announced(caplog):
@@ -81,6 +103,43 @@ async def test_a_full_queue_refuses_and_recovers(engine):
     assert isinstance(await third, GenerationResult)
 
 
+async def test_a_key_has_limits_and_a_place_for_when_it_comes_again():
+    limits = SETTINGS.limits.model_copy(update={"max_jobs_per_key": 1})
+    reliability = SETTINGS.reliability.model_copy(update={"max_queued_requests": 9})
+    engine = Engine(SETTINGS.model_copy(update={"limits": limits, "reliability": reliability}), FakeGang)
+    first = asyncio.create_task(engine.generate(order(), "ingress", "blue"))
+    while not engine._gang.jobs:
+        await asyncio.sleep(0)
+    refused = await asyncio.wait_for(engine.generate(order(), "ingress", "blue"), 5)
+    assert (refused.status, refused.code) == (429, "key_limit")
+    assert refused.headers()["retry-after"] == "1"
+    second = asyncio.create_task(engine.generate(order(), "ingress", "green"))
+    third = asyncio.create_task(engine.generate(order(), "ingress"))
+    while len(engine._gang.jobs) < 3:
+        await asyncio.sleep(0)
+    for running in engine._gang.jobs:
+        finish(running)
+    assert all(isinstance(result, GenerationResult) for result in await asyncio.gather(first, second, third))
+
+
+async def test_a_job_that_its_ranks_took_along_is_told_when_it_would_get_in(engine, monkeypatch):
+    """The gang can only say when there will be ranks again; those who wait are drawn first."""
+    engine._gang.costs.learn(Work(128, 128, 1, 10, order().cache), output_of(20.0))
+    (first, one), (second, two) = [await started(engine, num_inference_steps=10) for _ in range(2)]
+    mending = GangStatus("replica-1", False, 1, 0, None, ready_in_s=30.0)
+    monkeypatch.setattr(engine._gang, "status", lambda: mending)
+    one.future.set_exception(GangRestarting("rank 1 died", 7.0))
+    answer = await first
+    assert (answer.status, answer.code) == (503, "gang_restarting")
+    assert answer.retry_after_s >= 1
+    assert engine.status().predicted_queue_s == pytest.approx(50, rel=0.05)
+    late = await asyncio.wait_for(engine.generate(order(num_inference_steps=10, timeout_s=60)), 5)
+    assert (late.status, late.code) == (503, "gang_restarting")
+    assert 50 <= late.retry_after_s <= 65, "the queue holds two: the one in it, and the one that was told to come back"
+    finish(two)
+    await second
+
+
 async def test_cancelling_the_call_aborts_the_job(engine):
     call, running = await started(engine)
     call.cancel()
@@ -107,7 +166,7 @@ async def test_no_exception_is_left_unread(engine, caplog):
 async def test_a_stream(engine):
     events = engine.generate_stream(order(partial_images=1, num_inference_steps=4))
     first = asyncio.create_task(anext(events))
-    while len(engine._gang.jobs) < 2:
+    while not engine._gang.jobs:
         await asyncio.sleep(0)
     running = engine._gang.jobs[-1]
     assert running.job.preview_steps == (1,)
@@ -124,7 +183,7 @@ async def test_a_stream(engine):
 async def test_closing_a_stream_aborts_the_job(engine):
     events = engine.generate_stream(order())
     first = asyncio.create_task(anext(events))
-    while len(engine._gang.jobs) < 2:
+    while not engine._gang.jobs:
         await asyncio.sleep(0)
     engine._gang.jobs[-1].on_progress(SimpleNamespace(step=1, steps=28, cached=[], residual_diff=[], preview=None))
     await first
@@ -132,10 +191,20 @@ async def test_closing_a_stream_aborts_the_job(engine):
     assert engine._gang.aborts == ["the client went away"]
 
 
-async def test_a_refused_stream_says_only_that(engine):
+async def test_an_ingress_is_told_of_the_admission_while_the_job_waits(engine):
+    _, running = await started(engine)
+    events = engine.generate_stream(order(), "an ingress")
+    assert await asyncio.wait_for(anext(events), 5) == AdmittedEvent()
+    assert engine.status().queued == 1
+    assert not running.future.done()
+    await events.aclose()
+
+
+@pytest.mark.parametrize("caller", [None, "an ingress"])
+async def test_a_refused_stream_says_only_that(engine, caller):
     await started(engine)
     await started(engine)
-    (answer,) = [event async for event in engine.generate_stream(order())]
+    (answer,) = [event async for event in engine.generate_stream(order(), caller)]
     assert (answer.status, answer.code) == (429, "queue_full")
 
 

@@ -98,7 +98,7 @@ def test_a_job_that_breaks_gangs_takes_no_batch_mate_along(gang: Gang, life: typ
 
 def test_it_says_how_long_new_ranks_will_take(gang: Gang, life: type[Life]):
     assert gang.status().ready_in_s == 0.0
-    gang._load_s = 30.0
+    gang._rebuilds._start_s = 30.0
     life.mended.clear()
     handle = gang.submit(job(POISON))
     life.gate.set()

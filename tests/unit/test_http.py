@@ -14,6 +14,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from raycache.api import build_http_app
+from raycache.asker import asked_by
+from raycache.auth import Key, key_name
 from raycache.errors import RequestError, unavailable
 from raycache.schemas import EngineStatus, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent, StageTimes
 from raycache.settings import AppSettings
@@ -45,6 +47,7 @@ class FakeService:
     max_body_bytes = SETTINGS.limits.max_body_bytes
     shortage: str | None = None
     asleep = False
+    ready_in_s = 41.3
 
     def __init__(self) -> None:
         self.requests, self.metrics = [], Counted()
@@ -52,9 +55,11 @@ class FakeService:
         self.late_failure: Exception | None = None
         self.engines: list[EngineStatus] = []
         self.closed = False
+        self.askers: list[dict[str, str]] = []
 
     async def generate(self, request):
         self.requests.append(request)
+        self.askers.append(asked_by())
         if self.failure:
             raise self.failure
         return GenerationResult(
@@ -202,6 +207,17 @@ def test_failures(client, service, failure, status, kind, headers, stream):
     assert headers.items() <= response.headers.items()
 
 
+def test_who_asks_is_known_by_the_name_of_its_key(client, service):
+    service.keys = (Key(b"alpha", "team blue"), Key(b"beta"))
+    for key in (b"alpha", b"beta"):
+        for body in ({"prompt": "a"}, {"prompt": "a", "stream": True}):
+            client.post(URL, json=body, headers={"authorization": f"Bearer {key.decode()}"})
+    service.keys = ()
+    client.post(URL, json={"prompt": "a"})
+    beta = {"key": key_name(b"beta")}
+    assert service.askers == [{"key": "team blue"}, {"key": "team blue"}, beta, beta, {}]
+
+
 def test_keys(client, service):
     service.keys = (b"alpha",)
     check_error(post(client), 401, "invalid_api_key")
@@ -245,7 +261,7 @@ def test_models_and_health(client):
 def test_readiness(client, service):
     response = client.get("/readyz")
     assert response.status_code == 503
-    assert response.headers["retry-after"] == "5"
+    assert response.headers["retry-after"] == "42"
     assert response.json() == {"ready": False, "reason": "starting", "pid": os.getpid(), "engines": []}
     service.shortage = "no GPU"
     assert client.get("/readyz").json()["reason"] == "no GPU"

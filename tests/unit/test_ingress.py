@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError
 from raycache.errors import RequestError
 from raycache.ingress import Ingress
 from raycache.schemas import (
+    AdmittedEvent,
     EngineStatus,
     GenerationRequest,
     GenerationResult,
@@ -137,6 +138,19 @@ async def test_a_stream_goes_on_where_it_was(ingress):
     assert told == [step(1), preview, step(2), step(3), RESULT]
 
 
+async def test_over_http_a_stream_tells_once_that_it_is_admitted_whoever_draws_it(ingress):
+    def step(k: int) -> ProgressEvent:
+        return ProgressEvent(k, 2, [False], [None])
+
+    def engines() -> Engines:
+        return Engines([AdmittedEvent(), step(1), ActorDiedError()], [AdmittedEvent(), step(1), step(2), RESULT])
+
+    told = [event async for event in ingress(engines()).stream_from_admission(ASK)]
+    assert told == [AdmittedEvent(), step(1), step(2), RESULT]
+    told = [event async for event in ingress(engines()).generate_stream(ASK)]
+    assert told == [step(1), step(2), RESULT], "handles are told of what is drawn"
+
+
 async def test_a_stream_that_is_lost_twice_says_so(ingress):
     engines = Engines([ActorDiedError()], [BROKEN])
     with pytest.raises(RequestError, match="being replaced"):
@@ -149,6 +163,20 @@ async def test_limits_that_change_hold_for_bodies_too(ingress):
     policy = SETTINGS.policy.changed({"limits": {"max_body_bytes": 2048}})
     front._watch.last = replace(STATUS, policy=policy)
     assert front.max_body_bytes == 2048
+
+
+async def test_another_models_name_is_refused_before_any_engine_is_there(ingress, monkeypatch):
+    front = ingress(Engines())
+
+    async def never(patience_s: float) -> EngineStatus:
+        raise RequestError(503, "no engine", None, "not_ready", 5.0)
+
+    monkeypatch.setattr(front._watch, "serving", never)
+    with pytest.raises(RequestError, match="it has 'flux'") as caught:
+        await front.generate(ASK.model_copy(update={"model": "dall-e-3"}))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+    with pytest.raises(RequestError, match="no engine"):
+        await front.generate(ASK.model_copy(update={"model": "flux"}))
 
 
 def test_ingress_engine_and_builder_start_without_torch():

@@ -11,12 +11,14 @@ import yaml
 
 from cache_core.options import DBCacheOptions, NoCacheOptions, check_block_count
 from raycache.answers import result_of
+from raycache.engine import Engine
 from raycache.errors import RequestError
 from raycache.job import JobOutput
-from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of
+from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of, quality_warnings
 from raycache.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, Policy
-from raycache.validation import resolve
+from raycache.validation import check_deployment, resolve
+from tests.unit.fake_gang import SETTINGS, FakeGang, finish, started
 
 FILES = sorted((Path(__file__).parents[2] / "raycache" / "presets").glob("*.yaml"))
 
@@ -30,12 +32,44 @@ def test_bundled_files_name_every_preset_and_fit_flux(file: Path) -> None:
         check_block_count(options, 57)
 
 
-def test_a_model_finds_its_file_and_others_take_flux_dev() -> None:
+def test_a_model_finds_its_file() -> None:
     assert load_presets("demo").model == "demo"
     flux = load_presets("black-forest-labs/FLUX.1-dev")
     assert flux.source == "from published figures"
-    assert load_presets("somebody/Other") == flux
     assert load_presets("/models/FLUX.1-dev") == flux
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "Qwen/Qwen-Image",
+        "noise",
+        "black-forest-labs/FLUX.1-schnell",
+        "/models/demo",
+        "./demo",
+        "Demo",
+        "x",
+        "/",
+        "README",
+    ],
+)
+def test_a_model_nobody_knows_has_exact_only_and_says_so(path: str) -> None:
+    presets = load_presets(path)
+    assert presets.presets == {"exact": NoCacheOptions()}
+    assert presets.model == path
+    assert f"no presets are known for {path!r}" in presets.source
+    assert "python -m raycache.tune" in presets.source
+
+
+def test_the_log_of_an_engine_says_that_presets_are_missing(caplog: pytest.LogCaptureFixture) -> None:
+    for path, told in (("Qwen/Qwen-Image", True), ("demo", False)):
+        caplog.clear()
+        with caplog.at_level("WARNING", "ray.serve"):
+            settings = AppSettings.model_validate(
+                {"model": {"path": path}, "parallel": {"ranks_per_replica": 1}, "defaults": {"size": "64x64"}}
+            )
+            Engine(settings, FakeGang)
+        assert ("no presets are known for 'Qwen/Qwen-Image'" in caplog.text) is told
 
 
 @pytest.mark.parametrize(
@@ -49,7 +83,7 @@ def test_words(word: str, name: str) -> None:
 
 def test_auto_is_the_deployments_default() -> None:
     default = DBCacheOptions(residual_diff_threshold=0.33)
-    assert preset_of("auto", load_presets("x").presets, default) is default
+    assert preset_of("auto", load_presets("demo").presets, default) is default
 
 
 def test_exact_is_there_without_being_named_and_others_are_not() -> None:
@@ -119,6 +153,71 @@ def test_a_missing_preset_is_refused_with_those_there_are() -> None:
     assert caught.value.param == "quality"
     with pytest.raises(ValueError, match="quality"):
         GenerationRequest(prompt="a circle", quality="swift")
+
+
+EXACT = POLICY.model_copy(update={"presets": {"exact": NoCacheOptions()}})
+
+
+@pytest.mark.parametrize(
+    ("word", "names", "drawn"),
+    [
+        ("standard", PRESET_NAMES, "balanced"),
+        ("hd", PRESET_NAMES, "high"),
+        ("xhigh", PRESET_NAMES, "exact"),
+        ("max", PRESET_NAMES, "exact"),
+        ("hd", ["exact", "balanced"], "exact"),
+        ("standard", ["high", "fast"], "high"),
+        ("hd", ["balanced", "fast"], "balanced"),
+        ("low", ["exact", "high"], "high"),
+        ("high", ["exact"], "exact"),
+        ("max", [], "exact"),
+    ],
+)
+def test_openais_words_take_the_nearest_preset_and_say_so(word: str, names: list[str], drawn: str) -> None:
+    presets = {name: POLICY.presets[name] for name in names}
+    policy = POLICY.model_copy(update={"presets": presets})
+    request = resolved(policy, quality=word)
+    assert request.cache == (NoCacheOptions() if drawn == "exact" else presets[drawn])
+    output = JobOutput(np.zeros((0, 8, 8, 3), np.uint8), None, 0.0, 0.0, 0.0)
+    warnings = result_of(request, output, 1.0, replace(MODEL, kind="folder"), presets).warnings
+    (warning,) = [warning for warning in warnings if "quality" in warning]
+    assert f"`{drawn}`" in warning
+    assert word in warning or "no preset" in warning
+
+
+async def test_an_engine_tells_what_it_drew_as_what() -> None:
+    engine = Engine(SETTINGS, FakeGang)
+    for word, told in (("hd", ["`quality: hd` is no preset here; drawn as the nearest, `exact`"]), ("auto", [])):
+        call, running = await started(engine, quality=word)
+        finish(running)
+        assert [warning for warning in (await call).warnings if "quality" in warning] == told
+
+
+def test_a_word_that_has_its_preset_says_nothing() -> None:
+    for word in (*PRESET_NAMES, "low", "medium", "auto"):
+        assert quality_warnings(word, POLICY.presets) == []
+    beside = resolved(quality="hd", cache=DBCacheOptions())
+    assert quality_warnings(beside.quality, POLICY.presets) == []  # the cache that was sent drew it
+    assert quality_warnings("fast", {}) == []  # gone while the job waited
+
+
+def test_our_own_words_are_no_others() -> None:
+    for word in ("balanced", "fast"):
+        with pytest.raises(RequestError, match=f"no preset '{word}'; nearest legal values: exact, auto") as caught:
+            resolved(EXACT, quality=word)
+        assert caught.value.param == "quality"
+
+
+def test_a_preset_that_does_not_fit_blames_the_quality_that_was_sent() -> None:
+    """`cache.Fn_compute_blocks` was what the client never sent."""
+    small = replace(MODEL, num_blocks=5)
+    with pytest.raises(RequestError, match="its preset does not fit this model: Fn_compute_blocks") as caught:
+        resolve(GenerationRequest(prompt="a", quality="high"), POLICY, small, model_name="flux", ranks=1)
+    assert caught.value.param == "quality"
+    assert "cache." not in caught.value.message
+    settings = AppSettings.model_validate({"model": {"path": "x"}, "parallel": {"ranks_per_replica": 1}})
+    with pytest.raises(ValueError, match=r"presets\.high does not fit the model: Fn_compute_blocks"):
+        check_deployment(settings, POLICY.model_copy(update={"cache": NoCacheOptions()}), small)
 
 
 def test_settings_name_a_presets_file(tmp_path: Path) -> None:

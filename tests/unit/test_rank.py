@@ -28,9 +28,31 @@ def test_a_preview_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, fails
 
     monkeypatch.setattr(module, "preview", preview)
     rank = object.__new__(Rank)
-    rank._rank, rank._pipe, rank._latents, rank._events, rank._lock = 0, None, None, [], threading.Lock()
+    rank._rank, rank._pipe, rank._latents, rank._lock = 0, None, None, threading.Lock()
+    rank._events, rank._told = [], []
     for step in range(3):
         rank._step_done(JOB, SimpleNamespace(steps=[]), step, {"latents": torch.zeros(1)})
     told = rank._drain()
     assert [progress.step for progress in told] == [1, 2, 3]
     assert [progress.preview is picture for progress in told] == [False, not fails, False]
+
+
+def test_progress_that_a_late_pulse_took_along_is_told_with_the_picture(monkeypatch: pytest.MonkeyPatch):
+    rank = object.__new__(Rank)
+    rank._settings, rank._rank, rank._pipe, rank._world, rank._latents = None, 0, None, 1, None
+    rank._events, rank._told, rank._lock = [], [], threading.Lock()
+    rank._device, rank._phase = SimpleNamespace(type="cpu"), "idle"
+    monkeypatch.setattr(module, "preview", lambda *_: np.zeros((1, 32, 32, 3), np.uint8))
+
+    def drawn(job: Job, _spans: object) -> str:
+        for step in range(3):
+            rank._step_done(job, SimpleNamespace(steps=[]), step, {"latents": torch.zeros(1)})
+            if step == 1:
+                assert [progress.step for progress in rank._drain()] == [1, 2]  # by a pulse whose answer nobody reads
+        return "picture"
+
+    monkeypatch.setattr(rank, "_claim_thread", lambda: None)
+    monkeypatch.setattr(rank, "_draw", drawn)
+    for _ in range(2):
+        picture, told = rank.generate(JOB)
+        assert (picture, [progress.step for progress in told]) == ("picture", [1, 2, 3])

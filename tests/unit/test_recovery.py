@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from raycache import recovery
+from raycache import rebuilds, recovery
 from raycache.actors import Fault
+from raycache.rebuilds import Rebuilds
 from raycache.recovery import Restarts
 from raycache.settings import ReliabilitySettings
 
@@ -59,3 +60,24 @@ def test_times_are_counted_from_the_fault(clock: Clock):
     assert restarts.drawn() == 7
     assert restarts.drawn() is None, "only the first picture is the next one"
     assert (restarts.last.killed_s, restarts.last.ready_s, restarts.last.picture_s) == (1, 3, 7)
+
+
+def test_new_ranks_are_expected_when_those_before_them_were_ready(monkeypatch: pytest.MonkeyPatch, clock: Clock):
+    """It was 1 s, whatever a rebuild takes, as soon as one took longer than the start."""
+    monkeypatch.setattr(rebuilds, "time", clock)
+    times = Rebuilds()
+    times.started(20.0)
+    assert (times.left_s(), times.expected_s, times.replaced_s) == (0.0, 20.0, 30.0)
+    times.begins()
+    clock.now += 5
+    assert times.left_s() == 15
+    clock.now += 35
+    assert times.left_s() == 10, "overdue: a quarter of what it has taken"
+    times.ends()
+    assert (times.left_s(), times.expected_s) == (0.0, 40.0)
+    times.begins()
+    clock.now += 30
+    times.begins()  # it failed, and is tried anew
+    assert times.left_s() == 40
+    assert times.patience_s(1800.0, 120.0) == 200
+    assert Rebuilds().patience_s(1800.0, 120.0) == 1800, "the model may have to be downloaded"

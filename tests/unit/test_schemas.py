@@ -31,12 +31,12 @@ def test_request_error_survives_pickling():
     error = RequestError(429, "full", "n", "queue_full", 2.4)
     again = pickle.loads(pickle.dumps(error))
     assert (again.status, again.message, again.param, again.code) == (429, "full", "n", "queue_full")
-    assert again.headers() == {"retry-after": "3"}
+    assert again.headers() == {"retry-after": "3", "x-should-retry": "true"}
     assert again.body() == error.body()
 
 
 def test_only_what_may_be_retried_says_so():
-    assert unavailable("starting").headers() == {"retry-after": "5"}
+    assert unavailable("starting").headers() == {"retry-after": "5", "x-should-retry": "true"}
     assert RequestError(500, "broken").headers() == {"x-should-retry": "false"}
 
 
@@ -78,7 +78,7 @@ def test_request_keeps_what_decides_the_picture():
         ({"guidance_scale": 101}, "guidance_scale", ["nearest legal value: 100"]),
         ({"output_format": "gif"}, "output_format", ["'png'", "'gif'"]),
         ({"response_format": "url"}, "response_format", ["b64_json"]),
-        ({"quality": "hd"}, "quality", ["'auto'"]),
+        ({"quality": "swift"}, "quality", ["'auto'"]),
         ({"partial_images": 4}, "partial_images", ["nearest legal value: 3"]),
         ({"cache": {"type": "TeaCache"}}, "cache.type", ["TeaCache", "DBCache"]),
         ({"cache": {}}, "cache.type", ["type"]),

@@ -42,6 +42,15 @@ def test_what_the_user_said_stays():
     assert order.cache == NoCacheOptions()
 
 
+def test_a_deadline_is_bounded_by_the_limit_or_by_the_default_where_that_is_longer():
+    assert ask(timeout_s=3600).timeout_s == 3600
+    error = refusal(timeout_s=1e5)
+    assert (error.status, error.param) == (400, "timeout_s")
+    assert "nearest legal value: 3600" in error.message
+    patient = SETTINGS.policy.changed({"request_timeout_s": 1e6, "limits": {"max_timeout_s": 10}})
+    assert ask(policy=patient, timeout_s=1e6).timeout_s == ask(policy=patient).timeout_s == 1e6
+
+
 def test_size_auto_is_the_default():
     assert ask(size="auto").size == "1024x1024"
 

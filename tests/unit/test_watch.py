@@ -1,6 +1,7 @@
 """What the ingress believes of its engines: silence is not death, and death is not believed for long."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from raycache import engine_watch
 from raycache.engine_watch import EngineWatch
 from raycache.errors import RequestError
+from raycache.rebuilds import SERVE_S
 from raycache.schemas import EngineStatus, ModelInfo
 from raycache.settings import AppSettings
 
@@ -155,3 +157,23 @@ async def test_a_request_wakes_an_engine_where_all_may_sleep(handle, clock):
     clock.now += 3
     assert await told(watch, handle, NONE_THERE) == []
     assert watch.last is ALIVE, "it is judged by what the last engine said"
+
+
+async def test_without_an_engine_the_next_one_is_expected_as_soon_as_the_last_was_ready(watch, handle, clock):
+    """It was 5 s, whatever a start takes."""
+    handle.answer = [replace(ALIVE, start_s=90.0)]
+    await watch.refresh()
+    handle.answer = [ActorDiedError()]
+    clock.now += 10
+    await watch.refresh()
+    with pytest.raises(RequestError) as caught:
+        await watch.serving()
+    assert caught.value.retry_after_s == pytest.approx(SERVE_S + 90 - 10)
+    clock.now += 190
+    assert watch.ready_in_s == 100, "it takes far longer than the last one did"
+
+
+async def test_a_first_start_is_expected_to_go_on_for_half_of_what_it_took(watch, handle, clock):
+    assert watch.ready_in_s == 5
+    clock.now += 60
+    assert watch.ready_in_s == 30

@@ -57,7 +57,7 @@ def test_death_in_a_job_is_retried_and_the_queue_waits(gang: Gang, reference: np
 def test_a_stopped_rank_is_a_hang(gang: Gang, reference: np.ndarray, caplog: pytest.LogCaptureFixture):
     gang.submit(job()).future.result(60)  # the shape is known: its patience is the floor
     # Time enough to notice the hang, and too little for new ranks after that.
-    running = gang.submit(job(steps=LONG), deadline=time.monotonic() + max(4.0, gang._load_s))
+    running = gang.submit(job(steps=LONG), deadline=time.monotonic() + max(4.0, gang._rebuilds.expected_s))
     wait_until(lambda: gang.status().ranks[0].get("step", 0) > 3)
     assert 1.0 < hit(gang, 1, signal.SIGSTOP) < 4.0
     assert gang.status().faults[-1].startswith("hang")

@@ -48,10 +48,23 @@ def test_a_fault_costs_no_job(gang: Gang, reference: np.ndarray, tmp_path: Path,
     assert not {rank["pid"] for rank in before.ranks} & {rank["pid"] for rank in after.ranks}
 
 
+@pytest.mark.parametrize(("rank", "at"), [(1, "encode"), (0, "decode")])
+def test_a_hang_in_a_size_never_drawn_is_seen_as_soon_as_any(gang: Gang, tmp_path: Path, rank: int, at: str):
+    """Its work is predicted from the sizes that the warm-up drew."""
+    plan = PlannedFault(kind="sleep", rank=rank, at=at, once=str(tmp_path / "happened"))
+    size = {"width": 128, "height": 96 if at == "encode" else 160}
+    running = gang.submit(job(prompt=plan.prompt(), **size))
+    wait_until((tmp_path / "happened").exists)
+    restarts = gang.status().restarts
+    assert wait_until(lambda: gang.status().restarts > restarts) < 10.0
+    assert gang.status().faults[-1].startswith("hang")
+    assert running.future.result(150).images.shape == (1, size["height"], size["width"], 3)
+
+
 def test_death_of_a_rank_that_has_nothing_left_to_do(gang: Gang, reference: np.ndarray):
     """Rank 0 decodes alone; what it draws is still good, but nobody waits for ranks of which one is gone."""
     before = gang.status().restarts
-    handle = gang.submit(job(prompt=PlannedFault(kind="sleep", at="decode", seconds=3).prompt()))
+    handle = gang.submit(job(prompt=PlannedFault(kind="sleep", at="decode", seconds=1.5).prompt()))
     wait_until(lambda: gang.status().ranks[0].get("phase") == "decode")
     os.kill(gang.status().ranks[1]["pid"], signal.SIGKILL)
     assert handle.future.result(120).images.shape == reference.shape

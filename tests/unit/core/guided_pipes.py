@@ -16,7 +16,7 @@ __all__ = ["GUIDED", "draw_guided"]
 _TEXT, _CHANNELS, _STEPS = 6, 16, 8
 
 
-def draw_guided(name: str, pipe: Any, seeds: Sequence[int], per_prompt: int = 1) -> torch.Tensor:
+def draw_guided(name: str, pipe: Any, seeds: Sequence[int], per_prompt: int = 1, **more: Any) -> torch.Tensor:
     """The latents of one image for each seed; ``per_prompt`` neighbours share a prompt."""
     prompts = seeds[::per_prompt]
     words = torch.stack([_noise(100 + seed, _TEXT, _CHANNELS) for seed in prompts])
@@ -24,15 +24,10 @@ def draw_guided(name: str, pipe: Any, seeds: Sequence[int], per_prompt: int = 1)
     arguments = GUIDED[name][1](words, against)
     taken = inspect.signature(type(pipe).__call__).parameters
     arguments["num_videos_per_prompt" if "num_videos_per_prompt" in taken else "num_images_per_prompt"] = per_prompt
+    fixed = {"num_inference_steps": _STEPS, "guidance_scale": 3.0, "output_type": "latent", "return_dict": False}
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     with torch.no_grad():
-        output = pipe(
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            num_inference_steps=_STEPS,
-            guidance_scale=3.0,
-            output_type="latent",
-            return_dict=False,
-            **arguments,
-        )[0]
+        output = pipe(generator=generators, **(fixed | arguments | more))[0]
     return output
 
 

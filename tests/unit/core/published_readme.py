@@ -93,6 +93,55 @@ cache_options = {
         {"type": "DBPrune", "max_pruned_steps": 12, "enable_dynamic_prune_threshold": True,
          "max_dynamic_prune_threshold": 0.1, "residual_diff_threshold": 0.05},
     ),
+    "DBCache, as its benchmark": (
+        _LOAD
+        + """
+cache_options = {
+    "cache_type": CacheType.type("DBCache"),
+    "warmup_steps": 0,
+    "max_cached_steps": -1,
+    "Fn_compute_blocks": 1,
+    "Bn_compute_blocks": 4,
+    "max_Fn_compute_blocks": 19,
+    "max_Bn_compute_blocks": 38,
+    "Fn_compute_blocks_ids": [],
+    "Bn_compute_blocks_ids": CacheType.range(0, 4, 2),
+    "non_compute_blocks_diff_threshold": 0.08,
+    "residual_diff_threshold": 0.08,
+    "enable_alter_cache": False,
+    "alter_residual_diff_threshold": 0.08,
+    "l1_hidden_states_diff_threshold": None,
+    "important_condition_threshold": 0.00,
+    "enable_taylorseer": False,
+    "enable_encoder_taylorseer": False,
+    "taylorseer_cache_type": "residual",
+    "taylorseer_kwargs": {"n_derivatives": 2},
+}
+"""
+        + _APPLY,
+        {"type": "DBCache", "Bn_compute_blocks_ids": (0, 2, 3), "warmup_steps": 0, "taylor_order": 0},
+    ),
+    "DBPrune, as its benchmark": (
+        _LOAD
+        + """
+cache_options = {
+    "cache_type": CacheType.type("DBPrune"),
+    "residual_diff_threshold": 0.08,
+    "Fn_compute_blocks": 1,
+    "Bn_compute_blocks": 0,
+    "warmup_steps": 0,
+    "max_pruned_steps": -1,
+    "important_condition_threshold": 0.00,
+    "enable_dynamic_prune_threshold": True,
+    "max_dynamic_prune_threshold": 2 * 0.08,
+    "dynamic_prune_threshold_relax_ratio": 1.25,
+    "residual_cache_update_interval": 1,
+    "non_prune_blocks_ids": CacheType.range(0, 10 + 18, 4),
+}
+"""
+        + _APPLY,
+        {"type": "DBPrune", "non_prune_blocks_ids": (0, 4, 8, 12, 16, 20, 24, 27), "max_dynamic_prune_threshold": 0.16},
+    ),
 }  # fmt: skip
 
 #: Examples that only name options; applied as they stand.
@@ -121,6 +170,16 @@ cache_options = {
 }
 """,
         {"type": "DBCache", "taylor_order": 2, "warmup_steps": 3, "residual_diff_threshold": 0.12},
+    ),
+    "CFG": (
+        """
+cache_options = {
+    "do_separate_classifier_free_guidance": True,
+    "cfg_compute_first": False,
+    "cfg_diff_compute_separate": True,
+}
+""",
+        {"type": "DBCache", "Fn_compute_blocks": 8, "Bn_compute_blocks": 8, "residual_diff_threshold": 0.12},
     ),
 }  # fmt: skip
 

@@ -5,14 +5,12 @@ Meshes, groups and both libraries are the real ones; torch's fake back end stand
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import ContextParallelConfig
 from diffusers.models._modeling_parallel import ParallelConfig, TensorParallelConfig
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from cache_core import apply_cache_on_pipe, cache_session, find_group
 from cache_core.groups import is_parallelized
 from tests.unit.core.tiny_flux import tiny_flux
+from tests.unit.core.wrappers import WRAPPERS
 
 FB = {"type": "FBCache"}
 
@@ -77,40 +76,6 @@ def test_diffusers_tensor_parallel(flux):
     assert _ranks(flux) == [0, 1]
     with pytest.raises(RuntimeError, match="split over several ranks"), cache_session(flux, FB):
         pass
-
-
-def _closure(transformer: Any) -> None:
-    """As ParaAttention wraps, and as its repair does."""
-    original_forward = transformer.forward
-    transformer.forward = lambda *args, **kwargs: original_forward(*args, **kwargs)
-
-
-def _method(transformer: Any) -> None:
-    original_forward = transformer.forward
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return original_forward(*args, **kwargs)
-
-    transformer.forward = forward.__get__(transformer)
-
-
-def _wraps(transformer: Any) -> None:
-    """A user's own patch, as everybody writes it."""
-    inner = transformer.forward
-
-    @functools.wraps(inner)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        return inner(*args, **kwargs)
-
-    transformer.forward = timed
-
-
-def _accelerate(transformer: Any) -> None:
-    """As offloading does."""
-    add_hook_to_module(transformer, ModelHook())
-
-
-WRAPPERS = {"closure": _closure, "method": _method, "wraps": _wraps, "accelerate": _accelerate}
 
 
 def test_para_attention():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 
 from cache_core import (
@@ -19,7 +20,10 @@ from cache_core import (
     cache_session,
     remove_cache,
 )
+from cache_core.other_caches import check_no_other_cache
 from tests.unit.core.flux_pipe import draw, load
+from tests.unit.core.tiny_flux import tiny_flux
+from tests.unit.core.wrappers import WRAPPERS
 
 CONFIGS = {
     "FirstBlockCache": FirstBlockCacheConfig(threshold=0.5),
@@ -28,6 +32,15 @@ CONFIGS = {
         spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
     ),
     "TaylorSeerCache": diffusers.TaylorSeerCacheConfig(),
+    "FasterCache": diffusers.FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        current_timestep_callback=lambda: 500,
+        attention_weight_callback=lambda _: 0.5,
+        is_guidance_distilled=True,
+        tensor_format="BCHW",
+    ),
+    "SeaCache": diffusers.hooks.SeaCacheConfig(),
+    "TextKVCache": diffusers.hooks.TextKVCacheConfig(),
 }
 
 
@@ -78,9 +91,51 @@ def test_paraattentions(pipe: FluxPipeline, theirs_first: bool):
             draw(pipe)
 
 
+@pytest.mark.parametrize("inner", [None, *WRAPPERS])
+@pytest.mark.parametrize("outer", WRAPPERS)
+def test_paraattentions_below_other_wrappers(flux: FluxTransformer2DModel, inner: str | None, outer: str):
+    """Offloading, and a patch of one's own: the cache below them is as bad."""
+    from para_attn.first_block_cache.diffusers_adapters.flux import apply_cache_on_transformer
+
+    apply_cache_on_transformer(flux)
+    for wrapper in filter(None, (inner, outer)):
+        WRAPPERS[wrapper](flux)
+    with pytest.raises(AnotherCacheError, match="ParaAttention's first-block"), cache_session(flux, FBCacheOptions()):
+        pass
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapper_is_no_cache(flux: FluxTransformer2DModel, wrapper: str):
+    WRAPPERS[wrapper](flux)
+    with cache_session(flux, FBCacheOptions()):
+        pass
+
+
+def test_a_wrapper_that_leads_to_another_transformer_too(flux: FluxTransformer2DModel):
+    """A cache there is none here."""
+    from para_attn.first_block_cache.diffusers_adapters.flux import apply_cache_on_transformer
+
+    other = tiny_flux()
+    apply_cache_on_transformer(other)
+    own, others = flux.forward, other.forward
+    flux.forward = lambda *args, **kwargs: own(*args, **kwargs) or others(*args, **kwargs)
+    check_no_other_cache(flux)
+
+
+def test_a_cache_that_diffusers_has_not_yet(flux: FluxTransformer2DModel):
+    flux._cache_config = SimpleNamespace()
+    with pytest.raises(AnotherCacheError, match=r"diffusers' own \(SimpleNamespace\).*disable_cache"):
+        check_no_other_cache(flux)
+
+
+@pytest.mark.parametrize("left", ["_is_cached", "_context_manager"])
+def test_half_of_cache_dits_marks_are_somebody_elses(flux: FluxTransformer2DModel, left: str):
+    setattr(flux, left, True)
+    check_no_other_cache(flux)
+
+
 def test_the_other_way_of_splitting_is_no_cache(pipe: FluxPipeline):
     """ParaAttention's context parallelism wraps the forward, too."""
-    from cache_core.other_caches import check_no_other_cache
 
     def wrapped(*args: object, **kwargs: object) -> object:
         return None
@@ -120,7 +175,7 @@ apply_cache_on_pipe(pipe, "FBCache")
 draw(pipe)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=280
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cache_core import BlockCountError, CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, cache_session
+from cache_core import (
+    BlockCountError,
+    CacheOptions,
+    DBCacheOptions,
+    DBPruneOptions,
+    FBCacheOptions,
+    NoCacheOptions,
+    cache_session,
+)
+from cache_core.per_image import combined, without_thresholds
 from tests.unit.core.tiny_flux import Job, decisions, draw, draw_cached, gap, tiny_flux
 
 MODEL = tiny_flux()
@@ -46,6 +55,23 @@ def test_the_report_says_whose_threshold_is_whose():
     with cache_session(MODEL, each[:1] * 2) as report:
         pass
     assert report.options == each[0].to_dict()
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.2, 0.1), (0.1, 0.1, 0.2), (0.2, 0.1, 0.1)])
+@pytest.mark.parametrize(
+    "name", ["residual_diff_threshold", "non_compute_blocks_diff_threshold", "max_dynamic_prune_threshold"]
+)
+def test_a_threshold_that_differs_anywhere_is_a_list(name: str, values: tuple[float, ...]):
+    kind = DBPruneOptions if name == "max_dynamic_prune_threshold" else DBCacheOptions
+    each = [kind(Fn_compute_blocks=1, Bn_compute_blocks=1, **{name: value}) for value in values]
+    assert combined(each) == each[0].to_dict() | {name: list(values)}
+    assert len({str(without_thresholds(own)) for own in each}) == 1
+
+
+def test_a_difference_is_named_whoever_has_the_option():
+    for each in ([NoCacheOptions(), FBCacheOptions()], [FBCacheOptions(), FBCacheOptions(), NoCacheOptions()]):
+        with pytest.raises(ValueError, match=r"these do in max_cached_steps, .*type, warmup_steps$"):
+            combined(each)
 
 
 def test_one_for_all_may_stand_in_a_list():

@@ -99,6 +99,10 @@ def test_which_image_a_row_belongs_to():
     assert images_of_rows(2, 4, [a, a, b, b]) == [0, 0, 1, 1]
     assert images_of_rows(2, 4, [a, a, a, a]) == [0, 1, 0, 1], "equal images: as diffusers stacks them"
     assert images_of_rows(2, 4, [[a, b], [b], [a, b], [b]]) == [0, 1, 0, 1], "a row of several pictures"
+    assert images_of_rows(2, 4, [[a], [a], [a, b], [a, b]]) == [0, 0, 1, 1], "one picture is not the first of two"
+    assert images_of_rows(2, 6, [a, a, a, b, b, b]) == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="cannot be told which rows are whose"):
+        images_of_rows(2, 4, None)
     for images, latents in ((2, [a, b, b, a]), (3, [a, b, a, b]), (4, [a, b]), (2, [a, b, a])):
         with pytest.raises(ValueError, match=f"options for {images} images"):
             images_of_rows(images, 4 if images == 2 else len(latents), latents)

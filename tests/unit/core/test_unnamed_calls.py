@@ -134,3 +134,19 @@ def test_a_call_that_raised_is_repeated_in_its_own_branch(calls: Calls, monkeypa
         calls(1, 1.0, calls.job.start())
         calls(0, 0.9, calls.job.start())
     assert [(s.branch, s.step) for s in report.steps] == [("default", 0), ("default#2", 0), ("default", 1)]
+
+
+@pytest.mark.parametrize("told", ["adapter", "rows"])
+def test_the_same_text_is_told_apart_by_what_else_changes(calls: Calls, told: str):
+    """Other images of an adapter in the same dict, or the prompt's row once more."""
+    attention: dict[str, torch.Tensor] = {}
+    calls.static = [calls.static[0] | {"joint_attention_kwargs": attention}] * 2
+    latents = calls.job.start()
+    with cache_session(calls.flux, DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0)) as report:
+        for time in (1.0, 0.9, 0.8):
+            for call in (0, 1):
+                rows = 2 if told == "rows" and call == 0 else 1
+                if told == "adapter":
+                    attention["scale_of_images"] = torch.full((1,), 1.0 + call)
+                calls(call, time, latents.expand(rows, -1, -1))
+    assert [s.branch for s in report.steps] == ["default", "default#2"] * 3

@@ -1,0 +1,179 @@
+"""A configuration that cannot work never replaces one that does: what the builder looks at before Serve acts.
+
+Serve runs the builder first. What it raises ends the deployment there, and the engines that draw go on drawing. Files
+are looked for where they will be read: the builder's own node, often a head without models and keys, says nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raycache.auth import read_keys
+from raycache.capacity import Bundle, shortage
+from raycache.errors import RequestError
+from raycache.model_folder import folder_faults, model_info
+from raycache.model_source import ModelNotFound, model_outline
+from raycache.port_check import check_port
+from raycache.schemas import ModelInfo
+from raycache.settings import AppSettings
+from raycache.validation import check_deployment, check_size, parse_size
+
+__all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]
+
+logger = logging.getLogger("ray.serve")
+
+#: A node that says nothing for so long objects to nothing.
+_NODE_S = 60.0
+
+
+class CannotWork(RayServeException, ValueError):
+    """This configuration cannot work; the message says where and why. Whatever served before goes on serving.
+
+    Serve's own kind: its build task tells such a message as it is, and builds three times more for any other error.
+    """
+
+
+@dataclass
+class Findings:
+    """What speaks against the settings on one node: for an engine there, and for an ingress there."""
+
+    engine: list[str] = field(default_factory=list)
+    ingress: list[str] = field(default_factory=list)
+
+
+def refuse_what_cannot_work(settings: AppSettings, bundles: Sequence[Bundle]) -> None:
+    """Look at everything that can be known without loading the model.
+
+    Args:
+        settings: of the application.
+        bundles: what one gang asks of the cluster.
+
+    Raises:
+        CannotWork: and nothing has been changed yet.
+    """
+    _refuse(_contradictions(settings))
+    if not ray.is_initialized():  # `serve run` of an application object: the cluster comes later
+        here = look_here(settings)
+        _refuse([*here.engine, *here.ingress])
+        return
+    if problem := check_port():
+        raise CannotWork(problem)
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    front = [{"CPU": settings.ingress.num_cpus}]
+    if _replaces_engines() and not settings.parallel.nodes_may_come:
+        # Where nothing serves yet, nodes may still be on their way; the ingress says what they lack.
+        _refuse(reason for asked in (bundles, front) if (reason := shortage(asked, list(nodes.values()))))
+    found = _look(settings, list(nodes))
+    _agree(found, "engine", [name for name, node in nodes.items() if shortage(bundles, [node]) is None])
+    _agree(found, "ingress", [name for name, node in nodes.items() if shortage(front, [node]) is None])
+
+
+def look_here(settings: AppSettings) -> Findings:
+    """What speaks against the settings on this node: the model, presets and keys as they are here."""
+    return Findings(engine=_said(lambda: _check_engine(settings)), ingress=_said(lambda: _check_ingress(settings)))
+
+
+def _check_engine(settings: AppSettings) -> None:
+    policy = settings.policy  # reads the presets
+    with tempfile.TemporaryDirectory(prefix="raycache-look-") as scratch:
+        folder = model_outline(settings.model, Path(scratch))
+        info = None
+        if folder is not None:
+            downloaded = settings.model.path in ("demo", "noise") or Path(settings.model.path).expanduser().is_dir()
+            faults = folder_faults(folder, weights=downloaded or settings.model.local_files_only)
+            if faults:
+                raise ValueError("; ".join(faults))
+            info = model_info(folder, settings.model.max_sequence_length)
+    # Of a model that tells nothing, nothing is held against the settings.
+    ranks = settings.parallel.ranks_per_replica
+    check_deployment(settings, policy, info or ModelInfo("", 1_000_000, ranks, ranks, ""))
+
+
+def _check_ingress(settings: AppSettings) -> None:
+    read_keys(settings.ingress.api_keys_file)
+
+
+def _contradictions(settings: AppSettings) -> Iterable[str]:
+    """What is wrong wherever it runs."""
+    ranks = settings.parallel.ranks_per_replica
+    for shape in settings.warmup:
+        try:
+            width, height = parse_size(shape.size)
+            check_size(width, height, ranks=ranks, max_pixels=max(width * height, 1))
+        except RequestError as error:
+            yield f"warmup: {error}"
+    module = settings.parallel.rank_class.partition(":")[0]
+    try:
+        known = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        known = False
+    if not known:
+        yield f"parallel.rank_class: there is no module {module}"
+
+
+def _said(check: Callable[[], None]) -> list[str]:
+    try:
+        check()
+    except OSError as error:
+        return [f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"]
+    except (ValueError, ModelNotFound) as error:
+        return [str(error)]
+    return []
+
+
+def _look(settings: AppSettings, nodes: Iterable[str]) -> dict[str, Findings]:
+    """Each node's findings, by its id; a node that does not answer is left out."""
+    here = ray.get_runtime_context().get_node_id()
+    there = {
+        _look_there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(settings): node
+        for node in nodes
+        if node != here
+    }
+    found = {here: look_here(settings)}
+    for ref in ray.wait(list(there), num_returns=len(there), timeout=_NODE_S)[0] if there else ():
+        try:
+            found[there[ref]] = ray.get(ref)
+        except RayError as error:
+            logger.warning("Node %s could not look at model and keys: %s", there[ref], error)
+    return found
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _look_there(settings: AppSettings) -> Findings:
+    return look_here(settings)
+
+
+def _agree(found: dict[str, Findings], who: str, places: Sequence[str]) -> None:
+    """Refuse when every node that could hold one objects; say it when some do."""
+    said = {node: getattr(found[node], who) for node in places if node in found}
+    objections = {node: reasons for node, reasons in said.items() if reasons}
+    for node, reasons in objections.items():
+        if len(objections) < len(said):
+            logger.warning("No %s can start on node %s: %s", who, node, "; ".join(reasons))
+    if said and len(objections) == len(said):
+        _refuse(next(iter(objections.values())))
+
+
+def _replaces_engines() -> bool:
+    """Whether an application that is being deployed has engines that draw."""
+    return any(
+        app.status == "DEPLOYING" and app.deployments["Engine"].replica_states.get("RUNNING", 0)
+        for app in serve.status().applications.values()
+        if "Engine" in app.deployments
+    )
+
+
+def _refuse(reasons: Iterable[str]) -> None:
+    if reasons := list(dict.fromkeys(reasons)):
+        raise CannotWork("this configuration cannot work and is not deployed: " + "; ".join(reasons))

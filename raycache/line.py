@@ -1,0 +1,156 @@
+"""The line in front of a gang as it will be: who leaves it when, who was told to come back, and when there is room.
+
+A client that is refused is told when to come again, and that time is kept for it: until then nobody is let in who
+would take its room, and whoever is refused after it is told a later time. So a client that waits as long as it was
+told gets in, also when many are refused at once. Times are whole seconds from now, because `Retry-After` is.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Limits", "Line", "Place"]
+
+#: Promises kept at once, and for one client; who comes beyond them is told the last of these times once more.
+_PROMISES, _EACH = 256, 32
+#: A client may be late by so many seconds, or by this share of its wait, before its time is given to others.
+_LATE_S, _LATE_SHARE = 2.0, 0.1
+_SOON = 1e-3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the line may hold: jobs, the running one among them, and seconds of work; in all, and of one key."""
+
+    jobs: float
+    seconds: float
+    key_jobs: float = math.inf
+    key_seconds: float = math.inf
+
+    def exceeds_key(self, jobs: int, seconds: float) -> bool:
+        """Whether a key that has ``jobs`` may have no other, with which it would have so many seconds."""
+        return jobs >= self.key_jobs or seconds > self.key_seconds + _SOON
+
+
+@dataclass(eq=False)
+class Place:
+    """A job in the line. ``seconds``: how long it keeps the gang busy; ``key``: whose it is, if that is known."""
+
+    seconds: float
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """``turns``: whoever is refused later is told a later time."""
+
+    at: float
+    until: float
+    mark: Hashable
+    place: Place
+    turns: bool
+
+
+class Line:
+    """Promises, and what follows from them for a queue that is handed in with each question."""
+
+    def __init__(self) -> None:
+        self._promises: list[_Promise] = []
+
+    def claim(self, mark: Hashable, now: float) -> bool:
+        """A client with this mark is there, and is let in if this is True: it waited as long as it was told."""
+        self._promises = [promise for promise in self._promises if promise.until >= now]
+        mine = [promise for promise in self._promises if promise.mark == mark and promise.at <= now + _SOON]
+        if mine:
+            self._promises.remove(min(mine, key=lambda promise: promise.at))
+        return bool(mine)
+
+    def harms(self, place: Place, queue: Sequence[tuple[Place, float]], now: float, limits: Limits) -> bool:
+        """Whether somebody who was told to come back would find no room if ``place`` were let in now.
+
+        ``queue``: the places in it, and when each will have left it.
+        """
+        future = _Future(queue, now)
+        held = {id(promise): future.full(promise.place, promise.at, limits) for promise in self._join(future)}
+        future = _Future(queue, now)
+        future.join(place, now)
+        return any(
+            future.full(promise.place, promise.at, limits) and not held[id(promise)] for promise in self._join(future)
+        )
+
+    def promise(
+        self,
+        place: Place,
+        mark: Hashable,
+        queue: Sequence[tuple[Place, float]],
+        now: float,
+        limits: Limits,
+        *,
+        patience_s: float = math.inf,
+        unsure: float = 0.0,
+        turns: bool = True,
+    ) -> float:
+        """Seconds after which ``place`` gets in, kept for it.
+
+        Args:
+            patience_s: it must be done so soon after it got in.
+            unsure: by which share the times of ``queue`` may be wrong.
+            turns: it comes behind all who were refused before it; not where its own key's jobs are what it waits for.
+        """
+        mine = [promise.at for promise in self._promises if promise.mark == mark]
+        if len(mine) >= _EACH or len(self._promises) >= _PROMISES:
+            return max(1.0, math.ceil(max(mine or [promise.at for promise in self._promises]) - now))
+        future = _Future(queue, now)
+        for _ in self._join(future):
+            pass
+        first = max((promise.at - now for promise in self._promises if promise.turns and turns), default=0.0)
+        ahead_s = future.wait(now) + place.seconds
+        times = (*(at - now for at in future.leaves), ahead_s - patience_s, ahead_s - limits.seconds)
+        told = {first, *((1 + unsure) * each for each in times if math.isfinite(each))}
+        wait = first
+        for wait in sorted(max(1.0, math.ceil(each - _SOON)) for each in told if each >= first):
+            at = now + wait / (1 + unsure)
+            if future.wait(at) + place.seconds <= patience_s + _SOON and not future.full(place, at, limits):
+                break
+        late_s = max(_LATE_S, _LATE_SHARE * wait)
+        self._promises.append(_Promise(now + wait, now + wait + late_s, mark, place, turns))
+        return wait
+
+    def _join(self, future: _Future) -> Iterator[_Promise]:
+        """Those who were told to come back, each joining when told; yields each before it joins."""
+        for promise in sorted(self._promises, key=lambda promise: promise.at):
+            yield promise
+            future.join(promise.place, promise.at)
+
+
+class _Future:
+    """A queue in which places leave one after the other, and some join."""
+
+    def __init__(self, queue: Sequence[tuple[Place, float]], now: float) -> None:
+        self._places = [place for place, _ in queue]
+        #: When each of them leaves, in order.
+        self.leaves = [end for _, end in queue]
+        self._free = self.leaves[-1] if queue else now
+
+    def join(self, place: Place, at: float) -> None:
+        self._free = max(self._free, at) + place.seconds
+        self._places.append(place)
+        self.leaves.append(self._free)
+
+    def wait(self, at: float) -> float:
+        """Seconds until a place that joins ``at`` a time is at the head."""
+        return max(0.0, self._free - at)
+
+    def full(self, place: Place, at: float, limits: Limits) -> bool:
+        """Whether there is no room for ``place`` at a time."""
+        first = bisect_right(self.leaves, at + _SOON)
+        held = len(self.leaves) - first
+        if held >= limits.jobs or (held and self.wait(at) + place.seconds > limits.seconds + _SOON):
+            return True
+        if place.key is None:
+            return False
+        mine = [other.seconds for other in self._places[first:] if other.key == place.key]
+        return bool(mine) and limits.exceeds_key(len(mine), sum(mine) + place.seconds)

@@ -1,0 +1,115 @@
+"""Whose port is it? Serve's proxies listen with SO_REUSEPORT, so a second service on a port takes half of the
+connections of the first, in silence. The builder looks, and the one that came later goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import psutil
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+
+__all__ = ["Listener", "check_port", "intruders", "listeners"]
+
+logger = logging.getLogger("ray.serve")
+
+_WILDCARDS = ("", "0.0.0.0", "::")
+#: Seconds for the log line to reach the terminal of the `serve run` that is about to end.
+_TELL_S = 2.0
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A process that accepts connections on the port.
+
+    Attributes:
+        pid: None where the system does not tell, as of another user's process.
+        name: what it is, as it calls itself.
+        since: when it was started, ``time.time()``.
+        ours: it belongs to this Ray cluster.
+    """
+
+    pid: int | None
+    name: str
+    since: float
+    ours: bool
+
+
+def check_port() -> str | None:
+    """Why Serve must not listen on its port here: who does already. None when the port is ours.
+
+    A `serve run` that started this Serve is ended: it would wait for ever, and its proxy would keep the port.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
+        return None
+    config = client.http_config
+    found = intruders(listeners(config.host or "127.0.0.1", config.port, ray.get_runtime_context().gcs_address))
+    if not found:
+        return None
+    who = ", ".join(f"{it.name} (pid {it.pid or 'unknown'}, since {time.ctime(it.since)})" for it in found)
+    problem = f"port {config.port} is taken: {who} listens there. Stop it, or set another `http_options.port`"
+    _end_serve_run(problem)
+    return problem
+
+
+def intruders(found: list[Listener]) -> list[Listener]:
+    """Of all listeners those of others that were there before ours."""
+    since = min((it.since for it in found if it.ours), default=float("inf"))
+    return [it for it in found if not it.ours and it.since < since]
+
+
+def listeners(host: str, port: int, gcs_address: str) -> list[Listener]:
+    """Who accepts TCP connections on this machine that ``host:port`` would get."""
+    found = {}
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+            continue
+        if connection.laddr.ip == host or {connection.laddr.ip, host} & set(_WILDCARDS):
+            found[connection.pid] = _listener(connection.pid, gcs_address)
+    return list(found.values())
+
+
+def _listener(pid: int | None, gcs_address: str) -> Listener:
+    try:
+        process = psutil.Process(pid) if pid else None
+        if process is None:
+            return Listener(None, "a process of another user", 0.0, False)
+        words = " ".join(process.cmdline())[:120] or process.name()
+        return Listener(pid, words, process.create_time(), _in_cluster(process, gcs_address))
+    except psutil.Error:
+        return Listener(pid, "a process", 0.0, False)
+
+
+def _in_cluster(process: psutil.Process, gcs_address: str) -> bool:
+    """A worker is the child of its node's raylet, which knows its cluster by the address of the GCS."""
+    for parent in process.parents():
+        with contextlib.suppress(psutil.Error):
+            if parent.name() == "raylet" and any(word.endswith(f"={gcs_address}") for word in parent.cmdline()):
+                return True
+    return False
+
+
+def _end_serve_run(problem: str) -> None:
+    """End the `serve run` that waits for this deployment on this node, if there is one and it has no other."""
+    job = ray.get_runtime_context().get_job_id()
+    drivers = [entry for entry in ray._private.state.jobs() if entry["JobID"] == job]
+    for driver in drivers:
+        pid = driver["DriverPid"]
+        if driver["DriverIPAddress"] != ray.util.get_node_ip_address() or pid == os.getpid():
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            words = psutil.Process(pid).cmdline()
+            command = [os.path.basename(word) for word in words]
+            if "serve" in command and "run" in command and len(serve.status().applications) <= 1:
+                print(f"Not served: {problem}", file=sys.stderr, flush=True)
+                time.sleep(_TELL_S)
+                os.kill(pid, signal.SIGTERM)

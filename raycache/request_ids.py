@@ -1,0 +1,12 @@
+"""Ids that clients give to their requests: they go to logs and back in headers, so only what both can hold is kept."""
+
+from __future__ import annotations
+
+__all__ = ["clean"]
+
+_LONGEST = 128
+
+
+def clean(given: str) -> str:
+    """Printable ASCII, bounded; anything else becomes ``?``, so that no id breaks a log line or hides in one."""
+    return "".join(c if " " <= c <= "~" else "?" for c in given[:_LONGEST]).strip()

@@ -1,0 +1,42 @@
+"""Files for the Python stacks of ranks, which vanish with the engine however it ends.
+
+They have no name: a file in the temporary folder outlives an engine that is killed. A rank opens its own through the
+engine's process, which is on the same node and of the same user.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import IO
+
+__all__ = ["StacksFile"]
+
+
+class StacksFile:
+    """Where one rank writes, and the engine reads.
+
+    Attributes:
+        path: for the rank to open and write; valid on this node while this object lives.
+    """
+
+    def __init__(self) -> None:
+        if os.path.isdir("/proc/self/fd"):
+            self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the engine
+            self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        else:  # not Linux: an engine that is killed leaves it behind
+            self._file = tempfile.NamedTemporaryFile(prefix="raycache-stacks-")  # noqa: SIM115
+            self.path = self._file.name
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def read(self) -> str:
+        """What was written."""
+        self._file.seek(0)
+        return self._file.read().decode(errors="replace").strip()
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._file.close()

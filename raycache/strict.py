@@ -1,0 +1,23 @@
+"""The base of all settings: unknown names are errors, and what nobody sees is no part of a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from raycache.text_files import trimmed_within
+
+__all__ = ["Strict"]
+
+
+class Strict(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any) -> Any:
+        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
+        return trimmed_within(value)

@@ -1,0 +1,126 @@
+"""Traces: Serve's own OpenTelemetry spans of a request, carried on to the ranks. Off unless Serve's tracing is on.
+
+Serve opens a span in the proxy, the ingress and the engine, and carries the trace between them. Ranks are no part of
+Serve: a job takes the context along, and each rank exports its own spans where Serve's processes export theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from raycache.job import Job, Trace
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+__all__ = ["RankSpans", "exporter_in_use", "traces_of_request"]
+
+_logger = logging.getLogger("raycache.rank")
+
+
+def exporter_in_use() -> str:
+    """In a replica: the import path of Serve's exporter; empty where Serve does not trace."""
+    import ray
+    from ray.serve._private import constants
+    from ray.serve._private.tracing_utils import is_tracing_enabled
+    from ray.serve.context import _get_global_client
+
+    if not is_tracing_enabled():
+        return ""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    config = ray.get(client._controller.get_tracing_config.remote()) if client else None
+    path = config.exporter_import_path if config else constants.RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH
+    return path or constants.DEFAULT_TRACING_EXPORTER_IMPORT_PATH
+
+
+def traces_of_request(exporter: str) -> tuple[Trace, ...]:
+    """What a job of the request that is handled must carry; empty where nobody traces, or not this request.
+
+    Args:
+        exporter: what :func:`exporter_in_use` said.
+    """
+    if not exporter:
+        return ()
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    context = trace.get_current_span().get_span_context()
+    if not (context.is_valid and context.trace_flags.sampled):
+        return ()
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return (Trace(carrier["traceparent"], exporter),)
+
+
+class RankSpans:
+    """The spans of one job on one rank: one for the whole, one for each phase in it. Does nothing without a trace.
+
+    A batch draws for several requests, and each request's trace gets them.
+    """
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self._whole: list[Span] = []
+        self._phases: list[Span] = []
+        self._tracer: Tracer | None = None
+        if not job.traces or (tracer := _tracer(job.traces[0].exporter)) is None:
+            return
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._tracer = tracer
+        about: dict[str, Any] = {
+            "raycache.rank": rank,
+            "raycache.job": job.id,
+            "raycache.size": f"{job.width}x{job.height}",
+            "raycache.images": len(job.seeds),
+            "raycache.steps": job.num_inference_steps,
+            "raycache.method": job.cache.type,
+        }
+        for one in job.traces:
+            parent = TraceContextTextMapPropagator().extract({"traceparent": one.parent})
+            self._whole.append(tracer.start_span(f"rank {rank}", context=parent, attributes=about))
+
+    def phase(self, name: str) -> None:
+        """From here on the rank does this."""
+        if self._tracer is None:
+            return
+        from opentelemetry.trace import set_span_in_context
+
+        self._end_phases()
+        self._phases = [self._tracer.start_span(name, context=set_span_in_context(span)) for span in self._whole]
+
+    def end(self, failure: str | None = None) -> None:
+        """The rank is done with the job, or ended with an error of this kind. Its message may hold a prompt."""
+        if self._tracer is None:
+            return
+        from opentelemetry.trace import Status, StatusCode
+
+        self._end_phases()
+        for span in self._whole:
+            if failure is not None:
+                span.set_status(Status(StatusCode.ERROR, failure))
+            span.end()
+
+    def _end_phases(self) -> None:
+        for span in self._phases:
+            span.end()
+        self._phases = []
+
+
+@cache
+def _tracer(exporter: str) -> Tracer | None:
+    """This process' own; None, and said once, where the exporter cannot be had: a picture needs no trace."""
+    from opentelemetry import trace
+    from ray.serve._private.tracing_utils import setup_tracing
+    from ray.serve.schema import TracingConfig
+
+    try:
+        # The ratio is the root's to apply: whether this trace is sampled is known.
+        config = TracingConfig(enabled=True, exporter_import_path=exporter, sampling_ratio=1.0)
+        setup_tracing(component_name="rank", component_id=str(os.getpid()), tracing_config=config)
+    except Exception as error:
+        _logger.warning("Ranks export no spans: %s: %s", type(error).__name__, error)
+        return None
+    return trace.get_tracer("raycache")

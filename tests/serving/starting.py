@@ -1,0 +1,62 @@
+"""Starting what many tests share: once more if it fails, and who needs it then fails at once with the reason.
+
+pytest keeps the error of a fixture that failed and raises it for every test that asks for it, without another start;
+tests that do not ask for it go on. So a start must end by itself, within the time that one test has: what waits in
+here waits for a bounded time.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import pytest
+
+__all__ = ["StartError", "started"]
+
+_Thing = TypeVar("_Thing")
+_ATTEMPTS = 2
+
+
+class StartError(Exception):
+    """Something that tests share did not start, however often it was tried; says why, each time."""
+
+
+@contextmanager
+def started(what: str, start: Callable[[], _Thing], stop: Callable[[], object]) -> Iterator[_Thing]:
+    """What ``start()`` gives, until the end of the block; ``stop()`` clears up, also after a start that failed.
+
+    Raises:
+        StartError: the start failed twice. An error inside the block is raised as it is.
+    """
+    reasons: list[str] = []
+    while True:
+        began = time.monotonic()
+        try:
+            thing = start()
+            break
+        except pytest.skip.Exception:
+            raise
+        except (Exception, pytest.fail.Exception) as error:
+            reason = f"{type(error).__name__} after {time.monotonic() - began:.0f} s: {error}"
+            reasons.append(reason)
+            _clear_up(what, stop)
+            if len(reasons) == _ATTEMPTS:
+                tries = "; then ".join(reasons)
+                raise StartError(f"{what} did not start, tried {_ATTEMPTS} times: {tries}") from error
+            warnings.warn(f"{what} did not start, once more: {reason}", stacklevel=3)
+    try:
+        yield thing
+    finally:
+        stop()
+
+
+def _clear_up(what: str, stop: Callable[[], object]) -> None:
+    """Stop what may be half there; that this fails too says nothing new."""
+    try:
+        stop()
+    except Exception as error:
+        warnings.warn(f"{what} could not be cleared up after a failed start: {error!r}", stacklevel=3)

@@ -1,0 +1,70 @@
+"""Functions around a transformer's forward, as other people's code puts them there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.hooks import ModelHook, add_hook_to_module
+
+__all__ = ["WRAPPERS"]
+
+
+def _closure(transformer: Any) -> None:
+    """As ParaAttention wraps, and as its repair does."""
+    original_forward = transformer.forward
+    transformer.forward = lambda *args, **kwargs: original_forward(*args, **kwargs)
+
+
+def _method(transformer: Any) -> None:
+    original_forward = transformer.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original_forward(*args, **kwargs)
+
+    transformer.forward = forward.__get__(transformer)
+
+
+def _wraps(transformer: Any) -> None:
+    """A user's own patch, as everybody writes it."""
+    inner = transformer.forward
+
+    @functools.wraps(inner)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    transformer.forward = timed
+
+
+def _accelerate(transformer: Any) -> None:
+    """As offloading does."""
+    add_hook_to_module(transformer, ModelHook())
+
+
+def _partial(transformer: Any) -> None:
+    transformer.forward = functools.partial(transformer.forward)
+
+
+def _kept(transformer: Any) -> None:
+    """As one writes it in a hurry; one of its variables is set at the first call."""
+    before, calls = transformer.forward, None
+    del calls
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls = 1
+        return before(*args, **kwargs)
+
+    transformer.forward = forward
+
+
+#: Ways to put a function around a transformer's forward.
+WRAPPERS: dict[str, Callable[[Any], None]] = {
+    "closure": _closure,
+    "method": _method,
+    "wraps": _wraps,
+    "accelerate": _accelerate,
+    "partial": _partial,
+    "kept": _kept,
+}

@@ -1,0 +1,115 @@
+"""What a gang draws before it is ready, and what it knows then."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raycache import incarnation as module
+from raycache.costs import Costs, Work
+from raycache.incarnation import Incarnation
+from raycache.job import JobOutput, ModelFacts
+from raycache.settings import AppSettings
+from raycache.validation import parse_size
+from raycache.warmup import warm_ups
+
+FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline")
+
+
+def settings(*sizes: str, ranks: int = 2, **sections: Any) -> AppSettings:
+    warmup = [{"size": size} for size in sizes]
+    parallel = {"ranks_per_replica": ranks}
+    return AppSettings.model_validate({"model": {"path": "noise"}, "parallel": parallel, "warmup": warmup} | sections)
+
+
+class Ranks:
+    """In place of rank actors: ten steps of 1024x1024 take a second."""
+
+    stages: dict[str, float]
+
+    def __init__(self, *_: object) -> None:
+        self.drawn: list[Any] = []
+        self.stages, self.pulses = {}, [SimpleNamespace(job=None, phase="idle", step=0)]
+
+    def load(self, *_: object) -> tuple[tuple[str, str], ModelFacts]:
+        return ("", "noise"), FACTS
+
+    def generate(self, job: Any) -> dict[Any, int]:
+        self.drawn.append(job)
+        tokens = job.width * job.height // 256
+        seconds = (100 + FACTS.text_tokens + tokens) / 4708 * job.num_inference_steps / 10
+        output = JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, 0.1, seconds, (100 + tokens) / 4196 * 0.2)
+        return {Reference((output, [])): 0}
+
+    def beat(self, patience_s: float) -> list[Any]:
+        return []
+
+    def last_news(self) -> list[Any]:
+        return []
+
+    def settle(self, tick: object) -> None: ...
+
+
+class Reference:
+    """In place of a reference to a rank's answer."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+
+@pytest.fixture
+def life(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module, "RankActors", Ranks)
+    ray = SimpleNamespace(wait=lambda refs, timeout: (refs, []), get=lambda ref: ref.answer)
+    monkeypatch.setattr(module, "ray", ray)
+    return lambda settings, costs: Incarnation(settings, None, 0, "g", lambda: None, costs)
+
+
+def test_declared_shapes_are_drawn_once_and_teach_what_jobs_cost(life: Any):
+    costs, chosen = Costs(), settings("1024x1024", "1024x512")
+    first = life(chosen, costs)
+    first.assemble(None, 10)
+    drawn = first._actors.drawn
+    assert [(job.width, job.height) for job in drawn] == [(1024, 1024), (1024, 512), (64, 64)]
+    assert [job.num_inference_steps for job in drawn] == [10, 10, 2], "past the cache's warm-up; the probe needs not"
+    work = Work(1024, 1024, 1, 10, chosen.cache)
+    assert costs.seconds(work) == pytest.approx(1.3, rel=0.15)
+    again = life(chosen, costs)
+    again.assemble(("", "noise"), 10)
+    assert [(job.width, job.height) for job in again._actors.drawn] == [(1024, 1024), (1024, 512)], "known by now"
+
+
+def test_without_declared_shapes_a_probe_teaches(life: Any):
+    costs = Costs()
+    first = life(settings(), costs)
+    first.assemble(None, 10)
+    assert [(job.width, job.height) for job in first._actors.drawn] == [(64, 64)] * 2, "the first one loads libraries"
+    assert costs.known
+    assert first.patience.seconds(first._actors.drawn[0], "decode") == 5.0
+
+
+@pytest.mark.parametrize(
+    ("declared", "text", "probe"),
+    [("1024x1024", 512, "64x64"), ("256x256", 512, "1024x1024"), ("64x64", 64, "256x256"), ("128x128", 64, "256x256")],
+)
+def test_the_probe_is_far_from_what_is_declared(declared: str, text: int, probe: str):
+    facts = ModelFacts("noise", 57, 24, text, "FluxPipeline")
+    last = warm_ups(settings(declared), facts, probe=True)[-1].job
+    assert f"{last.width}x{last.height}" == probe
+
+
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_the_probe_can_be_drawn_by_any_number_of_ranks(ranks: int):
+    for declared in ("1024x1024", "64x64"):
+        last = warm_ups(settings(declared, ranks=ranks), FACTS, probe=True)[-1].job
+        assert (last.width // 16) * (last.height // 16) % ranks == 0
+
+
+def test_the_probe_obeys_the_limits_and_spares_the_compiler():
+    small = settings("128x128", limits={"max_pixels": 128 * 128})
+    assert all(job.job.width * job.job.height <= 128 * 128 for job in warm_ups(small, FACTS, probe=True))
+    compiled = settings("128x128", model={"path": "noise", "compile": True})
+    assert [each.job.width for each in warm_ups(compiled, FACTS, probe=True)] == [parse_size("128x128")[0]]
