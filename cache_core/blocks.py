@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,13 +14,14 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
+from cache_core.stacks import stacks, without_wrapper
 
 if TYPE_CHECKING:
     from cache_core.buffers import Buffers
 
 _BY_PLACE = tuple(kind for name, kind in vars(attention_processor).items() if name.startswith("PAG"))
 
-__all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "block_modules", "find_blocks"]
+__all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "find_blocks"]
 
 
 class UnsupportedModelError(ValueError):
@@ -111,9 +112,9 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
     if model in UNSUPPORTED:
         raise UnsupportedModelError(f"{model} cannot be cached: {UNSUPPORTED[model]}")
     named = [
-        (f"{name}.{position}", module) for name, stack in _stacks(transformer) for position, module in enumerate(stack)
+        (f"{name}.{position}", module) for name, stack in stacks(transformer) for position, module in enumerate(stack)
     ]
-    blocks = [_describe(index, name, _without_wrapper(module)) for index, (name, module) in enumerate(named)]
+    blocks = [_describe(index, name, without_wrapper(module)) for index, (name, module) in enumerate(named)]
     if len({block.module for block in blocks}) < len(blocks):
         raise UnsupportedModelError(f"{model} has one block in several places: a block's memory belongs to one place")
     if not blocks:
@@ -126,29 +127,6 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
         replace(block, seam=block.index == seam or (block.encoder_result is None) != (before.encoder_result is None))
         for before, block in itertools.pairwise([blocks[0], *blocks])
     ]
-
-
-def block_modules(transformer: nn.Module) -> Iterator[nn.Module]:
-    """The blocks' modules in execution order, as :func:`find_blocks` takes them."""
-    for _, stack in _stacks(transformer):
-        yield from map(_without_wrapper, stack)
-
-
-def _stacks(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    for name, stack in transformer.named_children():
-        if name in STACKS and isinstance(stack, nn.ModuleList):
-            yield name, stack
-
-
-def _without_wrapper(module: nn.Module) -> nn.Module:
-    """The block inside what somebody put around it (an adapter, ``torch.compile(block)``, FSDP); else ``module``.
-
-    The wrapper itself runs in every step; diffusers' own modules are blocks, never wrappers.
-    """
-    if type(module).__name__ in BLOCKS or type(module).__module__.startswith("diffusers."):
-        return module
-    inner = [found for child in module.children() if type(found := _without_wrapper(child)).__name__ in BLOCKS]
-    return inner[0] if len(inner) == 1 else module
 
 
 def _describe(index: int, name: str, module: nn.Module) -> Block:

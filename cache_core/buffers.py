@@ -154,24 +154,24 @@ def _same_bits(left: Any, right: Any) -> bool:
 
 def _copies(values: Sequence[Any]) -> list[Any]:
     """Copies with the same strides (a compiled block is not compiled again) that share memory as the originals do."""
-    storages: dict[int, torch.UntypedStorage] = {}
+    wholes: dict[Any, torch.Tensor] = {}
     copies: list[Any] = []
     for value in values:
         if not isinstance(value, torch.Tensor):
             copies.append(value)
-        elif (
-            type(value) is not torch.Tensor
-            or value.requires_grad
-            or value.untyped_storage().nbytes() > 2 * value.nbytes
-        ):
+        elif type(value) is not torch.Tensor or value.requires_grad or _is_small_part(value):
             copies.append(value.clone())
         else:
-            address = _address(value)
-            if address not in storages:
-                storages[address] = value.untyped_storage().clone()
-            copy = torch.empty(0, dtype=value.dtype, device=value.device)
-            copies.append(copy.set_(storages[address], value.storage_offset(), value.shape, value.stride()))
+            shared = _address(value), value.dtype
+            if shared not in wholes:
+                size = value.untyped_storage().nbytes() // value.element_size()
+                wholes[shared] = value.as_strided((size,), (1,), 0).clone()
+            copies.append(wholes[shared].as_strided(value.shape, value.stride(), value.storage_offset()))
     return copies
+
+
+def _is_small_part(value: torch.Tensor) -> bool:
+    return value.untyped_storage().nbytes() > 2 * value.nbytes
 
 
 def _replaced(
