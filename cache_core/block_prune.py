@@ -58,13 +58,11 @@ class BlockPrune:
             options.non_prune_blocks_ids
         )
         self._images: list[_Image] = []
-        self._output: States | None = None
 
     def begin_step(self, step: int, images: list[ImageDecision]) -> None:
         if not self._images:
             self._images = [_Image(own) for own in for_rows(self._each, len(images), self._session.latents)]
         self._step, self._decisions = step, images
-        self._output = None
         for image in self._images:
             image.gate = self._gate(image)
             image.keeping = (
@@ -80,17 +78,12 @@ class BlockPrune:
         for k, decision in enumerate(self._decisions):
             decision.computed_blocks += k not in reused
         output = call.complete(reused)
-        handed = self._output is not None and (
-            call.states.hidden is self._output.hidden and call.states.encoder is self._output.encoder
-        )
         for k, image in enumerate(self._images):
             stores = index in self._prunable and image.keeping and k not in reused and k not in refused
-            self._remember(image, k, call, output if stores else None, handed)
-        self._output = output
+            self._remember(image, k, call, output if stores else None)
         return call.pack(output)
 
     def end_step(self) -> None:
-        self._output = None
         for image, decision in zip(self._images, self._decisions, strict=True):
             if decision.pruned_blocks:
                 decision.reason = "below"
@@ -99,9 +92,6 @@ class BlockPrune:
                 decision.reason = image.gate
             else:
                 decision.reason = "first" if not image.asked else "non_finite" if image.non_finite else "threshold"
-            last = image.blocks.get(len(self._session.blocks) - 1)
-            if isinstance(last, SharedBlock):
-                last.settle()
             if not self._may_be_reused(image, self._step + 1):
                 image.blocks.clear()
 
@@ -178,7 +168,7 @@ class BlockPrune:
 
     # --- remembering -------------------------------------------------------------------------------------------
 
-    def _remember(self, image: _Image, k: int, call: BlockCall, output: States | None, handed: bool) -> None:
+    def _remember(self, image: _Image, k: int, call: BlockCall, output: States | None) -> None:
         """Store what the block did for image ``k`` (``output`` given), and end the chain of shared tensors where this
         block does not continue it."""
         index, order = call.block.index, self._options.taylor_order
@@ -189,11 +179,16 @@ class BlockPrune:
             return
         previous = image.blocks.get(index - 1)
         kept = previous.output if previous is not None else None
+        if kept is not None and previous.step == self._step and call.overwritten:
+            raise RuntimeError(
+                f"the transformer wrote into what the block before {call.block.name} had returned, which it did not "
+                "when they first ran: DBPrune compares with that. DBCache does not"
+            )
         if output is None:
             if kept is not None and (previous.step == self._step or index not in image.blocks):
                 previous.settle()
             return
-        if kept is not None and handed and previous.step == self._step:
+        if kept is not None and call.handed and previous.step == self._step:
             text = kept.encoder
             if text is None and call.states.encoder is not None:
                 text = States(call.states.encoder, None).owned_row(k).hidden
@@ -202,4 +197,6 @@ class BlockPrune:
             states = call.states.owned_row(k)
             if kept is not None:
                 previous.settle()
-        image.blocks[index] = SharedBlock(call.block, self._step, states, output.owned_row(k))
+        image.blocks[index] = block = SharedBlock(call.block, self._step, states, output.owned_row(k))
+        if index == len(self._session.blocks) - 1:
+            block.settle()  # no block shares it, and what the transformer does to it is not seen

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockRegistry
@@ -14,10 +14,14 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
+from cache_core.stacks import stacks, without_wrapper
+
+if TYPE_CHECKING:
+    from cache_core.buffers import Buffers
 
 _BY_PLACE = tuple(kind for name, kind in vars(attention_processor).items() if name.startswith("PAG"))
 
-__all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "block_modules", "find_blocks"]
+__all__ = ["Block", "BlockCall", "States", "UnsupportedModelError", "find_blocks"]
 
 
 class UnsupportedModelError(ValueError):
@@ -51,6 +55,10 @@ class States(NamedTuple):
                 storage = stream.untyped_storage()
                 filled[storage.data_ptr()] = filled.get(storage.data_ptr(), -storage.nbytes()) + stream.nbytes
         return States(*(s if s is None or filled[s.untyped_storage().data_ptr()] == 0 else s.clone() for s in row))
+
+    def copied(self) -> States:
+        """The same values in memory of their own."""
+        return States(*(stream if stream is None else stream.clone() for stream in self))
 
     def minus(self, other: States) -> States:
         """``self - other``, stream by stream."""
@@ -104,9 +112,9 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
     if model in UNSUPPORTED:
         raise UnsupportedModelError(f"{model} cannot be cached: {UNSUPPORTED[model]}")
     named = [
-        (f"{name}.{position}", module) for name, stack in _stacks(transformer) for position, module in enumerate(stack)
+        (f"{name}.{position}", module) for name, stack in stacks(transformer) for position, module in enumerate(stack)
     ]
-    blocks = [_describe(index, name, _without_wrapper(module)) for index, (name, module) in enumerate(named)]
+    blocks = [_describe(index, name, without_wrapper(module)) for index, (name, module) in enumerate(named)]
     if len({block.module for block in blocks}) < len(blocks):
         raise UnsupportedModelError(f"{model} has one block in several places: a block's memory belongs to one place")
     if not blocks:
@@ -119,29 +127,6 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
         replace(block, seam=block.index == seam or (block.encoder_result is None) != (before.encoder_result is None))
         for before, block in itertools.pairwise([blocks[0], *blocks])
     ]
-
-
-def block_modules(transformer: nn.Module) -> Iterator[nn.Module]:
-    """The blocks' modules in execution order, as :func:`find_blocks` takes them."""
-    for _, stack in _stacks(transformer):
-        yield from map(_without_wrapper, stack)
-
-
-def _stacks(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    for name, stack in transformer.named_children():
-        if name in STACKS and isinstance(stack, nn.ModuleList):
-            yield name, stack
-
-
-def _without_wrapper(module: nn.Module) -> nn.Module:
-    """The block inside what somebody put around it (an adapter, ``torch.compile(block)``, FSDP); else ``module``.
-
-    The wrapper itself runs in every step; diffusers' own modules are blocks, never wrappers.
-    """
-    if type(module).__name__ in BLOCKS or type(module).__module__.startswith("diffusers."):
-        return module
-    inner = [found for child in module.children() if type(found := _without_wrapper(child)).__name__ in BLOCKS]
-    return inner[0] if len(inner) == 1 else module
 
 
 def _describe(index: int, name: str, module: nn.Module) -> Block:
@@ -170,7 +155,7 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
 class BlockCall:
     """One call of one block: its input states, and the means to run it for all images, some, or none."""
 
-    __slots__ = ("_args", "_forward", "_kwargs", "block", "states")
+    __slots__ = ("_args", "_buffers", "_forward", "_kwargs", "block", "states")
 
     def __init__(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.block, self._forward, self._args, self._kwargs = block, forward, args, kwargs
@@ -178,6 +163,22 @@ class BlockCall:
         if block.encoder_result is not None:
             encoder = block.argument(block.encoder_argument, args, kwargs)
         self.states = States(block.argument(block.hidden_argument, args, kwargs), encoder)
+        self._buffers: Buffers | None = None
+
+    def watch(self, buffers: Buffers) -> None:
+        """Look after what is done to the memory of the block's streams, so that they may be kept."""
+        self._buffers = buffers
+        buffers.take(self.states)
+
+    @property
+    def handed(self) -> bool:
+        """Whether the streams are what the block before gave, untouched."""
+        return self._buffers is not None and self._buffers.handed
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether they are what the block before gave, but written into since."""
+        return self._buffers is not None and self._buffers.overwritten
 
     @property
     def batch(self) -> int:
@@ -185,7 +186,7 @@ class BlockCall:
 
     def compute(self) -> States:
         """Run the block for the whole batch, with the caller's own arguments."""
-        return self._unpack(self._forward(*self._args, **self._kwargs))
+        return self._run(self._args, self._kwargs)
 
     def compute_rows(self, rows: list[int]) -> States:
         """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
@@ -195,7 +196,7 @@ class BlockCall:
         names = tuple(self.block.parameters)
         args = [self._take(name, value, rows) for name, value in zip(names, self._args, strict=False)]
         kwargs = {name: self._take(name, value, rows) for name, value in self._kwargs.items()}
-        return self._unpack(self._forward(*args, *self._args[len(names) :], **kwargs))
+        return self._run((*args, *self._args[len(names) :]), kwargs)
 
     def complete(self, known: dict[int, States]) -> States:
         """The block's output for the whole batch: ``known`` rows as they are, the others computed."""
@@ -208,12 +209,19 @@ class BlockCall:
 
     def pack(self, states: States) -> Any:
         """States in the block's own result format."""
+        if self._buffers is not None:
+            states = self._buffers.give(states)
         if self.block.encoder_result is None:
             return states.hidden
         result: list[Any] = [None, None]
         result[self.block.hidden_result] = states.hidden
         result[self.block.encoder_result] = states.encoder
         return tuple(result)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> States:
+        if self._buffers is None:
+            return self._unpack(self._forward(*args, **kwargs))
+        return self._unpack(self._buffers.run(self.block, self._forward, args, kwargs))
 
     def _take(self, name: str, value: Any, rows: list[int]) -> Any:
         """The images ``rows`` of one argument, as the model's table says."""

@@ -123,7 +123,9 @@ class DualBlock:
         index = call.block.index
         first, last = next(segment for segment in self._segments if segment[0] <= index <= segment[1])
         if index == first:
-            self._base = call.states
+            # What a cached image passes through with is the model's, which may write into it.
+            passing = self._cached_images() and index != last
+            self._base = call.states.copied() if passing else call.states
         # Cached images pass unchanged through the middle and get what it would have added at its last block: the model
         # may add residuals of its own (ControlNet) between the blocks, and those must not count twice.
         if index != last:

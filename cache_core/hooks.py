@@ -18,13 +18,14 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 from torch import nn
 
-from cache_core.blocks import Block, BlockCall, block_modules, find_blocks
+from cache_core.blocks import Block, BlockCall, find_blocks
 from cache_core.calls import call_inputs
 from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
 from cache_core.ownership import call_of, innermost, running
 from cache_core.placement import Placement
 from cache_core.session import Session
+from cache_core.stacks import block_modules
 
 __all__ = ["Attachment", "attachment_of"]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from cache_core.blocks import Block, BlockCall
+from cache_core.buffers import Buffers
 from cache_core.calls import CallInputs, StepCalls
 from cache_core.consensus import Consensus, Sums, checksum16
 from cache_core.report import CacheReport, ImageDecision, StepRecord
@@ -89,6 +90,7 @@ class Session:
         self.latents: Any = None  # of the call that is running; rows of one image hold the same
         self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
         self._every_block = every_block
+        self._buffers = Buffers() if every_block else None
         self._contexts: dict[str, StepCalls] = {}
         self._branches: dict[str, _Branch] = {}
         self._branch: _Branch | None = None
@@ -98,6 +100,8 @@ class Session:
     def begin_step(self, context: str, inputs: CallInputs) -> None:
         """The transformer is being called in a cache context; the batch is known when its first block is."""
         self.latents = inputs.latents
+        if self._buffers is not None:
+            self._buffers.let_go()
         self._calls = self._contexts.setdefault(context, StepCalls())
         place = self._calls.begin(inputs)
         branch = context if place == 1 else f"{context}#{place}"
@@ -120,6 +124,8 @@ class Session:
         if branch.next_block == 0:
             self._open_step(branch, call)
         branch.next_block += 1
+        if self._buffers is not None:
+            call.watch(self._buffers)
         return branch.policy.run(call)
 
     def end_step(self) -> None:
@@ -130,6 +136,8 @@ class Session:
                 f"the transformer called {branch.next_block} of its {len(self.blocks)} blocks: the cache needs all "
                 "(skip-layer guidance and the like need `type: none`)"
             )
+        if self._buffers is not None:
+            self._buffers.let_go()
         if branch.next_block:
             branch.policy.end_step()
         else:
@@ -184,6 +192,8 @@ class Session:
 
     def close(self) -> None:
         """Let go of every tensor and counter: a next image would be a first one. The report stays."""
+        if self._buffers is not None:
+            self._buffers.let_go()
         self._branches.clear()
         self._contexts.clear()
         self._branch = self.latents = None

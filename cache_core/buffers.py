@@ -1,0 +1,187 @@
+"""What blocks and the transformer do to each other's memory: checked, and copied where it would not stay.
+
+The policies keep inputs and outputs of blocks by reference, within a step and from one step to the next. That is sound
+only if a block writes neither into its input nor into what it returned before, and the transformer not into what a
+block returned. Fused kernels, patches and CUDA graphs with static outputs do, some of them without telling the version
+counter, and inference-mode tensors have none. So the first time a block runs on a shape it gets copies, which are then
+compared; after that, versions and storages are looked at, which costs no memory traffic.
+
+Copying is a rank's own affair. Refusing depends on code and storages only, which are the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from cache_core.blocks import Block, States
+
+__all__ = ["Buffers"]
+
+
+class Buffers:
+    """Of one session.
+
+    Attributes:
+        handed: whether the running block's input is what the block before it gave, untouched.
+        overwritten: whether it was written into in between, without a copy of it being kept.
+    """
+
+    def __init__(self) -> None:
+        self.handed = self.overwritten = False
+        self._runs: dict[tuple[Any, ...], int] = {}
+        self._writers: set[int] = set()
+        self._reusers: set[int] = set()
+        self._outputs: dict[int, StorageWeakRef] = {}
+        self._first = self._model_writes = False
+        self._given: tuple[States, States, list[int | None]] | None = None
+
+    def take(self, states: States) -> None:
+        """A block is called with ``states``."""
+        given, self._given = self._given, None
+        self.handed = self.overwritten = self._first = False
+        if given is None:
+            return
+        out, kept, versions = given
+        if out is kept:
+            written = self.overwritten = versions != _versions(out)
+        else:
+            written = not all(map(_same_bits, out, kept))
+            self._model_writes |= written
+        self.handed = not written and all(a is b for a, b in zip(states, out, strict=True))
+
+    def give(self, states: States) -> States:
+        """What the transformer gets of a block's output; ``states`` may be kept."""
+        kept, out = states, states
+        if self._first or self._model_writes:
+            out = States(*_copies(states))
+        self._given = out, kept, _versions(out)
+        return out
+
+    def let_go(self) -> None:
+        """A call of the transformer begins or ends: what was given is nobody's input."""
+        self._given = None
+
+    def run(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a block so that its streams and what it returns may be kept.
+
+        Raises:
+            RuntimeError: it wrote into an argument that is no stream; into a stream, or into what it had returned,
+                although it did not the first time.
+        """
+        names = [block.hidden_argument, *([] if block.encoder_result is None else [block.encoder_argument])]
+        inputs = [block.argument(name, args, kwargs) for name in names]
+        key = block.index, *(getattr(value, "shape", None) for value in inputs)
+        run = self._runs[key] = self._runs.get(key, 0) + 1
+        self._first = run == 1
+        others = [value for value in _flat((args, kwargs)) if all(value is not stream for stream in inputs)]
+        versions, others_versions = _versions(inputs), _versions(others)
+        others_before = _copies(others) if self._first else others
+        used = inputs
+        if self._first or block.index in self._writers:
+            used = _copies(inputs)
+            args, kwargs = _replaced(block, dict(zip(names, used, strict=True)), args, kwargs)
+        output = forward(*args, **kwargs)
+        if others_versions != _versions(others) or not all(map(_same_bits, others, others_before)):
+            raise RuntimeError(
+                f"block {block.name} writes into an argument besides its two streams, which it would not do in a step "
+                "that skips it: it cannot be cached (`type: none` works)"
+            )
+        if self._first and not all(map(_same_bits, used, inputs)):
+            self._writers.add(block.index)
+        elif used is inputs and versions != _versions(inputs):
+            raise RuntimeError(
+                f"block {block.name} wrote into its input in place, which it did not when it first ran: the cache "
+                "compares with that input. Let it write into a tensor of its own"
+            )
+        return self._owned(block, output, used, run)
+
+    def _owned(self, block: Block, output: Any, used: list[Any], run: int) -> Any:
+        """The output in memory that no later run writes into."""
+        single = isinstance(output, torch.Tensor)
+        outputs = [output] if single else list(output)
+        storages = {_address(value): value.untyped_storage() for value in _tensors(outputs)}
+        for address in map(_address, _tensors(used)):
+            storages.pop(address, None)  # it returns its input, or a view of it
+        # Alive: not memory that was free in between.
+        if any(address in self._outputs and not self._outputs[address].expired() for address in storages):
+            if run > 2 and block.index not in self._reusers:
+                raise RuntimeError(
+                    f"block {block.name} returns memory that was returned before, by turns: the cache compares with "
+                    "what was in it. Let it return a tensor of its own (no CUDA graph, no static buffers)"
+                )
+            self._reusers.add(block.index)
+        self._outputs.update({address: StorageWeakRef(storage) for address, storage in storages.items()})
+        if not self._first and block.index not in self._reusers:
+            return output
+        copies = _copies(outputs)
+        return copies[0] if single else tuple(copies)
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _flat(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in the arguments of a block."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _flat(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+
+
+def _versions(values: Iterable[Any]) -> list[int | None]:
+    """The tensors' version counters; None where they have none."""
+    return [None if value.is_inference() else value._version for value in _tensors(values)]
+
+
+def _address(value: torch.Tensor) -> int:
+    return value.untyped_storage().data_ptr()
+
+
+def _same_bits(left: Any, right: Any) -> bool:
+    if left is right or not isinstance(left, torch.Tensor):
+        return True
+    with torch.no_grad():
+        return torch.equal(*(value.detach().reshape(-1).contiguous().view(torch.uint8) for value in (left, right)))
+
+
+def _copies(values: Sequence[Any]) -> list[Any]:
+    """Copies with the same strides (a compiled block is not compiled again) that share memory as the originals do."""
+    wholes: dict[Any, torch.Tensor] = {}
+    copies: list[Any] = []
+    for value in values:
+        if not isinstance(value, torch.Tensor):
+            copies.append(value)
+        elif type(value) is not torch.Tensor or value.requires_grad or _is_small_part(value):
+            copies.append(value.clone())
+        else:
+            shared = _address(value), value.dtype
+            if shared not in wholes:
+                size = value.untyped_storage().nbytes() // value.element_size()
+                wholes[shared] = value.as_strided((size,), (1,), 0).clone()
+            copies.append(wholes[shared].as_strided(value.shape, value.stride(), value.storage_offset()))
+    return copies
+
+
+def _is_small_part(value: torch.Tensor) -> bool:
+    return value.untyped_storage().nbytes() > 2 * value.nbytes
+
+
+def _replaced(
+    block: Block, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with others in the place of those named."""
+    positional, named = list(args), dict(kwargs)
+    for name, value in values.items():
+        if name in named:
+            named[name] = value
+        elif (position := block.parameters.get(name)) is not None and position < len(positional):
+            positional[position] = value
+    return tuple(positional), named

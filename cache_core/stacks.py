@@ -1,0 +1,35 @@
+"""Where a transformer's blocks stand: the module lists that hold them, and the block inside what was put around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from cache_core.models import BLOCKS, STACKS
+
+__all__ = ["block_modules", "stacks", "without_wrapper"]
+
+
+def block_modules(transformer: nn.Module) -> Iterator[nn.Module]:
+    """The blocks' modules in execution order."""
+    for _, stack in stacks(transformer):
+        yield from map(without_wrapper, stack)
+
+
+def stacks(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """The lists that hold the blocks, by name."""
+    for name, stack in transformer.named_children():
+        if name in STACKS and isinstance(stack, nn.ModuleList):
+            yield name, stack
+
+
+def without_wrapper(module: nn.Module) -> nn.Module:
+    """The block inside what somebody put around it (an adapter, ``torch.compile(block)``, FSDP); else ``module``.
+
+    The wrapper itself runs in every step; diffusers' own modules are blocks, never wrappers.
+    """
+    if type(module).__name__ in BLOCKS or type(module).__module__.startswith("diffusers."):
+        return module
+    inner = [found for child in module.children() if type(found := without_wrapper(child)).__name__ in BLOCKS]
+    return inner[0] if len(inner) == 1 else module
