@@ -159,7 +159,7 @@ def _copies(values: Sequence[Any]) -> list[Any]:
     for value in values:
         if not isinstance(value, torch.Tensor):
             copies.append(value)
-        elif type(value) is not torch.Tensor or value.requires_grad or _is_small_part(value):
+        elif type(value) is not torch.Tensor or value.requires_grad or _is_alone(value):
             copies.append(value.clone())
         else:
             shared = _address(value), value.dtype
@@ -170,8 +170,9 @@ def _copies(values: Sequence[Any]) -> list[Any]:
     return copies
 
 
-def _is_small_part(value: torch.Tensor) -> bool:
-    return value.untyped_storage().nbytes() > 2 * value.nbytes
+def _is_alone(value: torch.Tensor) -> bool:
+    """Whether it fills its memory, or is a small part of it. What is no view must stay none: a compiled block asks."""
+    return not value.nbytes < value.untyped_storage().nbytes() <= 2 * value.nbytes
 
 
 def _replaced(
