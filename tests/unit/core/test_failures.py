@@ -223,14 +223,11 @@ def test_an_abort_is_looked_at_in_every_step(flux, method):
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("missing", "words"),
-    [("2", r"single_transformer_blocks\.3 was called where .*\.2 was due"), ("4", "called 7 of its 8 blocks")],
-)
-def test_a_block_left_out_is_an_error(flux, missing, words):
-    """Skip-layer guidance would leave the policies one block behind; better loud than wrong."""
+@pytest.mark.parametrize("missing", ["2", "4"])
+def test_a_block_left_out_is_an_error(flux, missing):
+    """It would leave the policies one block behind; better loud than wrong."""
     with cache_session(flux, DBCACHE):
         draw(flux, Job(steps=2))
         del flux.single_transformer_blocks._modules[missing]
-        with pytest.raises(RuntimeError, match=words):
+        with pytest.raises(RuntimeError, match="called 7 of its 8 blocks"):
             draw(flux, Job(steps=1))
