@@ -16,7 +16,7 @@ from raycache.api import build_http_app
 from raycache.bodies import Bodies, read_whole
 from raycache.errors import RequestError
 from tests.unit.asgi import Wire, asked
-from tests.unit.test_http import SETTINGS, FakeService
+from tests.unit.fake_service import SETTINGS, FakeService
 
 LIMIT = SETTINGS.limits.max_body_bytes
 BODY = json.dumps({"prompt": "a circle"}).encode()

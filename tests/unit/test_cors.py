@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from raycache.api import build_http_app
 from raycache.errors import unavailable
 from raycache.settings import AppSettings
-from tests.unit.test_http import URL, FakeService
+from tests.unit.fake_service import URL, FakeService
 
 PAGE = "https://page.example"
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, content-type"}

@@ -8,84 +8,14 @@ import logging
 import os
 
 import httpx
-import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from raycache.api import build_http_app
-from raycache.asker import asked_by
 from raycache.auth import Key, key_name
 from raycache.errors import RequestError, unavailable
-from raycache.schemas import EngineStatus, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent, StageTimes
-from raycache.settings import AppSettings
-from raycache.sse import stream_events
-
-SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_body_bytes": 2000}})
-URL = "/v1/images/generations"
-READY = EngineStatus("r1", True, 2, True, 1.5, {"ranks": [{"step": 3}]}, {"num_blocks": 57}, SETTINGS.policy)
-ERROR_KEYS = {"message", "type", "param", "code"}
-
-
-def picture(index: int) -> np.ndarray:
-    return np.full((16, 32, 3), 10 * index, np.uint8)
-
-
-class Counted:
-    """The ingress's metrics, as a list."""
-
-    def __init__(self) -> None:
-        self.errors: list[tuple[int, str]] = []
-
-    def answered(self, error: RequestError) -> None:
-        self.errors.append((error.status, error.code))
-
-
-class FakeService:
-    settings = SETTINGS
-    keys: tuple[bytes, ...] = ()
-    max_body_bytes = SETTINGS.limits.max_body_bytes
-    shortage: str | None = None
-    asleep = False
-    ready_in_s = 41.3
-
-    def __init__(self) -> None:
-        self.requests, self.metrics = [], Counted()
-        self.failure: Exception | None = None
-        self.late_failure: Exception | None = None
-        self.engines: list[EngineStatus] = []
-        self.closed = False
-        self.askers: list[dict[str, str]] = []
-
-    async def generate(self, request):
-        self.requests.append(request)
-        self.askers.append(asked_by())
-        if self.failure:
-            raise self.failure
-        return GenerationResult(
-            images=[picture(i) for i in range(request.n)],
-            seeds=[(request.seed or 0) + i for i in range(request.n)],
-            report={"method": "DBCache"},
-            times=StageTimes(queue=0.5, denoise=2.0),
-            warnings=["odd"],
-        )
-
-    async def generate_stream(self, request):
-        try:
-            if self.failure:
-                raise self.failure
-            for step in range(1, 3):
-                yield ProgressEvent(step, 2, [step == 2], [0.1], 0.5)
-                if step <= request.partial_images:
-                    yield PreviewEvent(step - 1, [picture(9)])
-            if self.late_failure:
-                raise self.late_failure
-            yield await self.generate(request)
-        finally:
-            self.closed = True
-
-    async def status(self):
-        return self.engines
+from tests.unit.fake_service import READY, URL, FakeService, check_error, post
 
 
 @pytest.fixture
@@ -96,21 +26,6 @@ def service():
 @pytest.fixture
 def client(service):
     return TestClient(build_http_app(service), raise_server_exceptions=False)
-
-
-def post(client, **fields):
-    return client.post(URL, json={"prompt": "a circle", **fields})
-
-
-def check_error(response, status, code=None, param=None):
-    assert response.status_code == status
-    error = response.json()["error"]
-    assert set(error) == ERROR_KEYS
-    assert error["message"]
-    if code:
-        assert error["code"] == code
-    assert error["param"] == param
-    return error
 
 
 def test_reply_is_openais_and_ours(client):
@@ -274,61 +189,6 @@ def test_readiness(client, service):
     assert response.status_code == 200
     (engine,) = response.json()["engines"]
     assert (engine["replica"], engine["queued"], engine["gang"]) == ("r1", 2, READY.gang)
-
-
-def events(response) -> list[tuple[str, dict]]:
-    assert response.headers["content-type"].startswith("text/event-stream")
-    blocks = [block.split("\n") for block in response.text.strip().split("\n\n")]
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
-
-
-def test_stream(client, service):
-    got = events(post(client, stream=True, partial_images=1, n=2, output_format="jpeg"))
-    assert [name for name, _ in got] == [
-        "raycache.progress",
-        "image_generation.partial_image",
-        "raycache.progress",
-        "image_generation.completed",
-        "image_generation.completed",
-    ]
-    assert got[0][1] == {
-        "type": "raycache.progress",
-        "step": 1,
-        "steps": 2,
-        "cached": [False],
-        "residual_diff": [0.1],
-        "seconds_left": 0.5,
-    }
-    assert got[1][1]["partial_image_index"] == 0
-    assert [data["seed"] for _, data in got[3:]] == [0, 1]
-    assert Image.open(io.BytesIO(base64.b64decode(got[3][1]["b64_json"]))).format == "JPEG"
-    assert service.closed
-
-
-def test_a_stream_that_fails_late_says_so_in_the_stream(client, service):
-    service.late_failure = RequestError(504, "late", "timeout_s", "deadline_exceeded")
-    name, data = events(post(client, stream=True))[-1]
-    assert name == "error"
-    assert data["error"]["code"] == "deadline_exceeded"
-    assert service.closed
-
-
-def test_a_stream_that_breaks_off_for_a_bug_says_so_too(client, service):
-    service.late_failure = RuntimeError("/secret/path")
-    got = events(post(client, stream=True))
-    assert (got[-1][0], got[-1][1]["error"]["code"]) == ("error", "internal_error")
-    assert "secret" not in json.dumps(got)
-    assert service.closed
-
-
-async def test_a_client_that_leaves_a_stream_closes_it(service):
-    body = ImagesBody(prompt="a", stream=True)
-    rest = service.generate_stream(body.request())
-    stream = stream_events(await anext(rest), rest, body, service.metrics.answered)
-    await anext(stream)
-    assert not service.closed
-    await stream.aclose()
-    assert service.closed
 
 
 def test_the_openapi_document_is_whole(client):

@@ -15,7 +15,7 @@ from raycache.api import build_http_app
 from raycache.errors import RequestError, unavailable
 from raycache.schemas import AdmittedEvent, GenerationResult, ProgressEvent
 from tests.unit.asgi import Wire, asked
-from tests.unit.test_http import FakeService, picture
+from tests.unit.fake_service import FakeService, picture
 
 #: Before the tests make it faster.
 PROMISED_S = (api._COMMENT_S, api._UNDECIDED_S)

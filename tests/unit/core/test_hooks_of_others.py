@@ -3,7 +3,6 @@ image is the same, whoever came first and whoever went since."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from diffusers import FluxPipeline
 from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
 from torch import nn
 
-from cache_core import UnsupportedModelError, apply_cache_on_pipe, cache_reports, cache_session, remove_cache
+from cache_core import apply_cache_on_pipe, cache_reports, remove_cache
 from tests.unit.core.flux_pipe import DBCACHE, draw, load
 from tests.unit.core.tiny_flux import Job, draw_cached, gap, tiny_flux
 from tests.unit.core.tiny_flux import draw as draw_steps
@@ -250,79 +249,3 @@ def test_a_split_at_the_first_block(method, first):
     assert all(torch.equal(a, b) for a, b in zip(outputs[:2], draw_steps(uncached, job)[:2], strict=True))
     inside = [s for s in report.steps if s.images[0].differences]
     assert inside, "the first block's input and output have one size: both halves"
-
-
-# --- (d) exchanged blocks --------------------------------------------------------------------------------------------
-
-
-class _Adapter(nn.Module):
-    """What is put around a block: the model calls it, it calls the block."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.base_layer, self.scale = block, nn.Linear(1, 1)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base_layer(*args, **kwargs)
-
-
-EXCHANGES = {"copied": copy.deepcopy, "wrapped": _Adapter, "compiled": lambda b: torch.compile(b, backend="eager")}
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize("when", ["before", "after", "inside"])
-def test_a_block_is_exchanged(pipe, expected, exchange, when):
-    def change(stack: nn.ModuleList, at: int) -> None:
-        old = stack[at]
-        stack[at] = EXCHANGES[exchange](old)
-        if exchange == "copied":  # the old one's weights must not be used any more
-            for parameter in old.parameters():
-                parameter.data.fill_(float("nan"))
-
-    def change_all() -> None:
-        change(pipe.transformer.transformer_blocks, 0)
-        change(pipe.transformer.single_transformer_blocks, 2)
-
-    def callback(_pipe: Any, step: int, _time: Any, _tensors: Any) -> dict[str, Any]:
-        if step == 2:
-            change_all()
-        return {}
-
-    if when == "before":
-        change_all()
-    apply_cache_on_pipe(pipe, "DBCache", **METHODS["DBCache"])
-    if when == "after":
-        change_all()
-    inside = {"callback_on_step_end": callback} if when == "inside" else {}
-    assert torch.equal(draw(pipe, **inside), expected["DBCache"])
-    assert _saved(pipe) > 1
-    remove_cache(pipe)
-    assert not any(hasattr(module, "_diffusers_hook") for module in pipe.transformer.modules())
-
-
-def test_a_block_is_exchanged_for_an_unknown_one(pipe):
-    class Unknown(nn.Module):
-        pass
-
-    apply_cache_on_pipe(pipe, "DBCache", **METHODS["DBCache"])
-    pipe.transformer.transformer_blocks[1] = Unknown()
-    with pytest.raises(UnsupportedModelError, match=r"block transformer_blocks\.1 is a Unknown"):
-        draw(pipe)
-
-
-def test_blocks_are_taken_out(pipe):
-    apply_cache_on_pipe(pipe, "DBCache", **METHODS["DBCache"])
-    pipe.transformer.single_transformer_blocks = pipe.transformer.single_transformer_blocks[:2]
-    draw(pipe)
-    report = cache_reports(pipe)["transformer"]
-    assert report.num_blocks == 4
-    assert report.steps[0].images[0].computed_blocks == 4
-
-
-def test_one_block_in_two_places_is_refused(flux):
-    flux.transformer_blocks[1] = flux.transformer_blocks[0]
-    with (
-        pytest.raises(UnsupportedModelError, match="one block in several places"),
-        cache_session(flux, {"type": "none"}),
-    ):
-        pass
