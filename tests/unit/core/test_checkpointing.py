@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from cache_core import cache_session
+from cache_core.attaching import let_go
 from cache_core.hooks import Attachment
 from tests.unit.core.pictures import Pictures
 from tests.unit.core.test_gradients import OPTIONS
@@ -76,6 +77,7 @@ def test_other_calls_are_checkpointed_as_ever():
     """An attachment that stays between sessions, and switching off and on again."""
     flux = tiny_flux().requires_grad_(True)
     attachment = Attachment(flux)
+    attachment.kept = True
     flux.enable_gradient_checkpointing()
     gradients(flux, OPTIONS["DBCache"])
     flux.zero_grad()
@@ -85,7 +87,7 @@ def test_other_calls_are_checkpointed_as_ever():
     flux.disable_gradient_checkpointing()
     expected, _ = gradients(tiny_flux().requires_grad_(True), OPTIONS["DBCache"])
     same(gradients(flux, OPTIONS["DBCache"])[0], expected)
-    attachment.detach()
+    let_go(attachment)
 
 
 def test_checkpointing_around_the_whole_transformer_is_refused_by_name():
