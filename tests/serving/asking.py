@@ -53,18 +53,20 @@ def being_drawn(url: str, **fields: Any) -> Iterator[None]:
     for patience_s in (10, 20, 40):
         with httpx.stream("POST", url + URL, json=body, timeout=patience_s) as response:
             assert response.status_code == 200, response.read()
-            if _told_of_a_step(response, patience_s):
+            # Held while the block runs: the connection closes with what reads from it.
+            lines = response.iter_lines()
+            if _tells_of_a_step(lines, patience_s):
                 yield
                 return
     raise TimeoutError("no engine has begun to draw this")
 
 
-def _told_of_a_step(response: httpx.Response, patience_s: float) -> bool:
+def _tells_of_a_step(lines: Iterator[str], patience_s: float) -> bool:
     end = time.monotonic() + patience_s
-    with contextlib.suppress(httpx.ReadTimeout):
-        for line in response.iter_lines():
-            if line == "event: raycache.progress" or time.monotonic() > end:
-                return line == "event: raycache.progress"
+    with contextlib.suppress(httpx.ReadTimeout, StopIteration):
+        while time.monotonic() < end:
+            if next(lines) == "event: raycache.progress":
+                return True
     return False
 
 

@@ -104,13 +104,15 @@ def test_an_engine_dies_and_another_draws_its_jobs(flux: str, sound: None, refer
         with being_drawn(flux):  # by the other engine, or all of these would go there
             while not engines_now(flux)[doomed]["queued"]:
                 behind.append(pool.submit(draw, flux))
+                # Told at most a second late: else so many wait that the other engine has no room for all of them.
+                wait_for(lambda: held(flux, "queued") >= len(behind), 60)
         kill_engine(flux, doomed)
         right_after = [pool.submit(draw, flux) for _ in range(2)]
         for answer in (*behind, *right_after):
             np.testing.assert_array_equal(pixels(answer.result()), reference)
         told = events.result()
+    assert told[-1]["type"] == "image_generation.completed", told[-1]
     assert [event["step"] for event in told if event["type"] == "raycache.progress"] == [1, 2, 3, 4, 5, 6]
-    assert told[-1]["type"] == "image_generation.completed"
     wait_for(lambda: 'cause="engine_died"' in scraped().get("ray_raycache_rerouted_total", ""), 60, every_s=1.0)
 
 
