@@ -76,11 +76,13 @@ class Ingress:
         """
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
-        answer = await self._call(order)
-        if isinstance(answer, RequestError) and (again := await self._elsewhere(order, answer, deadline)):
-            answer = await self._call(again)
-        if isinstance(answer, RequestError):
-            raise answer
+        answer, lost = await self._call(order), False
+        while isinstance(answer, RequestError):
+            again = await self._again(order, answer, deadline, lost)
+            if again is None:
+                raise answer
+            order, lost = again, True
+            answer = await self._call(order)
         return answer
 
     async def generate_stream(
@@ -103,8 +105,8 @@ class Ingress:
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
         steps = previews = 0
-        admitted = False
-        for last in (False, True):
+        admitted = lost = False
+        while True:
             failure = None
             async with contextlib.aclosing(self._stream(order)) as events:
                 async for event in events:
@@ -127,10 +129,10 @@ class Ingress:
                     yield event
             if failure is None:
                 return
-            again = None if last else await self._elsewhere(order, failure, deadline)
+            again = await self._again(order, failure, deadline, lost)
             if again is None:
                 raise failure
-            order = again
+            order, lost = again, True
 
     async def status(self) -> list[EngineStatus]:
         """Every engine that answers, at most a second old; an empty list while none does."""
@@ -189,6 +191,23 @@ class Ingress:
             model_name=self.settings.model.name,
             ranks=self.settings.parallel.ranks_per_replica,
         )
+
+    async def _again(
+        self, order: GenerationRequest, failure: RequestError, deadline: float, lost: bool
+    ) -> GenerationRequest | None:
+        """What to ask after ``failure``, once it is time to; None if the failure is the answer.
+
+        Only one engine may be ``lost``. The job was admitted by it, so where the next has no place, it waits for one.
+        """
+        if not lost:
+            return await self._elsewhere(order, failure, deadline)
+        if failure.code != "queue_full" or failure.retry_after_s is None:
+            return None
+        left = deadline - time.monotonic() - failure.retry_after_s
+        if left <= 0:
+            return None
+        await asyncio.sleep(failure.retry_after_s)
+        return order.model_copy(update={"timeout_s": left})
 
     async def _elsewhere(
         self, order: GenerationRequest, failure: RequestError, deadline: float

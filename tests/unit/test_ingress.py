@@ -128,6 +128,24 @@ async def test_once_and_only_where_it_helps(ingress, engines, code, calls):
     assert len(engines.orders) == calls
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_job_that_lost_its_engine_waits_for_a_place_in_the_next(ingress, streamed):
+    """It was admitted; a full queue elsewhere is no answer to it until its deadline."""
+
+    async def last(engines: Engines) -> object:
+        if streamed:
+            return [event async for event in ingress(engines).generate_stream(ASK)][-1]
+        return await ingress(engines).generate(ASK)
+
+    soon = RequestError(429, "full", None, "queue_full", 0.01)
+    engines = Engines([ActorDiedError()], [soon], [soon], [RESULT])
+    assert await last(engines) is RESULT
+    assert [order.seed for order in engines.orders] == [engines.orders[0].seed] * 4
+    assert [order.timeout_s for order in engines.orders] == sorted({o.timeout_s for o in engines.orders}, reverse=True)
+    with pytest.raises(RequestError, match="full"):
+        await last(Engines([ActorDiedError()], [RequestError(429, "full", None, "queue_full", 31.0)], [RESULT]))
+
+
 async def test_a_stream_goes_on_where_it_was(ingress):
     def step(k: int) -> ProgressEvent:
         return ProgressEvent(k, 3, [False], [None])
