@@ -20,9 +20,16 @@ __all__ = ["RankSpans", "exporter_in_use", "traces_of_request"]
 
 _logger = logging.getLogger("raycache.rank")
 
+#: Serve's controller starts this replica, so it lives; an engine without an answer does not start.
+_CONTROLLER_S = 60.0
+
 
 def exporter_in_use() -> str:
-    """In a replica: the import path of Serve's exporter; empty where Serve does not trace."""
+    """In a replica: the import path of Serve's exporter; empty where Serve does not trace.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: Serve's controller does not answer.
+    """
     import ray
     from ray.serve._private import constants
     from ray.serve._private.tracing_utils import is_tracing_enabled
@@ -31,7 +38,7 @@ def exporter_in_use() -> str:
     if not is_tracing_enabled():
         return ""
     client = _get_global_client(raise_if_no_controller_running=False)
-    config = ray.get(client._controller.get_tracing_config.remote()) if client else None
+    config = ray.get(client._controller.get_tracing_config.remote(), timeout=_CONTROLLER_S) if client else None
     path = config.exporter_import_path if config else constants.RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH
     return path or constants.DEFAULT_TRACING_EXPORTER_IMPORT_PATH
 
