@@ -21,6 +21,8 @@ from cache_core.blocks import Block, States
 
 __all__ = ["Buffers"]
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Buffers:
     """Of one session.
@@ -149,7 +151,8 @@ def _same_bits(left: Any, right: Any) -> bool:
     if left is right or not isinstance(left, torch.Tensor):
         return True
     with torch.no_grad():
-        return torch.equal(*(value.detach().reshape(-1).contiguous().view(torch.uint8) for value in (left, right)))
+        bits = _INTEGERS.get(left.element_size(), torch.uint8)  # byte by byte takes four times as long
+        return torch.equal(*(value.detach().reshape(-1).contiguous().view(bits) for value in (left, right)))
 
 
 def _copies(values: Sequence[Any]) -> list[Any]:

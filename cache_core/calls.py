@@ -84,6 +84,7 @@ class StepCalls:
     def __init__(self) -> None:
         self._timestep: Any = None
         self._seen: list[tuple[Any, ...]] = []
+        self._before: list[tuple[Any, ...]] = []  # of the step before: most tensors come again
         self._unfinished = False
 
     def begin(self, inputs: CallInputs) -> int:
@@ -94,14 +95,20 @@ class StepCalls:
             return place
         timestep = _copy(inputs.timestep)
         if place is None and timestep is not None and _same_time(self._timestep, timestep):
-            self._seen.append(_references(inputs.conditioning))
+            self._seen.append(self._reference(inputs.conditioning))
             return len(self._seen)
-        self._timestep, self._seen = timestep, [_references(inputs.conditioning)]
+        self._before = self._seen
+        self._timestep, self._seen = timestep, [self._reference(inputs.conditioning)]
         return 1
 
     def end(self) -> None:
         """The call returned."""
         self._unfinished = False
+
+    def _reference(self, conditioning: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What the same objects were remembered as in the step before; else as what they are to be known again by."""
+        known = (seen for seen in self._before if _is_same(seen, conditioning))
+        return next(known, None) or _references(conditioning)
 
 
 def _copy(timestep: Any) -> Any:
@@ -120,11 +127,15 @@ def _same_time(left: Any, right: Any) -> bool:
     return _equal(left, right)
 
 
-class _Text:
+class _SeenTensor:
     """A tensor that was seen, without keeping it alive: its values are known again by a weighted sum of them."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._reference, self._mark = weakref.ref(tensor), _mark(tensor)
+
+    def is_same(self, value: Any) -> bool:
+        """Whether it is this very tensor, and still alive."""
+        return value is not None and self._reference() is value
 
     def is_seen(self, value: Any) -> bool:
         if not isinstance(value, torch.Tensor):  # a call without text is another, also when this one is gone
@@ -145,7 +156,16 @@ def _references(value: Any) -> Any:
         return {name: _references(own) for name, own in value.items()}
     if isinstance(value, list | tuple):
         return tuple(map(_references, value))
-    return _Text(value) if isinstance(value, torch.Tensor) else value
+    return _SeenTensor(value) if isinstance(value, torch.Tensor) else value
+
+
+def _is_same(seen: Any, value: Any) -> bool:
+    """Whether all tensors are the very same objects, and everything else is equal; a GPU has nothing to wait for."""
+    if isinstance(seen, dict):
+        return isinstance(value, dict) and _is_same(tuple(seen.items()), tuple(value.items()))
+    if isinstance(seen, tuple):
+        return isinstance(value, list | tuple) and len(seen) == len(value) and all(map(_is_same, seen, value))
+    return seen.is_same(value) if isinstance(seen, _SeenTensor) else _equal(seen, value)
 
 
 def _is_seen(seen: Any, value: Any) -> bool:
@@ -157,7 +177,7 @@ def _is_seen(seen: Any, value: Any) -> bool:
         )
     if isinstance(seen, tuple):
         return isinstance(value, list | tuple) and len(seen) == len(value) and all(map(_is_seen, seen, value))
-    return seen.is_seen(value) if isinstance(seen, _Text) else _equal(seen, value)
+    return seen.is_seen(value) if isinstance(seen, _SeenTensor) else _equal(seen, value)
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cache_core import calls
 from cache_core.calls import StepCalls, call_inputs
 
 TEXTS = (
@@ -226,3 +227,13 @@ def test_a_call_that_raised_keeps_its_place_if_it_is_repeated_at_once():
     assert [begin(a), begin(b), begin(b)] == [1, 2, 1], "it returned: the same once more is a new step"
     assert [begin(a, 0.5), begin(b, 0.5, ends=False), begin(a, 0.5), begin(b, 0.5)] == [1, 2, 1, 2], "drawn anew"
     assert [begin(a, 0.4, ends=False), begin(b, 0.4)] == [1, 2], "given up, and on with the other"
+
+
+def test_tensors_that_come_again_are_looked_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Not at every step: text and images may be large."""
+    looked: list[torch.Tensor] = []
+    mark = calls._mark
+    monkeypatch.setattr(calls, "_mark", lambda tensor: looked.append(tensor) or mark(tensor))
+    prompt, negative = _text(1.0, 2.0), _text(3.0, 4.0)
+    assert _places(*((time, text) for time in (1.0, 0.9, 0.8) for text in (prompt, negative))) == [1, 2] * 3
+    assert [id(tensor) for tensor in looked] == [id(prompt), id(negative)]
