@@ -3,8 +3,9 @@
 The policies keep inputs and outputs of blocks by reference, within a step and from one step to the next. That is sound
 only if a block writes neither into its input nor into what it returned before, and the transformer not into what a
 block returned. Fused kernels, patches and CUDA graphs with static outputs do, some of them without telling the version
-counter, and inference-mode tensors have none. So the first time a block runs on a shape it gets copies, which are then
-compared; after that, versions and storages are looked at, which costs no memory traffic.
+counter, and inference-mode tensors have none. So the first times a block runs on a shape it gets copies, which are
+compared; after that, versions and storages are looked at, which costs no memory traffic. What was found holds for later
+sessions too, as long as the block's code is the same (:mod:`cache_core.known_blocks`).
 
 Copying is a rank's own affair. Refusing depends on code and storages only, which are the same on every rank.
 """
@@ -18,6 +19,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from cache_core.blocks import Block, States
+from cache_core.known_blocks import KnownBlock, known_block
 
 __all__ = ["Buffers"]
 
@@ -35,24 +37,27 @@ class Buffers:
     def __init__(self) -> None:
         self.handed = self.overwritten = False
         self._runs: dict[tuple[Any, ...], int] = {}
-        self._writers: set[int] = set()
-        self._reusers: set[int] = set()
+        self._known: dict[tuple[int, Any], KnownBlock] = {}
+        self._running: KnownBlock | None = None
         self._outputs: dict[int, StorageWeakRef] = {}
         self._first = self._model_writes = False
-        self._given: tuple[States, States, list[int | None]] | None = None
+        self._given: tuple[States, States, list[int | None], KnownBlock | None] | None = None
 
     def take(self, states: States) -> None:
         """A block is called with ``states``."""
         given, self._given = self._given, None
         self.handed = self.overwritten = self._first = False
+        self._running = None
         if given is None:
             return
-        out, kept, versions = given
+        out, kept, versions, giver = given
         if out is kept:
             written = self.overwritten = versions != _versions(out)
         else:
             written = not all(map(_same_bits, out, kept))
             self._model_writes |= written
+            if giver is not None:
+                giver.overwritten |= written
         self.handed = not written and all(a is b for a, b in zip(states, out, strict=True))
 
     def give(self, states: States) -> States:
@@ -60,7 +65,7 @@ class Buffers:
         kept, out = states, states
         if self._first or self._model_writes:
             out = States(*_copies(states))
-        self._given = out, kept, _versions(out)
+        self._given = out, kept, _versions(out), self._running
         return out
 
     def let_go(self) -> None:
@@ -76,14 +81,17 @@ class Buffers:
         """
         names = [block.hidden_argument, *([] if block.encoder_result is None else [block.encoder_argument])]
         inputs = [block.argument(name, args, kwargs) for name in names]
-        key = block.index, *(getattr(value, "shape", None) for value in inputs)
-        run = self._runs[key] = self._runs.get(key, 0) + 1
+        known = self._running = self._known_block(block, forward)
+        key = (*(_kind(value) for value in inputs),)
+        place = block.index, *key
+        run = self._runs[place] = self._runs.get(place, known.runs(key)) + 1
         self._first = run == 1
+        self._model_writes |= known.overwritten
         others = [value for value in _flat((args, kwargs)) if all(value is not stream for stream in inputs)]
         versions, others_versions = _versions(inputs), _versions(others)
         others_before = _copies(others) if self._first else others
         used = inputs
-        if self._first or block.index in self._writers:
+        if self._first or known.writes:
             used = _copies(inputs)
             args, kwargs = _replaced(block, dict(zip(names, used, strict=True)), args, kwargs)
         output = forward(*args, **kwargs)
@@ -93,15 +101,26 @@ class Buffers:
                 "that skips it: it cannot be cached (`type: none` works)"
             )
         if self._first and not all(map(_same_bits, used, inputs)):
-            self._writers.add(block.index)
+            known.writes = True
         elif used is inputs and versions != _versions(inputs):
             raise RuntimeError(
                 f"block {block.name} wrote into its input in place, which it did not when it first ran: the cache "
                 "compares with that input. Let it write into a tensor of its own"
             )
-        return self._owned(block, output, used, run)
+        owned = self._owned(block, known, output, used, run)
+        known.ran(key, run)
+        return owned
 
-    def _owned(self, block: Block, output: Any, used: list[Any], run: int) -> Any:
+    def _known_block(self, block: Block, forward: Callable[..., Any]) -> KnownBlock:
+        """What is known of a block; asked once a session, and again where another forward runs."""
+        code = getattr(forward, "checkpoints", forward)
+        code = getattr(code, "__func__", code)
+        place = block.index, code
+        if place not in self._known:
+            self._known[place] = known_block(block.module, code)
+        return self._known[place]
+
+    def _owned(self, block: Block, known: KnownBlock, output: Any, used: list[Any], run: int) -> Any:
         """The output in memory that no later run writes into."""
         single = isinstance(output, torch.Tensor)
         outputs = [output] if single else list(output)
@@ -110,14 +129,14 @@ class Buffers:
             storages.pop(address, None)  # it returns its input, or a view of it
         # Alive: not memory that was free in between.
         if any(address in self._outputs and not self._outputs[address].expired() for address in storages):
-            if run > 2 and block.index not in self._reusers:
+            if run > 2 and not known.reuses:
                 raise RuntimeError(
                     f"block {block.name} returns memory that was returned before, by turns: the cache compares with "
                     "what was in it. Let it return a tensor of its own (no CUDA graph, no static buffers)"
                 )
-            self._reusers.add(block.index)
+            known.reuses = True
         self._outputs.update({address: StorageWeakRef(storage) for address, storage in storages.items()})
-        if not self._first and block.index not in self._reusers:
+        if not self._first and not known.reuses:
             return output
         copies = _copies(outputs)
         return copies[0] if single else tuple(copies)
@@ -141,6 +160,13 @@ def _flat(value: Any) -> Iterator[torch.Tensor]:
 def _versions(values: Iterable[Any]) -> list[int | None]:
     """The tensors' version counters; None where they have none."""
     return [None if value.is_inference() else value._version for value in _tensors(values)]
+
+
+def _kind(value: Any) -> Any:
+    """Kernels may be others for another shape, dtype or mode."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    return value.shape, value.dtype, value.device, value.requires_grad, value.is_inference()
 
 
 def _address(value: torch.Tensor) -> int:

@@ -61,7 +61,12 @@ class Checkpointing:
             return forward
         if not getattr(self._transformer, "gradient_checkpointing", False):
             return forward
-        return lambda *args, **kwargs: given.given(_Forward(forward, kwargs), *args)
+
+        def checkpointed(*args: Any, **kwargs: Any) -> Any:
+            return given.given(_Forward(forward, kwargs), *args)
+
+        checkpointed.checkpoints = forward  # type: ignore[attr-defined]  # the code that runs, made anew or not
+        return checkpointed
 
     def _function(self) -> Callable[..., Any] | None:
         return getattr(self._transformer, "_gradient_checkpointing_func", None)

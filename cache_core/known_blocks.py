@@ -1,0 +1,77 @@
+"""What earlier sessions found out of a block, for as long as its code is the same.
+
+A session is often one image, and a service opens one for each: to check every block anew in each costs a few percent of
+a small picture. What a block does to memory changes only with its code: its own forward, or a forward or attention
+processor that somebody put inside it. Code exchanged in a class, below all of that, is not seen here; what such code
+writes is, by the version counter.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from torch import nn
+
+__all__ = ["KnownBlock", "known_block"]
+
+#: Runs on a shape after which nothing more is to be found out: the second shows memory that is returned again.
+_ENOUGH = 2
+_MOST_SHAPES = 64
+
+
+class KnownBlock:
+    """One block with the code that it has.
+
+    Attributes:
+        writes: into its streams; reuses: the memory that it returns.
+        overwritten: the transformer writes into what it returned.
+    """
+
+    def __init__(self, parts: list[weakref.ref[Any]]) -> None:
+        self.writes = self.reuses = self.overwritten = False
+        self._parts = parts
+        self._runs: dict[Hashable, int] = {}
+
+    def is_of(self, parts: list[Any]) -> bool:
+        """Whether the code is still the same."""
+        return len(parts) == len(self._parts) and all(
+            known() is part for known, part in zip(self._parts, parts, strict=True)
+        )
+
+    def runs(self, shape: Hashable) -> int:
+        """Runs on a shape in earlier sessions that count, :data:`_ENOUGH` at most."""
+        return self._runs.get(shape, 0) if self._runs.get(shape, 0) >= _ENOUGH else 0
+
+    def ran(self, shape: Hashable, run: int) -> None:
+        """It ran on a shape, for the ``run``-th time of a session."""
+        if shape not in self._runs and len(self._runs) >= _MOST_SHAPES:
+            self._runs.pop(next(iter(self._runs)))
+        self._runs[shape] = min(_ENOUGH, max(run, self._runs.get(shape, 0)))
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, KnownBlock] = weakref.WeakKeyDictionary()
+
+
+def known_block(block: nn.Module, forward: Any) -> KnownBlock:
+    """What is known of ``block`` that runs ``forward``; nothing yet where its code is another than the last time."""
+    parts = [forward, *_parts(block)]
+    known = _KNOWN.get(block)
+    if known is None or not known.is_of(parts):
+        try:
+            known = KnownBlock([weakref.ref(part) for part in parts])
+        except TypeError:  # not everything can be known again: this block is checked in every session
+            return KnownBlock([])
+        _KNOWN[block] = known
+    return known
+
+
+def _parts(block: nn.Module) -> Iterator[Any]:
+    """What somebody may have put inside a block: modules of other classes, their own forwards, attention processors."""
+    for module in block.modules():
+        yield type(module)
+        if module is not block and (forward := module.__dict__.get("forward")) is not None:
+            yield forward
+        if (processor := getattr(module, "processor", None)) is not None:
+            yield processor
