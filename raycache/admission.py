@@ -82,8 +82,8 @@ class Admission:
             refusal = self._refusal(ticket, own, queue, now, timeout_s, mending_s, mark)
             if refusal is not None:
                 patience_s = max(timeout_s, own) - (own - ticket.seconds)
-                turns = refusal.code != "key_limit"
-                refusal.retry_after_s = self._promise(ticket, mark, queue, now, patience_s, turns)
+                how = {"turns": refusal.code != "key_limit", "firm": refusal.code != "gang_restarting"}
+                refusal.retry_after_s = self._promise(ticket, mark, queue, now, patience_s, **how)
                 raise refusal
             if not self._tickets:
                 self._head_since = now
@@ -107,7 +107,7 @@ class Admission:
             now = self._clock()
             place = Ticket(ticket.seconds, ticket.key, ticket.work)
             queue = [(held, at) for held, at in self._queue(now, mending_s) if held is not ticket]
-            return self._promise(place, mark, queue, now, max(timeout_s, place.seconds))
+            return self._promise(place, mark, queue, now, max(timeout_s, place.seconds), firm=False)
 
     def load(self, mending_s: float = 0.0) -> tuple[int, bool, float]:
         """Jobs waiting, whether one runs, predicted seconds until a new job would start."""
@@ -156,10 +156,10 @@ class Admission:
         queue: list[tuple[Place, float]],
         now: float,
         patience_s: float,
-        turns: bool = True,
+        **how: bool,
     ) -> float:
-        how = {"patience_s": patience_s, "unsure": min(0.5, self._costs.error), "turns": turns}
-        return self._line.promise(ticket, mark, queue, now, self._limits(), **how)
+        unsure = min(0.5, self._costs.error)
+        return self._line.promise(ticket, mark, queue, now, self._limits(), patience_s=patience_s, unsure=unsure, **how)
 
     def _refuse_long(self, work: Work, own: float, timeout_s: float) -> None:
         # Refused for good only on the fastest run ever seen: a mean spoilt by one slow job would never be put right.
@@ -223,7 +223,8 @@ class Admission:
                 f"at most {limits.seconds:g} s may queue"
             )
             return RequestError(429, message, None, "queue_full")
-        if self._line.harms(ticket, queue, now, limits):
+        # An idle gang waits for nobody: whoever was told to come back finds one job more before it at most.
+        if self._tickets and self._line.harms(ticket, queue, now, limits):
             message = "the places that are free are kept for clients that were told to come back"
             return RequestError(429, message, None, "queue_full")
         return None

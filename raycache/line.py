@@ -45,13 +45,14 @@ class Place:
 
 @dataclass(frozen=True)
 class _Promise:
-    """``turns``: whoever is refused later is told a later time."""
+    """``turns``: whoever is refused later is told a later time. ``firm``: its room is kept from others until then."""
 
     at: float
     until: float
     mark: Hashable
     place: Place
     turns: bool
+    firm: bool
 
 
 class Line:
@@ -73,12 +74,13 @@ class Line:
 
         ``queue``: the places in it, and when each will have left it.
         """
+        firm = [promise for promise in self._promises if promise.firm]
         future = _Future(queue, now)
-        held = {id(promise): future.full(promise.place, promise.at, limits) for promise in self._join(future)}
+        held = {id(promise): future.full(promise.place, promise.at, limits) for promise in _join(firm, future)}
         future = _Future(queue, now)
         future.join(place, now)
         return any(
-            future.full(promise.place, promise.at, limits) and not held[id(promise)] for promise in self._join(future)
+            future.full(promise.place, promise.at, limits) and not held[id(promise)] for promise in _join(firm, future)
         )
 
     def promise(
@@ -92,6 +94,7 @@ class Line:
         patience_s: float = math.inf,
         unsure: float = 0.0,
         turns: bool = True,
+        firm: bool = True,
     ) -> float:
         """Seconds after which ``place`` gets in, kept for it.
 
@@ -99,12 +102,13 @@ class Line:
             patience_s: it must be done so soon after it got in.
             unsure: by which share the times of ``queue`` may be wrong.
             turns: it comes behind all who were refused before it; not where its own key's jobs are what it waits for.
+            firm: nobody else is let in who would take its room; not where its job may be done elsewhere meanwhile.
         """
         mine = [promise.at for promise in self._promises if promise.mark == mark]
         if len(mine) >= _EACH or len(self._promises) >= _PROMISES:
             return max(1.0, math.ceil(max(mine or [promise.at for promise in self._promises]) - now))
         future = _Future(queue, now)
-        for _ in self._join(future):
+        for _ in _join(self._promises, future):
             pass
         first = max((promise.at - now for promise in self._promises if promise.turns and turns), default=0.0)
         ahead_s = future.wait(now) + place.seconds
@@ -116,14 +120,8 @@ class Line:
             if future.wait(at) + place.seconds <= patience_s + _SOON and not future.full(place, at, limits):
                 break
         late_s = max(_LATE_S, _LATE_SHARE * wait)
-        self._promises.append(_Promise(now + wait, now + wait + late_s, mark, place, turns))
+        self._promises.append(_Promise(now + wait, now + wait + late_s, mark, place, turns, firm))
         return wait
-
-    def _join(self, future: _Future) -> Iterator[_Promise]:
-        """Those who were told to come back, each joining when told; yields each before it joins."""
-        for promise in sorted(self._promises, key=lambda promise: promise.at):
-            yield promise
-            future.join(promise.place, promise.at)
 
 
 class _Future:
@@ -154,3 +152,10 @@ class _Future:
             return False
         mine = [other.seconds for other in self._places[first:] if other.key == place.key]
         return bool(mine) and limits.exceeds_key(len(mine), sum(mine) + place.seconds)
+
+
+def _join(promises: list[_Promise], future: _Future) -> Iterator[_Promise]:
+    """Those who were told to come back, each joining when told; yields each before it joins."""
+    for promise in sorted(promises, key=lambda promise: promise.at):
+        yield promise
+        future.join(promise.place, promise.at)

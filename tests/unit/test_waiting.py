@@ -211,3 +211,33 @@ def test_places_kept_for_clients_that_never_come_are_free_again():
         world.admission.release(ticket)
     for number in range(4):
         world.admission.admit(SHORT, 300.0, mark=f"new {number}")
+
+
+def promised_nobody(world: World, mending_s: float = 0.0, timeout_s: float = 300.0) -> None:
+    """Twelve were told to come again who are never heard of any more, and whoever was let in is done."""
+    held = []
+    for number in range(16):
+        with contextlib.suppress(RequestError):
+            held.append(world.admission.admit(SHORT, timeout_s, mending_s, mark=f"gone {number}"))
+    for ticket in held:
+        world.admission.release(ticket)
+
+
+@pytest.mark.parametrize("at", [0.0, 4.0, 6.0, 12.0])
+@pytest.mark.parametrize("work", [SHORT, LONG], ids=["short", "long"])
+def test_an_idle_gang_draws_whoever_is_there(work: Work, at: float):
+    world = World()
+    promised_nobody(world)
+    world.now = at
+    world.admission.admit(work, 300.0, mark="here")
+    if work is LONG:
+        with pytest.raises(RequestError, match="kept for clients"):
+            world.admission.admit(work, 300.0, mark="one more")
+
+
+def test_whom_another_engine_may_draw_no_place_is_kept_for():
+    """The ingress asks one when an engine has lost its ranks; whether it did, the first is never told."""
+    world = World()
+    promised_nobody(world, mending_s=5.0, timeout_s=5.0)
+    for number in range(4):
+        world.admission.admit(LONG, 300.0, mark=f"here {number}")
