@@ -12,7 +12,7 @@ Copying is a rank's own affair. Refusing depends on code and storages only, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -87,7 +87,7 @@ class Buffers:
         run = self._runs[place] = self._runs.get(place, known.runs(key)) + 1
         self._first = run == 1
         self._model_writes |= known.overwritten
-        others = [value for value in _flat((args, kwargs)) if all(value is not stream for stream in inputs)]
+        others = [value for value in _flat((*args, *kwargs.values())) if all(value is not stream for stream in inputs)]
         versions, others_versions = _versions(inputs), _versions(others)
         others_before = _copies(others) if self._first else others
         used = inputs
@@ -95,7 +95,7 @@ class Buffers:
             used = _copies(inputs)
             args, kwargs = _replaced(block, dict(zip(names, used, strict=True)), args, kwargs)
         output = forward(*args, **kwargs)
-        if others_versions != _versions(others) or not all(map(_same_bits, others, others_before)):
+        if others_versions != _versions(others) or (self._first and not all(map(_same_bits, others, others_before))):
             raise RuntimeError(
                 f"block {block.name} writes into an argument besides its two streams, which it would not do in a step "
                 "that skips it: it cannot be cached (`type: none` works)"
@@ -146,15 +146,17 @@ def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
     return [value for value in values if isinstance(value, torch.Tensor)]
 
 
-def _flat(value: Any) -> Iterator[torch.Tensor]:
+def _flat(values: Iterable[Any]) -> list[torch.Tensor]:
     """The tensors in the arguments of a block."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _flat(tuple(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _flat(item)
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            found += _flat(value.values())
+        elif isinstance(value, list | tuple):
+            found += _flat(value)
+    return found
 
 
 def _versions(values: Iterable[Any]) -> list[int | None]:

@@ -14,9 +14,10 @@ therefore stays one branch, which its image cannot tell.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -190,5 +191,10 @@ def _equal(left: Any, right: Any) -> bool:
     return isinstance(left, int | float | str) and left == right
 
 
-def _parameters(cls: type[nn.Module]) -> list[str]:
-    return [name for name in inspect.signature(cls.forward).parameters if name != "self"]
+def _parameters(cls: type[nn.Module]) -> tuple[str, ...]:
+    return _names(cls.forward)
+
+
+@functools.lru_cache(maxsize=64)
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(forward).parameters if name != "self")

@@ -71,7 +71,8 @@ def _parts(block: nn.Module) -> Iterator[Any]:
     """What somebody may have put inside a block: modules of other classes, their own forwards, attention processors."""
     for module in block.modules():
         yield type(module)
-        if module is not block and (forward := module.__dict__.get("forward")) is not None:
+        own = module.__dict__  # asking the module itself is slow where it has none
+        if module is not block and (forward := own.get("forward")) is not None:
             yield forward
-        if (processor := getattr(module, "processor", None)) is not None:
+        if (processor := own.get("processor")) is not None:  # one that is a module is among the modules
             yield processor
