@@ -56,6 +56,7 @@ class EngineWatch:
         self.shortage: str | None = None
         self._began = time.monotonic()
         self._asked_at = self._heard_at = self._logged_at = -math.inf
+        self._asking, self._polls = asyncio.Lock(), 0
 
     async def run(self, told: Callable[[], None] = lambda: None) -> None:
         """Poll for ever, faster while nobody serves, log every change, and call ``told`` after each poll."""
@@ -73,8 +74,17 @@ class EngineWatch:
                 logger.exception("Could not ask the engines how they are; trying again")
             await asyncio.sleep(_POLL_S if served else _POLL_STARTING_S)
 
-    async def refresh(self) -> None:
-        """Ask every engine. Silence is not death: what a busy engine said last holds for a while."""
+    async def refresh(self, polls: int | None = None) -> None:
+        """Ask every engine. Silence is not death: what a busy engine said last holds for a while.
+
+        ``polls``: how many there had been when the caller came; a later one than these tells it enough.
+        """
+        async with self._asking:
+            if polls is None or self._polls == polls:
+                self._polls += 1
+                await self._ask()
+
+    async def _ask(self) -> None:
         self._asked_at = time.monotonic()
         try:
             answers = await self._engine.broadcast("status", self._caller).results_async(
@@ -123,6 +133,9 @@ class EngineWatch:
             # A call that waits at Serve's handle is what makes it start an engine where there is none.
             with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
                 return await asyncio.wait_for(self._engine.status.remote(self._caller), patience_s)
+        if not statuses:
+            await self.refresh(self._polls)  # Serve may have called one ready since the last poll
+            statuses = self.statuses
         if not statuses:
             raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced", self.ready_in_s)
         return statuses[0]

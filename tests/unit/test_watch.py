@@ -91,6 +91,27 @@ async def test_nobody_is_there_at_first(watch, handle):
         assert caught.value.retry_after_s
 
 
+async def test_the_first_request_to_a_new_engine_need_not_wait_for_a_poll(watch, handle):
+    assert await told(watch, handle, NONE_THERE) == []
+    handle.answer = [ALIVE]
+    assert await watch.serving() is ALIVE
+
+
+async def test_a_crowd_without_an_engine_asks_together(watch, handle, monkeypatch):
+    polls = []
+
+    async def slow(**_):
+        polls.append(1)
+        await asyncio.sleep(0.01)
+        raise NONE_THERE
+
+    monkeypatch.setattr(handle, "results_async", slow)
+    await watch.refresh()
+    answers = await asyncio.gather(*(watch.serving() for _ in range(50)), return_exceptions=True)
+    assert {type(answer) for answer in answers} == {RequestError}
+    assert len(polls) == 3, "one before they came, one for the first, one for who came while it was under way"
+
+
 async def test_silence_is_not_death(watch, handle, clock):
     assert await told(watch, handle, [ALIVE]) == [ALIVE]
     clock.now += 14
@@ -129,13 +150,12 @@ async def test_dead_engines_are_gone_at_once(watch, handle):
 
 
 async def test_an_old_answer_is_asked_for_again(watch, handle, clock):
-    await told(watch, handle, [])
-    handle.answer = [ALIVE]
-    clock.now += 2
-    with pytest.raises(RequestError):
-        await watch.serving()
+    await told(watch, handle, [ALIVE])
+    handle.answer = [changed := replace(ALIVE, queued=1)]
     clock.now += 2
     assert await watch.serving() is ALIVE
+    clock.now += 2
+    assert await watch.serving() is changed
 
 
 async def test_the_reason_is_given_when_it_is_known(watch, handle):
