@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from raycache.fit import Fit
 from raycache.job import Job, JobOutput
 from raycache.shares import Shares
 
-__all__ = ["Costs", "Work", "stalls", "work_of"]
+__all__ = ["Costs", "Work", "work_of"]
 
 _REMEMBERED = 512
 #: Pixels a side of what the transformer reads as one token: the VAE shrinks by 8, and 2x2 latents are packed.
@@ -70,14 +69,6 @@ def work_of(job: Job) -> Work:
         prompts=len(set(job.prompts)) or 1,
         previews=len(job.preview_steps),
     )
-
-
-def stalls(step_s: Sequence[float]) -> float:
-    """Seconds by which some steps took far longer than the others: a first one allocates, another may compile."""
-    if len(step_s) < 2:
-        return 0.0
-    usual = statistics.median(step_s[1:])
-    return sum(max(0.0, seconds - 2 * usual) for seconds in step_s)
 
 
 class Costs:

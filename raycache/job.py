@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,11 +11,20 @@ import numpy as np
 
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job", "JobCancelled"]
 __all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery", "Trace"]
+__all__ += ["stalls"]
 
 
 ModelKind = Literal["noise", "demo", "folder", "hub"]
 #: A local folder in diffusers' layout, and what it is.
 ModelSource = tuple[str, ModelKind]
+
+
+def stalls(step_s: Sequence[float]) -> float:
+    """Seconds by which some steps took far longer than the others: a first one allocates, another may compile."""
+    if len(step_s) < 2:
+        return 0.0
+    usual = statistics.median(step_s[1:])
+    return sum(max(0.0, seconds - 2 * usual) for seconds in step_s)
 
 
 @dataclass(frozen=True)

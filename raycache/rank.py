@@ -26,9 +26,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
-from raycache.costs import stalls
 from raycache.guidance import guided
-from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress
+from raycache.job import Job, JobOutput, ModelFacts, ModelKind, Progress, stalls
 from raycache.logs import about, to_stderr
 from raycache.picture import decode, preview
 from raycache.pipeline import load_pipeline, model_facts, prepare_model

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
-from raycache.cors import check_origin
 from raycache.limits import DefaultSettings, LimitSettings
+from raycache.origins import check_origin
 from raycache.presets import PresetName, load_presets
 from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within

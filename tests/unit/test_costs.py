@@ -12,8 +12,8 @@ import pytest
 
 from cache_core import DBCacheOptions, FBCacheOptions, NoCacheOptions
 from cache_core.options import DBPruneOptions
-from raycache.costs import Costs, Work, stalls
-from raycache.job import JobOutput
+from raycache.costs import Costs, Work
+from raycache.job import JobOutput, stalls
 from raycache.shares import Shares
 from tests.unit.simulated_ranks import MACHINES, Ranks
 
