@@ -7,7 +7,7 @@ CONFIG ?= serve_configs/laptop_dbcache.yaml
 export RAY_USAGE_STATS_ENABLED = 0
 # Ray's usage statistics need the internet, and transformers' advice is noise on a laptop.
 export TRANSFORMERS_VERBOSITY = error
-# Bounds in Serve's proxy, where requests arrive: raycache/front.py.
+# Bounds in Serve's proxy, where requests arrive: raycache/front/__init__.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = raycache.front:middlewares
 
 .PHONY: install serve test lint loadtest bench bench-service clean

@@ -85,7 +85,7 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
     import ray
 
     from cache_core import DBCacheOptions, NoCacheOptions
-    from raycache.gang import Gang, Job
+    from raycache.gang.gang import Gang, Job
     from raycache.settings import AppSettings
 
     arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]

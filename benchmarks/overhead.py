@@ -20,7 +20,7 @@ import typer
 from PIL import Image
 
 from benchmarks.serving import PATH, application, machine, settings_of, show_table
-from raycache.encoding import encode
+from raycache.protocol.formats import encode
 
 COLUMNS = ["reply", "request, ms", "in the gang, ms", "PNG encoding, ms", "serving overhead, ms: median (quartiles)"]
 

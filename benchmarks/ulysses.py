@@ -46,7 +46,7 @@ def _rank(rank: int, world: int, rounds: int, folder: str) -> None:
     from para_attn import para_attn_interface as interface
 
     from cache_core import para_attention
-    from raycache.para_attention import parallelize
+    from raycache.worker.context_parallel import parallelize
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)

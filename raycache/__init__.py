@@ -1,5 +1,5 @@
 """raycache: pictures from diffusion transformers, fast, on Ray Serve."""
 
-from raycache.schemas import GenerationRequest, GenerationResult
+from raycache.protocol.schemas import GenerationRequest, GenerationResult
 
 __all__ = ["GenerationRequest", "GenerationResult"]

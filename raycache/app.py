@@ -7,19 +7,19 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from raycache.autoscaling import autoscaling_config
+from raycache.cluster.surge import surge_percent
 from raycache.dry_run import refuse_what_cannot_work
-from raycache.engine import Engine
-from raycache.gang import placement_bundles
-from raycache.ingress import Ingress
+from raycache.engine.autoscaling import autoscaling_config
+from raycache.engine.engine import Engine
+from raycache.gang.gang import placement_bundles
+from raycache.ingress.ingress import Ingress
 from raycache.settings import AppSettings
-from raycache.surge import surge_percent
 
 #: Calls an ingress or engine replica takes at once beyond its jobs: status, and requests that are refused at once.
 #: Serve's own queue never refuses before ours does, because its refusal is plain text without a reason.
 _SLACK = 1000
-#: Requests an ingress has at once: far more than jobs can wait and bodies be under way (`raycache.bodies`), so that
-#: `/healthz` always finds a place.
+#: Requests an ingress has at once: far more than jobs can wait and bodies be under way (`raycache.front.bodies`), so
+#: that `/healthz` always finds a place.
 _INGRESS_REQUESTS = 10_000
 
 

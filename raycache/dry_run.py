@@ -19,15 +19,15 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycache.auth import read_keys
-from raycache.capacity import Bundle, shortage
-from raycache.errors import RequestError
-from raycache.model_folder import folder_faults, model_info
-from raycache.model_source import ModelNotFound, model_outline
-from raycache.port_check import check_port, living_replicas
-from raycache.schemas import ModelInfo
+from raycache.cluster.capacity import Bundle, shortage
+from raycache.cluster.port_check import check_port, living_replicas
+from raycache.ingress.auth import read_keys
+from raycache.models.folder import folder_faults, model_info
+from raycache.models.source import ModelNotFound, model_outline
+from raycache.protocol.errors import RequestError
+from raycache.protocol.resolve import check_deployment, check_size, parse_size
+from raycache.protocol.schemas import ModelInfo
 from raycache.settings import AppSettings
-from raycache.validation import check_deployment, check_size, parse_size
 
 __all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]
 

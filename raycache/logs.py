@@ -1,6 +1,7 @@
 """Logs of the engine's gang and of its ranks: text or JSON, each line with the id of the request it belongs to.
 
-Prompts are in no line: :class:`raycache.schemas.GenerationRequest` does not show its own, and nothing else has it.
+Prompts are in no line: :class:`raycache.protocol.schemas.GenerationRequest` does not show its own, and nothing else
+has it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import warnings
 from typing import Any
 
-from raycache.request_ids import clean
+from raycache.protocol.request_ids import clean
 from raycache.settings import LoggingSettings
 
 __all__ = ["about", "join_serve_log", "quiet_libraries", "request_id", "to_stderr"]
@@ -30,7 +31,7 @@ def request_id() -> str:
 
 
 def about(job: Any, **more: object) -> dict[str, object]:
-    """``extra`` of a log line about ``job`` (a :class:`raycache.job.Job`)."""
+    """``extra`` of a log line about ``job`` (a :class:`raycache.protocol.job.Job`)."""
     return {"request_id": job.request_id, "job": job.id, **more}
 
 

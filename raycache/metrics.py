@@ -11,8 +11,8 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from raycache.errors import RequestError
-from raycache.job import GangStatus
+from raycache.protocol.errors import RequestError
+from raycache.protocol.job import GangStatus
 
 #: From a preview-sized picture on a GPU to a large one on a CPU.
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -70,7 +70,7 @@ class ParallelSettings(_Settings):
         description="Process-group timeout in seconds, once warm: second line behind the watchdog.",
     )
     rank_class: str = Field(
-        default="raycache.rank:Rank",
+        default="raycache.worker.rank:Rank",
         pattern=r"^[\w.]+:\w+$",
         description="`module:Class` that every rank runs; tests name one that fails on purpose.",
     )

@@ -11,7 +11,7 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from raycache.job import Job, Trace
+from raycache.protocol.job import Job, Trace
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from raycache.job import Job
-from raycache.pulse import Phase
-from raycache.rank import Rank
+from raycache.protocol.heartbeat import Phase
+from raycache.protocol.job import Job
+from raycache.worker.rank import Rank
 
 __all__ = ["FaultyRank", "PlannedFault"]
 

@@ -127,7 +127,7 @@ def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
 
 def load_pipe(model: str, dtype: str) -> object:
     """The pipeline on the GPU if there is one, else on the CPU."""
-    from raycache.pipeline import load_pipeline, prepare_model
+    from raycache.models.loading import load_pipeline, prepare_model
     from raycache.settings import ModelSettings
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

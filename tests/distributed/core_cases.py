@@ -50,7 +50,7 @@ ABORTED_STEPS = 4
 
 
 def _split(transformer: Any) -> dist.ProcessGroup:
-    from raycache.para_attention import parallelize
+    from raycache.worker.context_parallel import parallelize
 
     return parallelize(transformer)
 

@@ -14,10 +14,10 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from cache_core import DBCacheOptions
 from raycache.demo.noise import build_noise_model
-from raycache.job import Job, JobOutput
-from raycache.pulse import Failure
-from raycache.rank import Rank
+from raycache.protocol.heartbeat import Failure
+from raycache.protocol.job import Job, JobOutput
 from raycache.settings import AppSettings
+from raycache.worker.rank import Rank
 from tests.distributed.ranks import run_ranks
 
 STEPS = 10

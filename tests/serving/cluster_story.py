@@ -21,8 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycache import GenerationRequest
 from raycache.app import build
-from raycache.placement import placement_bundles
-from raycache.schemas import EngineStatus
+from raycache.gang.placement import placement_bundles
+from raycache.protocol.schemas import EngineStatus
 from raycache.settings import AppSettings
 from raycache.testing.faulty_rank import PlannedFault
 

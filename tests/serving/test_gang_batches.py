@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cache_core import DBCacheOptions
-from raycache.gang import Gang, JobCancelled, JobFailed
-from raycache.gang_queue import JobHandle
+from raycache.gang.gang import Gang, JobCancelled, JobFailed
+from raycache.gang.queue import JobHandle
 from raycache.testing.faulty_rank import PlannedFault
 from tests.serving.conftest import FAULTY, started_gang, wait_until
 from tests.serving.test_gang_draws import job

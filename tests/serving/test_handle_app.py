@@ -9,8 +9,8 @@ from ray.exceptions import TaskCancelledError
 from ray.serve.exceptions import RequestCancelledError
 
 from raycache import GenerationRequest, GenerationResult
-from raycache.errors import RequestError
-from raycache.schemas import PreviewEvent, ProgressEvent
+from raycache.protocol.errors import RequestError
+from raycache.protocol.schemas import PreviewEvent, ProgressEvent
 from raycache.testing.inject import engines_now, wait_for
 from tests.serving.asking import ENDLESS
 

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from raycache.costs import Costs, work_of
-from raycache.engine import Engine
-from raycache.gang import GangStatus, JobOutput
-from raycache.schemas import GenerationRequest, ModelInfo
+from raycache.engine.engine import Engine
+from raycache.gang.costs import Costs, work_of
+from raycache.gang.gang import GangStatus, JobOutput
+from raycache.protocol.resolve import resolve
+from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings
-from raycache.validation import resolve
 
 SETTINGS = AppSettings.model_validate(
     {

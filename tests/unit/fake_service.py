@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from raycache.asker import asked_by
-from raycache.errors import RequestError
-from raycache.schemas import EngineStatus, GenerationResult, PreviewEvent, ProgressEvent, StageTimes
+from raycache.ingress.asker import asked_by
+from raycache.protocol.errors import RequestError
+from raycache.protocol.schemas import EngineStatus, GenerationResult, PreviewEvent, ProgressEvent, StageTimes
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_body_bytes": 2000}})

@@ -1,4 +1,4 @@
-"""How long ranks take, from what hardware does: launches, rooflines, tiles, noise. Knows nothing of `raycache.costs`.
+"""How long ranks take, from what hardware does: launches, rooflines, tiles, noise. Knows none of `raycache.gang.costs`.
 
 Times are not sums of the terms that the service fits: matrix products wait for weights when there are few tokens, work
 comes in tiles, each job has its own luck, and now and then one is disturbed.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raycache.job import JobOutput
+from raycache.protocol.job import JobOutput
 
 
 @dataclass(frozen=True)

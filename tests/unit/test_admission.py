@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cache_core import NoCacheOptions
-from raycache.admission import Admission
-from raycache.costs import Costs, Work
-from raycache.errors import RequestError
-from raycache.job import JobOutput
+from raycache.engine.admission import Admission
+from raycache.gang.costs import Costs, Work
+from raycache.protocol.errors import RequestError
+from raycache.protocol.job import JobOutput
 from raycache.settings import AppSettings
 
 SMALL = Work(128, 128, 1, 10, NoCacheOptions())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cache_core import NoCacheOptions
-from raycache.answers import result_of
-from raycache.job import JobOutput
-from raycache.schemas import GenerationRequest, ModelInfo
+from raycache.engine.convert import result_of
+from raycache.protocol.job import JobOutput
+from raycache.protocol.schemas import GenerationRequest, ModelInfo
 
 
 @pytest.mark.parametrize(

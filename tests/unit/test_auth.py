@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from raycache import auth
-from raycache.errors import RequestError
-from raycache.ingress import Ingress
+from raycache.ingress import auth
+from raycache.ingress.ingress import Ingress
+from raycache.protocol.errors import RequestError
 from raycache.settings import AppSettings
 
 GOOD = [

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ray import cloudpickle
 
 from raycache.app import build
-from raycache.autoscaling import JOBS, QUEUED_S, QueuedSeconds, autoscaling_config
+from raycache.engine.autoscaling import JOBS, QUEUED_S, QueuedSeconds, autoscaling_config
 from raycache.settings import AppSettings, AutoscalingSettings
 
 SETTINGS = AutoscalingSettings(min_replicas=0, max_replicas=3, target_queued_seconds=10, metrics_interval_s=1.5)

@@ -11,10 +11,10 @@ import zlib
 
 import pytest
 
-from raycache import bodies
-from raycache.api import build_http_app
-from raycache.bodies import Bodies, read_whole
-from raycache.errors import RequestError
+from raycache.front import bodies
+from raycache.front.bodies import Bodies, read_whole
+from raycache.ingress.api import build_http_app
+from raycache.protocol.errors import RequestError
 from tests.unit.asgi import Wire, asked
 from tests.unit.fake_service import SETTINGS, FakeService
 

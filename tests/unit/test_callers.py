@@ -2,8 +2,8 @@
 
 import pytest
 
-from raycache import callers
-from raycache.callers import Callers
+from raycache.engine import leases as callers
+from raycache.engine.leases import Callers
 
 
 class Clock:

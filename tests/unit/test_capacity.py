@@ -2,7 +2,7 @@
 
 import pytest
 
-from raycache.capacity import shortage
+from raycache.cluster.capacity import shortage
 
 L20 = {"CPU": 1.0, "GPU": 1.0, "accelerator_type:L20": 0.001}
 CPU = {"CPU": 0.25}

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from raycache.capacity import shortage, total
-from raycache.gang import placement_bundles
+from raycache.cluster.capacity import shortage, total
+from raycache.gang.gang import placement_bundles
 from raycache.settings import AppSettings
 
 FOLDER = Path(__file__).parents[2] / "serve_configs"

@@ -6,8 +6,8 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from raycache.api import build_http_app
-from raycache.errors import unavailable
+from raycache.ingress.api import build_http_app
+from raycache.protocol.errors import unavailable
 from raycache.settings import AppSettings
 from tests.unit.fake_service import URL, FakeService
 

@@ -12,9 +12,9 @@ import pytest
 
 from cache_core import DBCacheOptions, FBCacheOptions, NoCacheOptions
 from cache_core.options import DBPruneOptions
-from raycache.costs import Costs, Work
-from raycache.job import JobOutput, stalls
-from raycache.shares import Shares
+from raycache.gang.costs import Costs, Work
+from raycache.gang.shares import Shares
+from raycache.protocol.job import JobOutput, stalls
 from tests.unit.simulated_ranks import MACHINES, Ranks
 
 NONE = NoCacheOptions()
@@ -142,8 +142,8 @@ def test_stalls_are_those_of_single_steps():
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("raycache.costs._REMEMBERED", 20)
-    monkeypatch.setattr("raycache.shares._REMEMBERED", 30)
+    monkeypatch.setattr("raycache.gang.costs._REMEMBERED", 20)
+    monkeypatch.setattr("raycache.gang.shares._REMEMBERED", 30)
     costs = Costs()
     for steps in range(1, 80):
         report = {"totals": {"computed_block_fraction": [0.5]}}

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError, RayTaskError
 
-from raycache import actors, incarnation
-from raycache.actors import Fault, RankActors
-from raycache.incarnation import Incarnation
-from raycache.job import GangStartError, Job
+from raycache.gang import incarnation
+from raycache.gang import worker_group as actors
+from raycache.gang.incarnation import Incarnation
+from raycache.gang.worker_group import Fault, RankActors
+from raycache.protocol.job import GangStartError, Job
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 1}})

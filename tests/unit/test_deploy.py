@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
-from raycache.placement import placement_bundles
+from raycache.gang.placement import placement_bundles
 from raycache.settings import AppSettings
 from tests.unit.kuberay import RayService
 from tests.unit.kubernetes import KINDS, PodTemplateSpec, check

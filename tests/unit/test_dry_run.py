@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from raycache.app import build
 from raycache.demo import demo_model_path
 from raycache.dry_run import CannotWork, Findings, _agree, refuse_what_cannot_work
-from raycache.placement import placement_bundles
+from raycache.gang.placement import placement_bundles
 from raycache.settings import AppSettings
 
 DEMO = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycache.auth import check_key, read_keys
-from raycache.encoding import encode
-from raycache.errors import RequestError
+from raycache.ingress.auth import check_key, read_keys
+from raycache.protocol.errors import RequestError
+from raycache.protocol.formats import encode
 
 PIXELS = np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)
 

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raycache.answers import preview_steps
-from raycache.costs import Work
-from raycache.engine import Engine
-from raycache.errors import RequestError
-from raycache.gang import DeadlineExceeded, GangBroken, GangRestarting, GangStatus, JobCancelled, JobFailed
-from raycache.job import JobOutput
-from raycache.schemas import AdmittedEvent, GenerationResult, PreviewEvent, ProgressEvent
+from raycache.engine.convert import preview_steps
+from raycache.engine.engine import Engine
+from raycache.gang.costs import Work
+from raycache.gang.gang import DeadlineExceeded, GangBroken, GangRestarting, GangStatus, JobCancelled, JobFailed
+from raycache.protocol.errors import RequestError
+from raycache.protocol.job import JobOutput
+from raycache.protocol.schemas import AdmittedEvent, GenerationResult, PreviewEvent, ProgressEvent
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, order, started
 
 

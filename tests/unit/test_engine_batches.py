@@ -7,8 +7,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from raycache.engine import Engine
-from raycache.job import JobOutput
+from raycache.engine.engine import Engine
+from raycache.protocol.job import JobOutput
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, output, started
 
 

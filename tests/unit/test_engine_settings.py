@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from raycache.engine import Engine
-from raycache.gang import JobFailed
-from raycache.schemas import GenerationResult
+from raycache.engine.engine import Engine
+from raycache.gang.gang import JobFailed
+from raycache.protocol.schemas import GenerationResult
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, order, started
 
 
@@ -32,8 +32,8 @@ async def test_a_key_has_limits_and_a_place_for_when_it_comes_again():
 
 
 def test_an_engine_that_is_asked_no_more_hands_its_queue_back(monkeypatch):
-    monkeypatch.setattr("raycache.engine._CHECK_S", 0.01)
-    monkeypatch.setattr("raycache.engine._FORGOTTEN_S", 0.5)
+    monkeypatch.setattr("raycache.engine.engine._CHECK_S", 0.01)
+    monkeypatch.setattr("raycache.engine.engine._FORGOTTEN_S", 0.5)
     engine = Engine(SETTINGS, FakeGang)
     time.sleep(0.8)
     assert engine._gang.handed_back == 0, "nobody has asked yet: it is starting"

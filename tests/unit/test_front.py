@@ -10,9 +10,9 @@ from ray.serve._private.common import DeploymentID
 from ray.serve._private.http_util import get_http_response_status, send_http_response_on_exception
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from raycache import bodies, front
-from raycache.front import Front
-from raycache.request_ids import clean
+from raycache import front
+from raycache.front import Front, bodies
+from raycache.protocol.request_ids import clean
 from tests.unit.asgi import URL, Wire
 from tests.unit.fake_serve import Serve
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import uvicorn
 
-from raycache import front_protocol
+from raycache.front import http_protocol as front_protocol
 from raycache.front import middlewares
 from tests.unit.fake_serve import Serve
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cache_core import NoCacheOptions
-from raycache import gang as module
-from raycache.actors import Fault
-from raycache.gang import Gang, GangBroken, GangRestarting, GangStartError
-from raycache.job import Job, JobFailed, JobOutput, ModelFacts
+from raycache.gang import gang as module
+from raycache.gang.gang import Gang, GangBroken, GangRestarting, GangStartError
+from raycache.gang.worker_group import Fault
+from raycache.protocol.job import Job, JobFailed, JobOutput, ModelFacts
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"max_batch_size": 4}})

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cache_core import DBCacheOptions, FBCacheOptions, NoCacheOptions
-from raycache.gang_batch import JobBatch, take_mates
-from raycache.gang_queue import JobHandle, JobQueue
-from raycache.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress
+from raycache.gang.batch import JobBatch, take_mates
+from raycache.gang.queue import JobHandle, JobQueue
+from raycache.protocol.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress
 
 
 def handle(name: str, n: int = 1, deadline: float | None = None, told: list | None = None, **fields) -> JobHandle:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from raycache.ingress import Ingress
-from raycache.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, ProgressEvent
+from raycache.ingress.ingress import Ingress
+from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, ProgressEvent
 from raycache.settings import AppSettings
 from tests.hostile import URL, Hostile, bodies, check, oddities
 

@@ -12,9 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from raycache.api import build_http_app
-from raycache.auth import Key, key_name
-from raycache.errors import RequestError, unavailable
+from raycache.ingress.api import build_http_app
+from raycache.ingress.auth import Key, key_name
+from raycache.protocol.errors import RequestError, unavailable
 from tests.unit.fake_service import READY, URL, FakeService, check_error, post
 
 
@@ -91,7 +91,7 @@ def test_a_body_without_a_length_is_cut_off(client):
 
 
 async def test_a_body_that_does_not_end_frees_its_place(service, monkeypatch):
-    monkeypatch.setattr("raycache.api._BODY_S", 0.05)
+    monkeypatch.setattr("raycache.ingress.api._BODY_S", 0.05)
 
     async def drip():
         yield b"{"

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from raycache.api import build_http_app
-from raycache.errors import RequestError
-from raycache.schemas import ImagesBody
-from raycache.sse import stream_events
+from raycache.ingress.api import build_http_app
+from raycache.ingress.sse import stream_events
+from raycache.protocol.errors import RequestError
+from raycache.protocol.schemas import ImagesBody
 from tests.unit.fake_service import FakeService, post
 
 

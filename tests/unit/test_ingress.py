@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError
 
-from raycache.errors import RequestError
-from raycache.ingress import Ingress
-from raycache.schemas import (
+from raycache.ingress.ingress import Ingress
+from raycache.protocol.errors import RequestError
+from raycache.protocol.schemas import (
     AdmittedEvent,
     EngineStatus,
     GenerationRequest,
@@ -199,5 +199,7 @@ async def test_another_models_name_is_refused_before_any_engine_is_there(ingress
 
 def test_ingress_engine_and_builder_start_without_torch():
     """It takes seconds to import, in which requests would wait for an ingress that is not there."""
-    code = "import raycache.app, raycache.ingress, raycache.engine, sys; sys.exit('torch' in sys.modules)"
+    code = (
+        "import raycache.app, raycache.ingress.ingress, raycache.engine.engine, sys; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

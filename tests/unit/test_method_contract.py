@@ -9,12 +9,12 @@ import pytest
 
 from cache_core.opening import _policy_of
 from cache_core.options import CacheOptions, DBCacheOptions, MethodOptions
-from raycache.answers import result_of
-from raycache.job import JobOutput
-from raycache.schemas import GenerationRequest, ModelInfo
+from raycache.engine.convert import result_of
+from raycache.gang.watchdog import beyond_warmup
+from raycache.protocol.job import JobOutput
+from raycache.protocol.resolve import resolve, silent_cache
+from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings
-from raycache.validation import resolve, silent_cache
-from raycache.watchdog import beyond_warmup
 
 MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}})

@@ -17,13 +17,20 @@ from fastapi.testclient import TestClient
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent, ImagesResponse, image_generate_params
 from pydantic import TypeAdapter
 
-from raycache.answers import result_of
-from raycache.api import build_http_app
-from raycache.job import JobOutput
+from raycache.engine.convert import result_of
+from raycache.ingress.api import build_http_app
 from raycache.presets import PRESET_NAMES
-from raycache.schemas import GenerationRequest, GenerationResult, ImagesBody, ModelInfo, PreviewEvent, ProgressEvent
+from raycache.protocol.job import JobOutput
+from raycache.protocol.resolve import resolve
+from raycache.protocol.schemas import (
+    GenerationRequest,
+    GenerationResult,
+    ImagesBody,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
 from raycache.settings import AppSettings
-from raycache.validation import resolve
 
 SETTINGS = AppSettings.model_validate(
     {"model": {"path": "black-forest-labs/FLUX.1-dev", "name": "org/flux"}, "parallel": {"ranks_per_replica": 1}}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from raycache.port_check import Listener, intruders, listeners
+from raycache.cluster.port_check import Listener, intruders, listeners
 
 GCS = "127.0.0.1:6379"
 

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from cache_core.options import DBCacheOptions, NoCacheOptions, check_block_count
-from raycache.answers import result_of
-from raycache.engine import Engine
-from raycache.errors import RequestError
-from raycache.job import JobOutput
+from raycache.engine.convert import result_of
+from raycache.engine.engine import Engine
 from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of, quality_warnings
-from raycache.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.errors import RequestError
+from raycache.protocol.job import JobOutput
+from raycache.protocol.resolve import check_deployment, resolve
+from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, Policy
-from raycache.validation import check_deployment, resolve
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, started
 
 FILES = sorted((Path(__file__).parents[2] / "raycache" / "presets").glob("*.yaml"))

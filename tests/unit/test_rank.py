@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cache_core import NoCacheOptions
-from raycache import rank as module
-from raycache.job import Job
-from raycache.rank import Rank
+from raycache.protocol.job import Job
+from raycache.worker import rank as module
+from raycache.worker.rank import Rank
 
 JOB = Job("1", "", 64, 64, (7,), 4, 3.5, NoCacheOptions(), preview_steps=(1,))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from raycache import rebuilds, recovery
-from raycache.actors import Fault
+from raycache import rebuilds
+from raycache.gang import recovery
+from raycache.gang.recovery import Restarts
+from raycache.gang.worker_group import Fault
 from raycache.rebuilds import Rebuilds
-from raycache.recovery import Restarts
 from raycache.settings import ReliabilitySettings
 
 

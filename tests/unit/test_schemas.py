@@ -6,9 +6,9 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from raycache.api import parse_body
-from raycache.errors import RequestError, unavailable
-from raycache.schemas import GenerationRequest
+from raycache.ingress.api import parse_body
+from raycache.protocol.errors import RequestError, unavailable
+from raycache.protocol.schemas import GenerationRequest
 
 
 def parse(**fields):

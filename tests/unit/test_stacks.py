@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from raycache.stacks import StacksFile
+from raycache.gang.stacks import StacksFile
 
 RANK = """
 import faulthandler, signal, sys, time
@@ -22,7 +22,7 @@ stuck_in_a_collective()
 """
 ENGINE = """
 import sys, time
-from raycache.stacks import StacksFile
+from raycache.gang.stacks import StacksFile
 files = [StacksFile() for _ in range(4)]
 for file in files:
     print(file.path, file=open(file.path, "w"), flush=True)

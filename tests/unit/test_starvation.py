@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from raycache.starvation import run_delay_s
+from raycache.gang.starvation import run_delay_s
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel does not count")
 

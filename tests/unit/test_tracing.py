@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from raycache import tracing
-from raycache.gang_batch import JobBatch
-from raycache.job import Job, Trace
+from raycache.gang.batch import JobBatch
+from raycache.protocol.job import Job, Trace
 from raycache.tracing import RankSpans, exporter_in_use, traces_of_request
 from tests.unit.fake_gang import SETTINGS, FakeGang, finish, started
 
@@ -106,7 +106,7 @@ def test_a_rank_without_the_exporter_draws_all_the_same(monkeypatch: pytest.Monk
 
 
 async def test_the_engine_hands_the_requests_trace_to_the_gang(exported: InMemorySpanExporter):
-    from raycache.engine import Engine
+    from raycache.engine.engine import Engine
 
     engine = Engine(SETTINGS, FakeGang)
     engine._exporter = EXPORTER

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raycache.engine import Engine
+from raycache.engine.engine import Engine
 from tests.unit.fake_gang import SETTINGS, FakeGang
 
 GOOD = {"defaults": {"num_inference_steps": 5}}
@@ -43,7 +43,7 @@ class Cluster:
 
 def engine(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, user_config: Any = None) -> Engine:
     """As Serve starts one: ``reconfigure`` is called before anybody asks it, where there is a user_config."""
-    monkeypatch.setattr("raycache.engine._CHECK_S", 0.01)
+    monkeypatch.setattr("raycache.engine.engine._CHECK_S", 0.01)
     engine = Engine(SETTINGS, FakeGang, cluster)
     if user_config is not None:
         engine.reconfigure(user_config)

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core.options import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions
-from raycache.errors import RequestError
-from raycache.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.errors import RequestError
+from raycache.protocol.resolve import check_deployment, check_size, nearest_sizes, parse_size, resolve, silent_cache
+from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, LimitSettings
-from raycache.validation import check_deployment, check_size, nearest_sizes, parse_size, resolve, silent_cache
 
 MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_prompt_characters": 50}})

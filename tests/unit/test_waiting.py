@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from cache_core import NoCacheOptions
-from raycache.admission import Admission, Ticket
-from raycache.costs import Costs, Work
-from raycache.errors import RequestError
-from raycache.job import JobOutput
+from raycache.engine.admission import Admission, Ticket
+from raycache.gang.costs import Costs, Work
+from raycache.protocol.errors import RequestError
+from raycache.protocol.job import JobOutput
 from raycache.settings import AppSettings
 
 SHORT, LONG = (Work(128, 128, 1, steps, NoCacheOptions()) for steps in (10, 50))

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycache import incarnation as module
-from raycache.costs import Costs, Work
-from raycache.incarnation import Incarnation
-from raycache.job import JobOutput, ModelFacts
+from raycache.gang import incarnation as module
+from raycache.gang.costs import Costs, Work
+from raycache.gang.incarnation import Incarnation
+from raycache.gang.warmup import warm_ups
+from raycache.protocol.job import JobOutput, ModelFacts
+from raycache.protocol.resolve import parse_size
 from raycache.settings import AppSettings
-from raycache.validation import parse_size
-from raycache.warmup import warm_ups
 
 FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline")
 

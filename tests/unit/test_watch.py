@@ -9,11 +9,11 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from raycache import engine_watch
-from raycache.engine_watch import EngineWatch
-from raycache.errors import RequestError
+from raycache.ingress import engine_watch
+from raycache.ingress.engine_watch import EngineWatch
+from raycache.protocol.errors import RequestError
+from raycache.protocol.schemas import EngineStatus, ModelInfo
 from raycache.rebuilds import SERVE_S
-from raycache.schemas import EngineStatus, ModelInfo
 from raycache.settings import AppSettings
 
 POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cache_core import DBCacheOptions, NoCacheOptions
-from raycache.costs import Costs, work_of
-from raycache.job import Job, JobOutput
+from raycache.gang.costs import Costs, work_of
+from raycache.gang.watchdog import Patience
+from raycache.protocol.job import Job, JobOutput
 from raycache.settings import ReliabilitySettings
-from raycache.watchdog import Patience
 
 SETTINGS = ReliabilitySettings(watchdog_floor_s=5, watchdog_steps=3, watchdog_first_s=100)
 

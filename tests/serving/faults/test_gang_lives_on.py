@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from raycache.gang import Gang, GangBroken, GangRestarting
+from raycache.gang.gang import Gang, GangBroken, GangRestarting
+from raycache.gang.starvation import run_delay_s
 from raycache.settings import AppSettings
-from raycache.starvation import run_delay_s
 from tests.serving.conftest import LONG, job, wait_until
 
 

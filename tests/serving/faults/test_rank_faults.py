@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycache.gang import Gang, JobFailed
-from raycache.pulse import Failure
+from raycache.gang.gang import Gang, JobFailed
+from raycache.protocol.heartbeat import Failure
 from raycache.testing.faulty_rank import PlannedFault
 from tests.serving.conftest import job, wait_until
 

@@ -1,0 +1,111 @@
+"""From a request to a job, and from what became of it to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from cache_core.options import CacheOptions
+from raycache.demo.words import prompt_warnings
+from raycache.gang.costs import Work, work_of
+from raycache.presets import PresetName, quality_warnings
+from raycache.protocol.errors import RequestError, unavailable
+from raycache.protocol.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
+from raycache.protocol.resolve import parse_size, silent_cache
+from raycache.protocol.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
+
+#: What the bundled model was trained at, and measured at in its card.
+DEMO_SIZE = "128x128"
+
+__all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
+
+
+def job_of(
+    request: GenerationRequest, id: str, request_id: str, *, watch: bool, traces: tuple[Trace, ...] = ()
+) -> tuple[Job, Work]:
+    """What the ranks get, and what admission counts.
+
+    Args:
+        request: from :func:`raycache.protocol.resolve.resolve`.
+        id: unique in this replica.
+        request_id: for logs.
+        watch: somebody wants to see previews.
+        traces: of the request, where it is traced.
+    """
+    width, height = parse_size(request.size)
+    steps = request.num_inference_steps
+    job = Job(
+        id=id,
+        prompt=request.prompt,
+        width=width,
+        height=height,
+        seeds=tuple(request.seed + index for index in range(request.n)),
+        num_inference_steps=steps,
+        guidance_scale=request.guidance_scale,
+        cache=request.cache,
+        preview_steps=preview_steps(steps, request.partial_images) if watch else (),
+        request_id=request_id,
+        traces=traces,
+    )
+    return job, work_of(job)
+
+
+def result_of(
+    request: GenerationRequest,
+    output: JobOutput,
+    seconds: float,
+    model: ModelInfo,
+    presets: Mapping[PresetName, CacheOptions] | None = None,
+) -> GenerationResult:
+    """The pictures of a job that took ``seconds`` from its arrival; ``presets`` in force tell what drew it as what."""
+    busy = output.encode_s + output.denoise_s + output.decode_s
+    return GenerationResult(
+        images=list(output.images),
+        seeds=[request.seed + index for index in range(request.n)],
+        report=output.report,
+        times=StageTimes(
+            queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
+        ),
+        warnings=[
+            *([] if presets is None else quality_warnings(request.quality, presets)),
+            *(output.warnings[0] if output.warnings else ()),  # its pictures have one prompt
+            *silent_cache(request, model),
+            *(_demo_warnings(request) if model.kind == "demo" else ()),
+        ],
+    )
+
+
+def _demo_warnings(request: GenerationRequest) -> list[str]:
+    """What the bundled model's card says of a request like this."""
+    warnings = prompt_warnings(request.prompt)
+    if request.size != DEMO_SIZE:
+        reason = f"the bundled model was trained at {DEMO_SIZE}; at {request.size} fewer pictures come out as asked"
+        warnings.append(f"size: {reason}")
+    return warnings
+
+
+def preview_steps(steps: int, count: int) -> tuple[int, ...]:
+    """Steps, from 0, after which a preview is sent: spread evenly, none at the very end.
+
+    >>> preview_steps(28, 3)
+    (6, 13, 20)
+    """
+    return tuple(sorted({max(0, steps * (k + 1) // (count + 1) - 1) for k in range(count)} - {steps - 1}))
+
+
+def request_error(error: BaseException) -> RequestError:
+    """What a client is told about an exception of :mod:`raycache.protocol.job`."""
+    if isinstance(error, DeadlineExceeded):
+        return RequestError(504, "the deadline passed before the picture was done", "timeout_s", "deadline_exceeded")
+    if isinstance(error, GangRestarting):
+        return unavailable(
+            "the ranks are being replaced after a fault; try again", error.retry_after_s, "gang_restarting"
+        )
+    if isinstance(error, JobCancelled):
+        return RequestError(499, "the request was cancelled", None, "cancelled")
+    return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")
+
+
+def forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
+    """A callback for the gang's thread that hands progress to the request's own loop."""
+    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)

@@ -1,0 +1,274 @@
+"""The engine deployment: owns one gang, decides who may use it, and answers each job once.
+
+Errors that are answers (refused, aborted, failed) are *returned* as :class:`RequestError`, not raised: Serve writes a
+traceback for whatever a deployment raises, and a full queue is no news worth a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from raycache.engine.admission import Admission, Ticket
+from raycache.engine.autoscaling import JOBS, QUEUED_S
+from raycache.engine.convert import forward, job_of, request_error, result_of
+from raycache.engine.gang_like import GangLike, gang_of_this_replica
+from raycache.engine.leases import Callers
+from raycache.engine.user_config import Memory, UserConfig, memory_of_this_replica
+from raycache.gang.costs import Work
+from raycache.gang.gang import DeadlineExceeded, GangBroken, Job, JobOutput
+from raycache.logs import join_serve_log, request_id
+from raycache.metrics import Metrics
+from raycache.protocol.errors import RequestError
+from raycache.protocol.resolve import check_deployment, deployment_warnings
+from raycache.protocol.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationRequest,
+    GenerationResult,
+    ModelInfo,
+    PreviewEvent,
+    ProgressEvent,
+)
+from raycache.settings import AppSettings
+from raycache.tracing import exporter_in_use, traces_of_request
+
+logger = logging.getLogger("ray.serve")
+
+#: The ingress asks every engine in service about once a second.
+_FORGOTTEN_S, _CHECK_S = 6.0, 1.0
+
+Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
+
+
+class Engine:
+    """One replica: one gang, which draws one job at a time, or several of one shape as a batch (``max_batch_size``).
+
+    The constructor returns once the gang is warm, so Serve routes nothing here before. In a rolling update Serve stops
+    an old replica first, which frees its GPUs; with ``max_surge_percent`` it waits until the new one is warm.
+
+    Raises:
+        ValueError: the model cannot be drawn with under these settings.
+        Exception: what the gang raised while starting.
+    """
+
+    def __init__(
+        self,
+        settings: AppSettings,
+        make_gang: Callable[[AppSettings], GangLike] = gang_of_this_replica,
+        memory: Memory | None = None,
+    ) -> None:
+        began = time.monotonic()
+        self._settings = settings
+        self._policy = settings.policy
+        self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
+        self._jobs = 0
+        self._callers = Callers()
+        self._asked_at: float | None = None
+        self._stopped = threading.Event()
+        join_serve_log()
+        self._exporter = exporter_in_use()
+        self._gang = make_gang(settings)
+        self._admission = Admission(self._policy, self._gang.costs)
+        self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
+        try:
+            self._model = ModelInfo(**asdict(self._gang.model_facts()))
+            check_deployment(settings, self._policy, self._model)
+        except BaseException:
+            self._gang.shutdown()
+            raise
+        self._name = self._gang.status().name
+        check = partial(check_deployment, settings, model=self._model)
+        self._user_config = UserConfig(self._policy, check, memory or memory_of_this_replica())
+        threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
+        self._start_s = seconds = time.monotonic() - began
+        parallel = settings.parallel
+        words = "Ready after %.1f s: %d ranks on %s, model %s."
+        logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
+        for warning in deployment_warnings(settings, self._policy, self._model):
+            logger.warning("%s", warning)
+
+    async def generate(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> GenerationResult | RequestError:
+        """Draw. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
+
+        Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
+        the silence of ``caller``, an ingress that asks for :meth:`status` in this name. ``key``: the public name of
+        the client's, whose limits count.
+        """
+        async for event in self._events(request, caller, key, watch=False):
+            if isinstance(event, GenerationResult | RequestError):
+                return event
+        raise AssertionError("a job ended without an answer")
+
+    async def generate_stream(
+        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+    ) -> AsyncIterator[Event]:
+        """Like :meth:`generate`, with progress and previews before the answer, which comes last.
+
+        A ``caller`` is told first that the job is admitted: it holds a client's line open.
+        """
+        events = self._events(request, caller, key, watch=True)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    def status(self, caller: str | None = None) -> EngineStatus:
+        """This replica as it sees itself; never waits for a rank. ``caller``: who asks, see :meth:`generate`."""
+        self._callers.heard(caller)
+        gang = self._gang.status()
+        queued, running, wait = self._admission.load(gang.ready_in_s)
+        self._metrics.queued_jobs.set(queued)
+        self._metrics.predicted_queue_seconds.set(wait)
+        self._metrics.gang(gang)
+        self._metrics.user_config_refused.set(float(self._user_config.refused is not None))
+        self._asked_at = time.monotonic()
+        return EngineStatus(
+            replica=self._name,
+            ready=gang.ready,
+            queued=queued,
+            running=running,
+            predicted_queue_s=round(wait, 3),
+            gang=asdict(gang),
+            model=self._model,
+            policy=self._policy,
+            start_s=self._start_s,
+            user_config_refused=self._user_config.refused,
+            pid=os.getpid(),
+            told_at=time.time(),
+        )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller tells :class:`raycache.engine.autoscaling.QueuedSeconds`."""
+        queued, running, wait = self._admission.load(self._mending_s())
+        # Ranks that are being rebuilt are no work that another engine could take over.
+        return {QUEUED_S: wait if running else 0.0, JOBS: queued + running}
+
+    def reconfigure(self, user_config: Any) -> None:
+        """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
+
+        Raises:
+            ValueError: see :meth:`raycache.engine.user_config.UserConfig.apply`. Raising in service would make Serve
+                replace an engine that draws by one that cannot start.
+        """
+        self._user_config.apply(user_config, serving=self._asked_at is not None)
+        self._policy = self._admission.policy = self._user_config.policy
+
+    def check_health(self) -> None:
+        """Raises when the gang is beyond repair, and leaves; Serve replaces the replica. Calls no rank."""
+        try:
+            self._gang.check_health()
+        except GangBroken as broken:
+            # Serve would wait for two more checks, while its router likes an empty queue. A second is for answers.
+            logger.error("%s; leaving", broken)
+            threading.Timer(1.0, self._leave, (1,)).start()
+            raise
+
+    def _watch_for_the_end(self) -> None:
+        """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
+
+        The running job is finished; those behind it are drawn by other engines.
+        """
+        while not self._stopped.wait(_CHECK_S):
+            if self._asked_at is not None:
+                self._user_config.keep()
+            forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
+            if forgotten and (handed := self._gang.hand_back()):
+                logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
+            for orphan in self._callers.orphans():
+                logger.warning("The ingress that asked for job %s is gone; dropping it", orphan.job.id)
+                orphan.abort("its ingress is gone")
+
+    _leave = staticmethod(os._exit)
+
+    def __del__(self) -> None:
+        # Serve calls this after the drain: admitted jobs have been answered or their time is up.
+        if gang := getattr(self, "_gang", None):
+            self._stopped.set()
+            gang.shutdown()
+
+    async def _events(
+        self, request: GenerationRequest, caller: str | None, key: str | None, *, watch: bool
+    ) -> AsyncIterator[Event]:
+        arrived = time.monotonic()
+        job, work = self._job(request, watch)
+        mark = key, work, job.prompt, request.guidance_scale
+        try:
+            ticket = self._admission.admit(work, request.timeout_s, self._mending_s(), key=key, mark=mark)
+        except RequestError as refusal:
+            self._metrics.ended("refused", refusal.code)
+            yield refusal
+            return
+        loop, events = asyncio.get_running_loop(), asyncio.Queue()
+        report = forward(loop, events) if watch else None
+        handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
+        # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
+        handle.future.add_done_callback(lambda future: self._release(ticket, future))
+        # Nobody awaits `outcome` itself: cancelling that wait would cancel the future the gang is about to fill.
+        outcome = asyncio.wrap_future(handle.future)
+        outcome.add_done_callback(lambda done: (done.cancelled() or done.exception(), events.put_nowait(None)))
+        previews = 0
+        try:
+            with self._callers.waiting(caller, handle):
+                if watch and caller:
+                    yield AdmittedEvent()
+                while (progress := await events.get()) is not None:
+                    left = self._gang.costs.left_s(work, progress.step)
+                    yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
+                    if progress.preview is not None:
+                        yield PreviewEvent(previews, list(progress.preview))
+                        previews += 1
+            answer = self._answer(request, outcome, time.monotonic() - arrived)
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._mending_s()):
+                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
+            yield answer
+        finally:
+            if not handle.future.done():
+                self._metrics.ended("aborted", "client_gone")
+                handle.abort("the client went away")
+
+    def _answer(
+        self, request: GenerationRequest, outcome: asyncio.Future[JobOutput], seconds: float
+    ) -> GenerationResult | RequestError:
+        try:
+            output = outcome.result()
+        except Exception as error:
+            answer = request_error(error)
+            self._metrics.ended("aborted" if isinstance(error, DeadlineExceeded) else "failed", answer.code)
+            if answer.status == 500:
+                logger.error("A job failed on the ranks: %s", error)
+            else:
+                logger.info("Answered %d %s", answer.status, answer.code)
+            return answer
+        result = result_of(request, output, seconds, self._model, self._policy.presets)
+        steps, method = request.num_inference_steps, request.cache.type
+        logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
+        self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
+        if output.report is not None:
+            self._metrics.decided(output.report)
+        if output.after_fault_s is not None:
+            self._metrics.fault_to_picture_seconds.observe(output.after_fault_s)
+        return result
+
+    def _release(self, ticket: Ticket, future: Any) -> None:
+        finished = not future.cancelled() and future.exception() is None
+        batching = finished and self._settings.parallel.max_batch_size > 1
+        self._admission.release(ticket, future.result().share_s if batching else None)
+
+    def _mending_s(self) -> float:
+        """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
+        return self._gang.status().ready_in_s
+
+    def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
+        self._jobs += 1
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces_of_request(self._exporter))

@@ -1,0 +1,80 @@
+"""uvicorn's HTTP protocol with bounds where it has none: bytes and seconds of a request's head.
+
+httptools collects a header of any length, for as long as its sender likes, before anybody is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from raycache.protocol.errors import RequestError
+
+__all__ = ["BoundedProtocol"]
+
+#: Of a head until it ends; more than `raycache.front` lets through, which answers better.
+_MOST_BYTES = 64 << 10
+_SECONDS = 10.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection; while it waits for the end of a head, it is under both bounds."""
+
+    _patience: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is not None and self.cycle.response_complete:
+            self._begin_head()  # uvicorn's own timer for connections that are kept alive ends with any byte
+        super().data_received(data)
+        if self._patience is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_BYTES:
+                limit = f"the head of a request may have {_MOST_BYTES} bytes"
+                self._refuse(RequestError(431, limit, None, "headers_too_large"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begin_head()
+
+    def on_headers_complete(self) -> None:
+        self._end_head()
+        super().on_headers_complete()
+
+    def _begin_head(self) -> None:
+        if self._patience is None:
+            self._head_bytes = 0
+            self._patience = self.loop.call_later(_SECONDS, self._too_slow)
+
+    def _end_head(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _too_slow(self) -> None:
+        if self._head_bytes:
+            self._refuse(RequestError(408, f"the head did not end within {_SECONDS:g} s", None, "headers_too_slow"))
+        else:
+            self.transport.close()  # it never asked anything
+
+    def _refuse(self, error: RequestError) -> None:
+        self._end_head()
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:  # else it would stand in the middle of another answer
+            body = json.dumps(error.body()).encode()
+            fields = {"content-type": "application/json", "content-length": len(body), "connection": "close"}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in {**fields, **error.headers()}.items())
+            self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
+        self.transport.close()

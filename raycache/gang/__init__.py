@@ -1,0 +1,1 @@
+"""Supervision of the ranks of one engine, in its process. No torch."""

@@ -1,0 +1,222 @@
+"""What jobs cost the gang, in seconds: learned from finished ones, for any size, number of images, steps and options.
+
+Three phases, each a sum of few terms: encoding (fixed, per prompt), a denoising step (fixed, per token, per pair of
+tokens, times the share of blocks that is computed), decoding (fixed, per token, per pair). The warm-up teaches all of
+them before the first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.gang.shares` for the share.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raycache.gang.fit import Fit
+from raycache.gang.shares import Shares
+from raycache.protocol.job import Job, JobOutput
+
+__all__ = ["Costs", "Work", "work_of"]
+
+_REMEMBERED = 512
+#: Pixels a side of what the transformer reads as one token: the VAE shrinks by 8, and 2x2 latents are packed.
+_TOKEN_SIDE = 16
+#: Weight of the newest job in the moving means.
+_NEWEST = 0.3
+#: How wrong a prediction may be whose like has only been drawn in the warm-up, as a share of it.
+_UNSURE = 0.25
+
+# What a term is guessed to cost beside one token while nothing tells them apart; see Fit. A step begins 57 blocks, an
+# attention score is 1/18000 of a token's matrix products (hidden size 3072), and FLUX's decoder happens to be alike.
+_ENCODE = (1.0, 0.5)
+_STEP = (64.0, 256.0, 1.0, 1 / 18000)
+_DECODE = (256.0, 1.0, 1 / 18000)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides how long a job takes.
+
+    Attributes:
+        cache: one of cache_core's options models.
+        prompts: different ones among its images; previews: how often rank 0 decodes one while the others wait.
+    """
+
+    width: int
+    height: int
+    images: int
+    steps: int
+    cache: Any
+    prompts: int = 1
+    previews: int = 0
+
+    @property
+    def tokens(self) -> float:
+        """Of one image."""
+        return self.width * self.height / _TOKEN_SIDE**2
+
+
+def work_of(job: Job) -> Work:
+    """What ``job`` is to the gang; a batch counts as what it is, one job of many images."""
+    alike = set(job.caches) <= {job.cache}
+    return Work(
+        job.width,
+        job.height,
+        len(job.seeds),
+        job.num_inference_steps,
+        job.cache if alike else None,  # nobody's options: nothing is learned of them
+        prompts=len(set(job.prompts)) or 1,
+        previews=len(job.preview_steps),
+    )
+
+
+class Costs:
+    """Seconds of encoding, steps, decoding and whole jobs. Thread-safe.
+
+    Attributes:
+        error: how wrong predictions have been lately, as a share of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
+        self._shares = Shares()
+        self._text_tokens = 512
+        self._between_s = 0.0
+        self._finished: OrderedDict[Work, tuple[int, float]] = OrderedDict()  # how many, and the fastest
+        self._cold_s: dict[str, float] = {}
+        self.error = _UNSURE
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was learned."""
+        return self._decode.known
+
+    @property
+    def sure(self) -> bool:
+        """Whether any job was finished besides those of the warm-up."""
+        return bool(self._finished)
+
+    def meet(self, *, num_blocks: int, text_tokens: int) -> None:
+        """Facts of the model that is drawn with."""
+        with self._lock:
+            self._text_tokens, self._shares.num_blocks = text_tokens, num_blocks
+
+    def learn(self, work: Work, output: JobOutput, *, wall_s: float = 0.0, cold: bool = False) -> None:
+        """Take in a finished job.
+
+        Args:
+            wall_s: seconds from sending it to having it all.
+            cold: a draw of the warm-up: its stalls are its own, and it counts little once jobs have been drawn.
+        """
+        with self._lock:
+            if cold:
+                for phase, seconds in _by_phase(output).items():
+                    self._cold_s[phase] = max(seconds, self._cold_s.get(phase, 0.0))
+            busy = output.encode_s + output.denoise_s + output.decode_s
+            expected = None if cold else self._seconds(work)
+            share = _computed(output)
+            if share is not None and not cold:
+                self._shares.learn(work.cache, work.steps, share)
+            previews_s = work.previews * (self._preview_s(work) or 0.0)
+            steps_s = max(output.denoise_s - previews_s - (output.stalls_s if cold else 0.0), 0.1 * output.denoise_s)
+            key = replace(work, previews=0)
+            self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
+            share = self._share(work) if share is None else share
+            self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
+            self._decode.learn((work.tokens, work.images), _decode_terms(work), output.decode_s, cold)
+            if cold:
+                return
+            if wall_s:
+                self._between_s += _NEWEST * (max(0.0, wall_s - busy) - self._between_s)
+            if expected:
+                self.error += _NEWEST * (min(1.0, abs(max(wall_s, busy) / expected - 1)) - self.error)
+            count, fastest = self._finished.pop(work, (0, busy))
+            self._finished[work] = count + 1, min(fastest, busy)
+            if len(self._finished) > _REMEMBERED:
+                self._finished.popitem(last=False)
+
+    def seconds(self, work: Work) -> float | None:
+        """Expected seconds of the gang's time; None before anything was drawn."""
+        with self._lock:
+            return self._seconds(work)
+
+    def left_s(self, work: Work, step: int) -> float | None:
+        """Expected seconds until ``work``, of which ``step`` steps are done, is there."""
+        with self._lock:
+            each = self._step.told(self._step_terms(work, self._share(work)))[0]
+            decode = self._decode.told(_decode_terms(work))[0]
+            if each is None or decode is None:
+                return None
+            left = work.steps - step
+            return left * (each + work.previews * (self._preview_s(work) or 0.0) / work.steps) + decode
+
+    def fastest(self, work: Work) -> float:
+        """The fastest of at least two jobs of exactly this kind; 0 while there are fewer."""
+        count, fastest = self.finished(work)
+        return fastest if count > 1 else 0.0
+
+    def finished(self, work: Work) -> tuple[int, float]:
+        """How many jobs of exactly this kind were finished, and the seconds of the fastest."""
+        with self._lock:
+            return self._finished.get(work, (0, 0.0))
+
+    def phase_s(self, work: Work, phase: str) -> float | None:
+        """Seconds for which ``phase`` of ``work`` shows no progress: all of it, or one step with every block computed.
+
+        Beyond the sizes that were drawn the guess is less sure, and made longer: by the root of how far beyond.
+        """
+        with self._lock:
+            if phase == "decode":
+                seconds, beyond = self._decode.told(_decode_terms(work))
+            elif phase == "denoise":
+                seconds, beyond = self._step.told(self._step_terms(work, 1.0))
+                if seconds is not None and work.previews:
+                    seconds += self._preview_s(work) or 0.0
+            else:
+                seconds, beyond = self._encode.told((1.0, float(work.prompts)))
+            return None if seconds is None else seconds * max(1.0, beyond) ** 0.5
+
+    def cold_s(self, phase: str) -> float | None:
+        """The longest that ``phase`` took in a draw of the warm-up."""
+        with self._lock:
+            return self._cold_s.get(phase if phase in ("denoise", "decode") else "encode")
+
+    def _seconds(self, work: Work) -> float | None:
+        encode = self._encode.told((1.0, float(work.prompts)))[0]
+        step = self._step.told(self._step_terms(work, self._share(work)))[0]
+        decode = self._decode.told(_decode_terms(work))[0]
+        if encode is None or step is None or decode is None:
+            return None
+        previews_s = work.previews * (self._preview_s(work) or 0.0)
+        return encode + work.steps * step + decode + previews_s + self._between_s
+
+    def _share(self, work: Work) -> float:
+        return self._shares.expected(work.cache, work.steps)
+
+    def _step_terms(self, work: Work, share: float) -> tuple[float, ...]:
+        tokens = work.tokens + self._text_tokens
+        rows = work.images * tokens
+        return 1.0, share, share * rows, share * rows * tokens
+
+    def _preview_s(self, work: Work) -> float | None:
+        """A preview has half the size."""
+        half = replace(work, width=max(1, work.width // 2), height=max(1, work.height // 2))
+        return self._decode.told(_decode_terms(half))[0]
+
+
+def _decode_terms(work: Work) -> tuple[float, ...]:
+    rows = work.images * work.tokens
+    return 1.0, rows, rows * work.tokens
+
+
+def _by_phase(output: JobOutput) -> dict[str, float]:
+    return {"encode": output.encode_s, "denoise": output.denoise_s, "decode": output.decode_s}
+
+
+def _computed(output: JobOutput) -> float | None:
+    """The share of blocks that ran, where a report tells it; without one all of them did, or nobody knows."""
+    if output.report is None:
+        return None
+    return statistics.fmean(output.report["totals"]["computed_block_fraction"] or [1.0])

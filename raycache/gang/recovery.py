@@ -1,0 +1,82 @@
+"""How often a gang may be rebuilt, and how long each time took."""
+
+from __future__ import annotations
+
+import time
+
+from raycache.gang.batch import JobBatch
+from raycache.gang.queue import JobHandle
+from raycache.gang.worker_group import Fault
+from raycache.protocol.job import GangRestarting, JobFailed, Recovery
+from raycache.settings import ReliabilitySettings
+
+__all__ = ["ATTEMPTS", "Restarts", "verdict"]
+
+#: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
+ATTEMPTS = 2
+
+
+def verdict(
+    handle: JobHandle | JobBatch, fault: Fault, attempt: int, *, took_s: float, load_s: float
+) -> Exception | None:
+    """How a job that met ``fault`` ends now; None: it shall be drawn again.
+
+    Args:
+        attempt: how often it has been drawn, this time included.
+        took_s: seconds of this attempt; load_s: seconds until new ranks will be ready.
+    """
+    if (ended := handle.end_if_unwanted()) is not None:
+        return ended
+    if attempt == ATTEMPTS:
+        # A job under which two gangs broke is the likelier culprit: nobody should be told to send it again.
+        return JobFailed(f"{fault}; it was drawn {ATTEMPTS} times")
+    if handle.late(time.monotonic() + load_s + took_s):
+        return GangRestarting(f"{fault}; there is no time to draw it again", retry_after_s=load_s)
+    return None
+
+
+class Restarts:
+    """Counts restarts in a moving window. Written by the gang's thread only."""
+
+    def __init__(self, limits: ReliabilitySettings) -> None:
+        self._limits = limits
+        self._at: list[float] = []
+        self._noticed = 0.0
+        self.count = 0
+        self.causes: dict[str, int] = {}
+        self.faults: list[str] = []
+        self.last: Recovery | None = None
+
+    def noticed(self, fault: Fault) -> None:
+        """The gang met ``fault``."""
+        self._noticed = time.monotonic()
+        self.faults.append(f"{fault.kind}: {fault}")
+        self.last = Recovery(fault.kind, time.time())
+
+    def refused(self) -> str | None:
+        """Count one more restart, of ranks that are gone by now; why there shall be none, if there were too many."""
+        now, limits = time.monotonic(), self._limits
+        if self.last is not None and self.last.killed_s is None:
+            self.last.killed_s = now - self._noticed
+        self.count += 1
+        if self.last is not None:
+            self.causes = {**self.causes, self.last.kind: self.causes.get(self.last.kind, 0) + 1}
+        self._at = [at for at in self._at if at > now - limits.restart_window_s] + [now]
+        if len(self._at) <= limits.max_restarts:
+            return None
+        return (
+            f"{len(self._at) - 1} restarts within {limits.restart_window_s:g} s "
+            f"(reliability.max_restarts = {limits.max_restarts})"
+        )
+
+    def recovered(self, stages: dict[str, float]) -> float:
+        """New ranks are ready; ``stages``: what took how long. Returns seconds since the fault was noticed."""
+        self.last.ready_s, self.last.stages = time.monotonic() - self._noticed, dict(stages)
+        return self.last.ready_s
+
+    def drawn(self) -> float | None:
+        """A picture is done; if it is the first since a fault, the seconds since that was noticed."""
+        if self.last is None or self.last.picture_s is not None:
+            return None
+        self.last.picture_s = time.monotonic() - self._noticed
+        return self.last.picture_s

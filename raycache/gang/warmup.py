@@ -1,0 +1,76 @@
+"""What is drawn before a gang is ready: the declared shapes, and a probe that tells what is fixed from what grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache_core.options import NoCacheOptions
+from raycache.gang.watchdog import beyond_warmup
+from raycache.protocol.job import Job, ModelFacts
+from raycache.protocol.resolve import PIXELS_PER_TOKEN_SIDE, nearest_sizes, parse_size
+from raycache.settings import AppSettings
+
+__all__ = ["WarmUp", "warm_ups"]
+
+_PROBE_STEPS = 2
+_SMALLEST = 64
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A job that nobody asked for. ``teaches``: its times say something of later jobs."""
+
+    job: Job
+    teaches: bool = True
+
+
+def warm_ups(settings: AppSettings, facts: ModelFacts, *, probe: bool) -> list[WarmUp]:
+    """The declared shapes, past the cache's own warm-up, so that no user waits for a compiler, nor the watchdog.
+
+    Args:
+        probe: nothing is known of this model's times. One size cannot tell what a job costs at any size from what it
+            costs per pixel, so another is drawn too, in two steps, unless each new size is compiled anew.
+    """
+    options, declared = settings.cache, settings.warmup
+    past = beyond_warmup(options)
+    drawn = [
+        WarmUp(_job(settings, shape.size, shape.n, max(shape.num_inference_steps, past), options)) for shape in declared
+    ]
+    if not probe or settings.model.compile:
+        return drawn
+    job = _job(settings, _probe_size(settings, facts), 1, _PROBE_STEPS, NoCacheOptions())
+    # The very first draw of a process loads libraries and allocates; where nothing is declared, that is the probe's.
+    return [*drawn, WarmUp(job)] if drawn else [WarmUp(job, teaches=False), WarmUp(job)]
+
+
+def _probe_size(settings: AppSettings, facts: ModelFacts) -> str:
+    """The smallest size, if that is much less work than what is declared; else one that is much more."""
+    tokens = [_tokens(shape.size) for shape in settings.warmup]
+    side = _SMALLEST
+    if tokens and max(tokens) < 2 * facts.text_tokens:
+        while _tokens(f"{side}x{side}") < 4 * max(facts.text_tokens, *tokens):
+            side *= 2
+    most = settings.limits.max_pixels
+    while side**2 > most and side > PIXELS_PER_TOKEN_SIDE:
+        side //= 2
+    ranks = settings.parallel.ranks_per_replica
+    return nearest_sizes(side, side, ranks=ranks, max_pixels=4 * side**2)[0]
+
+
+def _tokens(size: str) -> int:
+    width, height = parse_size(size)
+    return width * height // PIXELS_PER_TOKEN_SIDE**2
+
+
+def _job(settings: AppSettings, size: str, images: int, steps: int, options: object) -> Job:
+    width, height = parse_size(size)
+    return Job(
+        id=f"warm-up-{size}",
+        prompt="warm-up",
+        width=width,
+        height=height,
+        seeds=tuple(range(images)),
+        num_inference_steps=steps,
+        guidance_scale=settings.defaults.guidance_scale,
+        cache=options,
+    )

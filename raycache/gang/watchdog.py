@@ -1,0 +1,98 @@
+"""How long a rank may show no progress before it counts as hanging: seconds learned from jobs, in every phase."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from cache_core.options import CacheOptions
+from raycache.gang.costs import Costs, work_of
+from raycache.protocol.job import Job
+from raycache.rebuilds import RELOAD_TIMES
+from raycache.settings import ReliabilitySettings
+
+__all__ = ["Patience", "beyond_warmup"]
+
+#: (width, height, images, cache method): jobs of one kind run the same code on the same shapes.
+_Kind = tuple[int, int, int, str]
+
+
+class Patience:
+    """max(floor, k x the seconds for which the phase shows no progress), where those are predicted for the job at hand.
+
+    A size that was never drawn is no reason to wait longer: what others took says enough
+    (:mod:`raycache.gang.costs`), and the warm-up has drawn some. Two waits are not predicted. Compiled blocks
+    compile anew for each new kind of job, up to the first comparison after the cache's warm-up. And the first draws
+    of new ranks may take several times what those of the ranks before them took; before there were any, nothing is
+    known.
+
+    Args:
+        settings: floors and factors.
+        costs: what the gang has learned, in earlier lives too.
+        compiles: the transformer's blocks are compiled. A batch whose images disagree then meets new shapes, and
+            compiles again, at any step.
+    """
+
+    def __init__(self, settings: ReliabilitySettings, costs: Costs | None = None, *, compiles: bool = False) -> None:
+        self._settings, self._compiles = settings, compiles
+        self._costs = Costs() if costs is None else costs
+        self._step_s: dict[_Kind, deque[float]] = {}
+        self._finished: dict[_Kind, int] = {}
+        self._step, self._at = 0, 0.0
+
+    def begin(self) -> None:
+        """A job begins."""
+        self._step, self._at = 0, 0.0
+
+    def learn(self, job: Job, step: int) -> None:
+        """``step`` steps of ``job`` are done. Called more rarely than steps end, so what is learned is an average."""
+        now = time.monotonic()
+        if step <= self._step:
+            return
+        if self._step:  # the first step of a job has encoding in it
+            self._times(_kind(job)).append((now - self._at) / (step - self._step))
+        self._step, self._at = step, now
+
+    def finished(self, job: Job, denoise_s: float) -> None:
+        """``job`` ran to its end, its steps in ``denoise_s`` seconds together."""
+        kind, steps = _kind(job), job.num_inference_steps
+        self._finished[kind] = max(self._finished.get(kind, 0), steps)
+        self._times(kind).append(denoise_s / steps)
+
+    def seconds(self, job: Job, phase: str, *, cold: bool = False) -> float:
+        """Patience with ``job`` in ``phase``: that of rank 0, which is idle before a job and after it.
+
+        Args:
+            cold: a draw of the warm-up.
+        """
+        settings = self._settings
+        if cold:
+            took = self._costs.cold_s(phase)
+            return settings.watchdog_first_s if took is None else max(settings.watchdog_floor_s, RELOAD_TIMES * took)
+        if phase == "denoise" and self._compiles and not self._known(job):
+            return settings.watchdog_first_s
+        expected = self._costs.phase_s(work_of(job), phase)
+        # The slowest: with a cache most steps are quick, and a computed one is no hang.
+        slowest = self._step_s.get(_kind(job)) if phase == "denoise" and self._known(job) else None
+        seconds = max(expected or 0.0, *(slowest or ()), 0.0)
+        if not seconds:
+            return settings.watchdog_first_s
+        return max(settings.watchdog_floor_s, settings.watchdog_steps * seconds)
+
+    def _times(self, kind: _Kind) -> deque[float]:
+        return self._step_s.setdefault(kind, deque(maxlen=32))
+
+    def _known(self, job: Job) -> bool:
+        """A job of this kind was finished that went beyond the cache's warm-up."""
+        if self._compiles and len(job.seeds) > 1:
+            return False
+        return self._finished.get(_kind(job), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
+
+
+def beyond_warmup(options: CacheOptions) -> int:
+    """Steps after which a job with these cache options has run all of its code: a comparison, and what follows it."""
+    return options.computed_steps + 2
+
+
+def _kind(job: Job) -> _Kind:
+    return job.width, job.height, len(job.seeds), job.cache.type

@@ -1,0 +1,156 @@
+"""Bearer keys from a file. Keys are compared in constant time and never logged; their names may be."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from raycache.protocol.errors import RequestError
+from raycache.text_files import FileError, entries, odd_letter, trimmed
+
+__all__ = ["Key", "KeyFile", "check_key", "has_key", "key_name", "read_keys"]
+
+logger = logging.getLogger("ray.serve")
+
+#: Seconds between two looks at the file: a change is in force within twice that.
+_LOOK_S = 1.0
+#: A file that was written within so many seconds may not be whole yet.
+_QUIET_S = 0.5
+_LONGEST_NAME = 64
+#: A key, perhaps in quotes, then perhaps a remark.
+_LINE = re.compile(r"""(?P<quote>["']?)(?P<key>\S*?)(?P=quote)(?:\s+\#(?P<remark>.*))?""", re.DOTALL)
+
+
+class Key(bytes):
+    """A bearer key: compares as its bytes, prints as its ``name``. See :func:`key_name`."""
+
+    name: str
+
+    def __new__(cls, secret: bytes, name: str = "") -> Key:
+        key = super().__new__(cls, secret)
+        key.name = name or "key-" + hashlib.sha256(secret).hexdigest()[:8]
+        return key
+
+    def __repr__(self) -> str:
+        return f"<Key {self.name!r}>"
+
+    __str__ = __repr__
+
+
+def key_name(key: bytes) -> str:
+    """The public name of a key, for limits, logs and metrics: stable over restarts, the same in every ingress.
+
+    It is the remark behind the key in its file (``KEY  # team blue``), or where there is none ``key-`` and eight hex
+    digits of its SHA-256. Keys with one remark are one caller: that is how a key is exchanged for a new one.
+    """
+    return (key if isinstance(key, Key) else Key(key)).name
+
+
+def read_keys(path: Path | None) -> tuple[Key, ...]:
+    """Keys, one per line, perhaps in quotes and with a ``# remark`` behind. No file: no keys, open to all.
+
+    Raises:
+        ValueError: a line is no key, or the file holds none. A service that was meant to be closed must not open by
+            accident. The message names the line and never holds a key.
+        OSError: the file cannot be read.
+    """
+    if path is None:
+        return ()
+    keys: dict[Key, Key] = {}
+    for number, line in entries(path):
+        key = _parsed(path, number, line)
+        if keys.setdefault(key, key).name != key.name:
+            raise FileError(path, number, f"this key stands above as {keys[key].name!r}, and can have one name only")
+    if not keys:
+        raise FileError(path, None, "holds no key; remove ingress.api_keys_file to serve without keys")
+    return tuple(keys)
+
+
+class KeyFile:
+    """The keys in force, read again when their file changes, so that a key can be given or taken without a restart.
+
+    A file that is gone or wrong leaves the last good keys in force and is told to the log, once.
+
+    Args:
+        path: of the file; None: no keys, open to all.
+
+    Raises:
+        ValueError, OSError: as :func:`read_keys`; at the start nothing is good yet.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._keys = read_keys(path)
+        self._looked = time.monotonic()
+        self._seen: tuple[int, ...] = ()
+        self._complaint = ""
+
+    def current(self) -> tuple[Key, ...]:
+        """The keys; looks at the file at most once a second, and never blocks for longer than reading it takes."""
+        if self._path is not None and time.monotonic() - self._looked >= _LOOK_S:
+            self._looked = time.monotonic()
+            self._look(self._path)
+        return self._keys
+
+    def _look(self, path: Path) -> None:
+        try:
+            # Follows links: Kubernetes replaces a mounted secret by turning a link to another folder.
+            found = path.stat()
+            seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            if seen == self._seen or 0 <= time.time() - found.st_mtime < _QUIET_S:
+                return
+            keys = read_keys(path)
+        except (OSError, ValueError) as error:
+            if str(error) != self._complaint:
+                logger.error("The API keys stay as they were: %s", error)
+            self._complaint = str(error)
+            return
+        if self._complaint or [(key, key.name) for key in keys] != [(key, key.name) for key in self._keys]:
+            logger.info("API keys read again: %d in force", len(keys))
+        self._keys, self._seen, self._complaint = keys, seen, ""
+
+
+def has_key(keys: Sequence[bytes], authorization: str | None) -> bool:
+    """Whether the ``Authorization`` header carries one of ``keys``; true where there are none."""
+    return not keys or _given(keys, authorization) is not None
+
+
+def check_key(keys: Sequence[bytes], authorization: str | None) -> str | None:
+    """Who asks: the public name of the key in the ``Authorization`` header; None where there are no keys.
+
+    Raises:
+        RequestError: 401 when keys are set and the header carries none of them.
+    """
+    if not keys:
+        return None
+    key = _given(keys, authorization)
+    if key is None:
+        message = "this key is not valid here" if authorization else "give a key: `Authorization: Bearer KEY`"
+        raise RequestError(401, message, None, "invalid_api_key")
+    return key_name(key)
+
+
+def _given(keys: Sequence[bytes], authorization: str | None) -> bytes | None:
+    scheme, *rest = (authorization or "").split(None, 1) or [""]
+    given = "".join(rest).strip().encode(errors="replace")
+    # Every key is compared, so the time taken says nothing about which one was nearly right.
+    matches = [key for key in keys if hmac.compare_digest(given, key)]
+    return matches[0] if scheme.lower() == "bearer" and matches else None
+
+
+def _parsed(path: Path, number: int, line: str) -> Key:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise FileError(path, number, "a key holds no blanks; a remark behind it begins with a blank and `#`")
+    key = match["key"]
+    if not key or key[0] in "\"'" or key[-1] in "\"'":
+        raise FileError(path, number, "the quotes hold no key, or are not a pair")
+    if odd := odd_letter(key):
+        raise FileError(path, number, f"{odd}; no client can send it in a key, take visible ASCII")
+    name = " ".join(trimmed(match["remark"] or "").split())
+    return Key(key.encode(), "".join(letter for letter in name if letter.isprintable())[:_LONGEST_NAME])

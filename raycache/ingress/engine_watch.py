@@ -1,0 +1,173 @@
+"""What the ingress knows of its engines: which serve, what they can draw, what their limits are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import ray
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from raycache.cluster.capacity import Bundle, shortage
+from raycache.protocol.errors import unavailable
+from raycache.protocol.schemas import EngineStatus
+from raycache.ray_errors import DEATHS
+from raycache.rebuilds import SERVE_S
+
+__all__ = ["EngineWatch"]
+
+logger = logging.getLogger("ray.serve")
+
+_POLL_S, _POLL_STARTING_S = 1.0, 0.25
+_STATUS_TIMEOUT_S = 2.0
+#: A poll older than this is repeated before a request is judged by it.
+_FRESH_S = 3.0
+#: Engines count as gone when Serve has known none, or when none has answered, for so long.
+_GONE_S, _SILENCE_S = 2.0, 15.0
+_EXPLAIN_S = 30.0
+#: The least that is said of an engine that is not there.
+_SOON_S = 5.0
+
+
+class EngineWatch:
+    """What the engines last said of themselves.
+
+    Args:
+        engine: handle of the engine deployment.
+        bundles: what one engine asks of the cluster.
+        replicas: engines wanted; 0 = none while nothing is asked, see :meth:`serving`.
+        caller: whose watch this is; while it asks, engines know that it waits for its jobs.
+    """
+
+    def __init__(
+        self, engine: DeploymentHandle, bundles: Sequence[Bundle], replicas: int, caller: str | None = None
+    ) -> None:
+        self._caller = caller
+        self._engine, self._bundles, self._replicas = engine, bundles, max(1, replicas)
+        self.may_sleep = replicas == 0
+        self.last: EngineStatus | None = None
+        self.statuses: list[EngineStatus] = []
+        self.shortage: str | None = None
+        self._began = time.monotonic()
+        self._asked_at = self._heard_at = self._logged_at = -math.inf
+        self._asking, self._polls = asyncio.Lock(), 0
+
+    async def run(self, told: Callable[[], None] = lambda: None) -> None:
+        """Poll for ever, faster while nobody serves, log every change, and call ``told`` after each poll."""
+        served = False
+        while True:
+            try:
+                await self.refresh()
+                if bool(self.statuses) != served:
+                    served = not served
+                    self._announce(served)
+                if not served:
+                    self._explain()
+                told()
+            except Exception:
+                logger.exception("Could not ask the engines how they are; trying again")
+            await asyncio.sleep(_POLL_S if served else _POLL_STARTING_S)
+
+    async def refresh(self, polls: int | None = None) -> None:
+        """Ask every engine. Silence is not death: what a busy engine said last holds for a while.
+
+        ``polls``: how many there had been when the caller came; a later one than these tells it enough.
+        """
+        async with self._asking:
+            if polls is None or self._polls == polls:
+                self._polls += 1
+                await self._ask()
+
+    async def _ask(self) -> None:
+        self._asked_at = time.monotonic()
+        try:
+            answers = await self._engine.broadcast("status", self._caller).results_async(
+                timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
+            )
+        except DeploymentUnavailableError:
+            # For a moment Serve knows no replica while it changes a deployment's config; requests can wait that out.
+            if time.monotonic() - self._heard_at > _GONE_S:
+                self.statuses = []
+            return
+        except (TimeoutError, RayError):
+            answers = []
+        heard = [answer for answer in answers if isinstance(answer, EngineStatus)]
+        all_dead = bool(answers) and all(isinstance(answer, DEATHS) for answer in answers)
+        silent = time.monotonic() - self._heard_at > _SILENCE_S
+        if silent and self.statuses and not heard and not all_dead:
+            heard = await self._anyone()
+        if heard:
+            self._heard_at, self.last = time.monotonic(), heard[0]
+        if heard or all_dead or silent:
+            self.statuses = heard
+
+    async def _anyone(self) -> list[EngineStatus]:
+        """One engine that hangs keeps a broadcast from ending; Serve's router goes round it to one that answers."""
+        with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
+            return [await asyncio.wait_for(self._engine.status.remote(self._caller), _STATUS_TIMEOUT_S)]
+        return []
+
+    async def latest(self) -> list[EngineStatus]:
+        """The last answers; asked for again when the poll has fallen behind."""
+        if time.monotonic() - self._asked_at > _FRESH_S:
+            await self.refresh()
+        return self.statuses
+
+    async def serving(self, patience_s: float = 0.0) -> EngineStatus:
+        """Any engine that takes jobs: its model and policy are those of all.
+
+        Args:
+            patience_s: where engines may sleep, seconds to wait for one to be woken.
+
+        Raises:
+            RequestError: 503 when there is none.
+        """
+        statuses = await self.latest()
+        if not statuses and self.may_sleep:
+            # A call that waits at Serve's handle is what makes it start an engine where there is none.
+            with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
+                return await asyncio.wait_for(self._engine.status.remote(self._caller), patience_s)
+        if not statuses:
+            await self.refresh(self._polls)  # Serve may have called one ready since the last poll
+            statuses = self.statuses
+        if not statuses:
+            raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced", self.ready_in_s)
+        return statuses[0]
+
+    @property
+    def ready_in_s(self) -> float:
+        """Seconds until an engine is ready where none is: as it took the last one, or half of what it has taken so far.
+
+        Serve needs some more to find out that one is gone, and to start a process. Where one replaces its ranks it
+        says itself how long that takes.
+        """
+        if self.statuses:
+            return max(1.0, min(status.gang.get("ready_in_s", 0.0) for status in self.statuses))
+        now = time.monotonic()
+        gone_s = now - (self._heard_at if self.last else self._began)
+        needed_s = SERVE_S + self.last.start_s if self.last else 0.0
+        return max(needed_s - gone_s, 0.5 * gone_s, _SOON_S)
+
+    def _announce(self, served: bool) -> None:
+        if served:
+            logger.info("Serving POST /v1/images/generations; engines ready: %d", len(self.statuses))
+        elif self.may_sleep:
+            logger.info("All engines sleep; the next request wakes one")
+        else:
+            logger.warning("No engine is ready; requests are answered 503 until one is")
+
+    def _explain(self) -> None:
+        """Say every 30 s what the cluster lacks: Ray waits for it in silence."""
+        if time.monotonic() - self._logged_at < _EXPLAIN_S:
+            return
+        self._logged_at = time.monotonic()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.shortage = shortage(self._bundles, nodes, self._replicas)
+        if self.shortage:
+            logger.error("%s", self.shortage[0].upper() + self.shortage[1:])

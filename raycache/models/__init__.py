@@ -1,0 +1,1 @@
+"""What only models know: finding, loading, guiding, decoding."""

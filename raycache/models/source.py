@@ -1,0 +1,130 @@
+"""Finding the model that the settings name: a folder, the hub, or one of the models this project makes.
+
+Imports no torch, so that the builder may look before anything is deployed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from raycache.protocol.job import ModelKind, ModelSource
+from raycache.settings import ModelSettings
+
+__all__ = ["ModelNotFound", "model_outline", "prepare_model"]
+
+#: Of a hub model, what says how it is built: a few kilobytes.
+_OUTLINE = ["model_index.json", "*/config.json", "*/tokenizer_config.json", "*/scheduler_config.json"]
+
+
+class ModelNotFound(RuntimeError):
+    """The model cannot be had; the message names it, where it was looked for, and what to set."""
+
+
+def prepare_model(settings: ModelSettings) -> ModelSource:
+    """Turn ``settings.path`` into a local folder: built (``noise``), bundled (``demo``), as it is, or downloaded.
+
+    Call it once per gang before the ranks load, so that one process builds or downloads and not all of them.
+
+    Raises:
+        ModelNotFound: a path that is no model folder, a hub id that is neither in the cache nor to be had, or the
+            bundled model is missing.
+    """
+    if settings.path == "noise":
+        from raycache.demo.noise import build_noise_model
+
+        return str(build_noise_model(_cache_folder(settings) / "noise-flux")), "noise"
+    if settings.path == "demo":
+        from raycache.demo import demo_model_path
+
+        try:
+            return str(demo_model_path()), "demo"
+        except FileNotFoundError as error:
+            raise ModelNotFound(str(error)) from None
+    if (folder := _folder(settings)) is not None:
+        return str(folder), _kind_of_folder(folder)
+    # FLUX repositories carry the weights twice: the single-file copies are not read by diffusers.
+    return _fetch(settings, allow_patterns=["*.json", "*/*"]), "hub"
+
+
+def model_outline(settings: ModelSettings, scratch: Path) -> Path | None:
+    """A folder with at least the configuration of the model; None for one that is yet to be built.
+
+    Args:
+        settings: which model.
+        scratch: an empty folder, for files of a hub model that no cache has. Half a model in the cache would be
+            taken for a whole one where the hub is out of reach.
+
+    Raises:
+        ModelNotFound: as :func:`prepare_model`.
+    """
+    if settings.path == "noise":
+        folder = _cache_folder(settings) / "noise-flux"
+        return folder if (folder / "model_index.json").is_file() else None
+    if settings.path == "demo":
+        return Path(prepare_model(settings)[0])
+    if (folder := _folder(settings)) is not None:
+        return folder
+    cached = settings.model_copy(update={"local_files_only": True})
+    try:
+        folder = Path(_fetch(cached, allow_patterns=_OUTLINE))
+        if (folder / "model_index.json").is_file():
+            return folder
+    except ModelNotFound:
+        if settings.local_files_only:
+            raise
+    return Path(_fetch(settings, allow_patterns=_OUTLINE, local_dir=scratch))
+
+
+def _folder(settings: ModelSettings) -> Path | None:
+    """The folder that the path names; None for a hub id."""
+    folder = Path(settings.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ModelNotFound(f"{folder} is no diffusers model: it has no model_index.json")
+        return folder
+    if settings.path.startswith((".", "/", "~")) or settings.path.count("/") != 1:
+        raise ModelNotFound(
+            f"model.path {settings.path!r} is neither an existing folder nor a hub id (`owner/name`), `demo` or `noise`"
+        )
+    return None
+
+
+def _fetch(settings: ModelSettings, **which: object) -> str:
+    """The folder of a hub model, downloaded or found in the cache; one clear error instead of a stack of retries."""
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        # Looks into the cache by itself when the hub does not answer.
+        return snapshot_download(
+            settings.path,
+            revision=settings.revision,
+            cache_dir=settings.cache_dir,
+            local_files_only=settings.local_files_only,
+            etag_timeout=10,
+            **which,
+        )
+    except Exception as error:
+        reason = error
+    cache = settings.cache_dir or constants.HF_HUB_CACHE
+    token = "is set" if os.environ.get("HF_TOKEN") else "is not set"
+    raise ModelNotFound(
+        f"model {settings.path!r} is not in the cache {cache} and cannot be fetched ({type(reason).__name__}: "
+        f"{str(reason).splitlines()[0][:200]}). Set model.path to a local folder, or HF_HOME (model.cache_dir) to a "
+        f"cache that has it, or HF_TOKEN (it {token}; gated models need it and an accepted licence), and see that the "
+        "hub can be reached from every node"
+    ) from None
+
+
+def _cache_folder(settings: ModelSettings) -> Path:
+    return settings.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raycache"
+
+
+def _kind_of_folder(folder: Path) -> ModelKind:
+    marker = folder / "raycache_model.json"
+    try:
+        kind = json.loads(marker.read_text())["kind"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "folder"
+    return kind if kind in ("noise", "demo") else "folder"

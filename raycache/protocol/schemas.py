@@ -1,0 +1,219 @@
+"""Requests and replies, the same for HTTP and Python handles: OpenAI's images API plus our own fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from cache_core.options import CacheOptions
+from raycache.presets import Quality
+from raycache.settings import Policy
+
+#: What a request gets that does not say, and the least that one which says may say.
+_LEFT_OUT: dict[str, tuple[str, float]] = {
+    "seed": ("a random seed", 0),
+    "num_inference_steps": ("this server's default", 1),
+    "guidance_scale": ("this server's default", 0),
+    "timeout_s": ("this server's default", 1),
+}
+#: OpenAI's words for a stream's `quality` that its client's types no longer know.
+_RETIRED = {"standard": "medium", "hd": "high"}
+
+
+class GenerationRequest(BaseModel):
+    """One request for ``n`` pictures. Fields that are None take the deployment's defaults.
+
+    Only what can be judged without knowing the deployment is judged here; the rest (limits, divisibility, options
+    against the model's blocks) is checked by :mod:`raycache.protocol.resolve` before a GPU is touched.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    # No repr: whatever prints a request, a log line above all, must not print what the user wrote.
+    prompt: str = Field(min_length=1, repr=False)
+    model: str | None = None
+    n: int = Field(default=1, ge=1)
+    size: str | None = Field(default=None, description="`WIDTHxHEIGHT` in pixels, or `auto`.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Image k of a request is drawn from seed + k.")
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    quality: Quality = Field(
+        default="auto",
+        description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's words take the "
+        "nearest; `auto` = the deployment's default. `cache` goes before it.",
+    )
+    cache: CacheOptions | None = Field(default=None, description="null = what `quality` says.")
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int = Field(default=100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
+    timeout_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Deadline, seconds from arrival."
+    )
+    partial_images: int = Field(default=0, ge=0, le=3, description="Previews sent by a streaming call.")
+    user: str | None = None
+
+    @field_validator(*_LEFT_OUT, mode="before")
+    @classmethod
+    def _chosen_here(cls, value: Any, info: ValidationInfo) -> Any:
+        """Elsewhere -1 means "choose for me"."""
+        if isinstance(value, int | float) and value < 0:
+            means, least = _LEFT_OUT[info.field_name]
+            reason = f"must not be negative; leave the field out for {means}"
+            raise PydanticCustomError("negative", reason, {"ge": least})
+        return value
+
+
+class ImagesBody(GenerationRequest):
+    """Body of ``POST /v1/images/generations``: a request, and what OpenAI's clients may send besides."""
+
+    stream: bool = False
+    # What OpenAI's client may send and this server cannot do is accepted, whatever it says: clients send it to all.
+    background: str | None = Field(default=None, description="Pictures are opaque: `transparent` gives a warning.")
+    moderation: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    style: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    complexity: str | None = Field(default=None, description="Accepted and ignored with a warning.")
+    frame_count: int | None = Field(default=None, description="Accepted and ignored with a warning: of gif only.")
+    frame_duration_ms: int | None = Field(default=None, description="Accepted and ignored with a warning: of gif only.")
+    svg: dict[str, Any] | None = Field(default=None, description="Accepted and ignored with a warning: of svg only.")
+    safety_identifier: str | None = Field(default=None, description="Accepted and ignored.")
+
+    def request(self) -> GenerationRequest:
+        """The part that decides the picture."""
+        return GenerationRequest.model_validate({name: getattr(self, name) for name in GenerationRequest.model_fields})
+
+    def ignored(self) -> list[str]:
+        """One warning for each field that was set and has no effect."""
+        idle = {"background": (None, "auto", "opaque"), "moderation": (None, "auto")}
+        names = ("background", "moderation", "style", "complexity", "frame_count", "frame_duration_ms", "svg")
+        names = [name for name in names if getattr(self, name) not in idle.get(name, (None,))]
+        warnings = [f"`{name}` has no effect on this server" for name in names]
+        if self.quality != "auto" and self.cache is not None:
+            warnings.append("`quality` has no effect beside `cache`")
+        if self.partial_images and not self.stream:
+            warnings.append("`partial_images` has no effect without `stream: true`")
+        if self.output_compression != 100 and self.output_format == "png":
+            warnings.append("`output_compression` has no effect on png")
+        return warnings
+
+    def quality_told(self) -> str:
+        """``quality`` as a stream repeats it, in words of OpenAI's client where it was one of those."""
+        return _RETIRED.get(self.quality, self.quality)
+
+
+class StageTimes(BaseModel):
+    """Seconds a request spent in each stage."""
+
+    queue: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+
+
+class GenerationResult(BaseModel):
+    """What a handle call returns.
+
+    Attributes:
+        images: uint8 arrays of shape [height, width, 3], RGB.
+        seeds: the seed each image was drawn from.
+        report: decisions of the cache, ``CacheReport.to_dict()``; None when the request asked for no cache.
+        times: seconds per stage.
+        warnings: what was odd but not wrong, for the user to read.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    images: list[SkipValidation[np.ndarray]] = Field(repr=False)
+    seeds: list[int]
+    report: dict[str, Any] | None = None
+    times: StageTimes = StageTimes()
+    warnings: list[str] = Field(default_factory=list)
+
+    def save(self, path: str) -> None:
+        """Write the first image to ``path``; the suffix names the format."""
+        from PIL import Image
+
+        Image.fromarray(self.images[0]).save(path)
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One denoising step is done. Sent by streaming calls.
+
+    Attributes:
+        step: steps done, from 1.
+        steps: steps in all.
+        cached: per image, whether the step reused the cache; empty when the request asked for no cache.
+        residual_diff: per image, the difference that was compared; None where none was.
+        seconds_left: estimate until the picture is there; None before the engine knows.
+    """
+
+    step: int
+    steps: int
+    cached: list[bool]
+    residual_diff: list[float | None]
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class PreviewEvent:
+    """A cheap look at what the pictures are becoming.
+
+    Attributes:
+        index: 0-based number of the preview.
+        images: uint8 arrays of shape [height, width, 3], possibly smaller than the picture.
+    """
+
+    index: int
+    images: list[np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class AdmittedEvent:
+    """An engine has taken the job into its queue. Told over HTTP only, where it lets the status out before any step."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the ingress knows of the loaded model: :class:`raycache.protocol.job.ModelFacts`."""
+
+    kind: str
+    num_blocks: int
+    num_heads: int
+    text_tokens: int
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One engine replica, as it sees itself.
+
+    Attributes:
+        replica: Serve's id of the replica; ``pid`` its process.
+        ready: a warm gang without faults serves.
+        queued: jobs admitted and not yet started.
+        running: a job is in the gang.
+        predicted_queue_s: seconds until a job that arrives now would start.
+        gang: the gang's own words: ranks with their steps, restarts, faults.
+        model: facts of the loaded model.
+        policy: limits and defaults in force.
+        user_config_refused: why the last ``user_config`` is not in force; None when it is.
+        start_s: how long it took to be ready, which another one would take too.
+        told_at: ``time.time()`` of all this; what the ingress passes on may be a second old.
+    """
+
+    replica: str
+    ready: bool
+    queued: int
+    running: bool
+    predicted_queue_s: float
+    gang: dict[str, Any]
+    model: ModelInfo
+    policy: Policy
+    pid: int = 0
+    told_at: float = 0.0
+    start_s: float = 0.0
+    user_config_refused: str | None = None

@@ -1,0 +1,1 @@
+"""One rank, in a process and on a device of its own: torch."""

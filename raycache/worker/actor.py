@@ -1,0 +1,55 @@
+"""The Ray actor around one rank.
+
+Methods are plain ``def``: Serve cancels requests recursively, and an async rank method would be killed on some ranks
+and not on others. ``pulse`` and ``abort`` run in a concurrency group of their own, so they answer while ``generate``
+waits in a collective.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import ray
+
+from raycache.logs import quiet_libraries
+from raycache.protocol.heartbeat import Failure, Pulse
+from raycache.protocol.job import Job, JobOutput, ModelFacts, ModelKind, ModelSource, Progress
+from raycache.settings import AppSettings
+
+__all__ = ["RankActor"]
+
+
+@ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)
+class RankActor:
+    """A rank in a process of its own. Its class is imported there, so the engine's process never loads torch."""
+
+    def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
+        quiet_libraries()
+        module, _, name = settings.parallel.rank_class.partition(":")
+        self._rank = getattr(importlib.import_module(module), name)(settings, rank, stacks)
+
+    def prepare(self) -> ModelSource:
+        return self._rank.prepare()
+
+    def open_store(self) -> int:
+        return self._rank.open_store()
+
+    def join(self, port: int) -> None:
+        self._rank.join(port)
+
+    def load(self, source: str, kind: ModelKind) -> ModelFacts:
+        return self._rank.load(source, kind)
+
+    def settle(self) -> None:
+        self._rank.settle()
+
+    def generate(self, job: Job) -> tuple[JobOutput | None, list[Progress]] | Failure:
+        return self._rank.generate(job)
+
+    @ray.method(concurrency_group="watch")
+    def pulse(self) -> Pulse:
+        return self._rank.pulse()
+
+    @ray.method(concurrency_group="watch")
+    def abort(self, job_id: str) -> None:
+        self._rank.abort(job_id)
