@@ -1,0 +1,87 @@
+"""The rooms of `raycache`, and who may know whom: imports point down only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: What every room may use: facts, files and words that all processes share.
+SHARED = {"protocol", "presets", "settings", "metrics", "logs", "tracing", "ray_errors", "rebuilds", "text_files"}
+#: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
+MAY_IMPORT = {
+    "app": {"dry_run", "ingress", "engine", "gang", "cluster", *SHARED},
+    "dry_run": {"ingress", "models", "cluster", *SHARED},
+    "reference": SHARED,
+    "front": {"protocol"},
+    "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
+    "engine": {"gang", "demo", *SHARED},  # the bundled model's warnings
+    "gang": {"worker", *SHARED},
+    "worker": {"models", *SHARED},
+    "models": {"demo", *SHARED},
+    "cluster": {"ray_errors"},
+    "demo": set(),
+    "tune": {"demo", "models", *SHARED},
+    "testing": {"worker", "protocol"},
+    "__init__": {"protocol"},
+    "metrics": {"protocol"},
+    "logs": {"protocol", "settings"},
+    "tracing": {"protocol"},
+    "protocol": {"settings", "presets"},
+    "settings": {"limits", "origins", "presets", "strict", "text_files"},
+    "presets": {"yaml_files"},
+    "limits": {"strict"},
+    "strict": {"text_files"},
+    "yaml_files": {"text_files"},
+}
+
+
+def room(path: Path) -> str:
+    """The folder in `raycache` that a file is in, or its own name."""
+    parts = path.relative_to(ROOT / "raycache").with_suffix("").parts
+    return parts[0]
+
+
+def imported(path: Path, package: str) -> Iterator[str]:
+    """Modules of ``package`` that a file imports, wherever in it that happens."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.partition(".")[0] == package)
+
+
+FILES = sorted((ROOT / "raycache").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_only(path: Path):
+    own = room(path)
+    for name in imported(path, "raycache"):
+        other = name.split(".")[1]
+        if (ROOT / "raycache" / other).is_dir() or (ROOT / "raycache" / f"{other}.py").is_file():
+            assert other == own or other in MAY_IMPORT.get(own, set()), f"{own} imports {name}"
+
+
+def test_the_arrows_make_no_circle():
+    left = {name: set(others) for name, others in MAY_IMPORT.items()}
+    while left:
+        lowest = [name for name, others in left.items() if not others & left.keys()]
+        assert lowest, f"a circle among {sorted(left)}"
+        for name in lowest:
+            del left[name]
+
+
+@pytest.mark.parametrize("folder", ["raycache", "cache_core"])
+def test_a_package_knows_nothing_above_it(folder: str):
+    above = {"tests", "benchmarks", "loadtests"} | ({"raycache"} if folder == "cache_core" else set())
+    for path in (ROOT / folder).rglob("*.py"):
+        for package in above:
+            assert not list(imported(path, package)), path
