@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
+from cache_core.signatures import parameters_of
 from cache_core.stacks import stacks, without_wrapper
 
 if TYPE_CHECKING:
@@ -138,7 +138,6 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
             "cache_core.supported_models() lists what works"
         )
     metadata = spec.metadata or TransformerBlockRegistry.get(cls)
-    parameters = [p for p in inspect.signature(cls.forward).parameters if p != "self"]
     return Block(
         index=index,
         name=name,
@@ -148,7 +147,7 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
         encoder_argument=metadata.encoder_hidden_states_argument_name,
         hidden_result=metadata.return_hidden_states_index or 0,
         encoder_result=metadata.return_encoder_hidden_states_index,
-        parameters={name: position for position, name in enumerate(parameters)},
+        parameters={name: position for position, name in enumerate(parameters_of(cls.forward))},
     )
 
 

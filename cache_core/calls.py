@@ -14,14 +14,14 @@ therefore stays one branch, which its image cannot tell.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from cache_core.signatures import parameters_of
 
 __all__ = ["CallInputs", "StepCalls", "call_inputs"]
 
@@ -66,7 +66,7 @@ class CallInputs(NamedTuple):
 
 def call_inputs(transformer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> CallInputs:
     """Timestep, latents and conditioning of a call of ``transformer``, by position or by name."""
-    given = dict(zip(_parameters(type(transformer)), args, strict=False)) | kwargs
+    given = dict(zip(parameters_of(type(transformer).forward), args, strict=False)) | kwargs
     timestep, latents = (
         next((given[name] for name in names if name in given), None) for names in (_TIMESTEP, _LATENTS)
     )
@@ -189,12 +189,3 @@ def _equal(left: Any, right: Any) -> bool:
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         return len(left) == len(right) and all(map(_equal, left, right))
     return isinstance(left, int | float | str) and left == right
-
-
-def _parameters(cls: type[nn.Module]) -> tuple[str, ...]:
-    return _names(cls.forward)
-
-
-@functools.lru_cache(maxsize=64)
-def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(name for name in inspect.signature(forward).parameters if name != "self")

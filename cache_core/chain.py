@@ -52,6 +52,8 @@ def chain(module: nn.Module) -> list[Link]:
 
 def holder(module: nn.Module, forward: Any) -> Link | None:
     """The place that holds ``forward``; None if calls of the module do not lead through it."""
+    if module.__dict__.get("forward") is forward:  # the usual case: nobody came after
+        return Link(forward, module, "forward")
     return next((link for link in chain(module) if link.forward is forward), None)
 
 

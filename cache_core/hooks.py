@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import StateManager
 from torch import nn
 
@@ -26,6 +26,7 @@ from cache_core.ownership import call_of, innermost, running
 from cache_core.placement import Placement
 from cache_core.session import Session
 from cache_core.stacks import block_modules
+from cache_core.walking import registries
 
 __all__ = ["Attachment", "attachment_of"]
 
@@ -186,7 +187,9 @@ class Attachment:
         self._tell_registries()
 
     def _tell_registries(self) -> None:
-        HookRegistry.check_if_exists_or_initialize(self.transformer).invalidate_child_registries_cache()
+        """Have diffusers look again which modules have hooks: as its ``invalidate_child_registries_cache``, faster."""
+        for _, registry in registries(self.transformer):
+            registry._child_registries_cache = None
 
     @property
     def session(self) -> Session | None:
@@ -241,8 +244,7 @@ class Attachment:
                 block.module._compiled_call_impl = self._taken[block.index]
         self._root.remove()
         self.checkpointing.give_back()
-        if hasattr(self.transformer, "_diffusers_hook"):
-            self._tell_registries()
+        self._tell_registries()
 
 
 def attachment_of(transformer: nn.Module) -> Attachment | None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from cache_core.walking import all_modules
+
 __all__ = ["KnownBlock", "known_block"]
 
 #: Runs on a shape after which nothing more is to be found out: the second shows memory that is returned again.
@@ -69,7 +71,7 @@ def known_block(block: nn.Module, forward: Any) -> KnownBlock:
 
 def _parts(block: nn.Module) -> Iterator[Any]:
     """What somebody may have put inside a block: modules of other classes, their own forwards, attention processors."""
-    for module in block.modules():
+    for module in all_modules(block):
         yield type(module)
         own = module.__dict__  # asking the module itself is slow where it has none
         if module is not block and (forward := own.get("forward")) is not None:

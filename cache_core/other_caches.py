@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from cache_core.walking import registries
 from cache_core.wrapped import wrapped_forwards
 
 __all__ = ["AnotherCacheError", "check_no_other_cache"]
@@ -47,11 +48,11 @@ def check_no_other_cache(transformer: nn.Module) -> None:
 
 
 def _others(transformer: nn.Module) -> Iterator[tuple[str, str]]:
-    for name, module in transformer.named_modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        for hook in registry.hooks.values() if registry is not None else ():
+    for module, registry in registries(transformer):
+        for hook in registry.hooks.values():
             package, _, kind = type(hook).__module__.rpartition(".")
             if package == "diffusers.hooks" and kind in _DIFFUSERS:
+                name = next(name for name, own in transformer.named_modules() if own is module)
                 where = f" (a hook on {name})" if name else ""
                 yield f"diffusers' {_DIFFUSERS[kind]}{where}", "Call transformer.disable_cache() first"
     if getattr(transformer, "_cache_config", None) is not None:
