@@ -161,7 +161,7 @@ def _flat(values: Iterable[Any]) -> list[torch.Tensor]:
 
 def _versions(values: Iterable[Any]) -> list[int | None]:
     """The tensors' version counters; None where they have none."""
-    return [None if value.is_inference() else value._version for value in _tensors(values)]
+    return [None if value.is_inference() else value._version for value in values if isinstance(value, torch.Tensor)]
 
 
 def _kind(value: Any) -> Any:

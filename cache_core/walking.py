@@ -1,4 +1,4 @@
-"""Walks over all modules of a transformer: several are made for each session, and ``named_modules`` takes milliseconds."""
+"""Walks over all modules of a transformer: each session makes several, and ``named_modules`` takes milliseconds."""
 
 from __future__ import annotations
 
