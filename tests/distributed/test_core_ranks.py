@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.core_cases import ABORTED_STEPS, JOBS, OPTIONS, on_four, on_two
-from tests.distributed.ranks import run_ranks
-from tests.unit.core.tiny_flux import Job, decisions, differences, draw, draw_cached, gap, tiny_flux
+from tests.helpers.core_cases import ABORTED_STEPS, JOBS, OPTIONS, on_four, on_two
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny_flux import Job, decisions, differences, draw, draw_cached, gap, tiny_flux
 
 #: Half a minute on an idle machine; the rest is for one where everything else runs at the same time.
 pytestmark = pytest.mark.timeout(400)

@@ -11,8 +11,8 @@ import torch
 
 from cache_core import CacheReport, apply_cache_on_pipe, cache_reports, cache_session, find_group, remove_cache
 from raycache.demo.noise import build_noise_model
-from tests.distributed.ranks import run_ranks
-from tests.unit.core.flux_pipe import draw, load
+from tests.helpers.flux_pipe import draw, load
+from tests.helpers.ranks import run_ranks
 
 METHODS: list[dict[str, Any]] = [
     {

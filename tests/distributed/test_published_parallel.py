@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cache_core import cache_reports, cache_session, find_group, repair_para_attention
-from tests.distributed.ranks import run_ranks
-from tests.unit.core.flux_pipe import draw, load
-from tests.unit.core.published_readme import PARALLEL, run_snippet
+from tests.helpers.flux_pipe import draw, load
+from tests.helpers.published_readme import PARALLEL, run_snippet
+from tests.helpers.ranks import run_ranks
 
 
 def _decisions(report: Any) -> list[tuple]:

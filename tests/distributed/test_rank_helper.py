@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.distributed.ranks import RankError, run_ranks
+from tests.helpers.ranks import RankError, run_ranks
 
 
 def _sum_of_ranks(rank: int, world_size: int, offset: float) -> tuple[int, float]:

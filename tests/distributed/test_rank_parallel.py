@@ -18,7 +18,7 @@ from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import Job, JobOutput
 from raycache.settings import AppSettings
 from raycache.worker.rank import Rank
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 STEPS = 10
 CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from tests.distributed.ranks import run_ranks
+from tests.helpers.ranks import run_ranks
 
 HEADS, TOKENS, CHANNELS = 4, 3, 8
 

@@ -23,7 +23,7 @@ from raycache.front import CALLBACK, VARIABLE
 from raycache.gang.gang import Gang, Job
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines
-from tests.serving.starting import started
+from tests.helpers.starting import started
 
 #: A rank that draws like any other, and fails where a prompt says so.
 FAULTY = "raycache.testing.faulty_rank:FaultyRank"

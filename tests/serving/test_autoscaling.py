@@ -15,8 +15,8 @@ from ray import serve
 from raycache.app import build
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, readiness, wait_for
+from tests.helpers.starting import started
 from tests.serving.conftest import FAULTY
-from tests.serving.starting import started
 from tests.serving.test_http_app import ASK, URL, pixels
 
 #: Longer than any prediction made from pictures that do not sleep.

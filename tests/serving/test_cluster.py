@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def seen(tiny_model: Path) -> dict[str, Any]:
-    """What :mod:`tests.serving.cluster_story` saw."""
-    story = [sys.executable, "-m", "tests.serving.cluster_story", str(tiny_model)]
+    """What :mod:`tests.helpers.cluster_story` saw."""
+    story = [sys.executable, "-m", "tests.helpers.cluster_story", str(tiny_model)]
     run = subprocess.run(story, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout.splitlines()[-1])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from raycache.testing.inject import wait_for
-from tests.serving.asking import URL, being_drawn, draw, pixels, sent
+from tests.helpers.asking import URL, being_drawn, draw, pixels, sent
 from tests.serving.test_operations import log_lines
 
 BODY = f"POST {URL} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{{".encode()

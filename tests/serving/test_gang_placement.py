@@ -46,7 +46,7 @@ def test_two_gangs_on_one_node_one_gpu_per_rank(local_ray, gang_settings):
 
 
 def test_a_model_that_cannot_be_had_is_one_clear_error(local_ray, gang_settings, tmp_path):
-    """The other ways in which there may be none: `tests/unit/test_pipeline.py`."""
+    """The other ways in which there may be none: `tests/unit/models/test_loading.py`."""
     gang = Gang(gang_settings(ranks=1, model={"path": str(tmp_path)}), name="no-model")
     with pytest.raises(GangStartError) as caught:
         gang.start()

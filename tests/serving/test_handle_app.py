@@ -12,7 +12,7 @@ from raycache import GenerationRequest, GenerationResult
 from raycache.protocol.errors import RequestError
 from raycache.protocol.schemas import PreviewEvent, ProgressEvent
 from raycache.testing.inject import engines_now, wait_for
-from tests.serving.asking import ENDLESS
+from tests.helpers.asking import ENDLESS
 
 
 @pytest.fixture(scope="module")

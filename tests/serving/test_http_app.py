@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from raycache.testing.inject import engines, engines_now, wait_for
-from tests.serving.asking import ASK, ENDLESS, URL, being_drawn, pixels, sent
+from tests.helpers.asking import ASK, ENDLESS, URL, being_drawn, pixels, sent
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import httpx
 
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import wait_for
-from tests.serving.asking import ASK, URL, scraped
+from tests.helpers.asking import ASK, URL, scraped
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "raycache.json"
 

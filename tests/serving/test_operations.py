@@ -19,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, engines_now, kill_engine, rank_pids, wait_for
-from tests.serving.asking import ASK, URL, pixels, scraped
+from tests.helpers.asking import ASK, URL, pixels, scraped
 from tests.serving.conftest import FAULTY
 
 SECRET = "a crimson walrus"

@@ -13,7 +13,7 @@ from raycache import front
 from raycache.app import build
 from raycache.logs import request_id
 from raycache.settings import AppSettings
-from tests.unit.test_ingress import Engines, Ingress
+from tests.unit.ingress.test_ingress import Engines, Ingress
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,7 @@ from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import check_deployment, resolve
 from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, Policy
-from tests.unit.fake_gang import SETTINGS, FakeGang, finish, started
+from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
 
 FILES = sorted((Path(__file__).parents[2] / "raycache" / "presets").glob("*.yaml"))
 

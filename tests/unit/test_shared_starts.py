@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.starting import StartError, started
+from tests.helpers.starting import StartError, started
 
 ROOT = Path(__file__).parents[2]
 
 SUITE = """
 import time
 import pytest
-from tests.serving.starting import started
+from tests.helpers.starting import started
 
 tries = []
 

@@ -16,7 +16,7 @@ from raycache import tracing
 from raycache.gang.batch import JobBatch
 from raycache.protocol.job import Job, Trace
 from raycache.tracing import RankSpans, exporter_in_use, traces_of_request
-from tests.unit.fake_gang import SETTINGS, FakeGang, finish, started
+from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
 
 EXPORTER = "somewhere:exporter"
 SECRET = "a crimson walrus"

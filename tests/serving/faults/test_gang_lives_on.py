@@ -71,7 +71,7 @@ def test_a_stopped_rank_is_a_hang(gang: Gang, reference: np.ndarray, caplog: pyt
 
 
 def test_restarts_are_bounded(local_ray: None, gang_settings: Callable[..., AppSettings]):
-    """How they are counted, and the window in which they are: `tests/unit/test_recovery.py`."""
+    """How they are counted, and the window in which they are: `tests/unit/gang/test_recovery.py`."""
     gang = Gang(gang_settings(reliability={"max_restarts": 0}), name="bounded")
     gang.start()
     gang.check_health()

@@ -26,8 +26,8 @@ from raycache.testing.inject import (
     readiness,
     wait_for,
 )
-from tests.hostile import Hostile, bodies, check, oddities
-from tests.serving.asking import ASK, ENDLESS, being_drawn, draw, pixels, scraped, sent, streamed
+from tests.helpers.asking import ASK, ENDLESS, being_drawn, draw, pixels, scraped, sent, streamed
+from tests.helpers.hostile import Hostile, bodies, check, oddities
 
 ENGINES = 2
 
@@ -192,7 +192,7 @@ def test_a_burst_over_the_queue(flux: str, sound: None, reference: np.ndarray, t
 
 
 def test_hostile_requests(flux: str, sound: None):
-    """A sample of what `tests/unit/test_hostile.py` sends to the ingress alone: here Serve's own proxy is in front."""
+    """A sample of what `tests/unit/ingress/test_hostile.py` sends to the ingress alone, through Serve's own proxy."""
     with httpx.Client(base_url=flux, timeout=60) as client:
         document = client.get("/openapi.json").json()
 

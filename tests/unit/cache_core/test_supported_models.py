@@ -1,0 +1,76 @@
+"""The list of supported transformers: complete, tested, published."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import diffusers.models.transformers
+import pytest
+import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.models.modeling_utils import ModelMixin
+
+from cache_core import NoCacheOptions, UnsupportedModelError, cache_session, supported_models
+from cache_core.models import UNSUPPORTED, models_table
+from tests.helpers.tiny_transformers import TINY
+
+
+def test_every_transformer_of_diffusers_with_registered_blocks_is_listed():
+    """So that a new diffusers release shows what it brought."""
+    TransformerBlockRegistry._register()
+    listed = {name for classes in supported_models().values() for name in classes} | set(UNSUPPORTED)
+    found = set()
+    for info in pkgutil.iter_modules(diffusers.models.transformers.__path__):
+        module = importlib.import_module(f"{diffusers.models.transformers.__name__}.{info.name}")
+        blocks = [n for n, v in vars(module).items() if inspect.isclass(v) and v in TransformerBlockRegistry._registry]
+        for name, cls in vars(module).items():
+            if inspect.isclass(cls) and issubclass(cls, ModelMixin) and cls.__module__ == module.__name__:
+                names = {*cls.__init__.__code__.co_names, *(c for k in _inner_code(cls) for c in k.co_names)}
+                if names & set(blocks):
+                    found.add(name)
+    assert found == listed
+
+
+def _inner_code(cls: type) -> list[Any]:
+    """Code of all methods of a class and of the comprehensions in them."""
+    codes = [f.__code__ for f in map(inspect.unwrap, vars(cls).values()) if inspect.isfunction(f)]
+    for code in codes:
+        codes.extend(constant for constant in code.co_consts if inspect.iscode(constant))
+    return codes
+
+
+def test_supported_means_tested():
+    classes = {name for group in supported_models().values() for name in group}
+    assert classes == {name.partition("+")[0] for name in TINY}
+    assert classes.isdisjoint(UNSUPPORTED)
+
+
+def test_an_unsupported_transformer_is_refused_with_the_reason():
+    model = diffusers.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=4, num_layers=2, embedding_dim=8, num_embeddings=4
+    )
+    with (
+        pytest.raises(UnsupportedModelError, match="PriorTransformer cannot be cached: draws an embedding"),
+        cache_session(model, NoCacheOptions()),
+    ):
+        pass
+
+
+def test_a_model_without_known_blocks_is_refused_by_name():
+    with (
+        pytest.raises(UnsupportedModelError, match=r"supported_models\(\) lists what works"),
+        cache_session(torch.nn.Linear(2, 2), NoCacheOptions()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("document", ["docs/models.md", "README.md"])
+def test_the_published_table_is_this_one(document):
+    path = Path(__file__).parents[3] / document
+    parts = path.read_text().split("<!-- models -->")
+    assert len(parts) == 3, f"{document} has no table between two <!-- models -->"
+    assert parts[1].strip() == models_table(), f"{document} is out of date: see cache_core.models"
