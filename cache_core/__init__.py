@@ -7,10 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cache_core.block_specs import supported_models
     from cache_core.blocks import UnsupportedModelError
     from cache_core.consensus import RanksParted
-    from cache_core.groups import find_group
-    from cache_core.models import supported_models
     from cache_core.opening import cache_session
     from cache_core.options import (
         BlockCountError,
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
     )
     from cache_core.other_caches import AnotherCacheError
     from cache_core.para_attention import repair_para_attention
-    from cache_core.per_image import without_thresholds
+    from cache_core.parallel_group import find_group
     from cache_core.pipe import apply_cache_on_pipe, cache_reports, cache_summary, remove_cache
+    from cache_core.policies.image_options import without_thresholds
     from cache_core.report import CacheReport
     from cache_core.session import JobAborted
 

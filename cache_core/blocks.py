@@ -12,7 +12,7 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models import attention_processor
 from torch import nn
 
-from cache_core.models import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
+from cache_core.block_specs import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
 from cache_core.signatures import parameters_of
 from cache_core.stacks import stacks, without_wrapper
 
@@ -105,7 +105,7 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
     """The blocks of ``transformer`` in execution order, numbered from 0 across its stacks.
 
     Raises:
-        UnsupportedModelError: no stack of blocks was found, a block class has no entry in ``cache_core.models``, or the
+        UnsupportedModelError: no stack of blocks was found, a block class has no entry in ``block_specs``, or the
             transformer is known not to work.
     """
     model = type(transformer).__name__
@@ -134,7 +134,7 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
     spec = BLOCKS.get(cls.__name__)
     if spec is None:
         raise UnsupportedModelError(
-            f"block {name} is a {cls.__name__}, which cache_core.models does not describe; "
+            f"block {name} is a {cls.__name__}, which cache_core.block_specs does not describe; "
             "cache_core.supported_models() lists what works"
         )
     metadata = spec.metadata or TransformerBlockRegistry.get(cls)

@@ -10,12 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from cache_core.attaching import attached
-from cache_core.block_prune import BlockPrune
 from cache_core.compiled import compile_context, unwrap_compiled
-from cache_core.compute_all import ComputeAll
 from cache_core.consensus import Consensus, GroupConsensus
-from cache_core.dual_block import DualBlock
-from cache_core.groups import is_parallelized
 from cache_core.options import (
     CacheOptions,
     DBCacheOptions,
@@ -28,7 +24,11 @@ from cache_core.options import (
 from cache_core.other_caches import check_no_other_cache
 from cache_core.ownership import opened
 from cache_core.para_attention import repair_if_used
-from cache_core.per_image import combined
+from cache_core.parallel_group import is_parallelized
+from cache_core.policies.block_prune import BlockPrune
+from cache_core.policies.dual_block import DualBlock
+from cache_core.policies.image_options import combined
+from cache_core.policies.no_cache import ComputeAll
 from cache_core.report import CacheReport
 from cache_core.session import Policy, Session
 

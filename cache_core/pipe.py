@@ -21,11 +21,11 @@ from torch import nn
 from cache_core.attaching import let_go
 from cache_core.callers import AlsoPipeline
 from cache_core.compiled import compile_context, unwrap_compiled
-from cache_core.groups import find_group
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.opening import session_of
 from cache_core.options import CacheType, check_block_count, option_names, parse_options
 from cache_core.other_caches import check_no_other_cache
+from cache_core.parallel_group import find_group
 from cache_core.published import translated
 from cache_core.report import CacheReport
 from cache_core.summary import format_summary

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from cache_core.models import BLOCKS, STACKS
+from cache_core.block_specs import BLOCKS, STACKS
 
 __all__ = ["block_modules", "stacks", "without_wrapper"]
 

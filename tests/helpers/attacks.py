@@ -19,7 +19,9 @@ from tests.helpers.tiny_flux import Job, draw, tiny_flux
 @contextmanager
 def _noise(rank: int, seed: int, strength: float):
     """This rank's own share of every difference is off by a random factor, as if its tokens moved unlike the rest."""
-    from cache_core import compared, dual_block, shared
+    from cache_core.policies import block_memory as shared
+    from cache_core.policies import compared_block as compared
+    from cache_core.policies import dual_block
 
     draws = random.Random(f"{rank} {seed}")
     exact = dual_block.difference_sum

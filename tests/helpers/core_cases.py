@@ -135,7 +135,8 @@ def parted(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
 
 def not_finite(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
     """The last rank's own sum is NaN at one step; the others' are fine."""
-    from cache_core import compared, dual_block
+    from cache_core.policies import compared_block as compared
+    from cache_core.policies import dual_block
 
     transformer, job, now = tiny_flux(1, 3, heads=1), Job(steps=7, side=2, text=2), [0]
     exact, record = dual_block.difference_sum, {}

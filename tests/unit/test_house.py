@@ -85,3 +85,12 @@ def test_a_package_knows_nothing_above_it(folder: str):
     for path in (ROOT / folder).rglob("*.py"):
         for package in above:
             assert not list(imported(path, package)), path
+
+
+def test_policies_stand_above_the_session_and_below_its_opening():
+    """A method knows the record, the blocks and the sums; only the opening chooses one."""
+    for path in (ROOT / "cache_core").glob("*.py"):
+        knows = {name.split(".")[1] for name in imported(path, "cache_core")} & {"policies"}
+        assert not knows or path.stem in {"opening", "__init__"}, path
+    for path in (ROOT / "cache_core" / "policies").glob("*.py"):
+        assert not {name.split(".")[1] for name in imported(path, "cache_core")} & {"opening", "pipe", "hooks"}, path

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cache_core.blocks import States
-from cache_core.compared import ComparedBlock
-from cache_core.shared import SharedBlock
+from cache_core.policies.block_memory import SharedBlock
+from cache_core.policies.compared_block import ComparedBlock
 
 MEMORIES = ["compared", "shared", "settled"]
 

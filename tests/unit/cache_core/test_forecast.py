@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core import cache_session
-from cache_core.residual import PER_BLOCK, SPAN, Residual, extrapolation_weights
+from cache_core.policies.residual import PER_BLOCK, SPAN, Residual, extrapolation_weights
 from tests.helpers.tiny_flux import Job, decisions, draw, gap, tiny_flux
 
 

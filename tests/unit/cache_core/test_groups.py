@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cache_core import apply_cache_on_pipe, cache_session, find_group
-from cache_core.groups import is_parallelized
+from cache_core.parallel_group import is_parallelized
 from tests.helpers.tiny_flux import tiny_flux
 from tests.helpers.wrappers import WRAPPERS
 

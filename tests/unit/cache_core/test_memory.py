@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_core import shared
-from cache_core.block_prune import BlockPrune
-from cache_core.compared import input_sum
+from cache_core.policies import block_memory as shared
+from cache_core.policies.block_prune import BlockPrune
+from cache_core.policies.compared_block import input_sum
 from cache_core.session import Session
 from tests.helpers.tiny_flux import Job, draw, opened, tiny_flux
 

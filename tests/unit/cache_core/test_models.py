@@ -17,8 +17,8 @@ from cache_core import (
     NoCacheOptions,
     cache_session,
 )
+from cache_core.block_specs import BLOCKS
 from cache_core.blocks import find_blocks
-from cache_core.models import BLOCKS
 from tests.helpers.pictures import Pictures
 from tests.helpers.tiny_transformers import TINY, build, call
 

@@ -14,7 +14,7 @@ from cache_core import (
     NoCacheOptions,
     cache_session,
 )
-from cache_core.per_image import combined, without_thresholds
+from cache_core.policies.image_options import combined, without_thresholds
 from tests.helpers.tiny_flux import Job, decisions, draw, draw_cached, gap, tiny_flux
 
 MODEL = tiny_flux()

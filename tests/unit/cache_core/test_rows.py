@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cache_core import CacheReport, cache_session, parse_options
-from cache_core.rows import images_of_rows
+from cache_core.policies.rows import images_of_rows
 from tests.helpers.guided_pipes import GUIDED, draw_guided
 from tests.helpers.tiny_transformers import build
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import torch
 
 from cache_core.blocks import Block, States
-from cache_core.compared import input_sum, moved_sum
 from cache_core.consensus import Sums
+from cache_core.policies.compared_block import input_sum, moved_sum
 
 __all__ = ["SharedBlock"]
 

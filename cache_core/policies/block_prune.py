@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from cache_core.blocks import BlockCall, States
-from cache_core.compared import ComparedBlock
 from cache_core.options import DBPruneOptions
+from cache_core.policies.block_memory import SharedBlock
+from cache_core.policies.compared_block import ComparedBlock
+from cache_core.policies.residual import PER_BLOCK
+from cache_core.policies.rows import for_rows
 from cache_core.report import ImageDecision
-from cache_core.residual import PER_BLOCK
-from cache_core.rows import for_rows
 from cache_core.session import Session
-from cache_core.shared import SharedBlock
 
 __all__ = ["BlockPrune"]
 

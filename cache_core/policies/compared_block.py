@@ -1,7 +1,7 @@
 """A block judged on its own input: the input it last ran on, and what it added then.
 
 Used for DBCache's Bn blocks outside ``Bn_compute_blocks_ids``. DBPrune judges blocks alike but shares tensors between
-neighbours (:mod:`cache_core.block_prune`).
+neighbours (:mod:`cache_core.policies.block_prune`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from cache_core.blocks import Block, States
 from cache_core.consensus import Sums
 from cache_core.difference import absolute_sum, difference_sum
-from cache_core.residual import SPAN, Residual
+from cache_core.policies.residual import SPAN, Residual
 
 __all__ = ["ComparedBlock", "input_sum", "moved_sum"]
 

@@ -4,7 +4,7 @@ The registry says where the image and the text stream stand among a block's argu
 need one thing more: which of the *other* arguments carry one entry per image, so that a block can be run for a part of
 the batch. That is written down here per block class; nothing is guessed from shapes.
 
-``python -c "import cache_core.models as m; print(m.models_table())"`` prints the table of models in Markdown.
+``python -c "import cache_core.block_specs as m; print(m.models_table())"`` prints the table of models in Markdown.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def supported_models() -> dict[str, tuple[str, ...]]:
     """Families whose diffusers transformers work with every method, with their class names.
 
     Supported means tested: uncached output unchanged, every method runs, pictures of a batch decide for themselves.
-    :data:`cache_core.models.UNSUPPORTED` names those that diffusers registers and the cache refuses, with the reason.
+    :data:`UNSUPPORTED` names those that diffusers registers and the cache refuses, with the reason.
     """
     return dict(MODELS)
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from cache_core.blocks import BlockCall, States
-from cache_core.compared import ComparedBlock
 from cache_core.difference import absolute_sum, difference_sum
 from cache_core.options import DBCacheOptions
+from cache_core.policies.compared_block import ComparedBlock
+from cache_core.policies.residual import Residual
+from cache_core.policies.rows import for_rows
 from cache_core.report import ImageDecision
-from cache_core.residual import Residual
-from cache_core.rows import for_rows
 from cache_core.session import Session
 
 __all__ = ["DualBlock"]
