@@ -17,7 +17,8 @@ import typer
 from rich.progress import track
 
 from cache_core import CacheReport, DBCacheOptions, DBPruneOptions, cache_session
-from raycache.models.loading import load_pipeline, prepare_model
+from raycache.models.loading import load_pipeline
+from raycache.models.source import prepare_model
 from raycache.settings import ModelSettings
 
 COLOURS = {True: "tab:green", False: "tab:red"}

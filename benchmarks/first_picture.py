@@ -85,7 +85,8 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
     import ray
 
     from cache_core import DBCacheOptions, NoCacheOptions
-    from raycache.gang.gang import Gang, Job
+    from raycache.gang.gang import Gang
+    from raycache.protocol.job import Job
     from raycache.settings import AppSettings
 
     arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]

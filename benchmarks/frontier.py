@@ -75,7 +75,8 @@ def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tupl
     import ray
 
     from cache_core import NoCacheOptions
-    from raycache.gang.gang import Gang, Job
+    from raycache.gang.gang import Gang
+    from raycache.protocol.job import Job
     from raycache.settings import AppSettings
 
     arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]

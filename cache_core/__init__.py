@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cache_core.block_specs import supported_models
     from cache_core.blocks import UnsupportedModelError
+    from cache_core.cache_type import CacheType
     from cache_core.consensus import RanksParted
     from cache_core.opening import cache_session
     from cache_core.options import (
         BlockCountError,
         CacheOptions,
-        CacheType,
         DBCacheOptions,
         DBPruneOptions,
         FBCacheOptions,

@@ -15,7 +15,6 @@ from cache_core.cache_type import CacheType
 __all__ = [
     "BlockCountError",
     "CacheOptions",
-    "CacheType",
     "DBCacheOptions",
     "DBPruneOptions",
     "FBCacheOptions",

@@ -19,11 +19,12 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from cache_core.attaching import let_go
+from cache_core.cache_type import CacheType
 from cache_core.callers import AlsoPipeline
 from cache_core.compiled import compile_context, unwrap_compiled
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.opening import session_of
-from cache_core.options import CacheType, check_block_count, option_names, parse_options
+from cache_core.options import check_block_count, option_names, parse_options
 from cache_core.other_caches import check_no_other_cache
 from cache_core.parallel_group import find_group
 from cache_core.published import translated

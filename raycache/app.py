@@ -11,7 +11,7 @@ from raycache.cluster.surge import surge_percent
 from raycache.dry_run import refuse_what_cannot_work
 from raycache.engine.autoscaling import autoscaling_config
 from raycache.engine.engine import Engine
-from raycache.gang.gang import placement_bundles
+from raycache.gang.placement import placement_bundles
 from raycache.ingress.ingress import Ingress
 from raycache.settings import AppSettings
 

@@ -23,10 +23,10 @@ from raycache.engine.gang_like import GangLike, gang_of_this_replica
 from raycache.engine.leases import Callers
 from raycache.engine.user_config import Memory, UserConfig, memory_of_this_replica
 from raycache.gang.costs import Work
-from raycache.gang.gang import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
 from raycache.protocol.errors import RequestError
+from raycache.protocol.job import DeadlineExceeded, GangBroken, Job, JobOutput
 from raycache.protocol.resolve import check_deployment, deployment_warnings
 from raycache.protocol.schemas import (
     AdmittedEvent,

@@ -9,7 +9,9 @@ import ray
 from ray import serve
 
 from raycache.gang.costs import Costs
-from raycache.gang.gang import Gang, GangStatus, Job, JobHandle, ModelFacts, Progress
+from raycache.gang.gang import Gang
+from raycache.gang.queue import JobHandle
+from raycache.protocol.job import GangStatus, Job, ModelFacts, Progress
 from raycache.settings import AppSettings
 
 __all__ = ["GangLike", "gang_of_this_replica"]

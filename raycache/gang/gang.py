@@ -18,13 +18,11 @@ from typing import Any
 from raycache.gang.batch import JobBatch, take_mates
 from raycache.gang.costs import Costs
 from raycache.gang.incarnation import Incarnation
-from raycache.gang.placement import placement_bundles
 from raycache.gang.queue import JobHandle, JobQueue
 from raycache.gang.recovery import ATTEMPTS, Restarts, verdict
 from raycache.gang.worker_group import PULSE_S, Fault
 from raycache.logs import about
 from raycache.protocol.job import (
-    DeadlineExceeded,
     GangBroken,
     GangRestarting,
     GangStartError,
@@ -40,8 +38,7 @@ from raycache.protocol.job import (
 from raycache.rebuilds import Rebuilds
 from raycache.settings import AppSettings
 
-__all__ = ["DeadlineExceeded", "Gang", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job"]
-__all__ += ["JobCancelled", "JobFailed", "JobHandle", "JobOutput", "ModelFacts", "Progress", "placement_bundles"]
+__all__ = ["Gang"]
 
 _logger = logging.getLogger("raycache.gang")
 

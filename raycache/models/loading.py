@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from raycache.models.source import ModelNotFound, prepare_model
-from raycache.protocol.job import ModelFacts, ModelKind, ModelSource
+from raycache.protocol.job import ModelFacts, ModelKind
 from raycache.settings import ModelSettings
 
-__all__ = ["ModelFacts", "ModelKind", "ModelNotFound", "ModelSource", "load_pipeline", "model_facts", "prepare_model"]
+__all__ = ["load_pipeline", "model_facts"]
 
 
 def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cache_core.options import CacheType
+from cache_core.cache_type import CacheType
 
 #: pydantic names the member of a union in an error's path; a user never wrote it.
 _UNION_TAGS = frozenset(CacheType)

@@ -127,7 +127,8 @@ def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
 
 def load_pipe(model: str, dtype: str) -> object:
     """The pipeline on the GPU if there is one, else on the CPU."""
-    from raycache.models.loading import load_pipeline, prepare_model
+    from raycache.models.loading import load_pipeline
+    from raycache.models.source import prepare_model
     from raycache.settings import ModelSettings
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

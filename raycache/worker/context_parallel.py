@@ -10,10 +10,9 @@ import torch.distributed as dist
 from torch import nn
 
 from cache_core import find_group
-from cache_core.para_attention import gather_heads, mend_is_needed
 from cache_core.para_attention import repair_para_attention as _mend
 
-__all__ = ["gather_heads", "mend_is_needed", "parallelize"]
+__all__ = ["parallelize"]
 
 
 def parallelize(transformer: nn.Module) -> dist.ProcessGroup:

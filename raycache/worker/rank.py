@@ -28,8 +28,9 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
 from raycache.logs import about, to_stderr
 from raycache.models.guidance import guided
-from raycache.models.loading import load_pipeline, model_facts, prepare_model
+from raycache.models.loading import load_pipeline, model_facts
 from raycache.models.picture import decode, preview
+from raycache.models.source import prepare_model
 from raycache.protocol.heartbeat import Failure, Phase, Pulse
 from raycache.protocol.job import Job, JobOutput, ModelFacts, ModelKind, Progress, stalls
 from raycache.settings import AppSettings

@@ -10,7 +10,7 @@ import numpy as np
 
 from raycache.engine.engine import Engine
 from raycache.gang.costs import Costs, work_of
-from raycache.gang.gang import GangStatus, JobOutput
+from raycache.protocol.job import GangStatus, JobOutput
 from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings

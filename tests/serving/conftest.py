@@ -20,7 +20,8 @@ from cache_core import DBCacheOptions
 from raycache.app import build
 from raycache.demo.noise import build_noise_model
 from raycache.front import CALLBACK, VARIABLE
-from raycache.gang.gang import Gang, Job
+from raycache.gang.gang import Gang
+from raycache.protocol.job import Job
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines
 from tests.helpers.starting import started

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cache_core import DBCacheOptions
-from raycache.gang.gang import Gang, JobCancelled, JobFailed
+from raycache.gang.gang import Gang
 from raycache.gang.queue import JobHandle
+from raycache.protocol.job import JobCancelled, JobFailed
 from raycache.testing.faulty_rank import PlannedFault
 from tests.serving.conftest import FAULTY, started_gang, wait_until
 from tests.serving.test_gang_draws import job

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cache_core import DBPruneOptions, NoCacheOptions
-from raycache.gang.gang import DeadlineExceeded, Gang, JobCancelled, JobFailed, Progress
+from raycache.gang.gang import Gang
+from raycache.protocol.job import DeadlineExceeded, JobCancelled, JobFailed, Progress
 from tests.serving.conftest import LONG, job, wait_until
 
 

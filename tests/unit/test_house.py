@@ -94,3 +94,21 @@ def test_policies_stand_above_the_session_and_below_its_opening():
         assert not knows or path.stem in {"opening", "__init__"}, path
     for path in (ROOT / "cache_core" / "policies").glob("*.py"):
         assert not {name.split(".")[1] for name in imported(path, "cache_core")} & {"opening", "pipe", "hooks"}, path
+
+
+def test_a_name_has_one_import_path():
+    """Modules offer what they define; only a package's front and the published `cache_factory` hand names on."""
+    for path in [*FILES, *(ROOT / "cache_core").rglob("*.py")]:
+        if path.name in {"__init__.py", "cache_factory.py"}:
+            continue
+        tree = ast.parse(path.read_text())
+        handed_on = {
+            alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        offers = [
+            node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign | ast.AugAssign) and "__all__" in ast.unparse(node)
+        ]
+        for names in offers:
+            assert not handed_on & set(ast.literal_eval(names)), path

@@ -11,8 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from raycache.gang.gang import Gang, GangBroken, GangRestarting
+from raycache.gang.gang import Gang
 from raycache.gang.starvation import run_delay_s
+from raycache.protocol.job import GangBroken, GangRestarting
 from raycache.settings import AppSettings
 from tests.serving.conftest import LONG, job, wait_until
 

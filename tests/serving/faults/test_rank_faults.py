@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycache.gang.gang import Gang, JobFailed
+from raycache.gang.gang import Gang
 from raycache.protocol.heartbeat import Failure
+from raycache.protocol.job import JobFailed
 from raycache.testing.faulty_rank import PlannedFault
 from tests.serving.conftest import job, wait_until
 

@@ -14,7 +14,7 @@ from raycache.demo import demo_model_path
 from raycache.demo.evaluate import draw, held_out_scenes, load, verdicts
 from raycache.demo.judge import judge, see, shares
 from raycache.demo.world import Scene, Thing
-from raycache.models.loading import prepare_model
+from raycache.models.source import prepare_model
 from raycache.settings import ModelSettings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from raycache.cluster.capacity import shortage, total
-from raycache.gang.gang import placement_bundles
+from raycache.gang.placement import placement_bundles
 from raycache.settings import AppSettings
 
 FOLDER = Path(__file__).parents[3] / "serve_configs"

@@ -13,9 +13,16 @@ import pytest
 from raycache.engine.convert import preview_steps
 from raycache.engine.engine import Engine
 from raycache.gang.costs import Work
-from raycache.gang.gang import DeadlineExceeded, GangBroken, GangRestarting, GangStatus, JobCancelled, JobFailed
 from raycache.protocol.errors import RequestError
-from raycache.protocol.job import JobOutput
+from raycache.protocol.job import (
+    DeadlineExceeded,
+    GangBroken,
+    GangRestarting,
+    GangStatus,
+    JobCancelled,
+    JobFailed,
+    JobOutput,
+)
 from raycache.protocol.schemas import AdmittedEvent, GenerationResult, PreviewEvent, ProgressEvent
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, order, started
 

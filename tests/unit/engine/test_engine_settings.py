@@ -7,7 +7,7 @@ import time
 import pytest
 
 from raycache.engine.engine import Engine
-from raycache.gang.gang import JobFailed
+from raycache.protocol.job import JobFailed
 from raycache.protocol.schemas import GenerationResult
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, order, started
 

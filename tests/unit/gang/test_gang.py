@@ -12,9 +12,9 @@ import pytest
 
 from cache_core import NoCacheOptions
 from raycache.gang import gang as module
-from raycache.gang.gang import Gang, GangBroken, GangRestarting, GangStartError
+from raycache.gang.gang import Gang
 from raycache.gang.worker_group import Fault
-from raycache.protocol.job import Job, JobFailed, JobOutput, ModelFacts
+from raycache.protocol.job import GangBroken, GangRestarting, GangStartError, Job, JobFailed, JobOutput, ModelFacts
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"max_batch_size": 4}})

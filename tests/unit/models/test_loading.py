@@ -12,9 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from raycache.models.loading import ModelNotFound, prepare_model
+from cache_core.para_attention import mend_is_needed
+from raycache.models.source import ModelNotFound, prepare_model
 from raycache.settings import ModelSettings
-from raycache.worker.context_parallel import mend_is_needed, parallelize
+from raycache.worker.context_parallel import parallelize
 
 
 def test_a_hub_id_out_of_reach_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
