@@ -3,9 +3,10 @@
 The policies keep inputs and outputs of blocks by reference, within a step and from one step to the next. That is sound
 only if a block writes neither into its input nor into what it returned before, and the transformer not into what a
 block returned. Fused kernels, patches and CUDA graphs with static outputs do, some of them without telling the version
-counter, and inference-mode tensors have none. So the first times a block runs on a shape it gets copies, which are
-compared; after that, versions and storages are looked at, which costs no memory traffic. What was found holds for later
-sessions too, as long as the block's code is the same (:mod:`cache_core.known_blocks`).
+counter, and inference-mode tensors have none. So the first time a block runs on a shape it gets copies, which are
+compared; the next times versions and storages are looked at, which costs no memory traffic; and after those only the
+versions of its streams. What was found holds for later sessions too, as long as the block's code is the same
+(:mod:`cache_core.known_blocks`).
 
 Copying is a rank's own affair. Refusing depends on code and storages only, which are the same on every rank.
 """
@@ -19,7 +20,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from cache_core.blocks import Block, States
-from cache_core.known_blocks import KnownBlock, known_block
+from cache_core.known_blocks import TRUSTED, KnownBlock, known_block
 
 __all__ = ["Buffers"]
 
@@ -87,6 +88,11 @@ class Buffers:
         run = self._runs[place] = self._runs.get(place, known.runs(key)) + 1
         self._first = run == 1
         self._model_writes |= known.overwritten
+        if run > TRUSTED and not known.writes and not known.reuses:
+            versions = _versions(inputs)
+            output = forward(*args, **kwargs)
+            self._check_streams(block, inputs, versions)
+            return output
         others = [value for value in _flat((*args, *kwargs.values())) if all(value is not stream for stream in inputs)]
         versions, others_versions = _versions(inputs), _versions(others)
         others_before = _copies(others) if self._first else others
@@ -102,14 +108,18 @@ class Buffers:
             )
         if self._first and not all(map(_same_bits, used, inputs)):
             known.writes = True
-        elif used is inputs and versions != _versions(inputs):
+        elif used is inputs:
+            self._check_streams(block, inputs, versions)
+        owned = self._owned(block, known, output, used, run)
+        known.ran(key, run)
+        return owned
+
+    def _check_streams(self, block: Block, inputs: list[Any], versions: list[int | None]) -> None:
+        if versions != _versions(inputs):
             raise RuntimeError(
                 f"block {block.name} wrote into its input in place, which it did not when it first ran: the cache "
                 "compares with that input. Let it write into a tensor of its own"
             )
-        owned = self._owned(block, known, output, used, run)
-        known.ran(key, run)
-        return owned
 
     def _known_block(self, block: Block, forward: Callable[..., Any]) -> KnownBlock:
         """What is known of a block; asked once a session, and again where another forward runs."""

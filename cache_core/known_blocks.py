@@ -16,10 +16,13 @@ from torch import nn
 
 from cache_core.walking import all_modules
 
-__all__ = ["KnownBlock", "known_block"]
+__all__ = ["TRUSTED", "KnownBlock", "known_block"]
 
-#: Runs on a shape after which nothing more is to be found out: the second shows memory that is returned again.
+#: Runs on a shape that a later session need not see again: the second shows memory that is returned again.
 _ENOUGH = 2
+#: Runs on a shape after which nothing more is to be found out. At least four of them are of one session, also where
+#: it did not begin with the first: enough to see memory that is returned by turns.
+TRUSTED = _ENOUGH + 4
 _MOST_SHAPES = 64
 
 
@@ -43,14 +46,15 @@ class KnownBlock:
         )
 
     def runs(self, shape: Hashable) -> int:
-        """Runs on a shape in earlier sessions that count, :data:`_ENOUGH` at most."""
-        return self._runs.get(shape, 0) if self._runs.get(shape, 0) >= _ENOUGH else 0
+        """Runs on a shape in earlier sessions that count: none, :data:`_ENOUGH` or :data:`TRUSTED`."""
+        runs = self._runs.get(shape, 0)
+        return next((enough for enough in (TRUSTED, _ENOUGH) if runs >= enough), 0)
 
     def ran(self, shape: Hashable, run: int) -> None:
         """It ran on a shape, for the ``run``-th time of a session."""
         if shape not in self._runs and len(self._runs) >= _MOST_SHAPES:
             self._runs.pop(next(iter(self._runs)))
-        self._runs[shape] = min(_ENOUGH, max(run, self._runs.get(shape, 0)))
+        self._runs[shape] = min(TRUSTED, max(run, self._runs.get(shape, 0)))
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, KnownBlock] = weakref.WeakKeyDictionary()

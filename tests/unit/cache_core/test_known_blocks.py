@@ -143,6 +143,47 @@ def test_what_a_block_does_is_remembered(copied):
     assert all(map(torch.equal, first, second))
 
 
+def _by_turns(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns one of two buffers, as a double-buffered engine does."""
+    buffers: list[torch.Tensor] = []
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        encoder, hidden = forward(*args, **kwargs)
+        if len(buffers) < 2:
+            buffers.append(torch.empty_like(hidden))
+        buffers.reverse()
+        return encoder, buffers[0].copy_(hidden)
+
+    return patched
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_short_jobs_do_not_make_a_block_trusted(images: int):
+    """Two runs do not show that memory comes by turns, however often they are two."""
+    flux = tiny_flux()
+    flux.transformer_blocks[0].forward = _by_turns(flux.transformer_blocks[0].forward)
+    for _ in range(images):
+        draw_cached(flux, OPTIONS, Job(pace=0.2, steps=2))
+    with pytest.raises(RuntimeError, match="returned before, by turns"):
+        draw_cached(flux, OPTIONS, JOB)
+
+
+def test_a_block_that_is_trusted_may_still_not_write_into_its_input():
+    flux = tiny_flux()
+    writes = False
+    forward = flux.transformer_blocks[0].forward
+
+    def patched(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        output = forward(hidden_states=hidden_states, **kwargs)
+        return output if not writes else (hidden_states.zero_(), output)[1]
+
+    flux.transformer_blocks[0].forward = patched
+    draw_cached(flux, OPTIONS, JOB)
+    writes = True
+    with pytest.raises(RuntimeError, match="wrote into its input in place"):
+        draw_cached(flux, OPTIONS, JOB)
+
+
 def test_nothing_is_kept_alive():
     flux = tiny_flux()
     _inner_forward(flux)
