@@ -72,7 +72,7 @@ def _nothing() -> Iterator[None]:
 
 def _ours(options: Any, group: dist.ProcessGroup | None) -> Callable[[nn.Module], Callable[[], Any]]:
     def prepare(transformer: nn.Module) -> Callable[[], Any]:
-        Attachment(transformer)  # once, as loaders and apply_cache_on_pipe do
+        Attachment(transformer).kept = True  # once, as apply_cache_on_pipe does, and peers
         return lambda: cache_session(transformer, options, group)
 
     return prepare
