@@ -20,8 +20,8 @@ __all__ = [
     "kill_rank",
     "rank_pids",
     "readiness",
+    "wait_for",
 ]
-__all__ += ["resume_rank", "stop_rank", "wait_for"]
 
 
 def authorization() -> dict[str, str]:
@@ -73,16 +73,6 @@ def rank_pids(url: str) -> list[int]:
 def kill_rank(url: str, rank: int, engine: int = 0) -> float:
     """SIGKILL; returns ``time.time()`` of it."""
     return _signal(_rank(url, rank, engine), signal.SIGKILL)
-
-
-def stop_rank(url: str, rank: int, engine: int = 0) -> float:
-    """SIGSTOP: the process is there and does nothing. Returns ``time.time()`` of it."""
-    return _signal(_rank(url, rank, engine), signal.SIGSTOP)
-
-
-def resume_rank(url: str, rank: int, engine: int = 0) -> float:
-    """SIGCONT, the end of :func:`stop_rank`."""
-    return _signal(_rank(url, rank, engine), signal.SIGCONT)
 
 
 def kill_engine(url: str, engine: int = 0) -> float:
