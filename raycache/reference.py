@@ -1,6 +1,6 @@
-"""The tables of docs/operating.md, made from the settings' models and the metrics themselves.
+"""The tables of the documents, made from the settings' models, the metrics and the modules themselves.
 
-python -m raycache.reference docs/operating.md     # rewrites what stands between the markers
+python -m raycache.reference docs/operating.md docs/design.md     # rewrites what stands between the markers
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from pydantic_core import PydanticUndefined
 from raycache import metrics
 from raycache.settings import AppSettings
 
-__all__ = ["metrics_table", "settings_table", "updated"]
+__all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
 
 #: Explained elsewhere: the options of the cache methods.
 _ELSEWHERE = {"cache"}
+_ROOT = Path(__file__).parents[1]
+#: Rooms in the order of a request's way; what is in none of them follows.
+_ROOMS = ("front", "ingress", "engine", "gang", "worker", "models", "protocol", "cluster")
 
 
 def settings_table() -> str:
@@ -53,17 +56,34 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
+def modules_table() -> str:
+    """Every module of both packages with the first sentence of its docstring, as Markdown."""
+    rows = ["| module | what it is for |", "| --- | --- |"]
+    service, core = _ROOT / "raycache", _ROOT / "cache_core"
+    folders = [*(service / room for room in _ROOMS), service, core, core / "policies"]
+    for path in (path for folder in folders for path in sorted(folder.glob("*.py"))):
+        words = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+        name = path.parent if path.stem == "__init__" else path
+        sentence = re.split(r"(?<=[.?])\s", words)[0].replace("``", "`")
+        rows.append(f"| `{name.relative_to(_ROOT)}` | {sentence} |")
+    return "\n".join(rows)
+
+
+_TABLES = {"settings": settings_table, "metrics": metrics_table, "modules": modules_table}
+
+
 def updated(document: str) -> str:
-    """``document`` with the tables between its ``<!-- settings -->`` and ``<!-- metrics -->`` markers made anew.
+    """``document`` with the tables between its markers, like two lines ``<!-- settings -->``, made anew.
 
     Raises:
-        ValueError: a marker is missing.
+        ValueError: it has no markers.
     """
-    for marker, table in (("settings", settings_table()), ("metrics", metrics_table())):
-        pattern = rf"(?<=<!-- {marker} -->\n).*?(?=\n<!-- {marker} -->)"
-        if not re.search(pattern, document, re.DOTALL):
-            raise ValueError(f"the document needs two lines `<!-- {marker} -->`, and the table goes between them")
-        document = re.sub(pattern, lambda _, table=table: table, document, flags=re.DOTALL)
+    names = [name for name in _TABLES if document.count(f"<!-- {name} -->\n") == 2]
+    if not names:
+        raise ValueError(f"a table goes between two lines like `<!-- settings -->`; there are {', '.join(_TABLES)}")
+    for name in names:
+        pattern = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- {name} -->)"
+        document = re.sub(pattern, lambda _, table=_TABLES[name](): table, document, flags=re.DOTALL)
     return document
 
 
@@ -118,9 +138,10 @@ def _default(field: FieldInfo) -> str:
     return "null" if value is None or value is PydanticUndefined else f"`{value}`"
 
 
-def main(document: Path = typer.Argument(Path("docs/operating.md"))) -> None:
+def main(documents: list[Path]) -> None:
     """Write the tables anew."""
-    document.write_text(updated(document.read_text()))
+    for document in documents:
+        document.write_text(updated(document.read_text()))
 
 
 if __name__ == "__main__":
