@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from cache_core.blocks import UnsupportedModelError
     from cache_core.cache_type import CacheType
     from cache_core.consensus import RanksParted
+    from cache_core.method_options import BlockCountError
     from cache_core.opening import cache_session
     from cache_core.options import (
-        BlockCountError,
         CacheOptions,
         DBCacheOptions,
         DBPruneOptions,
@@ -60,13 +60,12 @@ __all__ = [
 _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),
-    "groups": ("find_group",),
-    "models": ("supported_models",),
+    "block_specs": ("supported_models",),
     "opening": ("cache_session",),
+    "cache_type": ("CacheType",),
+    "method_options": ("BlockCountError",),
     "options": (
-        "BlockCountError",
         "CacheOptions",
-        "CacheType",
         "DBCacheOptions",
         "DBPruneOptions",
         "FBCacheOptions",
@@ -76,7 +75,8 @@ _NAMES = {
     ),
     "other_caches": ("AnotherCacheError",),
     "para_attention": ("repair_para_attention",),
-    "per_image": ("without_thresholds",),
+    "parallel_group": ("find_group",),
+    "policies.image_options": ("without_thresholds",),
     "pipe": ("apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"),
     "report": ("CacheReport",),
     "session": ("JobAborted",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,23 +13,13 @@ from torch import nn
 from cache_core.attaching import attached
 from cache_core.compiled import compile_context, unwrap_compiled
 from cache_core.consensus import Consensus, GroupConsensus
-from cache_core.options import (
-    CacheOptions,
-    DBCacheOptions,
-    DBPruneOptions,
-    FBCacheOptions,
-    NoCacheOptions,
-    check_block_count,
-    parse_options,
-)
+from cache_core.method_options import MethodOptions
+from cache_core.options import CacheOptions, check_block_count, parse_options
 from cache_core.other_caches import check_no_other_cache
 from cache_core.ownership import opened
 from cache_core.para_attention import repair_if_used
 from cache_core.parallel_group import is_parallelized
-from cache_core.policies.block_prune import BlockPrune
-from cache_core.policies.dual_block import DualBlock
 from cache_core.policies.image_options import combined
-from cache_core.policies.no_cache import ComputeAll
 from cache_core.report import CacheReport
 from cache_core.session import Policy, Session
 
@@ -117,19 +108,14 @@ def session_of(
             attachment.use_compile_context(context)
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
-        every_block = not isinstance(each[0], NoCacheOptions)
-        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort, every_block)
+        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort, each[0].remembers)
         with opened(inner, session, pipe):
             yield report
 
 
-def _policy_of(options: Sequence[Any]) -> Callable[[Session], Policy]:
-    each = [own.as_dbcache() if isinstance(own, FBCacheOptions) else own for own in options]
-    match each[0]:
-        case NoCacheOptions():
-            return ComputeAll
-        case DBCacheOptions():
-            return lambda session: DualBlock(each, session)
-        case DBPruneOptions():
-            return lambda session: BlockPrune(each, session)
-    raise TypeError(f"nothing implements {type(each[0]).__name__}")
+def _policy_of(options: Sequence[MethodOptions]) -> Callable[[Session], Policy]:
+    each = [own.spelled_out() for own in options]
+    if not each[0].policy:
+        raise TypeError(f"nothing implements {type(each[0]).__name__}: it names no policy")
+    policy = pkgutil.resolve_name(each[0].policy)
+    return lambda session: policy(each, session)

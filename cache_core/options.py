@@ -6,19 +6,18 @@ existing settings carry over. In YAML and JSON the method is the field ``type``:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
+from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 
 from cache_core.cache_type import CacheType
+from cache_core.method_options import BlockCountError, MethodOptions, check_ends
 
 __all__ = [
-    "BlockCountError",
     "CacheOptions",
     "DBCacheOptions",
     "DBPruneOptions",
     "FBCacheOptions",
-    "MethodOptions",
     "NoCacheOptions",
     "check_block_count",
     "option_names",
@@ -32,25 +31,6 @@ StepLimit = Annotated[int, Field(ge=-1)]
 BlockId = Annotated[int, Field(ge=0)]
 #: Order of the residual forecast (TaylorSeer): 0 repeats the last residual, 1 and 2 extrapolate it.
 TaylorOrder = Annotated[int, Field(ge=0, le=2)]
-
-
-class MethodOptions(BaseModel):
-    """What the service asks of every method, so that nobody else need know which fields one has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @property
-    def computed_steps(self) -> int:
-        """How many first steps of an image are computed whatever it looks like."""
-        return 0
-
-    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
-        """The options by which no block of an image of ``steps`` steps is ever left out; most often none."""
-        return []
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options as plain JSON values, the method under ``type``."""
-        return self.model_dump(mode="json")
 
 
 class _Judging(Protocol):
@@ -79,6 +59,9 @@ def _no_block_between(first: int, last: int, num_blocks: int) -> list[str]:
 class NoCacheOptions(MethodOptions):
     """Compute every block in every step."""
 
+    policy = "cache_core.policies.no_cache:ComputeAll"
+    remembers = False
+
     type: Literal["none"] = "none"
 
 
@@ -97,6 +80,9 @@ class DBCacheOptions(MethodOptions):
         non_compute_blocks_diff_threshold: the threshold for those others; 0 falls back to ``residual_diff_threshold``.
         taylor_order: order of the residual forecast.
     """
+
+    policy = "cache_core.policies.dual_block:DualBlock"
+    thresholds = frozenset({"residual_diff_threshold", "non_compute_blocks_diff_threshold"})
 
     type: Literal["DBCache"] = "DBCache"
     Fn_compute_blocks: int = Field(default=8, ge=1)
@@ -120,6 +106,9 @@ class DBCacheOptions(MethodOptions):
             *_no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
         ]
 
+    def check(self, num_blocks: int) -> None:
+        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
+
     @property
     def tail_threshold(self) -> float:
         """The threshold of the Bn blocks that are compared."""
@@ -138,6 +127,9 @@ class DBCacheOptions(MethodOptions):
 class FBCacheOptions(MethodOptions):
     """First-block cache: DBCache with Fn=1, Bn=0."""
 
+    policy = DBCacheOptions.policy
+    thresholds = frozenset({"residual_diff_threshold"})
+
     type: Literal["FBCache"] = "FBCache"
     warmup_steps: int = Field(default=8, ge=0)
     max_cached_steps: StepLimit = 8
@@ -151,6 +143,13 @@ class FBCacheOptions(MethodOptions):
 
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
         return self.as_dbcache().why_nothing_is_saved(steps, num_blocks)
+
+    def check(self, num_blocks: int) -> None:
+        if num_blocks < 1:
+            raise BlockCountError("type", "FBCache needs at least 1 block, the model has 0", "none")
+
+    def spelled_out(self) -> DBCacheOptions:
+        return self.as_dbcache()
 
     def as_dbcache(self) -> DBCacheOptions:
         """The same behaviour spelled as DBCache."""
@@ -173,6 +172,9 @@ class DBPruneOptions(MethodOptions):
         non_prune_blocks_ids: block ids (over all blocks, from 0) that are never pruned.
         taylor_order: order of the residual forecast.
     """
+
+    policy = "cache_core.policies.block_prune:BlockPrune"
+    thresholds = frozenset({"residual_diff_threshold", "max_dynamic_prune_threshold"})
 
     type: Literal["DBPrune"] = "DBPrune"
     Fn_compute_blocks: int = Field(default=8, ge=0)
@@ -198,6 +200,14 @@ class DBPruneOptions(MethodOptions):
             *_no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
         ]
 
+    def check(self, num_blocks: int) -> None:
+        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
+        outside = [i for i in self.non_prune_blocks_ids if i >= num_blocks]
+        if outside:
+            reason = f"{outside} name no block: the model has {num_blocks} blocks, ids 0..{num_blocks - 1}"
+            inside = [i for i in self.non_prune_blocks_ids if i < num_blocks]
+            raise BlockCountError("non_prune_blocks_ids", reason, inside)
+
     @property
     def threshold_cap(self) -> float:
         """Where the dynamic threshold drops back to ``residual_diff_threshold``."""
@@ -206,11 +216,12 @@ class DBPruneOptions(MethodOptions):
         return self.max_dynamic_prune_threshold
 
 
+#: Every method: one that is added is added here.
 CacheOptions = Annotated[NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions, Field(discriminator="type")]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(CacheOptions)
 
 
-def parse_options(value: object) -> NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions:
+def parse_options(value: object) -> CacheOptions:
     """Options from a dict with a ``type`` field, or from an options object.
 
     Raises:
@@ -219,49 +230,17 @@ def parse_options(value: object) -> NoCacheOptions | FBCacheOptions | DBCacheOpt
     return _ADAPTER.validate_python(value)
 
 
-class BlockCountError(ValueError):
-    """Options that do not fit the number of blocks of a model.
-
-    Attributes:
-        field: the option at fault.
-        reason: what is wrong, with both numbers.
-        nearest: a legal value close to the one given.
-    """
-
-    def __init__(self, field: str, reason: str, nearest: object) -> None:
-        super().__init__(f"{field}: {reason}; nearest legal value: {nearest}")
-        self.field, self.reason, self.nearest = field, reason, nearest
-
-
 def check_block_count(options: MethodOptions, num_blocks: int) -> None:
     """Check options against a model of ``num_blocks`` transformer blocks.
 
     Raises:
         BlockCountError: Fn + Bn exceeds the blocks, or an id names a block that is not there.
     """
-    if not isinstance(options, DBCacheOptions | DBPruneOptions):
-        if isinstance(options, FBCacheOptions) and num_blocks < 1:
-            raise BlockCountError("type", "FBCache needs at least 1 block, the model has 0", "none")
-        return
-    first, last = options.Fn_compute_blocks, options.Bn_compute_blocks
-    if first > num_blocks:
-        raise BlockCountError("Fn_compute_blocks", f"{first} is more than the model's {num_blocks} blocks", num_blocks)
-    if first + last > num_blocks:
-        reason = (
-            f"Fn_compute_blocks + Bn_compute_blocks = {first} + {last} = {first + last} "
-            f"is more than the model's {num_blocks} blocks"
-        )
-        raise BlockCountError("Bn_compute_blocks", reason, num_blocks - first)
-    if isinstance(options, DBPruneOptions):
-        outside = [i for i in options.non_prune_blocks_ids if i >= num_blocks]
-        if outside:
-            reason = f"{outside} name no block: the model has {num_blocks} blocks, ids 0..{num_blocks - 1}"
-            inside = [i for i in options.non_prune_blocks_ids if i < num_blocks]
-            raise BlockCountError("non_prune_blocks_ids", reason, inside)
+    options.check(num_blocks)
 
 
 def option_names(cache_type: CacheType | str) -> list[str]:
     """What may be set on a method, but for its ``type``."""
-    models = (NoCacheOptions, FBCacheOptions, DBCacheOptions, DBPruneOptions)
+    models = get_args(get_args(CacheOptions)[0])
     fields = {model.model_fields["type"].default: list(model.model_fields) for model in models}
     return [name for name in fields[str(cache_type)] if name != "type"]

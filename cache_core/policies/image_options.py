@@ -12,12 +12,10 @@ from cache_core.options import CacheOptions
 
 __all__ = ["combined", "without_thresholds"]
 
-_THRESHOLDS = {"residual_diff_threshold", "non_compute_blocks_diff_threshold", "max_dynamic_prune_threshold"}
-
 
 def without_thresholds(options: CacheOptions) -> dict[str, Any]:
     """What images must have in common to be drawn together."""
-    return options.model_dump(exclude=_THRESHOLDS)
+    return options.model_dump(exclude=set(options.thresholds))
 
 
 def combined(each: Sequence[CacheOptions]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from cache_core.blocks import BlockCall
+from cache_core.options import NoCacheOptions
 from cache_core.report import ImageDecision
 from cache_core.session import Session
 
@@ -17,7 +18,7 @@ __all__ = ["ComputeAll"]
 class ComputeAll:
     """The policy of one branch."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, each: Sequence[NoCacheOptions], session: Session) -> None:
         self._session = session
         self._images: list[ImageDecision] = []
 

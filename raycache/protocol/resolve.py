@@ -11,11 +11,8 @@ import re
 import secrets
 from collections.abc import Iterator
 
-from cache_core.options import (
-    BlockCountError,
-    CacheOptions,
-    check_block_count,
-)
+from cache_core.method_options import BlockCountError
+from cache_core.options import CacheOptions, check_block_count
 from raycache.presets import PRESET_NAMES, load_presets, preset_of
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE

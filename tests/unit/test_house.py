@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,14 @@ def test_policies_stand_above_the_session_and_below_its_opening():
         assert not knows or path.stem in {"opening", "__init__"}, path
     for path in (ROOT / "cache_core" / "policies").glob("*.py"):
         assert not {name.split(".")[1] for name in imported(path, "cache_core")} & {"opening", "pipe", "hooks"}, path
+
+
+@pytest.mark.parametrize("package", ["cache_core", "raycache"])
+def test_what_a_package_offers_is_there(package: str):
+    """Names that are imported when they are first asked for, too."""
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
 
 
 def test_a_name_has_one_import_path():

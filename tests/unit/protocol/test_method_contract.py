@@ -7,8 +7,9 @@ from typing import Literal, get_args
 import numpy as np
 import pytest
 
+from cache_core.method_options import MethodOptions
 from cache_core.opening import _policy_of
-from cache_core.options import CacheOptions, DBCacheOptions, MethodOptions
+from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.engine.convert import result_of
 from raycache.gang.watchdog import beyond_warmup
 from raycache.protocol.job import JobOutput
