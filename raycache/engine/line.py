@@ -18,6 +18,9 @@ __all__ = ["Limits", "Line", "Place"]
 _PROMISES, _EACH = 256, 32
 #: A client may be late by so many seconds, or by this share of its wait, before its time is given to others.
 _LATE_S, _LATE_SHARE = 2.0, 0.1
+#: Few clients wait longer than this (OpenAI's wait a third of it). One that does gets in, but no other is refused for
+#: its sake.
+_PATIENT_S = 180.0
 _SOON = 1e-3
 
 
@@ -120,6 +123,7 @@ class Line:
             if future.wait(at) + place.seconds <= patience_s + _SOON and not future.full(place, at, limits):
                 break
         late_s = max(_LATE_S, _LATE_SHARE * wait)
+        firm = firm and wait <= _PATIENT_S
         self._promises.append(_Promise(now + wait, now + wait + late_s, mark, place, turns, firm))
         return wait
 

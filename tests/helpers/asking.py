@@ -47,11 +47,14 @@ def being_drawn(url: str, **fields: Any) -> Iterator[None]:
     """``ENDLESS`` with ``fields`` changed, certainly under way while the block runs; afterwards its client leaves.
 
     A streamed answer tells of its first step. One that waits for it in vain may stand behind another endless one, so it
-    asks again.
+    asks again; so does one that comes while an engine lets go of the job before.
     """
     body = {**ENDLESS, "stream": True, **fields}
     for patience_s in (10, 20, 40):
         with httpx.stream("POST", url + URL, json=body, timeout=patience_s) as response:
+            if response.status_code == 429:
+                time.sleep(2)
+                continue
             assert response.status_code == 200, response.read()
             # Held while the block runs: the connection closes with what reads from it.
             lines = response.iter_lines()

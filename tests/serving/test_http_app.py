@@ -129,6 +129,7 @@ def free_again(url: str) -> bool:
 
 
 def test_a_client_that_leaves_frees_the_engine(client, flux, reference):
+    wait_for(lambda: free_again(flux), 60)  # an idle engine refuses nobody
     with sent(flux, num_inference_steps=5000):
         wait_for(lambda: not free_again(flux), 60)
     wait_for(lambda: free_again(flux), 30)

@@ -241,3 +241,18 @@ def test_whom_another_engine_may_draw_no_place_is_kept_for():
     promised_nobody(world, mending_s=5.0, timeout_s=5.0)
     for number in range(4):
         world.admission.admit(LONG, 300.0, mark=f"here {number}")
+
+
+def test_nobody_is_refused_for_the_sake_of_clients_that_were_told_to_wait_for_minutes():
+    """Those that do come back get in all the same."""
+    world = World(step_s=30.0, policy={"max_queued_seconds": 1e6})
+    promised_nobody(world, timeout_s=1e6)
+    for number in range(4):
+        world.admission.admit(LONG, 1e6, mark=f"here {number}")
+    world.now = 2000.0
+    with pytest.raises(RequestError):
+        world.admission.admit(SHORT, 1e6, mark="stranger")
+    told = [promise for promise in world.admission._line._promises if promise.at <= world.now <= promise.until]
+    for promise in told:
+        world.admission.admit(SHORT, 1e6, mark=promise.mark)
+    assert told
