@@ -10,6 +10,9 @@ seen there is a branch of its own, ``default``, ``default#2``, ``default#3``, ..
 Conditioning that was seen at this timestep begins a new step: schedulers of second order (Heun) evaluate two steps at
 one timestep, and in half precision neighbouring timesteps may round to the same number. A prompt guided by itself
 therefore stays one branch, which its image cannot tell.
+
+Ranks must tell calls apart alike, though context parallelism gives each a share of the text: what the transformer was
+called with counts as well (:mod:`cache_core.given`).
 """
 
 from __future__ import annotations
