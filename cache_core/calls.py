@@ -10,6 +10,9 @@ seen there is a branch of its own, ``default``, ``default#2``, ``default#3``, ..
 Conditioning that was seen at this timestep begins a new step: schedulers of second order (Heun) evaluate two steps at
 one timestep, and in half precision neighbouring timesteps may round to the same number. A prompt guided by itself
 therefore stays one branch, which its image cannot tell.
+
+Ranks must tell calls apart alike, though context parallelism gives each a share of the text: what the transformer was
+called with counts as well (:mod:`cache_core.given`).
 """
 
 from __future__ import annotations
@@ -63,6 +66,22 @@ class CallInputs(NamedTuple):
     latents: Any
     conditioning: tuple[Any, ...]
 
+    def within(self, given: CallInputs | None) -> CallInputs:
+        """The same, as the innermost forward got it, of a call that was made with ``given``.
+
+        Another call differs in either: wrappers between the two may split what was given, so that only a part of the
+        difference arrives, or call the forward several times, with inputs of their own.
+        """
+        same_time = given is None or given.timestep is self.timestep
+        if given is None or (same_time and _is_identical(given.conditioning, self.conditioning)):
+            return self
+        rows = [len(own) if hasattr(own, "__len__") else None for own in (given.latents, self.latents)]
+        return CallInputs(
+            self.timestep if same_time else (given.timestep, self.timestep),
+            given.latents if rows[0] == rows[1] else self.latents,  # a batch may be split, too
+            (given.conditioning, self.conditioning),
+        )
+
 
 def call_inputs(transformer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> CallInputs:
     """Timestep, latents and conditioning of a call of ``transformer``, by position or by name."""
@@ -108,12 +127,17 @@ class StepCalls:
 
     def _reference(self, conditioning: tuple[Any, ...]) -> tuple[Any, ...]:
         """What the same objects were remembered as in the step before; else as what they are to be known again by."""
-        known = (seen for seen in self._before if _is_same(seen, conditioning))
-        return next(known, None) or _references(conditioning)
+        return tuple(
+            next((seen[i] for seen in self._before if i < len(seen) and _is_same(seen[i], own)), None)
+            or _references(own)
+            for i, own in enumerate(conditioning)
+        )
 
 
 def _copy(timestep: Any) -> Any:
     """What stays when the pipeline writes the next step's time into the same tensor; no wait for a GPU."""
+    if isinstance(timestep, tuple):  # as given, and as it arrived
+        return tuple(map(_copy, timestep))
     if not isinstance(timestep, torch.Tensor):
         return timestep
     return timestep.flatten().tolist() if timestep.device.type == "cpu" else timestep.flatten().clone()
@@ -121,6 +145,8 @@ def _copy(timestep: Any) -> Any:
 
 def _same_time(left: Any, right: Any) -> bool:
     """Rows of one time are as many as the call has; a call of fewer rows may still be of the same step."""
+    if isinstance(left, tuple) and isinstance(right, tuple) and len(left) == len(right):
+        return all(map(_same_time, left, right))
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor) and left.shape != right.shape:
         left, right = left.unique(), right.unique()
     elif isinstance(left, list) and isinstance(right, list) and len(left) != len(right):
@@ -179,6 +205,13 @@ def _is_seen(seen: Any, value: Any) -> bool:
     if isinstance(seen, tuple):
         return isinstance(value, list | tuple) and len(seen) == len(value) and all(map(_is_seen, seen, value))
     return seen.is_seen(value) if isinstance(seen, _SeenTensor) else _equal(seen, value)
+
+
+def _is_identical(left: Any, right: Any) -> bool:
+    """Whether nothing between the two exchanged a tensor; without looking into any."""
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(_is_identical, left, right))
+    return left is right or (isinstance(left, int | float | str) and left == right)
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -22,6 +22,7 @@ from cache_core.blocks import Block, BlockCall, find_blocks
 from cache_core.calls import call_inputs
 from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
+from cache_core.given import Given, given_to
 from cache_core.ownership import call_of, innermost, running
 from cache_core.placement import Placement
 from cache_core.session import Session
@@ -83,7 +84,7 @@ class _RootHook(ModelHook):
                 return self.fn_ref.original_forward(*args, **kwargs)
             refuse_backward(module)
             self.attachment.checkpointing.adopt()
-            session.begin_step(self.branch.name, call_inputs(module, args, kwargs))
+            session.begin_step(self.branch.name, call_inputs(module, args, kwargs).within(given_to(module)))
             output = self.fn_ref.original_forward(*args, **kwargs)
             session.end_step()
             return output
@@ -145,6 +146,7 @@ class Attachment:
         self._hooks = [_BlockHook(self, block) for block in self.blocks]
         self._places = [Placement(hook.block.module, hook, _BLOCK_HOOK) for hook in self._hooks]
         self._root = Placement(transformer, _RootHook(self), _ROOT_HOOK)
+        self._given = Given(transformer)
         self._tell_registries()
 
     def settle(self) -> None:
@@ -243,6 +245,7 @@ class Attachment:
             if block.index in self._taken:
                 block.module._compiled_call_impl = self._taken[block.index]
         self._root.remove()
+        self._given.remove()
         self.checkpointing.give_back()
         self._tell_registries()
 

@@ -1,5 +1,6 @@
-"""The cache under diffusers' own context parallelism, where that splits at the first block (Qwen-Image, Wan): the ranks
-draw and decide as one alone, whoever came first.
+"""The cache under diffusers' own context parallelism: the ranks of a model that is split at its first block
+(Qwen-Image, Wan) draw and decide as one alone, whoever came first. Calls of a model that is split at its root (FLUX, by
+diffusers or by ParaAttention) are told apart alike on all ranks.
 
 Ulysses over gloo. Ring attention needs a kernel that returns the log-sum-exp, which the native attention of a CPU does
 not.
@@ -93,15 +94,45 @@ def _draw(order: str, name: str, method: str) -> dict[str, Any]:
     return drawn | _told(report)
 
 
+def _draw_two_texts(how: str) -> dict[str, Any]:
+    """Two unnamed calls a step, for prompts that differ in the first half of their text only: on rank 0."""
+    from cache_core import cache_session, find_group
+    from tests.helpers.tiny_flux import Job, tiny_flux
+
+    flux, job = tiny_flux(1, 3), Job(steps=6)
+    if how == "diffusers":
+        _parallelize(flux)
+    elif how == "ParaAttention":
+        from raycache.para_attention import parallelize
+
+        parallelize(flux)
+    texts = [job.static(), job.static() | {"encoder_hidden_states": job.static(5)["encoder_hidden_states"]}]
+    for static in texts:
+        static["encoder_hidden_states"][:, job.text // 2 :] = 0.0
+    options = {"type": "FBCache", "warmup_steps": 2, "residual_diff_threshold": 0.28}
+    latents, outputs = job.start(), []
+    with cache_session(flux, options, group=find_group(flux)) as report, torch.no_grad():
+        for step in range(job.steps):
+            both = [
+                flux(hidden_states=latents, timestep=job.timestep(step), return_dict=False, **static)[0]
+                for static in texts
+            ]
+            latents = latents - 0.1 * (2 * both[0] - both[1]) + job.drift(step)
+            outputs += both
+    branches = [(step.branch, step.step) for step in report.steps]
+    return _told(report) | {"outputs": torch.stack(outputs), "branches": branches}
+
+
 def _on_every_rank(rank: int, world_size: int) -> dict[str, Any]:
     # diffusers divides by the number of accelerators, which a CPU has none of.
-    torch.accelerator.device_count = lambda: 1
-    return {
+    torch.accelerator.device_count = lambda: 1  # type: ignore[assignment]
+    drawn: dict[Any, Any] = {
         (order, name, method): _draw(order, name, method)
         for order in ("alone", *ORDERS)
         for name in MODELS
         for method in METHODS
     }
+    return drawn | {how: _draw_two_texts(how) for how in ("alone", "diffusers", "ParaAttention")}
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +156,14 @@ def test_ranks_split_at_the_first_block_draw_and_decide_as_one(answers, order, n
     reused = [cached or bool(pruned) for step in alone["decisions"] for cached, _, pruned in step]
     assert True in reused
     assert False in reused[4:]
+
+
+@pytest.mark.parametrize("how", ["diffusers", "ParaAttention"])
+def test_texts_that_differ_on_one_rank_only_are_told_apart_on_both(answers, how):
+    for answer in answers:
+        alone, together = answer["alone"], answer[how]
+        assert together["branches"] == [(branch, k) for k in range(6) for branch in ("default", "default#2")]
+        assert together["decisions"] == alone["decisions"]
+        torch.testing.assert_close(together["outputs"], alone["outputs"], rtol=1e-4, atol=1e-4)
+        assert together["collectives"] > 0
+    assert {step[0][0] for step in alone["decisions"][4:]} == {True, False}

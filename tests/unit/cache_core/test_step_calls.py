@@ -237,3 +237,11 @@ def test_tensors_that_come_again_are_looked_at_once(monkeypatch: pytest.MonkeyPa
     prompt, negative = _text(1.0, 2.0), _text(3.0, 4.0)
     assert _places(*((time, text) for time in (1.0, 0.9, 0.8) for text in (prompt, negative))) == [1, 2] * 3
     assert [id(tensor) for tensor in looked] == [id(prompt), id(negative)]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_are_compared_whole_unless_the_batch_was_split(rows: int):
+    """Shares of two images' latents may be equal; a share of the batch has rows that the whole batch does not."""
+    whole, share = torch.arange(8.0).reshape(2, 4), torch.zeros(rows, 2)
+    given = call_inputs(Model(), (whole, 1.0, _text(1.0)), {})
+    assert call_inputs(Model(), (share, 1.0, _text(1.0)), {}).within(given).latents is (whole if rows == 2 else share)

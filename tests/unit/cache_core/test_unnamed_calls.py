@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxKontextPipeline, FluxPipeline
+from diffusers.hooks import HookRegistry, ModelHook
 
 from cache_core import DBCacheOptions, FBCacheOptions, apply_cache_on_pipe, cache_reports, cache_session
+from cache_core.given import given_to
+from cache_core.hooks import Attachment
 from tests.helpers.flux_pipe import load
 
 STEPS = 16
@@ -150,3 +155,76 @@ def test_the_same_text_is_told_apart_by_what_else_changes(calls: Calls, told: st
                     attention["scale_of_images"] = torch.full((1,), 1.0 + call)
                 calls(call, time, latents.expand(rows, -1, -1))
     assert [s.branch for s in report.steps] == ["default", "default#2"] * 3
+
+
+def _share(kwargs: dict[str, Any], rank: int) -> dict[str, Any]:
+    names = {"encoder_hidden_states": 1, "txt_ids": 0}
+    return kwargs | {name: kwargs[name].chunk(2, dim)[rank] for name, dim in names.items()}
+
+
+class _Split(ModelHook):
+    """As diffusers' context parallelism splits the text at the root, on one of two ranks."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return args, _share(kwargs, self.rank)
+
+
+def _split(flux: torch.nn.Module, how: str, rank: int) -> None:
+    if how == "hook":
+        HookRegistry.check_if_exists_or_initialize(flux).register_hook(_Split(rank), "split")
+    else:  # as ParaAttention does
+        original_forward = flux.forward
+        flux.forward = lambda **kwargs: original_forward(**_share(kwargs, rank))
+
+
+@pytest.mark.parametrize("first", ["cache", "split"])
+@pytest.mark.parametrize("how", ["hook", "forward"])
+@pytest.mark.parametrize("remade", [False, True])
+def test_all_ranks_tell_texts_apart_that_differ_on_one_of_them(calls: Calls, how: str, remade: bool, first: str):
+    """The second halves of both prompts hold nothing but padding."""
+    for static in calls.static:
+        static["encoder_hidden_states"][:, 2:] = 0.0
+    calls.remade, whole, told = remade, calls.flux, []
+    for rank in (0, 1):
+        calls.flux = copy.deepcopy(whole)
+        if first == "cache":
+            Attachment(calls.flux)
+        _split(calls.flux, how, rank)
+        with cache_session(calls.flux, DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0)) as report:
+            for time in (1.0, 0.8, 0.8, 0.6):
+                for text in (0, 1):
+                    calls(text, time, calls.job.start())
+        told.append([(step.branch, step.step) for step in report.steps])
+    assert told[0] == told[1] == [(branch, k) for k in range(4) for branch in ("default", "default#2")]
+
+
+def test_guidance_inside_a_wrapper(calls: Calls):
+    """Its two calls were given the same from outside, and the first one's text is not what was given."""
+    Attachment(calls.flux)
+    inner, negative = calls.flux.forward, calls.static[1]["encoder_hidden_states"]
+
+    def guided(**kwargs: Any) -> Any:
+        without = inner(**kwargs | {"encoder_hidden_states": negative})[0]
+        return (without + 2.0 * (inner(**kwargs)[0] - without),)
+
+    calls.flux.forward = guided
+    with cache_session(calls.flux, DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0)) as report:
+        for time in (1.0, 0.8, 0.6):
+            calls(0, time, calls.job.start())
+    assert [(s.branch, s.step) for s in report.steps] == [(b, k) for k in range(3) for b in ("default", "default#2")]
+
+
+def test_nothing_of_a_call_is_kept_and_no_hook_stays(calls: Calls):
+    with cache_session(calls.flux, DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0)):
+        calls(0, 1.0, calls.job.start())
+        assert given_to(calls.flux) is None
+        with pytest.raises(TypeError):
+            calls.flux(hidden_states=calls.job.start(), nothing_like_it=1)
+        assert given_to(calls.flux) is None
+        assert calls.flux._forward_pre_hooks
+    assert not calls.flux._forward_pre_hooks
+    assert not calls.flux._forward_hooks

@@ -1,0 +1,53 @@
+"""What a transformer was called with, noted before anything around its forward splits it.
+
+The cache's own hook is the innermost and sees a rank's share of the text, where context parallelism splits at the root
+(diffusers' hook on FLUX, ParaAttention's forward): shares of two prompts may be equal on one rank, which hold only
+padding there, and differ on another. torch's own hooks on the module run before every wrapper of its forward.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+
+from cache_core.calls import CallInputs, call_inputs
+from cache_core.ownership import innermost
+
+__all__ = ["Given", "given_to"]
+
+_GIVEN: ContextVar[dict[nn.Module, CallInputs]] = ContextVar("cache_core_given", default={})  # noqa: B039 (never changed)
+
+
+class Given:
+    """Notes the calls of one module while a session is open on it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._handles = (
+            module.register_forward_pre_hook(_note, prepend=True, with_kwargs=True),
+            module.register_forward_hook(_drop, always_call=True),
+        )
+
+    def remove(self) -> None:
+        """Leave the module as it was."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def given_to(module: nn.Module) -> CallInputs | None:
+    """What the running call of a module was made with; None = its forward was called past the module itself."""
+    return _GIVEN.get().get(module)
+
+
+# Functions of a module, not methods: a copied or pickled transformer takes its torch hooks along.
+@torch.compiler.disable
+def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if innermost(module) is not None:
+        _GIVEN.set(_GIVEN.get() | {module: call_inputs(module, args, kwargs)})
+
+
+@torch.compiler.disable
+def _drop(module: nn.Module, *_: Any) -> None:
+    _GIVEN.set({other: inputs for other, inputs in _GIVEN.get().items() if other is not module})
