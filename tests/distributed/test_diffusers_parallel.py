@@ -103,7 +103,7 @@ def _draw_two_texts(how: str) -> dict[str, Any]:
     if how == "diffusers":
         _parallelize(flux)
     elif how == "ParaAttention":
-        from raycache.para_attention import parallelize
+        from raycache.worker.context_parallel import parallelize
 
         parallelize(flux)
     texts = [job.static(), job.static() | {"encoder_hidden_states": job.static(5)["encoder_hidden_states"]}]
