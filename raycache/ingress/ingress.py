@@ -236,7 +236,7 @@ class Ingress:
         except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
             # The engine aborts on its own deadline; a timeout is for one that cannot even say so.
             response.cancel()
-            return _lost(error, self._watch.ready_in_s)
+            return await self._lost(error)
 
     async def _stream(
         self, order: GenerationRequest
@@ -251,15 +251,15 @@ class Ingress:
         except StopAsyncIteration:
             return
         except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
-            yield _lost(error, self._watch.ready_in_s)
+            yield await self._lost(error)
         finally:
             events.cancel()
 
-
-def _lost(error: Exception, ready_in_s: float) -> RequestError:
-    """What is said of an engine that gave no answer, where the next one is ready in so many seconds."""
-    if isinstance(error, TimeoutError):
-        return RequestError(504, "no engine answered in time", "timeout_s", "deadline_exceeded")
-    if isinstance(error, DEATHS):
-        return unavailable("the engine died while drawing; try again", ready_in_s, "engine_died")
-    return unavailable("no engine is ready: it failed to start, the log has the reason", ready_in_s)
+    async def _lost(self, error: Exception) -> RequestError:
+        """What is said of an engine that gave no answer."""
+        if isinstance(error, TimeoutError):
+            return RequestError(504, "no engine answered in time", "timeout_s", "deadline_exceeded")
+        await self._watch.refresh()  # what was known before counts this one as ready
+        if isinstance(error, DEATHS):
+            return unavailable("the engine died while drawing; try again", self._watch.ready_in_s, "engine_died")
+        return unavailable("no engine is ready: it failed to start, the log has the reason", self._watch.ready_in_s)

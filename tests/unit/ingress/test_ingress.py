@@ -129,6 +129,20 @@ async def test_once_and_only_where_it_helps(ingress, engines, code, calls):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("alive", "told"), [(False, (95.0, 100.0)), (True, (1.0, 1.0))])
+async def test_who_lost_the_only_engine_is_told_when_there_is_another(ingress, monkeypatch, streamed, alive, told):
+    """Not what was said while the dead one still counted as ready."""
+    monkeypatch.setattr(sys.modules[__name__], "STATUS", replace(STATUS, start_s=90.0))
+    front = ingress(Engines([ActorDiedError()], [ActorDiedError()], alive=alive))
+    front._polling.cancel()
+    await front._watch.refresh()
+    with pytest.raises(RequestError) as caught:
+        _ = [event async for event in front.generate_stream(ASK)] if streamed else await front.generate(ASK)
+    assert caught.value.code == "engine_died"
+    assert told[0] <= caught.value.retry_after_s <= told[1]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
 async def test_a_job_that_lost_its_engine_waits_for_a_place_in_the_next(ingress, streamed):
     """It was admitted; a full queue elsewhere is no answer to it until its deadline."""
 
