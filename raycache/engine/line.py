@@ -110,16 +110,16 @@ class Line:
         mine = [promise.at for promise in self._promises if promise.mark == mark]
         if len(mine) >= _EACH or len(self._promises) >= _PROMISES:
             return max(1.0, math.ceil(max(mine or [promise.at for promise in self._promises]) - now))
-        future = _Future(queue, now)
+        future = _Future(queue, now, 1 + unsure)
         for _ in _join(self._promises, future):
             pass
         first = max((promise.at - now for promise in self._promises if promise.turns and turns), default=0.0)
         ahead_s = future.wait(now) + place.seconds
-        times = (*(at - now for at in future.leaves), ahead_s - patience_s, ahead_s - limits.seconds)
-        told = {first, *((1 + unsure) * each for each in times if math.isfinite(each))}
+        short_s = (ahead_s - most for most in (patience_s, limits.seconds) if math.isfinite(most))
+        told = {first, *(at - now for at in future.leaves), *((1 + unsure) * each for each in short_s)}
         wait = first
         for wait in sorted(max(1.0, math.ceil(each - _SOON)) for each in told if each >= first):
-            at = now + wait / (1 + unsure)
+            at = now + wait
             if future.wait(at) + place.seconds <= patience_s + _SOON and not future.full(place, at, limits):
                 break
         late_s = max(_LATE_S, _LATE_SHARE * wait)
@@ -129,22 +129,26 @@ class Line:
 
 
 class _Future:
-    """A queue in which places leave one after the other, and some join."""
+    """A queue in which places leave one after the other, and some join.
 
-    def __init__(self, queue: Sequence[tuple[Place, float]], now: float) -> None:
-        self._places = [place for place, _ in queue]
+    ``slower``: each takes so many times what is predicted. A margin on each time that is told would not do: whoever is
+    told the next one joins after it, and margins would grow upon margins.
+    """
+
+    def __init__(self, queue: Sequence[tuple[Place, float]], now: float, slower: float = 1.0) -> None:
+        self._places, self._slower = [place for place, _ in queue], slower
         #: When each of them leaves, in order.
-        self.leaves = [end for _, end in queue]
+        self.leaves = [now + (end - now) * slower for _, end in queue]
         self._free = self.leaves[-1] if queue else now
 
     def join(self, place: Place, at: float) -> None:
-        self._free = max(self._free, at) + place.seconds
+        self._free = max(self._free, at) + place.seconds * self._slower
         self._places.append(place)
         self.leaves.append(self._free)
 
     def wait(self, at: float) -> float:
-        """Seconds until a place that joins ``at`` a time is at the head."""
-        return max(0.0, self._free - at)
+        """Predicted seconds until a place that joins ``at`` a time is at the head."""
+        return max(0.0, self._free - at) / self._slower
 
     def full(self, place: Place, at: float, limits: Limits) -> bool:
         """Whether there is no room for ``place`` at a time."""
