@@ -1,6 +1,7 @@
-"""uvicorn's HTTP protocol with bounds where it has none: bytes and seconds of a request's head.
+"""uvicorn's HTTP protocol with bounds where it has none: bytes and seconds of a request's head, bytes behind its body.
 
-httptools collects a header of any length, for as long as its sender likes, before anybody is asked.
+httptools collects a header of any length, for as long as its sender likes, before anybody is asked; so it does with the
+fields behind a chunked body. And what is no HTTP is told so in the shape of all other errors.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from raycache.protocol.errors import RequestError
 
 __all__ = ["BoundedProtocol"]
 
-#: Of a head until it ends; more than `raycache.front` lets through, which answers better.
+#: Of a head until it ends, more than `raycache.front` lets through, which answers better; and of what is no part of a
+#: body between two pieces of it, and behind the last.
 _MOST_BYTES = 64 << 10
 _SECONDS = 10.0
 
@@ -24,7 +26,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """A connection; while it waits for the end of a head, it is under both bounds."""
 
     _patience: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _head_bytes = _other_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -37,7 +39,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.cycle is not None and self.cycle.response_complete:
             self._begin_head()  # uvicorn's own timer for connections that are kept alive ends with any byte
+        self._other_bytes += len(data)
         super().data_received(data)
+        if self._patience is None and self._other_bytes > _MOST_BYTES:
+            limit = f"what stands behind or between the pieces of a body may have {_MOST_BYTES} bytes"
+            self._refuse(RequestError(431, limit, None, "headers_too_large"))
         if self._patience is not None:
             self._head_bytes += len(data)
             if self._head_bytes > _MOST_BYTES:
@@ -50,7 +56,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        self._other_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._other_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._other_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(RequestError(400, "what was sent is no valid HTTP request", None, "invalid_http"))
 
     def _begin_head(self) -> None:
         if self._patience is None:
@@ -72,9 +90,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._end_head()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:  # else it would stand in the middle of another answer
+        cycle = self.cycle
+        # Else it would stand in the middle of another answer.
+        free = cycle is None or cycle.response_complete or not cycle.response_started
+        if free and not self.pipeline:
             body = json.dumps(error.body()).encode()
             fields = {"content-type": "application/json", "content-length": len(body), "connection": "close"}
             lines = "".join(f"{name}: {value}\r\n" for name, value in {**fields, **error.headers()}.items())
             self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True  # nothing may follow this answer
+            cycle.message_event.set()
         self.transport.close()

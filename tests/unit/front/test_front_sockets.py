@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -100,3 +101,55 @@ async def test_half_a_request_and_leaving_cost_no_traceback(port, serve, caplog)
         await asyncio.sleep(0.1)
     assert "Traceback" not in caplog.text
     assert serve.scopes == []
+
+
+POST = b"POST /v1/images/generations HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "unit"),
+    [(b"2\r\n{}\r\n0\r\nx: ", b"y" * 50_000), (b"2;", b"y" * 50_000), (b"2\r\n{}\r\n0\r\n", b"x: y\r\n" * 10_000)],
+    ids=["one field behind", "an extension", "many fields behind"],
+)
+async def test_what_surrounds_a_body_is_bounded_too(port, serve, before, unit):
+    """httptools keeps it all, and only the 30 s of a body ended it."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(POST + before)
+    sent = 0
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        while sent < 20_000_000:
+            writer.write(unit)
+            await asyncio.wait_for(writer.drain(), 1)
+            await asyncio.sleep(0)
+            sent += len(unit)
+    writer.close()
+    assert sent < 10_000_000, "the connection stays open"
+    assert serve.scopes == []
+
+
+async def test_many_small_pieces_are_a_body_as_well(port, serve):
+    pieces = b"1;a=b\r\nx\r\n" * 20_000
+    answer = await said(
+        port, POST.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + pieces, b"0\r\nx: y\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    assert serve.bodies == [b"x" * 20_000]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "GET /\u043a\u043b\u044e\u0447 HTTP/1.1\r\nhost: a\r\n\r\n".encode(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx: a\x00b\r\n\r\n",
+        POST + b"zz\r\n{}",
+        POST.replace(b"host", b"content-length: 2\r\nhost") + b"{}",
+    ],
+    ids=["path", "HTTP/2", "NUL", "chunk", "two lengths"],
+)
+async def test_what_is_no_http_is_told_so_as_any_other_error(port, serve, raw):
+    head, _, body = (await said(port, raw)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"x-should-retry: false" in head
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+    assert serve.bodies == []
