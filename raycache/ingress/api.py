@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pydantic_core
 from fastapi import FastAPI, Request
@@ -25,10 +25,11 @@ from raycache.front.bodies import Bodies, read_body
 from raycache.ingress.asker import key_in_use
 from raycache.ingress.auth import check_key, has_key
 from raycache.ingress.cors import CorsFastAPI
+from raycache.ingress.headers import wanted_media, with_header_timeout
 from raycache.ingress.sse import begin, keep_alive, stream_events
 from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, from_validation_error, internal_error, invalid
-from raycache.protocol.formats import MEDIA_TYPES, Format, encode
+from raycache.protocol.formats import MEDIA_TYPES, encode
 from raycache.protocol.resolve import check_model
 from raycache.protocol.schemas import (
     AdmittedEvent,
@@ -41,14 +42,8 @@ from raycache.protocol.schemas import (
 )
 from raycache.settings import AppSettings
 
-if TYPE_CHECKING:
-    from starlette.datastructures import Headers
-
 logger = logging.getLogger("ray.serve")
 
-_TIMEOUT_HEADER = "x-request-timeout-seconds"
-#: Of that time, what the engine leaves for its answer to be on its way: Serve's own is a 408 in plain text.
-_ANSWER_S, _ANSWER_SHARE = 1.0, 0.2
 #: Seconds a client has to send its body: who never ends keeps a place in the ingress from those who do.
 _BODY_S = 30.0
 #: Seconds after which a stream says something, whatever the engine does: proxies cut a line that is silent for 60.
@@ -68,6 +63,8 @@ class Service(Protocol):
 
     @property
     def max_body_bytes(self) -> int: ...
+    @property
+    def max_timeout_s(self) -> float: ...
     @property
     def shortage(self) -> str | None: ...
     @property
@@ -99,7 +96,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
         key_in_use.set(check_key(service.keys, http.headers.get("authorization")))
         body = parse_body(await read_body(http, service.max_body_bytes, _BODY_S, bodies))
         raw = wanted_media(http.headers, body)
-        request = with_header_timeout(body.request(), http.headers)
+        request = with_header_timeout(body.request(), http.headers, service.max_timeout_s)
         if raw:
             request = request.model_copy(update={"output_format": raw})
         if body.stream:
@@ -115,6 +112,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
         return JSONResponse(reply(result, pictures, body.output_format))
 
     @app.get("/v1/models")
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models/", include_in_schema=False)
     async def models(http: Request) -> dict[str, Any]:
         """The one model of this service."""
@@ -129,11 +127,13 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
         return _model(service, began)
 
     @app.get("/healthz")
+    @app.head("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
         """The ingress lives; says nothing about engines."""
         return {"status": "ok"}
 
     @app.get("/readyz")
+    @app.head("/readyz", include_in_schema=False)
     async def readyz(http: Request) -> JSONResponse:
         """200 while a request would be drawn: an engine with a warm gang serves, or all sleep and one may be woken.
 
@@ -172,40 +172,6 @@ def parse_body(body: bytes) -> ImagesBody:
         return ImagesBody.model_validate_json(given, strict=True)
     except ValidationError as error:
         raise from_validation_error(error, ImagesBody.model_fields) from None
-
-
-def wanted_media(headers: Headers, body: ImagesBody) -> Format | None:
-    """The image format that ``Accept`` asks for in place of JSON.
-
-    Raises:
-        RequestError: 400 when raw bytes cannot carry what is asked.
-    """
-    accepted = [part.partition(";")[0].strip().lower() for part in headers.get("accept", "").split(",")]
-    raw = next((name for name, media in MEDIA_TYPES.items() if media in accepted), None)
-    if raw is None or "application/json" in accepted:
-        return None
-    if body.n != 1 or body.stream:
-        raise invalid("n" if body.n != 1 else "stream", f"`Accept: {MEDIA_TYPES[raw]}` carries one picture, unstreamed")
-    return raw
-
-
-def with_header_timeout(request: GenerationRequest, headers: Headers) -> GenerationRequest:
-    """Serve ends a request at ``x-request-timeout-seconds`` by itself; the engine shall know it too.
-
-    Raises:
-        RequestError: 400 when the header is no positive number.
-    """
-    value = headers.get(_TIMEOUT_HEADER)
-    if value is None:
-        return request
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise invalid(_TIMEOUT_HEADER, "must be a positive number of seconds")
-    seconds -= min(_ANSWER_S, _ANSWER_SHARE * seconds)
-    return request.model_copy(update={"timeout_s": min(request.timeout_s or seconds, seconds)})
 
 
 def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from raycache.protocol.schemas import (
     ProgressEvent,
 )
 from raycache.ray_errors import DEATHS
-from raycache.settings import AppSettings
+from raycache.settings import AppSettings, Policy
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,7 +55,7 @@ class Ingress:
     """
 
     def __init__(self, settings: AppSettings, engine: DeploymentHandle, bundles: Sequence[Bundle]) -> None:
-        self.settings = settings
+        self.settings, self._own_policy = settings, settings.policy
         self._keys = KeyFile(settings.ingress.api_keys_file)
         self._engine = engine
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
@@ -154,8 +154,16 @@ class Ingress:
     @property
     def max_body_bytes(self) -> int:
         """The limit in force: the engines', once one has told it."""
-        told = self._watch.last
-        return (told.policy if told else self.settings).limits.max_body_bytes
+        return self._policy.limits.max_body_bytes
+
+    @property
+    def max_timeout_s(self) -> float:
+        """The longest deadline that a request may name."""
+        return self._policy.max_timeout_s
+
+    @property
+    def _policy(self) -> Policy:
+        return self._watch.last.policy if self._watch.last else self._own_policy
 
     @property
     def ready_in_s(self) -> float:

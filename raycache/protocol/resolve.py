@@ -43,7 +43,9 @@ def resolve(
     defaults, limits = policy.defaults, policy.limits
     _check_prompt(request.prompt, limits)
     size = defaults.size if request.size in (None, "auto") else request.size
-    check_size(*parse_size(size), ranks=ranks, max_pixels=limits.max_pixels)
+    width, height = parse_size(size)
+    check_size(width, height, ranks=ranks, max_pixels=limits.max_pixels)
+    size = f"{width}x{height}"  # 0128x128 is the same size
     _check_format(request.output_format, size)
     _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps

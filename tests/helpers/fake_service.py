@@ -31,6 +31,7 @@ class FakeService:
     settings = SETTINGS
     keys: tuple[bytes, ...] = ()
     max_body_bytes = SETTINGS.limits.max_body_bytes
+    max_timeout_s = SETTINGS.policy.max_timeout_s
     shortage: str | None = None
     asleep = False
     ready_in_s = 41.3

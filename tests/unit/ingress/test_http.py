@@ -54,6 +54,14 @@ def test_raw_bytes_carry_one_picture(client):
     check_error(response, 400, param="n")
 
 
+def test_a_client_more_patient_than_is_allowed_named_no_deadline(client, service):
+    """Proxies set the header to their own patience, and who reads `timeout_s: too much` never sent one."""
+    client.post(URL, json={"prompt": "a"}, headers={"x-request-timeout-seconds": "86400"})
+    assert service.requests[-1].timeout_s == service.max_timeout_s == 3600
+    client.post(URL, json={"prompt": "a", "timeout_s": 1e5}, headers={"x-request-timeout-seconds": "86400"})
+    assert service.requests[-1].timeout_s > 3600, "what was named is judged as it was named"
+
+
 def test_json_is_preferred_where_both_are_accepted(client):
     response = client.post(URL, json={"prompt": "a"}, headers={"accept": "image/png, application/json"})
     assert response.headers["content-type"] == "application/json"
@@ -67,6 +75,15 @@ def test_header_timeout_is_the_engines_too(client, service):
     for value in ("x", "0", "-1", "nan", "inf"):
         response = client.post(URL, json={"prompt": "a"}, headers={"x-request-timeout-seconds": value})
         check_error(response, 400, param="x-request-timeout-seconds")
+
+
+def test_probes_that_ask_for_heads_only(client, service):
+    service.engines = [READY]
+    assert [client.head(path).status_code for path in ("/healthz", "/readyz", "/v1/models")] == [200] * 3
+    service.engines = []
+    head = client.head("/readyz")
+    assert (head.status_code, head.headers["retry-after"], head.text) == (503, "42", "")
+    assert not any("head" in methods for methods in client.get("/openapi.json").json()["paths"].values())
 
 
 def test_framework_errors_have_the_shape_too(client):

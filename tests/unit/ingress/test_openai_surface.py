@@ -44,6 +44,7 @@ class Service:
     settings = SETTINGS
     keys = ()
     max_body_bytes = 1 << 20
+    max_timeout_s = 3600.0
     shortage = None
     asleep = False
     policy = SETTINGS.policy

@@ -51,6 +51,11 @@ def test_a_deadline_is_bounded_by_the_limit_or_by_the_default_where_that_is_long
     assert ask(policy=patient, timeout_s=1e6).timeout_s == ask(policy=patient).timeout_s == 1e6
 
 
+def test_a_size_has_one_spelling():
+    """The bundled model's warning, metrics and batches go by it."""
+    assert ask(size="0128x00128").size == "128x128"
+
+
 def test_size_auto_is_the_default():
     assert ask(size="auto").size == "1024x1024"
 

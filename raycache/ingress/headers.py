@@ -1,0 +1,54 @@
+"""What a request's headers ask for besides its body: raw bytes in place of JSON, and a deadline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raycache.protocol.errors import invalid
+from raycache.protocol.formats import MEDIA_TYPES, Format
+from raycache.protocol.schemas import GenerationRequest, ImagesBody
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+__all__ = ["wanted_media", "with_header_timeout"]
+
+_TIMEOUT_HEADER = "x-request-timeout-seconds"
+#: Of that time, what the engine leaves for its answer to be on its way: Serve's own is a 408 in plain text.
+_ANSWER_S, _ANSWER_SHARE = 1.0, 0.2
+
+
+def wanted_media(headers: Headers, body: ImagesBody) -> Format | None:
+    """The image format that ``Accept`` asks for in place of JSON.
+
+    Raises:
+        RequestError: 400 when raw bytes cannot carry what is asked.
+    """
+    accepted = [part.partition(";")[0].strip().lower() for part in headers.get("accept", "").split(",")]
+    raw = next((name for name, media in MEDIA_TYPES.items() if media in accepted), None)
+    if raw is None or "application/json" in accepted:
+        return None
+    if body.n != 1 or body.stream:
+        raise invalid("n" if body.n != 1 else "stream", f"`Accept: {MEDIA_TYPES[raw]}` carries one picture, unstreamed")
+    return raw
+
+
+def with_header_timeout(request: GenerationRequest, headers: Headers, most_s: float) -> GenerationRequest:
+    """Serve ends a request at ``x-request-timeout-seconds`` by itself; the engine shall know it too.
+
+    A client that is more patient than ``most_s`` asks for nothing that could be refused.
+
+    Raises:
+        RequestError: 400 when the header is no positive number.
+    """
+    value = headers.get(_TIMEOUT_HEADER)
+    if value is None:
+        return request
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise invalid(_TIMEOUT_HEADER, "must be a positive number of seconds")
+    seconds -= min(_ANSWER_S, _ANSWER_SHARE * seconds)
+    return request.model_copy(update={"timeout_s": min(request.timeout_s or most_s, seconds)})
