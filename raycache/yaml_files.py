@@ -27,6 +27,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 #: A key, or the dash of a list, and what looks like a blank behind it, which for YAML must be U+0020.
 _BEFORE_VALUE = re.compile(rf"^( *(?:- +)*(?:[\w.-]+:|-))(?:(?!\n)[{UNSEEN}])+", re.MULTILINE)
+
+
+class _Loader(yaml.SafeLoader):
+    """Says where the dates and numbers stand that only look like such."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+
 #: Errors shown at most; the first is the one to begin with.
 _SHOWN = 3
 
@@ -65,8 +77,8 @@ def load_yaml(path: Path, kind: str = "YAML file") -> object:
 def _read(path: Path, kind: str) -> tuple[object, yaml.Node]:
     text = _BEFORE_VALUE.sub(r"\1 ", blanks_made_plain(read_text(path)))
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=_Loader)
+        value = trimmed_within(yaml.load(text, Loader=_Loader))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise FileError(path, line, f"no {kind}: U+{error.character:04X} is not allowed in YAML") from None
@@ -74,14 +86,14 @@ def _read(path: Path, kind: str) -> tuple[object, yaml.Node]:
         mark = error.problem_mark or error.context_mark
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         raise FileError(path, mark.line + 1 if mark else None, f"no {kind}: {reason}") from None
-    except ValueError as error:  # a date or number that only looks like one
-        raise FileError(path, None, f"no {kind}: {error}") from None
+    except RecursionError:
+        raise FileError(path, None, f"no {kind}: something in it holds itself, or it is nested too deeply") from None
     if root is None:
         raise FileError(path, None, f"no {kind}: it says nothing")
     for key in _twice(root, set()):
         # YAML takes the last one, and the reader of the file perhaps the first.
         raise FileError(path, key.start_mark.line + 1, f"no {kind}: `{seen(key.value)}` stands here a second time")
-    return trimmed_within(value), root
+    return value, root
 
 
 def _twice(node: yaml.Node, known: set[int]) -> Iterator[yaml.Node]:

@@ -7,6 +7,7 @@ import hmac
 import logging
 import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,5 +153,6 @@ def _parsed(path: Path, number: int, line: str) -> Key:
         raise FileError(path, number, "the quotes hold no key, or are not a pair")
     if odd := odd_letter(key):
         raise FileError(path, number, f"{odd}; no client can send it in a key, take visible ASCII")
-    name = " ".join(trimmed(match["remark"] or "").split())
+    # One name may be written in two ways that look alike; it is one caller.
+    name = unicodedata.normalize("NFC", " ".join(trimmed(match["remark"] or "").split()))
     return Key(key.encode(), "".join(letter for letter in name if letter.isprintable())[:_LONGEST_NAME])

@@ -118,6 +118,9 @@ BROKEN = [
     ("type: DBCache", "type: DBCache\x07", 8, "U+0007"),
     ("source: y", "source: y: z", 2, "mapping values are not allowed here"),
     ("source: y\n", "", 1, "source: Field required"),
+    ("source: y", "source: 2026-13-24", 2, "month must be in 1..12"),
+    ("source: y", "source: 0x_", 2, "invalid literal for int"),
+    ("warmup_steps: 4", f"warmup_steps: {'9' * 5000}", 6, "Exceeds the limit"),
     ("model: x", "- model: x", 2, "block"),
 ]
 
@@ -132,6 +135,13 @@ def test_presets_that_cannot_be_used_name_file_line_and_reason(
     assert caught.value.line == line
     assert str(caught.value).startswith(f"{path}, line {line}: no presets file: ")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["model: x\nsource: y\npresets: &all\n  fast: *all\n", "model: " + "[" * 3000])
+def test_what_never_ends_is_told_so(tmp_path: Path, text: str):
+    (path := tmp_path / "presets.yaml").write_text(text, "utf-8")
+    with pytest.raises(FileError, match="holds itself, or it is nested too deeply"):
+        load_presets("x", path)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a remark\n", "\ufeff\r\n"])

@@ -98,6 +98,8 @@ def test_anything_else_is_401_and_no_failure(header: str):
 def test_a_keys_name_is_its_remark_or_a_hash_and_never_the_key(file: Path):
     file.write_bytes(b"alpha\r\nbeta #  team\tblue \r\ngamma # team blue\r\n")
     keys = auth.read_keys(file)
+    file.write_bytes("alpha # M\u00fcller\nbeta # Mu\u0308ller\n".encode())
+    assert len({auth.key_name(key) for key in auth.read_keys(file)}) == 1, "they look alike, and are one caller"
     alpha, *blue = (auth.check_key(keys, f"Bearer {key}") for key in ("alpha", "beta", "gamma"))
     assert blue == ["team blue", "team blue"], "a new key takes the old one's place under the same name"
     assert alpha == auth.key_name(b"alpha")
