@@ -5,7 +5,8 @@ with ``cache_context``, many do not (FLUX Kontext and ControlNet, HunyuanVideo I
 ...). Taken for one sequence, one prompt's residuals would be judged by, and reused for, the other's: guidance is lost
 without a word. The timestep does not change between the calls of a step, and the conditioning (text, masks, labels,
 image embeddings, guidance, the shape of the latents) does: each call at the same timestep with conditioning not yet
-seen there is a branch of its own, ``default``, ``default#2``, ``default#3``, ...
+seen there is a branch of its own, ``default``, ``default#2``, ``default#3``, ... From step to step a call is known
+again by its conditioning, not by its place.
 
 Conditioning that was seen at this timestep begins a new step: schedulers of second order (Heun) evaluate two steps at
 one timestep, and in half precision neighbouring timesteps may round to the same number. A prompt guided by itself
@@ -103,32 +104,45 @@ class StepCalls:
 
     def __init__(self) -> None:
         self._timestep: Any = None
-        self._seen: list[tuple[Any, ...]] = []
-        self._before: list[tuple[Any, ...]] = []  # of the step before: most tensors come again
+        self._seen: dict[int, tuple[Any, ...]] = {}  # by branch, in the order of the running step's calls
+        self._known: dict[int, tuple[Any, ...]] = {}  # what each branch was last called with
+        self._steady: set[int] = set()  # branches that were called with the same again
         self._unfinished = False
 
     def begin(self, inputs: CallInputs) -> int:
-        """The place of this call in its step, from 1. One that raised and is repeated keeps its place."""
+        """The branch of this call, from 1. One that raised and is repeated keeps its branch."""
         again, self._unfinished = self._unfinished, True
-        place = next((i for i, seen in enumerate(self._seen, 1) if _is_seen(seen, inputs.conditioning)), None)
-        if again and place == len(self._seen):
-            return place
+        seen = next((branch for branch, own in self._seen.items() if _is_seen(own, inputs.conditioning)), None)
+        if again and seen is not None and seen == list(self._seen)[-1]:
+            return seen
         timestep = _copy(inputs.timestep)
-        if place is None and timestep is not None and _same_time(self._timestep, timestep):
-            self._seen.append(self._reference(inputs.conditioning))
-            return len(self._seen)
-        self._before = self._seen
-        self._timestep, self._seen = timestep, [self._reference(inputs.conditioning)]
-        return 1
+        if seen is not None or timestep is None or not _same_time(self._timestep, timestep):
+            self._timestep, self._seen = timestep, {}
+        branch = self._branch_of(inputs.conditioning)
+        self._seen[branch] = self._known[branch] = self._reference(inputs.conditioning)
+        return branch
+
+    def _branch_of(self, conditioning: tuple[Any, ...]) -> int:
+        """The one that was called with the same before, whatever its place in the step was then: guidance may begin and
+        end midway, and calls may change their order. What is new is told by its place, if that is free."""
+        free = {branch: own for branch, own in self._known.items() if branch not in self._seen}
+        for same in (_is_same, _is_seen):
+            if found := next((branch for branch, own in free.items() if same(own, conditioning)), None):
+                self._steady.add(found)
+                return found
+        place = len(self._seen) + 1
+        # A branch that always had the same text did not get another one: this is a call that was not made before.
+        taken = place in self._seen or place in self._steady
+        return max(self._known) + 1 if taken else place
 
     def end(self) -> None:
         """The call returned."""
         self._unfinished = False
 
     def _reference(self, conditioning: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What the same objects were remembered as in the step before; else as what they are to be known again by."""
+        """What the same objects were remembered as before; else as what they are to be known again by."""
         return tuple(
-            next((seen[i] for seen in self._before if i < len(seen) and _is_same(seen[i], own)), None)
+            next((seen[i] for seen in self._known.values() if i < len(seen) and _is_same(seen[i], own)), None)
             or _references(own)
             for i, own in enumerate(conditioning)
         )

@@ -103,8 +103,8 @@ class Session:
         if self._buffers is not None:
             self._buffers.let_go()
         self._calls = self._contexts.setdefault(context, StepCalls())
-        place = self._calls.begin(inputs)
-        branch = context if place == 1 else f"{context}#{place}"
+        number = self._calls.begin(inputs)
+        branch = context if number == 1 else f"{context}#{number}"
         self._branch = self._branches.setdefault(branch, _Branch(branch))
         if self._branch.next_block:
             # The caller survived an exception and repeats the step. Some blocks remember the first try already: the

@@ -95,7 +95,32 @@ def test_a_step_ends_with_its_timestep():
 def test_a_text_seen_before_begins_a_step_whatever_the_timestep():
     """Also the middle one of three, and not the last alone."""
     a, b, c = (_text(value) for value in (1.0, 2.0, 3.0))
-    assert _places(*[(1.0, text) for text in (a, b, c, a, b, c, b, c, a)]) == [1, 2, 3, 1, 2, 3, 1, 2, 3]
+    assert _places(*[(1.0, text) for text in (a, b, c, a, b, c, b, c, a)]) == [1, 2, 3, 1, 2, 3, 2, 3, 1]
+
+
+def test_a_text_keeps_its_branch_whatever_the_order_of_the_calls():
+    wanted, unwanted, none = _text(1.0), _text(2.0), _text(3.0)
+    assert _places((1.0, wanted), (1.0, unwanted), (0.5, unwanted), (0.5, wanted)) == [1, 2, 2, 1]
+    turns = [(1.0, wanted), (1.0, unwanted), (1.0, none), (0.5, none), (0.5, wanted), (0.5, unwanted), (0.2, unwanted)]
+    assert _places(*turns) == [1, 2, 3, 3, 1, 2, 2]
+
+
+def test_guidance_that_ends_leaves_the_prompt_in_its_branch():
+    wanted, unwanted = _text(1.0), _text(2.0)
+    guided = [(time, text) for time in (1.0, 0.9) for text in (unwanted, wanted)]
+    assert _places(*guided, (0.8, wanted), (0.7, wanted)) == [1, 2, 1, 2, 2, 2]
+
+
+def test_guidance_that_begins_is_a_branch_of_its_own_also_if_it_is_asked_first():
+    wanted, unwanted = _text(1.0), _text(2.0)
+    alone = [(1.0, wanted), (0.9, wanted)]
+    assert _places(*alone, (0.8, unwanted), (0.8, wanted), (0.7, unwanted), (0.7, wanted)) == [1, 1, 2, 1, 2, 1]
+
+
+def test_texts_that_change_at_every_step_are_told_by_their_place():
+    texts = [_text(float(number)) for number in range(6)]
+    times = (1.0, 1.0, 0.9, 0.9, 0.8, 0.8)
+    assert _places(*zip(times, texts, strict=True)) == [1, 2, 1, 2, 1, 2]
 
 
 def test_timesteps_are_compared_in_all_their_values():
@@ -224,7 +249,7 @@ def test_a_call_that_raised_keeps_its_place_if_it_is_repeated_at_once():
         return place
 
     assert [begin(a), begin(b, ends=False), begin(b), begin(a, 0.9), begin(b, 0.9)] == [1, 2, 2, 1, 2]
-    assert [begin(a), begin(b), begin(b)] == [1, 2, 1], "it returned: the same once more is a new step"
+    assert [begin(a), begin(b), begin(b)] == [1, 2, 2], "it returned: the same once more is a new step of its branch"
     assert [begin(a, 0.5), begin(b, 0.5, ends=False), begin(a, 0.5), begin(b, 0.5)] == [1, 2, 1, 2], "drawn anew"
     assert [begin(a, 0.4, ends=False), begin(b, 0.4)] == [1, 2], "given up, and on with the other"
 
