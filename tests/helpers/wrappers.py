@@ -1,4 +1,4 @@
-"""Functions around a transformer's forward, as other people's code puts them there."""
+"""Functions around a transformer's or a block's forward, as other people's code puts them there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
-__all__ = ["WRAPPERS"]
+__all__ = ["WRAPPERS", "by_turns"]
 
 
 def _closure(transformer: Any) -> None:
@@ -68,3 +69,17 @@ WRAPPERS: dict[str, Callable[[Any], None]] = {
     "partial": _partial,
     "kept": _kept,
 }
+
+
+def by_turns(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A FLUX block that returns one of two buffers, as a double-buffered engine does."""
+    buffers: list[torch.Tensor] = []
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        encoder, hidden = forward(*args, **kwargs)
+        if len(buffers) < 2:
+            buffers.append(torch.empty_like(hidden))
+        buffers.reverse()
+        return encoder, buffers[0].copy_(hidden)
+
+    return patched

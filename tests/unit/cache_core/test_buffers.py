@@ -12,6 +12,7 @@ from torch import nn
 
 from cache_core import cache_session
 from tests.helpers.tiny_flux import Job, decisions, differences, draw, draw_cached, tiny_flux
+from tests.helpers.wrappers import by_turns
 
 METHODS = {
     "DBCache": {"Fn_compute_blocks": 1, "Bn_compute_blocks": 2, "warmup_steps": 1, "residual_diff_threshold": 0.3},
@@ -164,19 +165,6 @@ def _writes_into_temb(forward: Forward) -> Forward:
     return patched
 
 
-def _by_turns(forward: Forward) -> Forward:
-    buffers: list[torch.Tensor] = []
-
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        encoder, hidden = forward(*args, **kwargs)
-        if len(buffers) < 2:
-            buffers.append(torch.empty_like(hidden))
-        buffers.reverse()
-        return encoder, buffers[0].copy_(hidden)
-
-    return patched
-
-
 def _later(forward: Forward) -> Forward:
     runs: list[int] = []
 
@@ -192,7 +180,7 @@ def _later(forward: Forward) -> Forward:
 
 REFUSED = {
     "writes into an argument besides its two streams": _writes_into_temb,
-    "returns memory that was returned before, by turns": _by_turns,
+    "returns memory that was returned before, by turns": by_turns,
     "wrote into its input in place, which it did not when it first ran": _later,
 }
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from cache_core import buffers, cache_session
 from tests.helpers.tiny_flux import Job, decisions, draw, draw_cached, tiny_flux
+from tests.helpers.wrappers import by_turns
 
 OPTIONS = {
     "type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 2, "warmup_steps": 1,
@@ -143,25 +144,11 @@ def test_what_a_block_does_is_remembered(copied):
     assert all(map(torch.equal, first, second))
 
 
-def _by_turns(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns one of two buffers, as a double-buffered engine does."""
-    buffers: list[torch.Tensor] = []
-
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        encoder, hidden = forward(*args, **kwargs)
-        if len(buffers) < 2:
-            buffers.append(torch.empty_like(hidden))
-        buffers.reverse()
-        return encoder, buffers[0].copy_(hidden)
-
-    return patched
-
-
 @pytest.mark.parametrize("images", [1, 2, 5])
 def test_short_jobs_do_not_make_a_block_trusted(images: int):
     """Two runs do not show that memory comes by turns, however often they are two."""
     flux = tiny_flux()
-    flux.transformer_blocks[0].forward = _by_turns(flux.transformer_blocks[0].forward)
+    flux.transformer_blocks[0].forward = by_turns(flux.transformer_blocks[0].forward)
     for _ in range(images):
         draw_cached(flux, OPTIONS, Job(pace=0.2, steps=2))
     with pytest.raises(RuntimeError, match="returned before, by turns"):

@@ -117,6 +117,39 @@ def test_any_number_of_calls_a_step(calls: Calls, branches: int, remade: bool):
         assert any(cached)
 
 
+#: Which texts are asked at each of six steps, and in which order.
+TURNS = {
+    "order changes": [(0, 1), (1, 0), (0, 1), (0, 1), (1, 0), (1, 0)],
+    "three change order": [(0, 1, 2), (2, 0, 1), (1, 2, 0), (0, 2, 1), (2, 1, 0), (0, 1, 2)],
+    "guidance ends": [(1, 0), (1, 0), (0,), (0,), (0,), (0,)],
+    "guidance begins": [(0,), (0,), (1, 0), (1, 0), (1, 0), (1, 0)],
+}
+
+
+@pytest.mark.parametrize("remade", [False, True])
+@pytest.mark.parametrize("turns", TURNS)
+def test_a_text_keeps_its_branch_whatever_its_place_in_the_step(calls: Calls, turns: str, remade: bool):
+    """Each text takes the decisions, and gives the outputs, that it does in a session of its own."""
+    calls.remade = remade
+    options, times = FBCacheOptions(residual_diff_threshold=0.6, warmup_steps=2), [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    generator = torch.Generator().manual_seed(0)
+    drift = [calls.job.start() + 0.05 * k * torch.randn(calls.job.start().shape, generator=generator) for k in range(6)]
+    asked = [(text, k) for k, texts in enumerate(TURNS[turns]) for text in texts]
+    with cache_session(calls.flux, options) as report:
+        drawn = [calls(text, times[k], drift[k]) for text, k in asked]
+    told = [step.images[0].cached for step in report.steps]
+    for text in {text for text, _ in asked}:
+        with cache_session(calls.flux, options) as report:
+            alone = [calls(text, times[k], drift[k]) for own, k in asked if own == text]
+        assert [step.images[0].cached for step in report.steps] == [
+            cached for cached, (own, _) in zip(told, asked, strict=True) if own == text
+        ]
+        assert all(
+            map(torch.equal, alone, [output for output, (own, _) in zip(drawn, asked, strict=True) if own == text])
+        )
+    assert any(told)
+
+
 @pytest.mark.parametrize("remade", [False, True])
 def test_two_steps_at_one_timestep_are_two_steps(calls: Calls, remade: bool):
     """Heun evaluates twice at each time but the first."""
