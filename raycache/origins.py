@@ -7,7 +7,7 @@ import re
 __all__ = ["check_origin"]
 
 #: A browser sends scheme and host in lower case, an international host in Punycode, and no port that is the usual one.
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?", re.ASCII)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?", re.ASCII)
 _USUAL_PORT = {"http": "80", "https": "443"}
 
 
@@ -23,6 +23,8 @@ def check_origin(origin: str) -> str:
     if match is None:
         reason = "is no origin: `scheme://host` or `scheme://host:port` in lower case, without a path or slash behind"
         raise ValueError(f"{origin[:200]!r} {reason}; or `*` for all")
+    if match[1] and (match[1].startswith("0") or int(match[1]) > 65535):
+        raise ValueError(f"{origin!r} names a port that no browser sends: 1 to 65535 without zeros in front")
     if match[1] == _USUAL_PORT.get(origin.partition(":")[0], ""):
         raise ValueError(f"{origin!r} names the usual port, which browsers leave out")
     return origin

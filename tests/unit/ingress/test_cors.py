@@ -71,7 +71,9 @@ def test_other_pages_are_not_let_in():
     assert "access-control-allow-origin" not in client.post(URL, json={"prompt": "a"}).headers
 
 
-@pytest.mark.parametrize("origin", ["http://localhost:5173", "https://[::1]:8443", "chrome-extension://abcdef", "*"])
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:5173", "https://[::1]:8443", "chrome-extension://abcdef", "http://web_ui:3000", "*"]
+)
 def test_origins(origin: str):
     client = client_of(f"{origin}\u00a0")  # as an editor left it
     assert client.get("/healthz", headers={"origin": origin}).headers["access-control-allow-origin"] in (origin, "*")
@@ -86,6 +88,8 @@ def test_origins(origin: str):
         "https://Page.example",
         "https://page.example:443",
         "http://page.example:80",
+        "http://page.example:080",
+        "http://page.example:99999",
         "https://*.example",
         "https://bücher.example",
         "https://",
