@@ -90,9 +90,13 @@ def call_inputs(transformer: nn.Module, args: Sequence[Any], kwargs: dict[str, A
     timestep, latents = (
         next((given[name] for name in names if name in given), None) for names in (_TIMESTEP, _LATENTS)
     )
-    rows = latents if isinstance(latents, list) else [latents]
-    shape = [getattr(row, "shape", None) for row in rows]  # skip-layer guidance asks for the prompt's rows once more
-    return CallInputs(timestep, latents, (shape, *(given.get(name) for name in _CONDITIONING)))
+    # Skip-layer guidance asks for the prompt's rows once more.
+    return CallInputs(timestep, latents, (_shapes(latents), *(given.get(name) for name in _CONDITIONING)))
+
+
+def _shapes(latents: Any) -> list[Any]:
+    """The shape of each entry of a list, or of the whole tensor."""
+    return [getattr(row, "shape", None) for row in (latents if isinstance(latents, list) else [latents])]
 
 
 class StepCalls:
@@ -106,6 +110,7 @@ class StepCalls:
         self._timestep: Any = None
         self._seen: dict[int, tuple[Any, ...]] = {}  # by branch, in the order of the running step's calls
         self._known: dict[int, tuple[Any, ...]] = {}  # what each branch was last called with
+        self._shapes: dict[int, list[Any]] = {}  # the latents' of each branch
         self._steady: set[int] = set()  # branches that were called with the same again
         self._unfinished = False
 
@@ -118,11 +123,13 @@ class StepCalls:
         timestep = _copy(inputs.timestep)
         if seen is not None or timestep is None or not _same_time(self._timestep, timestep):
             self._timestep, self._seen = timestep, {}
-        branch = self._branch_of(inputs.conditioning)
+        shapes = _shapes(inputs.latents)
+        branch = self._branch_of(inputs.conditioning, shapes)
+        self._shapes[branch] = shapes
         self._seen[branch] = self._known[branch] = self._reference(inputs.conditioning)
         return branch
 
-    def _branch_of(self, conditioning: tuple[Any, ...]) -> int:
+    def _branch_of(self, conditioning: tuple[Any, ...], shapes: list[Any]) -> int:
         """The one that was called with the same before, whatever its place in the step was then: guidance may begin and
         end midway, and calls may change their order. What is new is told by its place, if that is free."""
         free = {branch: own for branch, own in self._known.items() if branch not in self._seen}
@@ -131,8 +138,9 @@ class StepCalls:
                 self._steady.add(found)
                 return found
         place = len(self._seen) + 1
-        # A branch that always had the same text did not get another one: this is a call that was not made before.
-        taken = place in self._seen or place in self._steady
+        # A branch that always had the same text did not get another one: this is a call that was not made before. But
+        # another batch or picture size is no call of this image, and the branch refuses it.
+        taken = place in self._seen or (place in self._steady and self._shapes[place] == shapes)
         return max(self._known) + 1 if taken else place
 
     def end(self) -> None:
