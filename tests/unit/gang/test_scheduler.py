@@ -240,10 +240,21 @@ def test_a_call_does_not_grow_so_much_that_a_deadline_breaks():
 def test_memory_bounds_the_active_jobs_and_the_largest_gets_its_turn():
     held = {"a": 6.0, "b": 6.0, "c": 1.0}
     jobs = [job("a", 3, calls_done=1), job("b", 3, caller="other"), job("c", 1, caller="other", arrived=90.0)]
-    tick = one_plan(jobs, Costs(held=held), memory_bytes=10.0)
+    accounts = Accounts().present({"", "other"}).charged({"": 1.0}, Rules())  # it is the other's turn
+    tick = plan(jobs, Costs(held=held), Rules(memory_bytes=10.0), accounts, 0.0)
     assert tick.calls == (("a",),)
     assert not tick.start  # b waits for its memory, and c does not take it away
     assert one_plan(jobs[1:], Costs(held=held), memory_bytes=5.0).start == ("b",)  # alone, whatever it needs
+
+
+def test_jobs_that_come_along_leave_the_last_place_free():
+    jobs = [job(f"long{i}", 50, joins="k") for i in range(5)]
+    costs = Costs(fixed=1.0, row=0.01)
+    tick = one_plan(jobs, costs, max_active=3)
+    assert tick.start == ("long0", "long1")
+    jobs = [replace(one, calls_done=1 if one.id in tick.start else None) for one in jobs]
+    assert one_plan([*jobs, job("short", 2)], costs, max_active=3).start == ("short",)
+    assert not one_plan(jobs, costs, max_active=3).start
 
 
 def test_late_and_unwanted_jobs_are_aborted():
