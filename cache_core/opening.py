@@ -20,8 +20,9 @@ from cache_core.ownership import opened
 from cache_core.para_attention import repair_if_used
 from cache_core.parallel_group import is_parallelized
 from cache_core.policies.image_options import combined
+from cache_core.policy import Deciding, Policy
 from cache_core.report import CacheReport
-from cache_core.session import Policy, Session
+from cache_core.session import Session
 
 __all__ = ["cache_session", "session_of"]
 
@@ -108,14 +109,15 @@ def session_of(
             attachment.use_compile_context(context)
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
-        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort, each[0].remembers)
+        own = [one.spelled_out() for one in each]
+        session = Session(
+            attachment.blocks, _policy_of(own[0]), own, consensus, report, should_abort, each[0].remembers
+        )
         with opened(inner, session, pipe):
             yield report
 
 
-def _policy_of(options: Sequence[MethodOptions]) -> Callable[[Session], Policy]:
-    each = [own.spelled_out() for own in options]
-    if not each[0].policy:
-        raise TypeError(f"nothing implements {type(each[0]).__name__}: it names no policy")
-    policy = pkgutil.resolve_name(each[0].policy)
-    return lambda session: policy(each, session)
+def _policy_of(options: MethodOptions) -> Callable[[Any, Deciding], Policy]:
+    if not options.policy:
+        raise TypeError(f"nothing implements {type(options).__name__}: it names no policy")
+    return pkgutil.resolve_name(options.policy)

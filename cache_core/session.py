@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 
@@ -11,9 +11,10 @@ from cache_core.blocks import Block, BlockCall
 from cache_core.buffers import Buffers
 from cache_core.calls import CallInputs, StepCalls
 from cache_core.consensus import Consensus, Sums, checksum16
+from cache_core.policy import Deciding, ImageMemory, Policy, Verdict
 from cache_core.report import CacheReport, ImageDecision, StepRecord
 
-__all__ = ["JobAborted", "Policy", "Session", "Verdict"]
+__all__ = ["JobAborted", "Session"]
 
 
 class JobAborted(Exception):
@@ -29,47 +30,13 @@ class JobAborted(Exception):
         self.step, self.branch = step, branch
 
 
-class Verdict(NamedTuple):
-    """The answer to one image's question.
-
-    Attributes:
-        difference: the relative L1 difference over all ranks; None if it has no value.
-        finite: False if a sum was NaN or infinite.
-    """
-
-    difference: float | None
-    finite: bool
-
-    def below(self, threshold: float) -> bool:
-        """Strictly below, and only if there is a value."""
-        return self.difference is not None and self.difference < threshold
-
-
-class Policy(Protocol):
-    """What to compute, what to reuse, what to remember: one object per branch of a session."""
-
-    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
-        """A step with these images begins; their decisions are filled in as it goes."""
-
-    def run(self, call: BlockCall) -> Any:
-        """Handle one block call and return the block's output."""
-
-    def end_step(self) -> None:
-        """All blocks of the step were handled."""
-
-    def forget(self) -> None:
-        """A step was left unfinished: let go of what is remembered of earlier steps, but not of the counters."""
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """Every tensor held between steps."""
-
-
 class Session:
     """Cache state of one job on one transformer.
 
     Args:
         blocks: the transformer's blocks in execution order.
-        new_policy: makes the policy of a branch, given this session.
+        policy: the method's.
+        each: the options of every image, or one for all.
         consensus: how the ranks decide together.
         report: filled in step by step.
         should_abort: polled once per step; True asks all ranks to raise :class:`JobAborted`.
@@ -80,7 +47,8 @@ class Session:
     def __init__(
         self,
         blocks: list[Block],
-        new_policy: Callable[[Session], Policy],
+        policy: Callable[[Any, Deciding], Policy],
+        each: Sequence[Any],
         consensus: Consensus,
         report: CacheReport,
         should_abort: Callable[[], bool] | None = None,
@@ -88,7 +56,8 @@ class Session:
     ) -> None:
         self.blocks, self.report = blocks, report
         self.latents: Any = None  # of the call that is running; rows of one image hold the same
-        self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
+        self._policy, self._each = policy, each
+        self._consensus, self._should_abort = consensus, should_abort
         self._every_block = every_block
         self._buffers = Buffers() if every_block else None
         self._contexts: dict[str, StepCalls] = {}
@@ -109,7 +78,7 @@ class Session:
         if self._branch.next_block:
             # The caller survived an exception and repeats the step. Some blocks remember the first try already: the
             # second would be judged by it, and pass it on to blocks that do not belong to it.
-            self._branch.policy.forget()
+            self._branch.forget()
             self._branch.next_block = 0
 
     def run(self, call: BlockCall) -> Any:
@@ -141,8 +110,8 @@ class Session:
         if branch.next_block:
             branch.policy.end_step()
         else:
-            branch.images = []  # every block was left out
-        self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
+            branch.decisions = []  # every block was left out
+        self.report.steps.append(StepRecord(branch.step, branch.name, branch.decisions))
         branch.step += 1
         branch.next_block = 0
         self._branch = self.latents = None
@@ -174,7 +143,7 @@ class Session:
     def look(self, device: torch.device) -> None:
         """A look at the abort flag in a step where no image asks anything."""
         branch = self._current()
-        self.agree(-1, [None] * len(branch.images), device)
+        self.agree(-1, [None] * len(branch.decisions), device)
 
     def decided(self, *flags: bool) -> None:
         """Make decisions part of the history that the next checksum covers."""
@@ -183,7 +152,8 @@ class Session:
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held for later steps, over all branches."""
         for branch in self._branches.values():
-            yield from branch.policy.tensors()
+            for image in branch.images:
+                yield from image.tensors()
 
     def bytes_held(self) -> int:
         """Bytes kept alive for later steps; storage shared by several tensors counts once."""
@@ -206,7 +176,8 @@ class Session:
     def _open_step(self, branch: _Branch, call: BlockCall) -> None:
         shape = (tuple(call.states.hidden.shape), None if call.states.encoder is None else call.states.encoder.shape)
         if not branch.shape:
-            branch.shape, branch.policy = shape, self._new_policy(self)
+            branch.shape, branch.policy = shape, self._policy(self._each[0], self)
+            branch.images = branch.policy.new_images(self._each, call.batch, self.latents)
         elif not self._every_block:
             branch.shape = shape
         elif shape[0][0] != branch.shape[0][0]:
@@ -220,8 +191,10 @@ class Session:
                 f"{branch.step}; open a new cache_session for another size"
             )
         branch.polled = False
-        branch.images = [ImageDecision() for _ in range(call.batch)]
-        branch.policy.begin_step(branch.step, branch.images)
+        branch.decisions = [ImageDecision() for _ in range(call.batch)]
+        for image in branch.images:
+            image.step = branch.step
+        branch.policy.begin_step(branch.images, branch.decisions)
 
     def _verdict(self, difference: float, reference: float) -> Verdict:
         infinite = float("inf")
@@ -242,4 +215,9 @@ class _Branch:
         self.next_block = 0
         self.polled = False
         self.shape: tuple[Any, ...] = ()
-        self.images: list[ImageDecision] = []
+        self.images: list[ImageMemory] = []
+        self.decisions: list[ImageDecision] = []
+
+    def forget(self) -> None:
+        for image in self.images:
+            image.forget()
