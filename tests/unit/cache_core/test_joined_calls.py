@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -24,65 +21,16 @@ from cache_core import (
     job_session,
     joined,
 )
+from tests.helpers.joined import STACKED, Drawing, call_together, draw_joined
 from tests.helpers.tiny_flux import Job, decisions, draw_cached, gap, tiny_flux
 
 MODEL = tiny_flux()
-STACKED = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
 SHARED_BLOCKS: dict[str, CacheOptions] = {
     "none": NoCacheOptions(),
     "DBCache": DBCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=3, Bn_compute_blocks_ids=(1,), warmup_steps=2),
     "FBCache": FBCacheOptions(warmup_steps=2),
     "DBPrune": DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, non_prune_blocks_ids=(4,), warmup_steps=2),
 }
-
-
-@dataclass
-class Drawing:
-    """A job on its way through joined calls."""
-
-    job: Job
-    session: Any
-    latents: torch.Tensor
-    outputs: list[torch.Tensor] = field(default_factory=list)
-
-    def arguments(self) -> dict[str, Any]:
-        timestep = self.job.timestep(len(self.outputs))
-        return {"hidden_states": self.latents, "timestep": timestep, "return_dict": False, **self.job.static()}
-
-    def take(self, output: torch.Tensor) -> None:
-        step = len(self.outputs)
-        self.outputs.append(output)
-        self.latents = self.latents - 0.1 * output + self.job.drift(step)
-
-    @property
-    def done(self) -> bool:
-        return len(self.outputs) == self.job.steps
-
-
-def call_together(jobs: Sequence[Drawing]) -> None:
-    """One step of each, in one call."""
-    each = [job.arguments() for job in jobs]
-    stacked = each[0] | {name: torch.cat([own[name] for own in each]) for name in STACKED}
-    calls = [job_call(job.session, MODEL, (), own) for job, own in zip(jobs, each, strict=True)]
-    with torch.no_grad(), joined(MODEL, calls):
-        output = MODEL(**stacked)[0]
-    for job, rows in zip(jobs, output.split([len(job.job.seeds) for job in jobs]), strict=True):
-        job.take(rows)
-
-
-def draw_joined(specs: Sequence[tuple[Job, Any]], arrivals: Sequence[int]) -> list[tuple[list, CacheReport]]:
-    """All jobs, each from its arrival on, in calls that hold whoever is there."""
-    with ExitStack() as stack:
-        drawings = [
-            Drawing(job, stack.enter_context(job_session(MODEL, options, name=str(k))), job.start())
-            for k, (job, options) in enumerate(specs)
-        ]
-        now = 0
-        while any(not drawing.done for drawing in drawings):
-            if active := [d for d, at in zip(drawings, arrivals, strict=True) if at <= now and not d.done]:
-                call_together(active)
-            now += 1
-        return [(drawing.outputs, drawing.session.report) for drawing in drawings]
 
 
 def numbers(report: CacheReport, rows: int) -> list[Any]:
@@ -124,7 +72,7 @@ def traffic(draw: st.DrawFn) -> tuple[list[tuple[Job, CacheOptions]], list[int]]
 @given(traffic())
 def test_everybody_decides_as_alone(traffic: tuple[list[tuple[Job, CacheOptions]], list[int]]):
     specs, arrivals = traffic
-    for (job, options), (outputs, report) in zip(specs, draw_joined(specs, arrivals), strict=True):
+    for (job, options), (outputs, report) in zip(specs, draw_joined(MODEL, specs, arrivals), strict=True):
         alone, single = draw_cached(MODEL, options, job)
         assert numbers(report, len(job.seeds)) == numbers(single, len(job.seeds))
         assert gap(outputs, alone) <= 1e-4
@@ -135,7 +83,7 @@ def test_everybody_decides_as_alone(traffic: tuple[list[tuple[Job, CacheOptions]
 def test_jobs_of_other_steps_do_save_work(method: str):
     """The property above would hold where nothing is ever cached."""
     options = SHARED_BLOCKS[method].model_copy(update={"residual_diff_threshold": 0.5})
-    drawn = draw_joined([(Job(seeds=(k,), steps=10), options) for k in range(3)], [0, 2, 5])
+    drawn = draw_joined(MODEL, [(Job(seeds=(k,), steps=10), options) for k in range(3)], [0, 2, 5])
     assert all(report.computed_block_fraction[0] < 0.9 for _, report in drawn)
 
 
@@ -143,7 +91,7 @@ def test_first_block_cache_joins_dual_block_cache_of_the_same_blocks():
     first = FBCacheOptions(warmup_steps=1, residual_diff_threshold=0.3)
     dual = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, warmup_steps=3)
     specs = [(Job(seeds=(1,), steps=8), first), (Job(seeds=(2,), steps=6), dual)]
-    for (job, options), (outputs, report) in zip(specs, draw_joined(specs, [0, 2]), strict=True):
+    for (job, options), (outputs, report) in zip(specs, draw_joined(MODEL, specs, [0, 2]), strict=True):
         alone, single = draw_cached(MODEL, options, job)
         assert decisions(report) == decisions(single)
         assert gap(outputs, alone) <= 1e-4
@@ -216,7 +164,7 @@ def test_nothing_is_left_behind():
     with job_session(MODEL, SHARED_BLOCKS["DBPrune"]) as a:
         drawing = Drawing(Job(), a, Job().start())
         for _ in range(4):
-            call_together([drawing])
+            call_together(MODEL, [drawing])
         assert a.bytes_held() > 0
     assert a.bytes_held() == 0
     assert not hasattr(MODEL.transformer_blocks[0], "_diffusers_hook") or not (
