@@ -20,7 +20,7 @@ from raycache.engine.admission import Admission, Ticket
 from raycache.engine.autoscaling import JOBS, QUEUED_S
 from raycache.engine.convert import forward, job_of, request_error, result_of
 from raycache.engine.gang_like import GangLike, gang_of_this_replica
-from raycache.engine.leases import Callers
+from raycache.engine.leases import Leases
 from raycache.engine.user_config import Memory, UserConfig, memory_of_this_replica
 from raycache.gang.costs import Work
 from raycache.logs import join_serve_log, request_id
@@ -70,7 +70,7 @@ class Engine:
         self._policy = settings.policy
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
         self._jobs = 0
-        self._callers = Callers()
+        self._leases = Leases()
         self._asked_at: float | None = None
         self._stopped = threading.Event()
         join_serve_log()
@@ -125,7 +125,7 @@ class Engine:
 
     def status(self, caller: str | None = None) -> EngineStatus:
         """This replica as it sees itself; never waits for a rank. ``caller``: who asks, see :meth:`generate`."""
-        self._callers.heard(caller)
+        self._leases.heard(caller)
         gang = self._gang.status()
         queued, running, wait = self._admission.load(gang.ready_in_s)
         self._metrics.queued_jobs.set(queued)
@@ -150,7 +150,7 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.engine.autoscaling.QueuedSeconds`."""
-        queued, running, wait = self._admission.load(self._mending_s())
+        queued, running, wait = self._admission.load(self._recovery_s())
         # Ranks that are being rebuilt are no work that another engine could take over.
         return {QUEUED_S: wait if running else 0.0, JOBS: queued + running}
 
@@ -185,7 +185,7 @@ class Engine:
             forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
             if forgotten and (handed := self._gang.hand_back()):
                 logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
-            for orphan in self._callers.orphans():
+            for orphan in self._leases.orphans():
                 logger.warning("The ingress that asked for job %s is gone; dropping it", orphan.job.id)
                 orphan.abort("its ingress is gone")
 
@@ -204,7 +204,7 @@ class Engine:
         job, work = self._job(request, watch)
         mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(work, request.timeout_s, self._mending_s(), key=key, mark=mark)
+            ticket = self._admission.admit(work, request.timeout_s, self._recovery_s(), key=key, mark=mark)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
@@ -220,7 +220,7 @@ class Engine:
         outcome.add_done_callback(lambda done: events.put_nowait(None))
         previews = 0
         try:
-            with self._callers.waiting(caller, handle):
+            with self._leases.waiting(caller, handle):
                 if watch and caller:
                     yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
@@ -230,7 +230,7 @@ class Engine:
                         yield PreviewEvent(previews, list(progress.preview))
                         previews += 1
             answer = self._answer(request, outcome, time.monotonic() - arrived)
-            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._mending_s()):
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._recovery_s()):
                 answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
             yield answer
         finally:
@@ -265,7 +265,7 @@ class Engine:
         batching = not future.cancelled() and future.exception() is None and self._settings.parallel.max_batch_size > 1
         self._admission.release(ticket, future.result().share_s if batching else None)
 
-    def _mending_s(self) -> float:
+    def _recovery_s(self) -> float:
         """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
         return self._gang.status().ready_in_s
 

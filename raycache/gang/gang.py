@@ -19,8 +19,8 @@ from raycache.gang.batch import JobBatch, take_mates
 from raycache.gang.costs import Costs
 from raycache.gang.incarnation import Incarnation
 from raycache.gang.queue import JobHandle, JobQueue
-from raycache.gang.recovery import ATTEMPTS, Restarts, verdict
-from raycache.gang.worker_group import PULSE_S, Fault
+from raycache.gang.recovery import ATTEMPTS, Restarts, retry_decision
+from raycache.gang.worker_group import HEARTBEAT_S, Fault
 from raycache.logs import about
 from raycache.protocol.job import (
     GangBroken,
@@ -87,7 +87,7 @@ class Gang:
 
         Args:
             deadline: ``time.monotonic()`` after which it is dropped, or stopped at the next step.
-            on_progress: called by the gang's thread once per denoising step, about :data:`PULSE_S` late.
+            on_progress: called by the gang's thread once per denoising step, about :data:`HEARTBEAT_S` late.
         """
         handle = JobHandle(job, deadline, on_progress)
         if self._broken is not None or not self._thread.is_alive() or not self._queue.put(handle):
@@ -95,7 +95,7 @@ class Gang:
         return handle
 
     def status(self) -> GangStatus:
-        """Made of what the last pulses said."""
+        """Made of what the last heartbeats said."""
         life, running = self._life, self._running
         return GangStatus(
             name=self._name,
@@ -161,7 +161,7 @@ class Gang:
         try:
             while self._broken is None:
                 try:
-                    handle = self._queue.get(PULSE_S)
+                    handle = self._queue.get(HEARTBEAT_S)
                 except queue.Empty:
                     self._queue.drop_late()
                     try:
@@ -208,7 +208,7 @@ class Gang:
                 return outcome
             except Fault as fault:
                 took_s, load_s = time.monotonic() - began, self._rebuilds.expected_s
-                ended = verdict(handle, fault, attempt, took_s=took_s, load_s=load_s)
+                ended = retry_decision(handle, fault, attempt, took_s=took_s, load_s=load_s)
                 handle.pause()
                 if ended is not None:
                     handle.end(ended)  # now, and not when the new ranks are there

@@ -12,11 +12,11 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raycache.gang.costs import Costs, work_of
+from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.warmup import WarmUp, warm_ups
-from raycache.gang.watchdog import Patience
-from raycache.gang.worker_group import PULSE_S, Fault, RankActors
+from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
 from raycache.logs import about
-from raycache.protocol.heartbeat import Failure, Pulse
+from raycache.protocol.heartbeat import Failure, Heartbeat
 from raycache.protocol.job import (
     GangStartError,
     Job,
@@ -46,7 +46,7 @@ class Incarnation:
         placement_group: reserved for the gang; None = anywhere.
         first_bundle: where the gang's bundles begin in it.
         name: of the gang, for logs.
-        tick: called about every :data:`PULSE_S` while ranks load or draw.
+        tick: called about every :data:`HEARTBEAT_S` while ranks load or draw.
         costs: what the gang has learned in earlier lives, and learns in this one.
     """
 
@@ -61,9 +61,9 @@ class Incarnation:
     ) -> None:
         self._settings, self._name, self._tick = settings, name, tick
         self._costs = Costs() if costs is None else costs
-        self._actors = RankActors(settings, placement_group, first_bundle, name)
+        self._actors = WorkerGroup(settings, placement_group, first_bundle, name)
         # Its own: new ranks may compile everything again.
-        self.patience = Patience(settings.reliability, self._costs, compiles=settings.model.compile)
+        self.timeouts = StepTimeouts(settings.reliability, self._costs, compiles=settings.model.compile)
         self._warmup_s = 0.0
 
     def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, ModelFacts]:
@@ -102,7 +102,7 @@ class Incarnation:
 
         Args:
             tell: gets each step's progress once.
-            unwanted: asked about every :data:`PULSE_S`; once True, all ranks stop at their next step.
+            unwanted: asked about every :data:`HEARTBEAT_S`; once True, all ranks stop at their next step.
             warm_up: why it is drawn, if nobody asked for it.
 
         Returns:
@@ -112,13 +112,13 @@ class Incarnation:
             Fault: these ranks are of no more use.
         """
         actors, began, cold = self._actors, time.monotonic(), warm_up is not None
-        self.patience.begin()
+        self.timeouts.begin()
         pending = actors.generate(job)
         results: dict[int, Any] = {}
         failed_at: float | None = None
         aborted = False
         while pending:
-            done, _ = ray.wait(list(pending), timeout=PULSE_S / 2)
+            done, _ = ray.wait(list(pending), timeout=HEARTBEAT_S / 2)
             for ref in done:
                 rank = pending.pop(ref)
                 try:
@@ -132,9 +132,9 @@ class Incarnation:
             failure = next((r for r in results.values() if isinstance(r, Failure)), None)
             if pending and failure and failed_at and time.monotonic() - failed_at > self._grace(failure):
                 raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
-            events = actors.beat(self.patience.seconds(job, _first(actors).phase, cold=cold))
-            if (pulse := _first(actors)).job == job.id:
-                self.patience.learn(job, pulse.step)
+            events = actors.beat(self.timeouts.seconds(job, _first(actors).phase, cold=cold))
+            if (heartbeat := _first(actors)).job == job.id:
+                self.timeouts.learn(job, heartbeat.step)
             tell(events)
             self._tick()
             if not aborted and unwanted():
@@ -144,7 +144,7 @@ class Incarnation:
         if failures:
             return _judge(job, failures, len(results))
         output, rest = results[0]
-        self.patience.finished(job, output.denoise_s)
+        self.timeouts.finished(job, output.denoise_s)
         if warm_up is None or warm_up.teaches:
             self._costs.learn(work_of(job), output, wall_s=time.monotonic() - began, cold=cold)
         tell(actors.last_news())
@@ -166,10 +166,10 @@ class Incarnation:
         self._actors.kill()
 
     def ranks(self) -> list[dict[str, Any]]:
-        """Each rank's last pulse, and its age in seconds. Thread-safe, calls no rank."""
+        """Each rank's last heartbeat, and its age in seconds. Thread-safe, calls no rank."""
         ranks = []
-        for rank, (pulse, age) in enumerate(zip(self._actors.pulses, self._actors.ages(), strict=True)):
-            known = {} if pulse is None else asdict(pulse)
+        for rank, (heartbeat, age) in enumerate(zip(self._actors.heartbeats, self._actors.ages(), strict=True)):
+            known = {} if heartbeat is None else asdict(heartbeat)
             known.pop("events", None)
             ranks.append({"rank": rank, **known, "age_s": round(age, 3)})
         return ranks
@@ -190,11 +190,11 @@ class Incarnation:
         return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
 
 
-def _first(actors: RankActors) -> Pulse:
+def _first(actors: WorkerGroup) -> Heartbeat:
     """What rank 0 said last."""
-    pulse = actors.pulses[0]
-    assert pulse is not None  # loading has asked them all
-    return pulse
+    heartbeat = actors.heartbeats[0]
+    assert heartbeat is not None  # loading has asked them all
+    return heartbeat
 
 
 def _judge(job: Job, failures: list[Failure], ranks: int) -> Exception:

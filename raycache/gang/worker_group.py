@@ -15,21 +15,21 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raycache.gang.cpu_wait import cpu_wait_s
 from raycache.gang.placement import rank_bundle_index
 from raycache.gang.stacks import StacksFile
-from raycache.gang.starvation import run_delay_s
-from raycache.protocol.heartbeat import Pulse
+from raycache.protocol.heartbeat import Heartbeat
 from raycache.protocol.job import GangStartError, Job, ModelFacts, ModelSource, Progress
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
 from raycache.worker.actor import start_rank
 
-__all__ = ["PULSE_S", "Fault", "RankActors"]
+__all__ = ["HEARTBEAT_S", "Fault", "WorkerGroup"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds between two pulses of a rank: how soon a death is seen, and how late progress may be told.
-PULSE_S = 0.2
+#: Seconds between two heartbeats of a rank: how soon a death is seen, and how late progress may be told.
+HEARTBEAT_S = 0.2
 #: Patience with ranks that get no CPU is so many times longer at most: their threads' waits are summed, a bit too much.
 _STARVED_TIMES = 6.0
 #: Seconds the ranks get to write their stacks.
@@ -44,8 +44,8 @@ class Fault(Exception):
         self.kind = kind
 
 
-class RankActors:
-    """One set of rank actors. Used by the gang's thread only, but for :attr:`pulses`, which anyone may read.
+class WorkerGroup:
+    """One set of rank actors. Used by the gang's thread only, but for :attr:`heartbeats`, which anyone may read.
 
     Args:
         settings: the application's.
@@ -57,7 +57,7 @@ class RankActors:
     def __init__(self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str) -> None:
         self._settings, self._name = settings, name
         world = settings.parallel.ranks_per_replica
-        self.pulses: list[Pulse | None] = [None] * world
+        self.heartbeats: list[Heartbeat | None] = [None] * world
         self._stacks = [StacksFile() for _ in range(world)]
         self._actors = []
         for rank in range(world):
@@ -85,7 +85,7 @@ class RankActors:
 
         Args:
             source: what :func:`raycache.models.loading.prepare_model` said before; None = ask it, on rank 0.
-            tick: called every :data:`PULSE_S` meanwhile.
+            tick: called every :data:`HEARTBEAT_S` meanwhile.
             timeout_s: for all of it.
 
         Raises:
@@ -94,19 +94,23 @@ class RankActors:
         began = time.monotonic()
         deadline = began + timeout_s
         first = self._actors[0]
-        # The pulses first: whoever has told its process id can be killed for certain.
-        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "start", tick)
-        self.pulses = list(pulses)
+        # The heartbeats first: whoever has told its process id can be killed for certain.
+        heartbeats = self._all([actor.heartbeat.remote() for actor in self._actors], deadline, "start", tick)
+        self.heartbeats = list(heartbeats)
         started = time.monotonic()
         source = source or self._all([first.prepare.remote()], deadline, "find the model", tick)[0]
         port = self._all([first.open_store.remote()], deadline, "open the rendezvous", tick)[0]
         self._all([actor.join.remote(port) for actor in self._actors], deadline, "join the process group", tick)
         joined = time.monotonic()
         facts = self._all([actor.load.remote(*source) for actor in self._actors], deadline, "load the model", tick)
-        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer", tick)
+        heartbeats = self._all([actor.heartbeat.remote() for actor in self._actors], deadline, "answer", tick)
         now = time.monotonic()
         self.stages = {"processes": started - began, "rendezvous": joined - started, "model": now - joined}
-        self.pulses, self._answered, self._changed = list(pulses), [now] * len(pulses), [now] * len(pulses)
+        self.heartbeats, self._answered, self._changed = (
+            list(heartbeats),
+            [now] * len(heartbeats),
+            [now] * len(heartbeats),
+        )
         return source, facts[0]
 
     def settle(self, tick: Callable[[], None]) -> None:
@@ -124,7 +128,7 @@ class RankActors:
         self._actors[0].abort.remote(job_id)
 
     def beat(self, patience_s: float | None) -> list[Progress]:
-        """Collect pulses that came in, ask for new ones; returns rank 0's news.
+        """Collect heartbeats that came in, ask for new ones; returns rank 0's news.
 
         Args:
             patience_s: how long a working rank may show no progress; None = idle.
@@ -137,8 +141,8 @@ class RankActors:
         for rank, actor in enumerate(self._actors):
             if self._asked[rank] is not None and ray.wait([self._asked[rank]], timeout=0)[0]:
                 events += self._take(rank, now)
-            if self._asked[rank] is None and now - self._sent[rank] >= PULSE_S:
-                self._asked[rank], self._sent[rank] = actor.pulse.remote(), now
+            if self._asked[rank] is None and now - self._sent[rank] >= HEARTBEAT_S:
+                self._asked[rank], self._sent[rank] = actor.heartbeat.remote(), now
         floor = self._settings.reliability.watchdog_floor_s
         for rank, answered in enumerate(self._answered):
             if self._hangs(now - answered, floor, self._starved_answered):
@@ -150,15 +154,17 @@ class RankActors:
         return events
 
     def _where(self, rank: int) -> str:
-        pulse = _known(self.pulses[rank])
-        return f"rank {rank} (pid {pulse.pid}, {pulse.phase}, step {pulse.step})"
+        heartbeat = _known(self.heartbeats[rank])
+        return f"rank {rank} (pid {heartbeat.pid}, {heartbeat.phase}, step {heartbeat.step})"
 
     def _hangs(self, seconds: float, patience_s: float, starved_before: list[float]) -> bool:
         """Whether so many seconds are too many. Those in which ranks could have run, but got no CPU, do not count."""
         if seconds <= patience_s:
             return False
-        pulses = map(_known, self.pulses)
-        starved = max(run_delay_s(pulse.pid) - was for pulse, was in zip(pulses, starved_before, strict=True))
+        heartbeats = map(_known, self.heartbeats)
+        starved = max(
+            cpu_wait_s(heartbeat.pid) - was for heartbeat, was in zip(heartbeats, starved_before, strict=True)
+        )
         return seconds - min(starved, (_STARVED_TIMES - 1) * patience_s) > patience_s
 
     def last_news(self) -> list[Progress]:
@@ -178,10 +184,10 @@ class RankActors:
 
     def dump_stacks(self) -> None:
         """Write the Python stacks of all ranks to the log. Ranks share this process's node (STRICT_PACK)."""
-        for pulse in self.pulses:
-            if pulse is not None:
+        for heartbeat in self.heartbeats:
+            if heartbeat is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pulse.pid, signal.SIGUSR1)
+                    os.kill(heartbeat.pid, signal.SIGUSR1)
         sizes, end = None, time.monotonic() + _STACKS_S
         while sizes != (sizes := [stacks.size() for stacks in self._stacks]) or not any(sizes):
             if time.monotonic() > end:
@@ -195,10 +201,10 @@ class RankActors:
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
         alive = []
-        for pulse in self.pulses:
+        for heartbeat in self.heartbeats:
             with contextlib.suppress(psutil.Error):
-                if pulse is not None:
-                    alive.append(psutil.Process(pulse.pid))
+                if heartbeat is not None:
+                    alive.append(psutil.Process(heartbeat.pid))
                     alive[-1].kill()  # Ray asks the process first, and a stopped one does not hear
         _, left = psutil.wait_procs(alive, timeout=5)
         for process in left:
@@ -208,17 +214,21 @@ class RankActors:
 
     def _take(self, rank: int, now: float) -> list[Progress]:
         try:
-            pulse: Pulse = ray.get(self._asked[rank])
+            heartbeat: Heartbeat = ray.get(self._asked[rank])
         except DEATHS as error:
             raise Fault("death", f"rank {rank} died: {_first_line(error)}") from None
         except RayTaskError as error:
             raise Fault("error", f"rank {rank} cannot say how it is: {error.cause}") from None
-        before, starved = self.pulses[rank], run_delay_s(pulse.pid)
-        if before is None or (before.job, before.phase, before.step) != (pulse.job, pulse.phase, pulse.step):
+        before, starved = self.heartbeats[rank], cpu_wait_s(heartbeat.pid)
+        if before is None or (before.job, before.phase, before.step) != (
+            heartbeat.job,
+            heartbeat.phase,
+            heartbeat.step,
+        ):
             self._changed[rank], self._starved_changed[rank] = now, starved
         self._starved_answered[rank] = starved
-        self.pulses[rank], self._answered[rank], self._asked[rank] = pulse, now, None
-        return pulse.events
+        self.heartbeats[rank], self._answered[rank], self._asked[rank] = heartbeat, now, None
+        return heartbeat.events
 
     def _all(self, refs: list[ray.ObjectRef[Any]], deadline: float, what: str, tick: Callable[[], None]) -> list[Any]:
         try:
@@ -226,7 +236,7 @@ class RankActors:
             results: dict[ray.ObjectRef[Any], Any] = {}
             while pending:
                 # One rank's error must not wait for the others, which may be waiting for that rank.
-                done, pending = ray.wait(pending, timeout=PULSE_S)
+                done, pending = ray.wait(pending, timeout=HEARTBEAT_S)
                 tick()
                 if not done and time.monotonic() > deadline:
                     raise GangStartError(
@@ -245,14 +255,14 @@ class RankActors:
 
     def _no_stacks(self, rank: int) -> str:
         try:
-            return f"none written; the process is {psutil.Process(_known(self.pulses[rank]).pid).status()}"
+            return f"none written; the process is {psutil.Process(_known(self.heartbeats[rank]).pid).status()}"
         except psutil.Error:
             return "none written; the process is gone"
 
 
-def _known(pulse: Pulse | None) -> Pulse:
-    assert pulse is not None  # loading has asked them all
-    return pulse
+def _known(heartbeat: Heartbeat | None) -> Heartbeat:
+    assert heartbeat is not None  # loading has asked them all
+    return heartbeat
 
 
 def _first_line(error: BaseException) -> str:
