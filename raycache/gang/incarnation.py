@@ -16,7 +16,7 @@ from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.warmup import WarmUp, warm_ups
 from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
 from raycache.logs import about
-from raycache.protocol.heartbeat import Failure, Heartbeat
+from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import (
     GangStartError,
     Job,
@@ -114,6 +114,7 @@ class Incarnation:
         actors, began, cold = self._actors, time.monotonic(), warm_up is not None
         self.timeouts.begin()
         pending = actors.generate(job)
+        first = actors.detector.ranks[0]
         results: dict[int, Any] = {}
         failed_at: float | None = None
         aborted = False
@@ -132,8 +133,8 @@ class Incarnation:
             failure = next((r for r in results.values() if isinstance(r, Failure)), None)
             if pending and failure and failed_at and time.monotonic() - failed_at > self._grace(failure):
                 raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
-            events = actors.beat(self.timeouts.seconds(job, _first(actors).phase, cold=cold))
-            if (heartbeat := _first(actors)).job == job.id:
+            events = actors.poll(self.timeouts.seconds(job, first.known.phase, cold=cold))
+            if (heartbeat := first.known).job == job.id:
                 self.timeouts.learn(job, heartbeat.step)
             tell(events)
             self._tick()
@@ -157,7 +158,7 @@ class Incarnation:
         Raises:
             Fault: a rank died or does not answer.
         """
-        self._actors.beat(None)
+        self._actors.poll(None)
 
     def end(self, *, stacks: bool = False) -> None:
         """Kill all ranks and wait until they are gone; with ``stacks`` their Python stacks go to the log first."""
@@ -167,9 +168,9 @@ class Incarnation:
 
     def ranks(self) -> list[dict[str, Any]]:
         """Each rank's last heartbeat, and its age in seconds. Thread-safe, calls no rank."""
-        ranks = []
-        for rank, (heartbeat, age) in enumerate(zip(self._actors.heartbeats, self._actors.ages(), strict=True)):
-            known = {} if heartbeat is None else asdict(heartbeat)
+        ranks, detector = [], self._actors.detector
+        for rank, (progress, age) in enumerate(zip(detector.ranks, detector.ages(time.monotonic()), strict=True)):
+            known = {} if progress.heartbeat is None else asdict(progress.heartbeat)
             known.pop("events", None)
             ranks.append({"rank": rank, **known, "age_s": round(age, 3)})
         return ranks
@@ -188,13 +189,6 @@ class Incarnation:
         """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
         lockstep = failure.phase == "denoise" and failure.step > 0
         return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
-
-
-def _first(actors: WorkerGroup) -> Heartbeat:
-    """What rank 0 said last."""
-    heartbeat = actors.heartbeats[0]
-    assert heartbeat is not None  # loading has asked them all
-    return heartbeat
 
 
 def _judge(job: Job, failures: list[Failure], ranks: int) -> Exception:

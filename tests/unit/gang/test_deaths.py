@@ -37,7 +37,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def ranks() -> WorkerGroup:
     """One rank that has been asked for its heartbeat."""
     ranks = object.__new__(WorkerGroup)
-    ranks._settings, ranks._name, ranks._asked, ranks.heartbeats = SETTINGS, "g", ["asked"], [None]
+    ranks._settings, ranks._name, ranks._workers = SETTINGS, "g", [SimpleNamespace(asked="asked")]
     return ranks
 
 
@@ -48,7 +48,7 @@ def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: WorkerGroup,
         ranks.last_news()
     assert caught.value.kind == "death"
     life = object.__new__(Incarnation)
-    life._actors = SimpleNamespace(generate=lambda job: {"ref": 0})
+    life._actors = SimpleNamespace(generate=lambda job: {"ref": 0}, detector=SimpleNamespace(ranks=[None]))
     life.timeouts = SimpleNamespace(begin=lambda: None)
     with pytest.raises(Fault, match=f"rank 0 died in job 1 .{type(error).__name__}") as caught:
         life.draw(JOB, lambda events: None, lambda: False)

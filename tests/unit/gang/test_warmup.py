@@ -32,7 +32,8 @@ class Ranks:
 
     def __init__(self, *_: object) -> None:
         self.drawn: list[Any] = []
-        self.stages, self.heartbeats = {}, [SimpleNamespace(job=None, phase="idle", step=0)]
+        idle = SimpleNamespace(job=None, phase="idle", step=0)
+        self.stages, self.detector = {}, SimpleNamespace(ranks=[SimpleNamespace(known=idle)])
 
     def load(self, *_: object) -> tuple[tuple[str, str], ModelFacts]:
         return ("", "noise"), FACTS
@@ -44,7 +45,7 @@ class Ranks:
         output = JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, 0.1, seconds, (100 + tokens) / 4196 * 0.2)
         return {Reference((output, [])): 0}
 
-    def beat(self, patience_s: float) -> list[Any]:
+    def poll(self, step_timeout_s: float) -> list[Any]:
         return []
 
     def last_news(self) -> list[Any]:
