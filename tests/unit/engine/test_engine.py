@@ -213,7 +213,7 @@ def test_a_wrong_policy_changes_nothing(engine, caplog):
     for change in changes:
         with pytest.raises(ValueError, match=r"Fn_compute_blocks|nonsense"):
             engine.reconfigure(change)
-    assert engine.status().policy == SETTINGS.policy
+    assert engine.poll("ingress").policy == SETTINGS.policy
     for change in changes:  # in service: raising would make Serve replace a replica that draws
         engine.reconfigure(change)
         assert next(iter(change)) in caplog.text
