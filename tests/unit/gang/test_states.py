@@ -21,5 +21,6 @@ def test_broken_is_for_good_and_for_its_first_reason(later: GangState):
     lifecycle = GangLifecycle()
     lifecycle.break_down("too many restarts")
     lifecycle.enter(later)
+    assert lifecycle.broken
     lifecycle.break_down("shut down")
     assert (lifecycle.broken, lifecycle.ready, lifecycle.why) == (True, False, "too many restarts")
