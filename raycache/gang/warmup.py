@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cache_core.options import NoCacheOptions
-from raycache.gang.watchdog import beyond_warmup
+from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.job import Job, ModelFacts
 from raycache.protocol.resolve import PIXELS_PER_TOKEN_SIDE, nearest_sizes, parse_size
 from raycache.settings import AppSettings

@@ -1,6 +1,6 @@
 """One rank: a process group, a pipeline on one device, a cache session per job, and (rank 0) the picture.
 
-``pulse`` and ``abort`` are called by another thread than ``generate``, also while that waits in a collective.
+``heartbeat`` and ``abort`` are called by another thread than ``generate``, also while that waits in a collective.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raycache.models.guidance import guided
 from raycache.models.loading import load_pipeline, model_facts
 from raycache.models.picture import decode, preview
 from raycache.models.source import prepare_model
-from raycache.protocol.heartbeat import Failure, Phase, Pulse
+from raycache.protocol.heartbeat import Failure, Heartbeat, Phase
 from raycache.protocol.job import Job, JobOutput, ModelFacts, ModelKind, Progress, stalls
 from raycache.settings import AppSettings
 from raycache.tracing import RankSpans
@@ -59,7 +59,7 @@ class Rank:
         self._phase: Phase = "loading"
         self._step = 0
         self._events: list[Progress] = []
-        self._told: list[Progress] = []  # of this job, in pulses: one that is late may never be read
+        self._told: list[Progress] = []  # of this job, in heartbeats: one that is late may never be read
         self._collective_wait_s = 0.0
         self._latents: torch.Tensor | None = None  # of the step before, for previews
         self._lock = threading.Lock()
@@ -135,10 +135,10 @@ class Rank:
             spans.end(failure)
             self._job, self._phase, self._latents = None, "idle", None
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """Answers also while ``generate`` is inside a collective."""
         context = ray.get_runtime_context()
-        return Pulse(
+        return Heartbeat(
             pid=os.getpid(),
             node=context.get_node_id(),
             device=str(self._device),

@@ -27,7 +27,7 @@ class FakeHandle:
     answer: object
 
     def broadcast(self, method: str, caller: str | None):
-        assert method == "status"
+        assert method == "poll"
         return self
 
     async def results_async(self, **_):
@@ -43,7 +43,7 @@ class FakeHandle:
     wakes: EngineStatus | None = None
 
     @property
-    def status(self):
+    def poll(self):
         return SimpleNamespace(remote=self._woken)
 
 

@@ -11,7 +11,7 @@ from cache_core.method_options import MethodOptions
 from cache_core.opening import _policy_of
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.engine.convert import result_of
-from raycache.gang.watchdog import beyond_warmup
+from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import resolve, silent_cache
 from raycache.protocol.schemas import GenerationRequest, ModelInfo

@@ -37,7 +37,7 @@ def test_a_preview_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, fails
     assert [progress.preview is picture for progress in told] == [False, not fails, False]
 
 
-def test_progress_that_a_late_pulse_took_along_is_told_with_the_picture(monkeypatch: pytest.MonkeyPatch):
+def test_progress_that_a_late_heartbeat_took_along_is_told_with_the_picture(monkeypatch: pytest.MonkeyPatch):
     rank = object.__new__(Rank)
     rank._settings, rank._rank, rank._pipe, rank._world, rank._latents = None, 0, None, 1, None
     rank._events, rank._told, rank._lock = [], [], threading.Lock()
@@ -48,7 +48,8 @@ def test_progress_that_a_late_pulse_took_along_is_told_with_the_picture(monkeypa
         for step in range(3):
             rank._step_done(job, SimpleNamespace(steps=[]), step, {"latents": torch.zeros(1)})
             if step == 1:
-                assert [progress.step for progress in rank._drain()] == [1, 2]  # by a pulse whose answer nobody reads
+                # By a heartbeat whose answer nobody reads.
+                assert [progress.step for progress in rank._drain()] == [1, 2]
         return "picture"
 
     monkeypatch.setattr(rank, "_claim_thread", lambda: None)
