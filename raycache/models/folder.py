@@ -46,6 +46,7 @@ def model_info(folder: Path, max_sequence_length: int | None) -> ModelInfo | Non
             num_heads=family.num_heads(config),
             text_tokens=max_sequence_length or family.text_tokens_told(folder),
             pipeline=pipeline,
+            token_side=family.token_side,
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -42,4 +42,5 @@ def model_facts(pipe: Any, settings: ModelSettings, kind: ModelKind) -> ModelFac
         num_heads=family.num_heads(pipe.transformer.config),
         text_tokens=settings.max_sequence_length or family.text_tokens(pipe),
         pipeline=type(pipe).__name__,
+        token_side=family.token_side,
     )
