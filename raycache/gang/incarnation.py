@@ -78,7 +78,7 @@ class Incarnation:
         """
         source, facts = self._actors.load(source, self._tick, timeout_s)
         began = time.monotonic()
-        self._costs.meet(num_blocks=facts.num_blocks, text_tokens=facts.text_tokens)
+        self._costs.meet(facts)
         for warm_up in warm_ups(self._settings, facts, probe=not self._costs.known):
             self._warm_up(warm_up)
         self._actors.settle(self._tick)

@@ -37,6 +37,7 @@ class ModelFacts:
         num_heads: attention heads.
         text_tokens: tokens every prompt is padded to.
         pipeline: class name of the pipeline.
+        token_side: pixels a side of what the transformer reads as one image token.
     """
 
     kind: ModelKind
@@ -44,6 +45,7 @@ class ModelFacts:
     num_heads: int
     text_tokens: int
     pipeline: str
+    token_side: int
 
 
 @dataclass(frozen=True)

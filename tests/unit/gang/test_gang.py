@@ -40,7 +40,7 @@ class Life:
             assert self.rebuilt.wait(10)
         if self.start_error is not None:
             raise self.start_error
-        return ("", "noise"), ModelFacts("noise", 57, 4, 64, "FluxPipeline")
+        return ("", "noise"), ModelFacts("noise", 57, 4, 64, "FluxPipeline", 16)
 
     def draw(self, job: Job, tell: Callable, unwanted: Callable) -> JobOutput:
         assert self.gate.wait(10)

@@ -16,7 +16,7 @@ from raycache.protocol.job import JobOutput, ModelFacts
 from raycache.protocol.resolve import parse_size
 from raycache.settings import AppSettings
 
-FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline")
+FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline", 16)
 
 
 def settings(*sizes: str, ranks: int = 2, **sections: Any) -> AppSettings:
@@ -97,7 +97,7 @@ def test_without_declared_shapes_a_probe_teaches(life: Any):
     [("1024x1024", 512, "64x64"), ("256x256", 512, "1024x1024"), ("64x64", 64, "256x256"), ("128x128", 64, "256x256")],
 )
 def test_the_probe_is_far_from_what_is_declared(declared: str, text: int, probe: str):
-    facts = ModelFacts("noise", 57, 24, text, "FluxPipeline")
+    facts = ModelFacts("noise", 57, 24, text, "FluxPipeline", 16)
     last = warm_ups(settings(declared), facts, probe=True)[-1].job
     assert f"{last.width}x{last.height}" == probe
 

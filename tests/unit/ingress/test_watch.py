@@ -17,7 +17,7 @@ from raycache.rebuilds import SERVE_S
 from raycache.settings import AppSettings
 
 POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy
-ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline"), POLICY)
+ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16), POLICY)
 NONE_THERE = DeploymentUnavailableError(DeploymentID("Engine", "flux"))
 
 

@@ -17,7 +17,7 @@ from raycache.protocol.resolve import resolve, silent_cache
 from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings
 
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
+MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}})
 METHODS = get_args(get_args(CacheOptions)[0])
 
