@@ -35,6 +35,7 @@ test: install
 lint: install
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/mypy
 
 loadtest: install
 	$(BIN)/python -m loadtests.run
@@ -53,4 +54,4 @@ bench-service: install
 	$(BIN)/python -m benchmarks.soak
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -3,6 +3,8 @@
 No ``from __future__ import annotations`` here: Serve hands the builder a model only if its annotation is a class.
 """
 
+from typing import Any
+
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
@@ -36,9 +38,11 @@ def build(settings: AppSettings) -> Application:
     refuse_what_cannot_work(settings, bundles)
     reliability = settings.reliability
     scaling = settings.autoscaling
-    number = {"autoscaling_config": autoscaling_config(scaling)} if scaling else {"num_replicas": settings.num_replicas}
-    log = {"encoding": settings.logging.encoding, "log_level": settings.logging.level}
-    engine = serve.deployment(Engine).options(
+    number: dict[str, Any] = {"num_replicas": settings.num_replicas}
+    if scaling:
+        number = {"autoscaling_config": autoscaling_config(scaling)}
+    encoding, level = settings.logging.encoding, settings.logging.level
+    engine = serve.deployment()(Engine).options(
         name="Engine",
         **number,
         ray_actor_options={"num_cpus": settings.parallel.engine_cpus},
@@ -52,9 +56,9 @@ def build(settings: AppSettings) -> Application:
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
         # The ingress logs each request; here it would be each status poll too.
-        logging_config=LoggingConfig(enable_access_log=False, **log),
+        logging_config=LoggingConfig(encoding=encoding, log_level=level, enable_access_log=False),
     )
-    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+    ingress = serve.deployment()(serve.ingress()(Ingress)).options(
         name="Ingress",
         num_replicas=settings.ingress.num_replicas,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
@@ -64,6 +68,6 @@ def build(settings: AppSettings) -> Application:
         # Serve's own 30 s would make a hang an outage of a minute and a half.
         health_check_timeout_s=settings.ingress.health_check_timeout_s,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
-        logging_config=LoggingConfig(**log),
+        logging_config=LoggingConfig(encoding=encoding, log_level=level),
     )
     return ingress.bind(settings, engine.bind(settings), bundles)

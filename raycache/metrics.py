@@ -6,10 +6,11 @@ Names end in their unit (``_seconds``, ``_ratio``) or in ``_total`` for counts. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ray.serve.metrics import Counter, Gauge, Histogram
+from ray.serve import metrics as serve_metrics
+from ray.serve.metrics import Gauge
 
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import GangStatus
@@ -18,6 +19,24 @@ from raycache.protocol.job import GangStatus
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _DIFFERENCES = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0)
+
+
+class Counter(serve_metrics.Counter):
+    """Serve's, whose types allow one tag where any number works; so does :class:`Histogram`."""
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+        tags: dict[str, Any] = {"tag_keys": tag_keys}
+        super().__init__(name, description, **tags)
+
+
+class Histogram(serve_metrics.Histogram):
+    """Counts values by ``boundaries``."""
+
+    def __init__(
+        self, name: str, description: str, boundaries: Sequence[float], tag_keys: tuple[str, ...] = ()
+    ) -> None:
+        tags: dict[str, Any] = {"tag_keys": tag_keys}
+        super().__init__(name, description, list(boundaries), **tags)
 
 
 class Metrics:

@@ -59,6 +59,7 @@ class Rebuilds:
 
     def ends(self) -> None:
         """New ranks are ready."""
+        assert self._began is not None  # what ends has begun
         self._took.append(time.monotonic() - self._began)
         self._began = None
 

@@ -9,7 +9,7 @@ import ast
 import inspect
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -42,7 +42,9 @@ def metrics_table() -> str:
     rows = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
     stages = ("method", "size")  # the one name that stands for its value in metrics.py
     for call in ast.walk(ast.parse(inspect.getsource(metrics))):
-        if not (isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("Counter", "Gauge", "Histogram")):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            continue
+        if (kind := call.func.id) not in ("Counter", "Gauge", "Histogram"):
             continue
         name, text = (ast.literal_eval(argument) for argument in call.args[:2])
         labels: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ def metrics_table() -> str:
             elif isinstance(argument, ast.Name) and argument.id == "stages":
                 labels = stages
         shown = ", ".join(f"`{label}`" for label in labels)
-        rows.append(f"| `ray_{name}` | {call.func.id.lower()} | {shown} | {text} |")
+        rows.append(f"| `ray_{name}` | {kind.lower()} | {shown} | {text} |")
     return "\n".join(rows)
 
 
@@ -83,8 +85,12 @@ def updated(document: str) -> str:
         raise ValueError(f"a table goes between two lines like `<!-- settings -->`; there are {', '.join(_TABLES)}")
     for name in names:
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- {name} -->)"
-        document = re.sub(pattern, lambda _, table=_TABLES[name](): table, document, flags=re.DOTALL)
+        document = re.sub(pattern, _always(_TABLES[name]()), document, flags=re.DOTALL)
     return document
+
+
+def _always(text: str) -> Callable[[re.Match[str]], str]:
+    return lambda _: text  # as a string its backslashes would mean something
 
 
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, overload
 
 __all__ = [
     "UNSEEN",
@@ -85,6 +86,10 @@ def trimmed(text: str) -> str:
     return _ENDS.sub("", text)
 
 
+@overload
+def trimmed_within(value: dict[str, Any]) -> dict[str, Any]: ...
+@overload
+def trimmed_within(value: object) -> object: ...
 def trimmed_within(value: object) -> object:
     """``value`` with every string in its lists and mappings :func:`trimmed`; all else is as it was."""
     if isinstance(value, str):

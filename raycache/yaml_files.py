@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from raycache.text_files import (
     UNSEEN,
@@ -114,7 +115,7 @@ def _twice(node: yaml.Node, known: set[int]) -> Iterator[yaml.Node]:
             yield from _twice(value, known)
 
 
-def _fault(root: yaml.Node, item: dict) -> tuple[int, str]:
+def _fault(root: yaml.Node, item: ErrorDetails) -> tuple[int, str]:
     """Line and reason of one of pydantic's errors."""
     # pydantic says `[key]` behind a key that is wrong itself.
     loc = tuple(part for part in item["loc"] if part != "[key]")

@@ -87,7 +87,7 @@ def listeners(host: str, port: int, gcs_address: str) -> list[Listener]:
     """Who accepts TCP connections on this machine that ``host:port`` would get."""
     found = {}
     for connection in psutil.net_connections(kind="tcp"):
-        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+        if not connection.laddr or connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
             continue
         if connection.laddr.ip == host or {connection.laddr.ip, host} & set(_WILDCARDS):
             found[connection.pid] = _listener(connection.pid, gcs_address)

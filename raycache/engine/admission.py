@@ -12,7 +12,8 @@ import time
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from raycache.engine.line import Limits, Line, Place
 from raycache.gang.costs import Costs, Work
@@ -33,7 +34,7 @@ _WARM_UP_TIMES = 2.0
 class Ticket(Place):
     """A job's place in the queue."""
 
-    work: Work | None = None
+    work: Work = field(kw_only=True)
 
 
 class Admission:
@@ -77,7 +78,7 @@ class Admission:
         with self._lock:
             now, own = self._clock(), self._costs.seconds(work) or 0.0
             self._refuse_long(work, own, timeout_s)
-            ticket = Ticket(own * (self._together or 1.0), key, work)
+            ticket = Ticket(own * (self._together or 1.0), key, work=work)
             queue = self._queue(now, mending_s)
             refusal = self._refusal(ticket, own, queue, now, timeout_s, mending_s, mark)
             if refusal is not None:
@@ -105,7 +106,7 @@ class Admission:
         """Seconds after which the job of ``ticket``, which was lost, gets in when it is sent again."""
         with self._lock:
             now = self._clock()
-            place = Ticket(ticket.seconds, ticket.key, ticket.work)
+            place = Ticket(ticket.seconds, ticket.key, work=ticket.work)
             queue = [(held, at) for held, at in self._queue(now, mending_s) if held is not ticket]
             return self._promise(place, mark, queue, now, max(timeout_s, place.seconds), firm=False)
 
@@ -129,7 +130,8 @@ class Admission:
 
     def _queue(self, now: float, mending_s: float) -> list[tuple[Place, float]]:
         """All places, and when each will have left."""
-        queue, at = [], now
+        queue: list[tuple[Place, float]] = []
+        at = now
         for ticket in self._tickets:
             if not queue:
                 at += max(self._left(ticket, now, mending_s), _OVERDUE * (now - self._head_since))
@@ -176,13 +178,13 @@ class Admission:
     def _fitting(self, work: Work, most: float) -> str:
         """What of a job that takes too long would not."""
 
-        def fits(**changes: int) -> bool:
-            return (self._costs.seconds(replace(work, **changes)) or 0.0) <= most
+        def exceeds(images: int, steps: int) -> bool:
+            return (self._costs.seconds(replace(work, images=images, steps=steps)) or 0.0) > most
 
         ways = []
         for images in sorted({work.images, 1}, reverse=True):
             # The more steps the longer: the first number that does not fit.
-            steps = bisect_left(range(1, work.steps + 1), True, key=lambda n, i=images: not fits(images=i, steps=n))
+            steps = bisect_left(range(1, work.steps + 1), True, key=partial(exceeds, images))
             fields = [f"n={images}"] * (images < work.images) + [f"num_inference_steps={steps}"] * (steps < work.steps)
             ways += [" with ".join(fields)] if steps else []
         return " or ".join(ways) + " would fit" if ways else "ask for a smaller size"

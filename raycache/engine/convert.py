@@ -12,7 +12,7 @@ from raycache.presets import PresetName, quality_warnings
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
 from raycache.protocol.resolve import parse_size, silent_cache
-from raycache.protocol.schemas import GenerationRequest, GenerationResult, ModelInfo, StageTimes
+from raycache.protocol.schemas import GenerationResult, ModelInfo, ResolvedRequest, StageTimes
 
 #: What the bundled model was trained at, and measured at in its card.
 DEMO_SIZE = "128x128"
@@ -21,7 +21,7 @@ __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
 
 def job_of(
-    request: GenerationRequest, id: str, request_id: str, *, watch: bool, traces: tuple[Trace, ...] = ()
+    request: ResolvedRequest, id: str, request_id: str, *, watch: bool, traces: tuple[Trace, ...] = ()
 ) -> tuple[Job, Work]:
     """What the ranks get, and what admission counts.
 
@@ -51,7 +51,7 @@ def job_of(
 
 
 def result_of(
-    request: GenerationRequest,
+    request: ResolvedRequest,
     output: JobOutput,
     seconds: float,
     model: ModelInfo,
@@ -75,7 +75,7 @@ def result_of(
     )
 
 
-def _demo_warnings(request: GenerationRequest) -> list[str]:
+def _demo_warnings(request: ResolvedRequest) -> list[str]:
     """What the bundled model's card says of a request like this."""
     warnings = prompt_warnings(request.prompt)
     if request.size != DEMO_SIZE:
@@ -106,6 +106,10 @@ def request_error(error: BaseException) -> RequestError:
     return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")
 
 
-def forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue) -> Callable[[Progress], None]:
+def forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Progress | None]) -> Callable[[Progress], None]:
     """A callback for the gang's thread that hands progress to the request's own loop."""
-    return lambda progress: loop.call_soon_threadsafe(events.put_nowait, progress)
+
+    def hand_over(progress: Progress) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, progress)
+
+    return hand_over

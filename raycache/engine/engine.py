@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26,16 +26,16 @@ from raycache.gang.costs import Work
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
 from raycache.protocol.errors import RequestError
-from raycache.protocol.job import DeadlineExceeded, GangBroken, Job, JobOutput
+from raycache.protocol.job import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
 from raycache.protocol.resolve import check_deployment, deployment_warnings
 from raycache.protocol.schemas import (
     AdmittedEvent,
     EngineStatus,
-    GenerationRequest,
     GenerationResult,
     ModelInfo,
     PreviewEvent,
     ProgressEvent,
+    ResolvedRequest,
 )
 from raycache.settings import AppSettings
 from raycache.tracing import exporter_in_use, traces_of_request
@@ -96,7 +96,7 @@ class Engine:
             logger.warning("%s", warning)
 
     async def generate(
-        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
+        self, request: ResolvedRequest, caller: str | None = None, key: str | None = None
     ) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
 
@@ -110,8 +110,8 @@ class Engine:
         raise AssertionError("a job ended without an answer")
 
     async def generate_stream(
-        self, request: GenerationRequest, caller: str | None = None, key: str | None = None
-    ) -> AsyncIterator[Event]:
+        self, request: ResolvedRequest, caller: str | None = None, key: str | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Like :meth:`generate`, with progress and previews before the answer, which comes last.
 
         A ``caller`` is told first that the job is admitted: it holds a client's line open.
@@ -198,8 +198,8 @@ class Engine:
             gang.shutdown()
 
     async def _events(
-        self, request: GenerationRequest, caller: str | None, key: str | None, *, watch: bool
-    ) -> AsyncIterator[Event]:
+        self, request: ResolvedRequest, caller: str | None, key: str | None, *, watch: bool
+    ) -> AsyncGenerator[Event, None]:
         arrived = time.monotonic()
         job, work = self._job(request, watch)
         mark = key, work, job.prompt, request.guidance_scale
@@ -209,14 +209,15 @@ class Engine:
             self._metrics.ended("refused", refusal.code)
             yield refusal
             return
-        loop, events = asyncio.get_running_loop(), asyncio.Queue()
-        report = forward(loop, events) if watch else None
+        events: asyncio.Queue[Progress | None] = asyncio.Queue()
+        report = forward(asyncio.get_running_loop(), events) if watch else None
         handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
         handle.future.add_done_callback(lambda future: self._release(ticket, future))
         # Nobody awaits `outcome` itself: cancelling that wait would cancel the future the gang is about to fill.
         outcome = asyncio.wrap_future(handle.future)
-        outcome.add_done_callback(lambda done: (done.cancelled() or done.exception(), events.put_nowait(None)))
+        outcome.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs those nobody read
+        outcome.add_done_callback(lambda done: events.put_nowait(None))
         previews = 0
         try:
             with self._callers.waiting(caller, handle):
@@ -238,7 +239,7 @@ class Engine:
                 handle.abort("the client went away")
 
     def _answer(
-        self, request: GenerationRequest, outcome: asyncio.Future[JobOutput], seconds: float
+        self, request: ResolvedRequest, outcome: asyncio.Future[JobOutput], seconds: float
     ) -> GenerationResult | RequestError:
         try:
             output = outcome.result()
@@ -261,14 +262,13 @@ class Engine:
         return result
 
     def _release(self, ticket: Ticket, future: Any) -> None:
-        finished = not future.cancelled() and future.exception() is None
-        batching = finished and self._settings.parallel.max_batch_size > 1
+        batching = not future.cancelled() and future.exception() is None and self._settings.parallel.max_batch_size > 1
         self._admission.release(ticket, future.result().share_s if batching else None)
 
     def _mending_s(self) -> float:
         """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
         return self._gang.status().ready_in_s
 
-    def _job(self, request: GenerationRequest, watch: bool) -> tuple[Job, Work]:
+    def _job(self, request: ResolvedRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
         return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces_of_request(self._exporter))

@@ -82,7 +82,8 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self.started = False
-        self._send, self._held = send, None
+        self._send = send
+        self._held: Message | None = None
         self._text = b""
 
     async def __call__(self, message: Message) -> None:

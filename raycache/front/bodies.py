@@ -113,7 +113,7 @@ async def read_whole(receive: Receive, limit: int, seconds: float, bodies: Bodie
         RequestError: 413 above ``limit`` bytes; 408 when it does not end within ``seconds``; 503 when it had to give
             its place to another; 400 when its sender left.
     """
-    body = None
+    body: _Body | None = None
     try:
         async with asyncio.timeout(seconds) as patience:
             body = bodies.enter(patience)
@@ -128,7 +128,7 @@ async def read_whole(receive: Receive, limit: int, seconds: float, bodies: Bodie
                     raise _too_large(limit)
                 bodies.grow(body, chunk)
     except TimeoutError:
-        if not body.ousted:
+        if body is None or not body.ousted:
             raise RequestError(408, f"the body did not end within {seconds:g} s", None, "body_too_slow") from None
     finally:
         if body:

@@ -102,7 +102,11 @@ class JobBatch:
         """Answer the jobs that nobody wants; why, if those were the last."""
         outcomes = [handle.end_if_unwanted() for handle in self._handles]
         left = [handle for handle in self._handles if not handle.future.done()]
-        return None if left else next(filter(None, outcomes), None) or self._handles[0].future.exception()
+        if left:
+            return None
+        error = next(filter(None, outcomes), None) or self._handles[0].future.exception()
+        assert error is None or isinstance(error, Exception)  # `JobHandle.end` takes no other
+        return error
 
     def tell(self, events: list[Progress]) -> None:
         """Each job hears of its own pictures."""

@@ -65,9 +65,8 @@ class Gang:
         self._facts: ModelFacts | None = None
         self._taken: JobHandle | JobBatch | None = None  # out of the queue and not answered
         self._running: JobHandle | JobBatch | None = None  # of those, what the ranks draw
-        self._ready = False
         self._broken: str | None = None
-        self._restarts, self._rebuilds = Restarts(settings.reliability), Rebuilds()
+        self._ready, self._restarts, self._rebuilds = False, Restarts(settings.reliability), Rebuilds()
         self._retries: Counter[str] = Counter()  # by kind of fault
         self._started: Future[ModelFacts] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
@@ -143,10 +142,15 @@ class Gang:
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
+    @property
+    def _alive(self) -> Incarnation:
+        assert self._life is not None  # spawned before anything is drawn
+        return self._life
+
     def _main(self) -> None:
         try:
             self._spawn()
-            self._started.set_result(self._facts)
+            self._started.set_result(self.model_facts())
         except BaseException as error:
             try:
                 if self._life is not None:
@@ -161,7 +165,7 @@ class Gang:
                 except queue.Empty:
                     self._queue.drop_late()
                     try:
-                        self._life.idle()
+                        self._alive.idle()
                     except Fault as fault:
                         self._recover(fault)
                     continue
@@ -169,15 +173,15 @@ class Gang:
                     break
                 self._taken = handle  # whatever happens from here on, it gets an answer
                 mates = take_mates(self._queue, handle, self._settings.parallel.max_batch_size)
-                self._taken = handle = JobBatch(mates) if len(mates) > 1 else handle
-                outcome = self._run(handle)
-                if isinstance(handle, JobBatch) and isinstance(outcome, JobFailed):
+                self._taken = taken = JobBatch(mates) if len(mates) > 1 else handle
+                outcome = self._run(taken)
+                if isinstance(taken, JobBatch) and isinstance(outcome, JobFailed):
                     # What is too much together, or wrong in one of them, may be well alone.
-                    handle.pause()
-                    for single in handle.handles:
+                    taken.pause()
+                    for single in taken.handles:
                         single.end(self._run(single))
                 else:
-                    handle.end(outcome)
+                    taken.end(outcome)
                 self._running = self._taken = None
         except BaseException:
             _logger.exception("Gang %s: its thread failed", self._name)
@@ -196,7 +200,7 @@ class Gang:
         for attempt in range(1, ATTEMPTS + 1):
             began = time.monotonic()
             try:
-                outcome = self._life.draw(handle.job, handle.tell, handle.unwanted)
+                outcome = self._alive.draw(handle.job, handle.tell, handle.unwanted)
                 if isinstance(outcome, JobCancelled):
                     return handle.end_if_unwanted() or outcome
                 if isinstance(outcome, JobOutput):
@@ -227,12 +231,10 @@ class Gang:
             self._running.end_if_unwanted()
 
     def _spawn(self) -> None:
-        began, settings = time.monotonic(), self._settings
+        began, settings, where = time.monotonic(), self._settings, (self._placement_group, self._first_bundle)
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
-        timeout_s = self._rebuilds.patience_s(*limits)
-        where = self._placement_group, self._first_bundle
         self._life = Incarnation(settings, *where, self._name, self._tick, self.costs)
-        self._source, self._facts = self._life.assemble(self._source, timeout_s)
+        self._source, self._facts = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
         self._ready = True
         _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, load_s)
@@ -243,7 +245,7 @@ class Gang:
         self._restarts.noticed(fault)
         self._rebuilds.begins()
         _logger.error("Gang %s: %s (%s); killing all ranks", self._name, fault, fault.kind)
-        self._life.end(stacks=fault.kind == "hang")
+        self._alive.end(stacks=fault.kind == "hang")
         while True:
             if (reason := self._restarts.refused()) is not None:
                 self._broken = f"gang {self._name}: {reason}; last fault: {fault}"
@@ -253,11 +255,11 @@ class Gang:
                 self._spawn()
             except GangStartError as error:
                 _logger.error("Gang %s: restart failed: %s", self._name, error)
-                self._life.end()
+                self._alive.end()
                 self._rebuilds.begins()
                 continue
             self._rebuilds.ends()
-            ready_s = self._restarts.recovered(self._life.stages)
+            ready_s = self._restarts.recovered(self._alive.stages)
             _logger.warning("Gang %s: ready again after %.1f s", self._name, ready_s)
             return True
 
@@ -265,7 +267,7 @@ class Gang:
         """The thread ends: the ranks go, and nobody waits for an answer that cannot come."""
         self._ready = False
         try:
-            self._life.end()
+            self._alive.end()
         finally:
             self._broken = self._broken or f"gang {self._name} is shut down"
             for handle in [*self._queue.close(), *([self._taken] if self._taken else [])]:

@@ -16,7 +16,7 @@ from raycache.gang.warmup import WarmUp, warm_ups
 from raycache.gang.watchdog import Patience
 from raycache.gang.worker_group import PULSE_S, Fault, RankActors
 from raycache.logs import about
-from raycache.protocol.heartbeat import Failure
+from raycache.protocol.heartbeat import Failure, Pulse
 from raycache.protocol.job import (
     GangStartError,
     Job,
@@ -115,7 +115,8 @@ class Incarnation:
         self.patience.begin()
         pending = actors.generate(job)
         results: dict[int, Any] = {}
-        failed_at, aborted = None, False
+        failed_at: float | None = None
+        aborted = False
         while pending:
             done, _ = ray.wait(list(pending), timeout=PULSE_S / 2)
             for ref in done:
@@ -129,11 +130,11 @@ class Incarnation:
                 if isinstance(results[rank], Failure):
                     failed_at = failed_at or time.monotonic()
             failure = next((r for r in results.values() if isinstance(r, Failure)), None)
-            if pending and failure is not None and time.monotonic() - failed_at > self._grace(failure):
+            if pending and failure and failed_at and time.monotonic() - failed_at > self._grace(failure):
                 raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
-            events = actors.beat(self.patience.seconds(job, actors.pulses[0].phase, cold=cold))
-            if actors.pulses[0].job == job.id:
-                self.patience.learn(job, actors.pulses[0].step)
+            events = actors.beat(self.patience.seconds(job, _first(actors).phase, cold=cold))
+            if (pulse := _first(actors)).job == job.id:
+                self.patience.learn(job, pulse.step)
             tell(events)
             self._tick()
             if not aborted and unwanted():
@@ -187,6 +188,13 @@ class Incarnation:
         """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
         lockstep = failure.phase == "denoise" and failure.step > 0
         return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
+
+
+def _first(actors: RankActors) -> Pulse:
+    """What rank 0 said last."""
+    pulse = actors.pulses[0]
+    assert pulse is not None  # loading has asked them all
+    return pulse
 
 
 def _judge(job: Job, failures: list[Failure], ranks: int) -> Exception:

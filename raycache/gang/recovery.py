@@ -71,8 +71,9 @@ class Restarts:
 
     def recovered(self, stages: dict[str, float]) -> float:
         """New ranks are ready; ``stages``: what took how long. Returns seconds since the fault was noticed."""
-        self.last.ready_s, self.last.stages = time.monotonic() - self._noticed, dict(stages)
-        return self.last.ready_s
+        assert self.last is not None  # ranks are made anew after a fault only
+        self.last.ready_s, self.last.stages = (seconds := time.monotonic() - self._noticed), dict(stages)
+        return seconds
 
     def drawn(self) -> float | None:
         """A picture is done; if it is the first since a fault, the seconds since that was noticed."""

@@ -22,7 +22,7 @@ from raycache.protocol.heartbeat import Pulse
 from raycache.protocol.job import GangStartError, Job, ModelFacts, ModelSource, Progress
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
-from raycache.worker.actor import RankActor
+from raycache.worker.actor import start_rank
 
 __all__ = ["PULSE_S", "Fault", "RankActors"]
 
@@ -69,7 +69,7 @@ class RankActors:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     placement_group, placement_group_bundle_index=rank_bundle_index(rank, first_bundle)
                 )
-            self._actors.append(RankActor.options(**options).remote(settings, rank, self._stacks[rank].path))
+            self._actors.append(start_rank(options, settings, rank, self._stacks[rank].path))
         #: Seconds that :meth:`load` took, by stage; "processes" is mostly Python importing its libraries.
         self.stages: dict[str, float] = {}
         self._asked: list[Any] = [None] * world
@@ -150,14 +150,15 @@ class RankActors:
         return events
 
     def _where(self, rank: int) -> str:
-        pulse = self.pulses[rank]
+        pulse = _known(self.pulses[rank])
         return f"rank {rank} (pid {pulse.pid}, {pulse.phase}, step {pulse.step})"
 
     def _hangs(self, seconds: float, patience_s: float, starved_before: list[float]) -> bool:
         """Whether so many seconds are too many. Those in which ranks could have run, but got no CPU, do not count."""
         if seconds <= patience_s:
             return False
-        starved = max(run_delay_s(pulse.pid) - was for pulse, was in zip(self.pulses, starved_before, strict=True))
+        pulses = map(_known, self.pulses)
+        starved = max(run_delay_s(pulse.pid) - was for pulse, was in zip(pulses, starved_before, strict=True))
         return seconds - min(starved, (_STARVED_TIMES - 1) * patience_s) > patience_s
 
     def last_news(self) -> list[Progress]:
@@ -219,9 +220,10 @@ class RankActors:
         self.pulses[rank], self._answered[rank], self._asked[rank] = pulse, now, None
         return pulse.events
 
-    def _all(self, refs: list[Any], deadline: float, what: str, tick: Callable[[], None]) -> list[Any]:
+    def _all(self, refs: list[ray.ObjectRef[Any]], deadline: float, what: str, tick: Callable[[], None]) -> list[Any]:
         try:
-            pending, results = list(refs), {}
+            pending = list(refs)
+            results: dict[ray.ObjectRef[Any], Any] = {}
             while pending:
                 # One rank's error must not wait for the others, which may be waiting for that rank.
                 done, pending = ray.wait(pending, timeout=PULSE_S)
@@ -243,9 +245,14 @@ class RankActors:
 
     def _no_stacks(self, rank: int) -> str:
         try:
-            return f"none written; the process is {psutil.Process(self.pulses[rank].pid).status()}"
+            return f"none written; the process is {psutil.Process(_known(self.pulses[rank]).pid).status()}"
         except psutil.Error:
             return "none written; the process is gone"
+
+
+def _known(pulse: Pulse | None) -> Pulse:
+    assert pulse is not None  # loading has asked them all
+    return pulse
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,9 +8,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -26,19 +25,16 @@ from raycache.ingress.asker import key_in_use
 from raycache.ingress.auth import check_key, has_key
 from raycache.ingress.cors import CorsFastAPI
 from raycache.ingress.headers import wanted_media, with_header_timeout
-from raycache.ingress.sse import begin, keep_alive, stream_events
+from raycache.ingress.sse import Events, begin, keep_alive, stream_events
 from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, from_validation_error, internal_error, invalid
 from raycache.protocol.formats import MEDIA_TYPES, encode
 from raycache.protocol.resolve import check_model
 from raycache.protocol.schemas import (
-    AdmittedEvent,
     EngineStatus,
     GenerationRequest,
     GenerationResult,
     ImagesBody,
-    PreviewEvent,
-    ProgressEvent,
 )
 from raycache.settings import AppSettings
 
@@ -51,16 +47,15 @@ _COMMENT_S = 10.0
 #: Seconds for which a refusal can still be a status: an engine that must be woken decides only minutes later.
 _UNDECIDED_S = 30.0
 
-StreamEvents = AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult]
-
 
 class Service(Protocol):
     """What the routes need; :class:`raycache.ingress.ingress.Ingress` is one."""
 
     settings: AppSettings
-    keys: tuple[bytes, ...]
     metrics: IngressMetrics
 
+    @property
+    def keys(self) -> Sequence[bytes]: ...
     @property
     def max_body_bytes(self) -> int: ...
     @property
@@ -72,11 +67,11 @@ class Service(Protocol):
     @property
     def asleep(self) -> bool: ...
     async def generate(self, request: GenerationRequest) -> GenerationResult: ...
-    def generate_stream(self, request: GenerationRequest) -> StreamEvents: ...
+    def generate_stream(self, request: GenerationRequest) -> Events: ...
     async def status(self) -> list[EngineStatus]: ...
 
 
-def build_http_app(service: Service, stream: Callable[[GenerationRequest], StreamEvents] | None = None) -> FastAPI:
+def build_http_app(service: Service, stream: Callable[[GenerationRequest], Events] | None = None) -> FastAPI:
     """The routes over ``service``.
 
     Args:
@@ -85,8 +80,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Strea
     """
     stream = stream or service.generate_stream
     bodies = Bodies()
-    app = CorsFastAPI(service.settings.ingress.cors_origins, title="raycache", redoc_url=None)
-    app.openapi = cache(lambda: _openapi(app))
+    app = _App(service.settings.ingress.cors_origins, title="raycache", redoc_url=None)
     _answer_errors(app, service.metrics)
     began = int(time.time())
 
@@ -189,7 +183,7 @@ def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -
     }
 
 
-async def _stream(events: StreamEvents, metrics: IngressMetrics, body: ImagesBody) -> Response:
+async def _stream(events: Events, metrics: IngressMetrics, body: ImagesBody) -> Response:
     try:
         # A refusal must be a status code, not an event: it is out before the first event.
         first, rest = await begin(events, _UNDECIDED_S)
@@ -230,11 +224,14 @@ def _answer_errors(app: FastAPI, metrics: IngressMetrics) -> None:
         return answer(internal_error())  # the cause is logged by Serve
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document plus the body it cannot see, because :func:`read_body` reads it."""
-    document = get_openapi(title=app.title, version=version("raycache"), routes=app.routes)
-    schema = ImagesBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    document.setdefault("components", {}).setdefault("schemas", {}).update(schema.pop("$defs"))
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    document["paths"]["/v1/images/generations"]["post"]["requestBody"] = body
-    return document
+class _App(CorsFastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's document plus the body it cannot see, because :func:`read_body` reads it."""
+        if self.openapi_schema is None:
+            document = get_openapi(title=self.title, version=version("raycache"), routes=self.routes)
+            schema = ImagesBody.model_json_schema(ref_template="#/components/schemas/{model}")
+            document.setdefault("components", {}).setdefault("schemas", {}).update(schema.pop("$defs"))
+            body = {"required": True, "content": {"application/json": {"schema": schema}}}
+            document["paths"]["/v1/images/generations"]["post"]["requestBody"] = body
+            self.openapi_schema = document
+        return self.openapi_schema

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
 
 from raycache.cluster.capacity import Bundle, shortage
+from raycache.ingress.engine_handle import EngineHandle
 from raycache.protocol.errors import unavailable
 from raycache.protocol.schemas import EngineStatus
 from raycache.ray_errors import DEATHS
@@ -46,7 +46,7 @@ class EngineWatch:
     """
 
     def __init__(
-        self, engine: DeploymentHandle, bundles: Sequence[Bundle], replicas: int, caller: str | None = None
+        self, engine: EngineHandle, bundles: Sequence[Bundle], replicas: int, caller: str | None = None
     ) -> None:
         self._caller = caller
         self._engine, self._bundles, self._replicas = engine, bundles, max(1, replicas)

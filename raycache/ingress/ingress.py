@@ -12,17 +12,18 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
 
 from raycache.cluster.capacity import Bundle
 from raycache.front import CALLBACK, VARIABLE
 from raycache.ingress.api import build_http_app
 from raycache.ingress.asker import asked_by
 from raycache.ingress.auth import Key, KeyFile
+from raycache.ingress.engine_handle import EngineEvent, EngineHandle
 from raycache.ingress.engine_watch import EngineWatch
+from raycache.ingress.sse import Events
 from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.resolve import check_model, resolve
@@ -33,6 +34,7 @@ from raycache.protocol.schemas import (
     GenerationResult,
     PreviewEvent,
     ProgressEvent,
+    ResolvedRequest,
 )
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings, Policy
@@ -54,7 +56,7 @@ class Ingress:
         bundles: what one engine asks of the cluster, to explain why none comes up.
     """
 
-    def __init__(self, settings: AppSettings, engine: DeploymentHandle, bundles: Sequence[Bundle]) -> None:
+    def __init__(self, settings: AppSettings, engine: EngineHandle, bundles: Sequence[Bundle]) -> None:
         self.settings, self._own_policy = settings, settings.policy
         self._keys = KeyFile(settings.ingress.api_keys_file)
         self._engine = engine
@@ -87,7 +89,7 @@ class Ingress:
 
     async def generate_stream(
         self, request: GenerationRequest
-    ) -> AsyncIterator[ProgressEvent | PreviewEvent | GenerationResult]:
+    ) -> AsyncGenerator[ProgressEvent | PreviewEvent | GenerationResult, None]:
         """Draw, and tell about it: a ``ProgressEvent`` per step, previews if asked for, the result last.
 
         Raises:
@@ -98,9 +100,7 @@ class Ingress:
                 if not isinstance(event, AdmittedEvent):
                     yield event
 
-    async def stream_from_admission(
-        self, request: GenerationRequest
-    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult]:
+    async def stream_from_admission(self, request: GenerationRequest) -> Events:
         """As :meth:`generate_stream`, with an ``AdmittedEvent`` first: over HTTP the status goes out with it."""
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
@@ -178,20 +178,20 @@ class Ingress:
     def _tell_ready(self) -> None:
         self.metrics.ready.set(float(self.asleep or any(status.ready for status in self._watch.statuses)))
 
-    async def _resolve(self, request: GenerationRequest) -> GenerationRequest:
+    async def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         order = await self._ordered(request)
         steps, method = order.num_inference_steps, order.cache.type
         logger.debug("Asking an engine for %d of %s, %d steps, %s", order.n, order.size, steps, method)
         return order
 
-    async def _ordered(self, request: GenerationRequest) -> GenerationRequest:
+    async def _ordered(self, request: GenerationRequest) -> ResolvedRequest:
         check_model(request.model, self.settings.model.name)  # no engine is needed to know that
         if self._watch.may_sleep and self._watch.last:
             self._judged(request, self._watch.last)  # what is wrong with it wakes nobody
         patience_s = request.timeout_s or self.settings.reliability.request_timeout_s
         return self._judged(request, await self._watch.serving(patience_s))
 
-    def _judged(self, request: GenerationRequest, engine: EngineStatus) -> GenerationRequest:
+    def _judged(self, request: GenerationRequest, engine: EngineStatus) -> ResolvedRequest:
         return resolve(
             request,
             engine.policy,
@@ -201,8 +201,8 @@ class Ingress:
         )
 
     async def _again(
-        self, order: GenerationRequest, failure: RequestError, deadline: float, lost: bool
-    ) -> GenerationRequest | None:
+        self, order: ResolvedRequest, failure: RequestError, deadline: float, lost: bool
+    ) -> ResolvedRequest | None:
         """What to ask after ``failure``, once it is time to; None if the failure is the answer.
 
         Only one engine may be ``lost``. The job was admitted by it, so where the next has no place, it waits for one.
@@ -218,8 +218,8 @@ class Ingress:
         return order.model_copy(update={"timeout_s": left})
 
     async def _elsewhere(
-        self, order: GenerationRequest, failure: RequestError, deadline: float
-    ) -> GenerationRequest | None:
+        self, order: ResolvedRequest, failure: RequestError, deadline: float
+    ) -> ResolvedRequest | None:
         """What to ask of another engine after ``failure``; None where that is no help.
 
         What an engine draws depends on the order alone, so any other may draw it.
@@ -234,7 +234,7 @@ class Ingress:
         self.metrics.asked_again(failure)
         return order.model_copy(update={"timeout_s": left})
 
-    async def _call(self, order: GenerationRequest) -> GenerationResult | RequestError:
+    async def _call(self, order: ResolvedRequest) -> GenerationResult | RequestError:
         response = self._engine.generate.remote(order, self._name, **asked_by())
         try:
             return await asyncio.wait_for(response, order.timeout_s + _GRACE_S)
@@ -246,9 +246,7 @@ class Ingress:
             response.cancel()
             return await self._lost(error)
 
-    async def _stream(
-        self, order: GenerationRequest
-    ) -> AsyncIterator[AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError]:
+    async def _stream(self, order: ResolvedRequest) -> AsyncGenerator[EngineEvent, None]:
         """One engine's events; the last is a result or an error."""
         events = self._engine.options(stream=True).generate_stream.remote(order, self._name, **asked_by())
         patience = time.monotonic() + order.timeout_s + _GRACE_S

@@ -7,7 +7,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -21,12 +21,13 @@ from raycache.protocol.schemas import AdmittedEvent, GenerationResult, ImagesBod
 logger = logging.getLogger("ray.serve")
 
 Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult
+Events = AsyncGenerator[Event, None]
 
 #: Lines that every reader of server-sent events skips: they only show proxies and clients that we live.
 _QUEUED, _ALIVE = ": in the queue\n\n", ": still at it\n\n"
 
 
-async def begin(events: AsyncIterator[Event], patience_s: float) -> tuple[Event, AsyncIterator[Event]]:
+async def begin(events: Events, patience_s: float) -> tuple[Event, Events]:
     """The first event and the rest; after ``patience_s`` seconds without one, something to say in its place.
 
     Raises:
@@ -43,7 +44,7 @@ async def begin(events: AsyncIterator[Event], patience_s: float) -> tuple[Event,
     return AdmittedEvent(), _resumed(first, events)
 
 
-async def keep_alive(texts: AsyncIterator[str], every_s: float) -> AsyncIterator[str]:
+async def keep_alive(texts: AsyncGenerator[str, None], every_s: float) -> AsyncIterator[str]:
     """``texts``, and a comment whenever ``every_s`` seconds went by without one, whatever the reason."""
     pending: asyncio.Future[str] | None = None
     try:
@@ -62,7 +63,7 @@ async def keep_alive(texts: AsyncIterator[str], every_s: float) -> AsyncIterator
         await _stopped(pending, texts)
 
 
-async def _resumed(first: asyncio.Future[Event], rest: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _resumed(first: asyncio.Future[Event], rest: Events) -> Events:
     pending: asyncio.Future[Event] | None = first
     try:
         try:
@@ -77,7 +78,7 @@ async def _resumed(first: asyncio.Future[Event], rest: AsyncIterator[Event]) -> 
         await _stopped(pending, rest)
 
 
-async def _stopped(pending: asyncio.Future[Any] | None, source: AsyncIterator[Any]) -> None:
+async def _stopped(pending: asyncio.Future[Any] | None, source: AsyncGenerator[Any, None]) -> None:
     """End ``source`` now, also while ``pending`` waits inside it, and while whoever asks is being cancelled."""
     # starlette cancels a stream again at every await; the engine would never hear that its client left.
     with anyio.CancelScope(shield=True):
@@ -88,8 +89,8 @@ async def _stopped(pending: asyncio.Future[Any] | None, source: AsyncIterator[An
 
 
 async def stream_events(
-    first: Event, rest: AsyncIterator[Event], body: ImagesBody, on_error: Callable[[RequestError], None]
-) -> AsyncIterator[str]:
+    first: Event, rest: Events, body: ImagesBody, on_error: Callable[[RequestError], None]
+) -> AsyncGenerator[str, None]:
     """The events of one request as text.
 
     ``raycache.progress`` after each step, ``image_generation.partial_image`` for each preview of each picture,
@@ -120,8 +121,7 @@ async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
         return [_QUEUED]
     if isinstance(event, ProgressEvent):
         return [_text("raycache.progress", {"type": "raycache.progress", **asdict(event)})]
-    completed = isinstance(event, GenerationResult)
-    name = "image_generation.completed" if completed else "image_generation.partial_image"
+    name = "image_generation.partial_image" if isinstance(event, PreviewEvent) else "image_generation.completed"
     texts = []
     for index, image in enumerate(event.images):
         height, width = image.shape[:2]
@@ -135,7 +135,10 @@ async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
             "output_format": body.output_format,
             "image_index": index,
         }
-        data |= _about_result(event, index, body) if completed else {"partial_image_index": event.index}
+        if isinstance(event, PreviewEvent):
+            data["partial_image_index"] = event.index
+        else:
+            data |= _about_result(event, index, body)
         texts.append(_text(name, data))
     return texts
 

@@ -60,8 +60,8 @@ def model_outline(settings: ModelSettings, scratch: Path) -> Path | None:
         ModelNotFound: as :func:`prepare_model`.
     """
     if settings.path == "noise":
-        folder = _cache_folder(settings) / "noise-flux"
-        return folder if (folder / "model_index.json").is_file() else None
+        built = _cache_folder(settings) / "noise-flux"
+        return built if (built / "model_index.json").is_file() else None
     if settings.path == "demo":
         return Path(prepare_model(settings)[0])
     if (folder := _folder(settings)) is not None:
@@ -91,7 +91,7 @@ def _folder(settings: ModelSettings) -> Path | None:
     return None
 
 
-def _fetch(settings: ModelSettings, **which: object) -> str:
+def _fetch(settings: ModelSettings, *, allow_patterns: list[str], local_dir: Path | None = None) -> str:
     """The folder of a hub model, downloaded or found in the cache; one clear error instead of a stack of retries."""
     from huggingface_hub import constants, snapshot_download
 
@@ -103,7 +103,8 @@ def _fetch(settings: ModelSettings, **which: object) -> str:
             cache_dir=settings.cache_dir,
             local_files_only=settings.local_files_only,
             etag_timeout=10,
-            **which,
+            allow_patterns=allow_patterns,
+            local_dir=local_dir,
         )
     except Exception as error:
         reason = error

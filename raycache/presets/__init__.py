@@ -127,8 +127,9 @@ def preset_name(quality: str, presets: Mapping[PresetName, CacheOptions]) -> Pre
         KeyError: ``presets`` has no such preset, and none to take for it.
     """
     wanted = OPENAI_WORDS.get(quality, quality)
-    if wanted == "exact" or wanted in presets:
-        return wanted
+    own = next((name for name in PRESET_NAMES if name == wanted), None)
+    if own is not None and (own == "exact" or own in presets):
+        return own
     if quality not in OPENAI_WORDS or not presets:
         raise KeyError(wanted)
     place = PRESET_NAMES.index(wanted)

@@ -16,7 +16,7 @@ from cache_core.options import CacheOptions, check_block_count
 from raycache.presets import PRESET_NAMES, load_presets, preset_of
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
 from raycache.settings import AppSettings, LimitSettings, Policy
 
 #: The VAE shrinks by 8 and the transformer packs 2x2 latents into one image token.
@@ -26,7 +26,7 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
 def resolve(
     request: GenerationRequest, policy: Policy, model: ModelInfo, *, model_name: str, ranks: int
-) -> GenerationRequest:
+) -> ResolvedRequest:
     """Check ``request`` and fill in every default, the seed included.
 
     Args:
@@ -56,8 +56,9 @@ def resolve(
         options = _preset(request.quality, policy, model)
     else:
         check_cache(options := request.cache, model)
-    return request.model_copy(
-        update={
+    return ResolvedRequest.model_validate(
+        {name: getattr(request, name) for name in GenerationRequest.model_fields}
+        | {
             "quality": request.quality if request.cache is None else "auto",  # what had no effect is not told of
             "model": model_name,
             "size": size,
@@ -174,7 +175,7 @@ def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[i
         yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
 
 
-def check_cache(options: object, model: ModelInfo) -> None:
+def check_cache(options: CacheOptions, model: ModelInfo) -> None:
     """Cache options against the model's blocks.
 
     Raises:
@@ -186,10 +187,8 @@ def check_cache(options: object, model: ModelInfo) -> None:
         raise invalid(f"cache.{error.field}", error.reason, [error.nearest]) from None
 
 
-def silent_cache(request: GenerationRequest, model: ModelInfo) -> list[str]:
+def silent_cache(request: ResolvedRequest, model: ModelInfo) -> list[str]:
     """Warnings for legal options under which the cache can never save anything."""
-    if request.cache is None:
-        return []
     why = request.cache.why_nothing_is_saved(request.num_inference_steps, model.num_blocks)
     return [f"cache: nothing can be saved: {reason}" for reason in why]
 

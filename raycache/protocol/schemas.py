@@ -61,10 +61,23 @@ class GenerationRequest(BaseModel):
     def _chosen_here(cls, value: Any, info: ValidationInfo) -> Any:
         """Elsewhere -1 means "choose for me"."""
         if isinstance(value, int | float) and value < 0:
+            assert info.field_name is not None  # a field's validator has a field
             means, least = _LEFT_OUT[info.field_name]
             reason = f"must not be negative; leave the field out for {means}"
             raise PydanticCustomError("negative", reason, {"ge": least})
         return value
+
+
+class ResolvedRequest(GenerationRequest):
+    """A request that says everything, made by :func:`raycache.protocol.resolve.resolve`."""
+
+    model: str
+    size: str
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    cache: CacheOptions
+    timeout_s: float
 
 
 class ImagesBody(GenerationRequest):
@@ -89,8 +102,8 @@ class ImagesBody(GenerationRequest):
         """One warning for each field that was set and has no effect."""
         idle = {"background": (None, "auto", "opaque"), "moderation": (None, "auto")}
         names = ("background", "moderation", "style", "complexity", "frame_count", "frame_duration_ms", "svg")
-        names = [name for name in names if getattr(self, name) not in idle.get(name, (None,))]
-        warnings = [f"`{name}` has no effect on this server" for name in names]
+        said = [name for name in names if getattr(self, name) not in idle.get(name, (None,))]
+        warnings = [f"`{name}` has no effect on this server" for name in said]
         if self.quality != "auto" and self.cache is not None:
             warnings.append("`quality` has no effect beside `cache`")
         if self.partial_images and not self.stream:

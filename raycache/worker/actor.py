@@ -8,18 +8,26 @@ waits in a collective.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import ray
+from ray.actor import ActorHandle
 
 from raycache.logs import quiet_libraries
 from raycache.protocol.heartbeat import Failure, Pulse
 from raycache.protocol.job import Job, JobOutput, ModelFacts, ModelKind, ModelSource, Progress
 from raycache.settings import AppSettings
 
-__all__ = ["RankActor"]
+__all__ = ["RankActor", "start_rank"]
+
+_P = ParamSpec("_P")
+_Answer = TypeVar("_Answer")
+#: Concurrency groups are missing in its types.
+_remote: Callable[..., Any] = ray.remote
 
 
-@ray.remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)
+@_remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)
 class RankActor:
     """A rank in a process of its own. Its class is imported there, so the engine's process never loads torch."""
 
@@ -53,3 +61,27 @@ class RankActor:
     @ray.method(concurrency_group="watch")
     def abort(self, job_id: str) -> None:
         self._rank.abort(job_id)
+
+
+if TYPE_CHECKING:
+
+    class _Remote(Protocol[_P, _Answer]):
+        def remote(self, *args: _P.args, **kwargs: _P.kwargs) -> ray.ObjectRef[_Answer]: ...
+
+    class RankHandle(ActorHandle[RankActor]):
+        """What a :class:`RankActor` is to others. Ray knows its methods at run time only."""
+
+        prepare: _Remote[[], ModelSource]
+        open_store: _Remote[[], int]
+        join: _Remote[[int], None]
+        load: _Remote[[str, ModelKind], ModelFacts]
+        settle: _Remote[[], None]
+        generate: _Remote[[Job], tuple[JobOutput | None, list[Progress]] | Failure]
+        pulse: _Remote[[], Pulse]
+        abort: _Remote[[str], None]
+
+
+def start_rank(options: dict[str, Any], settings: AppSettings, rank: int, stacks: str) -> RankHandle:
+    """A rank in a process of its own. ``options``: Ray's, for the actor."""
+    actors: Any = RankActor  # the class that Ray's decorator has made of it
+    return actors.options(**options).remote(settings, rank, stacks)

@@ -6,6 +6,8 @@ diffusers 0.42 is :mod:`cache_core.para_attention`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import nn
 
@@ -26,7 +28,8 @@ def parallelize(transformer: nn.Module) -> dist.ProcessGroup:
     """
     from para_attn.context_parallel.diffusers_adapters import parallelize_transformer
 
-    world, heads = dist.get_world_size(), transformer.config.num_attention_heads
+    config: Any = transformer.config  # diffusers types it as a dict, and reads its attributes
+    world, heads = dist.get_world_size(), config.num_attention_heads
     if heads % world:
         raise ValueError(f"{heads} attention heads do not divide among {world} ranks; use a divisor of {heads}")
     _mend()

@@ -173,15 +173,19 @@ class Rank:
             spans.phase("denoise")
             # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
             generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-            channels = pipe.transformer.config.in_channels // 4
-            noise, _ = pipe.prepare_latents(
-                n, channels, job.height, job.width, embeds.dtype, self._device, generators, None
-            )
+            shape = n, pipe.transformer.config.in_channels // 4, job.height, job.width
+            noise, _ = pipe.prepare_latents(*shape, embeds.dtype, self._device, generators, None)
             self._latents = noise
-            aborted = lambda: self._aborted == job.id  # noqa: E731
+
+            def step_done(_: object, step: int, __: object, state: dict[str, Any]) -> dict[str, Any]:
+                ends.append(time.monotonic())
+                return self._step_done(job, report, step, state)
+
             with (
                 guided(pipe.transformer, job.guidance_scales),
-                cache_session(pipe.transformer, job.caches or job.cache, self._group, should_abort=aborted) as report,
+                cache_session(
+                    pipe.transformer, job.caches or job.cache, self._group, should_abort=lambda: self._aborted == job.id
+                ) as report,
             ):
                 latents = pipe(
                     prompt_embeds=embeds,
@@ -193,9 +197,7 @@ class Rank:
                     max_sequence_length=self._text_tokens,
                     latents=noise,
                     output_type="latent",
-                    callback_on_step_end=lambda pipe, step, _, state: (
-                        ends.append(time.monotonic()) or self._step_done(job, report, step, state)
-                    ),
+                    callback_on_step_end=step_done,
                     callback_on_step_end_tensor_inputs=["latents"],
                 ).images
             denoised = self._now()
@@ -224,12 +226,9 @@ class Rank:
     def _step_done(self, job: Job, report: CacheReport, step: int, state: dict[str, Any]) -> dict[str, Any]:
         if self._rank == 0:
             decisions = report.steps[-1].images if job.cache.type != "none" else []
-            event = Progress(
-                step + 1,
-                job.num_inference_steps,
-                [decision.cached or bool(decision.pruned_blocks) for decision in decisions],
-                [decision.residual_diff for decision in decisions],
-            )
+            cached = [decision.cached or bool(decision.pruned_blocks) for decision in decisions]
+            differences = [decision.residual_diff for decision in decisions]
+            event = Progress(step + 1, job.num_inference_steps, cached, differences)
             if step in job.preview_steps:
                 event.preview = self._preview(job, step, state["latents"])
             with self._lock:
@@ -240,6 +239,7 @@ class Rank:
 
     def _preview(self, job: Job, step: int, latents: torch.Tensor) -> np.ndarray | None:
         """None where it fails: the other ranks go on, and for want of memory for a preview the gang must not part."""
+        assert self._latents is not None  # set before the first step
         try:
             return preview(self._pipe, self._latents, latents, step, job.height, job.width)
         except RuntimeError as error:  # out of memory is one

@@ -93,7 +93,7 @@ def test_a_hub_model_is_known_by_its_configuration(model: Path, monkeypatch: pyt
             if any(fnmatch(name, pattern) for pattern in how["allow_patterns"]):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, folder / name)
-        scratched.extend([folder] if "local_dir" in how else [])
+        scratched.extend([folder] if how.get("local_dir") else [])
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)

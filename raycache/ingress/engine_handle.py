@@ -1,0 +1,71 @@
+"""What the ingress asks of Serve's handle of the engines, with the types that Serve leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, Protocol, TypeVar
+
+from raycache.protocol.errors import RequestError
+from raycache.protocol.schemas import (
+    AdmittedEvent,
+    EngineStatus,
+    GenerationResult,
+    PreviewEvent,
+    ProgressEvent,
+    ResolvedRequest,
+)
+
+__all__ = ["EngineEvent", "EngineHandle"]
+
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+#: What an engine's stream says; the last is a result or an error.
+EngineEvent = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
+
+
+class Answering(Awaitable[Answer_co], Protocol[Answer_co]):
+    """An answer under way (``DeploymentResponse``)."""
+
+    def cancel(self) -> None: ...
+
+
+class Telling(Protocol):
+    """A stream under way (``DeploymentResponseGenerator``)."""
+
+    def __aiter__(self) -> AsyncIterator[EngineEvent]: ...
+    def __anext__(self) -> Awaitable[EngineEvent]: ...
+    def cancel(self) -> None: ...
+
+
+class _AllAnswers(Protocol):
+    async def results_async(self, *, timeout_s: float | None, return_exceptions: bool) -> list[Any]: ...
+
+
+class _Generate(Protocol):
+    def remote(
+        self, order: ResolvedRequest, caller: str | None, /, **who: str
+    ) -> Answering[GenerationResult | RequestError]: ...
+
+
+class _GenerateStream(Protocol):
+    def remote(self, order: ResolvedRequest, caller: str | None, /, **who: str) -> Telling: ...
+
+
+class _Status(Protocol):
+    def remote(self, caller: str | None, /) -> Awaitable[EngineStatus]: ...
+
+
+class _StreamingHandle(Protocol):
+    @property
+    def generate_stream(self) -> _GenerateStream: ...
+
+
+class EngineHandle(Protocol):
+    """The methods of :class:`raycache.engine.engine.Engine` that an ingress calls."""
+
+    @property
+    def generate(self) -> _Generate: ...
+    @property
+    def status(self) -> _Status: ...
+    def options(self, *, stream: bool) -> _StreamingHandle: ...
+    def broadcast(self, method_name: str, caller: str | None, /) -> _AllAnswers: ...
