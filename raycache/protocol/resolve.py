@@ -229,4 +229,10 @@ def _check_format(format: str, size: str) -> None:
 
 def _check_at_most(field: str, value: float, limit: float) -> None:
     if value > limit:
-        raise invalid(field, f"{value:g} is more than the {limit:g} allowed here", [f"{limit:g}"])
+        raise invalid(field, f"{_shown(value)} is more than the {_shown(limit)} allowed here", [_shown(limit)])
+
+
+def _shown(number: float) -> str:
+    """As its writer would know it again: whole numbers digit by digit, and any length of them in a short line."""
+    digits = str(number) if isinstance(number, int) else f"{number:g}"
+    return digits if len(digits) <= 20 else f"{digits[:3]}... ({len(digits)} digits)"

@@ -1,8 +1,14 @@
-"""2,000 hostile requests to the whole ingress over a fake engine: no 500, and every refusal says what was wrong."""
+"""2,100 hostile requests to the whole ingress over a fake engine: no 500, and every refusal says what was wrong.
+
+The same requests each time. `HOSTILE=20 pytest tests/unit/ingress/test_hostile.py` sends 20 times as many, others
+each time; what it finds becomes a case of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
@@ -23,6 +29,10 @@ SETTINGS = AppSettings.model_validate(
 STATUS = EngineStatus(
     "r", True, 0, False, 0.0, {"ranks": []}, ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16), SETTINGS.policy
 )
+
+
+#: How many times the usual number of requests, drawn by chance; 0: the usual ones.
+MORE = int(os.environ.get("HOSTILE", "0"))
 
 
 class FakeEngine:
@@ -107,7 +117,13 @@ def test_nothing_that_is_sent_is_our_failure(application: Application, strategy:
     drawn = application.engine.drawn
     statuses: Counter[int] = Counter()
 
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count * max(MORE, 1),
+        derandomize=not MORE,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy(document))
     def attack(request: Hostile) -> None:
         try:
@@ -127,3 +143,13 @@ def test_nothing_that_is_sent_is_our_failure(application: Application, strategy:
         assert {404, 405, 400} <= set(statuses)  # 415 comes by chance; `test_http.py` asks for it
     good = Hostile("POST", URL, b'{"prompt": "a"}', {"content-type": "application/json"})
     assert application.send(good).status_code == 200, "still well"
+
+
+@pytest.mark.parametrize("field", ["n", "num_inference_steps", "seed", "timeout_s", "guidance_scale", "width"])
+@pytest.mark.parametrize("value", ["1" + "0" * 25, "1" + "0" * 400, "9" * 4000, "9" * 5000, "-1" + "0" * 400])
+def test_whole_numbers_of_any_length_are_refused_in_a_short_line(application: Application, field: str, value: str):
+    """Python's integers have no end, and a float's conversion raises beyond 1e308."""
+    body = f'{{"prompt": "a", "{field}": {value}}}'.encode()
+    response = application.send(Hostile("POST", URL, body, {"content-type": "application/json"}))
+    assert response.status_code == 400
+    assert len(json.loads(response.text)["error"]["message"]) < 300
