@@ -68,10 +68,10 @@ def test_every_method_keeps_the_contract(method):
     assert options.computed_steps == getattr(options, "warmup_steps", 0)
     assert options.why_nothing_is_saved(steps=28, num_blocks=57) == []
     assert bool(options.why_nothing_is_saved(steps=4, num_blocks=57)) == (options.type != "none")
-    assert callable(_policy_of([options]))
+    assert callable(_policy_of(options))
 
 
 def test_options_that_nothing_implements_are_no_other_methods():
     with pytest.raises(TypeError, match="nothing implements EveryOther"):
-        _policy_of([EveryOther()])
+        _policy_of(EveryOther())
     assert DBCacheOptions().computed_steps == 8
