@@ -33,6 +33,7 @@ from benchmarks.agreement import agreement_rows, para_attention_first_block_cach
 from benchmarks.contenders import Contender, contenders
 from benchmarks.memory import memory_rows
 from benchmarks.workload import Schedule, flux, flux_with_free_blocks, sharing_weights
+from cache_core.blocks import find_blocks
 
 THRESHOLD = 0.15
 #: (model, tokens, steps). Two widths, because a block's work grows with the square of the width and a decision's only
@@ -126,7 +127,7 @@ def _enter(model: Any, candidates: list[Contender], compiled: bool, device: str)
     entries = []
     for contender in candidates:
         entry = Entry(contender, sharing_weights(model))
-        for block in _blocks(entry.model):
+        for block in (found.module for found in find_blocks(entry.model)):
             if compiled:
                 block.forward = torch.compile(block.forward)
             wrap = _timing if device == "cpu" or contender.name == "no cache" else _counting
@@ -134,10 +135,6 @@ def _enter(model: Any, candidates: list[Contender], compiled: bool, device: str)
         entry.picture = contender.prepare(entry.model)
         entries.append(entry)
     return entries
-
-
-def _blocks(model: Any) -> list[Any]:
-    return [*model.transformer_blocks, *model.single_transformer_blocks]
 
 
 def _counting(forward: Any, name: str, entry: Entry, device: str) -> Any:

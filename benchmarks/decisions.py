@@ -17,6 +17,7 @@ import typer
 from rich.progress import track
 
 from cache_core import CacheReport, DBCacheOptions, DBPruneOptions, cache_session
+from raycache.models.generating import generate_images
 from raycache.models.loading import load_pipeline
 from raycache.models.source import prepare_model
 from raycache.settings import ModelSettings
@@ -41,16 +42,7 @@ def main(
     reports = []
     for options in track((dual, prune), description="drawing"):
         with cache_session(pipe.transformer, options) as report:
-            generator = torch.Generator().manual_seed(7)
-            pipe(
-                prompt,
-                width=size,
-                height=size,
-                num_inference_steps=steps,
-                max_sequence_length=min(512, pipe.tokenizer_2.model_max_length),
-                generator=generator,
-                output_type="latent",
-            )
+            generate_images(pipe, [prompt], [7], steps=steps, width=size, height=size)
         reports.append(report)
     _figure(*reports, title=f"“{prompt}”, {size}x{size}, {steps} steps", out=out)
     typer.echo(f"{out}: DBCache {_share(reports[0])}, DBPrune {_share(reports[1])} of the blocks computed")

@@ -22,6 +22,7 @@ from rich.progress import track
 
 from benchmarks.quality_settings import Setting, settings
 from benchmarks.workload import sharing_weights
+from cache_core.blocks import find_blocks
 from cache_core.options import NoCacheOptions
 from raycache.demo import demo_model_path
 from raycache.demo.evaluate import held_out_scenes, load
@@ -194,10 +195,10 @@ def peer(pipe: Any, whole: torch.nn.Module, setting: Setting) -> Draw:
 
     calls = [0]
     twin = sharing_weights(whole)
-    for block in [*twin.transformer_blocks, *twin.single_transformer_blocks]:
-        block.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    for block in find_blocks(twin):
+        block.module.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     refresh = cache_dit_on(twin, setting, STEPS)
-    blocks = len(whole.transformer_blocks) + len(whole.single_transformer_blocks)
+    blocks = len(find_blocks(whole))
 
     def run(job: Job, threshold: float) -> tuple[np.ndarray, float, float]:
         pipe.transformer = twin

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from cache_core import cache_session
 from cache_core.options import CacheOptions
 from raycache.demo import demo_model_path
-from raycache.demo.evaluate import draw, load
+from raycache.demo.evaluate import load
+from raycache.models.generating import generate_images
 from raycache.presets import PRESET_NAMES, load_presets
 from raycache.tune.measures import psnr
 from raycache.tune.sweep import clock_of
@@ -51,7 +52,7 @@ def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> tuple[np.
     clock = clock_of(pipe)
     started = clock()
     with cache_session(pipe.transformer, options) as report:
-        (picture,) = draw(pipe, [prompt], [seed])
+        (picture,) = generate_images(pipe, [prompt], [seed], steps=28, width=SIDE, height=SIDE)
     return picture, clock() - started, report.computed_block_fraction[0]
 
 

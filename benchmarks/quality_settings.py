@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.peers import enable_cache_dit
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions
+from raycache.models.generating import generate_images
 from raycache.presets import load_presets
 from raycache.tune.sweep import Job, clock_of
 
@@ -111,17 +112,9 @@ def cache_dit_on(
         started = clock()
         for index, prompt in enumerate(job.prompts):
             refresh(threshold)
-            drawn = pipe(
-                prompt,
-                width=job.width,
-                height=job.height,
-                num_inference_steps=job.steps,
-                max_sequence_length=pipe.tokenizer_2.model_max_length,
-                # Ours seed each picture by its place within a batch that starts at its own number: the same seeds.
-                generator=torch.Generator().manual_seed(index),
-                output_type="np",
-            ).images
-            pictures.append((drawn * 255).round().astype(np.uint8))
+            # Ours seed each picture by its place within a batch that starts at its own number: the same seeds.
+            drawn = generate_images(pipe, [prompt], [index], steps=job.steps, width=job.width, height=job.height)
+            pictures.append(drawn)
         return np.concatenate(pictures), (clock() - started) / len(job.prompts)
 
     return draw

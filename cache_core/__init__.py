@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from cache_core.blocks import UnsupportedModelError
     from cache_core.cache_type import CacheType
     from cache_core.consensus import RanksParted
+    from cache_core.joined_calls import JobCall, job_call, joined
     from cache_core.method_options import BlockCountError
-    from cache_core.opening import cache_session
+    from cache_core.opening import cache_session, job_session
     from cache_core.options import (
         CacheOptions,
         DBCacheOptions,
@@ -40,6 +41,7 @@ __all__ = [
     "DBPruneOptions",
     "FBCacheOptions",
     "JobAborted",
+    "JobCall",
     "NoCacheOptions",
     "RanksParted",
     "UnsupportedModelError",
@@ -49,6 +51,9 @@ __all__ = [
     "cache_summary",
     "check_block_count",
     "find_group",
+    "job_call",
+    "job_session",
+    "joined",
     "parse_options",
     "remove_cache",
     "repair_para_attention",
@@ -61,7 +66,8 @@ _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),
     "block_specs": ("supported_models",),
-    "opening": ("cache_session",),
+    "joined_calls": ("JobCall", "job_call", "joined"),
+    "opening": ("cache_session", "job_session"),
     "cache_type": ("CacheType",),
     "method_options": ("BlockCountError",),
     "options": (

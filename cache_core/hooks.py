@@ -141,7 +141,11 @@ class Attachment:
         self._taken: dict[int, Callable[..., Any]] = {}
         self._warned = False
         self.checkpointing = Checkpointing(
-            transformer, lambda module: self.session is not None and any(module is own.module for own in self.blocks)
+            transformer,
+            lambda module: (
+                (self.session is not None or running(transformer) is not None)
+                and any(module is own.module for own in self.blocks)
+            ),
         )
         self._hooks = [_BlockHook(self, block) for block in self.blocks]
         self._places = [Placement(hook.block.module, hook, _BLOCK_HOOK) for hook in self._hooks]

@@ -30,11 +30,13 @@ class MethodOptions(BaseModel):
         policy: what carries it out, as ``module:class``; made from the images' options and the session. Policies need
             torch, options do not.
         thresholds: options that decide over their own image only, so that images of one batch may differ in them.
+        structure: options that say which blocks run; images that share a call have the same.
         remembers: it keeps something from block to block, and from step to step.
     """
 
     policy: ClassVar[str] = ""
     thresholds: ClassVar[frozenset[str]] = frozenset()
+    structure: ClassVar[frozenset[str]] = frozenset()
     remembers: ClassVar[bool] = True
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +47,12 @@ class MethodOptions(BaseModel):
     def spelled_out(self) -> MethodOptions:
         """The options that the policy takes, where this is a shorter way to say them."""
         return self
+
+    @property
+    def joins(self) -> tuple[Any, ...]:
+        """What images must have in common to share a call of the transformer: the method, and which blocks run."""
+        own = self.spelled_out()
+        return own.policy, *(getattr(own, name) for name in sorted(own.structure))
 
     @property
     def computed_steps(self) -> int:

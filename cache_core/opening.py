@@ -20,10 +20,11 @@ from cache_core.ownership import opened
 from cache_core.para_attention import repair_if_used
 from cache_core.parallel_group import is_parallelized
 from cache_core.policies.image_options import combined
+from cache_core.policy import Deciding, Policy
 from cache_core.report import CacheReport
-from cache_core.session import Policy, Session
+from cache_core.session import Session
 
-__all__ = ["cache_session", "session_of"]
+__all__ = ["cache_session", "job_session", "session_of"]
 
 
 @contextmanager
@@ -85,13 +86,28 @@ def session_of(
     should_abort: Callable[[], bool] | None = None,
 ) -> Iterator[CacheReport]:
     """The same for a known pipeline: a session that takes no other's calls."""
+    inner = _inner_of(transformer)
+    with job_session(transformer, options, group, should_abort) as session, opened(inner, session, pipe):
+        yield session.report
+
+
+@contextmanager
+def job_session(
+    transformer: nn.Module,
+    options: CacheOptions | dict[str, Any] | Sequence[CacheOptions | dict[str, Any]],
+    group: dist.ProcessGroup | None = None,
+    should_abort: Callable[[], bool] | None = None,
+    name: str = "",
+) -> Iterator[Session]:
+    """The cache's state of one job, for calls that :func:`joined` makes for it, alone or with other jobs.
+
+    Any number may be open on one transformer. Arguments and errors as of :func:`cache_session`.
+
+    Args:
+        name: of the job; all ranks call it the same, which they check.
+    """
     each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
-    if not isinstance(transformer, nn.Module):
-        raise TypeError(
-            f"cache_session takes a transformer, not a {type(transformer).__name__}: cache_session(pipe.transformer, "
-            "...); for a whole pipeline, cache_core.apply_cache_on_pipe(pipe, ...)"
-        )
-    inner = unwrap_compiled(transformer)
+    inner = _inner_of(transformer)
     check_no_other_cache(inner)
     repair_if_used(inner)
     if group is None and is_parallelized(inner) and dist.is_initialized() and dist.get_world_size() > 1:
@@ -108,14 +124,26 @@ def session_of(
             attachment.use_compile_context(context)
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
-        session = Session(attachment.blocks, _policy_of(each), consensus, report, should_abort, each[0].remembers)
-        with opened(inner, session, pipe):
-            yield report
+        own = [one.spelled_out() for one in each]
+        session = Session(
+            attachment.blocks, _policy_of(own[0]), own, consensus, report, should_abort, each[0].remembers, name
+        )
+        try:
+            yield session
+        finally:
+            session.close()
 
 
-def _policy_of(options: Sequence[MethodOptions]) -> Callable[[Session], Policy]:
-    each = [own.spelled_out() for own in options]
-    if not each[0].policy:
-        raise TypeError(f"nothing implements {type(each[0]).__name__}: it names no policy")
-    policy = pkgutil.resolve_name(each[0].policy)
-    return lambda session: policy(each, session)
+def _inner_of(transformer: Any) -> nn.Module:
+    if not isinstance(transformer, nn.Module):
+        raise TypeError(
+            f"cache_session takes a transformer, not a {type(transformer).__name__}: cache_session(pipe.transformer, "
+            "...); for a whole pipeline, cache_core.apply_cache_on_pipe(pipe, ...)"
+        )
+    return unwrap_compiled(transformer)
+
+
+def _policy_of(options: MethodOptions) -> Callable[[Any, Deciding], Policy]:
+    if not options.policy:
+        raise TypeError(f"nothing implements {type(options).__name__}: it names no policy")
+    return pkgutil.resolve_name(options.policy)

@@ -83,6 +83,7 @@ class DBCacheOptions(MethodOptions):
 
     policy = "cache_core.policies.dual_block:DualBlock"
     thresholds = frozenset({"residual_diff_threshold", "non_compute_blocks_diff_threshold"})
+    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks", "Bn_compute_blocks_ids"})
 
     type: Literal["DBCache"] = "DBCache"
     Fn_compute_blocks: int = Field(default=8, ge=1)
@@ -175,6 +176,7 @@ class DBPruneOptions(MethodOptions):
 
     policy = "cache_core.policies.block_prune:BlockPrune"
     thresholds = frozenset({"residual_diff_threshold", "max_dynamic_prune_threshold"})
+    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks", "non_prune_blocks_ids"})
 
     type: Literal["DBPrune"] = "DBPrune"
     Fn_compute_blocks: int = Field(default=8, ge=0)

@@ -17,14 +17,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
+from cache_core.blocks import BlockCall
 from cache_core.callers import Caller, caller, is_running, place
+from cache_core.calls import CallInputs
 from cache_core.session import Session
 
-__all__ = ["call_of", "innermost", "opened", "running"]
+__all__ = ["Routing", "call_for", "call_of", "innermost", "opened", "running"]
 
 _logger = logging.getLogger(__name__)
 
@@ -69,8 +71,19 @@ class _Open:
         return self.pipe is None or now.pipe is self.pipe
 
 
+class Routing(Protocol):
+    """What a call of the transformer and its blocks are routed through: a session, or several jobs' joined call."""
+
+    def begin_step(self, context: str, inputs: CallInputs) -> None: ...
+
+    def run(self, call: BlockCall) -> Any: ...
+
+    def end_step(self) -> None: ...
+
+
 _OPEN: ContextVar[tuple[_Open, ...]] = ContextVar("cache_core_open", default=())
-_RUNNING: ContextVar[tuple[tuple[nn.Module, Session | None], ...]] = ContextVar("cache_core_running", default=())
+_RUNNING: ContextVar[tuple[tuple[nn.Module, Routing | None], ...]] = ContextVar("cache_core_running", default=())
+_NEXT: ContextVar[tuple[nn.Module, Routing] | None] = ContextVar("cache_core_next", default=None)
 _LOCK = threading.Lock()
 
 
@@ -107,10 +120,21 @@ def innermost(transformer: nn.Module) -> Session | None:
 
 
 @contextmanager
-def call_of(transformer: nn.Module) -> Iterator[Session | None]:
-    """While one call of a transformer runs: the session it belongs to; None = it is computed, without the cache."""
-    own = _owner(transformer, caller())
-    session = None if own is None else own.session
+def call_for(transformer: nn.Module, routing: Routing) -> Iterator[None]:
+    """Have the next call of a transformer in this context routed through ``routing``, whoever makes it."""
+    token = _NEXT.set((transformer, routing))
+    try:
+        yield
+    finally:
+        _NEXT.reset(token)
+
+
+@contextmanager
+def call_of(transformer: nn.Module) -> Iterator[Routing | None]:
+    """While one call of a transformer runs: what it is routed through; None = it is computed, without the cache."""
+    own, session = None, _taken(transformer)
+    if session is None and (own := _owner(transformer, caller())) is not None:
+        session = own.session
     token = _RUNNING.set((*_RUNNING.get(), (transformer, session)))
     try:
         yield session
@@ -120,9 +144,18 @@ def call_of(transformer: nn.Module) -> Iterator[Session | None]:
             own.busy = False
 
 
-def running(transformer: nn.Module) -> Session | None:
-    """The session of the running call of a transformer; None = it has none, or no call is running."""
+def running(transformer: nn.Module) -> Routing | None:
+    """What the running call of a transformer is routed through; None = nothing, or no call is running."""
     return next((session for module, session in reversed(_RUNNING.get()) if module is transformer), None)
+
+
+def _taken(transformer: nn.Module) -> Routing | None:
+    """What was said of the next call, which this one is."""
+    said = _NEXT.get()
+    if said is None or said[0] is not transformer:
+        return None
+    _NEXT.set(None)
+    return said[1]
 
 
 def _owner(transformer: nn.Module, now: Caller) -> _Open | None:

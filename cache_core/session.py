@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 
@@ -11,9 +11,13 @@ from cache_core.blocks import Block, BlockCall
 from cache_core.buffers import Buffers
 from cache_core.calls import CallInputs, StepCalls
 from cache_core.consensus import Consensus, Sums, checksum16
+from cache_core.policy import Deciding, ImageMemory, Policy, Verdict
 from cache_core.report import CacheReport, ImageDecision, StepRecord
 
-__all__ = ["JobAborted", "Policy", "Session", "Verdict"]
+__all__ = ["JobAborted", "Session", "Shapes", "check_complete", "check_due", "shapes_of"]
+
+#: Of both streams; None for the encoder's where blocks do not return it.
+Shapes = tuple[tuple[int, ...], tuple[int, ...] | None]
 
 
 class JobAborted(Exception):
@@ -29,50 +33,17 @@ class JobAborted(Exception):
         self.step, self.branch = step, branch
 
 
-class Verdict(NamedTuple):
-    """The answer to one image's question.
-
-    Attributes:
-        difference: the relative L1 difference over all ranks; None if it has no value.
-        finite: False if a sum was NaN or infinite.
-    """
-
-    difference: float | None
-    finite: bool
-
-    def below(self, threshold: float) -> bool:
-        """Strictly below, and only if there is a value."""
-        return self.difference is not None and self.difference < threshold
-
-
-class Policy(Protocol):
-    """What to compute, what to reuse, what to remember: one object per branch of a session."""
-
-    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
-        """A step with these images begins; their decisions are filled in as it goes."""
-
-    def run(self, call: BlockCall) -> Any:
-        """Handle one block call and return the block's output."""
-
-    def end_step(self) -> None:
-        """All blocks of the step were handled."""
-
-    def forget(self) -> None:
-        """A step was left unfinished: let go of what is remembered of earlier steps, but not of the counters."""
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        """Every tensor held between steps."""
-
-
 class Session:
     """Cache state of one job on one transformer.
 
     Args:
         blocks: the transformer's blocks in execution order.
-        new_policy: makes the policy of a branch, given this session.
+        policy: the method's.
+        each: the options of every image, or one for all.
         consensus: how the ranks decide together.
         report: filled in step by step.
         should_abort: polled once per step; True asks all ranks to raise :class:`JobAborted`.
+        name: of the job; all ranks call it the same.
         every_block: whether a step must call every block, once and in order, on one shape. False where nothing is
             remembered: skip-layer guidance and other batches are nothing to it.
     """
@@ -80,22 +51,25 @@ class Session:
     def __init__(
         self,
         blocks: list[Block],
-        new_policy: Callable[[Session], Policy],
+        policy: Callable[[Any, Deciding], Policy],
+        each: Sequence[Any],
         consensus: Consensus,
         report: CacheReport,
         should_abort: Callable[[], bool] | None = None,
         every_block: bool = True,
+        name: str = "",
     ) -> None:
         self.blocks, self.report = blocks, report
         self.latents: Any = None  # of the call that is running; rows of one image hold the same
-        self._new_policy, self._consensus, self._should_abort = new_policy, consensus, should_abort
-        self._every_block = every_block
+        self._policy, self.each = policy, each
+        self.consensus, self._should_abort = consensus, should_abort
+        self.every_block = every_block
         self._buffers = Buffers() if every_block else None
         self._contexts: dict[str, StepCalls] = {}
         self._branches: dict[str, _Branch] = {}
         self._branch: _Branch | None = None
         # Ranks that were told different things part at their first look, not at their first different decision.
-        self._history = checksum16(report.method, report.options, report.num_blocks)
+        self._history = checksum16(name, report.method, report.options, report.num_blocks)
 
     def begin_step(self, context: str, inputs: CallInputs) -> None:
         """The transformer is being called in a cache context; the batch is known when its first block is."""
@@ -109,21 +83,18 @@ class Session:
         if self._branch.next_block:
             # The caller survived an exception and repeats the step. Some blocks remember the first try already: the
             # second would be judged by it, and pass it on to blocks that do not belong to it.
-            self._branch.policy.forget()
+            self._branch.forget()
             self._branch.next_block = 0
 
     def run(self, call: BlockCall) -> Any:
         """Route one block call through the branch's policy."""
         branch = self._current()
-        if self._every_block and call.block.index != branch.next_block:
-            expected = self.blocks[min(branch.next_block, len(self.blocks) - 1)].name
-            raise RuntimeError(
-                f"block {call.block.name} was called where {expected} was due: the cache needs every block of a step, "
-                "in order (skip-layer guidance and the like need `type: none`)"
-            )
+        if self.every_block:
+            check_due(self.blocks, branch.next_block, call)
         if branch.next_block == 0:
-            self._open_step(branch, call)
-        branch.next_block += 1
+            images, decisions = self.open_rows(shapes_of(call))
+            branch.policy.begin_step(images, decisions)
+        self.advance()
         if self._buffers is not None:
             call.watch(self._buffers)
         return branch.policy.run(call)
@@ -131,18 +102,24 @@ class Session:
     def end_step(self) -> None:
         """The transformer's call returned: its step is complete and goes into the report."""
         branch = self._current()
-        if self._every_block and branch.next_block != len(self.blocks):
-            raise RuntimeError(
-                f"the transformer called {branch.next_block} of its {len(self.blocks)} blocks: the cache needs all "
-                "(skip-layer guidance and the like need `type: none`)"
-            )
+        if self.every_block:
+            check_complete(self.blocks, branch.next_block)
         if self._buffers is not None:
             self._buffers.let_go()
         if branch.next_block:
             branch.policy.end_step()
-        else:
-            branch.images = []  # every block was left out
-        self.report.steps.append(StepRecord(branch.step, branch.name, branch.images))
+        self.record_step()
+
+    def advance(self) -> None:
+        """One more block of the running call."""
+        self._current().next_block += 1
+
+    def record_step(self) -> None:
+        """The running call is over: its decisions are in."""
+        branch = self._current()
+        if not branch.next_block:
+            branch.decisions = []  # every block was left out
+        self.report.steps.append(StepRecord(branch.step, branch.name, branch.decisions))
         branch.step += 1
         branch.next_block = 0
         self._branch = self.latents = None
@@ -162,19 +139,28 @@ class Session:
         if not branch.polled:
             branch.polled = True
             wish = self._should_abort is not None and bool(self._should_abort())
-        totals, aborted = self._consensus.agree(
-            sums, wish, checksum16(branch.name, branch.step, site, self._history), device
-        )
-        self.report.collectives = self._consensus.collectives
-        self.report.collective_wait_s = self._consensus.wait_s
+        before = self.consensus.collectives, self.consensus.wait_s
+        totals, aborted = self.consensus.agree(sums, wish, checksum16(*self.place, site), device)
+        self.count_waits(self.consensus.collectives - before[0], self.consensus.wait_s - before[1])
         if aborted:
             raise JobAborted(branch.step, branch.name)
-        return [None if pair is None else self._verdict(*pair) for pair in totals]
+        return [None if pair is None else self.verdict(*pair) for pair in totals]
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Where this job is: branch, step, and a checksum of what it is and of all its decisions so far."""
+        branch = self._current()
+        return branch.name, branch.step, self._history
+
+    def count_waits(self, collectives: int, seconds: float) -> None:
+        """Into the report, also what was shared with other jobs."""
+        self.report.collectives += collectives
+        self.report.collective_wait_s += seconds
 
     def look(self, device: torch.device) -> None:
         """A look at the abort flag in a step where no image asks anything."""
         branch = self._current()
-        self.agree(-1, [None] * len(branch.images), device)
+        self.agree(-1, [None] * len(branch.decisions), device)
 
     def decided(self, *flags: bool) -> None:
         """Make decisions part of the history that the next checksum covers."""
@@ -183,7 +169,8 @@ class Session:
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held for later steps, over all branches."""
         for branch in self._branches.values():
-            yield from branch.policy.tensors()
+            for image in branch.images:
+                yield from image.tensors()
 
     def bytes_held(self) -> int:
         """Bytes kept alive for later steps; storage shared by several tensors counts once."""
@@ -203,11 +190,17 @@ class Session:
             raise RuntimeError("a transformer block was called outside a call of its transformer")
         return self._branch
 
-    def _open_step(self, branch: _Branch, call: BlockCall) -> None:
-        shape = (tuple(call.states.hidden.shape), None if call.states.encoder is None else call.states.encoder.shape)
+    def open_rows(self, shape: Shapes) -> tuple[list[Any], list[ImageDecision]]:
+        """The first block of a call: the memories and the decisions of this job's rows in it.
+
+        Raises:
+            ValueError: another batch or size than at the branch's first step.
+        """
+        branch, rows = self._current(), shape[0][0]
         if not branch.shape:
-            branch.shape, branch.policy = shape, self._new_policy(self)
-        elif not self._every_block:
+            branch.shape, branch.policy = shape, self.new_policy(self)
+            branch.images = branch.policy.new_images(self.each, rows, self.latents)
+        elif not self.every_block:
             branch.shape = shape
         elif shape[0][0] != branch.shape[0][0]:
             raise ValueError(
@@ -220,15 +213,46 @@ class Session:
                 f"{branch.step}; open a new cache_session for another size"
             )
         branch.polled = False
-        branch.images = [ImageDecision() for _ in range(call.batch)]
-        branch.policy.begin_step(branch.step, branch.images)
+        branch.decisions = [ImageDecision() for _ in range(rows)]
+        for image in branch.images:
+            image.step = branch.step
+        return branch.images, branch.decisions
 
-    def _verdict(self, difference: float, reference: float) -> Verdict:
+    def new_policy(self, deciding: Deciding) -> Policy:
+        """One that runs calls of this job's images, alone or with others'."""
+        return self._policy(self.each[0], deciding)
+
+    def verdict(self, difference: float, reference: float) -> Verdict:
         infinite = float("inf")
         if not (difference < infinite and reference < infinite):  # also catches NaN
             self.report.non_finite += 1
             return Verdict(None, finite=False)
         return Verdict(difference / reference if reference > 0 else None, finite=True)
+
+
+def shapes_of(call: BlockCall) -> Shapes:
+    """Of what a block was called with."""
+    hidden, encoder = call.states
+    return tuple(hidden.shape), None if encoder is None else tuple(encoder.shape)
+
+
+def check_due(blocks: Sequence[Block], number: int, call: BlockCall) -> None:
+    """Raise RuntimeError where a block is not the one that comes next."""
+    if call.block.index != number:
+        expected = blocks[min(number, len(blocks) - 1)].name
+        raise RuntimeError(
+            f"block {call.block.name} was called where {expected} was due: the cache needs every block of a step, "
+            "in order (skip-layer guidance and the like need `type: none`)"
+        )
+
+
+def check_complete(blocks: Sequence[Block], called: int) -> None:
+    """Raise RuntimeError where a call of the transformer left out its last blocks."""
+    if called != len(blocks):
+        raise RuntimeError(
+            f"the transformer called {called} of its {len(blocks)} blocks: the cache needs all "
+            "(skip-layer guidance and the like need `type: none`)"
+        )
 
 
 class _Branch:
@@ -242,4 +266,9 @@ class _Branch:
         self.next_block = 0
         self.polled = False
         self.shape: tuple[Any, ...] = ()
-        self.images: list[ImageDecision] = []
+        self.images: list[ImageMemory] = []
+        self.decisions: list[ImageDecision] = []
+
+    def forget(self) -> None:
+        for image in self.images:
+            image.forget()

@@ -23,6 +23,7 @@ from raycache.cluster.capacity import Bundle, shortage
 from raycache.cluster.port_check import check_port, living_replicas
 from raycache.ingress.auth import read_keys
 from raycache.models.folder import folder_faults, model_info
+from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.errors import RequestError
 from raycache.protocol.resolve import check_deployment, check_size, parse_size
@@ -97,7 +98,7 @@ def _check_engine(settings: AppSettings) -> None:
             info = model_info(folder, settings.model.max_sequence_length)
     # Of a model that tells nothing, nothing is held against the settings.
     ranks = settings.parallel.ranks_per_replica
-    check_deployment(settings, policy, info or ModelInfo("", 1_000_000, ranks, ranks, ""))
+    check_deployment(settings, policy, info or ModelInfo("", 1_000_000, ranks, ranks, "", _token_side(settings)))
 
 
 def _check_ingress(settings: AppSettings) -> None:
@@ -110,7 +111,7 @@ def _contradictions(settings: AppSettings) -> Iterable[str]:
     for shape in settings.warmup:
         try:
             width, height = parse_size(shape.size)
-            check_size(width, height, ranks=ranks, max_pixels=max(width * height, 1))
+            check_size(width, height, side=_token_side(settings), ranks=ranks, max_pixels=max(width * height, 1))
         except RequestError as error:
             yield f"warmup: {error}"
     module = settings.parallel.rank_class.partition(":")[0]
@@ -120,6 +121,11 @@ def _contradictions(settings: AppSettings) -> Iterable[str]:
         known = False
     if not known:
         yield f"parallel.rank_class: there is no module {module}"
+
+
+def _token_side(settings: AppSettings) -> int:
+    """Of a model that nobody has read, and perhaps none can be: the family's that its name would be given."""
+    return (own_model(settings.model.path) or family_of("")).token_side
 
 
 def _said(check: Callable[[], None]) -> list[str]:

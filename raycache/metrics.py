@@ -141,13 +141,13 @@ class Metrics:
             self._advance(self.retries, cause, count, {"cause": cause})
         for cause, count in status.causes.items():
             self._advance(self.restarts, cause, count, {"cause": cause})
-        for pulse in status.ranks:
-            tags = {"rank": str(pulse["rank"])}
-            if "memory" in pulse:
-                self.rank_memory.set(pulse["memory"], tags)
-                self.rank_device_memory.set(pulse["device_memory"], tags)
-                key = f"{pulse['rank']} of {pulse['pid']}"  # a new process counts from zero
-                self._advance(self.collective_wait_seconds, key, pulse["collective_wait_s"], tags)
+        for heartbeat in status.ranks:
+            tags = {"rank": str(heartbeat["rank"])}
+            if "memory" in heartbeat:
+                self.rank_memory.set(heartbeat["memory"], tags)
+                self.rank_device_memory.set(heartbeat["device_memory"], tags)
+                key = f"{heartbeat['rank']} of {heartbeat['pid']}"  # a new process counts from zero
+                self._advance(self.collective_wait_seconds, key, heartbeat["collective_wait_s"], tags)
 
     def _advance(self, counter: Counter, key: str, value: float, tags: dict[str, str]) -> None:
         counted = (counter.info["name"], key)

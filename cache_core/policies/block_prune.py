@@ -18,8 +18,8 @@ from cache_core.policies.block_memory import SharedBlock
 from cache_core.policies.compared_block import ComparedBlock
 from cache_core.policies.residual import PER_BLOCK
 from cache_core.policies.rows import for_rows
+from cache_core.policy import Deciding
 from cache_core.report import ImageDecision
-from cache_core.session import Session
 
 __all__ = ["BlockPrune"]
 
@@ -29,7 +29,8 @@ class _Image:
     """What is remembered of one image.
 
     Attributes:
-        options: those of the policy, with this image's own thresholds.
+        options: its own. What says which blocks may be pruned is the same for all images of a call.
+        step: how many calls of this branch came before the running one.
         blocks: memory by block id; only blocks that may be pruned have one.
         pruned_steps: steps with at least one pruned block so far.
         gate: why no block of this step may be pruned; None if blocks ask.
@@ -38,6 +39,7 @@ class _Image:
     """
 
     options: DBPruneOptions
+    step: int = 0
     blocks: dict[int, SharedBlock | ComparedBlock] = field(default_factory=dict)
     pruned_steps: int = 0
     gate: Any = None
@@ -46,34 +48,39 @@ class _Image:
     asked: bool = False
     non_finite: bool = False
 
+    def forget(self) -> None:
+        self.blocks.clear()
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        for block in self.blocks.values():
+            yield from block.tensors()
+
 
 class BlockPrune:
-    """The policy of one branch. ``each``: the options of every image, or one for all; only thresholds may differ."""
+    """Runs the blocks of calls whose images may prune the same ones; all else is each image's own."""
 
-    def __init__(self, each: Sequence[DBPruneOptions], session: Session) -> None:
-        options = self._options = each[0]
-        self._each, self._session = each, session
-        count = len(session.blocks)
+    def __init__(self, options: DBPruneOptions, deciding: Deciding) -> None:
+        self._deciding = deciding
+        count = len(deciding.blocks)
         self._prunable = frozenset(range(options.Fn_compute_blocks, count - options.Bn_compute_blocks)) - frozenset(
             options.non_prune_blocks_ids
         )
-        self._images: list[_Image] = []
 
-    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
-        if not self._images:
-            self._images = [_Image(own) for own in for_rows(self._each, len(images), self._session.latents)]
-        self._step, self._decisions = step, images
-        for image in self._images:
-            image.gate = self._gate(image)
-            image.keeping = (
-                self._may_be_reused(image, step) and step % self._options.residual_cache_update_interval == 0
-            )
+    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[_Image]:
+        return [_Image(own) for own in for_rows(each, rows, latents)]
+
+    def begin_step(self, images: Sequence[_Image], decisions: Sequence[ImageDecision]) -> None:
+        self._images, self._decisions = images, decisions
+        for image in images:
+            image.gate = _gate(image)
+            due = image.step % image.options.residual_cache_update_interval == 0
+            image.keeping = due and _may_be_reused(image, image.step)
             image.moves, image.asked, image.non_finite = [], False, False
 
     def run(self, call: BlockCall) -> Any:
         index = call.block.index
         if index == 0 and not any(image.gate is None and image.blocks for image in self._images):
-            self._session.look(call.states.hidden.device)
+            self._deciding.look(call.states.hidden.device)
         reused, refused = self._judge(call) if index in self._prunable else ({}, frozenset())
         for k, decision in enumerate(self._decisions):
             decision.computed_blocks += k not in reused
@@ -92,17 +99,8 @@ class BlockPrune:
                 decision.reason = image.gate
             else:
                 decision.reason = "first" if not image.asked else "non_finite" if image.non_finite else "threshold"
-            if not self._may_be_reused(image, self._step + 1):
+            if not _may_be_reused(image, image.step + 1):
                 image.blocks.clear()
-
-    def forget(self) -> None:
-        for image in self._images:
-            image.blocks.clear()
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        for image in self._images:
-            for block in image.blocks.values():
-                yield from block.tensors()
 
     # --- deciding ----------------------------------------------------------------------------------------------
 
@@ -117,78 +115,49 @@ class BlockPrune:
             return {}, frozenset()
         reused: dict[int, States] = {}
         refused: set[int] = set()
-        verdicts = self._session.agree(index, sums, call.states.hidden.device)
+        verdicts = self._deciding.agree(index, sums, call.states.hidden.device)
         for k, verdict in enumerate(verdicts):
             if verdict is None:
                 continue
             image, decision = self._images[k], self._decisions[k]
-            threshold = self._threshold(image)
+            threshold = _threshold(image)
             image.asked = True
             decision.differences[index] = (verdict.difference, threshold)
             if verdict.difference is not None and verdict.difference > 0:
                 image.moves.append(verdict.difference)
             if verdict.below(threshold):
                 decision.pruned_blocks.append(index)
-                reused[k] = image.blocks[index].reuse(self._step, call.states.row(k))
+                reused[k] = image.blocks[index].reuse(image.step, call.states.row(k))
             elif not verdict.finite:
                 image.non_finite = True
                 refused.add(k)
                 del image.blocks[index]
-        self._session.decided(*(k in reused for k in range(call.batch)))
+        self._deciding.decided(*(k in reused for k in range(call.batch)))
         return reused, frozenset(refused)
-
-    def _threshold(self, image: _Image) -> float:
-        """The threshold of the next comparison. Dynamic: relaxed mean of this step's differences, up to the cap; at
-        the cap it drops back to the static one, as published."""
-        options = image.options
-        static = options.residual_diff_threshold
-        if not options.enable_dynamic_prune_threshold or not image.moves:
-            return static
-        relaxed = options.dynamic_prune_threshold_relax_ratio * sum(image.moves) / len(image.moves)
-        return max(static, relaxed) if relaxed < options.threshold_cap else static
-
-    def _gate(self, image: _Image) -> Any:
-        options = image.options
-        if self._step < options.warmup_steps:
-            return "warmup"
-        if 0 <= options.max_pruned_steps <= image.pruned_steps:
-            return "limit"
-        return "threshold" if options.residual_diff_threshold <= 0 else None
-
-    def _may_be_reused(self, image: _Image, step: int) -> bool:
-        """Whether what is stored at ``step`` can be read later; counters only, so the same on all ranks."""
-        options = image.options
-        interval = options.residual_cache_update_interval
-        last_warmup_store = (max(options.warmup_steps, 1) - 1) // interval * interval
-        return (
-            step >= last_warmup_store - options.taylor_order * interval
-            and options.residual_diff_threshold > 0
-            and not 0 <= options.max_pruned_steps <= image.pruned_steps
-        )
 
     # --- remembering -------------------------------------------------------------------------------------------
 
     def _remember(self, image: _Image, k: int, call: BlockCall, output: States | None) -> None:
         """Store what the block did for image ``k`` (``output`` given), and end the chain of shared tensors where this
         block does not continue it."""
-        index, order = call.block.index, self._options.taylor_order
+        index, order = call.block.index, image.options.taylor_order
         if order:
             if output is not None:
                 memory = image.blocks.setdefault(index, ComparedBlock(call.block, order, PER_BLOCK))
-                memory.record(self._step, call.states.owned_row(k), output.row(k))
+                memory.record(image.step, call.states.owned_row(k), output.row(k))
             return
         previous = image.blocks.get(index - 1)
         kept = previous.output if previous is not None else None
-        if kept is not None and previous.step == self._step and call.overwritten:
+        if kept is not None and previous.step == image.step and call.overwritten:
             raise RuntimeError(
                 f"the transformer wrote into what the block before {call.block.name} had returned, which it did not "
                 "when they first ran: DBPrune compares with that. DBCache does not"
             )
         if output is None:
-            if kept is not None and (previous.step == self._step or index not in image.blocks):
+            if kept is not None and (previous.step == image.step or index not in image.blocks):
                 previous.settle()
             return
-        if kept is not None and call.handed and previous.step == self._step:
+        if kept is not None and call.handed and previous.step == image.step:
             text = kept.encoder
             if text is None and call.states.encoder is not None:
                 text = States(call.states.encoder, None).owned_row(k).hidden
@@ -197,6 +166,38 @@ class BlockPrune:
             states = call.states.owned_row(k)
             if kept is not None:
                 previous.settle()
-        image.blocks[index] = block = SharedBlock(call.block, self._step, states, output.owned_row(k))
-        if index == len(self._session.blocks) - 1:
+        image.blocks[index] = block = SharedBlock(call.block, image.step, states, output.owned_row(k))
+        if index == len(self._deciding.blocks) - 1:
             block.settle()  # no block shares it, and what the transformer does to it is not seen
+
+
+def _threshold(image: _Image) -> float:
+    """The threshold of the next comparison. Dynamic: relaxed mean of this step's differences, up to the cap; at
+    the cap it drops back to the static one, as published."""
+    options = image.options
+    static = options.residual_diff_threshold
+    if not options.enable_dynamic_prune_threshold or not image.moves:
+        return static
+    relaxed = options.dynamic_prune_threshold_relax_ratio * sum(image.moves) / len(image.moves)
+    return max(static, relaxed) if relaxed < options.threshold_cap else static
+
+
+def _gate(image: _Image) -> Any:
+    options = image.options
+    if image.step < options.warmup_steps:
+        return "warmup"
+    if 0 <= options.max_pruned_steps <= image.pruned_steps:
+        return "limit"
+    return "threshold" if options.residual_diff_threshold <= 0 else None
+
+
+def _may_be_reused(image: _Image, step: int) -> bool:
+    """Whether what is stored at ``step`` can be read later; counters only, so the same on all ranks."""
+    options = image.options
+    interval = options.residual_cache_update_interval
+    last_warmup_store = (max(options.warmup_steps, 1) - 1) // interval * interval
+    return (
+        step >= last_warmup_store - options.taylor_order * interval
+        and options.residual_diff_threshold > 0
+        and not 0 <= options.max_pruned_steps <= image.pruned_steps
+    )

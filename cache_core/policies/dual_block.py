@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from cache_core.blocks import BlockCall, States
+from cache_core.blocks import Block, BlockCall, States
 from cache_core.difference import absolute_sum, difference_sum
 from cache_core.options import DBCacheOptions
 from cache_core.policies.compared_block import ComparedBlock
 from cache_core.policies.residual import Residual
 from cache_core.policies.rows import for_rows
+from cache_core.policy import Deciding
 from cache_core.report import ImageDecision
-from cache_core.session import Session
 
 __all__ = ["DualBlock"]
 
@@ -31,7 +31,8 @@ class _Image:
     """What is remembered of one image between steps.
 
     Attributes:
-        options: those of the policy, with this image's own thresholds.
+        options: its own. What says which blocks run is the same for all images of a call.
+        step: how many calls of this branch came before the running one.
         reference: residual of the Fn blocks at the last computed step, [tokens, channels].
         reference_sum: its absolute sum, taken at the first comparison.
         middle: what each segment of the middle added.
@@ -40,6 +41,7 @@ class _Image:
     """
 
     options: DBCacheOptions
+    step: int = 0
     reference: torch.Tensor | None = None
     reference_sum: torch.Tensor | None = None
     middle: dict[int, Residual] = field(default_factory=dict)
@@ -52,29 +54,35 @@ class _Image:
         self.middle.clear()
         self.tail.clear()
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        yield from (t for t in (self.reference, self.reference_sum) if t is not None)
+        for residual in self.middle.values():
+            yield from residual.tensors()
+        for block in self.tail.values():
+            yield from block.tensors()
+
 
 class DualBlock:
-    """The policy of one branch. ``each``: the options of every image, or one for all; only thresholds may differ."""
+    """Runs the blocks of calls whose images have the same Fn, Bn and Bn ids; all else is each image's own."""
 
-    def __init__(self, each: Sequence[DBCacheOptions], session: Session) -> None:
-        options = self._options = each[0]
-        self._each, self._session = each, session
-        count = len(session.blocks)
+    def __init__(self, options: DBCacheOptions, deciding: Deciding) -> None:
+        self._deciding = deciding
+        count = len(deciding.blocks)
         self._last_first = options.Fn_compute_blocks - 1
         self._tail_start = count - options.Bn_compute_blocks
-        self._segments = _segments(session, options.Fn_compute_blocks, self._tail_start)
+        self._segments = _segments(deciding.blocks, options.Fn_compute_blocks, self._tail_start)
         kept = options.Bn_compute_blocks_ids or range(options.Bn_compute_blocks)
         self._always = {self._tail_start + i for i in kept}
-        self._images: list[_Image] = []
 
-    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
-        if not self._images:
-            self._images = [_Image(own) for own in for_rows(self._each, len(images), self._session.latents)]
-        self._step, self._decisions = step, images
+    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[_Image]:
+        return [_Image(own) for own in for_rows(each, rows, latents)]
+
+    def begin_step(self, images: Sequence[_Image], decisions: Sequence[ImageDecision]) -> None:
+        self._images, self._decisions = images, decisions
         self._entry: States | None = None
         self._base: States | None = None
         self._computing = list(range(len(images)))
-        self._keeping = [self._may_be_reused(image, step) for image in self._images]
+        self._keeping = [_may_be_reused(image, image.step) for image in images]
 
     def run(self, call: BlockCall) -> Any:
         index = call.block.index
@@ -93,21 +101,9 @@ class DualBlock:
                 image.run += 1
             else:
                 image.run = 0
-            if not self._may_be_reused(image, self._step + 1):
+            if not _may_be_reused(image, image.step + 1):
                 image.forget()
         self._entry = self._base = None
-
-    def forget(self) -> None:
-        for image in self._images:
-            image.forget()
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        for image in self._images:
-            yield from (t for t in (image.reference, image.reference_sum) if t is not None)
-            for residual in image.middle.values():
-                yield from residual.tensors()
-            for block in image.tail.values():
-                yield from block.tensors()
 
     # --- the three kinds of blocks -----------------------------------------------------------------------------
 
@@ -133,12 +129,14 @@ class DualBlock:
                 return call.pack(call.states)
             return call.pack(self._complete(call, {k: call.states.row(k) for k in self._cached_images()}))
         base, images = self._base, self._images
-        reused = {k: States(*images[k].middle[last].add_to(self._step, *base.row(k))) for k in self._cached_images()}
+        reused = {
+            k: States(*images[k].middle[last].add_to(images[k].step, *base.row(k))) for k in self._cached_images()
+        }
         states = self._complete(call, reused)
         for k in self._computing:
             if self._keeping[k]:
-                residual = images[k].middle.setdefault(last, Residual(self._options.taylor_order))
-                residual.record(self._step, *states.row(k).minus(base.row(k)))
+                residual = images[k].middle.setdefault(last, Residual(images[k].options.taylor_order))
+                residual.record(images[k].step, *states.row(k).minus(base.row(k)))
         self._base = None
         return call.pack(states)
 
@@ -151,24 +149,25 @@ class DualBlock:
                 sums[k] = known.compare(call.states.row(k))
         reused: dict[int, States] = {}
         if any(pair is not None for pair in sums):
-            verdicts = self._session.agree(index, sums, call.states.hidden.device)
+            verdicts = self._deciding.agree(index, sums, call.states.hidden.device)
             for k, verdict in enumerate(verdicts):
                 if verdict is None:
                     continue
                 threshold = self._images[k].options.tail_threshold
                 self._decisions[k].differences[index] = (verdict.difference, threshold)
                 if verdict.below(threshold):
-                    reused[k] = self._images[k].tail[index].reuse(self._step, call.states.row(k))
+                    reused[k] = self._images[k].tail[index].reuse(self._images[k].step, call.states.row(k))
                 elif not verdict.finite:
                     del self._images[k].tail[index]
-            self._session.decided(*(k in reused for k in range(call.batch)))
+            self._deciding.decided(*(k in reused for k in range(call.batch)))
         states = self._complete(call, reused)
         for k in self._computing:
             if self._keeping[k]:
-                block = self._images[k].tail.get(index)
+                image = self._images[k]
+                block = image.tail.get(index)
                 if block is None:
-                    block = self._images[k].tail[index] = ComparedBlock(call.block, self._options.taylor_order)
-                block.record(self._step, call.states.owned_row(k), states.row(k))
+                    block = image.tail[index] = ComparedBlock(call.block, image.options.taylor_order)
+                block.record(image.step, call.states.owned_row(k), states.row(k))
         return call.pack(states)
 
     # --- deciding ----------------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ class DualBlock:
         """One look at every image, in every step: the fixed place of DBCache's one all-reduce."""
         sums = []
         for k, (image, decision) in enumerate(zip(self._images, self._decisions, strict=True)):
-            gate = self._gate(image)
+            gate = _gate(image)
             if gate is not None:
                 decision.reason = gate
                 sums.append(None)
@@ -186,7 +185,7 @@ class DualBlock:
                 image.reference_sum = absolute_sum(image.reference)
             moved = difference_sum(states.hidden[k], image.reference, minus=self._entry.hidden[k])
             sums.append((moved, image.reference_sum))
-        verdicts = self._session.agree(self._last_first, sums, states.hidden.device)
+        verdicts = self._deciding.agree(self._last_first, sums, states.hidden.device)
         for k, (verdict, decision) in enumerate(zip(verdicts, self._decisions, strict=True)):
             if verdict is None:
                 continue
@@ -198,35 +197,15 @@ class DualBlock:
             if not verdict.finite:
                 self._images[k].forget()
                 self._keeping[k] = False
-        self._session.decided(*(decision.cached for decision in self._decisions))
+        self._deciding.decided(*(decision.cached for decision in self._decisions))
         self._computing = [k for k, decision in enumerate(self._decisions) if not decision.cached]
         for k in self._computing:
             # Only the last warm-up step's reference can be compared; residuals are kept earlier, for the forecast.
-            if self._keeping[k] and self._step >= self._options.warmup_steps - 1:
-                self._images[k].reference = (states.hidden[k] - self._entry.hidden[k]).detach()
-                self._images[k].reference_sum = None
+            image = self._images[k]
+            if self._keeping[k] and image.step >= image.options.warmup_steps - 1:
+                image.reference = (states.hidden[k] - self._entry.hidden[k]).detach()
+                image.reference_sum = None
         self._entry = None
-
-    def _gate(self, image: _Image) -> Any:
-        """Why this image is computed without a comparison; None if it asks."""
-        options = image.options
-        if self._step < options.warmup_steps:
-            return "warmup"
-        if _reached(options.max_cached_steps, image.cached) or _reached(options.max_continuous_cached_steps, image.run):
-            return "limit"
-        if options.residual_diff_threshold <= 0:
-            return "threshold"
-        return "first" if image.reference is None else None
-
-    def _may_be_reused(self, image: _Image, step: int) -> bool:
-        """Whether a residual computed at ``step`` can be read later; counters only, so the same on all ranks."""
-        options = image.options
-        return (
-            step >= options.warmup_steps - 1 - options.taylor_order
-            and options.residual_diff_threshold > 0
-            and not _reached(options.max_cached_steps, image.cached)
-            and options.max_continuous_cached_steps != 0
-        )
 
     # --- running blocks ----------------------------------------------------------------------------------------
 
@@ -239,14 +218,37 @@ class DualBlock:
         return call.complete(known)
 
 
+def _gate(image: _Image) -> Any:
+    """Why this image is computed without a comparison; None if it asks."""
+    options = image.options
+    if image.step < options.warmup_steps:
+        return "warmup"
+    if _reached(options.max_cached_steps, image.cached) or _reached(options.max_continuous_cached_steps, image.run):
+        return "limit"
+    if options.residual_diff_threshold <= 0:
+        return "threshold"
+    return "first" if image.reference is None else None
+
+
+def _may_be_reused(image: _Image, step: int) -> bool:
+    """Whether a residual computed at ``step`` can be read later; counters only, so the same on all ranks."""
+    options = image.options
+    return (
+        step >= options.warmup_steps - 1 - options.taylor_order
+        and options.residual_diff_threshold > 0
+        and not _reached(options.max_cached_steps, image.cached)
+        and options.max_continuous_cached_steps != 0
+    )
+
+
 def _reached(limit: int, count: int) -> bool:
     return 0 <= limit <= count
 
 
-def _segments(session: Session, start: int, end: int) -> list[tuple[int, int]]:
+def _segments(blocks: Sequence[Block], start: int, end: int) -> list[tuple[int, int]]:
     """The middle ``start..end-1`` cut at the model's seams (FLUX.2 joins text and image between its stacks).
 
     Within a segment one residual spans all blocks, also across stacks.
     """
-    bounds = [start, *(block.index for block in session.blocks[start + 1 : end] if block.seam), end]
+    bounds = [start, *(block.index for block in blocks[start + 1 : end] if block.seam), end]
     return [(a, b - 1) for a, b in itertools.pairwise(bounds) if b > a]

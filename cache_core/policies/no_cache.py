@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from cache_core.blocks import BlockCall
 from cache_core.options import NoCacheOptions
+from cache_core.policy import Deciding
 from cache_core.report import ImageDecision
-from cache_core.session import Session
 
 __all__ = ["ComputeAll"]
 
 
 class ComputeAll:
-    """The policy of one branch."""
+    """Has no memory, so that batches may change from call to call."""
 
-    def __init__(self, each: Sequence[NoCacheOptions], session: Session) -> None:
-        self._session = session
-        self._images: list[ImageDecision] = []
+    def __init__(self, options: NoCacheOptions, deciding: Deciding) -> None:
+        self._deciding = deciding
 
-    def begin_step(self, step: int, images: list[ImageDecision]) -> None:
-        self._images, self._looked = images, False
-        for decision in images:
+    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[Any]:
+        return []
+
+    def begin_step(self, images: Sequence[Any], decisions: Sequence[ImageDecision]) -> None:
+        self._decisions, self._looked = decisions, False
+        for decision in decisions:
             decision.reason = "threshold"
 
     def run(self, call: BlockCall) -> Any:
         if not self._looked:  # at the first block that is called: guidance may leave out block 0
             self._looked = True
-            self._session.look(call.states.hidden.device)
-        for decision in self._images:
+            self._deciding.look(call.states.hidden.device)
+        for decision in self._decisions:
             decision.computed_blocks += 1
         return call.pack(call.compute())
 
     def end_step(self) -> None:
         """Nothing to count."""
-
-    def forget(self) -> None:
-        """Nothing is remembered."""
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        return iter(())

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from raycache.demo.parts import LAYERS, SINGLE_LAYERS, make_text_encoders, make_transformer
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 
 class Drawer(nn.Module):
@@ -111,8 +106,3 @@ def close_gates(block: nn.Module) -> None:
             for gate in gates:
                 norm.linear.weight.chunk(parts)[gate].zero_()
                 norm.linear.bias.chunk(parts)[gate].zero_()
-
-
-def blocks_of(transformer: FluxTransformer2DModel) -> list[nn.Module]:
-    """All blocks in the order they run."""
-    return [*transformer.transformer_blocks, *transformer.single_transformer_blocks]

@@ -16,6 +16,7 @@ from rich.table import Table
 from raycache.demo import demo_model_path
 from raycache.demo.judge import STRICT, USUAL, Verdict, judge, shares
 from raycache.demo.world import Scene, random_scene
+from raycache.models.generating import generate_images
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -49,30 +50,14 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> FluxPipeline:
     return pipe
 
 
-def draw(
-    pipe: FluxPipeline, prompts: list[str], seeds: list[int], *, steps: int = 28, width: int = 128, height: int = 128
-) -> np.ndarray:
-    """Pictures of ``prompts``, each from its own seed, in one batch: uint8 ``[prompts, height, width, 3]``."""
-    pictures = pipe(
-        prompts,
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        max_sequence_length=pipe.tokenizer_2.model_max_length,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        output_type="np",
-    ).images
-    return (pictures * 255).round().astype(np.uint8)
-
-
 def verdicts(
     pipe: FluxPipeline, scenes: list[Scene], *, steps: int = 28, batch: int = 25, width: int = 128, height: int = 128
 ) -> Iterator[list[tuple[Verdict, Verdict]]]:
     """Draw ``scenes`` from seeds 0, 1, ... and judge them, a batch at a time, by the usual bar and the strict one."""
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
-        seeds = list(range(start, start + len(part)))
-        pictures = draw(pipe, [scene.caption for scene in part], seeds, steps=steps, width=width, height=height)
+        captions, seeds = [scene.caption for scene in part], range(start, start + len(part))
+        pictures = generate_images(pipe, captions, seeds, steps=steps, width=width, height=height)
         pairs = list(zip(part, pictures, strict=True))
         yield [(judge(scene, picture, USUAL), judge(scene, picture, STRICT)) for scene, picture in pairs]
 

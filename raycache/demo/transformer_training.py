@@ -7,12 +7,14 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from raycache.demo.drawer import Drawer, blocks_of, grow
+from cache_core.blocks import find_blocks
+from raycache.demo.drawer import Drawer, grow
 from raycache.demo.latents import Latents, told_forward
 
 GUIDANCE = (1.0, 10.0)
@@ -100,8 +102,9 @@ def train_stage(
             optimizer.load_state_dict(saved)
         done = state["step"]
     if compile_blocks:
-        for block in blocks_of(model.transformer):
-            block.forward = torch.compile(block.forward)
+        for block in find_blocks(model.transformer):
+            module: Any = block.module  # a method is exchanged, which types do not foresee
+            module.forward = torch.compile(module.forward)
     turned = [told_forward(part) for part in sets]
     smooth = None
     for step in range(done, stage.steps):

@@ -59,7 +59,7 @@ class Admission:
         self,
         work: Work,
         timeout_s: float,
-        mending_s: float = 0.0,
+        recovery_s: float = 0.0,
         *,
         key: str | None = None,
         mark: Hashable = None,
@@ -67,7 +67,7 @@ class Admission:
         """A place in the queue; give it back with :meth:`release`.
 
         Args:
-            mending_s: seconds until the gang will have new ranks, where it has lost its own.
+            recovery_s: seconds until the gang will have new ranks, where it has lost its own.
             key: whose limits count, where there are keys.
             mark: of the client and what it asks, to know it again when it comes back.
 
@@ -79,8 +79,8 @@ class Admission:
             now, own = self._clock(), self._costs.seconds(work) or 0.0
             self._refuse_long(work, own, timeout_s)
             ticket = Ticket(own * (self._together or 1.0), key, work=work)
-            queue = self._queue(now, mending_s)
-            refusal = self._refusal(ticket, own, queue, now, timeout_s, mending_s, mark)
+            queue = self._queue(now, recovery_s)
+            refusal = self._refusal(ticket, own, queue, now, timeout_s, recovery_s, mark)
             if refusal is not None:
                 patience_s = max(timeout_s, own) - (own - ticket.seconds)
                 how = {"turns": refusal.code != "key_limit", "firm": refusal.code != "gang_restarting"}
@@ -102,44 +102,44 @@ class Admission:
                 now = seconds / alone
                 self._together = now if self._together is None else self._together + _NEWEST * (now - self._together)
 
-    def again_in(self, ticket: Ticket, timeout_s: float, mending_s: float, mark: Hashable = None) -> float:
+    def again_in(self, ticket: Ticket, timeout_s: float, recovery_s: float, mark: Hashable = None) -> float:
         """Seconds after which the job of ``ticket``, which was lost, gets in when it is sent again."""
         with self._lock:
             now = self._clock()
             place = Ticket(ticket.seconds, ticket.key, work=ticket.work)
-            queue = [(held, at) for held, at in self._queue(now, mending_s) if held is not ticket]
+            queue = [(held, at) for held, at in self._queue(now, recovery_s) if held is not ticket]
             return self._promise(place, mark, queue, now, max(timeout_s, place.seconds), firm=False)
 
-    def load(self, mending_s: float = 0.0) -> tuple[int, bool, float]:
+    def load(self, recovery_s: float = 0.0) -> tuple[int, bool, float]:
         """Jobs waiting, whether one runs, predicted seconds until a new job would start."""
         with self._lock:
             held, now = len(self._tickets), self._clock()
-            return max(0, held - 1), held > 0, self._wait(now, mending_s)
+            return max(0, held - 1), held > 0, self._wait(now, recovery_s)
 
-    def _wait(self, now: float, mending_s: float) -> float:
+    def _wait(self, now: float, recovery_s: float) -> float:
         if not self._tickets:
-            return mending_s
+            return recovery_s
         head, *rest = self._tickets
-        return self._left(head, now, mending_s) + sum(ticket.seconds for ticket in rest)
+        return self._left(head, now, recovery_s) + sum(ticket.seconds for ticket in rest)
 
-    def _left(self, head: Ticket, now: float, mending_s: float) -> float:
+    def _left(self, head: Ticket, now: float, recovery_s: float) -> float:
         """Seconds until the running job is done. One that lost its ranks is drawn from its beginning."""
-        if mending_s:
-            self._head_since = now + mending_s
+        if recovery_s:
+            self._head_since = now + recovery_s
         return max(0.0, head.seconds - (now - self._head_since))
 
-    def _queue(self, now: float, mending_s: float) -> list[tuple[Place, float]]:
+    def _queue(self, now: float, recovery_s: float) -> list[tuple[Place, float]]:
         """All places, and when each will have left."""
         queue: list[tuple[Place, float]] = []
         at = now
         for ticket in self._tickets:
             if not queue:
-                at += max(self._left(ticket, now, mending_s), _OVERDUE * (now - self._head_since))
+                at += max(self._left(ticket, now, recovery_s), _OVERDUE * (now - self._head_since))
             else:
                 at += ticket.seconds
             queue.append((ticket, at))
-        if mending_s and not queue:
-            queue.append((Place(0.0), now + mending_s))  # nobody can be drawn before
+        if recovery_s and not queue:
+            queue.append((Place(0.0), now + recovery_s))  # nobody can be drawn before
         return queue
 
     def _limits(self) -> Limits:
@@ -196,14 +196,14 @@ class Admission:
         queue: list[tuple[Place, float]],
         now: float,
         timeout_s: float,
-        mending_s: float,
+        recovery_s: float,
         mark: Hashable,
     ) -> RequestError | None:
         """Why this job does not get in now."""
-        wait, limits = self._wait(now, mending_s), self._limits()
-        if mending_s and wait + own > timeout_s:
-            message = f"new ranks need about {mending_s:.0f} s after a fault, and {timeout_s:g} s are allowed"
-            return unavailable(message, mending_s, "gang_restarting")
+        wait, limits = self._wait(now, recovery_s), self._limits()
+        if recovery_s and wait + own > timeout_s:
+            message = f"new ranks need about {recovery_s:.0f} s after a fault, and {timeout_s:g} s are allowed"
+            return unavailable(message, recovery_s, "gang_restarting")
         if wait and wait + own > timeout_s:
             message = f"about {wait:.1f} s of work is queued, so this job cannot be done in {timeout_s:g} s"
             return RequestError(429, message, "timeout_s", "deadline_unreachable")

@@ -6,16 +6,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from cache_core.options import CacheOptions
-from raycache.demo.words import prompt_warnings
 from raycache.gang.costs import Work, work_of
+from raycache.models.registry import family_of
 from raycache.presets import PresetName, quality_warnings
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
 from raycache.protocol.resolve import parse_size, silent_cache
 from raycache.protocol.schemas import GenerationResult, ModelInfo, ResolvedRequest, StageTimes
-
-#: What the bundled model was trained at, and measured at in its card.
-DEMO_SIZE = "128x128"
 
 __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
@@ -70,18 +67,9 @@ def result_of(
             *([] if presets is None else quality_warnings(request.quality, presets)),
             *(output.warnings[0] if output.warnings else ()),  # its pictures have one prompt
             *silent_cache(request, model),
-            *(_demo_warnings(request) if model.kind == "demo" else ()),
+            *family_of(model.pipeline, model.kind).request_warnings(request.prompt, request.size),
         ],
     )
-
-
-def _demo_warnings(request: ResolvedRequest) -> list[str]:
-    """What the bundled model's card says of a request like this."""
-    warnings = prompt_warnings(request.prompt)
-    if request.size != DEMO_SIZE:
-        reason = f"the bundled model was trained at {DEMO_SIZE}; at {request.size} fewer pictures come out as asked"
-        warnings.append(f"size: {reason}")
-    return warnings
 
 
 def preview_steps(steps: int, count: int) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from raycache.engine.admission import Admission, Ticket
 from raycache.engine.autoscaling import JOBS, QUEUED_S
 from raycache.engine.convert import forward, job_of, request_error, result_of
 from raycache.engine.gang_like import GangLike, gang_of_this_replica
-from raycache.engine.leases import Callers
+from raycache.engine.leases import Leases
 from raycache.engine.user_config import Memory, UserConfig, memory_of_this_replica
 from raycache.gang.costs import Work
 from raycache.logs import join_serve_log, request_id
@@ -66,12 +66,10 @@ class Engine:
         memory: Memory | None = None,
     ) -> None:
         began = time.monotonic()
-        self._settings = settings
-        self._policy = settings.policy
+        self._settings, self._policy = settings, settings.policy
         self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
-        self._jobs = 0
-        self._callers = Callers()
-        self._asked_at: float | None = None
+        self._jobs, self._leases = 0, Leases()
+        self._polled_at: float | None = None
         self._stopped = threading.Event()
         join_serve_log()
         self._exporter = exporter_in_use()
@@ -89,9 +87,8 @@ class Engine:
         self._user_config = UserConfig(self._policy, check, memory or memory_of_this_replica())
         threading.Thread(target=self._watch_for_the_end, name="watch-for-the-end", daemon=True).start()
         self._start_s = seconds = time.monotonic() - began
-        parallel = settings.parallel
-        words = "Ready after %.1f s: %d ranks on %s, model %s."
-        logger.info(words, seconds, parallel.ranks_per_replica, parallel.device, settings.model.path)
+        ranks, device = settings.parallel.ranks_per_replica, settings.parallel.device
+        logger.info("Ready after %.1f s: %d ranks on %s, model %s.", seconds, ranks, device, settings.model.path)
         for warning in deployment_warnings(settings, self._policy, self._model):
             logger.warning("%s", warning)
 
@@ -101,7 +98,7 @@ class Engine:
         """Draw. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
 
         Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
-        the silence of ``caller``, an ingress that asks for :meth:`status` in this name. ``key``: the public name of
+        the silence of ``caller``, an ingress that calls :meth:`poll` in this name. ``key``: the public name of
         the client's, whose limits count.
         """
         async for event in self._events(request, caller, key, watch=False):
@@ -123,16 +120,19 @@ class Engine:
         finally:
             await events.aclose()
 
-    def status(self, caller: str | None = None) -> EngineStatus:
-        """This replica as it sees itself; never waits for a rank. ``caller``: who asks, see :meth:`generate`."""
-        self._callers.heard(caller)
-        gang = self._gang.status()
-        queued, running, wait = self._admission.load(gang.ready_in_s)
-        self._metrics.queued_jobs.set(queued)
-        self._metrics.predicted_queue_seconds.set(wait)
-        self._metrics.gang(gang)
-        self._metrics.user_config_refused.set(float(self._user_config.refused is not None))
-        self._asked_at = time.monotonic()
+    def poll(self, ingress_id: str | None = None) -> EngineStatus:
+        """:meth:`status` for the ingress of this name, which keeps its jobs and this engine in service by asking."""
+        self._leases.heard(ingress_id)
+        status, self._polled_at = self.status(), time.monotonic()
+        self._metrics.queued_jobs.set(status.queued)
+        self._metrics.predicted_queue_seconds.set(status.predicted_queue_s)
+        self._metrics.gang(self._gang.status())
+        self._metrics.user_config_refused.set(float(status.user_config_refused is not None))
+        return status
+
+    def status(self) -> EngineStatus:
+        """This replica as it sees itself. Changes nothing, and never waits for a rank."""
+        queued, running, wait = self._admission.load((gang := self._gang.status()).ready_in_s)
         return EngineStatus(
             replica=self._name,
             ready=gang.ready,
@@ -150,7 +150,7 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.engine.autoscaling.QueuedSeconds`."""
-        queued, running, wait = self._admission.load(self._mending_s())
+        queued, running, wait = self._admission.load(self._recovery_s())
         # Ranks that are being rebuilt are no work that another engine could take over.
         return {QUEUED_S: wait if running else 0.0, JOBS: queued + running}
 
@@ -161,7 +161,7 @@ class Engine:
             ValueError: see :meth:`raycache.engine.user_config.UserConfig.apply`. Raising in service would make Serve
                 replace an engine that draws by one that cannot start.
         """
-        self._user_config.apply(user_config, serving=self._asked_at is not None)
+        self._user_config.apply(user_config, serving=self._polled_at is not None)
         self._policy = self._admission.policy = self._user_config.policy
 
     def check_health(self) -> None:
@@ -180,12 +180,12 @@ class Engine:
         The running job is finished; those behind it are drawn by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
-            if self._asked_at is not None:
+            if self._polled_at is not None:
                 self._user_config.keep()
-            forgotten = self._asked_at is not None and time.monotonic() - self._asked_at > _FORGOTTEN_S
+            forgotten = self._polled_at is not None and time.monotonic() - self._polled_at > _FORGOTTEN_S
             if forgotten and (handed := self._gang.hand_back()):
                 logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
-            for orphan in self._callers.orphans():
+            for orphan in self._leases.orphans():
                 logger.warning("The ingress that asked for job %s is gone; dropping it", orphan.job.id)
                 orphan.abort("its ingress is gone")
 
@@ -204,7 +204,7 @@ class Engine:
         job, work = self._job(request, watch)
         mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(work, request.timeout_s, self._mending_s(), key=key, mark=mark)
+            ticket = self._admission.admit(work, request.timeout_s, self._recovery_s(), key=key, mark=mark)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
@@ -220,7 +220,7 @@ class Engine:
         outcome.add_done_callback(lambda done: events.put_nowait(None))
         previews = 0
         try:
-            with self._callers.waiting(caller, handle):
+            with self._leases.waiting(caller, handle):
                 if watch and caller:
                     yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
@@ -230,7 +230,7 @@ class Engine:
                         yield PreviewEvent(previews, list(progress.preview))
                         previews += 1
             answer = self._answer(request, outcome, time.monotonic() - arrived)
-            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._mending_s()):
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._recovery_s()):
                 answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
             yield answer
         finally:
@@ -265,7 +265,7 @@ class Engine:
         batching = not future.cancelled() and future.exception() is None and self._settings.parallel.max_batch_size > 1
         self._admission.release(ticket, future.result().share_s if batching else None)
 
-    def _mending_s(self) -> float:
+    def _recovery_s(self) -> float:
         """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
         return self._gang.status().ready_in_s
 

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 from raycache.gang.queue import JobHandle
 
-__all__ = ["Callers"]
+__all__ = ["Leases"]
 
-#: Seconds without a word after which an ingress counts as dead. It asks for the engine's status each second, but a
+#: Seconds without a word after which an ingress counts as dead. It polls the engine each second, but a
 #: busy machine may keep it from that for a while, and a job stopped by mistake is worse than one drawn in vain.
 _DEAD_S = 20.0
 #: Where not one of them has said a word for so long it is the engine that is being stopped, and finishes its job.
 _ASKED_S = 5.0
 
 
-class Callers:
+class Leases:
     """When each ingress was last heard, and what it waits for. Thread-safe.
 
     Ray does not cancel the calls of an actor that dies: nobody reads their answers, and the gang would go on with

@@ -15,13 +15,13 @@ from typing import Any
 
 from raycache.gang.fit import Fit
 from raycache.gang.shares import Shares
-from raycache.protocol.job import Job, JobOutput
+from raycache.protocol.job import Job, JobOutput, ModelFacts
 
 __all__ = ["Costs", "Work", "work_of"]
 
 _REMEMBERED = 512
-#: Pixels a side of what the transformer reads as one token: the VAE shrinks by 8, and 2x2 latents are packed.
-_TOKEN_SIDE = 16
+#: Stand in for the model's until it is met; nothing is told before.
+_TOKEN_SIDE, _TEXT_TOKENS = 16, 512
 #: Weight of the newest job in the moving means.
 _NEWEST = 0.3
 #: How wrong a prediction may be whose like has only been drawn in the warm-up, as a share of it.
@@ -52,9 +52,9 @@ class Work:
     previews: int = 0
 
     @property
-    def tokens(self) -> float:
+    def pixels(self) -> int:
         """Of one image."""
-        return self.width * self.height / _TOKEN_SIDE**2
+        return self.width * self.height
 
 
 def work_of(job: Job) -> Work:
@@ -82,7 +82,7 @@ class Costs:
         self._lock = threading.Lock()
         self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
         self._shares = Shares()
-        self._text_tokens = 512
+        self._text_tokens, self._token_side = _TEXT_TOKENS, _TOKEN_SIDE
         self._between_s = 0.0
         self._finished: OrderedDict[Work, tuple[int, float]] = OrderedDict()  # how many, and the fastest
         self._cold_s: dict[str, float] = {}
@@ -98,10 +98,11 @@ class Costs:
         """Whether any job was finished besides those of the warm-up."""
         return bool(self._finished)
 
-    def meet(self, *, num_blocks: int, text_tokens: int) -> None:
+    def meet(self, facts: ModelFacts) -> None:
         """Facts of the model that is drawn with."""
         with self._lock:
-            self._text_tokens, self._shares.num_blocks = text_tokens, num_blocks
+            self._text_tokens, self._token_side = facts.text_tokens, facts.token_side
+            self._shares.num_blocks = facts.num_blocks
 
     def learn(self, work: Work, output: JobOutput, *, wall_s: float = 0.0, cold: bool = False) -> None:
         """Take in a finished job.
@@ -125,7 +126,7 @@ class Costs:
             self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
             share = self._share(work) if share is None else share
             self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
-            self._decode.learn((work.tokens, work.images), _decode_terms(work), output.decode_s, cold)
+            self._decode.learn((work.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
             if cold:
                 return
             if wall_s:
@@ -146,7 +147,7 @@ class Costs:
         """Expected seconds until ``work``, of which ``step`` steps are done, is there."""
         with self._lock:
             each = self._step.told(self._step_terms(work, self._share(work)))[0]
-            decode = self._decode.told(_decode_terms(work))[0]
+            decode = self._decode.told(self._decode_terms(work))[0]
             if each is None or decode is None:
                 return None
             left = work.steps - step
@@ -169,7 +170,7 @@ class Costs:
         """
         with self._lock:
             if phase == "decode":
-                seconds, beyond = self._decode.told(_decode_terms(work))
+                seconds, beyond = self._decode.told(self._decode_terms(work))
             elif phase == "denoise":
                 seconds, beyond = self._step.told(self._step_terms(work, 1.0))
                 if seconds is not None and work.previews:
@@ -186,7 +187,7 @@ class Costs:
     def _seconds(self, work: Work) -> float | None:
         encode = self._encode.told((1.0, float(work.prompts)))[0]
         step = self._step.told(self._step_terms(work, self._share(work)))[0]
-        decode = self._decode.told(_decode_terms(work))[0]
+        decode = self._decode.told(self._decode_terms(work))[0]
         if encode is None or step is None or decode is None:
             return None
         previews_s = work.previews * (self._preview_s(work) or 0.0)
@@ -196,19 +197,22 @@ class Costs:
         return self._shares.expected(work.cache, work.steps)
 
     def _step_terms(self, work: Work, share: float) -> tuple[float, ...]:
-        tokens = work.tokens + self._text_tokens
+        tokens = self._tokens(work) + self._text_tokens
         rows = work.images * tokens
         return 1.0, share, share * rows, share * rows * tokens
 
     def _preview_s(self, work: Work) -> float | None:
         """A preview has half the size."""
         half = replace(work, width=max(1, work.width // 2), height=max(1, work.height // 2))
-        return self._decode.told(_decode_terms(half))[0]
+        return self._decode.told(self._decode_terms(half))[0]
 
+    def _decode_terms(self, work: Work) -> tuple[float, ...]:
+        tokens = self._tokens(work)
+        return 1.0, work.images * tokens, work.images * tokens * tokens
 
-def _decode_terms(work: Work) -> tuple[float, ...]:
-    rows = work.images * work.tokens
-    return 1.0, rows, rows * work.tokens
+    def _tokens(self, work: Work) -> float:
+        """Of one image."""
+        return work.pixels / self._token_side**2
 
 
 def _by_phase(output: JobOutput) -> dict[str, float]:

@@ -19,8 +19,9 @@ from raycache.gang.batch import JobBatch, take_mates
 from raycache.gang.costs import Costs
 from raycache.gang.incarnation import Incarnation
 from raycache.gang.queue import JobHandle, JobQueue
-from raycache.gang.recovery import ATTEMPTS, Restarts, verdict
-from raycache.gang.worker_group import PULSE_S, Fault
+from raycache.gang.recovery import ATTEMPTS, Restarts, retry_decision
+from raycache.gang.states import GangLifecycle, GangState
+from raycache.gang.worker_group import HEARTBEAT_S, Fault
 from raycache.logs import about
 from raycache.protocol.job import (
     GangBroken,
@@ -65,8 +66,7 @@ class Gang:
         self._facts: ModelFacts | None = None
         self._taken: JobHandle | JobBatch | None = None  # out of the queue and not answered
         self._running: JobHandle | JobBatch | None = None  # of those, what the ranks draw
-        self._broken: str | None = None
-        self._ready, self._restarts, self._rebuilds = False, Restarts(settings.reliability), Rebuilds()
+        self._lifecycle, self._restarts, self._rebuilds = GangLifecycle(), Restarts(settings.reliability), Rebuilds()
         self._retries: Counter[str] = Counter()  # by kind of fault
         self._started: Future[ModelFacts] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
@@ -87,19 +87,19 @@ class Gang:
 
         Args:
             deadline: ``time.monotonic()`` after which it is dropped, or stopped at the next step.
-            on_progress: called by the gang's thread once per denoising step, about :data:`PULSE_S` late.
+            on_progress: called by the gang's thread once per denoising step, about :data:`HEARTBEAT_S` late.
         """
         handle = JobHandle(job, deadline, on_progress)
-        if self._broken is not None or not self._thread.is_alive() or not self._queue.put(handle):
-            handle.end(GangRestarting(self._broken or "this gang is shut down", self._rebuilds.replaced_s))
+        if self._lifecycle.broken or not self._thread.is_alive() or not self._queue.put(handle):
+            handle.end(GangRestarting(self._lifecycle.why or "this gang is shut down", self._rebuilds.replaced_s))
         return handle
 
     def status(self) -> GangStatus:
-        """Made of what the last pulses said."""
+        """Made of what the last heartbeats said."""
         life, running = self._life, self._running
         return GangStatus(
             name=self._name,
-            ready=self._ready,
+            ready=self._lifecycle.ready,
             restarts=self._restarts.count,
             queued=len(self._queue),
             job=running.job.id if running else None,
@@ -109,13 +109,13 @@ class Gang:
             ranks=life.ranks() if life else [],
             faults=self._restarts.faults[-10:],
             last_recovery=self._restarts.last,
-            ready_in_s=0.0 if self._broken else self._rebuilds.left_s(),
+            ready_in_s=0.0 if self._lifecycle.broken else self._rebuilds.left_s(),
         )
 
     def check_health(self) -> None:
         """Raises GangBroken when the gang has given up; a gang that is being rebuilt is healthy."""
-        if self._broken is not None:
-            raise GangBroken(self._broken)
+        if self._lifecycle.broken:
+            raise GangBroken(self._lifecycle.why)
         if self._started.done() and not self._thread.is_alive():
             raise GangBroken(f"gang {self._name}: its thread has ended")
 
@@ -159,9 +159,9 @@ class Gang:
                 self._started.set_exception(error)
             return
         try:
-            while self._broken is None:
+            while not self._lifecycle.broken:
                 try:
-                    handle = self._queue.get(PULSE_S)
+                    handle = self._queue.get(HEARTBEAT_S)
                 except queue.Empty:
                     self._queue.drop_late()
                     try:
@@ -185,7 +185,7 @@ class Gang:
                 self._running = self._taken = None
         except BaseException:
             _logger.exception("Gang %s: its thread failed", self._name)
-            self._broken = self._broken or "the gang's thread failed; the log has the reason"
+            self._lifecycle.break_down("the gang's thread failed; the log has the reason")
         finally:
             self._give_up()
 
@@ -208,7 +208,7 @@ class Gang:
                 return outcome
             except Fault as fault:
                 took_s, load_s = time.monotonic() - began, self._rebuilds.expected_s
-                ended = verdict(handle, fault, attempt, took_s=took_s, load_s=load_s)
+                ended = retry_decision(handle, fault, attempt, took_s=took_s, load_s=load_s)
                 handle.pause()
                 if ended is not None:
                     handle.end(ended)  # now, and not when the new ranks are there
@@ -227,7 +227,7 @@ class Gang:
         self._queue.drop_late()
         if isinstance(self._taken, JobBatch):
             self._taken.end_if_unwanted()  # those drawn one by one wait like those in the queue
-        if not self._ready and self._running is not None and self._running.late(time.monotonic()):
+        if not self._lifecycle.ready and self._running is not None and self._running.late(time.monotonic()):
             self._running.end_if_unwanted()
 
     def _spawn(self) -> None:
@@ -236,20 +236,20 @@ class Gang:
         self._life = Incarnation(settings, *where, self._name, self._tick, self.costs)
         self._source, self._facts = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
-        self._ready = True
+        self._lifecycle.enter(GangState.READY)
         _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, load_s)
 
     def _recover(self, fault: Fault) -> bool:
         """Kill all ranks and build the gang anew, in the same placement group; False when it gives up."""
-        self._ready = False
+        self._lifecycle.enter(GangState.RECOVERING)
         self._restarts.noticed(fault)
         self._rebuilds.begins()
         _logger.error("Gang %s: %s (%s); killing all ranks", self._name, fault, fault.kind)
         self._alive.end(stacks=fault.kind == "hang")
         while True:
             if (reason := self._restarts.refused()) is not None:
-                self._broken = f"gang {self._name}: {reason}; last fault: {fault}"
-                _logger.error("%s; asking for a new replica", self._broken)
+                self._lifecycle.break_down(f"gang {self._name}: {reason}; last fault: {fault}")
+                _logger.error("%s; asking for a new replica", self._lifecycle.why)
                 return False
             try:
                 self._spawn()
@@ -265,10 +265,10 @@ class Gang:
 
     def _give_up(self) -> None:
         """The thread ends: the ranks go, and nobody waits for an answer that cannot come."""
-        self._ready = False
+        self._lifecycle.enter(GangState.CLOSING)
         try:
             self._alive.end()
         finally:
-            self._broken = self._broken or f"gang {self._name} is shut down"
+            self._lifecycle.break_down(f"gang {self._name} is shut down")
             for handle in [*self._queue.close(), *([self._taken] if self._taken else [])]:
-                handle.end(GangRestarting(self._broken, self._rebuilds.replaced_s))
+                handle.end(GangRestarting(self._lifecycle.why, self._rebuilds.replaced_s))

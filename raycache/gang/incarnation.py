@@ -12,11 +12,11 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raycache.gang.costs import Costs, work_of
+from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.warmup import WarmUp, warm_ups
-from raycache.gang.watchdog import Patience
-from raycache.gang.worker_group import PULSE_S, Fault, RankActors
+from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
 from raycache.logs import about
-from raycache.protocol.heartbeat import Failure, Pulse
+from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import (
     GangStartError,
     Job,
@@ -46,7 +46,7 @@ class Incarnation:
         placement_group: reserved for the gang; None = anywhere.
         first_bundle: where the gang's bundles begin in it.
         name: of the gang, for logs.
-        tick: called about every :data:`PULSE_S` while ranks load or draw.
+        tick: called about every :data:`HEARTBEAT_S` while ranks load or draw.
         costs: what the gang has learned in earlier lives, and learns in this one.
     """
 
@@ -61,9 +61,9 @@ class Incarnation:
     ) -> None:
         self._settings, self._name, self._tick = settings, name, tick
         self._costs = Costs() if costs is None else costs
-        self._actors = RankActors(settings, placement_group, first_bundle, name)
+        self._actors = WorkerGroup(settings, placement_group, first_bundle, name)
         # Its own: new ranks may compile everything again.
-        self.patience = Patience(settings.reliability, self._costs, compiles=settings.model.compile)
+        self.timeouts = StepTimeouts(settings.reliability, self._costs, compiles=settings.model.compile)
         self._warmup_s = 0.0
 
     def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, ModelFacts]:
@@ -78,7 +78,7 @@ class Incarnation:
         """
         source, facts = self._actors.load(source, self._tick, timeout_s)
         began = time.monotonic()
-        self._costs.meet(num_blocks=facts.num_blocks, text_tokens=facts.text_tokens)
+        self._costs.meet(facts)
         for warm_up in warm_ups(self._settings, facts, probe=not self._costs.known):
             self._warm_up(warm_up)
         self._actors.settle(self._tick)
@@ -102,7 +102,7 @@ class Incarnation:
 
         Args:
             tell: gets each step's progress once.
-            unwanted: asked about every :data:`PULSE_S`; once True, all ranks stop at their next step.
+            unwanted: asked about every :data:`HEARTBEAT_S`; once True, all ranks stop at their next step.
             warm_up: why it is drawn, if nobody asked for it.
 
         Returns:
@@ -112,13 +112,14 @@ class Incarnation:
             Fault: these ranks are of no more use.
         """
         actors, began, cold = self._actors, time.monotonic(), warm_up is not None
-        self.patience.begin()
+        self.timeouts.begin()
         pending = actors.generate(job)
+        first = actors.detector.ranks[0]
         results: dict[int, Any] = {}
         failed_at: float | None = None
         aborted = False
         while pending:
-            done, _ = ray.wait(list(pending), timeout=PULSE_S / 2)
+            done, _ = ray.wait(list(pending), timeout=HEARTBEAT_S / 2)
             for ref in done:
                 rank = pending.pop(ref)
                 try:
@@ -132,9 +133,9 @@ class Incarnation:
             failure = next((r for r in results.values() if isinstance(r, Failure)), None)
             if pending and failure and failed_at and time.monotonic() - failed_at > self._grace(failure):
                 raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
-            events = actors.beat(self.patience.seconds(job, _first(actors).phase, cold=cold))
-            if (pulse := _first(actors)).job == job.id:
-                self.patience.learn(job, pulse.step)
+            events = actors.poll(self.timeouts.seconds(job, first.known.phase, cold=cold))
+            if (heartbeat := first.known).job == job.id:
+                self.timeouts.learn(job, heartbeat.step)
             tell(events)
             self._tick()
             if not aborted and unwanted():
@@ -144,7 +145,7 @@ class Incarnation:
         if failures:
             return _judge(job, failures, len(results))
         output, rest = results[0]
-        self.patience.finished(job, output.denoise_s)
+        self.timeouts.finished(job, output.denoise_s)
         if warm_up is None or warm_up.teaches:
             self._costs.learn(work_of(job), output, wall_s=time.monotonic() - began, cold=cold)
         tell(actors.last_news())
@@ -157,7 +158,7 @@ class Incarnation:
         Raises:
             Fault: a rank died or does not answer.
         """
-        self._actors.beat(None)
+        self._actors.poll(None)
 
     def end(self, *, stacks: bool = False) -> None:
         """Kill all ranks and wait until they are gone; with ``stacks`` their Python stacks go to the log first."""
@@ -166,10 +167,10 @@ class Incarnation:
         self._actors.kill()
 
     def ranks(self) -> list[dict[str, Any]]:
-        """Each rank's last pulse, and its age in seconds. Thread-safe, calls no rank."""
-        ranks = []
-        for rank, (pulse, age) in enumerate(zip(self._actors.pulses, self._actors.ages(), strict=True)):
-            known = {} if pulse is None else asdict(pulse)
+        """Each rank's last heartbeat, and its age in seconds. Thread-safe, calls no rank."""
+        ranks, detector = [], self._actors.detector
+        for rank, (progress, age) in enumerate(zip(detector.ranks, detector.ages(time.monotonic()), strict=True)):
+            known = {} if progress.heartbeat is None else asdict(progress.heartbeat)
             known.pop("events", None)
             ranks.append({"rank": rank, **known, "age_s": round(age, 3)})
         return ranks
@@ -188,13 +189,6 @@ class Incarnation:
         """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
         lockstep = failure.phase == "denoise" and failure.step > 0
         return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
-
-
-def _first(actors: RankActors) -> Pulse:
-    """What rank 0 said last."""
-    pulse = actors.pulses[0]
-    assert pulse is not None  # loading has asked them all
-    return pulse
 
 
 def _judge(job: Job, failures: list[Failure], ranks: int) -> Exception:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
+from raycache.gang.states import JobState
 from raycache.protocol.job import DeadlineExceeded, Job, JobCancelled, JobOutput, Progress
 
 __all__ = ["JobHandle", "JobQueue"]
@@ -26,26 +27,26 @@ class JobHandle:
         self.job, self.deadline, self._on_progress = job, deadline, on_progress
         self.future: Future[JobOutput] = Future()
         self.reason: str | None = None
-        self._started, self._told = False, 0
+        self._state, self._told = JobState.QUEUED, 0
         self._lock = threading.Lock()
 
     def abort(self, reason: str) -> None:
         """Thread-safe. A queued job ends at once, a running one at its next step, on all ranks."""
         with self._lock:
             self.reason = self.reason or reason
-            if not self._started:
+            if self._state is not JobState.RUNNING:
                 self.end(JobCancelled(self.reason))
 
     def start(self) -> bool:
         """The gang takes it up; False if it is over already."""
         with self._lock:
-            self._started = True
+            self._state = JobState.RUNNING
             return not self.future.done()
 
     def pause(self) -> None:
         """It met a fault and waits for new ranks: an abort ends it at once again."""
         with self._lock:
-            self._started = False
+            self._state = JobState.WAITING_FOR_RANKS
 
     def late(self, now: float) -> bool:
         """Whether its deadline has passed at ``now``, in seconds of ``time.monotonic()``."""

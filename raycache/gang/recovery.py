@@ -10,13 +10,13 @@ from raycache.gang.worker_group import Fault
 from raycache.protocol.job import GangRestarting, JobFailed, Recovery
 from raycache.settings import ReliabilitySettings
 
-__all__ = ["ATTEMPTS", "Restarts", "verdict"]
+__all__ = ["ATTEMPTS", "Restarts", "retry_decision"]
 
 #: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
 ATTEMPTS = 2
 
 
-def verdict(
+def retry_decision(
     handle: JobHandle | JobBatch, fault: Fault, attempt: int, *, took_s: float, load_s: float
 ) -> Exception | None:
     """How a job that met ``fault`` ends now; None: it shall be drawn again.

@@ -20,7 +20,7 @@ class Shares:
     computed, no more cached steps than are allowed. The rest is learned; it grows with the threshold.
     """
 
-    num_blocks = 57
+    num_blocks = 57  # stands in for the model's until it is met
 
     def __init__(self) -> None:
         self._seen: OrderedDict[tuple[Any, int], deque[float]] = OrderedDict()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cache_core.options import NoCacheOptions
-from raycache.gang.watchdog import beyond_warmup
+from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.job import Job, ModelFacts
-from raycache.protocol.resolve import PIXELS_PER_TOKEN_SIDE, nearest_sizes, parse_size
+from raycache.protocol.resolve import nearest_sizes, parse_size
 from raycache.settings import AppSettings
 
 __all__ = ["WarmUp", "warm_ups"]
@@ -45,21 +45,21 @@ def warm_ups(settings: AppSettings, facts: ModelFacts, *, probe: bool) -> list[W
 
 def _probe_size(settings: AppSettings, facts: ModelFacts) -> str:
     """The smallest size, if that is much less work than what is declared; else one that is much more."""
-    tokens = [_tokens(shape.size) for shape in settings.warmup]
+    tokens = [_tokens(shape.size, facts) for shape in settings.warmup]
     side = _SMALLEST
     if tokens and max(tokens) < 2 * facts.text_tokens:
-        while _tokens(f"{side}x{side}") < 4 * max(facts.text_tokens, *tokens):
+        while _tokens(f"{side}x{side}", facts) < 4 * max(facts.text_tokens, *tokens):
             side *= 2
     most = settings.limits.max_pixels
-    while side**2 > most and side > PIXELS_PER_TOKEN_SIDE:
+    while side**2 > most and side > facts.token_side:
         side //= 2
     ranks = settings.parallel.ranks_per_replica
-    return nearest_sizes(side, side, ranks=ranks, max_pixels=4 * side**2)[0]
+    return nearest_sizes(side, side, side=facts.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
 
 
-def _tokens(size: str) -> int:
+def _tokens(size: str, facts: ModelFacts) -> int:
     width, height = parse_size(size)
-    return width * height // PIXELS_PER_TOKEN_SIDE**2
+    return width * height // facts.token_side**2
 
 
 def _job(settings: AppSettings, size: str, images: int, steps: int, options: object) -> Job:

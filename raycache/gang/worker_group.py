@@ -8,30 +8,33 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raycache.gang.cpu_wait import cpu_wait_s
+from raycache.gang.hang_detector import HangDetector
 from raycache.gang.placement import rank_bundle_index
 from raycache.gang.stacks import StacksFile
-from raycache.gang.starvation import run_delay_s
-from raycache.protocol.heartbeat import Pulse
+from raycache.protocol.heartbeat import Heartbeat
 from raycache.protocol.job import GangStartError, Job, ModelFacts, ModelSource, Progress
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
 from raycache.worker.actor import start_rank
 
-__all__ = ["PULSE_S", "Fault", "RankActors"]
+if TYPE_CHECKING:
+    from raycache.worker.actor import RankHandle
+
+__all__ = ["HEARTBEAT_S", "Fault", "WorkerGroup"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds between two pulses of a rank: how soon a death is seen, and how late progress may be told.
-PULSE_S = 0.2
-#: Patience with ranks that get no CPU is so many times longer at most: their threads' waits are summed, a bit too much.
-_STARVED_TIMES = 6.0
+#: Seconds between two heartbeats of a rank: how soon a death is seen, and how late progress may be told.
+HEARTBEAT_S = 0.2
 #: Seconds the ranks get to write their stacks.
 _STACKS_S = 2.0
 
@@ -44,22 +47,33 @@ class Fault(Exception):
         self.kind = kind
 
 
-class RankActors:
-    """One set of rank actors. Used by the gang's thread only, but for :attr:`pulses`, which anyone may read.
+@dataclass
+class _Worker:
+    """One rank's actor, the file for its stacks, and the heartbeat it was asked for at ``asked_at``, if any."""
+
+    actor: RankHandle
+    stacks: StacksFile
+    asked: ray.ObjectRef[Heartbeat] | None = None
+    asked_at: float = 0.0
+
+
+class WorkerGroup:
+    """One set of rank actors. Used by the gang's thread only, but for :attr:`detector`, which anyone may read.
 
     Args:
         settings: the application's.
         placement_group: reserved for the gang; None = anywhere.
         first_bundle: where the gang's bundles begin in it.
         name: of the gang, for logs.
+
+    Attributes:
+        detector: what each rank said last, and which one hangs.
     """
 
     def __init__(self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str) -> None:
         self._settings, self._name = settings, name
         world = settings.parallel.ranks_per_replica
-        self.pulses: list[Pulse | None] = [None] * world
-        self._stacks = [StacksFile() for _ in range(world)]
-        self._actors = []
+        self._workers: list[_Worker] = []
         for rank in range(world):
             options: dict[str, Any] = {
                 "num_cpus": settings.parallel.rank_cpus,
@@ -69,14 +83,12 @@ class RankActors:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     placement_group, placement_group_bundle_index=rank_bundle_index(rank, first_bundle)
                 )
-            self._actors.append(start_rank(options, settings, rank, self._stacks[rank].path))
+            stacks = StacksFile()
+            self._workers.append(_Worker(start_rank(options, settings, rank, stacks.path), stacks))
         #: Seconds that :meth:`load` took, by stage; "processes" is mostly Python importing its libraries.
         self.stages: dict[str, float] = {}
-        self._asked: list[Any] = [None] * world
-        self._answered, self._changed = [time.monotonic()] * world, [time.monotonic()] * world
-        self._sent = [0.0] * world
-        #: Seconds each rank had waited for a CPU when it last answered, and when it last showed progress.
-        self._starved_answered, self._starved_changed = [0.0] * world, [0.0] * world
+        floor_s = settings.reliability.watchdog_floor_s
+        self.detector = HangDetector(world, floor_s, cpu_wait_s, time.monotonic())
 
     def load(
         self, source: ModelSource | None, tick: Callable[[], None], timeout_s: float
@@ -85,7 +97,7 @@ class RankActors:
 
         Args:
             source: what :func:`raycache.models.loading.prepare_model` said before; None = ask it, on rank 0.
-            tick: called every :data:`PULSE_S` meanwhile.
+            tick: called every :data:`HEARTBEAT_S` meanwhile.
             timeout_s: for all of it.
 
         Raises:
@@ -93,73 +105,54 @@ class RankActors:
         """
         began = time.monotonic()
         deadline = began + timeout_s
-        first = self._actors[0]
-        # The pulses first: whoever has told its process id can be killed for certain.
-        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "start", tick)
-        self.pulses = list(pulses)
+        actors = [worker.actor for worker in self._workers]
+        # Heartbeats first: once a rank's process id is known, it can be killed for certain.
+        heartbeats = self._all([actor.heartbeat.remote() for actor in actors], deadline, "start", tick)
+        self.detector.introduce(heartbeats)
         started = time.monotonic()
-        source = source or self._all([first.prepare.remote()], deadline, "find the model", tick)[0]
-        port = self._all([first.open_store.remote()], deadline, "open the rendezvous", tick)[0]
-        self._all([actor.join.remote(port) for actor in self._actors], deadline, "join the process group", tick)
+        source = source or self._all([actors[0].prepare.remote()], deadline, "find the model", tick)[0]
+        port = self._all([actors[0].open_store.remote()], deadline, "open the rendezvous", tick)[0]
+        self._all([actor.join.remote(port) for actor in actors], deadline, "join the process group", tick)
         joined = time.monotonic()
-        facts = self._all([actor.load.remote(*source) for actor in self._actors], deadline, "load the model", tick)
-        pulses = self._all([actor.pulse.remote() for actor in self._actors], deadline, "answer", tick)
+        facts = self._all([actor.load.remote(*source) for actor in actors], deadline, "load the model", tick)
+        heartbeats = self._all([actor.heartbeat.remote() for actor in actors], deadline, "answer", tick)
         now = time.monotonic()
         self.stages = {"processes": started - began, "rendezvous": joined - started, "model": now - joined}
-        self.pulses, self._answered, self._changed = list(pulses), [now] * len(pulses), [now] * len(pulses)
+        self.detector.loaded(heartbeats, now)
         return source, facts[0]
 
     def settle(self, tick: Callable[[], None]) -> None:
         """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`."""
-        self._all([actor.settle.remote() for actor in self._actors], time.monotonic() + 60, "settle", tick)
+        self._all([worker.actor.settle.remote() for worker in self._workers], time.monotonic() + 60, "settle", tick)
 
     def generate(self, job: Job) -> dict[Any, int]:
         """Send the same job to all ranks; the references, with the rank of each."""
-        now = time.monotonic()
-        self._changed, self._starved_changed = [now] * len(self._actors), list(self._starved_answered)
-        return {actor.generate.remote(job): rank for rank, actor in enumerate(self._actors)}
+        self.detector.job_sent(time.monotonic())
+        return {worker.actor.generate.remote(job): rank for rank, worker in enumerate(self._workers)}
 
     def abort(self, job_id: str) -> None:
         """Tell rank 0; the flag in the ranks' own all-reduce stops them all at one step."""
-        self._actors[0].abort.remote(job_id)
+        self._workers[0].actor.abort.remote(job_id)
 
-    def beat(self, patience_s: float | None) -> list[Progress]:
-        """Collect pulses that came in, ask for new ones; returns rank 0's news.
+    def poll(self, step_timeout_s: float | None) -> list[Progress]:
+        """Collect heartbeats that came in, ask for new ones; returns rank 0's news.
 
         Args:
-            patience_s: how long a working rank may show no progress; None = idle.
+            step_timeout_s: how long a working rank may show no progress; None = idle.
 
         Raises:
             Fault: a rank died, does not answer, or shows no progress.
         """
         now = time.monotonic()
         events: list[Progress] = []
-        for rank, actor in enumerate(self._actors):
-            if self._asked[rank] is not None and ray.wait([self._asked[rank]], timeout=0)[0]:
-                events += self._take(rank, now)
-            if self._asked[rank] is None and now - self._sent[rank] >= PULSE_S:
-                self._asked[rank], self._sent[rank] = actor.pulse.remote(), now
-        floor = self._settings.reliability.watchdog_floor_s
-        for rank, answered in enumerate(self._answered):
-            if self._hangs(now - answered, floor, self._starved_answered):
-                raise Fault("hang", f"{self._where(rank)} has not answered for {now - answered:.1f} s")
-        # One that stands still while another comes on waits for it: only a gang in which none does is stuck.
-        still, last = now - max(self._changed), self._changed.index(min(self._changed))
-        if patience_s is not None and self._hangs(still, patience_s, self._starved_changed):
-            raise Fault("hang", f"{self._where(last)} has made no progress for {now - self._changed[last]:.1f} s")
+        for rank, worker in enumerate(self._workers):
+            if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
+                events += self._take(rank, worker.asked, now)
+            if worker.asked is None and now - worker.asked_at >= HEARTBEAT_S:
+                worker.asked, worker.asked_at = worker.actor.heartbeat.remote(), now
+        if (hang := self.detector.hang(now, step_timeout_s)) is not None:
+            raise Fault("hang", hang)
         return events
-
-    def _where(self, rank: int) -> str:
-        pulse = _known(self.pulses[rank])
-        return f"rank {rank} (pid {pulse.pid}, {pulse.phase}, step {pulse.step})"
-
-    def _hangs(self, seconds: float, patience_s: float, starved_before: list[float]) -> bool:
-        """Whether so many seconds are too many. Those in which ranks could have run, but got no CPU, do not count."""
-        if seconds <= patience_s:
-            return False
-        pulses = map(_known, self.pulses)
-        starved = max(run_delay_s(pulse.pid) - was for pulse, was in zip(pulses, starved_before, strict=True))
-        return seconds - min(starved, (_STARVED_TIMES - 1) * patience_s) > patience_s
 
     def last_news(self) -> list[Progress]:
         """Rank 0's progress still under way when its job ended.
@@ -167,58 +160,54 @@ class RankActors:
         Raises:
             Fault: it has died since.
         """
-        if self._asked[0] is None or not ray.wait([self._asked[0]], timeout=2)[0]:
+        asked = self._workers[0].asked
+        if asked is None or not ray.wait([asked], timeout=2)[0]:
             return []
-        return self._take(0, time.monotonic())
-
-    def ages(self) -> list[float]:
-        """Seconds since each rank's last answer."""
-        now = time.monotonic()
-        return [now - answered for answered in self._answered]
+        return self._take(0, asked, time.monotonic())
 
     def dump_stacks(self) -> None:
         """Write the Python stacks of all ranks to the log. Ranks share this process's node (STRICT_PACK)."""
-        for pulse in self.pulses:
-            if pulse is not None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pulse.pid, signal.SIGUSR1)
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGUSR1)
         sizes, end = None, time.monotonic() + _STACKS_S
-        while sizes != (sizes := [stacks.size() for stacks in self._stacks]) or not any(sizes):
+        while sizes != (sizes := [worker.stacks.size() for worker in self._workers]) or not any(sizes):
             if time.monotonic() > end:
                 break
             time.sleep(0.3)
-        for rank, stacks in enumerate(self._stacks):
-            _logger.error("Stacks of rank %d of %s:\n%s", rank, self._name, stacks.read() or self._no_stacks(rank))
+        for rank, worker in enumerate(self._workers):
+            stacks = worker.stacks.read() or self._no_stacks(rank)
+            _logger.error("Stacks of rank %d of %s:\n%s", rank, self._name, stacks)
 
     def kill(self) -> None:
         """End all ranks and wait until their processes, and so their GPU memory, are gone."""
-        for actor in self._actors:
-            ray.kill(actor, no_restart=True)
+        for worker in self._workers:
+            ray.kill(worker.actor, no_restart=True)
         alive = []
-        for pulse in self.pulses:
+        for pid in self._pids():
             with contextlib.suppress(psutil.Error):
-                if pulse is not None:
-                    alive.append(psutil.Process(pulse.pid))
-                    alive[-1].kill()  # Ray asks the process first, and a stopped one does not hear
+                alive.append(psutil.Process(pid))
+                alive[-1].kill()  # Ray asks the process first, and a stopped one does not hear
         _, left = psutil.wait_procs(alive, timeout=5)
         for process in left:
             _logger.error("Rank process %d of %s did not end", process.pid, self._name)
-        for stacks in self._stacks:
-            stacks.close()
+        for worker in self._workers:
+            worker.stacks.close()
 
-    def _take(self, rank: int, now: float) -> list[Progress]:
+    def _pids(self) -> list[int]:
+        """Process ids of the ranks that have told theirs."""
+        return [rank.heartbeat.pid for rank in self.detector.ranks if rank.heartbeat is not None]
+
+    def _take(self, rank: int, asked: ray.ObjectRef[Heartbeat], now: float) -> list[Progress]:
         try:
-            pulse: Pulse = ray.get(self._asked[rank])
+            heartbeat = ray.get(asked)
         except DEATHS as error:
             raise Fault("death", f"rank {rank} died: {_first_line(error)}") from None
         except RayTaskError as error:
             raise Fault("error", f"rank {rank} cannot say how it is: {error.cause}") from None
-        before, starved = self.pulses[rank], run_delay_s(pulse.pid)
-        if before is None or (before.job, before.phase, before.step) != (pulse.job, pulse.phase, pulse.step):
-            self._changed[rank], self._starved_changed[rank] = now, starved
-        self._starved_answered[rank] = starved
-        self.pulses[rank], self._answered[rank], self._asked[rank] = pulse, now, None
-        return pulse.events
+        self._workers[rank].asked = None
+        self.detector.heard(rank, heartbeat, now)
+        return heartbeat.events
 
     def _all(self, refs: list[ray.ObjectRef[Any]], deadline: float, what: str, tick: Callable[[], None]) -> list[Any]:
         try:
@@ -226,7 +215,7 @@ class RankActors:
             results: dict[ray.ObjectRef[Any], Any] = {}
             while pending:
                 # One rank's error must not wait for the others, which may be waiting for that rank.
-                done, pending = ray.wait(pending, timeout=PULSE_S)
+                done, pending = ray.wait(pending, timeout=HEARTBEAT_S)
                 tick()
                 if not done and time.monotonic() > deadline:
                     raise GangStartError(
@@ -245,14 +234,9 @@ class RankActors:
 
     def _no_stacks(self, rank: int) -> str:
         try:
-            return f"none written; the process is {psutil.Process(_known(self.pulses[rank]).pid).status()}"
+            return f"none written; the process is {psutil.Process(self.detector.ranks[rank].known.pid).status()}"
         except psutil.Error:
             return "none written; the process is gone"
-
-
-def _known(pulse: Pulse | None) -> Pulse:
-    assert pulse is not None  # loading has asked them all
-    return pulse
 
 
 def _first_line(error: BaseException) -> str:

@@ -87,7 +87,7 @@ class EngineWatch:
     async def _ask(self) -> None:
         self._asked_at = time.monotonic()
         try:
-            answers = await self._engine.broadcast("status", self._caller).results_async(
+            answers = await self._engine.broadcast("poll", self._caller).results_async(
                 timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
             )
         except DeploymentUnavailableError:
@@ -110,7 +110,7 @@ class EngineWatch:
     async def _anyone(self) -> list[EngineStatus]:
         """One engine that hangs keeps a broadcast from ending; Serve's router goes round it to one that answers."""
         with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
-            return [await asyncio.wait_for(self._engine.status.remote(self._caller), _STATUS_TIMEOUT_S)]
+            return [await asyncio.wait_for(self._engine.poll.remote(self._caller), _STATUS_TIMEOUT_S)]
         return []
 
     async def latest(self) -> list[EngineStatus]:
@@ -132,7 +132,7 @@ class EngineWatch:
         if not statuses and self.may_sleep:
             # A call that waits at Serve's handle is what makes it start an engine where there is none.
             with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
-                return await asyncio.wait_for(self._engine.status.remote(self._caller), patience_s)
+                return await asyncio.wait_for(self._engine.poll.remote(self._caller), patience_s)
         if not statuses:
             await self.refresh(self._polls)  # Serve may have called one ready since the last poll
             statuses = self.statuses

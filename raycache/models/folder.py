@@ -6,21 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from raycache.models.registry import family_of
 from raycache.protocol.schemas import ModelInfo
 
-__all__ = ["folder_faults", "model_info"]
+__all__ = ["folder_faults", "model_info", "pipeline_class"]
 
-#: What FluxPipeline needs, and the file without which a part cannot be loaded; of a tokenizer, any.
-_PARTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "text_encoder_2": "config.json",
-    "tokenizer": "*",
-    "tokenizer_2": "*",
-    "scheduler": "scheduler_config.json",
-}
-_WITH_WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 _LONGEST_HEADER = 100 << 20  # safetensors' own bound
 
 
@@ -34,30 +24,38 @@ def folder_faults(folder: Path, *, weights: bool = True) -> list[str]:
     index = _json(folder / "model_index.json")
     if not isinstance(index, dict):
         return [f"{folder / 'model_index.json'} is not JSON of a diffusers pipeline"]
-    named = index.get("transformer")
-    if isinstance(named, list) and named[-1] != "FluxTransformer2DModel":
-        return [f"{folder} holds {index.get('_class_name')} with {named[-1]}; this service draws with FLUX pipelines"]
-    faults = [f"{folder} lacks {part}/{file}" for part, file in _PARTS.items() if not any((folder / part).glob(file))]
+    family, named = family_of(pipeline_class(folder)), index.get("transformer")
+    if isinstance(named, list) and named[-1] != family.transformer:
+        held = f"{folder} holds {index.get('_class_name')} with {named[-1]}"
+        return [f"{held}; this service draws with {family.called} pipelines"]
+    parts = family.parts.items()
+    faults = [f"{folder} lacks {part}/{file}" for part, file in parts if not any((folder / part).glob(file))]
     if weights:
-        faults += [fault for part in _WITH_WEIGHTS for fault in _weight_faults(folder / part)]
+        faults += [fault for part in family.with_weights for fault in _weight_faults(folder / part)]
     return faults
 
 
 def model_info(folder: Path, max_sequence_length: int | None) -> ModelInfo | None:
     """What the gang will say of the model in ``folder``; None where the files do not tell."""
-    config, index = _json(folder / "transformer" / "config.json"), _json(folder / "model_index.json")
-    tokenizer = _json(folder / "tokenizer_2" / "tokenizer_config.json")
+    config, pipeline = _json(folder / "transformer" / "config.json"), pipeline_class(folder)
+    family = family_of(pipeline)
     try:
-        longest = max_sequence_length or min(int(tokenizer["model_max_length"]), 512)
         return ModelInfo(
             kind="folder",
-            num_blocks=config["num_layers"] + config["num_single_layers"],
-            num_heads=config["num_attention_heads"],
-            text_tokens=longest,
-            pipeline=str(index.get("_class_name")),
+            num_blocks=family.num_blocks(config),
+            num_heads=family.num_heads(config),
+            text_tokens=max_sequence_length or family.text_tokens_told(folder),
+            pipeline=pipeline,
+            token_side=family.token_side,
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def pipeline_class(folder: Path) -> str:
+    """Class name of the pipeline that the index in ``folder`` names; "None" where it names none."""
+    index = _json(folder / "model_index.json")
+    return str(index.get("_class_name")) if isinstance(index, dict) else "None"
 
 
 def _weight_faults(part: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Guidance of its own for each picture of a batch; diffusers' FLUX pipelines take one number for all."""
+"""Embedded guidance of its own for each picture of a batch; diffusers' pipelines take one number for all."""
 
 from __future__ import annotations
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from cache_core.blocks import find_blocks
+from raycache.models.folder import pipeline_class
+from raycache.models.registry import family_of
 from raycache.protocol.job import ModelFacts, ModelKind
 from raycache.settings import ModelSettings
 
@@ -14,30 +18,29 @@ __all__ = ["load_pipeline", "model_facts"]
 
 def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:
     """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to draw."""
-    from diffusers import FluxPipeline
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = FluxPipeline.from_pretrained(folder, dtype=getattr(torch, settings.dtype)).to(device)
+    pipe = family_of(pipeline_class(Path(folder))).load(folder, getattr(torch, settings.dtype)).to(device)
     pipe.set_progress_bar_config(disable=True)
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
-        for name in ("transformer_blocks", "single_transformer_blocks"):
-            for block in getattr(pipe.transformer, name, ()):
-                block.forward = torch.compile(block.forward)
+        for block in find_blocks(pipe.transformer):
+            module: Any = block.module  # a method is exchanged, which types do not foresee
+            module.forward = torch.compile(module.forward)
     return pipe
 
 
 def model_facts(pipe: Any, settings: ModelSettings, kind: ModelKind) -> ModelFacts:
     """Facts of a loaded pipeline."""
-    transformer = pipe.transformer
-    text_tokens = settings.max_sequence_length or min(int(pipe.tokenizer_2.model_max_length), 512)
+    family = family_of(type(pipe).__name__, kind)
     return ModelFacts(
         kind=kind,
-        num_blocks=len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks),
-        num_heads=transformer.config.num_attention_heads,
-        text_tokens=text_tokens,
+        num_blocks=len(find_blocks(pipe.transformer)),
+        num_heads=family.num_heads(pipe.transformer.config),
+        text_tokens=settings.max_sequence_length or family.text_tokens(pipe),
         pipeline=type(pipe).__name__,
+        token_side=family.token_side,
     )

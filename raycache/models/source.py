@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from raycache.models.registry import own_model
 from raycache.protocol.job import ModelKind, ModelSource
 from raycache.settings import ModelSettings
 
@@ -31,19 +32,14 @@ def prepare_model(settings: ModelSettings) -> ModelSource:
         ModelNotFound: a path that is no model folder, a hub id that is neither in the cache nor to be had, or the
             bundled model is missing.
     """
-    if settings.path == "noise":
-        from raycache.demo.noise import build_noise_model
-
-        return str(build_noise_model(_cache_folder(settings) / "noise-flux")), "noise"
-    if settings.path == "demo":
-        from raycache.demo import demo_model_path
-
+    if (own := own_model(settings.path)) is not None:
         try:
-            return str(demo_model_path()), "demo"
+            folder = own.folder(_cache_folder(settings))
         except FileNotFoundError as error:
             raise ModelNotFound(str(error)) from None
-    if (folder := _folder(settings)) is not None:
-        return str(folder), _kind_of_folder(folder)
+        return str(folder), _kind(settings.path)
+    if (given := _folder(settings)) is not None:
+        return str(given), _kind_of_folder(given)
     # FLUX repositories carry the weights twice: the single-file copies are not read by diffusers.
     return _fetch(settings, allow_patterns=["*.json", "*/*"]), "hub"
 
@@ -59,11 +55,11 @@ def model_outline(settings: ModelSettings, scratch: Path) -> Path | None:
     Raises:
         ModelNotFound: as :func:`prepare_model`.
     """
-    if settings.path == "noise":
-        built = _cache_folder(settings) / "noise-flux"
-        return built if (built / "model_index.json").is_file() else None
-    if settings.path == "demo":
-        return Path(prepare_model(settings)[0])
+    if (own := own_model(settings.path)) is not None:
+        try:
+            return own.outline(_cache_folder(settings))
+        except FileNotFoundError as error:
+            raise ModelNotFound(str(error)) from None
     if (folder := _folder(settings)) is not None:
         return folder
     cached = settings.model_copy(update={"local_files_only": True})
@@ -125,7 +121,11 @@ def _cache_folder(settings: ModelSettings) -> Path:
 def _kind_of_folder(folder: Path) -> ModelKind:
     marker = folder / "raycache_model.json"
     try:
-        kind = json.loads(marker.read_text())["kind"]
+        return _kind(json.loads(marker.read_text())["kind"])
     except (OSError, ValueError, LookupError, TypeError):
         return "folder"
-    return kind if kind in ("noise", "demo") else "folder"
+
+
+def _kind(told: object) -> ModelKind:
+    """What settings or a marker call a model of this project; any other is a folder."""
+    return "noise" if told == "noise" else "demo" if told == "demo" else "folder"

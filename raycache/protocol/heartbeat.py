@@ -7,7 +7,7 @@ from typing import Literal
 
 from raycache.protocol.job import Progress
 
-__all__ = ["Failure", "Phase", "Pulse"]
+__all__ = ["Failure", "Heartbeat", "Phase"]
 
 Phase = Literal["loading", "idle", "encode", "denoise", "decode"]
 
@@ -39,7 +39,7 @@ class Failure:
 
 
 @dataclass
-class Pulse:
+class Heartbeat:
     """How a rank is, as it says itself.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pulse:
         gpus: ids of the GPUs that Ray gave it.
         memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
         collective_wait_s: seconds it has waited in the decisions' all-reduce, over its life.
-        events: rank 0's progress since the last pulse.
+        events: rank 0's progress since the last heartbeat.
     """
 
     pid: int

@@ -37,6 +37,7 @@ class ModelFacts:
         num_heads: attention heads.
         text_tokens: tokens every prompt is padded to.
         pipeline: class name of the pipeline.
+        token_side: pixels a side of what the transformer reads as one image token.
     """
 
     kind: ModelKind
@@ -44,6 +45,7 @@ class ModelFacts:
     num_heads: int
     text_tokens: int
     pipeline: str
+    token_side: int
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,11 @@ class GangStatus:
     """The gang as it sees itself; made without calling a rank.
 
     Attributes:
-        ready: ranks are loaded and no fault is being mended; ``ready_in_s``: seconds until then, as it took last time.
+        ready: ranks are loaded, no recovery is under way; ``ready_in_s``: seconds until then, as it took last time.
         restarts: incarnations after the first; ``causes`` has them by kind of fault.
         retries: jobs that were drawn again after a fault; ``retry_causes`` has them by its kind.
         faults: what was wrong each time, newest last, at most ten.
-        ranks: each rank's last pulse, and its age in seconds.
+        ranks: each rank's last heartbeat, and its age in seconds.
         last_recovery: times of the last fault's recovery, see :class:`Recovery`.
     """
 

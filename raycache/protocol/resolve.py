@@ -19,8 +19,6 @@ from raycache.protocol.formats import LONGEST_SIDE
 from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
 from raycache.settings import AppSettings, LimitSettings, Policy
 
-#: The VAE shrinks by 8 and the transformer packs 2x2 latents into one image token.
-PIXELS_PER_TOKEN_SIDE = 16
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
 
@@ -44,7 +42,7 @@ def resolve(
     _check_prompt(request.prompt, limits)
     size = defaults.size if request.size in (None, "auto") else request.size
     width, height = parse_size(size)
-    check_size(width, height, ranks=ranks, max_pixels=limits.max_pixels)
+    check_size(width, height, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
     size = f"{width}x{height}"  # 0128x128 is the same size
     _check_format(request.output_format, size)
     _check_at_most("n", request.n, limits.max_images)
@@ -128,13 +126,12 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def check_size(width: int, height: int, *, ranks: int, max_pixels: int) -> None:
-    """Both sides multiples of 16, not too large, image tokens divisible by the number of ranks.
+def check_size(width: int, height: int, *, side: int, ranks: int, max_pixels: int) -> None:
+    """Both sides multiples of a token's, not too large, image tokens divisible by the number of ranks.
 
     Raises:
         RequestError: 400 with the two nearest legal sizes.
     """
-    side = PIXELS_PER_TOKEN_SIDE
     if width % side or height % side or not width or not height:
         reason = f"width and height must be positive multiples of {side}, got {width}x{height}"
     elif width * height > max_pixels:
@@ -143,12 +140,11 @@ def check_size(width: int, height: int, *, ranks: int, max_pixels: int) -> None:
         reason = f"{width}x{height} makes {tokens} image tokens, which do not divide over {ranks} ranks"
     else:
         return
-    raise invalid("size", reason, nearest_sizes(width, height, ranks=ranks, max_pixels=max_pixels))
+    raise invalid("size", reason, nearest_sizes(width, height, side=side, ranks=ranks, max_pixels=max_pixels))
 
 
-def nearest_sizes(width: int, height: int, *, ranks: int, max_pixels: int, count: int = 2) -> list[str]:
+def nearest_sizes(width: int, height: int, *, side: int, ranks: int, max_pixels: int, count: int = 2) -> list[str]:
     """Legal sizes closest to the one given, nearest first, by the sum of the changes of both sides."""
-    side = PIXELS_PER_TOKEN_SIDE
     shrink = min(1.0, math.sqrt(max_pixels / max(1, width * height)))
     columns, rows = (max(1, round(length * shrink / side)) for length in (width, height))
     tokens = max_pixels // side**2

@@ -198,6 +198,7 @@ class ModelInfo:
     num_heads: int
     text_tokens: int
     pipeline: str
+    token_side: int
 
 
 @dataclass(frozen=True)

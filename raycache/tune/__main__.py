@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cache_core import parse_options
+from cache_core.blocks import find_blocks
 from raycache.presets import PRESET_NAMES, Presets
 from raycache.text_files import FileError, entries
 from raycache.tune.candidates import Family, check_families
@@ -50,8 +51,7 @@ def main(
         sweep = Sweep(folder, model, job)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from None
-    blocks = len(pipe.transformer.transformer_blocks) + len(getattr(pipe.transformer, "single_transformer_blocks", ()))
-    candidates = check_families(blocks, steps)
+    candidates = check_families(len(find_blocks(pipe.transformer)), steps)
     console = Console(stderr=True)
     try:
         watch(sweep, pipe, candidates, min(targets.values()) - _SLACK, console)
@@ -125,7 +125,7 @@ def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
     return [scene.caption for scene in held_out_scenes(count, seed=2)]
 
 
-def load_pipe(model: str, dtype: str) -> object:
+def load_pipe(model: str, dtype: str) -> Any:
     """The pipeline on the GPU if there is one, else on the CPU."""
     from raycache.models.loading import load_pipeline
     from raycache.models.source import prepare_model

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cache_core import cache_session
 from cache_core.options import CacheOptions, NoCacheOptions
+from raycache.models.generating import generate_images
 from raycache.tune.candidates import Family
 from raycache.tune.measures import feature_distance, psnr, ssim
 
@@ -77,18 +77,11 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
     clock = clock_of(pipe)
     started = clock()
     for start in range(0, len(job.prompts), job.batch):
-        prompts = list(job.prompts[start : start + job.batch])
+        prompts = job.prompts[start : start + job.batch]
         with cache_session(pipe.transformer, options) as report:
-            drawn = pipe(
-                prompts,
-                width=job.width,
-                height=job.height,
-                num_inference_steps=job.steps,
-                max_sequence_length=min(512, pipe.tokenizer_2.model_max_length),
-                generator=[torch.Generator().manual_seed(start + index) for index in range(len(prompts))],
-                output_type="np",
-            ).images
-        pictures.append((drawn * 255).round().astype(np.uint8))
+            seeds = range(start, start + len(prompts))
+            drawn = generate_images(pipe, prompts, seeds, steps=job.steps, width=job.width, height=job.height)
+        pictures.append(drawn)
         shares += report.computed_block_fraction
     seconds = (clock() - started) / len(job.prompts)
     return np.concatenate(pictures), float(np.mean(shares)), seconds

@@ -1,8 +1,8 @@
 """The Ray actor around one rank.
 
 Methods are plain ``def``: Serve cancels requests recursively, and an async rank method would be killed on some ranks
-and not on others. ``pulse`` and ``abort`` run in a concurrency group of their own, so they answer while ``generate``
-waits in a collective.
+and not on others. ``heartbeat`` and ``abort`` run in a concurrency group of their own, so they answer while
+``generate`` waits in a collective.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ray
 from ray.actor import ActorHandle
 
 from raycache.logs import quiet_libraries
-from raycache.protocol.heartbeat import Failure, Pulse
+from raycache.protocol.heartbeat import Failure, Heartbeat
 from raycache.protocol.job import Job, JobOutput, ModelFacts, ModelKind, ModelSource, Progress
 from raycache.settings import AppSettings
 
@@ -55,8 +55,8 @@ class RankActor:
         return self._rank.generate(job)
 
     @ray.method(concurrency_group="watch")
-    def pulse(self) -> Pulse:
-        return self._rank.pulse()
+    def heartbeat(self) -> Heartbeat:
+        return self._rank.heartbeat()
 
     @ray.method(concurrency_group="watch")
     def abort(self, job_id: str) -> None:
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
         load: _Remote[[str, ModelKind], ModelFacts]
         settle: _Remote[[], None]
         generate: _Remote[[Job], tuple[JobOutput | None, list[Progress]] | Failure]
-        pulse: _Remote[[], Pulse]
+        heartbeat: _Remote[[], Heartbeat]
         abort: _Remote[[str], None]
 
 

@@ -1,6 +1,6 @@
 """One rank: a process group, a pipeline on one device, a cache session per job, and (rank 0) the picture.
 
-``pulse`` and ``abort`` are called by another thread than ``generate``, also while that waits in a collective.
+``heartbeat`` and ``abort`` are called by another thread than ``generate``, also while that waits in a collective.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from cache_core import CacheReport, JobAborted, RanksParted, cache_session
 from raycache.logs import about, to_stderr
-from raycache.models.guidance import guided
 from raycache.models.loading import load_pipeline, model_facts
-from raycache.models.picture import decode, preview
+from raycache.models.registry import family_of
 from raycache.models.source import prepare_model
-from raycache.protocol.heartbeat import Failure, Phase, Pulse
+from raycache.protocol.heartbeat import Failure, Heartbeat, Phase
 from raycache.protocol.job import Job, JobOutput, ModelFacts, ModelKind, Progress, stalls
 from raycache.settings import AppSettings
 from raycache.tracing import RankSpans
@@ -59,7 +58,7 @@ class Rank:
         self._phase: Phase = "loading"
         self._step = 0
         self._events: list[Progress] = []
-        self._told: list[Progress] = []  # of this job, in pulses: one that is late may never be read
+        self._told: list[Progress] = []  # of this job, in heartbeats: one that is late may never be read
         self._collective_wait_s = 0.0
         self._latents: torch.Tensor | None = None  # of the step before, for previews
         self._lock = threading.Lock()
@@ -101,6 +100,7 @@ class Rank:
         self._claim_thread()
         self._pipe = load_pipeline(self._settings.model, source, self._device)
         facts = model_facts(self._pipe, self._settings.model, kind)
+        self._family = family_of(facts.pipeline, kind)
         if self._world > 1:
             from raycache.worker.context_parallel import parallelize
 
@@ -135,10 +135,10 @@ class Rank:
             spans.end(failure)
             self._job, self._phase, self._latents = None, "idle", None
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """Answers also while ``generate`` is inside a collective."""
         context = ray.get_runtime_context()
-        return Pulse(
+        return Heartbeat(
             pid=os.getpid(),
             node=context.get_node_id(),
             device=str(self._device),
@@ -160,21 +160,17 @@ class Rank:
         began = time.monotonic()
         self._phase = "encode"
         spans.phase("encode")
-        pipe, n = self._pipe, len(job.seeds)
+        pipe, family = self._pipe, self._family
         with torch.no_grad():
             prompts = list(dict.fromkeys(job.prompts)) or [job.prompt]
-            embeds, pooled, _ = pipe.encode_prompt(
-                prompt=prompts, prompt_2=None, device=self._device, max_sequence_length=self._text_tokens
-            )
-            rows = [prompts.index(prompt) for prompt in job.prompts] or [0] * n
-            embeds, pooled = embeds[rows], pooled[rows]
+            rows = [prompts.index(prompt) for prompt in job.prompts] or [0] * len(job.seeds)
+            told = family.encode(pipe, prompts, rows, self._device, self._text_tokens)
             ends = [encoded := self._now()]
             self._phase = "denoise"
             spans.phase("denoise")
             # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
             generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-            shape = n, pipe.transformer.config.in_channels // 4, job.height, job.width
-            noise, _ = pipe.prepare_latents(*shape, embeds.dtype, self._device, generators, None)
+            noise = family.noise(pipe, told, generators, job.height, job.width)
             self._latents = noise
 
             def step_done(_: object, step: int, __: object, state: dict[str, Any]) -> dict[str, Any]:
@@ -182,19 +178,17 @@ class Rank:
                 return self._step_done(job, report, step, state)
 
             with (
-                guided(pipe.transformer, job.guidance_scales),
+                family.guided(pipe, job.guidance_scales),
                 cache_session(
                     pipe.transformer, job.caches or job.cache, self._group, should_abort=lambda: self._aborted == job.id
                 ) as report,
             ):
                 latents = pipe(
-                    prompt_embeds=embeds,
-                    pooled_prompt_embeds=pooled,
+                    **told,
                     height=job.height,
                     width=job.width,
                     num_inference_steps=job.num_inference_steps,
                     guidance_scale=job.guidance_scale,
-                    max_sequence_length=self._text_tokens,
                     latents=noise,
                     output_type="latent",
                     callback_on_step_end=step_done,
@@ -208,20 +202,16 @@ class Rank:
             spans.phase("decode")
             if self._aborted == job.id:
                 raise JobAborted(job.num_inference_steps, "decode")
-            images = decode(pipe, latents, job.height, job.width)
+            images = family.decode(pipe, latents, job.height, job.width)
         return JobOutput(
             images=images,
-            warnings=[self._unread(prompts[row]) for row in rows],
+            warnings=[family.prompt_warnings(pipe, prompts[row], self._text_tokens) for row in rows],
             report=None if job.cache.type == "none" else report.to_dict(),
             encode_s=encoded - began,
             denoise_s=denoised - encoded,
             decode_s=self._now() - denoised,
             stalls_s=stalls(np.diff(ends).tolist()),
         )
-
-    def _unread(self, prompt: str) -> list[str]:
-        tokens, read = len(self._pipe.tokenizer_2(prompt, verbose=False).input_ids), self._text_tokens
-        return [f"prompt: {tokens} tokens, of which this model reads the first {read}"] if tokens > read else []
 
     def _step_done(self, job: Job, report: CacheReport, step: int, state: dict[str, Any]) -> dict[str, Any]:
         if self._rank == 0:
@@ -241,7 +231,7 @@ class Rank:
         """None where it fails: the other ranks go on, and for want of memory for a preview the gang must not part."""
         assert self._latents is not None  # set before the first step
         try:
-            return preview(self._pipe, self._latents, latents, step, job.height, job.width)
+            return self._family.preview(self._pipe, self._latents, latents, step, job.height, job.width)
         except RuntimeError as error:  # out of memory is one
             _logger.warning(f"no preview: {type(error).__name__}: {error}", extra=about(job, rank=self._rank))
             return None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.core_cases import ABORTED_STEPS, JOBS, OPTIONS, on_four, on_two
+from tests.helpers.joined import TOGETHER
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_flux import Job, decisions, differences, draw, draw_cached, gap, tiny_flux
 
@@ -182,3 +183,31 @@ def test_a_batch_split_over_two_groups_of_two(four, method):
 def test_the_default_dtype_does_not_round_the_checksum(four):
     for rank in four:
         assert [d[1] for d in rank["bfloat16"]] == ["warmup", "below", "below", "below"]
+
+
+@pytest.mark.parametrize("method", TOGETHER)
+def test_jobs_in_joined_calls_decide_as_alone_on_one_rank(two, method):
+    """Split over two ranks, jobs at different steps of theirs."""
+    for k, (job, options) in enumerate(TOGETHER[method]):
+        alone, single = draw_cached(tiny_flux(), options, job)
+        for rank in two:
+            outputs, report = rank["joined"][method][k]
+            for image in range(len(job.seeds)):
+                assert decisions(report, image) == decisions(single, image)
+            assert gap(outputs, alone) <= 1e-4
+    seen = {d[0] or bool(d[2]) for _, report in two[0]["joined"][method] for d in decisions(report)}
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("method", TOGETHER)
+def test_under_attack_joined_calls_are_decided_alike(two, method):
+    one, other = (rank["joined"]["attacked", method] for rank in two)
+    assert one == other
+    apart = [rank["joined"]["not reduced", method] for rank in two]
+    assert apart[0] != apart[1], "the attack must bite where nothing is reduced"
+
+
+def test_ranks_that_join_other_jobs_are_found(two):
+    """The jobs are alike but for their names: rank 0 begins with the first, rank 1 with the second."""
+    for rank in two:
+        assert "not at the same decision" in rank["joined"]["parted"]

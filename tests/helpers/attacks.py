@@ -17,7 +17,7 @@ from tests.helpers.tiny_flux import Job, draw, tiny_flux
 
 
 @contextmanager
-def _noise(rank: int, seed: int, strength: float):
+def noise(rank: int, seed: int, strength: float):
     """This rank's own share of every difference is off by a random factor, as if its tokens moved unlike the rest."""
     from cache_core.policies import block_memory as shared
     from cache_core.policies import compared_block as compared
@@ -64,7 +64,7 @@ def _attack(rank: int, group: dist.ProcessGroup, schedules: range) -> list[dict[
     for seed in schedules:
         options, job = _schedule(seed)
         parted = None
-        with _noise(rank, seed, 0.4):
+        with noise(rank, seed, 0.4):
             try:
                 with cache_session(transformer, options, group=group) as report:
                     draw(transformer, job)

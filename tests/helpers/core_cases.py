@@ -14,6 +14,7 @@ import torch.distributed as dist
 from cache_core import JobAborted, RanksParted, cache_session, find_group
 from cache_core.hooks import attachment_of
 from tests.helpers.attacks import attacks
+from tests.helpers.joined import on_split_ranks
 from tests.helpers.tiny_flux import Job, decisions, draw, draw_cached, tiny_flux
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -219,4 +220,4 @@ def on_four(rank: int, world_size: int) -> dict[str, Any]:
 
 
 def on_two(rank: int, world_size: int) -> dict[str, Any]:
-    return {"aborts": aborts()}
+    return {"aborts": aborts(), "joined": on_split_ranks()}

@@ -23,7 +23,7 @@ SETTINGS = AppSettings.model_validate(
         "warmup": [{"size": "128x128", "n": 2}],
     }
 )
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
+MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
 
 
 class _Handle(SimpleNamespace):

@@ -28,13 +28,13 @@ def output(seconds: float) -> JobOutput:
 class World:
     """One gang that draws one job after the other, clients, and a clock. Nothing here predicts anything.
 
-    ``step_s``: what a step takes, ``noise``: how much that varies, ``mended_at``: when there will be ranks again,
+    ``step_s``: what a step takes, ``noise``: how much that varies, ``rebuilt_at``: when there will be ranks again,
     ``said_s``: how long the gang believes that it takes.
     """
 
     step_s: float = 0.1
     noise: float = 0.0
-    mended_at: float = 0.0
+    rebuilt_at: float = 0.0
     said_s: float = 0.0
     policy: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
@@ -56,14 +56,14 @@ class World:
         heapq.heappush(self._events, (when, next(self._number), what))
 
     def run(self, until: float) -> None:
-        self.at(self.mended_at, lambda: None)
+        self.at(self.rebuilt_at, lambda: None)
         while self._events and self._events[0][0] <= until:
             self.now, _, what = heapq.heappop(self._events)
             what()
 
     def arrive(self, name: str, work: Work, *, tries: int = 0, key: str | None = None, timeout_s: float = 300.0):
         """A client that comes, and comes again exactly when it is told."""
-        left = max(0.0, self.said_s - self.now) if self.now < self.mended_at else 0.0
+        left = max(0.0, self.said_s - self.now) if self.now < self.rebuilt_at else 0.0
         try:
             ticket = self.admission.admit(work, timeout_s, left, key=key, mark=(name, key, work))
         except RequestError as error:
@@ -79,7 +79,7 @@ class World:
 
     def _draw(self) -> None:
         seconds = self.queue[0].work.steps * self.step_s * self.luck.lognormvariate(0, self.noise)
-        self.at(max(self.now, self.mended_at) + seconds, lambda: self._drawn(seconds))
+        self.at(max(self.now, self.rebuilt_at) + seconds, lambda: self._drawn(seconds))
 
     def _drawn(self, seconds: float) -> None:
         ticket = self.queue.pop(0)

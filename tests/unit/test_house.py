@@ -19,12 +19,12 @@ MAY_IMPORT = {
     "reference": SHARED,
     "front": {"protocol"},
     "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
-    "engine": {"gang", "demo", *SHARED},  # the bundled model's warnings
+    "engine": {"gang", "models", *SHARED},  # the family's words on a request
     "gang": {"worker", *SHARED},
     "worker": {"models", *SHARED},
-    "models": {"demo", *SHARED},
+    "models": SHARED,  # models of this project stand above their family: the registry has their names
     "cluster": {"ray_errors"},
-    "demo": set(),
+    "demo": {"models"},
     "tune": {"demo", "models", *SHARED},
     "testing": {"worker", "protocol"},
     "__init__": {"protocol"},

@@ -125,7 +125,7 @@ def test_what_tune_writes_can_be_read(tmp_path: Path) -> None:
     assert "31.0 dB, 50.0% of blocks" in text
 
 
-MODEL = ModelInfo("demo", 57, 4, 16, "FluxPipeline")
+MODEL = ModelInfo("demo", 57, 4, 16, "FluxPipeline", 16)
 POLICY = AppSettings.model_validate({"model": {"path": "black-forest-labs/FLUX.1-dev"}}).policy
 
 

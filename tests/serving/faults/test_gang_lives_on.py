@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
+from raycache.gang.cpu_wait import cpu_wait_s
 from raycache.gang.gang import Gang
-from raycache.gang.starvation import run_delay_s
 from raycache.protocol.job import GangBroken, GangRestarting
 from raycache.settings import AppSettings
 from tests.serving.conftest import LONG, job, wait_until
@@ -24,10 +24,10 @@ def pid_of(gang: Gang, rank: int) -> int:
 
 def hit(gang: Gang, rank: int, blow: signal.Signals) -> float:
     """Seconds until the gang has noticed. Those in which this process, where its thread is, got no CPU do not count."""
-    starved, at = run_delay_s(os.getpid()), time.time()
+    starved, at = cpu_wait_s(os.getpid()), time.time()
     os.kill(pid_of(gang, rank), blow)
     wait_until(lambda: (last := gang.status().last_recovery) is not None and last.noticed_at > at)
-    return gang.status().last_recovery.noticed_at - at - (run_delay_s(os.getpid()) - starved)
+    return gang.status().last_recovery.noticed_at - at - (cpu_wait_s(os.getpid()) - starved)
 
 
 def test_death_of_an_idle_rank(gang: Gang, reference: np.ndarray):
@@ -56,7 +56,7 @@ def test_death_in_a_job_is_retried_and_the_queue_waits(gang: Gang, reference: np
 
 
 def test_a_stopped_rank_is_a_hang(gang: Gang, reference: np.ndarray, caplog: pytest.LogCaptureFixture):
-    gang.submit(job()).future.result(60)  # the shape is known: its patience is the floor
+    gang.submit(job()).future.result(60)  # the shape is known: its time-out is the floor
     # Time enough to notice the hang, and too little for new ranks after that.
     running = gang.submit(job(steps=LONG), deadline=time.monotonic() + max(4.0, gang._rebuilds.expected_s))
     wait_until(lambda: gang.status().ranks[0].get("step", 0) > 3)

@@ -17,7 +17,7 @@ from tests.serving.conftest import job, wait_until
 
 
 def test_the_declared_shape_is_warm(gang: Gang):
-    assert gang._life.patience.seconds(job(), "denoise") == 2.0
+    assert gang._life.timeouts.seconds(job(), "denoise") == 2.0
 
 
 #: Between steps, a rank dies in `test_service_faults.py`, and one is stopped in `test_gang_lives_on.py`.

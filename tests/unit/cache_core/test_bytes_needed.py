@@ -90,7 +90,7 @@ def test_within_a_step():
 def _forget(session: Any) -> None:
     """As after a step that was left unfinished."""
     for branch in session._branches.values():
-        branch.policy.forget()
+        branch.forget()
     assert session.bytes_held() == 0
 
 

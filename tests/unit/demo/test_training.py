@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from cache_core.blocks import find_blocks
 from raycache.demo import drawer as drawer_module
-from raycache.demo.drawer import Drawer, blocks_of, close_gates, grow, pack, token_positions
+from raycache.demo.drawer import Drawer, close_gates, grow, pack, token_positions
 from raycache.demo.latents import Latents
 from raycache.demo.transformer_training import Stage, flow_loss, rate_at, train_stage
 
@@ -47,7 +48,7 @@ def test_growing_changes_nothing_but_the_depth(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(drawer_module, "SINGLE_LAYERS", 7)
     small = trained(2, 3)
     large = grow(small, *WORDS).eval()
-    assert len(blocks_of(large.transformer)) == 12
+    assert len(find_blocks(large.transformer)) == 12
     torch.testing.assert_close(velocity(large), velocity(small))
     # And the copies hold what they need to open: a gate's gradient flows.
     flow_loss(large, latents(), 0.4, np.random.default_rng(0), torch.device("cpu")).backward()
@@ -58,8 +59,8 @@ def test_growing_changes_nothing_but_the_depth(monkeypatch: pytest.MonkeyPatch) 
 def test_closed_gates_make_an_identity() -> None:
     model = trained(1, 1)
     open_velocity = velocity(model)
-    for block in blocks_of(model.transformer):
-        close_gates(block)
+    for block in find_blocks(model.transformer):
+        close_gates(block.module)
     closed = velocity(model)
     assert not torch.allclose(open_velocity, closed)
     model.transformer.single_transformer_blocks = torch.nn.ModuleList()

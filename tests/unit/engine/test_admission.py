@@ -149,9 +149,9 @@ def test_one_slow_job_does_not_lock_its_kind_out():
 def test_a_deadline_before_new_ranks_are_there_is_for_another_engine():
     queue = learned(10.0)
     with pytest.raises(RequestError) as caught:
-        queue.admit(SMALL, 35.0, mending_s=30.0)
+        queue.admit(SMALL, 35.0, recovery_s=30.0)
     error = caught.value  # after five seconds 25 are left of the rebuild
     assert (error.status, error.code, error.retry_after_s) == (503, "gang_restarting", 6)
-    queue.admit(SMALL, 45.0, mending_s=30.0)
+    queue.admit(SMALL, 45.0, recovery_s=30.0)
     with pytest.raises(RequestError, match="about 30 s"):
-        queue.admit(SMALL, 45.0, mending_s=30.0)  # ... behind the one before
+        queue.admit(SMALL, 45.0, recovery_s=30.0)  # ... behind the one before

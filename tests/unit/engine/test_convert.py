@@ -18,6 +18,6 @@ def test_the_bundled_model_warns_of_sizes_it_was_not_trained_at(kind: str, size:
     prompt = "a red circle on a white background"
     request = GenerationRequest(prompt=prompt, size=size, seed=1, num_inference_steps=4, cache=NoCacheOptions())
     output = JobOutput(np.zeros((1, 8, 8, 3), np.uint8), None, 0.1, 0.1, 0.1)
-    model = ModelInfo(kind=kind, num_blocks=57, num_heads=4, text_tokens=16, pipeline="FluxPipeline")
+    model = ModelInfo(kind=kind, num_blocks=57, num_heads=4, text_tokens=16, pipeline="FluxPipeline", token_side=16)
     warnings = result_of(request, output, 1.0, model).warnings
     assert any("128x128" in warning and size in warning for warning in warnings) == warned

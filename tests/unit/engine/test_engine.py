@@ -114,8 +114,8 @@ async def test_a_job_that_its_ranks_took_along_is_told_when_it_would_get_in(engi
     """The gang can only say when there will be ranks again; those who wait are drawn first."""
     engine._gang.costs.learn(Work(128, 128, 1, 10, order().cache), output_of(20.0))
     (first, one), (second, two) = [await started(engine, num_inference_steps=10) for _ in range(2)]
-    mending = GangStatus("replica-1", False, 1, 0, None, ready_in_s=30.0)
-    monkeypatch.setattr(engine._gang, "status", lambda: mending)
+    recovering = GangStatus("replica-1", False, 1, 0, None, ready_in_s=30.0)
+    monkeypatch.setattr(engine._gang, "status", lambda: recovering)
     one.future.set_exception(GangRestarting("rank 1 died", 7.0))
     answer = await first
     assert (answer.status, answer.code) == (503, "gang_restarting")
@@ -213,7 +213,7 @@ def test_a_wrong_policy_changes_nothing(engine, caplog):
     for change in changes:
         with pytest.raises(ValueError, match=r"Fn_compute_blocks|nonsense"):
             engine.reconfigure(change)
-    assert engine.status().policy == SETTINGS.policy
+    assert engine.poll("ingress").policy == SETTINGS.policy
     for change in changes:  # in service: raising would make Serve replace a replica that draws
         engine.reconfigure(change)
         assert next(iter(change)) in caplog.text

@@ -38,6 +38,9 @@ def test_an_engine_that_is_asked_no_more_hands_its_queue_back(monkeypatch):
     time.sleep(0.8)
     assert engine._gang.handed_back == 0, "nobody has asked yet: it is starting"
     engine.status()
+    time.sleep(0.8)
+    assert engine._gang.handed_back == 0, "a question from anybody else does not count"
+    engine.poll("ingress")
     assert engine._gang.handed_back == 0
     time.sleep(0.8)
     assert engine._gang.handed_back > 0

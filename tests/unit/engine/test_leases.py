@@ -2,8 +2,8 @@
 
 import pytest
 
-from raycache.engine import leases as callers
-from raycache.engine.leases import Callers
+from raycache.engine import leases as module
+from raycache.engine.leases import Leases
 
 
 class Clock:
@@ -16,45 +16,45 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(callers, "time", clock)
+    monkeypatch.setattr(module, "time", clock)
     return clock
 
 
-def listening(who: Callers, clock: Clock, seconds: int, *names: str) -> list[object]:
+def listening(leases: Leases, clock: Clock, seconds: int, *names: str) -> list[object]:
     """What is orphaned while ``names`` ask each second."""
     lost = []
     for _ in range(seconds):
         clock.now += 1
         for name in names:
-            who.heard(name)
-        lost += who.orphans()
+            leases.heard(name)
+        lost += leases.orphans()
     return lost
 
 
 def test_a_dead_ingress_leaves_orphans_and_a_living_one_none(clock):
-    who = Callers()
-    with who.waiting("old", "its job"), who.waiting("new", "another"), who.waiting(None, "by handle"):
-        assert listening(who, clock, 19, "new") == []
-        assert listening(who, clock, 3, "new") == ["its job"], "once"
+    leases = Leases()
+    with leases.waiting("old", "its job"), leases.waiting("new", "another"), leases.waiting(None, "by handle"):
+        assert listening(leases, clock, 19, "new") == []
+        assert listening(leases, clock, 3, "new") == ["its job"], "once"
 
 
 def test_an_ended_job_is_nobodys(clock):
-    who = Callers()
-    with who.waiting("old", "its job"):
+    leases = Leases()
+    with leases.waiting("old", "its job"):
         pass
-    assert listening(who, clock, 40, "new") == []
+    assert listening(leases, clock, 40, "new") == []
 
 
 def test_an_engine_that_nobody_asks_finishes_its_job(clock):
     """It is being replaced: Serve calls it no more, but its answers are still waited for."""
-    who = Callers()
-    with who.waiting("old", "its job"):
-        assert listening(who, clock, 100) == []
+    leases = Leases()
+    with leases.waiting("old", "its job"):
+        assert listening(leases, clock, 100) == []
 
 
 def test_a_job_ordered_long_after_its_ingress_was_last_heard_is_awaited(clock):
-    who = Callers()
-    who.heard("old")
-    listening(who, clock, 100, "new")
-    with who.waiting("old", "its job"):
-        assert listening(who, clock, 19, "new") == []
+    leases = Leases()
+    leases.heard("old")
+    listening(leases, clock, 100, "new")
+    with leases.waiting("old", "its job"):
+        assert listening(leases, clock, 19, "new") == []

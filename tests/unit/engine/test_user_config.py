@@ -52,7 +52,7 @@ def engine(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, user_config: Any =
 
 def draws(engine: Engine, cluster: Cluster) -> Engine:
     """The engine is in service, and has been for a moment."""
-    engine.status()
+    engine.poll()
     for _ in range(200):
         if cluster.kept == engine._user_config._good:
             return engine
@@ -108,11 +108,11 @@ def test_a_last_good_one_that_new_settings_do_not_allow(
 def test_the_metric_follows(monkeypatch: pytest.MonkeyPatch):
     one, told = engine(Cluster(), monkeypatch), []
     monkeypatch.setattr(one._metrics.user_config_refused, "set", told.append)
-    one.status()
+    one.poll()
     one.reconfigure({"nonsense": 1})
-    one.status()
+    one.poll()
     one.reconfigure({})
-    one.status()
+    one.poll()
     assert told == [0.0, 1.0, 0.0]
 
 
@@ -122,7 +122,7 @@ def test_a_cluster_that_cannot_remember_costs_nothing(
     cluster = Cluster()
     monkeypatch.setattr(cluster, "save", lambda user_config: 1 / 0)
     one = engine(cluster, monkeypatch, GOOD)
-    one.status()
+    one.poll()
     for _ in range(200):
         if "cannot be kept" in caplog.text:
             break

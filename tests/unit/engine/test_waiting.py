@@ -58,7 +58,7 @@ def test_what_is_not_sure_is_told_with_one_margin_however_many_wait(
 @pytest.mark.parametrize("rebuild_s", [5.0, 23.0, 60.0])
 def test_while_ranks_are_rebuilt(rebuild_s: float):
     """It was 1 s whatever the rebuild takes, and none of twelve got in."""
-    world = World(mended_at=rebuild_s, said_s=rebuild_s)
+    world = World(rebuilt_at=rebuild_s, said_s=rebuild_s)
     for number in range(16):
         world.at(0.3 * number, lambda number=number: world.arrive(str(number), SHORT))
     world.run(1e5)
@@ -69,7 +69,7 @@ def test_while_ranks_are_rebuilt(rebuild_s: float):
 
 
 def test_a_rebuild_that_takes_half_as_long_again_breaks_no_promise():
-    world = World(mended_at=30.0, said_s=20.0)
+    world = World(rebuilt_at=30.0, said_s=20.0)
     for number in range(16):
         world.at(0.3 * number, lambda number=number: world.arrive(str(number), SHORT))
     world.run(1e5)
@@ -160,12 +160,12 @@ def test_places_kept_for_clients_that_never_come_are_free_again():
         world.admission.admit(SHORT, 300.0, mark=f"new {number}")
 
 
-def promised_nobody(world: World, mending_s: float = 0.0, timeout_s: float = 300.0) -> None:
+def promised_nobody(world: World, recovery_s: float = 0.0, timeout_s: float = 300.0) -> None:
     """Twelve were told to come again who are never heard of any more, and whoever was let in is done."""
     held = []
     for number in range(16):
         with contextlib.suppress(RequestError):
-            held.append(world.admission.admit(SHORT, timeout_s, mending_s, mark=f"gone {number}"))
+            held.append(world.admission.admit(SHORT, timeout_s, recovery_s, mark=f"gone {number}"))
     for ticket in held:
         world.admission.release(ticket)
 
@@ -185,7 +185,7 @@ def test_an_idle_gang_draws_whoever_is_there(work: Work, at: float):
 def test_whom_another_engine_may_draw_no_place_is_kept_for():
     """The ingress asks one when an engine has lost its ranks; whether it did, the first is never told."""
     world = World()
-    promised_nobody(world, mending_s=5.0, timeout_s=5.0)
+    promised_nobody(world, recovery_s=5.0, timeout_s=5.0)
     for number in range(4):
         world.admission.admit(LONG, 300.0, mark=f"here {number}")
 

@@ -1,4 +1,4 @@
-"""What Ray may say of a rank that is gone: each of it is a fault that the gang mends, and none of it its own end."""
+"""What Ray may say of a rank that is gone: each is a fault that the gang recovers from, and none ends the gang."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayE
 from raycache.gang import incarnation
 from raycache.gang import worker_group as actors
 from raycache.gang.incarnation import Incarnation
-from raycache.gang.worker_group import Fault, RankActors
+from raycache.gang.worker_group import Fault, WorkerGroup
 from raycache.protocol.job import GangStartError, Job
 from raycache.settings import AppSettings
 
@@ -34,22 +34,22 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.fixture
-def ranks() -> RankActors:
-    """One rank that has been asked for its pulse."""
-    ranks = object.__new__(RankActors)
-    ranks._settings, ranks._name, ranks._asked, ranks.pulses = SETTINGS, "g", ["asked"], [None]
+def ranks() -> WorkerGroup:
+    """One rank that has been asked for its heartbeat."""
+    ranks = object.__new__(WorkerGroup)
+    ranks._settings, ranks._name, ranks._workers = SETTINGS, "g", [SimpleNamespace(asked="asked")]
     return ranks
 
 
 @pytest.mark.parametrize("error", DEATHS, ids=lambda error: type(error).__name__)
-def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: RankActors, error: RayError):
+def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: WorkerGroup, error: RayError):
     ray.error = error
     with pytest.raises(Fault, match="rank 0 died") as caught:
         ranks.last_news()
     assert caught.value.kind == "death"
     life = object.__new__(Incarnation)
-    life._actors = SimpleNamespace(generate=lambda job: {"ref": 0})
-    life.patience = SimpleNamespace(begin=lambda: None)
+    life._actors = SimpleNamespace(generate=lambda job: {"ref": 0}, detector=SimpleNamespace(ranks=[None]))
+    life.timeouts = SimpleNamespace(begin=lambda: None)
     with pytest.raises(Fault, match=f"rank 0 died in job 1 .{type(error).__name__}") as caught:
         life.draw(JOB, lambda events: None, lambda: False)
     assert caught.value.kind == "death"
@@ -57,8 +57,8 @@ def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: RankActors, 
         ranks._all(["ref"], time.monotonic() + 5, "load", lambda: None)
 
 
-def test_a_rank_that_cannot_say_how_it_is(ray: SimpleNamespace, ranks: RankActors):
-    ray.error = RayTaskError("pulse", "traceback", RuntimeError("CUDA error"))
+def test_a_rank_that_cannot_say_how_it_is(ray: SimpleNamespace, ranks: WorkerGroup):
+    ray.error = RayTaskError("heartbeat", "traceback", RuntimeError("CUDA error"))
     with pytest.raises(Fault, match="rank 0 cannot say how it is: CUDA error") as caught:
         ranks.last_news()
     assert caught.value.kind == "error"

@@ -27,7 +27,7 @@ class Life:
     drawn: list[tuple[int, ...]]
     gate: threading.Event
     timeouts: list[float]
-    mended: threading.Event  # until then there are no new ranks
+    rebuilt: threading.Event  # until then there are no new ranks
     start_error: Exception | None = None
     end_error: Exception | None = None
     stages: ClassVar[dict[str, float]] = {}
@@ -37,10 +37,10 @@ class Life:
     def assemble(self, source: object, timeout_s: float) -> tuple[tuple[str, str], ModelFacts]:
         self.timeouts.append(timeout_s)
         if source is not None:
-            assert self.mended.wait(10)
+            assert self.rebuilt.wait(10)
         if self.start_error is not None:
             raise self.start_error
-        return ("", "noise"), ModelFacts("noise", 57, 4, 64, "FluxPipeline")
+        return ("", "noise"), ModelFacts("noise", 57, 4, 64, "FluxPipeline", 16)
 
     def draw(self, job: Job, tell: Callable, unwanted: Callable) -> JobOutput:
         assert self.gate.wait(10)
@@ -66,9 +66,9 @@ class Life:
 def life(monkeypatch: pytest.MonkeyPatch) -> type[Life]:
     """A class of its own for each test."""
     own = type(
-        "OwnLife", (Life,), {"drawn": [], "timeouts": [], "gate": threading.Event(), "mended": threading.Event()}
+        "OwnLife", (Life,), {"drawn": [], "timeouts": [], "gate": threading.Event(), "rebuilt": threading.Event()}
     )
-    own.mended.set()
+    own.rebuilt.set()
     monkeypatch.setattr(module, "Incarnation", own)
     return own
 
@@ -99,13 +99,13 @@ def test_a_job_that_breaks_gangs_takes_no_batch_mate_along(gang: Gang, life: typ
 def test_it_says_how_long_new_ranks_will_take(gang: Gang, life: type[Life]):
     assert gang.status().ready_in_s == 0.0
     gang._rebuilds._start_s = 30.0
-    life.mended.clear()
+    life.rebuilt.clear()
     handle = gang.submit(job(POISON))
     life.gate.set()
     while gang.status().ready:
         time.sleep(0.01)
     assert 20 < gang.status().ready_in_s < 30
-    life.mended.set()
+    life.rebuilt.set()
     with pytest.raises(JobFailed):
         handle.future.result(10)
     assert life.timeouts[:2] == [1800.0, 150.0], "a rank that hangs while it loads again is found in minutes"

@@ -16,7 +16,7 @@ from raycache.protocol.job import JobOutput, ModelFacts
 from raycache.protocol.resolve import parse_size
 from raycache.settings import AppSettings
 
-FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline")
+FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline", 16)
 
 
 def settings(*sizes: str, ranks: int = 2, **sections: Any) -> AppSettings:
@@ -32,7 +32,8 @@ class Ranks:
 
     def __init__(self, *_: object) -> None:
         self.drawn: list[Any] = []
-        self.stages, self.pulses = {}, [SimpleNamespace(job=None, phase="idle", step=0)]
+        idle = SimpleNamespace(job=None, phase="idle", step=0)
+        self.stages, self.detector = {}, SimpleNamespace(ranks=[SimpleNamespace(known=idle)])
 
     def load(self, *_: object) -> tuple[tuple[str, str], ModelFacts]:
         return ("", "noise"), FACTS
@@ -44,7 +45,7 @@ class Ranks:
         output = JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, 0.1, seconds, (100 + tokens) / 4196 * 0.2)
         return {Reference((output, [])): 0}
 
-    def beat(self, patience_s: float) -> list[Any]:
+    def poll(self, step_timeout_s: float) -> list[Any]:
         return []
 
     def last_news(self) -> list[Any]:
@@ -62,7 +63,7 @@ class Reference:
 
 @pytest.fixture
 def life(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(module, "RankActors", Ranks)
+    monkeypatch.setattr(module, "WorkerGroup", Ranks)
     ray = SimpleNamespace(wait=lambda refs, timeout: (refs, []), get=lambda ref: ref.answer)
     monkeypatch.setattr(module, "ray", ray)
     return lambda settings, costs: Incarnation(settings, None, 0, "g", lambda: None, costs)
@@ -88,7 +89,7 @@ def test_without_declared_shapes_a_probe_teaches(life: Any):
     first.assemble(None, 10)
     assert [(job.width, job.height) for job in first._actors.drawn] == [(64, 64)] * 2, "the first one loads libraries"
     assert costs.known
-    assert first.patience.seconds(first._actors.drawn[0], "decode") == 5.0
+    assert first.timeouts.seconds(first._actors.drawn[0], "decode") == 5.0
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_without_declared_shapes_a_probe_teaches(life: Any):
     [("1024x1024", 512, "64x64"), ("256x256", 512, "1024x1024"), ("64x64", 64, "256x256"), ("128x128", 64, "256x256")],
 )
 def test_the_probe_is_far_from_what_is_declared(declared: str, text: int, probe: str):
-    facts = ModelFacts("noise", 57, 24, text, "FluxPipeline")
+    facts = ModelFacts("noise", 57, 24, text, "FluxPipeline", 16)
     last = warm_ups(settings(declared), facts, probe=True)[-1].job
     assert f"{last.width}x{last.height}" == probe
 

@@ -27,7 +27,7 @@ SETTINGS = AppSettings.model_validate(
     {"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 2}, "limits": {"max_body_bytes": 20_000}}
 )
 STATUS = EngineStatus(
-    "r", True, 0, False, 0.0, {"ranks": []}, ModelInfo("noise", 57, 4, 64, "FluxPipeline"), SETTINGS.policy
+    "r", True, 0, False, 0.0, {"ranks": []}, ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16), SETTINGS.policy
 )
 
 

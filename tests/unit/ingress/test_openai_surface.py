@@ -35,7 +35,7 @@ from raycache.settings import AppSettings
 SETTINGS = AppSettings.model_validate(
     {"model": {"path": "black-forest-labs/FLUX.1-dev", "name": "org/flux"}, "parallel": {"ranks_per_replica": 1}}
 )
-MODEL = ModelInfo("folder", 57, 24, 512, "FluxPipeline")
+MODEL = ModelInfo("folder", 57, 24, 512, "FluxPipeline", 16)
 
 
 class Service:

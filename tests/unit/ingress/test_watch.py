@@ -17,7 +17,7 @@ from raycache.rebuilds import SERVE_S
 from raycache.settings import AppSettings
 
 POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy
-ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline"), POLICY)
+ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16), POLICY)
 NONE_THERE = DeploymentUnavailableError(DeploymentID("Engine", "flux"))
 
 
@@ -27,7 +27,7 @@ class FakeHandle:
     answer: object
 
     def broadcast(self, method: str, caller: str | None):
-        assert method == "status"
+        assert method == "poll"
         return self
 
     async def results_async(self, **_):
@@ -43,7 +43,7 @@ class FakeHandle:
     wakes: EngineStatus | None = None
 
     @property
-    def status(self):
+    def poll(self):
         return SimpleNamespace(remote=self._woken)
 
 

@@ -11,13 +11,13 @@ from cache_core.method_options import MethodOptions
 from cache_core.opening import _policy_of
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.engine.convert import result_of
-from raycache.gang.watchdog import beyond_warmup
+from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import resolve, silent_cache
 from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings
 
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
+MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}})
 METHODS = get_args(get_args(CacheOptions)[0])
 
@@ -68,10 +68,10 @@ def test_every_method_keeps_the_contract(method):
     assert options.computed_steps == getattr(options, "warmup_steps", 0)
     assert options.why_nothing_is_saved(steps=28, num_blocks=57) == []
     assert bool(options.why_nothing_is_saved(steps=4, num_blocks=57)) == (options.type != "none")
-    assert callable(_policy_of([options]))
+    assert callable(_policy_of(options))
 
 
 def test_options_that_nothing_implements_are_no_other_methods():
     with pytest.raises(TypeError, match="nothing implements EveryOther"):
-        _policy_of([EveryOther()])
+        _policy_of(EveryOther())
     assert DBCacheOptions().computed_steps == 8

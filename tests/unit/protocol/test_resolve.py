@@ -1,5 +1,7 @@
 """What is wrong is refused with the field, the reason and a legal value that is really legal."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from raycache.protocol.resolve import check_deployment, check_size, nearest_size
 from raycache.protocol.schemas import GenerationRequest, ModelInfo
 from raycache.settings import AppSettings, LimitSettings
 
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline")
+MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_prompt_characters": 50}})
 
 
@@ -92,6 +94,13 @@ def test_refusals(fields, param, words):
         assert word in error.message
 
 
+def test_the_model_tells_which_sizes_it_can_draw():
+    coarse = replace(MODEL, token_side=32)
+    with pytest.raises(RequestError, match=r"multiples of 32, got 144x128.*(128x128|160x128)"):
+        resolve(GenerationRequest(prompt="x", size="144x128"), SETTINGS.policy, coarse, model_name="flux", ranks=4)
+    assert ask(size="144x128", ranks=2).size == "144x128"
+
+
 def test_another_model_is_404():
     error = refusal(model="sd3")
     assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
@@ -105,17 +114,18 @@ def test_prompt_is_never_in_a_refusal():
     st.integers(0, 99_999),
     st.integers(0, 99_999),
     st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8]),
-    st.integers(16 * 16 * 8, 4_000_000),
+    st.integers(32 * 32 * 8, 4_000_000),
+    st.sampled_from([8, 16, 32]),
 )
-def test_nearest_sizes_are_legal(width, height, ranks, max_pixels):
-    sizes = nearest_sizes(width, height, ranks=ranks, max_pixels=max_pixels)
+def test_nearest_sizes_are_legal(width, height, ranks, max_pixels, side):
+    sizes = nearest_sizes(width, height, side=side, ranks=ranks, max_pixels=max_pixels)
     assert sizes
     for size in sizes:
-        check_size(*parse_size(size), ranks=ranks, max_pixels=max_pixels)
+        check_size(*parse_size(size), side=side, ranks=ranks, max_pixels=max_pixels)
 
 
 def test_nearest_size_of_a_legal_size_is_itself():
-    assert nearest_sizes(256, 128, ranks=4, max_pixels=1 << 20)[0] == "256x128"
+    assert nearest_sizes(256, 128, side=16, ranks=4, max_pixels=1 << 20)[0] == "256x128"
 
 
 @pytest.mark.parametrize(("ranks", "legal"), [(3, "1, 2, 4"), (8, "1, 2, 4")])

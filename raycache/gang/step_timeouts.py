@@ -11,13 +11,13 @@ from raycache.protocol.job import Job
 from raycache.rebuilds import RELOAD_TIMES
 from raycache.settings import ReliabilitySettings
 
-__all__ = ["Patience", "beyond_warmup"]
+__all__ = ["StepTimeouts", "beyond_warmup"]
 
 #: (width, height, images, cache method): jobs of one kind run the same code on the same shapes.
 _Kind = tuple[int, int, int, str]
 
 
-class Patience:
+class StepTimeouts:
     """max(floor, k x the seconds for which the phase shows no progress), where those are predicted for the job at hand.
 
     A size that was never drawn is no reason to wait longer: what others took says enough
@@ -60,7 +60,7 @@ class Patience:
         self._times(kind).append(denoise_s / steps)
 
     def seconds(self, job: Job, phase: str, *, cold: bool = False) -> float:
-        """Patience with ``job`` in ``phase``: that of rank 0, which is idle before a job and after it.
+        """How long ``job`` may show no progress in ``phase``: that of rank 0, which is idle before a job and after it.
 
         Args:
             cold: a draw of the warm-up.

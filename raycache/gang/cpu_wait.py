@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["run_delay_s"]
+__all__ = ["cpu_wait_s"]
 
 
-def run_delay_s(pid: int) -> float:
+def cpu_wait_s(pid: int) -> float:
     """Seconds that the threads of process ``pid`` together have waited for a CPU; 0 where that is not known."""
     total = 0
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):

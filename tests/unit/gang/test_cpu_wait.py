@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from raycache.gang.starvation import run_delay_s
+from raycache.gang.cpu_wait import cpu_wait_s
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel does not count")
 
@@ -23,9 +23,9 @@ def test_a_starved_process_has_waited_and_a_sleeping_one_has_not():
         for process in busy:
             os.sched_setaffinity(process.pid, {cpu})
         time.sleep(1)
-        before = {process.pid: run_delay_s(process.pid) for process in (*busy, idle)}
+        before = {process.pid: cpu_wait_s(process.pid) for process in (*busy, idle)}
         time.sleep(2)
-        waited = {pid: run_delay_s(pid) - seconds for pid, seconds in before.items()}
+        waited = {pid: cpu_wait_s(pid) - seconds for pid, seconds in before.items()}
         assert min(waited[process.pid] for process in busy) > 0.5
         assert waited[idle.pid] < 0.2
     finally:
@@ -35,4 +35,4 @@ def test_a_starved_process_has_waited_and_a_sleeping_one_has_not():
 
 
 def test_a_process_that_is_gone_has_waited_for_nothing():
-    assert run_delay_s(2**22 + 1) == 0.0
+    assert cpu_wait_s(2**22 + 1) == 0.0

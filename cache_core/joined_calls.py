@@ -1,0 +1,175 @@
+"""Calls of the transformer that several jobs share, each at a step of its own.
+
+The rows of a call are stacked job after job. Every job decides as it would alone: its images bring their own step,
+options, counters and memory, and only the ranks' agreement is one for all rows. What must be equal is the method and
+which blocks run (:attr:`MethodOptions.joins`); that the transformer's arguments may be stacked is the caller's to know.
+
+Example:
+    >>> with job_session(transformer, options, name="a") as a, job_session(transformer, others, name="b") as b:
+    ...     calls = [job_call(a, transformer, (), a_inputs), job_call(b, transformer, (), b_inputs)]
+    ...     with joined(transformer, calls):                                               # doctest: +SKIP
+    ...         output = transformer(**stacked)[0]                                         # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from cache_core.blocks import BlockCall
+from cache_core.buffers import Buffers
+from cache_core.calls import CallInputs, call_inputs
+from cache_core.compiled import unwrap_compiled
+from cache_core.consensus import Sums, checksum16
+from cache_core.ownership import call_for
+from cache_core.policy import Policy, Verdict
+from cache_core.session import Session, check_complete, check_due, shapes_of
+
+__all__ = ["JobCall", "JoinedCall", "job_call", "joined"]
+
+
+class JobCall(NamedTuple):
+    """One job's part of a joined call.
+
+    Attributes:
+        context: the cache context in which the job makes it (``cache_context``), which names its branch.
+        inputs: what the job itself would have called the transformer with.
+        rows: how many of the call's rows are its.
+    """
+
+    session: Session
+    context: str
+    inputs: CallInputs
+    rows: int
+
+
+def job_call(
+    session: Session, transformer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], context: str = "default"
+) -> JobCall:
+    """A job's part, from the arguments of the call that it would make alone."""
+    inputs = call_inputs(unwrap_compiled(transformer), args, dict(kwargs))
+    return JobCall(session, context, inputs, len(inputs.latents))
+
+
+@contextmanager
+def joined(transformer: nn.Module, calls: Sequence[JobCall]) -> Iterator[None]:
+    """The next call of ``transformer`` in this context is one of all these jobs.
+
+    ``should_abort`` is not polled in it: whoever joins calls ends a job between them.
+
+    Raises:
+        ValueError: two jobs that cannot share a call, or one job twice.
+    """
+    inner = unwrap_compiled(transformer)
+    with call_for(inner, JoinedCall(calls)):
+        yield
+
+
+class JoinedCall:
+    """Routes the blocks of one call to the images of several jobs: to each of them what a session is to one."""
+
+    def __init__(self, calls: Sequence[JobCall]) -> None:
+        if not calls:
+            raise ValueError("a joined call of no job: give at least one")
+        _check_joinable([call.session for call in calls])
+        self._calls = calls
+        self._sessions = [call.session for call in calls]
+        self._first = calls[0].session
+        self.blocks = self._first.blocks
+        self._bounds = list(itertools.pairwise(itertools.accumulate((call.rows for call in calls), initial=0)))
+        self._buffers = Buffers() if self._first.every_block else None
+        self._policy: Policy = self._first.new_policy(self)
+        self._called = 0
+
+    def begin_step(self, context: str, inputs: CallInputs) -> None:
+        """The transformer is being called with the rows of all jobs; each has its own context and inputs."""
+        for call in self._calls:
+            call.session.begin_step(call.context, call.inputs)
+
+    def run(self, call: BlockCall) -> Any:
+        """Route one block call through the policy that the jobs have in common."""
+        if self._first.every_block:
+            check_due(self.blocks, self._called, call)
+        if not self._called:
+            self._open(call)
+        self._called += 1
+        for session in self._sessions:
+            session.advance()
+        if self._buffers is not None:
+            call.watch(self._buffers)
+        return self._policy.run(call)
+
+    def end_step(self) -> None:
+        """The call returned: every job's step goes into its report."""
+        if self._first.every_block:
+            check_complete(self.blocks, self._called)
+        if self._buffers is not None:
+            self._buffers.let_go()
+        if self._called:
+            self._policy.end_step()
+        for session in self._sessions:
+            session.record_step()
+
+    def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
+        """One all-reduce for all jobs' images; the checksum covers who is in the call, and where each is.
+
+        Raises:
+            RanksParted: the ranks are not at the same decision.
+        """
+        consensus = self._first.consensus
+        before = consensus.collectives, consensus.wait_s
+        totals, _ = consensus.agree(sums, False, checksum16(*self._places(), site), device)
+        for session in self._sessions:
+            session.count_waits(consensus.collectives - before[0], consensus.wait_s - before[1])
+        return [
+            None if pair is None else session.verdict(*pair)
+            for session, (first, end) in zip(self._sessions, self._bounds, strict=True)
+            for pair in totals[first:end]
+        ]
+
+    def look(self, device: torch.device) -> None:
+        """The ranks' agreement in a call where no image asks anything."""
+        self.agree(-1, [None] * self._bounds[-1][1], device)
+
+    def decided(self, *flags: bool) -> None:
+        """Each job's decisions become part of its own history, as if it were alone."""
+        for session, (first, end) in zip(self._sessions, self._bounds, strict=True):
+            session.decided(*flags[first:end])
+
+    def _places(self) -> list[tuple[Any, ...]]:
+        return [(*session.place, *bounds) for session, bounds in zip(self._sessions, self._bounds, strict=True)]
+
+    def _open(self, call: BlockCall) -> None:
+        hidden, encoder = shapes_of(call)
+        rows = self._bounds[-1][1]
+        if hidden[0] != rows:
+            raise ValueError(
+                f"a joined call of {rows} rows, but the transformer was called with a batch of {hidden[0]}"
+            )
+        images: list[Any] = []
+        decisions: list[Any] = []
+        for job in self._calls:
+            shape = (job.rows, *hidden[1:]), None if encoder is None else (job.rows, *encoder[1:])
+            own, answers = job.session.open_rows(shape)
+            images += own
+            decisions += answers
+        self._policy.begin_step(images, decisions)
+
+
+def _check_joinable(sessions: Sequence[Session]) -> None:
+    first = sessions[0]
+    if len({id(session) for session in sessions}) < len(sessions):
+        raise ValueError("a job is twice in one joined call: its branches follow each other, they do not share a call")
+    for other in sessions[1:]:
+        if other.blocks is not first.blocks:
+            raise ValueError("sessions of different transformers cannot share a call")
+        if other.each[0].joins != first.each[0].joins:
+            raise ValueError(
+                f"{first.report.options} and {other.report.options} cannot share a call: the method and which blocks "
+                "run must be equal"
+            )

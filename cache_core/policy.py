@@ -1,0 +1,91 @@
+"""The contract of a cache method: one object for the run of a call, one memory for every image of a branch.
+
+A call of the transformer may hold images of several jobs, at different steps of theirs. Whatever a method remembers or
+counts is therefore an image's own, and so are its options, but for what says which blocks run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from cache_core.blocks import Block, BlockCall
+from cache_core.consensus import Sums
+from cache_core.report import ImageDecision
+
+__all__ = ["Deciding", "ImageMemory", "Policy", "Verdict"]
+
+
+class Verdict(NamedTuple):
+    """The answer to one image's question.
+
+    Attributes:
+        difference: the relative L1 difference over all ranks; None if it has no value.
+        finite: False if a sum was NaN or infinite.
+    """
+
+    difference: float | None
+    finite: bool
+
+    def below(self, threshold: float) -> bool:
+        """Strictly below, and only if there is a value."""
+        return self.difference is not None and self.difference < threshold
+
+
+class Deciding(Protocol):
+    """What a policy asks while a call runs: the ranks decide together.
+
+    Attributes:
+        blocks: the transformer's blocks in execution order.
+    """
+
+    blocks: list[Block]
+
+    def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
+        """All ranks' answer to the images that ask at block ``site``; None for those that do not."""
+
+    def look(self, device: torch.device) -> None:
+        """A look at the abort flag in a step where no image asks anything."""
+
+    def decided(self, *flags: bool) -> None:
+        """One image each: make these decisions part of the history that the next checksum covers."""
+
+
+class ImageMemory(Protocol):
+    """What is remembered and counted of one image of one branch.
+
+    Attributes:
+        step: how many calls of this branch came before the running one; set before each.
+    """
+
+    step: int
+
+    def forget(self) -> None:
+        """A step was left unfinished: let go of what is remembered of earlier steps, but not of the counters."""
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor held between steps."""
+
+
+class Policy(Protocol):
+    """What to compute, what to reuse, what to remember. Made of options and of a :class:`Deciding`; keeps nothing of an
+    image beyond a call."""
+
+    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[Any]:
+        """Memories for the rows of a branch that begins.
+
+        Args:
+            each: the options of every image, or one for all.
+            latents: what the transformer was called with; rows of one image hold the same.
+        """
+
+    def begin_step(self, images: Sequence[Any], decisions: Sequence[ImageDecision]) -> None:
+        """A call with these images begins; their decisions are filled in as it goes."""
+
+    def run(self, call: BlockCall) -> Any:
+        """Handle one block call and return the block's output."""
+
+    def end_step(self) -> None:
+        """All blocks of the call were handled."""

@@ -1,0 +1,60 @@
+"""Deadlines that can be kept: which they are, and what may be done first without breaking one.
+
+Earliest deadline first keeps all deadlines that can be kept on one machine. As long as it would still keep them
+afterwards, anything else may go first; so deadlines only take over when they have to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from raycache.gang.schedule import JobState
+
+__all__ = ["Deadlines"]
+
+_SOON = 1e-6
+
+
+class Deadlines:
+    """Which jobs will be in time if the earliest deadline goes first, and are kept in time.
+
+    A job that does not fit behind those with earlier deadlines is not among them: it would only make others late.
+
+    Args:
+        left_s: seconds of work that each job has left, by id.
+        patience_s: a job without a deadline that is older than this comes before all deadlines.
+    """
+
+    def __init__(self, jobs: Iterable[JobState], left_s: Mapping[str, float], now: float, patience_s: float) -> None:
+        ordered = sorted(jobs, key=lambda job: (job.deadline, job.arrived, job.id))
+        old = [job for job in ordered if math.isinf(job.deadline) and now - job.arrived > patience_s]
+        self._first = old[0].id if old else None
+        self._begin = now
+        self._rest: list[tuple[float, str, float]] = []  # deadline, job, seconds of work
+        self.kept = old
+        at = now
+        for job in old:
+            at += left_s[job.id]
+        self._old_s = at - now
+        self._old = {job.id for job in old}
+        for job in ordered:
+            if math.isfinite(job.deadline) and at + left_s[job.id] <= job.deadline + _SOON:
+                at += left_s[job.id]
+                self._rest.append((job.deadline, job.id, left_s[job.id]))
+                self.kept = [*self.kept, job]
+
+    def allow(self, seconds: float, works: Mapping[str, float]) -> bool:
+        """Whether all are kept if the next ``seconds`` go to some jobs.
+
+        Args:
+            works: by how many seconds of its own work each of them gets on.
+        """
+        if self._first is not None and self._first not in works:
+            return False
+        at = self._begin + seconds + self._old_s - sum(work for job, work in works.items() if job in self._old)
+        for deadline, job, left in self._rest:
+            at += left - works.get(job, 0.0)
+            if at > deadline + 2 * _SOON:
+                return False
+        return True

@@ -1,0 +1,93 @@
+"""Which jobs' transformer calls become one: those that may, where a row more costs less than a call of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from raycache.gang.deadlines import Deadlines
+from raycache.gang.schedule import CallCosts, JobState, Rules
+
+__all__ = ["Room", "joined", "may_join", "unit_s"]
+
+
+class Room:
+    """Places and memory that are free for jobs to start."""
+
+    def __init__(self, jobs: Iterable[JobState], costs: CallCosts, rules: Rules) -> None:
+        self._costs, self._rules = costs, rules
+        active = [job for job in jobs if not job.waiting]
+        self._count = len(active)
+        self._bytes = sum(costs.bytes_of(job) for job in active)
+
+    def has(self, job: JobState, *, all_of_it: bool) -> bool:
+        """Whether ``job`` may start; unless ``all_of_it``, one place and its part of the memory stay free."""
+        if self._count == 0:
+            return True  # whoever needs more than there is gets its try
+        spared = 0 if all_of_it else 1
+        count = self._rules.max_active - spared
+        memory = self._rules.memory_bytes * (1 - spared / self._rules.max_active)
+        return self._count < count and self._bytes + self._costs.bytes_of(job) <= memory
+
+    def take(self, job: JobState) -> None:
+        """It starts."""
+        self._count += 1
+        self._bytes += self._costs.bytes_of(job)
+
+
+def unit_s(job: JobState, costs: CallCosts) -> float:
+    """Seconds of the next thing that ``job`` does, alone: a call, with encoding before the first, or the end."""
+    if job.calls_left == 0:
+        return costs.end_s(job)
+    return costs.call_s([job]) + (costs.start_s(job) if job.waiting else 0.0)
+
+
+def may_join(one: JobState, other: JobState) -> bool:
+    """Whether the next calls of both may be one."""
+    return (
+        one.joins is not None
+        and one.joins == other.joins
+        and one.shape == other.shape
+        and one.calls_left > 0
+        and other.calls_left > 0
+    )
+
+
+def joined(
+    pick: JobState,
+    others: Sequence[JobState],
+    costs: CallCosts,
+    rules: Rules,
+    room: Room,
+    deadlines: Deadlines,
+) -> tuple[list[JobState], float]:
+    """The jobs in ``pick``'s call, it first, and the seconds of that call and of what is encoded for it.
+
+    Args:
+        others: whoever may come along, in order of preference. Those that wait take their place in ``room``.
+    """
+    members, alone_s = [pick], unit_s(pick, costs)
+    seconds, rows = alone_s, pick.rows
+    most_rows = min(rules.max_rows, costs.max_rows(pick))
+    works = {pick.id: alone_s}
+    keeps = deadlines.allow(alone_s, works)
+    blocked = False
+    for job in others:
+        if not may_join(pick, job) or rows + job.rows > most_rows:
+            continue
+        if job.waiting and (blocked or not room.has(job, all_of_it=False)):
+            blocked = True  # nobody behind it takes the room that it waits for
+            continue
+        more = costs.call_s([*members, job]) - costs.call_s(members)
+        if more > (1 - rules.min_gain) * costs.call_s([job]):
+            continue
+        total = seconds + more + (costs.start_s(job) if job.waiting else 0.0)
+        if total > rules.max_stretch * alone_s:
+            continue
+        with_it = {**works, job.id: unit_s(job, costs)}
+        if keeps and not deadlines.allow(total, with_it):
+            continue
+        members.append(job)
+        seconds, rows, works = total, rows + job.rows, with_it
+        if job.waiting:
+            room.take(job)
+    return members, seconds

@@ -1,0 +1,200 @@
+"""The words of the step scheduler: a job and how far it is, what a tick does, whose turn it is, and what costs tell.
+
+All of it is immutable, and nothing here knows Ray, torch or a clock: the same values give the same plan on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+__all__ = ["Accounts", "CallCosts", "JobState", "Plan", "Rules", "settled"]
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the scheduler sees it.
+
+    Attributes:
+        caller: whose it is; fair shares are between callers.
+        arrived, deadline: seconds of the clock that ``now`` is read from.
+        shape: of its transformer call beyond the batch dimension, equal for calls that may join.
+        joins: what else must be equal to join: method and which blocks run, LoRA, text length class. None: never.
+        rows: of its call: one per image.
+        tokens: of one row, text included.
+        calls: transformer calls from beginning to end; with true CFG two per step.
+        calls_done: None while it waits. A job with all calls done is still to be decoded.
+        share: of the blocks, that it is expected to compute.
+        unwanted: whoever asked for it does not want it any more.
+    """
+
+    id: str
+    arrived: float
+    shape: Hashable
+    calls: int
+    tokens: float
+    rows: int = 1
+    joins: Hashable | None = None
+    caller: str = ""
+    deadline: float = math.inf
+    share: float = 1.0
+    calls_done: int | None = None
+    unwanted: bool = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it was not started yet."""
+        return self.calls_done is None
+
+    @property
+    def calls_left(self) -> int:
+        """Transformer calls still to be made; 0: only decoding is left."""
+        return self.calls - (self.calls_done or 0)
+
+
+class CallCosts(Protocol):
+    """What is known of costs, in seconds and bytes. Must not change while a plan is made."""
+
+    def call_s(self, jobs: Sequence[JobState]) -> float:
+        """One transformer call with the rows of all these jobs, which may join."""
+
+    def start_s(self, job: JobState) -> float:
+        """From taking it up to its first transformer call: encoding."""
+
+    def end_s(self, job: JobState) -> float:
+        """From its last transformer call to its answer: decoding."""
+
+    def bytes_of(self, job: JobState) -> float:
+        """Device memory that it holds while it is active."""
+
+    def max_rows(self, job: JobState) -> float:
+        """Rows that a call of its shape may have, as far as running out of memory has taught."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the scheduler may do.
+
+    Attributes:
+        scheduling: ``fifo`` draws one job after the other in order of arrival; ``fair`` works on many step by step.
+        max_rows: of a joined call.
+        max_active: jobs that are started and not ended. The last place is kept for a job whose turn it is: jobs that
+            only come along in a joined call leave it free.
+        memory_bytes: for all active jobs; a job that needs more by itself is tried alone.
+        weights: of callers; 1 where nothing is said.
+        ageing: of one caller's jobs the one with the least work left goes first, but waiting a second counts as
+            ``ageing`` seconds of work less. So only jobs that arrive within ``work / ageing`` seconds after a job
+            are ever preferred to it.
+        patience_s: a job without a deadline goes before its caller's deadlines when it is older than this.
+        lead: to meet a deadline, a caller may get ahead of its fair share by at most this part of the smallest job of
+            the caller whose turn it is. ``math.inf``: deadlines always go first.
+        tolerance: by which share ``left_s`` may be too long, before a job is taken for one that cannot be in time.
+        max_stretch: how many times longer a call may take by joining than the call whose turn it is would alone.
+        min_gain: what joining must save at least, as a share of the joining job's own call.
+        tick_s: a tick has calls for about so many seconds, and at least one call.
+    """
+
+    scheduling: Literal["fifo", "fair"] = "fair"
+    max_rows: int = 8
+    max_active: int = 8
+    memory_bytes: float = math.inf
+    weights: Mapping[str, float] = field(default_factory=dict)
+    ageing: float = 0.2
+    patience_s: float = 600.0
+    lead: float = 0.5
+    tolerance: float = 0.2
+    max_stretch: float = 2.0
+    min_gain: float = 0.05
+    tick_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ValueError: a rule is out of its range.
+        """
+        for name in ("max_rows", "max_active"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
+        for name in ("ageing", "patience_s", "lead", "tick_s", "min_gain", "memory_bytes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must not be negative")
+        if not self.max_stretch >= 1:
+            raise ValueError(f"max_stretch is {self.max_stretch}, and must be at least 1: a call alone takes that")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"tolerance is {self.tolerance}, and must be at least 0 and less than 1")
+        for caller, weight in self.weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of caller {caller!r} is {weight}, and must be a number above 0")
+
+    def weight(self, caller: str) -> float:
+        """Of a caller beside the others."""
+        return self.weights.get(caller, 1.0)
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Virtual time: seconds that each caller got, divided by its weight. Who has the least is next.
+
+    A caller that had nothing to do does not save up: it comes back at ``clock``, where the least of those are who have
+    jobs. One that got more than its share, and left, finds that on its account.
+    """
+
+    got: Mapping[str, float] = field(default_factory=dict)
+    clock: float = 0.0
+
+    def of(self, caller: str) -> float:
+        """Virtual time of a caller."""
+        return max(self.got.get(caller, 0.0), self.clock)
+
+    def present(self, callers: set[str]) -> Accounts:
+        """These callers have jobs now."""
+        # Where nobody waits, all begin anew.
+        clock = min(map(self.of, callers)) if callers else max([self.clock, *self.got.values()])
+        got = {caller: self.of(caller) for caller in sorted(callers | self.got.keys())}
+        # Idle callers behind the clock are where a new one would be, and need not be remembered.
+        got = {caller: at for caller, at in got.items() if caller in callers or at > clock}
+        return Accounts(got, clock)
+
+    def charged(self, charges: Mapping[str, float], rules: Rules) -> Accounts:
+        """Callers got so many seconds each."""
+        got = dict(self.got)
+        for caller, seconds in charges.items():
+            got[caller] = self.of(caller) + seconds / rules.weight(caller)
+        return Accounts(got, self.clock)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every rank does in a tick, in this order: abort, start, calls, end.
+
+    Attributes:
+        abort: jobs that are late or unwanted.
+        start: jobs that are encoded, and are in one of the calls.
+        calls: for each transformer call the jobs whose rows are in it, in this order.
+        end: jobs that are decoded.
+        seconds: that it is expected to take.
+        charges: to each caller its part of them.
+    """
+
+    abort: tuple[str, ...] = ()
+    start: tuple[str, ...] = ()
+    calls: tuple[tuple[str, ...], ...] = ()
+    end: tuple[str, ...] = ()
+    seconds: float = 0.0
+    charges: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def works(self) -> bool:
+        """Whether a rank has anything to compute."""
+        return bool(self.calls or self.end)
+
+
+def settled(jobs: Sequence[JobState], plan: Plan) -> tuple[JobState, ...]:
+    """The jobs after ``plan`` was carried out; those that are over are gone."""
+    called = {each for call in plan.calls for each in call}
+    over = {*plan.abort, *plan.end}
+    left = (job for job in jobs if job.id not in over)
+    return tuple(replace(job, calls_done=(job.calls_done or 0) + 1) if job.id in called else job for job in left)

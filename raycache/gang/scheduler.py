@@ -1,0 +1,178 @@
+"""What a gang does next, as a pure function: active and waiting jobs, learned costs, accounts, now -> plan of one tick.
+
+Whose turn it is: deadlines first, but only when they would be missed otherwise (:mod:`raycache.gang.deadlines`); then
+the caller that got the least of its fair share (virtual time); of its jobs the one with the least work left, with
+ageing. Other jobs come along in the call where that saves time (:mod:`raycache.gang.joining`). Jobs are started only
+when it is their turn or when they come along, so that whoever arrives later finds a place.
+
+Nobody starves. A caller's account stands still while it waits, so its turn comes; it waits for at most one call, or
+one encoding or decoding, of each other caller between two turns, and for the lead that deadlines may take
+(:class:`~raycache.gang.schedule.Rules`). Of its own jobs, a job with ``w`` seconds of work waits only for those that
+arrived before it or within ``w / ageing`` seconds after it, and for deadlines until it is ``patience_s`` old. A job
+that cannot meet its deadline any more is drawn when nothing else is to be done, and is over at its deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from raycache.gang.deadlines import Deadlines
+from raycache.gang.joining import Room, joined, unit_s
+from raycache.gang.schedule import Accounts, CallCosts, JobState, Plan, Rules
+
+__all__ = ["left_s", "plan"]
+
+
+def left_s(job: JobState, costs: CallCosts) -> float:
+    """Seconds of work that ``job`` has left, if it is drawn alone."""
+    start = costs.start_s(job) if job.waiting else 0.0
+    calls = job.calls_left * costs.call_s([job]) if job.calls_left else 0.0
+    return start + calls + costs.end_s(job)
+
+
+def plan(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Accounts, now: float) -> Plan:
+    """The next tick.
+
+    Args:
+        jobs: all that are not over, active and waiting, in any order.
+        accounts: as ``Accounts.present`` tells them for these jobs' callers.
+        now: seconds, on the clock of the jobs' arrivals and deadlines.
+
+    Raises:
+        ValueError: two jobs have the same id.
+    """
+    if len({job.id for job in jobs}) < len(jobs):
+        raise ValueError(f"jobs must have ids of their own: {sorted(job.id for job in jobs)}")
+    over = {job.id for job in jobs if job.unwanted or job.deadline < now}
+    tick = _Tick([job for job in jobs if job.id not in over], costs, rules, accounts, now)
+    while tick.add() and tick.seconds < rules.tick_s:
+        pass
+    return Plan(
+        abort=tuple(sorted(over)),
+        start=tuple(tick.start),
+        calls=tuple(tick.calls),
+        end=tuple(tick.end),
+        seconds=tick.seconds,
+        charges=tick.charges,
+    )
+
+
+class _Tick:
+    """A plan in the making. A job is in it once: its next call depends on what this one returns."""
+
+    def __init__(
+        self, jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Accounts, now: float
+    ) -> None:
+        self._jobs, self._costs, self._rules = jobs, costs, rules
+        self._accounts, self._now = accounts, now
+        self._left_s = {job.id: left_s(job, costs) for job in jobs}
+        self._used: set[str] = set()
+        self._room = Room(jobs, costs, rules)
+        self.start: list[str] = []
+        self.calls: list[tuple[str, ...]] = []
+        self.end: list[str] = []
+        self.seconds = 0.0
+        self.charges: dict[str, float] = {}
+
+    def add(self) -> bool:
+        """Plan one thing more, a call or an end; False if there is nothing."""
+        order = self._order()
+        deadlines = Deadlines(self._jobs, self._left_s, self._now, self._rules.patience_s)
+        startable = self._startable(order)
+        ready = [job for job in order if job.id not in self._used and (not job.waiting or job.id in startable)]
+        if not ready:
+            return False
+        if self._rules.scheduling == "fifo":
+            self._carry_out([ready[0]], unit_s(ready[0], self._costs))
+            return True
+        pick = self._pick(ready, deadlines)
+        if pick.waiting:
+            self._room.take(pick)
+        others = [job for job in order if job.id not in self._used and job is not pick]
+        self._carry_out(*joined(pick, others, self._costs, self._rules, self._room, deadlines))
+        return True
+
+    def _order(self) -> list[JobState]:
+        """All jobs, whose turn it is first; deadlines are not looked at."""
+        if self._rules.scheduling == "fifo":
+            # Who was started is drawn to its end.
+            return sorted(self._jobs, key=lambda job: (job.waiting, job.arrived, job.id))
+
+        def key(job: JobState) -> tuple[bool, float, float, str]:
+            left = self._left_s[job.id]
+            hopeless = self._now + (1 - self._rules.tolerance) * left > job.deadline
+            # Less work by `ageing` for each second that it waits: `now` is the same for all, and left out.
+            return hopeless, self._accounts.of(job.caller), left + self._rules.ageing * job.arrived, job.id
+
+        return sorted(self._jobs, key=key)
+
+    def _startable(self, order: Sequence[JobState]) -> set[str]:
+        """The waiting jobs for which there is room; none behind one that finds no room, or it would never get it."""
+        one_at_a_time = self._rules.scheduling == "fifo"
+        if one_at_a_time and (self._used or any(not job.waiting for job in order)):
+            return set()
+        startable = set()
+        for job in order:
+            if job.waiting and job.id not in self._used:
+                if not self._room.has(job, all_of_it=True):
+                    break
+                startable.add(job.id)
+        return startable
+
+    def _pick(self, ready: Sequence[JobState], deadlines: Deadlines) -> JobState:
+        """Whose turn it is: the first in order that makes nobody late, or else the earliest deadline."""
+        first = ready[0]
+
+        def harmless(job: JobState) -> bool:
+            seconds = unit_s(job, self._costs)
+            return deadlines.allow(seconds, {job.id: seconds})
+
+        pick = next(filter(harmless, ready), None)
+        if pick is None:
+            ids = {job.id for job in ready}
+            pick = next((job for job in deadlines.kept if job.id in ids), first)
+        if pick.caller != first.caller and self._lead(pick, first) > self._most_lead(first):
+            own = [job for job in ready if job.caller == first.caller]
+            pick = next(filter(harmless, own), first)
+        return pick
+
+    def _lead(self, pick: JobState, first: JobState) -> float:
+        return self._accounts.of(pick.caller) - self._accounts.of(first.caller)
+
+    def _most_lead(self, first: JobState) -> float:
+        """How far another caller may be ahead of that of ``first``, in virtual time."""
+        own = (left_s(_anew(job), self._costs) for job in self._jobs if job.caller == first.caller)
+        return self._rules.lead * min(own) / self._rules.weight(first.caller)
+
+    def _carry_out(self, members: Sequence[JobState], seconds: float) -> None:
+        alone = {job.id: unit_s(job, self._costs) for job in members}
+        charges = _shared(members, alone, seconds)
+        if members[0].calls_left:
+            self.calls.append(tuple(job.id for job in members))
+            self.start += [job.id for job in members if job.waiting]
+        else:
+            self.end.append(members[0].id)
+        self._used.update(alone)
+        self._now += seconds
+        self.seconds += seconds
+        for job in members:
+            self._left_s[job.id] -= alone[job.id]
+        for caller, part in charges.items():
+            self.charges[caller] = self.charges.get(caller, 0.0) + part
+        self._accounts = self._accounts.charged(charges, self._rules)
+
+
+def _anew(job: JobState) -> JobState:
+    """The job as it was when it arrived: a job that is nearly done must not shrink what it is owed."""
+    return replace(job, calls_done=None)
+
+
+def _shared(members: Sequence[JobState], alone: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """Each caller's part of a call's seconds: by what its jobs would cost alone, so that joining is cheaper for all."""
+    whole = sum(alone.values())
+    charges: dict[str, float] = {}
+    for job in members:
+        part = alone[job.id] / whole if whole else 1 / len(members)
+        charges[job.caller] = charges.get(job.caller, 0.0) + seconds * part
+    return charges

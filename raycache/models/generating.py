@@ -1,0 +1,40 @@
+"""Images of a pipeline of any family, for tools: tuning, judging, measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from raycache.models.registry import family_of
+
+__all__ = ["generate_images"]
+
+
+def generate_images(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, width: int, height: int
+) -> np.ndarray:
+    """One image for each prompt, all in one batch: uint8 ``[prompts, height, width, 3]``.
+
+    Args:
+        pipe: a loaded diffusers pipeline; a cache session may be open on it.
+        seeds: one for each prompt, of its noise alone.
+        steps: denoising steps.
+        width, height: pixels.
+    """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"each prompt needs a seed of its own: {len(prompts)} prompts, {len(seeds)} seeds")
+    family = family_of(type(pipe).__name__)
+    with torch.no_grad():
+        told = family.encode(pipe, prompts, range(len(prompts)), pipe.device, family.text_tokens(pipe))
+        images: np.ndarray = pipe(
+            **told,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+        )[0]
+    return (images * 255).round().astype(np.uint8)

@@ -1,0 +1,172 @@
+"""Several jobs in one call of the transformer: each decides, and draws, what it does alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cache_core import (
+    CacheOptions,
+    CacheReport,
+    DBCacheOptions,
+    DBPruneOptions,
+    FBCacheOptions,
+    NoCacheOptions,
+    cache_session,
+    job_call,
+    job_session,
+    joined,
+)
+from tests.helpers.joined import STACKED, Drawing, call_together, draw_joined
+from tests.helpers.tiny_flux import Job, decisions, draw_cached, gap, tiny_flux
+
+MODEL = tiny_flux()
+SHARED_BLOCKS: dict[str, CacheOptions] = {
+    "none": NoCacheOptions(),
+    "DBCache": DBCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=3, Bn_compute_blocks_ids=(1,), warmup_steps=2),
+    "FBCache": FBCacheOptions(warmup_steps=2),
+    "DBPrune": DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, non_prune_blocks_ids=(4,), warmup_steps=2),
+}
+
+
+def numbers(report: CacheReport, rows: int) -> list[Any]:
+    return [decisions(report, row) for row in range(rows)]
+
+
+@st.composite
+def own_options(draw: st.DrawFn, method: str) -> CacheOptions:
+    """Everything but which blocks run."""
+    if method == "none":
+        return SHARED_BLOCKS[method]
+    changed: dict[str, Any] = {
+        "residual_diff_threshold": draw(st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.5, 5.0])),
+        "warmup_steps": draw(st.integers(0, 4)),
+        "taylor_order": draw(st.integers(0, 2)),
+    }
+    most = "max_pruned_steps" if method == "DBPrune" else "max_cached_steps"
+    changed[most] = draw(st.sampled_from([-1, 1, 3]))
+    if method == "DBPrune":
+        changed["enable_dynamic_prune_threshold"] = draw(st.booleans())
+        changed["residual_cache_update_interval"] = draw(st.integers(1, 2))
+    else:
+        changed["max_continuous_cached_steps"] = draw(st.sampled_from([-1, 1, 2]))
+    return SHARED_BLOCKS[method].model_copy(update=changed)
+
+
+@st.composite
+def traffic(draw: st.DrawFn) -> tuple[list[tuple[Job, CacheOptions]], list[int]]:
+    method = draw(st.sampled_from(sorted(SHARED_BLOCKS)))
+    count = draw(st.integers(2, 4))
+    specs = []
+    for k in range(count):
+        seeds = tuple(10 * k + i for i in range(draw(st.integers(1, 2))))
+        specs.append((Job(seeds=seeds, steps=draw(st.integers(1, 9))), draw(own_options(method))))
+    return specs, draw(st.lists(st.integers(0, 6), min_size=count, max_size=count))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(traffic())
+def test_everybody_decides_as_alone(traffic: tuple[list[tuple[Job, CacheOptions]], list[int]]):
+    specs, arrivals = traffic
+    for (job, options), (outputs, report) in zip(specs, draw_joined(MODEL, specs, arrivals), strict=True):
+        alone, single = draw_cached(MODEL, options, job)
+        assert numbers(report, len(job.seeds)) == numbers(single, len(job.seeds))
+        assert gap(outputs, alone) <= 1e-4
+        assert [step.step for step in report.steps] == list(range(job.steps))
+
+
+@pytest.mark.parametrize("method", ["DBCache", "FBCache", "DBPrune"])
+def test_jobs_of_other_steps_do_save_work(method: str):
+    """The property above would hold where nothing is ever cached."""
+    options = SHARED_BLOCKS[method].model_copy(update={"residual_diff_threshold": 0.5})
+    drawn = draw_joined(MODEL, [(Job(seeds=(k,), steps=10), options) for k in range(3)], [0, 2, 5])
+    assert all(report.computed_block_fraction[0] < 0.9 for _, report in drawn)
+
+
+def test_first_block_cache_joins_dual_block_cache_of_the_same_blocks():
+    first = FBCacheOptions(warmup_steps=1, residual_diff_threshold=0.3)
+    dual = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, warmup_steps=3)
+    specs = [(Job(seeds=(1,), steps=8), first), (Job(seeds=(2,), steps=6), dual)]
+    for (job, options), (outputs, report) in zip(specs, draw_joined(MODEL, specs, [0, 2]), strict=True):
+        alone, single = draw_cached(MODEL, options, job)
+        assert decisions(report) == decisions(single)
+        assert gap(outputs, alone) <= 1e-4
+
+
+def test_branches_of_a_job_keep_apart_in_joined_calls():
+    """The prompt of one job beside the negative prompt of another."""
+    options = SHARED_BLOCKS["DBCache"]
+    with job_session(MODEL, options, name="a") as a, job_session(MODEL, options, name="b") as b:
+        one, other = Drawing(Job(seeds=(1,)), a, Job(seeds=(1,)).start()), Drawing(Job(seeds=(2,)), b, Job().start())
+        for context, counter in (("cond", "uncond"), ("uncond", "cond")):
+            each = [one.arguments(), other.arguments()]
+            stacked = each[0] | {name: torch.cat([own[name] for own in each]) for name in STACKED}
+            calls = [job_call(a, MODEL, (), each[0], context), job_call(b, MODEL, (), each[1], counter)]
+            with torch.no_grad(), joined(MODEL, calls):
+                MODEL(**stacked)
+        assert [step.branch for step in a.report.steps] == ["cond", "uncond"]
+        assert [step.branch for step in b.report.steps] == ["uncond", "cond"]
+        assert {step.step for session in (a, b) for step in session.report.steps} == {0}
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (SHARED_BLOCKS["FBCache"], "cannot share a call: the method and which blocks run must be equal"),
+        (SHARED_BLOCKS["DBPrune"], "cannot share a call"),
+        (SHARED_BLOCKS["DBCache"].model_copy(update={"Bn_compute_blocks_ids": (0,)}), "cannot share a call"),
+    ],
+)
+def test_other_blocks_do_not_join(others: CacheOptions, words: str):
+    with job_session(MODEL, SHARED_BLOCKS["DBCache"]) as a, job_session(MODEL, others) as b:
+        calls = [job_call(own, MODEL, (), Drawing(Job(), own, Job().start()).arguments()) for own in (a, b)]
+        with pytest.raises(ValueError, match=words), joined(MODEL, calls):
+            pass
+
+
+def test_a_job_is_not_twice_in_a_call_and_rows_are_counted():
+    with job_session(MODEL, SHARED_BLOCKS["DBCache"]) as a:
+        own = Drawing(Job(), a, Job().start()).arguments()
+        call = job_call(a, MODEL, (), own)
+        with pytest.raises(ValueError, match="twice in one joined call"), joined(MODEL, [call, call]):
+            pass
+        with pytest.raises(ValueError, match="no job"), joined(MODEL, []):
+            pass
+        twice = own | {name: torch.cat([own[name]] * 2) for name in STACKED}
+        with (
+            pytest.raises(ValueError, match="1 rows, but the transformer was called with a batch of 2"),
+            joined(MODEL, [call]),
+        ):
+            MODEL(**twice)
+
+
+def test_only_the_next_call_is_joined():
+    """Sessions of one job live beside, and calls of nobody are computed without a cache."""
+    options = SHARED_BLOCKS["FBCache"]
+    with job_session(MODEL, options) as a, cache_session(MODEL, options) as beside:
+        drawing = Drawing(Job(), a, Job().start())
+        own = drawing.arguments()
+        with torch.no_grad(), joined(MODEL, [job_call(a, MODEL, (), own)]):
+            MODEL(**own)
+            MODEL(**own)
+        assert (len(a.report.steps), len(beside.steps)) == (1, 1)
+    with job_session(MODEL, options) as a:
+        with torch.no_grad():
+            MODEL(**own)
+        assert not a.report.steps
+
+
+def test_nothing_is_left_behind():
+    with job_session(MODEL, SHARED_BLOCKS["DBPrune"]) as a:
+        drawing = Drawing(Job(), a, Job().start())
+        for _ in range(4):
+            call_together(MODEL, [drawing])
+        assert a.bytes_held() > 0
+    assert a.bytes_held() == 0
+    assert not hasattr(MODEL.transformer_blocks[0], "_diffusers_hook") or not (
+        MODEL.transformer_blocks[0]._diffusers_hook.hooks
+    )

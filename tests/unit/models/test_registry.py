@@ -1,0 +1,67 @@
+"""Families: found by name without torch, and FLUX's for every name that none of them has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raycache.demo.family import DemoFamily, NoiseFamily
+from raycache.models.flux import FluxFamily
+from raycache.models.folder import folder_faults, model_info, pipeline_class
+from raycache.models.registry import family_of, own_model
+
+
+def test_asking_families_loads_neither_torch_nor_diffusers():
+    code = """
+import sys
+from pathlib import Path
+from raycache.models.folder import folder_faults
+from raycache.models.registry import family_of, own_model
+family_of("FluxPipeline").num_blocks({"num_layers": 1, "num_single_layers": 2})
+family_of("FluxPipeline", "demo").request_warnings("a red circle", "64x64")
+assert own_model("noise").outline(Path("/nowhere")) is None
+assert not folder_faults(own_model("demo").folder(Path("/nowhere")))
+print(sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("kind", ["folder", "hub", ""])
+@pytest.mark.parametrize("pipeline", ["FluxPipeline", "FluxKontextPipeline", "None", ""])
+def test_what_no_family_names_is_flux(pipeline: str, kind: str):
+    assert type(family_of(pipeline, kind)) is FluxFamily
+
+
+def test_models_of_this_project_are_known_by_their_kind():
+    assert type(family_of("FluxPipeline", "demo")) is type(own_model("demo")) is DemoFamily
+    assert type(family_of("FluxPipeline", "noise")) is type(own_model("noise")) is NoiseFamily
+    assert own_model("black-forest-labs/FLUX.1-dev") is None
+    assert own_model("FluxPipeline") is None
+
+
+def test_a_pipeline_with_another_transformer_is_refused_by_name(tmp_path: Path):
+    index = {"_class_name": "QwenImagePipeline", "transformer": ["diffusers", "QwenImageTransformer2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    told = "QwenImagePipeline with QwenImageTransformer2DModel; this service draws with FLUX pipelines"
+    assert folder_faults(tmp_path) == [f"{tmp_path} holds {told}"]
+    assert model_info(tmp_path, None) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", '{"transformer": 3}'])
+def test_an_index_that_names_no_pipeline(tmp_path: Path, text: str):
+    (tmp_path / "model_index.json").write_text(text)
+    assert pipeline_class(tmp_path) == "None"
+
+
+def test_the_bundled_model_tells_of_itself_before_it_is_loaded():
+    folder = DemoFamily().folder(Path("/nowhere"))
+    info = model_info(folder, None)
+    assert info is not None
+    assert (info.num_blocks, info.num_heads, info.text_tokens, info.pipeline) == (57, 4, 16, "FluxPipeline")
+    asked = model_info(folder, 12)
+    assert asked is not None
+    assert asked.text_tokens == 12
