@@ -58,11 +58,17 @@ class ParallelSettings(_Settings):
     threads_per_rank: int | None = Field(
         default=None, ge=1, description="torch CPU threads per rank; default: torch's."
     )
-    max_batch_size: int = Field(
-        default=1,
+    scheduling: Literal["fair", "fifo"] = Field(
+        default="fair",
+        description="`fair`: many jobs at once, step by step, shared between callers; `fifo`: one after the other.",
+    )
+    max_active_jobs: int = Field(default=8, ge=1, le=64, description="Jobs that may be under way at once with `fair`.")
+    max_rows: int | None = Field(
+        default=None,
         ge=1,
         le=64,
-        description="Pictures of waiting requests of one kind (capacity.md, Batches) drawn together; 1 = each alone.",
+        description="Images, of several jobs, that one transformer call may draw at once where it pays; 1 = no joined "
+        "calls. Default 8, and 1 with `model.compile`, where each other number is compiled anew.",
     )
     collective_timeout_s: float = Field(
         default=120.0,

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from raycache.engine.admission import Admission, Ticket
+from raycache.engine.admission import Admission
 from raycache.engine.autoscaling import JOBS, QUEUED_S
 from raycache.engine.convert import forward, job_of, request_error, result_of
 from raycache.engine.gang_like import GangLike, gang_of_this_replica
@@ -49,7 +49,7 @@ Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | Reques
 
 
 class Engine:
-    """One replica: one gang, which draws one job at a time, or several of one shape as a batch (``max_batch_size``).
+    """One replica: one gang, which works on many jobs at once, step by step.
 
     The constructor returns once the gang is warm, so Serve routes nothing here before. In a rolling update Serve stops
     an old replica first, which frees its GPUs; with ``max_surge_percent`` it waits until the new one is warm.
@@ -211,9 +211,10 @@ class Engine:
             return
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
         report = forward(asyncio.get_running_loop(), events) if watch else None
-        handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
+        deadline = arrived + request.timeout_s
+        handle = self._gang.submit(job, deadline=deadline, on_progress=report, caller=key or "")
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
-        handle.future.add_done_callback(lambda future: self._release(ticket, future))
+        handle.future.add_done_callback(lambda _: self._admission.release(ticket))
         # Nobody awaits `outcome` itself: cancelling that wait would cancel the future the gang is about to fill.
         outcome = asyncio.wrap_future(handle.future)
         outcome.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs those nobody read
@@ -260,10 +261,6 @@ class Engine:
         if output.after_fault_s is not None:
             self._metrics.fault_to_picture_seconds.observe(output.after_fault_s)
         return result
-
-    def _release(self, ticket: Ticket, future: Any) -> None:
-        batching = not future.cancelled() and future.exception() is None and self._settings.parallel.max_batch_size > 1
-        self._admission.release(ticket, future.result().share_s if batching else None)
 
     def _recovery_s(self) -> float:
         """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""

@@ -58,16 +58,9 @@ class Work:
 
 
 def work_of(job: Job) -> Work:
-    """What ``job`` is to the gang; a batch counts as what it is, one job of many images."""
-    alike = set(job.caches) <= {job.cache}
+    """What ``job`` is to the gang."""
     return Work(
-        job.width,
-        job.height,
-        len(job.seeds),
-        job.num_inference_steps,
-        job.cache if alike else None,  # nobody's options: nothing is learned of them
-        prompts=len(set(job.prompts)) or 1,
-        previews=len(job.preview_steps),
+        job.width, job.height, len(job.seeds), job.num_inference_steps, job.cache, previews=len(job.preview_steps)
     )
 
 

@@ -64,6 +64,8 @@ class Fit:
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
         self._count = 0
         self._costs = np.zeros(len(guess))
+        self._terms = np.zeros((0, len(guess)))
+        self._bounds = self._terms, np.zeros(0)
 
     @property
     def known(self) -> bool:
@@ -84,20 +86,25 @@ class Fit:
         if len(self._kinds) > _KINDS:
             self._kinds.popitem(last=False)
         self._costs = self._fitted()
+        # A plan asks far more often than jobs end.
+        kinds = list(self._kinds.values())
+        bounds = np.array([kind.sure and self._faded(kind) > _BOUNDS for kind in kinds])
+        self._terms, measured = np.array([kind.terms for kind in kinds]), np.array([kind.seconds for kind in kinds])
+        self._bounds = self._terms[bounds], measured[bounds]
 
     def told(self, terms: Sequence[float]) -> tuple[float | None, float]:
         """Expected seconds, None before anything was measured; and how many times more it is than all measured."""
         if not self._kinds:
             return None, 1.0
         wanted = np.asarray(terms, float)
-        bounds = [kind for kind in self._kinds.values() if kind.sure and self._faded(kind) > _BOUNDS]
         seconds, eps = float(wanted @ self._costs), 1e-9
-        below = [kind.seconds for kind in bounds if (kind.terms <= wanted * (1 + eps)).all()]
-        above = [kind.seconds for kind in bounds if (kind.terms >= wanted * (1 - eps)).all()]
-        seconds = min(max(seconds, *below, 0.0), *above, float("inf"))
+        terms, measured = self._bounds
+        below = measured[(terms <= wanted * (1 + eps)).all(axis=1)]
+        above = measured[(terms >= wanted * (1 - eps)).all(axis=1)]
+        seconds = min(max(seconds, below.max(initial=0.0)), above.min(initial=np.inf))
         grows = ~self._fixed
-        times = [(wanted[grows] / np.maximum(kind.terms[grows], eps)).min() for kind in self._kinds.values()]
-        return seconds, float(min(times))
+        times = (wanted[grows] / np.maximum(self._terms[:, grows], eps)).min(axis=1)
+        return float(seconds), float(times.min())
 
     def _faded(self, kind: _Kind) -> float:
         return max(_LEAST, _FADES ** (self._count - kind.at))

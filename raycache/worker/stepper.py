@@ -82,6 +82,11 @@ class Stepper:
         """By job, what must be equal for its waiting call to join others'; None where it cannot."""
         return {name: job.key for name, job in self._jobs.items()}
 
+    def report(self, name: str) -> CacheReport:
+        """What the cache decided so far for a job under way."""
+        report: CacheReport = self._jobs[name].session.report
+        return report
+
     def step(self, names: Sequence[str]) -> list[Ended]:
         """Run the waiting calls of these jobs as one, and let each go on to its next.
 
