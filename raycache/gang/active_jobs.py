@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from raycache.gang.costs import Costs, work_of
 from raycache.gang.outlook import Outlook
@@ -100,7 +101,7 @@ class ActiveJobs:
     def lost(self) -> list[JobHandle]:
         """The ranks are gone; the jobs that they had. Whoever is not ended is drawn again, with no other."""
         names = self.active
-        kind = "alone" if len(names) == 1 else "shared"
+        kind: Literal["alone", "shared"] = "alone" if len(names) == 1 else "shared"
         handles = [self._handles[id] for id in names]
         for handle in handles:
             handle.faults[kind] += 1

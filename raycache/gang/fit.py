@@ -98,9 +98,9 @@ class Fit:
             return None, 1.0
         wanted = np.asarray(terms, float)
         seconds, eps = float(wanted @ self._costs), 1e-9
-        terms, measured = self._bounds
-        below = measured[(terms <= wanted * (1 + eps)).all(axis=1)]
-        above = measured[(terms >= wanted * (1 - eps)).all(axis=1)]
+        bounds, measured = self._bounds
+        below = measured[(bounds <= wanted * (1 + eps)).all(axis=1)]
+        above = measured[(bounds >= wanted * (1 - eps)).all(axis=1)]
         seconds = min(max(seconds, below.max(initial=0.0)), above.min(initial=np.inf))
         grows = ~self._fixed
         times = (wanted[grows] / np.maximum(self._terms[:, grows], eps)).min(axis=1)

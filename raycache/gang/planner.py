@@ -137,12 +137,11 @@ class TickPlanner:
         over = {*sent.tick.abort, *report.outputs}
         over |= {id for failure in report.failures if failure.kind == "error" for id in failure.jobs}
         for id in report.started_s:
-            self._set(id, calls_done=0)
+            job = self._jobs[id]
+            self._jobs[id] = replace(job, calls_done=0, calls=0 if id in report.done else job.calls)
         for call in report.calls:
             for id in call.jobs:
                 self._called(id, done=id in report.done)
-        for id in report.done:
-            self._set(id, calls=self._jobs[id].calls_done or 0)
         for id in over:
             self._remove(id)
         self._note()
@@ -160,12 +159,9 @@ class TickPlanner:
     def _called(self, id: str, *, done: bool) -> None:
         job = self._jobs[id]
         calls_done = (job.calls_done or 0) + 1
-        # A pipeline may make more calls than were expected of it.
-        self._set(id, calls_done=calls_done, calls=max(job.calls, calls_done + (not done)))
-
-    def _set(self, id: str, **changes: int) -> None:
-        if id in self._jobs:
-            self._jobs[id] = replace(self._jobs[id], **changes)
+        # A pipeline may make more calls than were expected of it, or fewer.
+        calls = calls_done if done else max(job.calls, calls_done + 1)
+        self._jobs[id] = replace(job, calls_done=calls_done, calls=calls)
 
     def _remove(self, id: str) -> None:
         self._jobs.pop(id, None)
