@@ -8,12 +8,12 @@ them before the first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.
 from __future__ import annotations
 
 import statistics
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raycache.gang.fit import Fit
+from raycache.gang.call_costs import LearnedCallCosts
+from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
 from raycache.protocol.job import Job, JobOutput, ModelFacts
 
@@ -26,12 +26,6 @@ _TOKEN_SIDE, _TEXT_TOKENS = 16, 512
 _NEWEST = 0.3
 #: How wrong a prediction may be whose like has only been drawn in the warm-up, as a share of it.
 _UNSURE = 0.25
-
-# What a term is guessed to cost beside one token while nothing tells them apart; see Fit. A step begins 57 blocks, an
-# attention score is 1/18000 of a token's matrix products (hidden size 3072), and FLUX's decoder happens to be alike.
-_ENCODE = (1.0, 0.5)
-_STEP = (64.0, 256.0, 1.0, 1 / 18000)
-_DECODE = (256.0, 1.0, 1 / 18000)
 
 
 @dataclass(frozen=True)
@@ -64,19 +58,17 @@ def work_of(job: Job) -> Work:
     )
 
 
-class Costs:
-    """Seconds of encoding, steps, decoding and whole jobs. Thread-safe.
+class Costs(LearnedCallCosts):
+    """Seconds of encoding, steps, decoding and whole jobs, and of what the scheduler asks. Thread-safe.
 
     Attributes:
         error: how wrong predictions have been lately, as a share of them.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
+        super().__init__()
         self._shares = Shares()
         self._text_tokens, self._token_side = _TEXT_TOKENS, _TOKEN_SIDE
-        self._between_s = 0.0
         self._finished: OrderedDict[Work, tuple[int, float]] = OrderedDict()  # how many, and the fastest
         self._cold_s: dict[str, float] = {}
         self.error = _UNSURE
@@ -96,6 +88,25 @@ class Costs:
         with self._lock:
             self._text_tokens, self._token_side = facts.text_tokens, facts.token_side
             self._shares.num_blocks = facts.num_blocks
+            self._told.clear()
+
+    def job_state(self, id: str, work: Work, *, arrived: float, deadline: float, caller: str) -> JobState:
+        """``work`` as the scheduler sees it, waiting; clocks are as in :class:`~raycache.gang.schedule.JobState`."""
+        with self._lock:
+            tokens, share = self._tokens(work) + self._text_tokens, self._share(work)
+        return JobState(
+            id=id,
+            arrived=arrived,
+            shape=(work.width, work.height),
+            calls=work.steps,
+            tokens=tokens,
+            rows=work.images,
+            joins=None if work.cache is None else work.cache.joins,
+            caller=caller,
+            deadline=deadline,
+            share=share,
+            previews=work.previews,
+        )
 
     def learn(self, work: Work, output: JobOutput, *, wall_s: float = 0.0, cold: bool = False) -> None:
         """Take in a finished job.
@@ -120,6 +131,7 @@ class Costs:
             share = self._share(work) if share is None else share
             self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
             self._decode.learn((work.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
+            self._told.clear()
             if cold:
                 return
             if wall_s:

@@ -64,8 +64,8 @@ class Fit:
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
         self._count = 0
         self._costs = np.zeros(len(guess))
-        self._terms = np.zeros((0, len(guess)))
-        self._bounds = self._terms, np.zeros(0)
+        self._seen = np.zeros((0, len(guess)))
+        self._bounds, self._bounds_s = self._seen, np.zeros(0)
 
     @property
     def known(self) -> bool:
@@ -86,25 +86,21 @@ class Fit:
         if len(self._kinds) > _KINDS:
             self._kinds.popitem(last=False)
         self._costs = self._fitted()
-        # A plan asks far more often than jobs end.
-        kinds = list(self._kinds.values())
-        bounds = np.array([kind.sure and self._faded(kind) > _BOUNDS for kind in kinds])
-        self._terms, measured = np.array([kind.terms for kind in kinds]), np.array([kind.seconds for kind in kinds])
-        self._bounds = self._terms[bounds], measured[bounds]
+        self._seen = np.array([kind.terms for kind in self._kinds.values()])
+        bounds = [kind for kind in self._kinds.values() if kind.sure and self._faded(kind) > _BOUNDS]
+        self._bounds = np.array([kind.terms for kind in bounds]).reshape(-1, len(self._guess))
+        self._bounds_s = np.array([kind.seconds for kind in bounds])
 
     def told(self, terms: Sequence[float]) -> tuple[float | None, float]:
         """Expected seconds, None before anything was measured; and how many times more it is than all measured."""
         if not self._kinds:
             return None, 1.0
         wanted = np.asarray(terms, float)
-        seconds, eps = float(wanted @ self._costs), 1e-9
-        bounds, measured = self._bounds
-        below = measured[(bounds <= wanted * (1 + eps)).all(axis=1)]
-        above = measured[(bounds >= wanted * (1 - eps)).all(axis=1)]
-        seconds = min(max(seconds, below.max(initial=0.0)), above.min(initial=np.inf))
-        grows = ~self._fixed
-        times = (wanted[grows] / np.maximum(self._terms[:, grows], eps)).min(axis=1)
-        return float(seconds), float(times.min())
+        eps, grows = 1e-9, ~self._fixed
+        below = self._bounds_s[(self._bounds <= wanted * (1 + eps)).all(axis=1)].max(initial=0.0)
+        above = self._bounds_s[(self._bounds >= wanted * (1 - eps)).all(axis=1)].min(initial=np.inf)
+        seconds = min(max(float(wanted @ self._costs), below), above)
+        return float(seconds), float((wanted[grows] / np.maximum(self._seen[:, grows], eps)).min(axis=1).min())
 
     def _faded(self, kind: _Kind) -> float:
         return max(_LEAST, _FADES ** (self._count - kind.at))

@@ -38,7 +38,7 @@ def unit_s(job: JobState, costs: CallCosts) -> float:
     """Seconds of the next thing that ``job`` does, alone: a call, with encoding before the first, or the end."""
     if job.calls_left == 0:
         return costs.end_s(job)
-    return costs.call_s([job]) + (costs.start_s(job) if job.waiting else 0.0)
+    return costs.call_s((job,)) + (costs.start_s(job) if job.waiting else 0.0)
 
 
 def may_join(one: JobState, other: JobState) -> bool:

@@ -27,6 +27,7 @@ class JobState:
         calls: transformer calls from beginning to end; with true CFG two per step.
         calls_done: None while it waits. A job with all calls done is still to be decoded.
         share: of the blocks, that it is expected to compute.
+        previews: small pictures that are decoded on the way.
         unwanted: whoever asked for it does not want it any more.
     """
 
@@ -41,6 +42,7 @@ class JobState:
     deadline: float = math.inf
     share: float = 1.0
     calls_done: int | None = None
+    previews: int = 0
     unwanted: bool = False
 
     @property

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,40 +14,11 @@ from hypothesis import strategies as st
 from raycache.gang.schedule import Accounts, JobState, Plan, Rules
 from raycache.gang.scheduler import plan
 from raycache.gang.simulator import retry_after, simulated
+from tests.helpers.plain_costs import PlainCosts as Costs
+from tests.helpers.plain_costs import plain_job as job
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
 ALONE = Rules(max_rows=1, max_active=1000)
-
-
-@dataclass
-class Costs:
-    """A call: ``fixed`` plus ``row`` a row, times what a row has of tokens."""
-
-    fixed: float = 0.0
-    row: float = 1.0
-    start: float = 0.0
-    end: float = 0.0
-    limit: float = math.inf
-    held: dict[str, float] = field(default_factory=dict)
-
-    def call_s(self, jobs: Sequence[JobState]) -> float:
-        return sum(self.row * job.rows * job.tokens for job in jobs) + self.fixed * jobs[0].tokens
-
-    def start_s(self, job: JobState) -> float:
-        return self.start
-
-    def end_s(self, job: JobState) -> float:
-        return self.end
-
-    def bytes_of(self, job: JobState) -> float:
-        return self.held.get(job.id, 1.0)
-
-    def max_rows(self, job: JobState) -> float:
-        return self.limit
-
-
-def job(name: str, calls: int, tokens: float = 1.0, arrived: float = 0.0, **more) -> JobState:
-    return JobState(id=name, arrived=arrived, shape=tokens, calls=calls, tokens=tokens, **more)
 
 
 def ran(jobs, costs, rules):
