@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from statistics import fmean, median
 from typing import Literal
 
 from raycache.gang.costs import Costs, work_of
@@ -23,6 +24,9 @@ __all__ = ["ActiveJobs"]
 
 _logger = logging.getLogger("raycache.gang")
 
+#: Kinds of joined calls that are learned from when a job is done.
+_LEARNED = 2
+
 
 class ActiveJobs:
     """Used by the gang's thread only, but for :attr:`outlook` and :attr:`active`.
@@ -38,6 +42,8 @@ class ActiveJobs:
         self._handles: dict[str, JobHandle] = {}
         self._shared: dict[str, int] = {}  # of each job's calls, how many had others' rows
         self._others: dict[str, bool] = {}  # whether other jobs were under way meanwhile
+        #: Joined calls since costs were learned last, by who is in them and what was computed.
+        self._joined: dict[tuple[tuple[str, ...], float], list[Called]] = {}
 
     @property
     def outlook(self) -> Outlook:
@@ -91,6 +97,8 @@ class ActiveJobs:
             handle = self._handles[id]
             self._learn(handle, output, timeouts)
             yield handle, output
+        if report.outputs:
+            self._learn_joined()
         for id in over:
             self._handles.pop(id).end_if_unwanted()
             self._shared.pop(id, None)
@@ -126,7 +134,7 @@ class ActiveJobs:
             self._shared[id] = self._shared.get(id, 0) + (len(jobs) > 1)
             self._others[id] = self._others.get(id, False) or several
         if len(jobs) > 1:
-            self._costs.called([work_of(job) for job in jobs], call.shares, call.seconds)
+            self._joined.setdefault((call.jobs, round(max(call.shares), 1)), []).append(call)
 
     def _failed(self, failure: Failure) -> None:
         """A job's own failure ends it; those of a call that was shared are tried apart."""
@@ -140,6 +148,15 @@ class ActiveJobs:
         else:
             for handle in handles:
                 self._planner.draw_alone(handle.job.id)
+
+    def _learn_joined(self) -> None:
+        """What the usual joined calls cost. Not each of them: learning takes milliseconds."""
+        for (names, _), calls in sorted(self._joined.items(), key=lambda one: -len(one[1]))[:_LEARNED]:
+            if all(id in self._handles for id in names):
+                shares = [fmean(call.shares[row] for call in calls) for row in range(len(names))]
+                states = [self._state(self._handles[id]) for id in names]
+                self._costs.called(states, median(call.seconds for call in calls), shares)
+        self._joined = {}
 
     def _learn(self, handle: JobHandle, output: JobOutput, timeouts: StepTimeouts) -> None:
         job = handle.job

@@ -109,10 +109,10 @@ class Costs(LearnedCallCosts):
         )
 
     def learn(self, work: Work, output: JobOutput, *, wall_s: float = 0.0, cold: bool = False) -> None:
-        """Take in a finished job.
+        """Take in a finished job. Steps that others shared say nothing here; see :meth:`called`.
 
         Args:
-            wall_s: seconds from sending it to having it all.
+            wall_s: seconds from sending it to having it all; 0 if other jobs were under way.
             cold: a draw of the warm-up: its stalls are its own, and it counts little once jobs have been drawn.
         """
         with self._lock:
@@ -129,10 +129,11 @@ class Costs(LearnedCallCosts):
             key = replace(work, previews=0)
             self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
             share = self._share(work) if share is None else share
-            self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
+            if not output.shared:
+                self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
             self._decode.learn((work.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
             self._told.clear()
-            if cold:
+            if cold or output.shared:
                 return
             if wall_s:
                 self._between_s += _NEWEST * (max(0.0, wall_s - busy) - self._between_s)
