@@ -110,7 +110,6 @@ class ActiveJob:
     def draw(self, pipe: Any) -> torch.Tensor:
         """Encode the prompt and call ``pipe``, the job's own view of the pipeline; returns its latents."""
         job, context, family = self.job, self._context, self._context.family
-        context.enter("encode", [self])
         told = family.encode(pipe, [job.prompt], [0] * len(job.seeds), context.device, context.text_tokens)
         # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
         generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]

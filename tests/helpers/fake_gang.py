@@ -43,15 +43,15 @@ class FakeGang:
 
     def start(self) -> None: ...
 
-    def submit(self, job, *, deadline=None, on_progress=None):
+    def submit(self, job, *, deadline=None, on_progress=None, caller=""):
         future: Future[JobOutput] = Future()
-        running = {"job": job, "deadline": deadline, "on_progress": on_progress, "future": future}
+        running = {"job": job, "deadline": deadline, "on_progress": on_progress, "caller": caller, "future": future}
         self.jobs.append(SimpleNamespace(costs=self.costs, **running))
         return _Handle(future=future, abort=self.aborts.append)
 
     def status(self) -> GangStatus:
         rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}
-        return GangStatus("replica-1", True, 0, 0, None, ranks=[rank])
+        return GangStatus("replica-1", True, 0, 0, [], ranks=[rank])
 
     def hand_back(self) -> int:
         self.handed_back += 1
