@@ -103,7 +103,7 @@ class Stepper:
             if hasattr(first.transformer, "cache_context"):  # other hooks than the cache's may ask for a name
                 stack.enter_context(first.transformer.cache_context(first.context))
             output = first.transformer(**stacked)
-        parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
+            parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
         return [ended for job, part in zip(jobs, parts, strict=True) if (ended := self._resume(job, part))]
 
     def end(self, name: str) -> Ended:
