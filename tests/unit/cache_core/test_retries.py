@@ -110,9 +110,7 @@ def test_comparisons_of_a_call_that_failed_count_once(flux, method):
 
     reports = []
     for memory in (None, 700):
-        with cache_session(
-            flux, OPTIONS[method] | {"max_cached_steps": 9} if method == "DBCache" else OPTIONS[method]
-        ) as report:
+        with cache_session(flux, OPTIONS[method]) as report:
             for now in range(job.steps):
                 if now == 4 and memory is not None:
                     with pytest.raises(torch.OutOfMemoryError):
