@@ -35,6 +35,7 @@ from raycache.protocol.job import (
     ModelSource,
     Progress,
 )
+from raycache.protocol.tick import TickReport
 from raycache.rebuilds import Rebuilds
 from raycache.settings import AppSettings
 
@@ -54,14 +55,24 @@ class Gang:
         placement_group: reserved with :func:`placement_bundles`; None = Ray places the ranks anywhere.
         name: for logs, e.g. the replica's id.
         first_bundle: index of the gang's first bundle in the placement group.
+        on_tick: told by the gang's thread of each tick that was carried out, when all ranks have reported it.
 
     Attributes:
         costs: what its jobs cost, as learned over all incarnations of its ranks.
     """
 
-    def __init__(self, settings: AppSettings, placement_group: Any = None, *, name: str, first_bundle: int = 0) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        placement_group: Any = None,
+        *,
+        name: str,
+        first_bundle: int = 0,
+        on_tick: Callable[[TickReport], None] | None = None,
+    ) -> None:
         self._settings, self._placement_group = settings, placement_group
         self._name, self._first_bundle, self._queue = name, first_bundle, JobQueue()
+        self._on_tick = on_tick
         self.costs = Costs()
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
@@ -196,6 +207,8 @@ class Gang:
             self._queue.wait(HEARTBEAT_S)
             return
         report = life.receive()
+        if self._on_tick is not None:
+            self._on_tick(report)
         for handle, output in self._jobs.came(report, life.timeouts):
             output.after_fault_s = self._restarts.drawn()
             handle.end(output)
