@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from raycache.gang.costs import Costs
-from raycache.gang.deadlines import Deadlines
 from raycache.gang.forecast import forecast
 from raycache.gang.outlook import Outlook
 from raycache.gang.schedule import JobState
@@ -56,10 +55,14 @@ class Prediction:
         """Seconds until all are over."""
         return max((end - now for end in self.ends(now).values()), default=0.0)
 
-    def in_time(self, now: float) -> set[str]:
-        """Jobs that are drawn before their deadlines."""
-        ends = self.ends(now)
-        return {id for id, job in self.jobs.items() if self.forecasts[id].drawn and ends[id] <= job.deadline + _SOON}
+    def in_time(self, id: str, now: float, unsure: float = 0.0) -> bool:
+        """Whether a job is drawn before its deadline, also if that takes longer by the share ``unsure``."""
+        end = self.forecasts[id].end + self.late_s(now)
+        return self.forecasts[id].drawn and end + unsure * (end - now) <= self.jobs[id].deadline + _SOON
+
+    def spoilt(self, other: Prediction, now: float) -> list[str]:
+        """Jobs that are in time here, and are not as in ``other``."""
+        return [id for id in self.jobs if self.in_time(id, now) and not other.in_time(id, now)]
 
 
 class Predictions:
@@ -103,7 +106,7 @@ class Predictions:
         self._last, self._asked, self._made_at = prediction, dict(jobs), now
         self._begun &= jobs.keys()
 
-    def in_time_after(self, job: JobState, base: Prediction, now: float, patience_s: float) -> float:
+    def in_time_after(self, job: JobState, base: Prediction, now: float, patience_s: float, unsure: float) -> float:
         """Seconds after which a job that comes then is done ``patience_s`` later, and makes nobody late.
 
         A few times are tried; when all the others are done it is alone.
@@ -111,25 +114,11 @@ class Predictions:
         backlog_s = base.backlog_s(now)
         latest_s = max(0.0, backlog_s + left_s(job, self._costs) - patience_s)  # in time even behind all of it
         for wait in sorted({max(1, math.ceil(each)) for each in (latest_s / 2, latest_s, (latest_s + backlog_s) / 2)}):
-            told = self.with_jobs(base, [replace(job, arrived=now + wait, deadline=now + wait + patience_s)])
-            if job.id in told.in_time(now) and not self.spoilt(told, base, now):
+            at = now + wait
+            told = self.with_jobs(base, [replace(job, arrived=at, deadline=at + patience_s)])
+            if told.in_time(job.id, at, unsure) and not base.spoilt(told, now):
                 return float(wait)
         return max(1.0, backlog_s)
-
-    def spoilt(self, told: Prediction, base: Prediction, now: float) -> set[str]:
-        """Jobs that would be in time as in ``base``, and are not any more.
-
-        A forecast is rough: where the earliest deadline first keeps them all, the schedule does so too.
-        """
-        late = base.in_time(now) - told.in_time(now)
-        return late - self._kept(told, now) if late else late
-
-    def _kept(self, prediction: Prediction, now: float) -> set[str]:
-        """Jobs whose deadlines are kept if the earliest goes first, even if no call is shared."""
-        jobs, start = prediction.jobs.values(), max(now, prediction.begin)
-        left = {job.id: left_s(job, self._costs) for job in jobs}
-        deadlines = Deadlines(jobs, left, start, prediction.outlook.rules.patience_s)
-        return {job.id for job in deadlines.kept}
 
     def _made(self, jobs: Mapping[str, JobState], outlook: Outlook, begin: float) -> Prediction:
         told = forecast(jobs.values(), self._costs, outlook.rules, begin, outlook.accounts)
