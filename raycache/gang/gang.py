@@ -1,6 +1,6 @@
 """The supervised group of rank actors that works on many jobs step by step, notices faults, and rebuilds itself.
 
-All rank calls are submitted by one plain ``threading.Thread`` fed by a ``queue.Queue``. Serve cancels a request's
+All rank calls are submitted by one plain ``threading.Thread`` fed by a queue. Serve cancels a request's
 child tasks recursively, by context; this thread's tasks belong to no request, so no cancel can hit some ranks only.
 """
 
@@ -15,13 +15,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from raycache.gang.active_jobs import ActiveJobs
+from raycache.gang.active_jobs import ActiveJobs, rules_of
 from raycache.gang.costs import Costs
 from raycache.gang.incarnation import Incarnation
 from raycache.gang.outlook import Outlook
 from raycache.gang.queue import JobHandle, JobQueue
 from raycache.gang.recovery import Restarts, retry_decision
-from raycache.gang.schedule import Rules
 from raycache.gang.states import GangLifecycle, GangState
 from raycache.gang.worker_group import HEARTBEAT_S, Fault
 from raycache.logs import about
@@ -35,15 +34,13 @@ from raycache.protocol.job import (
     ModelSource,
     Progress,
 )
+from raycache.protocol.tick import TickReport
 from raycache.rebuilds import Rebuilds
 from raycache.settings import AppSettings
 
 __all__ = ["Gang"]
 
 _logger = logging.getLogger("raycache.gang")
-
-#: Images in a joined call, unless the settings say otherwise.
-_ROWS = 8
 
 
 class Gang:
@@ -54,14 +51,24 @@ class Gang:
         placement_group: reserved with :func:`placement_bundles`; None = Ray places the ranks anywhere.
         name: for logs, e.g. the replica's id.
         first_bundle: index of the gang's first bundle in the placement group.
+        on_tick: told by the gang's thread of each tick that was carried out, when all ranks have reported it.
 
     Attributes:
         costs: what its jobs cost, as learned over all incarnations of its ranks.
     """
 
-    def __init__(self, settings: AppSettings, placement_group: Any = None, *, name: str, first_bundle: int = 0) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        placement_group: Any = None,
+        *,
+        name: str,
+        first_bundle: int = 0,
+        on_tick: Callable[[TickReport], None] | None = None,
+    ) -> None:
         self._settings, self._placement_group = settings, placement_group
         self._name, self._first_bundle, self._queue = name, first_bundle, JobQueue()
+        self._on_tick = on_tick
         self.costs = Costs()
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
@@ -196,6 +203,8 @@ class Gang:
             self._queue.wait(HEARTBEAT_S)
             return
         report = life.receive()
+        if self._on_tick is not None:
+            self._on_tick(report)
         for handle, output in self._jobs.came(report, life.timeouts):
             output.after_fault_s = self._restarts.drawn()
             handle.end(output)
@@ -219,14 +228,11 @@ class Gang:
                 self._retries[fault.kind] += 1
                 _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id, extra=about(handle.job))
 
-    def _tick(self) -> None:
-        """While ranks load or draw deadlines still count, also for a job that is to be drawn again."""
-        self._queue.drop_late()
-
     def _spawn(self) -> None:
         began, settings, where = time.monotonic(), self._settings, (self._placement_group, self._first_bundle)
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
-        self._life = Incarnation(settings, *where, self._name, self._tick, self.costs)
+        # While ranks load or draw deadlines still count, also of jobs that are to be drawn again.
+        self._life = Incarnation(settings, *where, self._name, self._queue.drop_late, self.costs)
         self._source, self._facts = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
         self._jobs.begin(self._life.ticks)
@@ -266,12 +272,3 @@ class Gang:
             self._lifecycle.break_down(f"gang {self._name} is shut down")
             for handle in self._queue.close():
                 handle.end(GangRestarting(self._lifecycle.why, self._rebuilds.replaced_s))
-
-
-def rules_of(settings: AppSettings) -> Rules:
-    """How the gang of an application schedules its jobs."""
-    parallel = settings.parallel
-    rows = parallel.max_rows or (1 if settings.model.compile else _ROWS)
-    if parallel.scheduling == "fifo":
-        return Rules(scheduling="fifo", max_rows=rows, max_active=1)
-    return Rules(max_rows=rows, max_active=parallel.max_active_jobs)

@@ -118,8 +118,7 @@ class Incarnation:
             failure = next((report.failures[0] for report in reports.values() if report.failures), None)
             if pending and failure and failed_at and time.monotonic() - failed_at > self._grace(failure):
                 raise Fault("error", f"{failure} (on {len(reports)} of {len(reports) + len(pending)} ranks)")
-            if pending or not self._sent:
-                self._actors.poll(self._patience_s(cold=cold))
+            self._actors.poll(self._patience_s(cold=cold))
             self._tick()
         told = agreed([reports[rank] for rank in sorted(reports)])
         over = [*tick.abort, *tick.end, *(id for failure in told.failures for id in failure.jobs)]

@@ -9,6 +9,9 @@ from raycache.gang.schedule import CallCosts, JobState, Rules
 
 __all__ = ["Room", "joined", "may_join", "unit_s"]
 
+#: Encoding that costs no more than this part of what joining saves later does not count as stretching a call.
+_REPAID = 0.25
+
 
 class Room:
     """Places and memory that are free for jobs to start."""
@@ -70,7 +73,7 @@ def joined(
     most_rows = min(rules.max_rows, costs.max_rows(pick))
     works = {pick.id: alone_s}
     keeps = deadlines.allow(alone_s, works)
-    blocked = False
+    blocked, once_s = False, 0.0
     for job in others:
         if not may_join(pick, job) or rows + job.rows > most_rows:
             continue
@@ -80,13 +83,18 @@ def joined(
         more = costs.call_s([*members, job]) - costs.call_s(members)
         if more > (1 - rules.min_gain) * costs.call_s([job]):
             continue
-        total = seconds + more + (costs.start_s(job) if job.waiting else 0.0)
-        if total > rules.max_stretch * alone_s:
+        start_s = costs.start_s(job) if job.waiting else 0.0
+        total = seconds + more + start_s
+        # Encoding holds a call up once, and then every call is shared: where that saves much more, it does not count.
+        saved_s = (costs.call_s([job]) - more) * min(job.calls_left, pick.calls_left)
+        free_s = max(once_s, start_s if start_s <= _REPAID * saved_s else 0.0)
+        if total - free_s > rules.max_stretch * alone_s:
             continue
         with_it = {**works, job.id: unit_s(job, costs)}
         if keeps and not deadlines.allow(total, with_it):
             continue
         members.append(job)
+        once_s = free_s
         seconds, rows, works = total, rows + job.rows, with_it
         if job.waiting:
             room.take(job)

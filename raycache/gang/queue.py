@@ -119,10 +119,16 @@ class JobQueue:
         return self._stopped
 
     def put(self, handle: JobHandle) -> bool:
-        """A job arrived; False once closed."""
+        """A job arrived; False once closed.
+
+        Raises:
+            ValueError: another of its name is not over.
+        """
         with self._changed:
             if self._closed:
                 return False
+            if any(other.job.id == handle.job.id for other in self._handles):
+                raise ValueError(f"job {handle.job.id!r} is here already: each needs a name of its own")
             self._handles.append(handle)
             self._changed.notify_all()
         # However it ends, by another thread too, the gang's thread need not look for it.

@@ -47,7 +47,7 @@ class PlannedFault(BaseModel):
     once: str | None = None
 
     def prompt(self, text: str = "a red circle") -> str:
-        """A prompt with this fault in it."""
+        """A prompt with this fault in it; prompts of several ranks' faults may be put together."""
         return f"{text}{_MARK}{self.model_dump_json()}"
 
     def happen(self) -> None:
@@ -92,6 +92,5 @@ class _PlannedFaults(Observer):
         return torch.full_like(latents, torch.nan) if plan.kind == "nan" else None
 
     def _plan(self, job: Job) -> PlannedFault | None:
-        _, _, told = job.prompt.partition(_MARK)
-        plan = PlannedFault.model_validate_json(told) if told else None
-        return plan if plan is not None and plan.rank == self._rank else None
+        plans = map(PlannedFault.model_validate_json, job.prompt.split(_MARK)[1:])
+        return next((plan for plan in plans if plan.rank == self._rank), None)

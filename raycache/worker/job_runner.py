@@ -75,6 +75,7 @@ class JobRunner:
         active = self._active[job.id] = ActiveJob(job, self._context)
         began = time.monotonic()
         try:
+            self._context.enter("encode", [active])
             ended = self._stepper.start(job.id, active.draw, job.cache)
         except Exception as error:  # options that do not fit the model, for one
             self._fail((job.id,), _kind_of(error), error, told)

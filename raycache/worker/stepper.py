@@ -5,7 +5,7 @@ everything on but the call: that hands the arguments over and switches away. The
 Whoever drives the stepper says which of the waiting calls are run together; a job goes on with its rows of the answer
 to its next call, or to its end. So jobs come and go at any step, whatever their task and number of steps.
 
-A call that fails leaves its jobs suspended, arguments and all: it may be run again in smaller parts.
+A call that fails leaves its jobs suspended, arguments, caches and all: it may be run again in smaller parts.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Stepper:
             if hasattr(first.transformer, "cache_context"):  # other hooks than the cache's may ask for a name
                 stack.enter_context(first.transformer.cache_context(first.context))
             output = first.transformer(**stacked)
-        parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
+            parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
         return [ended for job, part in zip(jobs, parts, strict=True) if (ended := self._resume(job, part))]
 
     def end(self, name: str) -> Ended:

@@ -60,7 +60,8 @@ class FakeGang:
             self._tell({**self._told, job.id: replace(self._told[job.id], calls_done=event.step)})
             on_progress(event)
 
-        running = {"job": job, "deadline": deadline, "on_progress": report if on_progress else None, "future": future}
+        told = report if on_progress else None
+        running = {"job": job, "deadline": deadline, "on_progress": told, "caller": caller, "future": future}
         self.jobs.append(SimpleNamespace(costs=self.costs, **running))
         times = {"arrived": time.monotonic(), "deadline": deadline or math.inf}
         self._tell({**self._told, job.id: self.costs.job_state(job.id, work_of(job), caller=caller, **times)})
@@ -75,7 +76,7 @@ class FakeGang:
 
     def status(self) -> GangStatus:
         rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}
-        return GangStatus("replica-1", True, 0, 0, None, ranks=[rank])
+        return GangStatus("replica-1", True, 0, 0, [], ranks=[rank])
 
     def hand_back(self) -> int:
         self.handed_back += 1

@@ -66,5 +66,6 @@ def draw(
             drawn.progress.setdefault(name, []).extend(events)
         done |= set(report.done)
         over = {*ends, *(name for failure in report.failures for name in failure.jobs)}
-        active = {name: job for name, job in active.items() if name not in over}
+        waiting |= {job: 0 for job in start if job.id not in over and job.id not in report.started_s}
+        active = {name: job for name, job in active.items() if name not in over and job not in waiting}
     return drawn

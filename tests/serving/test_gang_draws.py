@@ -85,7 +85,7 @@ def test_abort_of_a_running_job(gang: Gang, reference: np.ndarray, step: int):
 def test_a_queued_job_is_dropped_at_once(gang: Gang):
     running = gang.submit(job(steps=LONG))
     queued = gang.submit(job())
-    wait_until(lambda: gang.status().job == running.job.id)
+    wait_until(lambda: gang.status().jobs == [running.job.id])
     queued.abort("changed my mind")
     with pytest.raises(JobCancelled, match="changed my mind"):
         queued.future.result(0)

@@ -17,7 +17,7 @@ from tests.serving.conftest import job, wait_until
 
 
 def test_the_declared_shape_is_warm(gang: Gang):
-    assert gang._life.timeouts.seconds(job(), "denoise") == 2.0
+    assert gang._life.timeouts.seconds([job()], "denoise") == 2.0
 
 
 #: Between steps, a rank dies in `test_service_faults.py`, and one is stopped in `test_gang_lives_on.py`.
@@ -102,5 +102,5 @@ def test_a_job_that_breaks_every_gang_is_not_drawn_for_ever(gang: Gang, referenc
 
 def test_same_error_in_different_places_is_no_agreement():
     """Ranks that stopped at different collectives would answer each other's next ones."""
-    first, second = (Failure("error", "denoise", step, "MemoryError", "on purpose", "") for step in (2, 3))
+    first, second = (Failure("error", ("1",), "denoise", step, "MemoryError", "on purpose", "") for step in (2, 3))
     assert first.place != second.place
