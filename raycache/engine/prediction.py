@@ -40,10 +40,7 @@ class Prediction:
     forecasts: Mapping[str, Forecast]
 
     def late_s(self, now: float) -> float:
-        """By how much the gang is behind: whoever is not done, will be done now at the earliest, and all others later.
-
-        A gang without a job that is under way is not behind.
-        """
+        """By how much the gang is behind: who should be done and is not will be now at the earliest, others later."""
         return max(0.0, now - min((told.end for told in self.forecasts.values()), default=math.inf))
 
     def ends(self, now: float) -> dict[str, float]:
