@@ -54,7 +54,7 @@ class Metrics:
             "raycache_queue_seconds", "Seconds between arrival at the engine and work on it.", _SECONDS, ("method",)
         )
         self.predicted_queue_seconds = Gauge(
-            "raycache_predicted_queue_seconds", "Seconds until a job that arrives now would start, as predicted."
+            "raycache_predicted_queue_seconds", "Seconds by which others delay a job that arrives now, as predicted."
         )
         self.queued_jobs = Gauge("raycache_queued_jobs", "Jobs admitted and not started.")
         stages = ("method", "size")

@@ -110,7 +110,9 @@ class WarmupShape(_Settings):
 class ReliabilitySettings(_Settings):
     """How long things may take, and how often they may fail, before the service acts."""
 
-    max_queued_requests: int = Field(default=32, ge=0, description="Jobs that may wait in one engine.")
+    max_queued_requests: int = Field(
+        default=32, ge=0, description="Jobs that may wait in one engine, besides those that may be under way."
+    )
     max_queued_seconds: float = Field(default=120.0, gt=0, description="Predicted seconds of queued work admitted.")
     request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
     watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")

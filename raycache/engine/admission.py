@@ -178,8 +178,7 @@ class Admission:
         if code == "deadline_unreachable" and asked.base.outlook.rules.scheduling != "fifo":
             expected = [moved(place.job, at) for place, at in self._line.expected() if isinstance(place, Ticket)]
             base = self._predictions.with_jobs(asked.base, expected[:_EXPECTED]) if expected else asked.base
-            unsure = self._unsure
-            how["least_s"] = self._predictions.in_time_after(ticket.job, base, asked.now, patience_s, unsure)
+            how["least_s"] = self._predictions.in_time_after(ticket.job, base, asked.now, patience_s)
         else:
             how["patience_s"] = patience_s
         return self._promise(ticket, mark, asked, **how)
@@ -187,13 +186,8 @@ class Admission:
     def _promise(
         self, ticket: Ticket, mark: Hashable, asked: _Asked, *, patience_s: float = math.inf, **how: Any
     ) -> float:
-        how.update(patience_s=max(patience_s, ticket.seconds), unsure=self._unsure)
+        how.update(patience_s=max(patience_s, ticket.seconds), unsure=min(0.5, self._costs.error))
         return self._line.promise(ticket, mark, asked.queue(), asked.now, self._limits(asked.base.outlook), **how)
-
-    @property
-    def _unsure(self) -> float:
-        """By which share predictions may be wrong."""
-        return min(0.5, self._costs.error)
 
     def _refusal(self, ticket: Ticket, asked: _Asked, mark: Hashable) -> RequestError | None:
         """Why this job does not get in now."""
@@ -209,7 +203,7 @@ class Admission:
         full = len(held) >= limits.jobs and not self._line.owes(mark, now)
         if (held and not full) or ready_in_s:
             asked.told = self._predictions.with_jobs(base, [ticket.job])
-            if (late := self._late(ticket, asked, mark)) is not None:
+            if (late := self._late(ticket, asked)) is not None:
                 return late
         if not full and self._line.claim(mark, now):
             return None  # a prediction may have been wrong by a little, and the promise is kept
@@ -228,25 +222,19 @@ class Admission:
             return RequestError(429, message, None, "queue_full")
         return None
 
-    def _late(self, ticket: Ticket, asked: _Asked, mark: Hashable) -> RequestError | None:
-        """Why deadlines would be missed if this job got in.
-
-        Many jobs at once are all in time by little, if the schedule has to see to it: who comes without being told to
-        gets in only if it would be in time with something to spare.
-        """
+    def _late(self, ticket: Ticket, asked: _Asked) -> RequestError | None:
+        """Why deadlines would be missed if this job got in."""
         assert asked.told is not None  # what would become of it was asked before
         base, now, ready_in_s = asked.base, asked.now, asked.base.outlook.ready_in_s
         timeout_s, wait = ticket.job.deadline - now, base.backlog_s(now)
-        fifo = base.outlook.rules.scheduling == "fifo"
-        sure = fifo or self._line.owes(mark, now)
-        late = not asked.told.in_time(ticket.job.id, now, 0.0 if sure else self._unsure)
+        late = not asked.told.in_time(ticket.job.id, now)
         if late and ready_in_s:
             message = f"new ranks need about {ready_in_s:.0f} s after a fault, and {timeout_s:g} s are allowed"
             return unavailable(message, ready_in_s, "gang_restarting")
         if late and wait:
             message = f"about {wait:.1f} s of work is queued, so this job cannot be done in {timeout_s:g} s"
             return RequestError(429, message, "timeout_s", "deadline_unreachable")
-        if not fifo and (spoilt := base.spoilt(asked.told, now)):
+        if base.outlook.rules.scheduling != "fifo" and (spoilt := base.spoilt(asked.told, now)):
             message = f"to be done in {timeout_s:g} s, this job would make {len(spoilt)} others miss their deadlines"
             return RequestError(429, message, "timeout_s", "deadline_unreachable")
         return None

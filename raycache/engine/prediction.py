@@ -40,10 +40,7 @@ class Prediction:
     forecasts: Mapping[str, Forecast]
 
     def late_s(self, now: float) -> float:
-        """By how much the gang is behind: whoever is not done, will be done now at the earliest, and all others later.
-
-        A gang without a job that is under way is not behind.
-        """
+        """By how much the gang is behind: who should be done and is not will be now at the earliest, others later."""
         return max(0.0, now - min((told.end for told in self.forecasts.values()), default=math.inf))
 
     def ends(self, now: float) -> dict[str, float]:
@@ -55,10 +52,10 @@ class Prediction:
         """Seconds until all are over."""
         return max((end - now for end in self.ends(now).values()), default=0.0)
 
-    def in_time(self, id: str, now: float, unsure: float = 0.0) -> bool:
-        """Whether a job is drawn before its deadline, also if that takes longer by the share ``unsure``."""
-        end = self.forecasts[id].end + self.late_s(now)
-        return self.forecasts[id].drawn and end + unsure * (end - now) <= self.jobs[id].deadline + _SOON
+    def in_time(self, id: str, now: float) -> bool:
+        """Whether a job is drawn before its deadline."""
+        told = self.forecasts[id]
+        return told.drawn and told.end + self.late_s(now) <= self.jobs[id].deadline + _SOON
 
     def spoilt(self, other: Prediction, now: float) -> list[str]:
         """Jobs that are in time here, and are not as in ``other``."""
@@ -106,7 +103,7 @@ class Predictions:
         self._last, self._asked, self._made_at = prediction, dict(jobs), now
         self._begun &= jobs.keys()
 
-    def in_time_after(self, job: JobState, base: Prediction, now: float, patience_s: float, unsure: float) -> float:
+    def in_time_after(self, job: JobState, base: Prediction, now: float, patience_s: float) -> float:
         """Seconds after which a job that comes then is done ``patience_s`` later, and makes nobody late.
 
         A few times are tried; when all the others are done it is alone.
@@ -116,7 +113,7 @@ class Predictions:
         for wait in sorted({max(1, math.ceil(each)) for each in (latest_s / 2, latest_s, (latest_s + backlog_s) / 2)}):
             at = now + wait
             told = self.with_jobs(base, [replace(job, arrived=at, deadline=at + patience_s)])
-            if told.in_time(job.id, at, unsure) and not base.spoilt(told, now):
+            if told.in_time(job.id, now) and not base.spoilt(told, now):
                 return float(wait)
         return max(1.0, backlog_s)
 

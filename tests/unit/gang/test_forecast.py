@@ -93,14 +93,12 @@ def test_the_number_of_plans_is_bounded(count: int, monkeypatch: pytest.MonkeyPa
     assert max(each.end for each in told.values()) == pytest.approx(sum(0.2 + job.calls * 0.1 for job in jobs))
 
 
-@given(CROWDS)
-@PROPERTY
-def test_joined_calls_save_as_much_as_they_do(jobs):
-    """All that may join does so from the beginning to the end, and is done when the simulation says so."""
-    jobs = [replace(job, joins="k", tokens=1.0, shape=1.0, arrived=0.0, calls=50, calls_done=None) for job in jobs]
+@pytest.mark.parametrize("calls", [[50, 50], [50, 23, 8], [90, 61, 44, 25] * 2])
+def test_joined_calls_cost_what_they_do_also_when_some_are_done_earlier(calls: list[int]):
     rules = Rules(max_rows=100, max_active=100, max_stretch=100)
     costs = PlainCosts(fixed=0.9, row=0.1)
-    exact, told = simulated(jobs, costs, rules, 0.0), forecast(jobs, costs, rules, 0.0)
+    jobs = [plain_job(f"j{i:02}", each, joins="k") for i, each in enumerate(calls)]
+    exact, told = simulated(jobs, costs, rules, 0.0), forecast(jobs, costs, rules, 0.0, most_plans=30)
     last = max(each.end for each in exact.values())
     assert max(each.end for each in told.values()) == pytest.approx(last, rel=0.1)
 
