@@ -1,7 +1,8 @@
 """The supervised group of rank actors that works on many jobs step by step, notices faults, and rebuilds itself.
 
-All rank calls are submitted by one plain ``threading.Thread`` fed by a ``queue.Queue``. Serve cancels a request's
-child tasks recursively, by context; this thread's tasks belong to no request, so no cancel can hit some ranks only.
+All rank calls are submitted by one plain ``threading.Thread``, which looks at the list of jobs that are not over. Serve
+cancels a request's child tasks recursively, by context; this thread's tasks belong to no request, so no cancel can hit
+some ranks only.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class Gang:
 
         Args:
             job: its id must be that of no other job that is not over.
-            deadline: ``time.monotonic()`` after which it is dropped, or stopped at the next step.
-            on_progress: called by the gang's thread once per denoising step.
+            deadline: ``time.monotonic()`` after which it is dropped: by the next tick, if ranks have it.
+            on_progress: called by the gang's thread for each denoising step, when its tick is reported.
             caller: whose it is: the gang's time is shared between callers.
         """
         handle = JobHandle(job, deadline, on_progress, caller)
