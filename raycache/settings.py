@@ -70,6 +70,9 @@ class ParallelSettings(_Settings):
         description="Images, of several jobs, that one transformer call may draw at once where it pays; 1 = no joined "
         "calls. Default 8, and 1 with `model.compile`, where each other number is compiled anew.",
     )
+    prompt_cache_bytes: int = Field(
+        default=128 << 20, ge=0, description="Encoded prompts kept on each rank's device, in bytes; 0 = none."
+    )
     collective_timeout_s: float = Field(
         default=120.0,
         gt=0,

@@ -74,7 +74,7 @@ class Engine:
         join_serve_log()
         self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
-        self._admission = Admission(self._policy, self._gang.costs)
+        self._admission = Admission(self._policy, self._gang.costs, self._gang.outlook)
         self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
         try:
             self._model = ModelInfo(**asdict(self._gang.model_facts()))
@@ -132,13 +132,13 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """This replica as it sees itself. Changes nothing, and never waits for a rank."""
-        queued, running, wait = self._admission.load((gang := self._gang.status()).ready_in_s)
+        load, gang = self._admission.load(), self._gang.status()
         return EngineStatus(
             replica=self._name,
             ready=gang.ready,
-            queued=queued,
-            running=running,
-            predicted_queue_s=round(wait, 3),
+            queued=load.queued,
+            running=load.running > 0,
+            predicted_queue_s=round(load.wait_s, 3),
             gang=asdict(gang),
             model=self._model,
             policy=self._policy,
@@ -150,9 +150,9 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.engine.autoscaling.QueuedSeconds`."""
-        queued, running, wait = self._admission.load(self._recovery_s())
+        load = self._admission.load()
         # Ranks that are being rebuilt are no work that another engine could take over.
-        return {QUEUED_S: wait if running else 0.0, JOBS: queued + running}
+        return {QUEUED_S: load.backlog_s, JOBS: load.queued + load.running}
 
     def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
@@ -204,7 +204,7 @@ class Engine:
         job, work = self._job(request, watch)
         mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(work, request.timeout_s, self._recovery_s(), key=key, mark=mark)
+            ticket = self._admission.admit(job.id, work, request.timeout_s, key=key, mark=mark)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
@@ -225,14 +225,14 @@ class Engine:
                 if watch and caller:
                     yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
-                    left = self._gang.costs.left_s(work, progress.step)
+                    left = self._admission.left_s(job.id)
                     yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
                     if progress.preview is not None:
                         yield PreviewEvent(previews, list(progress.preview))
                         previews += 1
             answer = self._answer(request, outcome, time.monotonic() - arrived)
-            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._recovery_s()):
-                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and self._recovery_s():
+                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, mark)
             yield answer
         finally:
             if not handle.future.done():

@@ -19,11 +19,14 @@ from raycache.logs import about
 from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import JobFailed, JobOutput
 from raycache.protocol.tick import Called, Tick, TickReport
+from raycache.settings import AppSettings
 
-__all__ = ["ActiveJobs"]
+__all__ = ["ActiveJobs", "rules_of"]
 
 _logger = logging.getLogger("raycache.gang")
 
+#: Images in a joined call, unless the settings say otherwise.
+_ROWS = 8
 #: Kinds of joined calls that are learned from when a job is done.
 _LEARNED = 2
 
@@ -165,3 +168,12 @@ class ActiveJobs:
         undisturbed = handle.begun is not None and not self._others.get(job.id, False)
         wall_s = time.monotonic() - handle.begun if undisturbed and handle.begun is not None else 0.0
         self._costs.learn(work_of(job), output, wall_s=wall_s)
+
+
+def rules_of(settings: AppSettings) -> Rules:
+    """How the gang of an application schedules its jobs."""
+    parallel = settings.parallel
+    rows = parallel.max_rows or (1 if settings.model.compile else _ROWS)
+    if parallel.scheduling == "fifo":
+        return Rules(scheduling="fifo", max_rows=rows, max_active=1)
+    return Rules(max_rows=rows, max_active=parallel.max_active_jobs)

@@ -127,7 +127,8 @@ class Costs(LearnedCallCosts):
             previews_s = work.previews * (self._preview_s(work) or 0.0)
             steps_s = max(output.denoise_s - previews_s - (output.stalls_s if cold else 0.0), 0.1 * output.denoise_s)
             key = replace(work, previews=0)
-            self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
+            if not output.known_prompt:
+                self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
             share = self._share(work) if share is None else share
             if not output.shared:
                 self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)

@@ -1,8 +1,7 @@
 """The supervised group of rank actors that works on many jobs step by step, notices faults, and rebuilds itself.
 
-All rank calls are submitted by one plain ``threading.Thread``, which looks at the list of jobs that are not over. Serve
-cancels a request's child tasks recursively, by context; this thread's tasks belong to no request, so no cancel can hit
-some ranks only.
+All rank calls are submitted by one plain ``threading.Thread`` fed by a queue. Serve cancels a request's
+child tasks recursively, by context; this thread's tasks belong to no request, so no cancel can hit some ranks only.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from raycache.gang.active_jobs import ActiveJobs
+from raycache.gang.active_jobs import ActiveJobs, rules_of
 from raycache.gang.costs import Costs
 from raycache.gang.incarnation import Incarnation
 from raycache.gang.outlook import Outlook
 from raycache.gang.queue import JobHandle, JobQueue
 from raycache.gang.recovery import Restarts, retry_decision
-from raycache.gang.schedule import Rules
 from raycache.gang.states import GangLifecycle, GangState
 from raycache.gang.worker_group import HEARTBEAT_S, Fault
 from raycache.logs import about
@@ -43,9 +41,6 @@ from raycache.settings import AppSettings
 __all__ = ["Gang"]
 
 _logger = logging.getLogger("raycache.gang")
-
-#: Images in a joined call, unless the settings say otherwise.
-_ROWS = 8
 
 
 class Gang:
@@ -233,14 +228,11 @@ class Gang:
                 self._retries[fault.kind] += 1
                 _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id, extra=about(handle.job))
 
-    def _tick(self) -> None:
-        """While ranks load or draw deadlines still count, also for a job that is to be drawn again."""
-        self._queue.drop_late()
-
     def _spawn(self) -> None:
         began, settings, where = time.monotonic(), self._settings, (self._placement_group, self._first_bundle)
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
-        self._life = Incarnation(settings, *where, self._name, self._tick, self.costs)
+        # While ranks load or draw deadlines still count, also of jobs that are to be drawn again.
+        self._life = Incarnation(settings, *where, self._name, self._queue.drop_late, self.costs)
         self._source, self._facts = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
         self._jobs.begin(self._life.ticks)
@@ -280,12 +272,3 @@ class Gang:
             self._lifecycle.break_down(f"gang {self._name} is shut down")
             for handle in self._queue.close():
                 handle.end(GangRestarting(self._lifecycle.why, self._rebuilds.replaced_s))
-
-
-def rules_of(settings: AppSettings) -> Rules:
-    """How the gang of an application schedules its jobs."""
-    parallel = settings.parallel
-    rows = parallel.max_rows or (1 if settings.model.compile else _ROWS)
-    if parallel.scheduling == "fifo":
-        return Rules(scheduling="fifo", max_rows=rows, max_active=1)
-    return Rules(max_rows=rows, max_active=parallel.max_active_jobs)

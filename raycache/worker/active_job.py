@@ -17,6 +17,7 @@ from raycache.models.family import ModelFamily
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
 from raycache.tracing import RankSpans
+from raycache.worker.prompt_cache import PromptCache
 
 __all__ = ["ActiveJob", "Observer", "Place", "RankContext"]
 
@@ -57,6 +58,7 @@ class RankContext:
         pipe: a loaded pipeline of ``family``.
         rank: of this process; 0 decodes and tells.
         text_tokens: of each prompt.
+        prompts: those encoded lately.
         place: is kept up to date.
     """
 
@@ -65,6 +67,7 @@ class RankContext:
     rank: int
     device: torch.device
     text_tokens: int
+    prompts: PromptCache = field(default_factory=lambda: PromptCache(0))
     place: Place = field(default_factory=Place)
     observer: Observer = field(default_factory=Observer)
 
@@ -105,12 +108,16 @@ class ActiveJob:
         self.report: CacheReport | None = None
         self.progress: list[Progress] = []
         self._warnings: list[str] = []
-        self._waited_s = 0.0
+        self._waited_s, self._known_prompt = 0.0, False
 
     def draw(self, pipe: Any) -> torch.Tensor:
         """Encode the prompt and call ``pipe``, the job's own view of the pipeline; returns its latents."""
         job, context, family = self.job, self._context, self._context.family
-        told = family.encode(pipe, [job.prompt], [0] * len(job.seeds), context.device, context.text_tokens)
+        rows = [0] * len(job.seeds)
+        told, self._known_prompt = context.prompts.encoded(
+            (job.prompt, len(rows)),
+            lambda: family.encode(pipe, [job.prompt], rows, context.device, context.text_tokens),
+        )
         # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
         generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
         self.latents = noise = family.noise(pipe, told, generators, job.height, job.width)
@@ -160,6 +167,7 @@ class ActiveJob:
             denoise_s=denoise_s,
             decode_s=decode_s,
             stalls_s=stalls(self.calls_s),
+            known_prompt=self._known_prompt,
         )
 
     def told(self) -> list[Progress]:

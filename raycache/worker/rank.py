@@ -28,6 +28,7 @@ from raycache.settings import AppSettings
 from raycache.worker.active_job import Observer, Place, RankContext
 from raycache.worker.job_runner import JobRunner
 from raycache.worker.process_group import join_group, open_store
+from raycache.worker.prompt_cache import PromptCache
 
 __all__ = ["Rank"]
 
@@ -90,6 +91,7 @@ class Rank:
             self._rank,
             self._device,
             facts.text_tokens,
+            PromptCache(self._settings.parallel.prompt_cache_bytes),
             self._place,
             self._observer(),
         )

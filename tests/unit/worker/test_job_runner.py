@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from raycache.protocol.job import Job, JobOutput
 from raycache.protocol.tick import Tick, TickReport
 from raycache.worker.active_job import Observer, RankContext
 from raycache.worker.job_runner import JobRunner
+from raycache.worker.prompt_cache import PromptCache
 from tests.helpers.flux_pipe import load
 from tests.helpers.ticks import draw
 
@@ -170,3 +172,22 @@ def test_a_preview_that_fails_is_left_out(pipe: FluxPipeline, monkeypatch: pytes
     assert [progress.step for progress in drawn.progress["a"]] == [1, 2, 3]
     assert [progress.preview is picture for progress in drawn.progress["a"]] == [False, not fails, False]
     assert "a" in drawn.outputs
+
+
+def test_a_prompt_is_encoded_once(pipe: FluxPipeline, monkeypatch: pytest.MonkeyPatch):
+    encoded: list[str] = []
+    encode = FluxFamily.encode
+
+    def counted(self: FluxFamily, own: Any, prompts: Any, *args: Any) -> Any:
+        encoded.extend(prompts)
+        return encode(self, own, prompts, *args)
+
+    monkeypatch.setattr(FluxFamily, "encode", counted)
+    context = RankContext(pipe, FluxFamily(), 0, torch.device("cpu"), 64, PromptCache(1 << 20))
+    jobs = {job("a"): 0, job("b", 1): 1, replace(job("c", 2), prompt="a blue square"): 1, job("d"): 9}
+    drawn = draw(JobRunner(context, None), jobs)
+    assert encoded == ["a red circle", "a blue square"]
+    assert [drawn.outputs[name].known_prompt for name in "abcd"] == [False, True, False, True]
+    assert close(drawn.outputs["d"], drawn.outputs["a"])
+    assert not close(drawn.outputs["c"], draw(runner_of(pipe), {job("c", 2): 0}).outputs["c"])
+    assert 0 < context.prompts.held_bytes <= 1 << 20
