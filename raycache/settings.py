@@ -103,7 +103,7 @@ class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
     size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
-    n: int = Field(default=1, ge=1, description="Pictures in one batch.")
+    n: int = Field(default=1, ge=1, description="Pictures of that request: so many rows its transformer calls have.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
 
@@ -140,7 +140,7 @@ class ReliabilitySettings(_Settings):
 
 
 class Policy(_Settings):
-    """What may change while the service runs: Serve's ``user_config`` of the engine, applied between jobs."""
+    """What may change while the service runs: Serve's ``user_config`` of the engine, for jobs that come."""
 
     cache: CacheOptions
     presets: dict[PresetName, CacheOptions] = Field(default_factory=dict, description="What `quality` stands for.")

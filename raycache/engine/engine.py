@@ -97,7 +97,7 @@ class Engine:
     ) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
 
-        Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
+        Cancelling the call drops a queued job at once and one that ranks have with the next tick, on all ranks; so does
         the silence of ``caller``, an ingress that calls :meth:`poll` in this name. ``key``: the public name of
         the client's, whose limits count.
         """
@@ -177,7 +177,7 @@ class Engine:
     def _watch_for_the_end(self) -> None:
         """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
 
-        The running job is finished; those behind it are drawn by other engines.
+        Jobs under way are finished; those that wait are drawn by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
             if self._polled_at is not None:

@@ -100,8 +100,8 @@ class Gang:
 
         Args:
             job: its id must be that of no other job that is not over.
-            deadline: ``time.monotonic()`` after which it is dropped, or stopped at the next step.
-            on_progress: called by the gang's thread once per denoising step.
+            deadline: ``time.monotonic()`` after which it is dropped: by the next tick, if ranks have it.
+            on_progress: called by the gang's thread for each denoising step, when its tick is reported.
             caller: whose it is: the gang's time is shared between callers.
         """
         handle = JobHandle(job, deadline, on_progress, caller)

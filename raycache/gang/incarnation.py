@@ -161,7 +161,6 @@ class Incarnation:
         ranks, detector = [], self._actors.detector
         for rank, (progress, age) in enumerate(zip(detector.ranks, detector.ages(time.monotonic()), strict=True)):
             known = {} if progress.heartbeat is None else asdict(progress.heartbeat)
-            known.pop("events", None)
             ranks.append({"rank": rank, **known, "age_s": round(age, 3)})
         return ranks
 

@@ -44,7 +44,7 @@ class JobHandle:
         self._lock = threading.Lock()
 
     def abort(self, reason: str) -> None:
-        """Thread-safe. A queued job ends at once, a running one at its next step, on all ranks."""
+        """Thread-safe. A queued job ends at once, one that ranks have with the next tick, on all of them."""
         with self._lock:
             self.reason = self.reason or reason
             if self._state is not HandleState.RUNNING:

@@ -29,7 +29,7 @@ class StepTimeouts:
     Args:
         settings: floors and factors.
         costs: what the gang has learned, in earlier lives too.
-        compiles: the transformer's blocks are compiled. A batch whose images disagree then meets new shapes, and
+        compiles: the transformer's blocks are compiled. A call whose images disagree then meets new shapes, and
             compiles again, at any step.
     """
 

@@ -61,7 +61,7 @@ class Job:
     """One validated request: everything a rank needs.
 
     Attributes:
-        seeds: one per picture; their number is the batch size.
+        seeds: one per picture; so many rows are its in a call of the transformer.
         cache: one of cache_core's options models.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
@@ -145,7 +145,7 @@ class GangStatus:
     Attributes:
         ready: ranks are loaded, no recovery is under way; ``ready_in_s``: seconds until then, as it took last time.
         restarts: incarnations after the first; ``causes`` has them by kind of fault.
-        jobs: that are drawn right now.
+        jobs: that ranks have, by id; all of them get on, step by step.
         retries: jobs that were drawn again after a fault; ``retry_causes`` has them by its kind.
         faults: what was wrong each time, newest last, at most ten.
         ranks: each rank's last heartbeat, and its age in seconds.
@@ -175,7 +175,7 @@ class DeadlineExceeded(Exception):
 
 
 class JobFailed(Exception):
-    """Every rank raised the same error; the gang lives on. The message is the error's."""
+    """Every rank raised the same error, or ranks broke twice under it while it was alone; the message says which."""
 
 
 class GangRestarting(Exception):
