@@ -63,6 +63,12 @@ class ParallelSettings(_Settings):
         description="`fair`: many jobs at once, step by step, shared between callers; `fifo`: one after the other.",
     )
     max_active_jobs: int = Field(default=8, ge=1, le=64, description="Jobs that may be under way at once with `fair`.")
+    max_active_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes that the caches of jobs under way may hold on each rank; null = 80 % of what is free on the "
+        "GPU after the warm-up.",
+    )
     max_rows: int | None = Field(
         default=None,
         ge=1,

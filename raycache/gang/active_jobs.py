@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Literal
 
@@ -27,6 +28,8 @@ _logger = logging.getLogger("raycache.gang")
 
 #: Images in a joined call, unless the settings say otherwise.
 _ROWS = 8
+#: Of the memory that is free after the warm-up, the part that jobs' caches may hold.
+_FILLED = 0.8
 #: Kinds of joined calls that are learned from when a job is done.
 _LEARNED = 2
 
@@ -40,7 +43,7 @@ class ActiveJobs:
     """
 
     def __init__(self, costs: Costs, rules: Rules) -> None:
-        self._costs = costs
+        self._costs, self._rules = costs, rules
         self._planner = TickPlanner(costs, rules)
         self._handles: dict[str, JobHandle] = {}
         self._shared: dict[str, int] = {}  # of each job's calls, how many had others' rows
@@ -63,9 +66,17 @@ class ActiveJobs:
         """Whether the ranks have something to do."""
         return self._planner.in_flight
 
-    def begin(self, number: int) -> None:
-        """New ranks are ready; ``number``: of the first tick that they expect."""
-        self._planner.begin(number)
+    def begin(self, number: int, free_bytes: int | None) -> None:
+        """New ranks are ready.
+
+        Args:
+            number: of the first tick that they expect.
+            free_bytes: on each rank's device; None = no bound.
+        """
+        memory = self._rules.memory_bytes
+        if math.isinf(memory) and free_bytes is not None:
+            memory = _FILLED * free_bytes
+        self._planner.begin(number, replace(self._rules, memory_bytes=memory))
 
     def take(self, handles: Iterable[JobHandle]) -> None:
         """All jobs that are not over."""
@@ -168,6 +179,8 @@ class ActiveJobs:
         undisturbed = handle.begun is not None and not self._others.get(job.id, False)
         wall_s = time.monotonic() - handle.begun if undisturbed and handle.begun is not None else 0.0
         self._costs.learn(work_of(job), output, wall_s=wall_s)
+        if not output.shared:  # rows of a shared call may hold their neighbours' memory
+            self._costs.held(self._state(handle), output.held_bytes)
 
 
 def rules_of(settings: AppSettings) -> Rules:
@@ -176,4 +189,5 @@ def rules_of(settings: AppSettings) -> Rules:
     rows = parallel.max_rows or (1 if settings.model.compile else _ROWS)
     if parallel.scheduling == "fifo":
         return Rules(scheduling="fifo", max_rows=rows, max_active=1)
-    return Rules(max_rows=rows, max_active=parallel.max_active_jobs)
+    memory = math.inf if parallel.max_active_bytes is None else parallel.max_active_bytes
+    return Rules(max_rows=rows, max_active=parallel.max_active_jobs, memory_bytes=memory)

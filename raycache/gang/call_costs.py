@@ -34,7 +34,7 @@ class LearnedCallCosts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
-        self._bytes = Fit((1.0, 1.0), 1)
+        self._bytes: dict[Hashable, Fit] = {}  # by what may join: the method, for one
         self._text_tokens = 0  # which are in each row of a call, and are not decoded
         self._between_s = 0.0  # what a job takes besides
         self._most = math.inf  # tokens over all rows that a call may have
@@ -60,7 +60,8 @@ class LearnedCallCosts:
 
     def held(self, job: JobState, size: float) -> None:
         """A job held so many bytes at most."""
-        self._learn(self._bytes, (job.shape, job.rows, job.joins), _bytes_terms(job), size)
+        fit = self._bytes.setdefault(job.joins, Fit((1.0, 1.0), 1))
+        self._learn(fit, (job.shape, job.rows), _bytes_terms(job), size)
 
     def out_of_memory(self, jobs: Sequence[JobState]) -> None:
         """A call with the rows of these jobs did not fit: half of it is what such calls may have from now on."""
@@ -83,8 +84,10 @@ class LearnedCallCosts:
         return self._tell(("end", job.rows, job.tokens), self._decode, lambda: self._decode_terms_of(job))
 
     def bytes_of(self, job: JobState) -> float:
-        """Expected bytes that the job holds while it is active."""
-        return self._tell(("bytes", job.rows, job.tokens), self._bytes, lambda: _bytes_terms(job))
+        """Expected bytes that the job holds while it is active; of a method that is not known, what others would."""
+        fits = [self._bytes[job.joins]] if job.joins in self._bytes else list(self._bytes.values())
+        keys = ((("bytes", id(fit), job.rows, job.tokens), fit) for fit in fits)
+        return max((self._tell(key, fit, lambda: _bytes_terms(job)) for key, fit in keys), default=0.0)
 
     def max_rows(self, job: JobState) -> float:
         """Rows that a call of this job's shape may have: one always."""

@@ -235,7 +235,7 @@ class Gang:
         self._life = Incarnation(settings, *where, self._name, self._queue.drop_late, self.costs)
         self._source, self._facts = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
-        self._jobs.begin(self._life.ticks)
+        self._jobs.begin(self._life.ticks, self._life.free_bytes)
         self._lifecycle.enter(GangState.READY)
         _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, load_s)
 

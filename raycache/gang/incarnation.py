@@ -41,6 +41,9 @@ class Incarnation:
         name: of the gang, for logs.
         tick: called about every :data:`HEARTBEAT_S` while ranks load or draw.
         costs: what the gang has learned in earlier lives, and learns in this one.
+
+    Attributes:
+        free_bytes: on the fullest rank's device after the warm-up; None where devices have no memory of their own.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Incarnation:
         # Its own: new ranks may compile everything again.
         self.timeouts = StepTimeouts(settings.reliability, self._costs, compiles=settings.model.compile)
         self._warmup_s = 0.0
+        self.free_bytes: int | None = None
         self._sent: deque[tuple[Tick, dict[Any, int]]] = deque()
         self._drawing: dict[str, Job] = {}
         self._number = 0
@@ -77,7 +81,7 @@ class Incarnation:
         self._costs.meet(facts)
         for warm_up in warm_ups(self._settings, facts, probe=not self._costs.known):
             self._warm_up(warm_up)
-        self._actors.settle(self._tick)
+        self.free_bytes = self._actors.settle(self._tick)
         self._warmup_s = time.monotonic() - began
         return source, facts
 

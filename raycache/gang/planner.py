@@ -88,9 +88,10 @@ class TickPlanner:
             if id in self._jobs:
                 self._jobs[id] = replace(self._jobs[id], share=state.share)
 
-    def begin(self, number: int) -> None:
+    def begin(self, number: int, rules: Rules) -> None:
         """New ranks are there, which expect a tick of this ``number`` next."""
-        self._number, self._known = number, number - 1
+        self._number, self._known, self._rules = number, number - 1, rules
+        self._note()
 
     def draw_alone(self, id: str) -> None:
         """This job shares no call any more."""

@@ -122,9 +122,11 @@ class WorkerGroup:
         self.detector.loaded(heartbeats, now)
         return source, facts[0]
 
-    def settle(self, tick: Callable[[], None]) -> None:
-        """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`."""
-        self._all([worker.actor.settle.remote() for worker in self._workers], time.monotonic() + 60, "settle", tick)
+    def settle(self, tick: Callable[[], None]) -> int | None:
+        """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`. Returns the least that is free."""
+        actors = [worker.actor for worker in self._workers]
+        free = self._all([actor.settle.remote() for actor in actors], time.monotonic() + 60, "settle", tick)
+        return min((each for each in free if each is not None), default=None)
 
     def tick(self, tick: Tick) -> dict[Any, int]:
         """Send the same tick to all ranks; the references to their reports, with the rank of each."""

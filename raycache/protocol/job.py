@@ -88,7 +88,8 @@ class JobOutput:
     ``warnings``: what was odd about the prompt. ``denoise_s``: of the transformer calls that it was in, whoever shared
     them. ``after_fault_s``: in the first picture after a fault, seconds since that was noticed. ``stalls_s``: how much
     of ``denoise_s`` went to steps that took far longer than the others. ``shared``: of its calls, how many had rows of
-    other jobs. ``known_prompt``: it was encoded for an earlier job.
+    other jobs. ``known_prompt``: it was encoded for an earlier job. ``held_bytes``: of the cache on one rank, at
+    the end.
     """
 
     images: np.ndarray
@@ -101,6 +102,7 @@ class JobOutput:
     stalls_s: float = 0.0
     shared: int = 0
     known_prompt: bool = False
+    held_bytes: int = 0
 
 
 @dataclass

@@ -95,7 +95,7 @@ class ActiveJob:
         step: finished denoising steps.
         latents: after the step before, and of the whole job when ``done``.
         encode_s: until its first call of the transformer; calls_s: of each call that it was in.
-        report: what the cache decided; progress: rank 0's, until it is told.
+        report: what the cache decided; held_bytes: what it held at the end; progress: rank 0's, until it is told.
     """
 
     def __init__(self, job: Job, context: RankContext) -> None:
@@ -106,6 +106,7 @@ class ActiveJob:
         self.latents: torch.Tensor | None = None
         self.encode_s, self.calls_s = 0.0, list[float]()
         self.report: CacheReport | None = None
+        self.held_bytes = 0
         self.progress: list[Progress] = []
         self._warnings: list[str] = []
         self._waited_s, self._known_prompt = 0.0, False
@@ -168,6 +169,7 @@ class ActiveJob:
             decode_s=decode_s,
             stalls_s=stalls(self.calls_s),
             known_prompt=self._known_prompt,
+            held_bytes=self.held_bytes,
         )
 
     def told(self) -> list[Progress]:

@@ -49,8 +49,8 @@ class RankActor:
     def load(self, source: str, kind: ModelKind) -> ModelFacts:
         return self._rank.load(source, kind)
 
-    def settle(self) -> None:
-        self._rank.settle()
+    def settle(self) -> int | None:
+        return self._rank.settle()
 
     def tick(self, tick: Tick) -> TickReport:
         return self._rank.tick(tick)
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         open_store: _Remote[[], int]
         join: _Remote[[int], None]
         load: _Remote[[str, ModelKind], ModelFacts]
-        settle: _Remote[[], None]
+        settle: _Remote[[], int | None]
         tick: _Remote[[Tick], TickReport]
         heartbeat: _Remote[[], Heartbeat]
 

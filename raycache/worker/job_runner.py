@@ -117,7 +117,7 @@ class JobRunner:
         if ended.error is not None:
             self._fail((ended.name,), _kind_of(ended.error), ended.error, told)
         active = self._active[ended.name]
-        active.latents, active.done = ended.result, True
+        active.latents, active.held_bytes, active.done = ended.result, ended.held_bytes, True
         told.done.append(ended.name)
 
     def _end(self, name: str, told: TickReport) -> None:

@@ -71,10 +71,15 @@ class Rank:
                 timeout_s=self._settings.parallel.startup_timeout_s,
             )
 
-    def settle(self) -> None:
-        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most."""
+    def settle(self) -> int | None:
+        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most.
+
+        Returns:
+            Bytes that are free on the device; None where it has no memory of its own.
+        """
         if self._group is not None:
             _set_pg_timeout(timedelta(seconds=self._settings.parallel.collective_timeout_s), self._group)
+        return torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
 
     def load(self, source: str, kind: ModelKind) -> ModelFacts:
         """Load the pipeline and split its transformer over the ranks."""

@@ -33,12 +33,14 @@ class Ended:
     Attributes:
         result: what its pipeline call returned; None if it was told to end, or raised.
         error: what it raised.
+        held_bytes: of its cache, on this rank, when it ended.
     """
 
     name: str
     result: Any
     error: Exception | None
     report: CacheReport
+    held_bytes: int = 0
 
 
 class Stepper:
@@ -130,8 +132,9 @@ class Stepper:
                 job.key = None
             return None
         del self._jobs[job.name]
+        held_bytes = job.session.bytes_held()
         job.stack.close()
-        return Ended(job.name, result, error, job.session.report)
+        return Ended(job.name, result, error, job.session.report, held_bytes)
 
 
 @dataclass
