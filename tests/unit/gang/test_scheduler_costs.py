@@ -53,6 +53,17 @@ def test_encoding_decoding_and_memory_are_predicted(costs):
     assert costs.bytes_of(job("b", 1, 4608.0)) == pytest.approx(1e6 + 460800, rel=0.1)
 
 
+def test_each_method_holds_what_it_was_seen_to_hold():
+    costs = LearnedCallCosts()
+    small, large, new = (replace(job("a", 1, 4608.0), joins=name) for name in ("dual", "prune", "new"))
+    assert costs.bytes_of(small) == 0, "nothing is known"
+    costs.held(small, 3e7)
+    costs.held(large, 1.6e9)
+    assert costs.bytes_of(small) == pytest.approx(3e7)
+    assert costs.bytes_of(replace(large, rows=2)) == pytest.approx(3.2e9, rel=0.01)
+    assert costs.bytes_of(new) == pytest.approx(1.6e9), "as the largest known"
+
+
 def test_new_measurements_change_what_is_told():
     costs = LearnedCallCosts()
     costs.called([job("b")], 0.05)
