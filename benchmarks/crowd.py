@@ -131,24 +131,26 @@ def _flooded(way: Way, count: int) -> tuple[float, float]:
 
 
 def scene(way: Way) -> tuple[list[Line], Ticks]:
-    """About ten jobs of three callers that arrive one after the other, to be drawn as a timeline."""
+    """Ten jobs of three callers that arrive one after the other, to be drawn as a timeline."""
     cached = {"type": "DBCache", "residual_diff_threshold": 0.3, "warmup_steps": 2}
+    # How many calls alone it arrives after the one before, whatever the machine: else all come at once, or none meet.
     play: list[tuple[float, str, Asked]] = [
-        (0.0, "studio", {"size": "128x128", "num_inference_steps": 24, "cache": NO_CACHE}),
-        (1.0, "chat", {"size": "64x64", "num_inference_steps": 10, "cache": cached}),
-        (0.3, "chat", {"size": "64x64", "num_inference_steps": 14, "cache": cached, "guidance_scale": 7.0}),
-        (0.3, "app", {"size": "64x64", "num_inference_steps": 10, "cache": cached}),
-        (0.3, "app", {"size": "128x128", "num_inference_steps": 8, "cache": cached}),
-        (1.0, "chat", {"size": "64x64", "num_inference_steps": 6, "cache": {**cached, "residual_diff_threshold": 0.1}}),
-        (0.5, "studio", {"size": "128x128", "num_inference_steps": 12, "cache": NO_CACHE}),
-        (0.5, "app", {"size": "64x64", "num_inference_steps": 10, "cache": NO_CACHE}),
-        (0.5, "chat", {"size": "64x64", "num_inference_steps": 10, "cache": {"type": "FBCache"}}),
-        (0.5, "chat", {"size": "64x64", "num_inference_steps": 4, "cache": cached}),
+        (0, "studio", {"size": "128x128", "num_inference_steps": 24, "cache": NO_CACHE}),
+        (4, "chat", {"size": "64x64", "num_inference_steps": 10, "cache": cached}),
+        (2, "chat", {"size": "64x64", "num_inference_steps": 14, "cache": cached, "guidance_scale": 7.0}),
+        (2, "app", {"size": "64x64", "num_inference_steps": 10, "cache": cached}),
+        (3, "app", {"size": "128x128", "num_inference_steps": 8, "cache": cached}),
+        (5, "chat", {"size": "64x64", "num_inference_steps": 6, "cache": {**cached, "residual_diff_threshold": 0.1}}),
+        (4, "studio", {"size": "128x128", "num_inference_steps": 12, "cache": NO_CACHE}),
+        (4, "app", {"size": "64x64", "num_inference_steps": 10, "cache": NO_CACHE}),
+        (4, "chat", {"size": "64x64", "num_inference_steps": 10, "cache": {"type": "FBCache"}}),
+        (4, "chat", {"size": "64x64", "num_inference_steps": 4, "cache": cached}),
     ]
-    way.recorder.take()
+    way.draw_s(way.job(size="64x64", num_inference_steps=6, cache=NO_CACHE))
+    call_s = statistics.median(call.seconds for _, report in way.recorder.take()[-5:] for call in report.calls)
     handles, ended = [], dict[str, float]()
-    for pause_s, caller, asked in play:
-        time.sleep(pause_s)
+    for pause, caller, asked in play:
+        time.sleep(pause * call_s)
         handles.append(way.submit(job := way.job(**asked), caller))
         handles[-1].future.add_done_callback(_noting(ended, job.id))
     for handle in handles:

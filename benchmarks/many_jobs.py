@@ -20,12 +20,12 @@ from rich.progress import track
 from benchmarks import crowd, scheduler_costs
 from benchmarks.serving import machine, settings_of, show_table
 from benchmarks.timeline import bars_of, draw
-from benchmarks.ways import FAIR, Amounts, Both, Row, Way, kept, mean_rows, ways
+from benchmarks.ways import FAIR, FIFO, Amounts, Both, Row, Way, kept, mean_rows, ways
 
 COLUMNS = ["what", "unit", "fifo", "fair", "fair / fifo"]
 COSTS = ["size", "images in a call", "s expected after the warm-up", "s measured", "expected / measured"]
 MIX = Path("loadtests/mix_small.yaml")
-_QUICK = Amounts(rounds=1, jobs=16, long_steps=12, flood=8)
+_QUICK = Amounts(rounds=1, jobs=10, long_steps=8, flood=6)
 _Part = Callable[[Both, Amounts], list[Row]]
 PARTS: dict[str, _Part] = {
     "small": lambda both, amounts: crowd.throughput(both, amounts, "small mix", crowd.small_mix(MIX, amounts.jobs)),
@@ -59,7 +59,8 @@ def main(
     # Work beside this must not look like a hang.
     settings = settings_of(config, False, parallel=parallel, reliability={"watchdog_floor_s": 60.0})
     rows: list[Row] = kept(keep, [])
-    with ways(settings) as both:
+    names = (FIFO, FAIR) if set(chosen) & PARTS.keys() else (FAIR,)
+    with ways(settings, names) as both:
         # First of all: they are compared with what the warm-up taught.
         if "costs" in chosen:
             costs = scheduler_costs.learned_costs(both[FAIR], settings.warmup[0].size)
@@ -73,7 +74,8 @@ def main(
         if "timeline" in chosen:
             _timeline(both[FAIR], ranks, picture)
     title = f"{config.name}, {ranks} rank(s), {amounts.rounds} round(s); {machine()}"
-    show_table(title, COLUMNS, [row.cells() for row in rows], out)
+    if rows:
+        show_table(title, COLUMNS, [row.cells() for row in rows], out)
 
 
 def _timeline(way: Way, ranks: int, picture: Path) -> None:

@@ -100,8 +100,8 @@ Both = Mapping[str, Way]
 
 
 @contextlib.contextmanager
-def ways(settings: AppSettings) -> Iterator[dict[str, Way]]:
-    """Both gangs, ready, by name. Ray is this process's own and ends with the block."""
+def ways(settings: AppSettings, names: Sequence[str] = (FIFO, FAIR)) -> Iterator[dict[str, Way]]:
+    """The gangs, ready, by name. Ray is this process's own and ends with the block."""
     import ray
 
     # Logical CPUs: the gangs must be placed whatever the machine has.
@@ -109,8 +109,9 @@ def ways(settings: AppSettings) -> Iterator[dict[str, Way]]:
     try:
         with contextlib.ExitStack() as stack:
             made = {}
-            for name, scheduling in _SCHEDULING.items():
-                own = settings.model_copy(update={"parallel": settings.parallel.model_copy(update=scheduling)})
+            for name in names:
+                parallel = settings.parallel.model_copy(update=_SCHEDULING[name])
+                own = settings.model_copy(update={"parallel": parallel})
                 gang = Gang(own, name=f"bench-{name}", on_tick=(recorder := Recorder()))
                 stack.callback(gang.shutdown)
                 gang.start()
