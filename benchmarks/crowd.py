@@ -47,7 +47,7 @@ def mixed_steps(count: int) -> list[Asked]:
 def throughput(both: Both, amounts: Amounts, name: str, requests: Sequence[Asked]) -> list[Row]:
     """A closed loop: each client submits, waits, submits again, until all requests are answered."""
     images = Row(f"{name}: throughput", "images/min")
-    rows = Row(f"{name}: images in a call, mean", "")
+    rows = Row(f"{name}: mean of a call", "images")
     p50, p95 = Row(f"{name}: latency p50", "s"), Row(f"{name}: latency p95", "s")
     for _, pair in in_turns(both, amounts.rounds):
         seen: dict[str, tuple[float, list[float], float]] = {}
@@ -85,7 +85,9 @@ def _closed_loop(way: Way, requests: Sequence[Asked], clients: int) -> tuple[flo
 
 def head_of_line(both: Both, amounts: Amounts) -> list[Row]:
     """A 4-step job that comes upon a long one: its time beside its time alone."""
-    rows = [Row(f"4 steps behind {amounts.long_steps} of {whose}, x alone", "") for whose in ("its own", "another")]
+    rows = [
+        Row(f"4 steps behind {amounts.long_steps} of {whose} caller", "x alone") for whose in ("its own", "another")
+    ]
     for _, pair in in_turns(both, amounts.rounds):
         for row, caller in zip(rows, ("short", "long"), strict=True):
             row.add({way.name: _behind(way, amounts.long_steps, caller) for way in pair})
@@ -109,9 +111,9 @@ def _behind(way: Way, long_steps: int, caller: str) -> float:
 
 
 def flood(both: Both, amounts: Amounts) -> list[Row]:
-    """One caller submits many jobs at once, another one at a time while they last: p95 of those beside alone."""
-    row = Row(f"one at a time beside a flood of {amounts.flood}, p95 x alone", "")
-    whole = Row(f"a flood of {amounts.flood} beside one at a time", "s")
+    """One caller submits many jobs at once, another one at a time while they last: its p95, and how much is drawn."""
+    row = Row(f"one at a time beside a flood of {amounts.flood}, p95", "x alone")
+    whole = Row(f"both together with a flood of {amounts.flood}", "images/min")
     for _, pair in in_turns(both, amounts.rounds):
         seen = {way.name: _flooded(way, amounts.flood) for way in pair}
         row.add({way: value[0] for way, value in seen.items()})
@@ -120,14 +122,16 @@ def flood(both: Both, amounts: Amounts) -> list[Row]:
 
 
 def _flooded(way: Way, count: int) -> tuple[float, float]:
-    alone, began = way.draw_s(_short(way), "one"), time.monotonic()
+    alone = way.draw_s(_short(way), "one")
+    began = time.monotonic()
     handles = [way.submit(_short(way), "flood") for _ in range(count)]
     took = []
     while not took or not all(handle.future.done() for handle in handles):
         took.append(way.draw_s(_short(way), "one"))
+    seconds = time.monotonic() - began
     for handle in handles:
         handle.future.result(TIMEOUT_S)
-    return quantile(took, 0.95) / alone, time.monotonic() - began
+    return quantile(took, 0.95) / alone, 60 * (count + len(took)) / seconds
 
 
 def scene(way: Way) -> tuple[list[Line], Ticks]:

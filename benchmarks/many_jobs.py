@@ -80,7 +80,7 @@ def main(
 
 def _timeline(way: Way, ranks: int, picture: Path) -> None:
     lines, ticks = crowd.scene(way)
-    title = f"Ten jobs of three callers on one gang of {ranks} rank(s): a bar is one call of the transformer"
+    title = f"Ten jobs of three callers on one gang (ranks: {ranks}); a bar is one call of the transformer"
     draw(lines, bars_of(ticks), picture, title)
     Console().print(f"{picture}: {mean_rows(ticks):.2f} jobs in a call on average")
 

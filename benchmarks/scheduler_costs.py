@@ -7,36 +7,53 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
-from benchmarks.ways import FIFO, NO_CACHE, TIMEOUT_S, Amounts, Both, Row, Way, in_turns
+from benchmarks.ways import FIFO, NO_CACHE, TIMEOUT_S, Amounts, Both, Row, Ticks, Way, in_turns
 from raycache.gang.costs import work_of
 from raycache.gang.schedule import Accounts, JobState, Rules
 from raycache.gang.scheduler import plan
 
-__all__ = ["learned_costs", "overhead", "planning"]
+__all__ = ["between_calls_s", "learned_costs", "overhead", "planning"]
 
 #: Images of the calls whose costs are compared.
 _ROWS = (1, 2, 4, 8)
 
 
 def overhead(both: Both, amounts: Amounts) -> list[Row]:
-    """What one job alone spends between its calls: its seconds less those of calls, encoding and decoding."""
+    """What a job alone spends besides calls, encoding and decoding: over the whole job, and between two calls."""
     rows = []
     for size in ("64x64", "256x256"):
-        rows.append(row := Row(f"between calls, {size} alone", "ms/step"))
+        whole, between = Row(f"besides calls, {size} alone, mean", "ms/step"), Row(f"between calls, {size}, p50", "ms")
         for _, pair in in_turns(both, amounts.rounds):
-            row.add({way.name: _between_ms(way, size, amounts.long_steps) for way in pair})
+            seen = {way.name: _besides_ms(way, size, amounts.long_steps) for way in pair}
+            whole.add({way: value[0] for way, value in seen.items()})
+            between.add({way: value[1] for way, value in seen.items()})
+        rows += [whole, between]
     return rows
 
 
-def _between_ms(way: Way, size: str, steps: int) -> float:
+def _besides_ms(way: Way, size: str, steps: int) -> tuple[float, float]:
+    """By step, submitting and answering included; and between the reports of two ticks, the median."""
     way.recorder.take()
     job = way.job(size=size, num_inference_steps=steps, cache=NO_CACHE)
     began = time.monotonic()
     output = way.submit(job).future.result(TIMEOUT_S)
     seconds = time.monotonic() - began
-    calls_s = sum(call.seconds for _, report in way.recorder.take() for call in report.calls)
-    return 1000 * (seconds - calls_s - output.encode_s - output.decode_s) / steps
+    ticks = way.recorder.take()
+    calls_s = sum(call.seconds for _, report in ticks for call in report.calls)
+    between = between_calls_s(ticks)
+    return 1000 * (seconds - calls_s - output.encode_s - output.decode_s) / steps, 1000 * statistics.median(between)
+
+
+def between_calls_s(ticks: Ticks) -> list[float]:
+    """From one tick's report to the next, less what that took, for each that only made calls."""
+    pairs = [(came - before, report) for (before, _), (came, report) in pairwise(ticks)]
+    return [
+        seconds - sum(call.seconds for call in report.calls)
+        for seconds, report in pairs
+        if report.calls and not report.started_s and not report.outputs
+    ]
 
 
 def planning(both: Both, amounts: Amounts, *, active: int = 8, waiting: int = 24, times: int = 50) -> list[Row]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks.crowd import mixed_steps, small_mix
 from benchmarks.many_jobs import MIX
+from benchmarks.scheduler_costs import between_calls_s
 from benchmarks.timeline import Bar, Line, bars_of, draw
 from benchmarks.ways import FAIR, FIFO, Row, in_turns, kept, mean_rows, quantile, spread
 from raycache.protocol.job import JobOutput
@@ -83,6 +84,13 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path):
 def test_rows_in_a_call():
     assert mean_rows(TICKS) == pytest.approx(4 / 3)
     assert mean_rows([]) == 0.0
+
+
+def test_between_calls_is_what_reports_are_apart_less_the_call():
+    """Of ticks that encode or decode nobody knows what is the scheduler's; the first has none before it."""
+    assert between_calls_s(TICKS) == []
+    ticks = [*TICKS, (18.25, TickReport(3, calls=[Called(("b",), 1.0, (1.0,))]))]
+    assert between_calls_s(ticks) == [pytest.approx(0.25)]
 
 
 def test_both_ways_are_asked_for_the_same():
