@@ -1,4 +1,4 @@
-"""Each way a rank can fail, in each stage: the job is drawn again, the one behind it waits, the picture is the same."""
+"""Each way a rank can fail, in each stage: what was under way is drawn again, and every picture is the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_a_fault_costs_no_job(gang: Gang, reference: np.ndarray, tmp_path: Path,
     assert once.exists()
     np.testing.assert_array_equal(behind.future.result(60).images, reference)
     after = gang.status()
-    assert (after.restarts, after.retries) == (before.restarts + 1, before.retries + 1)
+    assert after.restarts == before.restarts + 1
+    assert after.retries - before.retries in (1, 2), "the one behind may have been begun, and is drawn again too"
     assert after.causes.get(kind, 0) == before.causes.get(kind, 0) + 1, after.faults[-1]
     recovery = after.last_recovery
     assert recovery.kind == kind
