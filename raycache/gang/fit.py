@@ -89,7 +89,7 @@ class Fit:
         self._seen = np.array([kind.terms for kind in self._kinds.values()])
         bounds = [kind for kind in self._kinds.values() if kind.sure and self._faded(kind) > _BOUNDS]
         self._bounds = np.array([kind.terms for kind in bounds]).reshape(-1, len(self._guess))
-        self._bounds_s = np.array([kind.seconds for kind in bounds])
+        self._bounds_s = np.array([kind.seconds for kind in bounds], float)
 
     def told(self, terms: Sequence[float]) -> tuple[float | None, float]:
         """Expected seconds, None before anything was measured; and how many times more it is than all measured."""
