@@ -134,7 +134,7 @@ class Amounts:
 
     rounds: int = 5
     clients: int = 8
-    jobs: int = 48
+    jobs: int = 32
     long_steps: int = 50
     flood: int = 32
 
@@ -206,6 +206,8 @@ def kept(path: Path | None, new: Sequence[Row]) -> list[Row]:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must hold rows of this benchmark ({error!r}); name another file") from None
     rows |= {row.what: row for row in new}
+    if not new:
+        return list(rows.values())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": [asdict(row) for row in rows.values()]}, indent=1) + "\n")
     return list(rows.values())

@@ -66,6 +66,7 @@ def test_who_is_first_changes():
 def test_values_of_other_parts_stay(tmp_path: Path):
     path = tmp_path / "new" / "values.json"
     assert kept(path, []) == []
+    assert not path.exists(), "nothing was measured"
     first, second = Row("a", "s", {FIFO: [1.0]}), Row("b", "s", {FAIR: [2.0, 3.0]})
     kept(path, [first, second])
     again = Row("a", "s", {FIFO: [9.0]})
