@@ -73,7 +73,7 @@ def joined(
     most_rows = min(rules.max_rows, costs.max_rows(pick))
     works = {pick.id: alone_s}
     keeps = deadlines.allow(alone_s, works)
-    blocked, once_s = False, 0.0
+    blocked, once_s, longest_s = False, 0.0, alone_s
     for job in others:
         if not may_join(pick, job) or rows + job.rows > most_rows:
             continue
@@ -88,13 +88,15 @@ def joined(
         # Encoding holds a call up once, and then every call is shared: where that saves much more, it does not count.
         saved_s = (costs.call_s([job]) - more) * min(job.calls_left, pick.calls_left)
         free_s = max(once_s, start_s if start_s <= _REPAID * saved_s else 0.0)
-        if total - free_s > rules.max_stretch * alone_s:
+        # A call that reuses much is short: beside one that does not it would wait for that one's turn, too.
+        own_s = costs.call_s([job])
+        if total - free_s > rules.max_stretch * max(longest_s, own_s):
             continue
         with_it = {**works, job.id: unit_s(job, costs)}
         if keeps and not deadlines.allow(total, with_it):
             continue
         members.append(job)
-        once_s = free_s
+        once_s, longest_s = free_s, max(longest_s, own_s)
         seconds, rows, works = total, rows + job.rows, with_it
         if job.waiting:
             room.take(job)

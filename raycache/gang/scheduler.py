@@ -6,10 +6,11 @@ ageing. Other jobs come along in the call where that saves time (:mod:`raycache.
 when it is their turn or when they come along, so that whoever arrives later finds a place.
 
 Nobody starves. A caller's account stands still while it waits, so its turn comes; it waits for at most one call, or
-one encoding or decoding, of each other caller between two turns, and for the lead that deadlines may take
-(:class:`~raycache.gang.schedule.Rules`). Of its own jobs, a job with ``w`` seconds of work waits only for those that
-arrived before it or within ``w / ageing`` seconds after it, and for deadlines until it is ``patience_s`` old. A job
-that cannot meet its deadline any more is drawn when nothing else is to be done, and is over at its deadline.
+one encoding or decoding, of each other caller between two turns, for one decoding beside each such call, and for the
+lead that deadlines may take (:class:`~raycache.gang.schedule.Rules`). Of its own jobs, a job with ``w`` seconds of work
+waits only for those that arrived before it or within ``w / ageing`` seconds after it, and for deadlines until it is
+``patience_s`` old. A job that cannot meet its deadline any more is drawn when nothing else is to be done, and is over
+at its deadline.
 """
 
 from __future__ import annotations
@@ -91,8 +92,25 @@ class _Tick:
         if pick.waiting:
             self._room.take(pick)
         others = [job for job in order if job.id not in self._used and job is not pick]
-        self._carry_out(*joined(pick, others, self._costs, self._rules, self._room, deadlines))
+        members, seconds = joined(pick, others, self._costs, self._rules, self._room, deadlines)
+        self._carry_out(members, seconds)
+        if members[0].calls_left:
+            self._let_one_go(order, seconds)
         return True
+
+    def _let_one_go(self, order: Sequence[JobState], seconds: float) -> None:
+        """Decode a job that came along in others' calls to its end: it need not wait for its caller's turn.
+
+        One beside each call, if it takes no longer than the call may be stretched.
+        """
+        deadlines = Deadlines(self._jobs, self._left_s, self._now, self._rules.patience_s)
+        for job in order:
+            if job.calls_left or job.waiting or job.id in self._used:
+                continue
+            end_s = self._costs.end_s(job)
+            if end_s <= (self._rules.max_stretch - 1) * seconds and deadlines.allow(end_s, {job.id: end_s}):
+                self._carry_out([job], end_s)
+                return
 
     def _order(self) -> list[JobState]:
         """All jobs, whose turn it is first; deadlines are not looked at."""

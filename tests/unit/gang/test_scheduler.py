@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -197,6 +198,26 @@ def test_calls_join_only_where_that_is_cheaper():
     assert one_plan(pair, Costs(fixed=1.0, limit=1)).calls == (("a",),)
     assert one_plan(pair, Costs(fixed=1.0), max_stretch=1.2).calls == (("a",),)
     assert one_plan([replace(each, rows=3) for each in pair], Costs(fixed=1.0), max_rows=5).calls == (("a",),)
+
+
+def test_one_that_came_along_to_its_end_need_not_wait_for_its_callers_turn():
+    jobs = [job("a", 9, calls_done=1), *(job(f"b{i}", 4, calls_done=4, caller="rider") for i in range(2))]
+    accounts = Accounts().present({"", "rider"}).charged({"rider": 9.0}, Rules())
+    told = [plan(jobs, Costs(row=1.0, end=end), Rules(), accounts, 0.0) for end in (0.5, 1.5)]
+    assert [(tick.calls, tick.end) for tick in told] == [((("a",),), ("b0",)), ((("a",),), ())]
+    assert plan([*jobs, job("c", 4, calls_done=4)], Costs(row=1.0, end=0.5), Rules(), accounts, 0.0).end == ("c",)
+
+
+def test_a_call_that_reuses_much_may_be_joined_by_one_that_does_not():
+    """0.3 and 1 s alone, 1.18 s together: much longer than the first, but less than one after the other."""
+
+    class Shared(Costs):
+        def call_s(self, jobs: Sequence[JobState]) -> float:
+            return 0.4 * max(each.share for each in jobs) + 0.6 * sum(each.share for each in jobs)
+
+    pair = [job("a", 4, joins="k", share=0.3), job("b", 9, joins="k", calls_done=1)]
+    assert one_plan(pair, Shared()).calls == (("a", "b"),)
+    assert one_plan(pair, Shared(), max_stretch=1.1).calls == (("a",),)
 
 
 def test_a_call_does_not_grow_so_much_that_a_deadline_breaks():
