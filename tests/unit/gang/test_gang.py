@@ -45,7 +45,7 @@ class Life:
     start_error: Exception | None = None
     end_error: Exception | None = None
     stages: ClassVar[dict[str, float]] = {}
-    ticks = 3
+    ticks, free_bytes = 3, None
 
     def __init__(self, *_: object) -> None:
         self.timeouts = StepTimeouts(SETTINGS.reliability)
