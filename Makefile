@@ -47,11 +47,12 @@ bench: install
 	$(BIN)/python -m benchmarks.ulysses
 	$(BIN)/python -m benchmarks.frontier
 
-# What docs/reliability.md shows: faults, and 500 jobs under faults; longer.
+# What docs/reliability.md shows: faults, and 500 jobs under faults; then many jobs at once beside one after the other; longer.
 bench-service: install
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.many_jobs
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -85,12 +85,13 @@ class Buffers:
         known = self._running = self._known_block(block, forward)
         key = (*(_kind(value) for value in inputs),)
         place = block.index, *key
-        run = self._runs[place] = self._runs.get(place, known.runs(key)) + 1
+        run = self._runs.get(place, known.runs(key)) + 1
         self._first = run == 1
         self._model_writes |= known.overwritten
         if run > TRUSTED and not known.writes and not known.reuses:
             versions = _versions(inputs)
             output = forward(*args, **kwargs)
+            self._runs[place] = run
             self._check_streams(block, inputs, versions)
             return output
         others = [value for value in _flat((*args, *kwargs.values())) if all(value is not stream for stream in inputs)]
@@ -101,6 +102,7 @@ class Buffers:
             used = _copies(inputs)
             args, kwargs = _replaced(block, dict(zip(names, used, strict=True)), args, kwargs)
         output = forward(*args, **kwargs)
+        self._runs[place] = run  # one that raised was not looked at to the end
         if others_versions != _versions(others) or (self._first and not all(map(_same_bits, others, others_before))):
             raise RuntimeError(
                 f"block {block.name} writes into an argument besides its two streams, which it would not do in a step "

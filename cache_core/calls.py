@@ -27,7 +27,7 @@ from torch import nn
 
 from cache_core.signatures import parameters_of
 
-__all__ = ["CallInputs", "StepCalls", "call_inputs"]
+__all__ = ["CallInputs", "FailedCall", "StepCalls", "call_inputs"]
 
 #: The arguments' names over all supported transformers.
 _TIMESTEP = ("timestep", "t")
@@ -99,6 +99,17 @@ def _shapes(latents: Any) -> list[Any]:
     return [getattr(row, "shape", None) for row in (latents if isinstance(latents, list) else [latents])]
 
 
+class FailedCall:
+    """A call that raised, to be known when it is made again."""
+
+    def __init__(self, inputs: CallInputs) -> None:
+        self._inputs, self._versions = inputs, _versions(inputs)
+
+    def is_again(self, inputs: CallInputs) -> bool:
+        """Whether a call has the same in it, and nothing was written over since."""
+        return self._versions == _versions(self._inputs) and _equal(tuple(self._inputs), tuple(inputs))
+
+
 class StepCalls:
     """The calls of the running step under one cache context.
 
@@ -112,14 +123,12 @@ class StepCalls:
         self._known: dict[int, tuple[Any, ...]] = {}  # what each branch was last called with
         self._shapes: dict[int, list[Any]] = {}  # the latents' of each branch
         self._steady: set[int] = set()  # branches that were called with the same again
-        self._unfinished = False
+        self._before: tuple[Any, ...] | None = None  # the call that is running
 
     def begin(self, inputs: CallInputs) -> int:
-        """The branch of this call, from 1. One that raised and is repeated keeps its branch."""
-        again, self._unfinished = self._unfinished, True
+        """The branch of this call, from 1."""
+        self._before = self._timestep, dict(self._seen), dict(self._known), dict(self._shapes), set(self._steady)
         seen = next((branch for branch, own in self._seen.items() if _is_seen(own, inputs.conditioning)), None)
-        if again and seen is not None and seen == list(self._seen)[-1]:
-            return seen
         timestep = _copy(inputs.timestep)
         if seen is not None or timestep is None or not _same_time(self._timestep, timestep):
             self._timestep, self._seen = timestep, {}
@@ -145,7 +154,13 @@ class StepCalls:
 
     def end(self) -> None:
         """The call returned."""
-        self._unfinished = False
+        self._before = None
+
+    def undo(self) -> None:
+        """The call raised: it was none."""
+        if self._before is not None:
+            self._timestep, self._seen, self._known, self._shapes, self._steady = self._before
+        self._before = None
 
     def _reference(self, conditioning: tuple[Any, ...]) -> tuple[Any, ...]:
         """What the same objects were remembered as before; else as what they are to be known again by."""
@@ -227,6 +242,15 @@ def _is_seen(seen: Any, value: Any) -> bool:
     if isinstance(seen, tuple):
         return isinstance(value, list | tuple) and len(seen) == len(value) and all(map(_is_seen, seen, value))
     return seen.is_seen(value) if isinstance(seen, _SeenTensor) else _equal(seen, value)
+
+
+def _versions(value: Any) -> list[int]:
+    """The version counters of all tensors; in inference mode they have none."""
+    if isinstance(value, torch.Tensor):
+        return [] if value.is_inference() else [value._version]
+    if isinstance(value, dict):
+        return _versions(list(value.values()))
+    return [version for own in value for version in _versions(own)] if isinstance(value, list | tuple) else []
 
 
 def _is_identical(left: Any, right: Any) -> bool:

@@ -84,9 +84,13 @@ class _RootHook(ModelHook):
                 return self.fn_ref.original_forward(*args, **kwargs)
             refuse_backward(module)
             self.attachment.checkpointing.adopt()
-            session.begin_step(self.branch.name, call_inputs(module, args, kwargs).within(given_to(module)))
-            output = self.fn_ref.original_forward(*args, **kwargs)
-            session.end_step()
+            try:
+                session.begin_step(self.branch.name, call_inputs(module, args, kwargs).within(given_to(module)))
+                output = self.fn_ref.original_forward(*args, **kwargs)
+                session.end_step()
+            except BaseException:
+                session.fail_step()
+                raise
             return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:

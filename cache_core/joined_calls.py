@@ -60,14 +60,24 @@ def job_call(
 def joined(transformer: nn.Module, calls: Sequence[JobCall]) -> Iterator[None]:
     """The next call of ``transformer`` in this context is one of all these jobs.
 
+    It counts when this context ends. If anything raises before, nothing of it counts, and each job's call may be made
+    again, with whichever others: it then decides and draws what it would have. Another call instead begins anew, from
+    memories that are empty.
+
     ``should_abort`` is not polled in it: whoever joins calls ends a job between them.
 
     Raises:
         ValueError: two jobs that cannot share a call, or one job twice.
     """
     inner = unwrap_compiled(transformer)
-    with call_for(inner, JoinedCall(calls)):
-        yield
+    call = JoinedCall(calls)
+    try:
+        with call_for(inner, call):
+            yield
+    except BaseException:
+        call.fail_step()
+        raise
+    call.commit()
 
 
 class JoinedCall:
@@ -85,6 +95,7 @@ class JoinedCall:
         self._buffers = Buffers() if self._first.every_block else None
         self._policy: Policy = self._first.new_policy(self)
         self._called = 0
+        self._returned = False
 
     def begin_step(self, context: str, inputs: CallInputs) -> None:
         """The transformer is being called with the rows of all jobs; each has its own context and inputs."""
@@ -105,15 +116,27 @@ class JoinedCall:
         return self._policy.run(call)
 
     def end_step(self) -> None:
-        """The call returned: every job's step goes into its report."""
+        """The transformer's own forward returned; what stands around it (a gather of all ranks' parts) may yet fail."""
         if self._first.every_block:
             check_complete(self.blocks, self._called)
         if self._buffers is not None:
             self._buffers.let_go()
+        self._returned = True
+
+    def commit(self) -> None:
+        """Every job's step goes into its counters and its report, if the call was made."""
+        if not self._returned:
+            return
         if self._called:
             self._policy.end_step()
         for session in self._sessions:
             session.record_step()
+
+    def fail_step(self) -> None:
+        """The call raised: it is none of any job's steps."""
+        self._returned = False
+        for session in self._sessions:
+            session.fail_step()
 
     def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
         """One all-reduce for all jobs' images; the checksum covers who is in the call, and where each is.
@@ -127,10 +150,14 @@ class JoinedCall:
         for session in self._sessions:
             session.count_waits(consensus.collectives - before[0], consensus.wait_s - before[1])
         return [
-            None if pair is None else session.verdict(*pair)
+            verdict
             for session, (first, end) in zip(self._sessions, self._bounds, strict=True)
-            for pair in totals[first:end]
+            for verdict in session.settle(site, totals[first:end])
         ]
+
+    def answered(self, site: int) -> list[Verdict | None]:
+        """Each job's verdicts of a try that failed; who was in that call does not matter."""
+        return [verdict for session in self._sessions for verdict in session.answered(site)]
 
     def look(self, device: torch.device) -> None:
         """The ranks' agreement in a call where no image asks anything."""

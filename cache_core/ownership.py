@@ -80,6 +80,8 @@ class Routing(Protocol):
 
     def end_step(self) -> None: ...
 
+    def fail_step(self) -> None: ...
+
 
 _OPEN: ContextVar[tuple[_Open, ...]] = ContextVar("cache_core_open", default=())
 _RUNNING: ContextVar[tuple[tuple[nn.Module, Routing | None], ...]] = ContextVar("cache_core_running", default=())

@@ -6,6 +6,7 @@ counts is therefore an image's own, and so are its options, but for what says wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +30,13 @@ class Verdict(NamedTuple):
     difference: float | None
     finite: bool
 
+    @classmethod
+    def of(cls, difference: float, reference: float) -> Verdict:
+        """From ``sum |now - then|`` and ``sum |then|`` over all ranks."""
+        if not (difference < math.inf and reference < math.inf):  # also catches NaN
+            return cls(None, finite=False)
+        return cls(difference / reference if reference > 0 else None, finite=True)
+
     def below(self, threshold: float) -> bool:
         """Strictly below, and only if there is a value."""
         return self.difference is not None and self.difference < threshold
@@ -46,6 +54,11 @@ class Deciding(Protocol):
     def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
         """All ranks' answer to the images that ask at block ``site``; None for those that do not."""
 
+    def answered(self, site: int) -> list[Verdict | None]:
+        """The verdicts that images got at block ``site`` in a try of this call that failed: :meth:`agree` returns them,
+        whatever is asked. What would be compared may be gone, so such an image has no sums; but :meth:`agree` is called
+        as it was in that try, on every rank."""
+
     def look(self, device: torch.device) -> None:
         """A look at the abort flag in a step where no image asks anything."""
 
@@ -56,6 +69,9 @@ class Deciding(Protocol):
 class ImageMemory(Protocol):
     """What is remembered and counted of one image of one branch.
 
+    While a call runs, an image's tensors are replaced only after the verdict that computes it, and its counters not at
+    all: the call may fail at any place.
+
     Attributes:
         step: how many calls of this branch came before the running one; set before each.
     """
@@ -63,7 +79,11 @@ class ImageMemory(Protocol):
     step: int
 
     def forget(self) -> None:
-        """A step was left unfinished: let go of what is remembered of earlier steps, but not of the counters."""
+        """Let go of what is remembered of earlier steps, but not of the counters."""
+
+    def undo(self, step: int) -> None:
+        """The call of ``step`` failed: let go of what it stored. What that replaced is gone, and not missed if the call
+        is made again, where the verdicts stand; :meth:`forget` follows if another is made."""
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held between steps."""
@@ -88,4 +108,4 @@ class Policy(Protocol):
         """Handle one block call and return the block's output."""
 
     def end_step(self) -> None:
-        """All blocks of the call were handled."""
+        """The call is over: counters are counted here, and nothing is done that may fail."""

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 
 from cache_core.blocks import Block, BlockCall
+from cache_core.branches import Branch, Shapes
 from cache_core.buffers import Buffers
 from cache_core.calls import CallInputs, StepCalls
 from cache_core.consensus import Consensus, Sums, checksum16
-from cache_core.policy import Deciding, ImageMemory, Policy, Verdict
-from cache_core.report import CacheReport, ImageDecision, StepRecord
+from cache_core.policy import Deciding, Policy, Verdict
+from cache_core.report import CacheReport, ImageDecision
 
-__all__ = ["JobAborted", "Session", "Shapes", "check_complete", "check_due", "shapes_of"]
-
-#: Of both streams; None for the encoder's where blocks do not return it.
-Shapes = tuple[tuple[int, ...], tuple[int, ...] | None]
+__all__ = ["JobAborted", "Session", "check_complete", "check_due", "shapes_of"]
 
 
 class JobAborted(Exception):
@@ -60,31 +58,26 @@ class Session:
         name: str = "",
     ) -> None:
         self.blocks, self.report = blocks, report
-        self.latents: Any = None  # of the call that is running; rows of one image hold the same
         self._policy, self.each = policy, each
         self.consensus, self._should_abort = consensus, should_abort
         self.every_block = every_block
         self._buffers = Buffers() if every_block else None
         self._contexts: dict[str, StepCalls] = {}
-        self._branches: dict[str, _Branch] = {}
-        self._branch: _Branch | None = None
+        self._branches: dict[str, Branch] = {}
+        self._calls: StepCalls | None = None  # of the context in which a call is running
+        self._branch: Branch | None = None
         # Ranks that were told different things part at their first look, not at their first different decision.
         self._history = checksum16(name, report.method, report.options, report.num_blocks)
 
     def begin_step(self, context: str, inputs: CallInputs) -> None:
         """The transformer is being called in a cache context; the batch is known when its first block is."""
-        self.latents = inputs.latents
         if self._buffers is not None:
             self._buffers.let_go()
         self._calls = self._contexts.setdefault(context, StepCalls())
         number = self._calls.begin(inputs)
-        branch = context if number == 1 else f"{context}#{number}"
-        self._branch = self._branches.setdefault(branch, _Branch(branch))
-        if self._branch.next_block:
-            # The caller survived an exception and repeats the step. Some blocks remember the first try already: the
-            # second would be judged by it, and pass it on to blocks that do not belong to it.
-            self._branch.forget()
-            self._branch.next_block = 0
+        name = context if number == 1 else f"{context}#{number}"
+        self._branch = self._branches.setdefault(name, Branch(name))
+        self._branch.begin(inputs)
 
     def run(self, call: BlockCall) -> Any:
         """Route one block call through the branch's policy."""
@@ -115,15 +108,32 @@ class Session:
         self._current().next_block += 1
 
     def record_step(self) -> None:
-        """The running call is over: its decisions are in."""
-        branch = self._current()
-        if not branch.next_block:
-            branch.decisions = []  # every block was left out
-        self.report.steps.append(StepRecord(branch.step, branch.name, branch.decisions))
-        branch.step += 1
-        branch.next_block = 0
-        self._branch = self.latents = None
-        self._calls.end()
+        """The running call is over: from here on it counts."""
+        record, non_finite = self._current().commit()
+        self.report.steps.append(record)
+        self.report.non_finite += non_finite
+        if self._calls is not None:
+            self._calls.end()
+        self._branch = self._calls = None
+
+    def fail_step(self) -> None:
+        """The running call raised, wherever: all is as it was before, and it may be made again.
+
+        What was decided in it stays in the history that the ranks compare, and its collectives stay in the report:
+        ranks that failed at different decisions notice at the next one.
+        """
+        if self._buffers is not None:
+            self._buffers.let_go()
+        if self._calls is not None:
+            self._calls.undo()
+        branch, self._branch, self._calls = self._branch, None, None
+        if branch is None:
+            return
+        if branch.step == 0:  # there is nothing before it, and another batch may be tried
+            self._branches.pop(branch.name, None)
+        else:
+            branch.undo()
+            branch.policy = self.new_policy(self)  # the other one holds the states that it was at
 
     def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
         """All ranks' answer to the images that ask at block ``site``; None for those that do not.
@@ -144,7 +154,15 @@ class Session:
         self.count_waits(self.consensus.collectives - before[0], self.consensus.wait_s - before[1])
         if aborted:
             raise JobAborted(branch.step, branch.name)
-        return [None if pair is None else self.verdict(*pair) for pair in totals]
+        return self.settle(site, totals)
+
+    def answered(self, site: int) -> list[Verdict | None]:
+        """The verdicts at block ``site`` that stand, because a try of this call that failed got them."""
+        return self._current().answered(site)
+
+    def settle(self, site: int, totals: Sequence[tuple[float, float] | None]) -> list[Verdict | None]:
+        """This job's verdicts at block ``site``, from the sums over all ranks."""
+        return self._current().settle(site, totals)
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -183,9 +201,9 @@ class Session:
             self._buffers.let_go()
         self._branches.clear()
         self._contexts.clear()
-        self._branch = self.latents = None
+        self._branch = self._calls = None
 
-    def _current(self) -> _Branch:
+    def _current(self) -> Branch:
         if self._branch is None:
             raise RuntimeError("a transformer block was called outside a call of its transformer")
         return self._branch
@@ -196,38 +214,13 @@ class Session:
         Raises:
             ValueError: another batch or size than at the branch's first step.
         """
-        branch, rows = self._current(), shape[0][0]
-        if not branch.shape:
-            branch.shape, branch.policy = shape, self.new_policy(self)
-            branch.images = branch.policy.new_images(self.each, rows, self.latents)
-        elif not self.every_block:
-            branch.shape = shape
-        elif shape[0][0] != branch.shape[0][0]:
-            raise ValueError(
-                f"batch size changed inside branch {branch.name!r}: {branch.shape[0][0]} at its first step, "
-                f"{shape[0][0]} at step {branch.step}; open a new cache_session for another batch"
-            )
-        elif shape != branch.shape:
-            raise ValueError(
-                f"input shape changed inside branch {branch.name!r}: {branch.shape} at its first step, {shape} at step "
-                f"{branch.step}; open a new cache_session for another size"
-            )
-        branch.polled = False
-        branch.decisions = [ImageDecision() for _ in range(rows)]
-        for image in branch.images:
-            image.step = branch.step
+        branch = self._current()
+        branch.open(shape, self.each, lambda: self.new_policy(self), self.every_block)
         return branch.images, branch.decisions
 
     def new_policy(self, deciding: Deciding) -> Policy:
         """One that runs calls of this job's images, alone or with others'."""
         return self._policy(self.each[0], deciding)
-
-    def verdict(self, difference: float, reference: float) -> Verdict:
-        infinite = float("inf")
-        if not (difference < infinite and reference < infinite):  # also catches NaN
-            self.report.non_finite += 1
-            return Verdict(None, finite=False)
-        return Verdict(difference / reference if reference > 0 else None, finite=True)
 
 
 def shapes_of(call: BlockCall) -> Shapes:
@@ -253,22 +246,3 @@ def check_complete(blocks: Sequence[Block], called: int) -> None:
             f"the transformer called {called} of its {len(blocks)} blocks: the cache needs all "
             "(skip-layer guidance and the like need `type: none`)"
         )
-
-
-class _Branch:
-    """Counters and policy of one named cache context."""
-
-    policy: Policy
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.step = 0
-        self.next_block = 0
-        self.polled = False
-        self.shape: tuple[Any, ...] = ()
-        self.images: list[ImageMemory] = []
-        self.decisions: list[ImageDecision] = []
-
-    def forget(self) -> None:
-        for image in self.images:
-            image.forget()

@@ -51,15 +51,23 @@ class Metrics:
         )
         self.images = Counter("raycache_images_total", "Pictures drawn.", ("method", "size"))
         self.queue_seconds = Histogram(
-            "raycache_queue_seconds", "Seconds between arrival at the engine and work on it.", _SECONDS, ("method",)
+            "raycache_queue_seconds",
+            "Seconds in which a job waited: before its start, and while others had their turn.",
+            _SECONDS,
+            ("method",),
         )
         self.predicted_queue_seconds = Gauge(
-            "raycache_predicted_queue_seconds", "Seconds until a job that arrives now would start, as predicted."
+            "raycache_predicted_queue_seconds", "Seconds by which others delay a job that arrives now, as predicted."
         )
         self.queued_jobs = Gauge("raycache_queued_jobs", "Jobs admitted and not started.")
         stages = ("method", "size")
         self.encode_seconds = Histogram("raycache_encode_seconds", "Seconds in the text encoders.", _SECONDS, stages)
-        self.denoise_seconds = Histogram("raycache_denoise_seconds", "Seconds in the denoising loop.", _SECONDS, stages)
+        self.denoise_seconds = Histogram(
+            "raycache_denoise_seconds",
+            "Seconds in transformer calls; one that several jobs share counts in full for each.",
+            _SECONDS,
+            stages,
+        )
         self.decode_seconds = Histogram("raycache_decode_seconds", "Seconds in the VAE decoder.", _SECONDS, stages)
         # Ray sums a histogram up from the middles of its buckets; these sums are exact.
         self.stage_seconds = Counter(

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.limits import DefaultSettings, LimitSettings
 from raycache.origins import check_origin
+from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
 from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
@@ -42,66 +43,20 @@ class ModelSettings(_Settings):
     )
 
 
-class ParallelSettings(_Settings):
-    """One replica = one gang of ranks."""
-
-    ranks_per_replica: int = Field(default=4, ge=1, le=8, description="Ulysses context-parallel degree (world size).")
-    device: Literal["cuda", "cpu"] = Field(default="cuda", description="`cuda` runs NCCL, `cpu` runs gloo.")
-    accelerator_type: str | None = Field(
-        default=None, description="GPU model every rank must sit on, as Ray names it, e.g. `L20`; null = any."
-    )
-    rank_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved per rank.")
-    engine_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved for the replica's own process.")
-    rank_gpus: float | None = Field(
-        default=None, ge=0, le=1, description="GPUs reserved per rank; default 1 for `cuda` and 0 for `cpu`."
-    )
-    threads_per_rank: int | None = Field(
-        default=None, ge=1, description="torch CPU threads per rank; default: torch's."
-    )
-    max_batch_size: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="Pictures of waiting requests of one kind (capacity.md, Batches) drawn together; 1 = each alone.",
-    )
-    collective_timeout_s: float = Field(
-        default=120.0,
-        gt=0,
-        description="Process-group timeout in seconds, once warm: second line behind the watchdog.",
-    )
-    rank_class: str = Field(
-        default="raycache.worker.rank:Rank",
-        pattern=r"^[\w.]+:\w+$",
-        description="`module:Class` that every rank runs; tests name one that fails on purpose.",
-    )
-    nodes_may_come: bool = Field(
-        default=False,
-        description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",
-    )
-    startup_timeout_s: float = Field(
-        default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
-    )
-
-    @property
-    def gpus_per_rank(self) -> float:
-        """GPUs in one rank's placement bundle."""
-        if self.rank_gpus is not None:
-            return self.rank_gpus
-        return 1.0 if self.device == "cuda" else 0.0
-
-
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
     size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
-    n: int = Field(default=1, ge=1, description="Pictures in one batch.")
+    n: int = Field(default=1, ge=1, description="Pictures of that request: so many rows its transformer calls have.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
 
 class ReliabilitySettings(_Settings):
     """How long things may take, and how often they may fail, before the service acts."""
 
-    max_queued_requests: int = Field(default=32, ge=0, description="Jobs that may wait in one engine.")
+    max_queued_requests: int = Field(
+        default=32, ge=0, description="Jobs that may wait in one engine, besides those that may be under way."
+    )
     max_queued_seconds: float = Field(default=120.0, gt=0, description="Predicted seconds of queued work admitted.")
     request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
     watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")
@@ -129,7 +84,7 @@ class ReliabilitySettings(_Settings):
 
 
 class Policy(_Settings):
-    """What may change while the service runs: Serve's ``user_config`` of the engine, applied between jobs."""
+    """What may change while the service runs: Serve's ``user_config`` of the engine, for jobs that come."""
 
     cache: CacheOptions
     presets: dict[PresetName, CacheOptions] = Field(default_factory=dict, description="What `quality` stands for.")

@@ -63,10 +63,7 @@ def traces_of_request(exporter: str) -> tuple[Trace, ...]:
 
 
 class RankSpans:
-    """The spans of one job on one rank: one for the whole, one for each phase in it. Does nothing without a trace.
-
-    A batch draws for several requests, and each request's trace gets them.
-    """
+    """The spans of one job on one rank: one for the whole, one for each phase in it. Does nothing without a trace."""
 
     def __init__(self, job: Job, rank: int) -> None:
         self._whole: list[Span] = []

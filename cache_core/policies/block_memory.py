@@ -60,6 +60,10 @@ class SharedBlock:
             self._hidden_added, self._text_added = self._residual()
             self._output = None
 
+    def undo(self, step: int) -> bool:
+        """Whether it is left when what ran at ``step`` is let go of."""
+        return self.step != step
+
     def compare(self, states: States) -> Sums:
         """How far this input is from the one the block last ran on."""
         if self._input_sum is None:

@@ -51,6 +51,9 @@ class _Image:
     def forget(self) -> None:
         self.blocks.clear()
 
+    def undo(self, step: int) -> None:
+        self.blocks = {index: block for index, block in self.blocks.items() if block.undo(step)}
+
     def tensors(self) -> Iterator[torch.Tensor]:
         for block in self.blocks.values():
             yield from block.tensors()
@@ -107,11 +110,14 @@ class BlockPrune:
     def _judge(self, call: BlockCall) -> tuple[dict[int, States], frozenset[int]]:
         """Rows of the images pruned here; images whose answer was not finite."""
         index = call.block.index
+        answered = self._deciding.answered(index)
         sums = [
-            image.blocks[index].compare(call.states.row(k)) if image.gate is None and index in image.blocks else None
+            image.blocks[index].compare(call.states.row(k))
+            if answered[k] is None and image.gate is None and index in image.blocks
+            else None
             for k, image in enumerate(self._images)
         ]
-        if all(pair is None for pair in sums):
+        if all(own is None for own in (*sums, *answered)):
             return {}, frozenset()
         reused: dict[int, States] = {}
         refused: set[int] = set()
@@ -131,7 +137,7 @@ class BlockPrune:
             elif not verdict.finite:
                 image.non_finite = True
                 refused.add(k)
-                del image.blocks[index]
+                image.blocks.pop(index, None)
         self._deciding.decided(*(k in reused for k in range(call.batch)))
         return reused, frozenset(refused)
 

@@ -37,17 +37,19 @@ def moved_sum(block: Block, states: States, reference: States) -> torch.Tensor:
 class ComparedBlock:
     """One image's memory of one block. ``limit``: how much a forecast of order 2 may magnify errors."""
 
-    __slots__ = ("_block", "_input", "_input_sum", "_residual")
+    __slots__ = ("_block", "_input", "_input_sum", "_residual", "_step")
 
     def __init__(self, block: Block, taylor_order: int, limit: float = SPAN) -> None:
         self._block = block
         self._residual = Residual(taylor_order, limit)
+        self._step = -1
         self._input: States | None = None
         self._input_sum: torch.Tensor | None = None
 
     def record(self, step: int, states: States, output: States) -> None:
         """The block ran on ``states`` and gave ``output``."""
         self._residual.record(step, *output.minus(states))
+        self._step = step
         self._input = states if self._block.spec.fused_text else States(states.hidden, None)
         self._input_sum = None
 
@@ -61,6 +63,18 @@ class ComparedBlock:
     def reuse(self, step: int, states: States) -> States:
         """The block's output if it adds what it added before."""
         return States(*self._residual.add_to(step, *states))
+
+    def undo(self, step: int) -> bool:
+        """Let go of what was recorded at ``step``. The input before it is gone, so there is nothing to compare with
+        until it is recorded anew; earlier residuals stay for the forecast.
+
+        Returns:
+            Whether anything is left.
+        """
+        if self._step == step:
+            self._residual.undo(step)
+            self._input = self._input_sum = None
+        return bool(self._residual)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held."""

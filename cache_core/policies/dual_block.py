@@ -35,6 +35,7 @@ class _Image:
         step: how many calls of this branch came before the running one.
         reference: residual of the Fn blocks at the last computed step, [tokens, channels].
         reference_sum: its absolute sum, taken at the first comparison.
+        taken: the step of the reference.
         middle: what each segment of the middle added.
         tail: the compared Bn blocks, by block id.
         cached, run: cached steps so far; those in a row.
@@ -44,6 +45,7 @@ class _Image:
     step: int = 0
     reference: torch.Tensor | None = None
     reference_sum: torch.Tensor | None = None
+    taken: int = -1
     middle: dict[int, Residual] = field(default_factory=dict)
     tail: dict[int, ComparedBlock] = field(default_factory=dict)
     cached: int = 0
@@ -53,6 +55,14 @@ class _Image:
         self.reference = self.reference_sum = None
         self.middle.clear()
         self.tail.clear()
+
+    def undo(self, step: int) -> None:
+        if self.taken == step:
+            self.reference = self.reference_sum = None
+        for residual in self.middle.values():
+            residual.undo(step)
+        for block in self.tail.values():
+            block.undo(step)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         yield from (t for t in (self.reference, self.reference_sum) if t is not None)
@@ -143,12 +153,12 @@ class DualBlock:
     def _compared(self, call: BlockCall) -> Any:
         """A Bn block outside ``Bn_compute_blocks_ids``: in a cached step judged on its own input."""
         index = call.block.index
-        sums = [None] * call.batch
+        sums, answered = [None] * call.batch, self._deciding.answered(index)
         for k in self._cached_images():
-            if known := self._images[k].tail.get(index):
+            if answered[k] is None and (known := self._images[k].tail.get(index)):
                 sums[k] = known.compare(call.states.row(k))
         reused: dict[int, States] = {}
-        if any(pair is not None for pair in sums):
+        if any(own is not None for own in (*sums, *answered)):
             verdicts = self._deciding.agree(index, sums, call.states.hidden.device)
             for k, verdict in enumerate(verdicts):
                 if verdict is None:
@@ -158,7 +168,7 @@ class DualBlock:
                 if verdict.below(threshold):
                     reused[k] = self._images[k].tail[index].reuse(self._images[k].step, call.states.row(k))
                 elif not verdict.finite:
-                    del self._images[k].tail[index]
+                    self._images[k].tail.pop(index, None)
             self._deciding.decided(*(k in reused for k in range(call.batch)))
         states = self._complete(call, reused)
         for k in self._computing:
@@ -174,8 +184,11 @@ class DualBlock:
 
     def _decide(self, states: States) -> None:
         """One look at every image, in every step: the fixed place of DBCache's one all-reduce."""
-        sums = []
+        sums, answered = [], self._deciding.answered(self._last_first)
         for k, (image, decision) in enumerate(zip(self._images, self._decisions, strict=True)):
+            if answered[k] is not None:
+                sums.append(None)
+                continue
             gate = _gate(image)
             if gate is not None:
                 decision.reason = gate
@@ -204,7 +217,7 @@ class DualBlock:
             image = self._images[k]
             if self._keeping[k] and image.step >= image.options.warmup_steps - 1:
                 image.reference = (states.hidden[k] - self._entry.hidden[k]).detach()
-                image.reference_sum = None
+                image.reference_sum, image.taken = None, image.step
         self._entry = None
 
     # --- running blocks ----------------------------------------------------------------------------------------

@@ -92,6 +92,10 @@ class Residual:
         sample = _Sample(step, hidden.detach(), None if encoder is None else encoder.detach())
         self._samples = [*self._samples[-self._order :], sample] if self._order else [sample]
 
+    def undo(self, step: int) -> None:
+        """Let go of what was recorded at ``step``, which will be recorded anew."""
+        self._samples = [sample for sample in self._samples if sample.step != step]
+
     def add_to(
         self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,7 +1,8 @@
 """Who may wait for the gang: a bounded queue, counted in jobs and in predicted seconds of work.
 
-Counting jobs alone is not enough: four steps at 256x256 and fifty at 2048x2048 differ a thousandfold. Seconds are
-learned from what the gang has drawn, the warm-up included (:mod:`raycache.gang.costs`).
+Counting jobs alone is not enough: four steps at 256x256 and fifty at 2048x2048 differ a thousandfold. When each job
+will be done is what the gang's own schedule says (:mod:`raycache.engine.prediction`), on costs that are learned from
+what the gang has drawn, the warm-up included (:mod:`raycache.gang.costs`).
 """
 
 from __future__ import annotations
@@ -9,65 +10,92 @@ from __future__ import annotations
 import math
 import threading
 import time
-from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
+from typing import Any
 
 from raycache.engine.line import Limits, Line, Place
+from raycache.engine.prediction import Prediction, Predictions, moved
+from raycache.engine.too_long import refuse_long
 from raycache.gang.costs import Costs, Work
-from raycache.protocol.errors import RequestError, invalid, unavailable
+from raycache.gang.outlook import Outlook
+from raycache.gang.schedule import JobState
+from raycache.protocol.errors import RequestError, unavailable
+from raycache.protocol.resolve import parse_size
 from raycache.settings import Policy
 
-__all__ = ["Admission", "Ticket"]
+__all__ = ["Admission", "Load", "Ticket"]
 
-#: Weight of the newest batch in the moving mean.
-_NEWEST = 0.3
-#: A job that takes longer than predicted is expected to go on for this share of what it has taken.
-_OVERDUE = 0.1
-#: Before any job was finished, only the warm-up has spoken, whose draws may take twice what later ones do.
-_WARM_UP_TIMES = 2.0
+#: What is told and not decided by may be so many seconds old.
+_OLD_S = 0.2
+#: Clients told to come back that are thought of when a time is looked for.
+_EXPECTED = 16
+#: The name of a job that nobody asked for; it comes after all others of its time.
+_PROBE = "~"
 
 
 @dataclass(eq=False)
 class Ticket(Place):
     """A job's place in the queue."""
 
-    work: Work = field(kw_only=True)
+    job: JobState = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What there is to do.
+
+    Attributes:
+        queued: jobs that were not started.
+        running: jobs that were; one at least if there is any.
+        wait_s: predicted seconds by which a job with the default settings that came now would be done later than if
+            it came alone. In order of arrival that is when it would start.
+        backlog_s: predicted seconds until all are done.
+    """
+
+    queued: int
+    running: int
+    wait_s: float
+    backlog_s: float
 
 
 class Admission:
-    """The queue in front of one gang, which runs one job at a time in order of arrival. Thread-safe.
+    """The queue in front of one gang. Thread-safe; giving a place back never waits for a prediction.
 
     Args:
         policy: the limits in force.
         costs: what jobs take; the gang teaches it.
-        clock: seconds, monotonic.
+        outlook: how far the gang is with the jobs that it has; asked for again and again.
+        clock: seconds, monotonic, as in the outlook.
     """
 
-    def __init__(self, policy: Policy, costs: Costs, clock: Callable[[], float] = time.monotonic) -> None:
-        self.policy, self._costs = policy, costs
-        self._together: float | None = None  # what a job costs the gang in its batch, beside what it costs alone
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._tickets: OrderedDict[Ticket, None] = OrderedDict()
+    def __init__(
+        self,
+        policy: Policy,
+        costs: Costs,
+        outlook: Callable[[], Outlook],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policy, self._costs, self._outlook, self._clock = policy, costs, outlook, clock
+        self._lock = threading.Lock()  # of all but the tickets
+        self._tickets: dict[str, Ticket] = {}  # by job; single operations, copied before it is gone through
         self._line = Line()
-        self._head_since = 0.0
+        self._predictions = Predictions(costs, outlook)
+        self._probed: tuple[Prediction, Prediction] | None = None  # without and with a job that nobody asked for
 
     def admit(
         self,
+        id: str,
         work: Work,
         timeout_s: float,
-        recovery_s: float = 0.0,
         *,
         key: str | None = None,
         mark: Hashable = None,
     ) -> Ticket:
-        """A place in the queue; give it back with :meth:`release`.
+        """A place in the queue for job ``id``; give it back with :meth:`release`.
 
         Args:
-            recovery_s: seconds until the gang will have new ranks, where it has lost its own.
+            timeout_s: after which the job is over.
             key: whose limits count, where there are keys.
             mark: of the client and what it asks, to know it again when it comes back.
 
@@ -77,156 +105,154 @@ class Admission:
         """
         with self._lock:
             now, own = self._clock(), self._costs.seconds(work) or 0.0
-            self._refuse_long(work, own, timeout_s)
-            ticket = Ticket(own * (self._together or 1.0), key, work=work)
-            queue = self._queue(now, recovery_s)
-            refusal = self._refusal(ticket, own, queue, now, timeout_s, recovery_s, mark)
-            if refusal is not None:
-                patience_s = max(timeout_s, own) - (own - ticket.seconds)
-                how = {"turns": refusal.code != "key_limit", "firm": refusal.code != "gang_restarting"}
-                refusal.retry_after_s = self._promise(ticket, mark, queue, now, patience_s, **how)
+            refuse_long(work, timeout_s, self._costs, self.policy)
+            job = self._costs.job_state(id, work, arrived=now, deadline=now + timeout_s, caller=key or "")
+            ticket = Ticket(own, key, job=job)
+            held = dict(self._tickets)
+            jobs = {each: place.job for each, place in held.items()}
+            asked = _Asked(held, self._predictions.of(jobs, now), now)
+            if (refusal := self._refusal(ticket, asked, mark)) is not None:
+                refusal.retry_after_s = self._told(refusal.code, ticket, mark, asked)
                 raise refusal
-            if not self._tickets:
-                self._head_since = now
-            self._tickets[ticket] = None
+            if asked.told is not None:
+                self._predictions.keep(asked.told, {**jobs, id: job}, now)
+            self._tickets[id] = ticket
             return ticket
 
-    def release(self, ticket: Ticket, seconds: float | None = None) -> None:
-        """The job has left the gang. ``seconds``: its part of the gang's time, if it was drawn with others."""
-        with self._lock:
-            was_head = next(iter(self._tickets), None) is ticket
-            self._tickets.pop(ticket, None)
-            if was_head:
-                self._head_since = self._clock()
-            if seconds is not None and (alone := self._costs.seconds(ticket.work)):
-                now = seconds / alone
-                self._together = now if self._together is None else self._together + _NEWEST * (now - self._together)
+    def release(self, ticket: Ticket) -> None:
+        """The job has left the gang."""
+        self._tickets.pop(ticket.job.id, None)
 
-    def again_in(self, ticket: Ticket, timeout_s: float, recovery_s: float, mark: Hashable = None) -> float:
+    def again_in(self, ticket: Ticket, timeout_s: float, mark: Hashable = None) -> float:
         """Seconds after which the job of ``ticket``, which was lost, gets in when it is sent again."""
         with self._lock:
-            now = self._clock()
-            place = Ticket(ticket.seconds, ticket.key, work=ticket.work)
-            queue = [(held, at) for held, at in self._queue(now, recovery_s) if held is not ticket]
-            return self._promise(place, mark, queue, now, max(timeout_s, place.seconds), firm=False)
+            now, held = self._clock(), dict(self._tickets)
+            held.pop(ticket.job.id, None)
+            base = self._predictions.of({id: place.job for id, place in held.items()}, now)
+            return self._promise(ticket, mark, _Asked(held, base, now), patience_s=timeout_s, firm=False)
 
-    def load(self, recovery_s: float = 0.0) -> tuple[int, bool, float]:
-        """Jobs waiting, whether one runs, predicted seconds until a new job would start."""
+    def load(self) -> Load:
+        """What there is to do, and what that means for a new job."""
         with self._lock:
-            held, now = len(self._tickets), self._clock()
-            return max(0, held - 1), held > 0, self._wait(now, recovery_s)
+            now, base = self._clock(), self._lately()
+            held = len(self._tickets)
+            started = sum(not job.waiting for job in base.jobs.values())
+            running = min(held, max(1, started))
+            wait_s = self._wait_s(base, now) if held else base.outlook.ready_in_s
+            return Load(held - running, running, wait_s, base.backlog_s(now))
 
-    def _wait(self, now: float, recovery_s: float) -> float:
-        if not self._tickets:
-            return recovery_s
-        head, *rest = self._tickets
-        return self._left(head, now, recovery_s) + sum(ticket.seconds for ticket in rest)
+    def left_s(self, id: str) -> float | None:
+        """Predicted seconds until the answer to job ``id``; None where nothing is known of it."""
+        if not self._costs.known:
+            return None
+        with self._lock:
+            end = self._lately().ends(now := self._clock()).get(id)
+            return None if end is None else max(0.0, end - now)
 
-    def _left(self, head: Ticket, now: float, recovery_s: float) -> float:
-        """Seconds until the running job is done. One that lost its ranks is drawn from its beginning."""
-        if recovery_s:
-            self._head_since = now + recovery_s
-        return max(0.0, head.seconds - (now - self._head_since))
+    def _lately(self) -> Prediction:
+        jobs = {id: place.job for id, place in dict(self._tickets).items()}
+        return self._predictions.of(jobs, self._clock(), older_s=_OLD_S)
 
-    def _queue(self, now: float, recovery_s: float) -> list[tuple[Place, float]]:
-        """All places, and when each will have left."""
-        queue: list[tuple[Place, float]] = []
-        at = now
-        for ticket in self._tickets:
-            if not queue:
-                at += max(self._left(ticket, now, recovery_s), _OVERDUE * (now - self._head_since))
-            else:
-                at += ticket.seconds
-            queue.append((ticket, at))
-        if recovery_s and not queue:
-            queue.append((Place(0.0), now + recovery_s))  # nobody can be drawn before
-        return queue
+    def _wait_s(self, base: Prediction, now: float) -> float:
+        """By how much those who are there delay one who comes now."""
+        defaults = self.policy.defaults
+        work = Work(*parse_size(defaults.size), 1, defaults.num_inference_steps, self.policy.cache)
+        probe = self._costs.job_state(_PROBE, work, arrived=now, deadline=math.inf, caller="")
+        if self._probed is None or self._probed[0] is not base:
+            self._probed = base, self._predictions.with_jobs(base, [probe])
+        return max(0.0, self._probed[1].ends(now)[_PROBE] - now - (self._costs.seconds(work) or 0.0))
 
-    def _limits(self) -> Limits:
+    def _limits(self, outlook: Outlook) -> Limits:
         policy, limits = self.policy, self.policy.limits
         return Limits(
-            policy.max_queued_requests + 1,
+            policy.max_queued_requests + outlook.rules.max_active,
             policy.max_queued_seconds,
             limits.max_jobs_per_key or math.inf,
             limits.max_queued_seconds_per_key or math.inf,
         )
 
+    def _told(self, code: str | None, ticket: Ticket, mark: Hashable, asked: _Asked) -> float:
+        """Seconds after which the job gets in, as far as that can be said, which is then kept for it."""
+        how: dict[str, Any] = {"turns": code != "key_limit", "firm": code != "gang_restarting"}
+        patience_s = max(ticket.job.deadline - asked.now, ticket.seconds)
+        if code == "deadline_unreachable" and asked.base.outlook.rules.scheduling != "fifo":
+            expected = [moved(place.job, at) for place, at in self._line.expected() if isinstance(place, Ticket)]
+            base = self._predictions.with_jobs(asked.base, expected[:_EXPECTED]) if expected else asked.base
+            how["least_s"] = self._predictions.in_time_after(ticket.job, base, asked.now, patience_s)
+        else:
+            how["patience_s"] = patience_s
+        return self._promise(ticket, mark, asked, **how)
+
     def _promise(
-        self,
-        ticket: Ticket,
-        mark: Hashable,
-        queue: list[tuple[Place, float]],
-        now: float,
-        patience_s: float,
-        **how: bool,
+        self, ticket: Ticket, mark: Hashable, asked: _Asked, *, patience_s: float = math.inf, **how: Any
     ) -> float:
-        unsure = min(0.5, self._costs.error)
-        return self._line.promise(ticket, mark, queue, now, self._limits(), patience_s=patience_s, unsure=unsure, **how)
+        how.update(patience_s=max(patience_s, ticket.seconds), unsure=min(0.5, self._costs.error))
+        return self._line.promise(ticket, mark, asked.queue(), asked.now, self._limits(asked.base.outlook), **how)
 
-    def _refuse_long(self, work: Work, own: float, timeout_s: float) -> None:
-        # Refused for good only on the fastest run ever seen: a mean spoilt by one slow job would never be put right.
-        if (fastest := self._costs.fastest(work)) > timeout_s:
-            reason = f"this job takes at least {fastest:.1f} s by itself, and {timeout_s:g} s are allowed"
-            raise invalid("timeout_s", reason, [math.ceil(own)], "deadline_too_short")
-        most = self.policy.max_job_seconds * (1.0 if self._costs.sure else _WARM_UP_TIMES)
-        # One that was drawn once may have been disturbed, and gets a second try.
-        count, _ = self._costs.finished(work)
-        if min(own, {0: own, 1: 0.0}.get(count, fastest)) > most:
-            reason = f"this job takes about {own:.0f} s by itself, and at most {most:g} s are allowed here"
-            raise invalid(None, f"{reason}; {self._fitting(work, most)}", code="job_too_long")
-
-    def _fitting(self, work: Work, most: float) -> str:
-        """What of a job that takes too long would not."""
-
-        def exceeds(images: int, steps: int) -> bool:
-            return (self._costs.seconds(replace(work, images=images, steps=steps)) or 0.0) > most
-
-        ways = []
-        for images in sorted({work.images, 1}, reverse=True):
-            # The more steps the longer: the first number that does not fit.
-            steps = bisect_left(range(1, work.steps + 1), True, key=partial(exceeds, images))
-            fields = [f"n={images}"] * (images < work.images) + [f"num_inference_steps={steps}"] * (steps < work.steps)
-            ways += [" with ".join(fields)] if steps else []
-        return " or ".join(ways) + " would fit" if ways else "ask for a smaller size"
-
-    def _refusal(
-        self,
-        ticket: Ticket,
-        own: float,
-        queue: list[tuple[Place, float]],
-        now: float,
-        timeout_s: float,
-        recovery_s: float,
-        mark: Hashable,
-    ) -> RequestError | None:
+    def _refusal(self, ticket: Ticket, asked: _Asked, mark: Hashable) -> RequestError | None:
         """Why this job does not get in now."""
-        wait, limits = self._wait(now, recovery_s), self._limits()
-        if recovery_s and wait + own > timeout_s:
-            message = f"new ranks need about {recovery_s:.0f} s after a fault, and {timeout_s:g} s are allowed"
-            return unavailable(message, recovery_s, "gang_restarting")
-        if wait and wait + own > timeout_s:
-            message = f"about {wait:.1f} s of work is queued, so this job cannot be done in {timeout_s:g} s"
-            return RequestError(429, message, "timeout_s", "deadline_unreachable")
-        mine = [held.seconds for held in self._tickets if ticket.key is not None and held.key == ticket.key]
+        held, base, now, limits = asked.held, asked.base, asked.now, self._limits(asked.base.outlook)
+        mine = [place.seconds for place in held.values() if ticket.key is not None and place.key == ticket.key]
         if mine and limits.exceeds_key(len(mine), sum(mine) + ticket.seconds):
             message = (
                 f"this key has {len(mine)} jobs of about {sum(mine):.0f} s here and asks for {ticket.seconds:.0f} s; "
                 f"a key may have {limits.key_jobs:g} jobs and {limits.key_seconds:g} s"
             )
             return RequestError(429, message, None, "key_limit")
-        if self._line.claim(mark, now):
+        ready_in_s = base.outlook.ready_in_s
+        full = len(held) >= limits.jobs and not self._line.owes(mark, now)
+        if (held and not full) or ready_in_s:
+            asked.told = self._predictions.with_jobs(base, [ticket.job])
+            if (late := self._late(ticket, asked)) is not None:
+                return late
+        if not full and self._line.claim(mark, now):
             return None  # a prediction may have been wrong by a little, and the promise is kept
-        if len(self._tickets) >= limits.jobs:
-            message = f"{len(self._tickets) - 1} jobs wait already, at most {limits.jobs - 1:g} may"
-            return RequestError(429, message, None, "queue_full")
-        if self._tickets and wait + ticket.seconds > limits.seconds:
+        if full:
+            message = f"{len(held) - base.outlook.rules.max_active} jobs wait already, at most "
+            return RequestError(429, f"{message}{self.policy.max_queued_requests} may", None, "queue_full")
+        if held and asked.told is not None and asked.told.backlog_s(now) > limits.seconds:
             message = (
-                f"about {wait:.0f} s of work is queued and this job adds {own:.0f} s; "
+                f"about {base.backlog_s(now):.0f} s of work is queued and this job adds {ticket.seconds:.0f} s; "
                 f"at most {limits.seconds:g} s may queue"
             )
             return RequestError(429, message, None, "queue_full")
         # An idle gang waits for nobody: whoever was told to come back finds one job more before it at most.
-        if self._tickets and self._line.harms(ticket, queue, now, limits):
+        if held and self._line.harms(ticket, asked.queue(), now, limits):
             message = "the places that are free are kept for clients that were told to come back"
             return RequestError(429, message, None, "queue_full")
         return None
+
+    def _late(self, ticket: Ticket, asked: _Asked) -> RequestError | None:
+        """Why deadlines would be missed if this job got in."""
+        assert asked.told is not None  # what would become of it was asked before
+        base, now, ready_in_s = asked.base, asked.now, asked.base.outlook.ready_in_s
+        timeout_s, wait = ticket.job.deadline - now, base.backlog_s(now)
+        late = not asked.told.in_time(ticket.job.id, now)
+        if late and ready_in_s:
+            message = f"new ranks need about {ready_in_s:.0f} s after a fault, and {timeout_s:g} s are allowed"
+            return unavailable(message, ready_in_s, "gang_restarting")
+        if late and wait:
+            message = f"about {wait:.1f} s of work is queued, so this job cannot be done in {timeout_s:g} s"
+            return RequestError(429, message, "timeout_s", "deadline_unreachable")
+        if base.outlook.rules.scheduling != "fifo" and (spoilt := base.spoilt(asked.told, now)):
+            message = f"to be done in {timeout_s:g} s, this job would make {len(spoilt)} others miss their deadlines"
+            return RequestError(429, message, "timeout_s", "deadline_unreachable")
+        return None
+
+
+@dataclass
+class _Asked:
+    """A question for a place: who holds one, what becomes of them, and what would with one job more."""
+
+    held: dict[str, Ticket]
+    base: Prediction
+    now: float
+    told: Prediction | None = None
+
+    def queue(self) -> list[tuple[Place, float]]:
+        """All places, and when each will have left."""
+        ends, ready_in_s = self.base.ends(self.now), self.base.outlook.ready_in_s
+        queue: list[tuple[Place, float]] = [(place, ends.get(id, self.now)) for id, place in self.held.items()]
+        if ready_in_s and not queue:
+            queue.append((Place(0.0), self.now + ready_in_s))  # nobody can be drawn before
+        return sorted(queue, key=lambda one: one[1])

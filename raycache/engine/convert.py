@@ -65,7 +65,7 @@ def result_of(
         ),
         warnings=[
             *([] if presets is None else quality_warnings(request.quality, presets)),
-            *(output.warnings[0] if output.warnings else ()),  # its pictures have one prompt
+            *output.warnings,
             *silent_cache(request, model),
             *family_of(model.pipeline, model.kind).request_warnings(request.prompt, request.size),
         ],

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from raycache.engine.admission import Admission, Ticket
+from raycache.engine.admission import Admission
 from raycache.engine.autoscaling import JOBS, QUEUED_S
 from raycache.engine.convert import forward, job_of, request_error, result_of
 from raycache.engine.gang_like import GangLike, gang_of_this_replica
@@ -49,7 +49,7 @@ Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | Reques
 
 
 class Engine:
-    """One replica: one gang, which draws one job at a time, or several of one shape as a batch (``max_batch_size``).
+    """One replica: one gang, which works on many jobs at once, step by step.
 
     The constructor returns once the gang is warm, so Serve routes nothing here before. In a rolling update Serve stops
     an old replica first, which frees its GPUs; with ``max_surge_percent`` it waits until the new one is warm.
@@ -74,7 +74,7 @@ class Engine:
         join_serve_log()
         self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
-        self._admission = Admission(self._policy, self._gang.costs)
+        self._admission = Admission(self._policy, self._gang.costs, self._gang.outlook)
         self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
         try:
             self._model = ModelInfo(**asdict(self._gang.model_facts()))
@@ -97,7 +97,7 @@ class Engine:
     ) -> GenerationResult | RequestError:
         """Draw. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
 
-        Cancelling the call drops a queued job at once and stops a running one at its next step, on all ranks; so does
+        Cancelling the call drops a queued job at once and one that ranks have with the next tick, on all ranks; so does
         the silence of ``caller``, an ingress that calls :meth:`poll` in this name. ``key``: the public name of
         the client's, whose limits count.
         """
@@ -132,13 +132,13 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """This replica as it sees itself. Changes nothing, and never waits for a rank."""
-        queued, running, wait = self._admission.load((gang := self._gang.status()).ready_in_s)
+        load, gang = self._admission.load(), self._gang.status()
         return EngineStatus(
             replica=self._name,
             ready=gang.ready,
-            queued=queued,
-            running=running,
-            predicted_queue_s=round(wait, 3),
+            queued=load.queued,
+            running=load.running > 0,
+            predicted_queue_s=round(load.wait_s, 3),
             gang=asdict(gang),
             model=self._model,
             policy=self._policy,
@@ -150,9 +150,9 @@ class Engine:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller tells :class:`raycache.engine.autoscaling.QueuedSeconds`."""
-        queued, running, wait = self._admission.load(self._recovery_s())
+        load = self._admission.load()
         # Ranks that are being rebuilt are no work that another engine could take over.
-        return {QUEUED_S: wait if running else 0.0, JOBS: queued + running}
+        return {QUEUED_S: load.backlog_s, JOBS: load.queued + load.running}
 
     def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
@@ -177,7 +177,7 @@ class Engine:
     def _watch_for_the_end(self) -> None:
         """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
 
-        The running job is finished; those behind it are drawn by other engines.
+        Jobs under way are finished; those that wait are drawn by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
             if self._polled_at is not None:
@@ -204,16 +204,17 @@ class Engine:
         job, work = self._job(request, watch)
         mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(work, request.timeout_s, self._recovery_s(), key=key, mark=mark)
+            ticket = self._admission.admit(job.id, work, request.timeout_s, key=key, mark=mark)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
             return
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
         report = forward(asyncio.get_running_loop(), events) if watch else None
-        handle = self._gang.submit(job, deadline=arrived + request.timeout_s, on_progress=report)
+        deadline = arrived + request.timeout_s
+        handle = self._gang.submit(job, deadline=deadline, on_progress=report, caller=key or "")
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
-        handle.future.add_done_callback(lambda future: self._release(ticket, future))
+        handle.future.add_done_callback(lambda _: self._admission.release(ticket))
         # Nobody awaits `outcome` itself: cancelling that wait would cancel the future the gang is about to fill.
         outcome = asyncio.wrap_future(handle.future)
         outcome.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs those nobody read
@@ -224,14 +225,14 @@ class Engine:
                 if watch and caller:
                     yield AdmittedEvent()
                 while (progress := await events.get()) is not None:
-                    left = self._gang.costs.left_s(work, progress.step)
+                    left = self._admission.left_s(job.id)
                     yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
                     if progress.preview is not None:
                         yield PreviewEvent(previews, list(progress.preview))
                         previews += 1
             answer = self._answer(request, outcome, time.monotonic() - arrived)
-            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and (left := self._recovery_s()):
-                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, left, mark)
+            if isinstance(answer, RequestError) and answer.code == "gang_restarting" and self._recovery_s():
+                answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, mark)
             yield answer
         finally:
             if not handle.future.done():
@@ -260,10 +261,6 @@ class Engine:
         if output.after_fault_s is not None:
             self._metrics.fault_to_picture_seconds.observe(output.after_fault_s)
         return result
-
-    def _release(self, ticket: Ticket, future: Any) -> None:
-        batching = not future.cancelled() and future.exception() is None and self._settings.parallel.max_batch_size > 1
-        self._admission.release(ticket, future.result().share_s if batching else None)
 
     def _recovery_s(self) -> float:
         """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""

@@ -72,6 +72,15 @@ class Line:
             self._promises.remove(min(mine, key=lambda promise: promise.at))
         return bool(mine)
 
+    def owes(self, mark: Hashable, now: float) -> bool:
+        """Whether :meth:`claim` would be True; changes nothing."""
+        return any(promise.mark == mark and promise.at <= now + _SOON <= promise.until for promise in self._promises)
+
+    def expected(self) -> list[tuple[Place, float]]:
+        """Who was told to come back, and when, the next first."""
+        told = sorted(self._promises, key=lambda promise: promise.at)
+        return [(promise.place, promise.at) for promise in told]
+
     def harms(self, place: Place, queue: Sequence[tuple[Place, float]], now: float, limits: Limits) -> bool:
         """Whether somebody who was told to come back would find no room if ``place`` were let in now.
 
@@ -94,6 +103,7 @@ class Line:
         now: float,
         limits: Limits,
         *,
+        least_s: float = 0.0,
         patience_s: float = math.inf,
         unsure: float = 0.0,
         turns: bool = True,
@@ -102,6 +112,7 @@ class Line:
         """Seconds after which ``place`` gets in, kept for it.
 
         Args:
+            least_s: not before so many seconds.
             patience_s: it must be done so soon after it got in.
             unsure: by which share the times of ``queue`` may be wrong.
             turns: it comes behind all who were refused before it; not where its own key's jobs are what it waits for.
@@ -113,7 +124,7 @@ class Line:
         future = _Future(queue, now, 1 + unsure)
         for _ in _join(self._promises, future):
             pass
-        first = max((promise.at - now for promise in self._promises if promise.turns and turns), default=0.0)
+        first = max([least_s, *(promise.at - now for promise in self._promises if promise.turns and turns)])
         ahead_s = future.wait(now) + place.seconds
         short_s = (ahead_s - most for most in (patience_s, limits.seconds) if math.isfinite(most))
         told = {first, *(at - now for at in future.leaves), *((1 + unsure) * each for each in short_s)}

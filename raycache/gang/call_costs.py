@@ -7,74 +7,87 @@ pair of tokens. So any number of rows of any size is predicted, also before it w
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Sequence
 
 from raycache.gang.fit import Fit
 from raycache.gang.schedule import JobState
 
 __all__ = ["LearnedCallCosts"]
 
-# Guessed beside one token while nothing tells the terms apart, as in raycache.gang.costs.
-_CALL = (64.0, 256.0, 1.0, 1 / 18000)
+# What a term is guessed to cost beside one token while nothing tells them apart; see Fit. A step begins 57 blocks, an
+# attention score is 1/18000 of a token's matrix products (hidden size 3072), and FLUX's decoder happens to be alike.
+_ENCODE = (1.0, 0.5)
+_STEP = (64.0, 256.0, 1.0, 1 / 18000)
 _DECODE = (256.0, 1.0, 1 / 18000)
-_ENCODE = (1.0,)
+_ONE_PROMPT = (1.0, 1.0)
+#: Predictions that are kept until something new is learned.
+_REMEMBERED = 4096
 
 
 class LearnedCallCosts:
-    """The :class:`~raycache.gang.schedule.CallCosts` of a gang. Not thread-safe: the gang's thread owns it.
+    """The :class:`~raycache.gang.schedule.CallCosts` of a gang. Thread-safe.
 
     Before anything was learned everything costs nothing: jobs are then drawn in order of arrival, and none is joined.
     """
 
     def __init__(self) -> None:
-        self._call, self._decode, self._encode = Fit(_CALL, 2), Fit(_DECODE, 2), Fit(_ENCODE, 1)
-        self._bytes = Fit((1.0, 1.0), 1)
+        self._lock = threading.Lock()
+        self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
+        self._bytes: dict[Hashable, Fit] = {}  # by what may join: the method, for one
+        self._text_tokens = 0  # which are in each row of a call, and are not decoded
+        self._between_s = 0.0  # what a job takes besides
         self._most = math.inf  # tokens over all rows that a call may have
         self._told: dict[Hashable, float] = {}
 
     def called(self, jobs: Sequence[JobState], seconds: float, shares: Sequence[float] = ()) -> None:
-        """A call with the rows of these jobs took so long.
+        """A call with the rows of these jobs took so long, without previews.
 
         Args:
             shares: of the blocks, that each job computed in it; empty: as expected.
         """
         terms = _call_terms(jobs, shares or [job.share for job in jobs])
         kind = (jobs[0].shape, sum(job.rows for job in jobs), round(terms[1], 1))
-        self._learn(self._call, kind, terms, seconds)
+        self._learn(self._step, kind, terms, seconds)
 
     def started(self, job: JobState, seconds: float) -> None:
         """Encoding took so long."""
-        self._learn(self._encode, (), (1.0,), seconds)
+        self._learn(self._encode, 1, _ONE_PROMPT, seconds)
 
     def ended(self, job: JobState, seconds: float) -> None:
         """Decoding took so long."""
-        self._learn(self._decode, (job.shape, job.rows), _decode_terms(job), seconds)
+        self._learn(self._decode, (job.shape, job.rows), self._decode_terms_of(job), seconds)
 
     def held(self, job: JobState, size: float) -> None:
         """A job held so many bytes at most."""
-        self._learn(self._bytes, (job.shape, job.rows, job.joins), _bytes_terms(job), size)
+        fit = self._bytes.setdefault(job.joins, Fit((1.0, 1.0), 1))
+        self._learn(fit, (job.shape, job.rows), _bytes_terms(job), size)
 
     def out_of_memory(self, jobs: Sequence[JobState]) -> None:
         """A call with the rows of these jobs did not fit: half of it is what such calls may have from now on."""
         tokens = sum(job.rows * job.tokens for job in jobs)
-        self._most = min(self._most, tokens / 2)
+        with self._lock:
+            self._most = min(self._most, tokens / 2)
 
     def call_s(self, jobs: Sequence[JobState]) -> float:
-        """Expected seconds of one call with the rows of all these jobs."""
-        key = ("call", tuple((job.rows, job.tokens, job.share) for job in jobs))
-        return self._tell(key, self._call, _call_terms(jobs, [job.share for job in jobs]))
+        """Expected seconds of one call with the rows of all these jobs; a job's previews are spread over its calls."""
+        key = ("call", *[(job.rows, job.tokens, job.share) for job in jobs])
+        seconds = self._tell(key, self._step, lambda: _call_terms(jobs, [job.share for job in jobs]))
+        return seconds + sum([self._previews_s(job) for job in jobs if job.previews])
 
     def start_s(self, job: JobState) -> float:
-        """Expected seconds of encoding."""
-        return self._tell("start", self._encode, (1.0,))
+        """Expected seconds of encoding, and of what is not a call nor decoding."""
+        return self._between_s + self._tell("start", self._encode, lambda: _ONE_PROMPT)
 
     def end_s(self, job: JobState) -> float:
         """Expected seconds of decoding."""
-        return self._tell(("end", job.rows, job.tokens), self._decode, _decode_terms(job))
+        return self._tell(("end", job.rows, job.tokens), self._decode, lambda: self._decode_terms_of(job))
 
     def bytes_of(self, job: JobState) -> float:
-        """Expected bytes that the job holds while it is active."""
-        return self._tell(("bytes", job.rows, job.tokens), self._bytes, _bytes_terms(job))
+        """Expected bytes that the job holds while it is active; of a method that is not known, what others would."""
+        fits = [self._bytes[job.joins]] if job.joins in self._bytes else list(self._bytes.values())
+        keys = ((("bytes", id(fit), job.rows, job.tokens), fit) for fit in fits)
+        return max((self._tell(key, fit, lambda: _bytes_terms(job)) for key, fit in keys), default=0.0)
 
     def max_rows(self, job: JobState) -> float:
         """Rows that a call of this job's shape may have: one always."""
@@ -82,25 +95,33 @@ class LearnedCallCosts:
             return self._most
         return max(1.0, self._most // job.tokens)
 
-    def _learn(self, fit: Fit, kind: Hashable, terms: Sequence[float], measured: float) -> None:
-        fit.learn(kind, terms, measured)
-        self._told.clear()
+    def _previews_s(self, job: JobState) -> float:
+        """Seconds of previews, which have half the size, by call."""
+        key = ("preview", job.rows, job.tokens)
+        return job.previews / job.calls * self._tell(key, self._decode, lambda: self._decode_terms_of(job, 0.25))
 
-    def _tell(self, key: Hashable, fit: Fit, terms: Sequence[float]) -> float:
-        if key not in self._told:
-            self._told[key] = fit.told(terms)[0] or 0.0
-        return self._told[key]
+    def _decode_terms_of(self, job: JobState, part: float = 1.0) -> tuple[float, float, float]:
+        tokens = part * (job.tokens - self._text_tokens)
+        return 1.0, job.rows * tokens, job.rows * tokens**2
+
+    def _learn(self, fit: Fit, kind: Hashable, terms: Sequence[float], measured: float) -> None:
+        with self._lock:
+            fit.learn(kind, terms, measured)
+            self._told.clear()
+
+    def _tell(self, key: Hashable, fit: Fit, terms: Callable[[], Sequence[float]]) -> float:
+        with self._lock:
+            if (told := self._told.get(key)) is None:
+                if len(self._told) >= _REMEMBERED:
+                    self._told.clear()
+                told = self._told[key] = fit.told(terms())[0] or 0.0
+        return told
 
 
 def _call_terms(jobs: Sequence[JobState], shares: Sequence[float]) -> tuple[float, float, float, float]:
     """A block is launched if any row needs it, and then computes those rows only."""
     rows = sum(job.rows * job.tokens * share for job, share in zip(jobs, shares, strict=True))
     return 1.0, max(shares), rows, rows * jobs[0].tokens
-
-
-def _decode_terms(job: JobState) -> tuple[float, float, float]:
-    rows = job.rows * job.tokens
-    return 1.0, rows, rows * job.tokens
 
 
 def _bytes_terms(job: JobState) -> tuple[float, float]:

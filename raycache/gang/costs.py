@@ -8,12 +8,12 @@ them before the first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.
 from __future__ import annotations
 
 import statistics
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raycache.gang.fit import Fit
+from raycache.gang.call_costs import LearnedCallCosts
+from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
 from raycache.protocol.job import Job, JobOutput, ModelFacts
 
@@ -26,12 +26,6 @@ _TOKEN_SIDE, _TEXT_TOKENS = 16, 512
 _NEWEST = 0.3
 #: How wrong a prediction may be whose like has only been drawn in the warm-up, as a share of it.
 _UNSURE = 0.25
-
-# What a term is guessed to cost beside one token while nothing tells them apart; see Fit. A step begins 57 blocks, an
-# attention score is 1/18000 of a token's matrix products (hidden size 3072), and FLUX's decoder happens to be alike.
-_ENCODE = (1.0, 0.5)
-_STEP = (64.0, 256.0, 1.0, 1 / 18000)
-_DECODE = (256.0, 1.0, 1 / 18000)
 
 
 @dataclass(frozen=True)
@@ -58,32 +52,23 @@ class Work:
 
 
 def work_of(job: Job) -> Work:
-    """What ``job`` is to the gang; a batch counts as what it is, one job of many images."""
-    alike = set(job.caches) <= {job.cache}
+    """What ``job`` is to the gang."""
     return Work(
-        job.width,
-        job.height,
-        len(job.seeds),
-        job.num_inference_steps,
-        job.cache if alike else None,  # nobody's options: nothing is learned of them
-        prompts=len(set(job.prompts)) or 1,
-        previews=len(job.preview_steps),
+        job.width, job.height, len(job.seeds), job.num_inference_steps, job.cache, previews=len(job.preview_steps)
     )
 
 
-class Costs:
-    """Seconds of encoding, steps, decoding and whole jobs. Thread-safe.
+class Costs(LearnedCallCosts):
+    """Seconds of encoding, steps, decoding and whole jobs, and of what the scheduler asks. Thread-safe.
 
     Attributes:
         error: how wrong predictions have been lately, as a share of them.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
+        super().__init__()
         self._shares = Shares()
         self._text_tokens, self._token_side = _TEXT_TOKENS, _TOKEN_SIDE
-        self._between_s = 0.0
         self._finished: OrderedDict[Work, tuple[int, float]] = OrderedDict()  # how many, and the fastest
         self._cold_s: dict[str, float] = {}
         self.error = _UNSURE
@@ -103,12 +88,31 @@ class Costs:
         with self._lock:
             self._text_tokens, self._token_side = facts.text_tokens, facts.token_side
             self._shares.num_blocks = facts.num_blocks
+            self._told.clear()
+
+    def job_state(self, id: str, work: Work, *, arrived: float, deadline: float, caller: str) -> JobState:
+        """``work`` as the scheduler sees it, waiting; clocks are as in :class:`~raycache.gang.schedule.JobState`."""
+        with self._lock:
+            tokens, share = self._tokens(work) + self._text_tokens, self._share(work)
+        return JobState(
+            id=id,
+            arrived=arrived,
+            shape=(work.width, work.height),
+            calls=work.steps,
+            tokens=tokens,
+            rows=work.images,
+            joins=None if work.cache is None else work.cache.joins,
+            caller=caller,
+            deadline=deadline,
+            share=share,
+            previews=work.previews,
+        )
 
     def learn(self, work: Work, output: JobOutput, *, wall_s: float = 0.0, cold: bool = False) -> None:
-        """Take in a finished job.
+        """Take in a finished job. Steps that others shared say nothing here; see :meth:`called`.
 
         Args:
-            wall_s: seconds from sending it to having it all.
+            wall_s: seconds from sending it to having it all; 0 if other jobs were under way.
             cold: a draw of the warm-up: its stalls are its own, and it counts little once jobs have been drawn.
         """
         with self._lock:
@@ -123,11 +127,14 @@ class Costs:
             previews_s = work.previews * (self._preview_s(work) or 0.0)
             steps_s = max(output.denoise_s - previews_s - (output.stalls_s if cold else 0.0), 0.1 * output.denoise_s)
             key = replace(work, previews=0)
-            self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
+            if not output.known_prompt:
+                self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
             share = self._share(work) if share is None else share
-            self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
+            if not output.shared:
+                self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
             self._decode.learn((work.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
-            if cold:
+            self._told.clear()
+            if cold or output.shared:
                 return
             if wall_s:
                 self._between_s += _NEWEST * (max(0.0, wall_s - busy) - self._between_s)

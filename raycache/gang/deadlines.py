@@ -27,22 +27,29 @@ class Deadlines:
     """
 
     def __init__(self, jobs: Iterable[JobState], left_s: Mapping[str, float], now: float, patience_s: float) -> None:
-        ordered = sorted(jobs, key=lambda job: (job.deadline, job.arrived, job.id))
-        old = [job for job in ordered if math.isinf(job.deadline) and now - job.arrived > patience_s]
+        bound: list[JobState] = []
+        old: list[JobState] = []
+        for job in jobs:
+            if job.deadline < math.inf:
+                bound.append(job)
+            elif now - job.arrived > patience_s:
+                old.append(job)
+        old.sort(key=lambda job: (job.arrived, job.id))
         self._first = old[0].id if old else None
         self._begin = now
         self._rest: list[tuple[float, str, float]] = []  # deadline, job, seconds of work
-        self.kept = old
+        self.kept = list(old)
         at = now
         for job in old:
             at += left_s[job.id]
         self._old_s = at - now
         self._old = {job.id for job in old}
-        for job in ordered:
-            if math.isfinite(job.deadline) and at + left_s[job.id] <= job.deadline + _SOON:
-                at += left_s[job.id]
-                self._rest.append((job.deadline, job.id, left_s[job.id]))
-                self.kept = [*self.kept, job]
+        for job in sorted(bound, key=lambda job: (job.deadline, job.arrived, job.id)):
+            left = left_s[job.id]
+            if at + left <= job.deadline + _SOON:
+                at += left
+                self._rest.append((job.deadline, job.id, left))
+                self.kept.append(job)
 
     def allow(self, seconds: float, works: Mapping[str, float]) -> bool:
         """Whether all are kept if the next ``seconds`` go to some jobs.

@@ -64,6 +64,8 @@ class Fit:
         self._kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
         self._count = 0
         self._costs = np.zeros(len(guess))
+        self._seen = np.zeros((0, len(guess)))
+        self._bounds, self._bounds_s = self._seen, np.zeros(0)
 
     @property
     def known(self) -> bool:
@@ -84,20 +86,21 @@ class Fit:
         if len(self._kinds) > _KINDS:
             self._kinds.popitem(last=False)
         self._costs = self._fitted()
+        self._seen = np.array([kind.terms for kind in self._kinds.values()])
+        bounds = [kind for kind in self._kinds.values() if kind.sure and self._faded(kind) > _BOUNDS]
+        self._bounds = np.array([kind.terms for kind in bounds]).reshape(-1, len(self._guess))
+        self._bounds_s = np.array([kind.seconds for kind in bounds], float)
 
     def told(self, terms: Sequence[float]) -> tuple[float | None, float]:
         """Expected seconds, None before anything was measured; and how many times more it is than all measured."""
         if not self._kinds:
             return None, 1.0
         wanted = np.asarray(terms, float)
-        bounds = [kind for kind in self._kinds.values() if kind.sure and self._faded(kind) > _BOUNDS]
-        seconds, eps = float(wanted @ self._costs), 1e-9
-        below = [kind.seconds for kind in bounds if (kind.terms <= wanted * (1 + eps)).all()]
-        above = [kind.seconds for kind in bounds if (kind.terms >= wanted * (1 - eps)).all()]
-        seconds = min(max(seconds, *below, 0.0), *above, float("inf"))
-        grows = ~self._fixed
-        times = [(wanted[grows] / np.maximum(kind.terms[grows], eps)).min() for kind in self._kinds.values()]
-        return seconds, float(min(times))
+        eps, grows = 1e-9, ~self._fixed
+        below = self._bounds_s[(self._bounds <= wanted * (1 + eps)).all(axis=1)].max(initial=0.0)
+        above = self._bounds_s[(self._bounds >= wanted * (1 - eps)).all(axis=1)].min(initial=np.inf)
+        seconds = min(max(float(wanted @ self._costs), below), above)
+        return float(seconds), float((wanted[grows] / np.maximum(self._seen[:, grows], eps)).min(axis=1).min())
 
     def _faded(self, kind: _Kind) -> float:
         return max(_LEAST, _FADES ** (self._count - kind.at))

@@ -18,7 +18,7 @@ class RankProgress:
     """What is known of one rank.
 
     Attributes:
-        answered_at, advanced_at: when it last answered, and when its job, phase or step last changed (seconds of the
+        answered_at, advanced_at: when it last answered, and when its place last changed (seconds of the
             caller's clock).
         answered_wait_s, advanced_wait_s: seconds for which its threads had waited for a CPU by then.
         heartbeat: what it said last; None before its first.
@@ -67,8 +67,8 @@ class HangDetector:
         for rank in self.ranks:
             rank.answered_at = rank.advanced_at = now
 
-    def job_sent(self, now: float) -> None:
-        """A job went to all ranks: their time to show progress begins."""
+    def work_sent(self, now: float) -> None:
+        """Work went to all ranks, which had none: their time to show progress begins."""
         for rank in self.ranks:
             rank.advanced_at, rank.advanced_wait_s = now, rank.answered_wait_s
 
@@ -117,6 +117,6 @@ class HangDetector:
         return f"rank {index} (pid {heartbeat.pid}, {heartbeat.phase}, step {heartbeat.step})"
 
 
-def _position(heartbeat: Heartbeat) -> tuple[str | None, str, int]:
+def _position(heartbeat: Heartbeat) -> tuple[tuple[str, ...], str, int, int]:
     """What changes when a rank makes progress."""
-    return heartbeat.job, heartbeat.phase, heartbeat.step
+    return heartbeat.jobs, heartbeat.phase, heartbeat.step, heartbeat.calls

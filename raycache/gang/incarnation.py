@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,20 +18,12 @@ from raycache.gang.warmup import WarmUp, warm_ups
 from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
 from raycache.logs import about
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import (
-    GangStartError,
-    Job,
-    JobCancelled,
-    JobFailed,
-    JobOutput,
-    ModelFacts,
-    ModelSource,
-    Progress,
-)
+from raycache.protocol.job import GangStartError, Job, JobFailed, JobOutput, ModelFacts, ModelSource
+from raycache.protocol.tick import Tick, TickReport
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
 
-__all__ = ["Incarnation"]
+__all__ = ["Incarnation", "agreed"]
 
 _logger = logging.getLogger("raycache.gang")
 
@@ -48,6 +41,9 @@ class Incarnation:
         name: of the gang, for logs.
         tick: called about every :data:`HEARTBEAT_S` while ranks load or draw.
         costs: what the gang has learned in earlier lives, and learns in this one.
+
+    Attributes:
+        free_bytes: on the fullest rank's device after the warm-up; None where devices have no memory of their own.
     """
 
     def __init__(
@@ -65,6 +61,10 @@ class Incarnation:
         # Its own: new ranks may compile everything again.
         self.timeouts = StepTimeouts(settings.reliability, self._costs, compiles=settings.model.compile)
         self._warmup_s = 0.0
+        self.free_bytes: int | None = None
+        self._sent: deque[tuple[Tick, dict[Any, int]]] = deque()
+        self._drawing: dict[str, Job] = {}
+        self._number = 0
 
     def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, ModelFacts]:
         """Join the ranks, load the model, draw the declared warm-up shapes.
@@ -81,7 +81,7 @@ class Incarnation:
         self._costs.meet(facts)
         for warm_up in warm_ups(self._settings, facts, probe=not self._costs.known):
             self._warm_up(warm_up)
-        self._actors.settle(self._tick)
+        self.free_bytes = self._actors.settle(self._tick)
         self._warmup_s = time.monotonic() - began
         return source, facts
 
@@ -90,67 +90,61 @@ class Incarnation:
         """Seconds that :meth:`assemble` took, by stage."""
         return {**self._actors.stages, "warm-up": self._warmup_s}
 
-    def draw(
-        self,
-        job: Job,
-        tell: Callable[[list[Progress]], None],
-        unwanted: Callable[[], bool],
-        *,
-        warm_up: WarmUp | None = None,
-    ) -> JobOutput | Exception:
-        """Draw ``job`` on all ranks, and learn what it cost.
+    def send(self, tick: Tick) -> None:
+        """Let all ranks carry out ``tick``, after those that were sent before it."""
+        self._drawing |= {job.id: job for job in tick.start}
+        if not self._sent:
+            self._actors.detector.work_sent(time.monotonic())
+        self._sent.append((tick, self._actors.tick(tick)))
+
+    def receive(self, *, cold: bool = False) -> TickReport:
+        """Wait for the oldest tick that was sent, and watch the ranks meanwhile.
 
         Args:
-            tell: gets each step's progress once.
-            unwanted: asked about every :data:`HEARTBEAT_S`; once True, all ranks stop at their next step.
-            warm_up: why it is drawn, if nobody asked for it.
+            cold: a draw of the warm-up.
 
         Returns:
-            The pictures, JobCancelled if the ranks stopped, or JobFailed if all met the same error.
+            What rank 0 says; all ranks say the same of what they do alike.
 
         Raises:
             Fault: these ranks are of no more use.
         """
-        actors, began, cold = self._actors, time.monotonic(), warm_up is not None
-        self.timeouts.begin()
-        pending = actors.generate(job)
-        first = actors.detector.ranks[0]
-        results: dict[int, Any] = {}
+        tick, pending = self._sent.popleft()
+        reports: dict[int, TickReport] = {}
         failed_at: float | None = None
-        aborted = False
         while pending:
-            done, _ = ray.wait(list(pending), timeout=HEARTBEAT_S / 2)
+            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=HEARTBEAT_S / 2)
             for ref in done:
                 rank = pending.pop(ref)
-                try:
-                    results[rank] = ray.get(ref)
-                except DEATHS as error:
-                    raise Fault("death", f"rank {rank} died in job {job.id} ({type(error).__name__})") from None
-                except RayTaskError as error:
-                    raise Fault("error", f"rank {rank}: {error.cause}") from None
-                if isinstance(results[rank], Failure):
+                reports[rank] = self._answer(ref, rank)
+                if reports[rank].failures:
                     failed_at = failed_at or time.monotonic()
-            failure = next((r for r in results.values() if isinstance(r, Failure)), None)
+            failure = next((report.failures[0] for report in reports.values() if report.failures), None)
             if pending and failure and failed_at and time.monotonic() - failed_at > self._grace(failure):
-                raise Fault("error", f"{failure} (on {len(results)} of {len(results) + len(pending)} ranks)")
-            events = actors.poll(self.timeouts.seconds(job, first.known.phase, cold=cold))
-            if (heartbeat := first.known).job == job.id:
-                self.timeouts.learn(job, heartbeat.step)
-            tell(events)
+                raise Fault("error", f"{failure} (on {len(reports)} of {len(reports) + len(pending)} ranks)")
+            self._actors.poll(self._patience_s(cold=cold))
             self._tick()
-            if not aborted and unwanted():
-                aborted = True
-                actors.abort(job.id)
-        failures = [result for result in results.values() if isinstance(result, Failure)]
-        if failures:
-            return _judge(job, failures, len(results))
-        output, rest = results[0]
-        self.timeouts.finished(job, output.denoise_s)
-        if warm_up is None or warm_up.teaches:
-            self._costs.learn(work_of(job), output, wall_s=time.monotonic() - began, cold=cold)
-        tell(actors.last_news())
-        tell(rest)
-        return output
+        told = agreed([reports[rank] for rank in sorted(reports)])
+        over = [*tick.abort, *tick.end, *(id for failure in told.failures for id in failure.jobs)]
+        for id in over:
+            self._drawing.pop(id, None)
+        return told
+
+    def _answer(self, ref: Any, rank: int) -> TickReport:
+        try:
+            report: TickReport = ray.get(ref)
+        except DEATHS as error:
+            jobs = ", ".join(self._drawing)
+            raise Fault("death", f"rank {rank} died in job {jobs} ({type(error).__name__})") from None
+        except RayTaskError as error:
+            raise Fault("error", f"rank {rank}: {error.cause}") from None
+        return report
+
+    def _patience_s(self, *, cold: bool) -> float:
+        """How long the ranks may show no progress, where rank 0 is."""
+        first = self._actors.detector.ranks[0].known
+        jobs = [self._drawing[id] for id in first.jobs if id in self._drawing] or list(self._drawing.values())
+        return self.timeouts.seconds(jobs, first.phase, cold=cold)
 
     def idle(self) -> None:
         """Look after the ranks while there is nothing to draw.
@@ -171,19 +165,47 @@ class Incarnation:
         ranks, detector = [], self._actors.detector
         for rank, (progress, age) in enumerate(zip(detector.ranks, detector.ages(time.monotonic()), strict=True)):
             known = {} if progress.heartbeat is None else asdict(progress.heartbeat)
-            known.pop("events", None)
             ranks.append({"rank": rank, **known, "age_s": round(age, 3)})
         return ranks
 
     def _warm_up(self, warm_up: WarmUp) -> None:
         job = warm_up.job
         try:
-            outcome = self.draw(job, lambda events: None, lambda: False, warm_up=warm_up)
+            outcome = self._alone(job)
         except Fault as fault:
             outcome = fault
         if isinstance(outcome, Exception):
             size = f"{job.width}x{job.height}"
             raise GangStartError(f"gang {self._name} could not draw its warm-up picture {size}: {outcome}")
+        self.timeouts.finished(job, outcome.denoise_s)
+        if warm_up.teaches:
+            self._costs.learn(work_of(job), outcome, cold=True)
+
+    def _alone(self, job: Job) -> JobOutput | Exception:
+        """Draw ``job``, and nothing else."""
+        done, first = False, True
+        while True:
+            tick = Tick(
+                self._number,
+                self._number - 1,
+                start=(job,) if first else (),
+                calls=() if done else ((job.id,),),
+                end=(job.id,) if done else (),
+            )
+            self._number, first = self._number + 1, False
+            self.send(tick)
+            report = self.receive(cold=True)
+            if report.failures:
+                _logger.error("Job %s failed:\n%s", job.id, report.failures[0].trace, extra=about(job))
+                return JobFailed(str(report.failures[0]))
+            if report.outputs:
+                return report.outputs[job.id]
+            done = done or job.id in report.done
+
+    @property
+    def ticks(self) -> int:
+        """How many it was sent in its warm-up: the number of the next one."""
+        return self._number
 
     def _grace(self, failure: Failure) -> float:
         """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
@@ -191,14 +213,17 @@ class Incarnation:
         return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
 
 
-def _judge(job: Job, failures: list[Failure], ranks: int) -> Exception:
-    """Every rank answered, some with a failure: the job's error if all agree, else a fault of the gang."""
-    first = failures[0]
-    alike = len(failures) == ranks and len({failure.place for failure in failures}) == 1
-    # Rank 0 decodes alone: the others are done and wait for nothing.
-    if first.kind == "group" or not (alike or first.phase == "decode"):
-        raise Fault("error", "; ".join(dict.fromkeys(str(failure) for failure in failures)))
-    if first.kind == "aborted":
-        return JobCancelled(first.message)
-    _logger.error("Job %s failed:\n%s", job.id, first.trace, extra=about(job))
-    return JobFailed(str(first))
+def agreed(reports: Sequence[TickReport]) -> TickReport:
+    """Rank 0's report, if the others say the same of what all do.
+
+    Raises:
+        Fault: some rank met a failure that others did not meet, or the process group is broken.
+    """
+    first = reports[0]
+    alike = [[failure for failure in report.failures if failure.phase != "decode"] for report in reports]
+    broken = [failure for failures in alike for failure in failures if failure.kind == "group"]
+    places = {(report.skipped, tuple(f.place for f in own)) for report, own in zip(reports, alike, strict=True)}
+    if broken or len(places) > 1:
+        words = dict.fromkeys(str(failure) for failures in alike for failure in failures)
+        raise Fault("error", "; ".join(words) or "some ranks skipped a tick that others carried out")
+    return first

@@ -9,6 +9,9 @@ from raycache.gang.schedule import CallCosts, JobState, Rules
 
 __all__ = ["Room", "joined", "may_join", "unit_s"]
 
+#: Encoding that costs no more than this part of what joining saves later does not count as stretching a call.
+_REPAID = 0.25
+
 
 class Room:
     """Places and memory that are free for jobs to start."""
@@ -38,7 +41,7 @@ def unit_s(job: JobState, costs: CallCosts) -> float:
     """Seconds of the next thing that ``job`` does, alone: a call, with encoding before the first, or the end."""
     if job.calls_left == 0:
         return costs.end_s(job)
-    return costs.call_s([job]) + (costs.start_s(job) if job.waiting else 0.0)
+    return costs.call_s((job,)) + (costs.start_s(job) if job.waiting else 0.0)
 
 
 def may_join(one: JobState, other: JobState) -> bool:
@@ -70,7 +73,7 @@ def joined(
     most_rows = min(rules.max_rows, costs.max_rows(pick))
     works = {pick.id: alone_s}
     keeps = deadlines.allow(alone_s, works)
-    blocked = False
+    blocked, once_s, longest_s = False, 0.0, alone_s
     for job in others:
         if not may_join(pick, job) or rows + job.rows > most_rows:
             continue
@@ -80,13 +83,20 @@ def joined(
         more = costs.call_s([*members, job]) - costs.call_s(members)
         if more > (1 - rules.min_gain) * costs.call_s([job]):
             continue
-        total = seconds + more + (costs.start_s(job) if job.waiting else 0.0)
-        if total > rules.max_stretch * alone_s:
+        start_s = costs.start_s(job) if job.waiting else 0.0
+        total = seconds + more + start_s
+        # Encoding holds a call up once, and then every call is shared: where that saves much more, it does not count.
+        saved_s = (costs.call_s([job]) - more) * min(job.calls_left, pick.calls_left)
+        free_s = max(once_s, start_s if start_s <= _REPAID * saved_s else 0.0)
+        # A call that reuses much is short: beside one that does not it would wait for that one's turn, too.
+        own_s = costs.call_s([job])
+        if total - free_s > rules.max_stretch * max(longest_s, own_s):
             continue
         with_it = {**works, job.id: unit_s(job, costs)}
         if keeps and not deadlines.allow(total, with_it):
             continue
         members.append(job)
+        once_s, longest_s = free_s, max(longest_s, own_s)
         seconds, rows, works = total, rows + job.rows, with_it
         if job.waiting:
             room.take(job)

@@ -1,15 +1,16 @@
-"""Jobs that wait for a gang: handed in by any thread, taken out by the gang's own."""
+"""Jobs that a gang has: handed in by any thread, begun and answered by the gang's own."""
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from typing import Literal
 
-from raycache.gang.states import JobState
+from raycache.gang.states import HandleState
 from raycache.protocol.job import DeadlineExceeded, Job, JobCancelled, JobOutput, Progress
 
 __all__ = ["JobHandle", "JobQueue"]
@@ -19,34 +20,51 @@ class JobHandle:
     """A submitted job. ``future`` ends with a :class:`JobOutput` or one of the exceptions of ``raycache.protocol.job``.
 
     Attributes:
+        arrived, begun: ``time.monotonic()``; ``begun`` is None before ranks get it.
         deadline: ``time.monotonic()`` after which the job is over, or None.
+        caller: whose it is, for fair shares.
         reason: why it shall be aborted, or None.
+        faults: how often ranks broke under it, while it was drawn with others and while it was drawn alone.
     """
 
-    def __init__(self, job: Job, deadline: float | None, on_progress: Callable[[Progress], None] | None) -> None:
-        self.job, self.deadline, self._on_progress = job, deadline, on_progress
+    def __init__(
+        self,
+        job: Job,
+        deadline: float | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        caller: str = "",
+    ) -> None:
+        self.job, self.deadline, self.caller, self._on_progress = job, deadline, caller, on_progress
+        self.arrived = time.monotonic()
+        self.begun: float | None = None
+        self.faults = Counter[Literal["shared", "alone"]]()
         self.future: Future[JobOutput] = Future()
         self.reason: str | None = None
-        self._state, self._told = JobState.QUEUED, 0
+        self._state, self._told = HandleState.QUEUED, 0
         self._lock = threading.Lock()
 
     def abort(self, reason: str) -> None:
-        """Thread-safe. A queued job ends at once, a running one at its next step, on all ranks."""
+        """Thread-safe. A queued job ends at once, one that ranks have with the next tick, on all of them."""
         with self._lock:
             self.reason = self.reason or reason
-            if self._state is not JobState.RUNNING:
+            if self._state is not HandleState.RUNNING:
                 self.end(JobCancelled(self.reason))
 
+    @property
+    def running(self) -> bool:
+        """Whether ranks have it."""
+        return self._state is HandleState.RUNNING and not self.future.done()
+
     def start(self) -> bool:
-        """The gang takes it up; False if it is over already."""
+        """Ranks get it; False if it is over already."""
         with self._lock:
-            self._state = JobState.RUNNING
+            self._state, self.begun = HandleState.RUNNING, time.monotonic()
             return not self.future.done()
 
     def pause(self) -> None:
         """It met a fault and waits for new ranks: an abort ends it at once again."""
         with self._lock:
-            self._state = JobState.WAITING_FOR_RANKS
+            self._state = HandleState.WAITING_FOR_RANKS
 
     def late(self, now: float) -> bool:
         """Whether its deadline has passed at ``now``, in seconds of ``time.monotonic()``."""
@@ -84,71 +102,73 @@ class JobHandle:
 
 
 class JobQueue:
-    """First in, first out. Bounded by admission, not here."""
+    """All jobs that are not over, in order of arrival. Bounded by admission, not here."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[JobHandle | None] = queue.Queue()
-        self._waiting: list[JobHandle] = []
-        self._taken: set[JobHandle] = set()
-        self._lock = threading.Lock()
-        self._closed = False
+        self._handles: list[JobHandle] = []
+        self._changed = threading.Condition()
+        self._stopped = self._closed = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        """How many wait for ranks."""
+        return len(self.waiting())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no more shall be done than what is here."""
+        return self._stopped
 
     def put(self, handle: JobHandle) -> bool:
-        """Queue it; False once closed."""
-        with self._lock:
-            if self._closed:
-                return False
-            self._waiting.append(handle)
-        self._queue.put(handle)
-        return True
-
-    def get(self, timeout_s: float) -> JobHandle | None:
-        """The next job; None after :meth:`stop`.
+        """A job arrived; False once closed.
 
         Raises:
-            queue.Empty: nothing came within ``timeout_s`` seconds.
+            ValueError: another of its name is not over.
         """
-        while True:
-            handle = self._queue.get(timeout=timeout_s)
-            if handle is None:
-                return None
-            with self._lock:
-                if handle not in self._taken:
-                    self._waiting.remove(handle)
-                    return handle
-                self._taken.remove(handle)
-
-    def take(self, handle: JobHandle) -> bool:
-        """Take this one out of its turn; False if it was taken already."""
-        with self._lock:
-            if handle not in self._waiting:
+        with self._changed:
+            if self._closed:
                 return False
-            self._waiting.remove(handle)
-            self._taken.add(handle)
-            return True
+            if any(other.job.id == handle.job.id for other in self._handles):
+                raise ValueError(f"job {handle.job.id!r} is here already: each needs a name of its own")
+            self._handles.append(handle)
+            self._changed.notify_all()
+        # However it ends, by another thread too, the gang's thread need not look for it.
+        handle.future.add_done_callback(lambda _: self._gone(handle))
+        return True
 
-    def stop(self) -> None:
-        """Make :meth:`get` return None when what is queued now has been taken."""
-        self._queue.put(None)
-
-    def close(self) -> list[JobHandle]:
-        """Take nothing more; whoever still waits is handed back."""
-        with self._lock:
-            self._closed = True
-            left, self._waiting = self._waiting, []
-        return left
+    def open(self) -> list[JobHandle]:
+        """Those that are not over."""
+        with self._changed:
+            return list(self._handles)
 
     def waiting(self) -> list[JobHandle]:
-        """Those whose turn has not come and that are not over."""
-        with self._lock:
-            return [handle for handle in self._waiting if not handle.future.done()]
+        """Those of them that no rank has."""
+        return [handle for handle in self.open() if not handle.running]
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when there is a job, or it was stopped, or after ``timeout_s`` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._handles or self._stopped, timeout_s)
+
+    def stop(self) -> None:
+        """What is here is the last."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def close(self) -> list[JobHandle]:
+        """Take nothing more; whoever is not over is handed back."""
+        with self._changed:
+            self._closed = True
+        return self.open()
 
     def drop_late(self) -> None:
-        """Jobs whose deadline passed end now, not when their turn comes."""
+        """Jobs that wait, and whose deadline passed, end now and not when their turn comes."""
         now = time.monotonic()
         for handle in self.waiting():
             if handle.late(now):
                 handle.end_if_unwanted()
+
+    def _gone(self, handle: JobHandle) -> None:
+        with self._changed:
+            if handle in self._handles:
+                self._handles.remove(handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from raycache.gang.batch import JobBatch
 from raycache.gang.queue import JobHandle
 from raycache.gang.worker_group import Fault
 from raycache.protocol.job import GangRestarting, JobFailed, Recovery
@@ -12,24 +11,21 @@ from raycache.settings import ReliabilitySettings
 
 __all__ = ["ATTEMPTS", "Restarts", "retry_decision"]
 
-#: A job that met a fault is drawn once more: a picture is a pure function of request and seed.
+#: A job under which ranks broke so often while they drew nothing else is the likelier culprit.
 ATTEMPTS = 2
 
 
-def retry_decision(
-    handle: JobHandle | JobBatch, fault: Fault, attempt: int, *, took_s: float, load_s: float
-) -> Exception | None:
-    """How a job that met ``fault`` ends now; None: it shall be drawn again.
+def retry_decision(handle: JobHandle, fault: Fault, *, took_s: float, load_s: float) -> Exception | None:
+    """How a job that met ``fault`` ends now; None: it is drawn again (a picture is a function of request and seed).
 
     Args:
-        attempt: how often it has been drawn, this time included.
-        took_s: seconds of this attempt; load_s: seconds until new ranks will be ready.
+        took_s: seconds since it was begun; load_s: seconds until new ranks will be ready.
     """
     if (ended := handle.end_if_unwanted()) is not None:
         return ended
-    if attempt == ATTEMPTS:
-        # A job under which two gangs broke is the likelier culprit: nobody should be told to send it again.
-        return JobFailed(f"{fault}; it was drawn {ATTEMPTS} times")
+    if handle.faults["alone"] == ATTEMPTS:
+        # Nobody should be told to send it again.
+        return JobFailed(f"{fault}; it was drawn {handle.faults.total()} times")
     if handle.late(time.monotonic() + load_s + took_s):
         return GangRestarting(f"{fault}; there is no time to draw it again", retry_after_s=load_s)
     return None

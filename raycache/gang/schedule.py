@@ -27,6 +27,7 @@ class JobState:
         calls: transformer calls from beginning to end; with true CFG two per step.
         calls_done: None while it waits. A job with all calls done is still to be decoded.
         share: of the blocks, that it is expected to compute.
+        previews: small pictures that are decoded on the way.
         unwanted: whoever asked for it does not want it any more.
     """
 
@@ -41,6 +42,7 @@ class JobState:
     deadline: float = math.inf
     share: float = 1.0
     calls_done: int | None = None
+    previews: int = 0
     unwanted: bool = False
 
     @property
@@ -91,7 +93,8 @@ class Rules:
         lead: to meet a deadline, a caller may get ahead of its fair share by at most this part of the smallest job of
             the caller whose turn it is. ``math.inf``: deadlines always go first.
         tolerance: by which share ``left_s`` may be too long, before a job is taken for one that cannot be in time.
-        max_stretch: how many times longer a call may take by joining than the call whose turn it is would alone.
+        max_stretch: how many times longer a joined call may take than the longest of its jobs' own calls. The encoding
+            of one job that begins with it does not count where the calls it then shares save far more.
         min_gain: what joining must save at least, as a share of the joining job's own call.
         tick_s: a tick has calls for about so many seconds, and at least one call.
     """

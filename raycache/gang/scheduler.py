@@ -6,16 +6,16 @@ ageing. Other jobs come along in the call where that saves time (:mod:`raycache.
 when it is their turn or when they come along, so that whoever arrives later finds a place.
 
 Nobody starves. A caller's account stands still while it waits, so its turn comes; it waits for at most one call, or
-one encoding or decoding, of each other caller between two turns, and for the lead that deadlines may take
-(:class:`~raycache.gang.schedule.Rules`). Of its own jobs, a job with ``w`` seconds of work waits only for those that
-arrived before it or within ``w / ageing`` seconds after it, and for deadlines until it is ``patience_s`` old. A job
-that cannot meet its deadline any more is drawn when nothing else is to be done, and is over at its deadline.
+one encoding or decoding, of each other caller between two turns, for one decoding beside each such call, and for the
+lead that deadlines may take (:class:`~raycache.gang.schedule.Rules`). Of its own jobs, a job with ``w`` seconds of work
+waits only for those that arrived before it or within ``w / ageing`` seconds after it, and for deadlines until it is
+``patience_s`` old. A job that cannot meet its deadline any more is drawn when nothing else is to be done, and is over
+at its deadline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from raycache.gang.deadlines import Deadlines
 from raycache.gang.joining import Room, joined, unit_s
@@ -26,9 +26,10 @@ __all__ = ["left_s", "plan"]
 
 def left_s(job: JobState, costs: CallCosts) -> float:
     """Seconds of work that ``job`` has left, if it is drawn alone."""
-    start = costs.start_s(job) if job.waiting else 0.0
-    calls = job.calls_left * costs.call_s([job]) if job.calls_left else 0.0
-    return start + calls + costs.end_s(job)
+    left, seconds = job.calls_left, costs.end_s(job)
+    if job.calls_done is None:
+        seconds += costs.start_s(job)
+    return seconds + left * costs.call_s((job,)) if left else seconds
 
 
 def plan(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Accounts, now: float) -> Plan:
@@ -66,7 +67,8 @@ class _Tick:
     ) -> None:
         self._jobs, self._costs, self._rules = jobs, costs, rules
         self._accounts, self._now = accounts, now
-        self._left_s = {job.id: left_s(job, costs) for job in jobs}
+        self._fifo = rules.scheduling == "fifo"
+        self._left_s = {} if self._fifo else {job.id: left_s(job, costs) for job in jobs}
         self._used: set[str] = set()
         self._room = Room(jobs, costs, rules)
         self.start: list[str] = []
@@ -78,39 +80,57 @@ class _Tick:
     def add(self) -> bool:
         """Plan one thing more, a call or an end; False if there is nothing."""
         order = self._order()
-        deadlines = Deadlines(self._jobs, self._left_s, self._now, self._rules.patience_s)
         startable = self._startable(order)
         ready = [job for job in order if job.id not in self._used and (not job.waiting or job.id in startable)]
         if not ready:
             return False
-        if self._rules.scheduling == "fifo":
+        if self._fifo:
             self._carry_out([ready[0]], unit_s(ready[0], self._costs))
             return True
+        deadlines = Deadlines(self._jobs, self._left_s, self._now, self._rules.patience_s)
         pick = self._pick(ready, deadlines)
         if pick.waiting:
             self._room.take(pick)
         others = [job for job in order if job.id not in self._used and job is not pick]
-        self._carry_out(*joined(pick, others, self._costs, self._rules, self._room, deadlines))
+        members, seconds = joined(pick, others, self._costs, self._rules, self._room, deadlines)
+        self._carry_out(members, seconds)
+        if members[0].calls_left:
+            self._let_one_go(order, seconds)
         return True
+
+    def _let_one_go(self, order: Sequence[JobState], seconds: float) -> None:
+        """Decode a job that came along in others' calls to its end: it need not wait for its caller's turn.
+
+        One beside each call, if it takes no longer than the call may be stretched.
+        """
+        deadlines = Deadlines(self._jobs, self._left_s, self._now, self._rules.patience_s)
+        for job in order:
+            if job.calls_left or job.waiting or job.id in self._used:
+                continue
+            end_s = self._costs.end_s(job)
+            if end_s <= (self._rules.max_stretch - 1) * seconds and deadlines.allow(end_s, {job.id: end_s}):
+                self._carry_out([job], end_s)
+                return
 
     def _order(self) -> list[JobState]:
         """All jobs, whose turn it is first; deadlines are not looked at."""
-        if self._rules.scheduling == "fifo":
+        if self._fifo:
             # Who was started is drawn to its end.
             return sorted(self._jobs, key=lambda job: (job.waiting, job.arrived, job.id))
+        got = {caller: self._accounts.of(caller) for caller in {job.caller for job in self._jobs}}
+        lefts, now, sure, ageing = self._left_s, self._now, 1 - self._rules.tolerance, self._rules.ageing
 
         def key(job: JobState) -> tuple[bool, float, float, str]:
-            left = self._left_s[job.id]
-            hopeless = self._now + (1 - self._rules.tolerance) * left > job.deadline
+            left = lefts[job.id]
+            hopeless = now + sure * left > job.deadline
             # Less work by `ageing` for each second that it waits: `now` is the same for all, and left out.
-            return hopeless, self._accounts.of(job.caller), left + self._rules.ageing * job.arrived, job.id
+            return hopeless, got[job.caller], left + ageing * job.arrived, job.id
 
         return sorted(self._jobs, key=key)
 
     def _startable(self, order: Sequence[JobState]) -> set[str]:
         """The waiting jobs for which there is room; none behind one that finds no room, or it would never get it."""
-        one_at_a_time = self._rules.scheduling == "fifo"
-        if one_at_a_time and (self._used or any(not job.waiting for job in order)):
+        if self._fifo and (self._used or any(not job.waiting for job in order)):
             return set()
         startable = set()
         for job in order:
@@ -142,7 +162,7 @@ class _Tick:
 
     def _most_lead(self, first: JobState) -> float:
         """How far another caller may be ahead of that of ``first``, in virtual time."""
-        own = (left_s(_anew(job), self._costs) for job in self._jobs if job.caller == first.caller)
+        own = (_whole_s(job, self._costs) for job in self._jobs if job.caller == first.caller)
         return self._rules.lead * min(own) / self._rules.weight(first.caller)
 
     def _carry_out(self, members: Sequence[JobState], seconds: float) -> None:
@@ -156,16 +176,18 @@ class _Tick:
         self._used.update(alone)
         self._now += seconds
         self.seconds += seconds
-        for job in members:
-            self._left_s[job.id] -= alone[job.id]
+        if not self._fifo:
+            for job in members:
+                self._left_s[job.id] -= alone[job.id]
         for caller, part in charges.items():
             self.charges[caller] = self.charges.get(caller, 0.0) + part
         self._accounts = self._accounts.charged(charges, self._rules)
 
 
-def _anew(job: JobState) -> JobState:
-    """The job as it was when it arrived: a job that is nearly done must not shrink what it is owed."""
-    return replace(job, calls_done=None)
+def _whole_s(job: JobState, costs: CallCosts) -> float:
+    """Seconds from its arrival: a job that is nearly done must not shrink what it is owed."""
+    calls = job.calls * costs.call_s((job,)) if job.calls else 0.0
+    return costs.start_s(job) + calls + costs.end_s(job)
 
 
 def _shared(members: Sequence[JobState], alone: Mapping[str, float], seconds: float) -> dict[str, float]:

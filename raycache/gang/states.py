@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["GangLifecycle", "GangState", "JobState"]
+__all__ = ["GangLifecycle", "GangState", "HandleState"]
 
 
 class GangState(StrEnum):
@@ -17,7 +17,7 @@ class GangState(StrEnum):
     BROKEN = "broken"
 
 
-class JobState(StrEnum):
+class HandleState(StrEnum):
     """QUEUED -> RUNNING <-> WAITING_FOR_RANKS, after a fault. Whether it is over is told by its future alone."""
 
     QUEUED = "queued"

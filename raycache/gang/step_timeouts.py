@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from collections.abc import Sequence
 
 from cache_core.options import CacheOptions
 from raycache.gang.costs import Costs, work_of
@@ -13,7 +13,7 @@ from raycache.settings import ReliabilitySettings
 
 __all__ = ["StepTimeouts", "beyond_warmup"]
 
-#: (width, height, images, cache method): jobs of one kind run the same code on the same shapes.
+#: (width, height, images, cache method): calls of one kind run the same code on the same shapes.
 _Kind = tuple[int, int, int, str]
 
 
@@ -29,64 +29,59 @@ class StepTimeouts:
     Args:
         settings: floors and factors.
         costs: what the gang has learned, in earlier lives too.
-        compiles: the transformer's blocks are compiled. A batch whose images disagree then meets new shapes, and
+        compiles: the transformer's blocks are compiled. A call whose images disagree then meets new shapes, and
             compiles again, at any step.
     """
 
     def __init__(self, settings: ReliabilitySettings, costs: Costs | None = None, *, compiles: bool = False) -> None:
         self._settings, self._compiles = settings, compiles
         self._costs = Costs() if costs is None else costs
-        self._step_s: dict[_Kind, deque[float]] = {}
+        self._call_s: dict[_Kind, deque[float]] = {}
         self._finished: dict[_Kind, int] = {}
-        self._step, self._at = 0, 0.0
 
-    def begin(self) -> None:
-        """A job begins."""
-        self._step, self._at = 0, 0.0
-
-    def learn(self, job: Job, step: int) -> None:
-        """``step`` steps of ``job`` are done. Called more rarely than steps end, so what is learned is an average."""
-        now = time.monotonic()
-        if step <= self._step:
-            return
-        if self._step:  # the first step of a job has encoding in it
-            self._times(_kind(job)).append((now - self._at) / (step - self._step))
-        self._step, self._at = step, now
+    def called(self, jobs: Sequence[Job], seconds: float) -> None:
+        """A call of the transformer with the rows of all these jobs took so long."""
+        self._times(_kind(jobs)).append(seconds)
 
     def finished(self, job: Job, denoise_s: float) -> None:
         """``job`` ran to its end, its steps in ``denoise_s`` seconds together."""
-        kind, steps = _kind(job), job.num_inference_steps
+        kind, steps = _kind([job]), job.num_inference_steps
         self._finished[kind] = max(self._finished.get(kind, 0), steps)
         self._times(kind).append(denoise_s / steps)
 
-    def seconds(self, job: Job, phase: str, *, cold: bool = False) -> float:
-        """How long ``job`` may show no progress in ``phase``: that of rank 0, which is idle before a job and after it.
+    def seconds(self, jobs: Sequence[Job], phase: str, *, cold: bool = False) -> float:
+        """How long ``jobs`` may show no progress in ``phase``: that of rank 0, which is idle between two ticks.
 
         Args:
+            jobs: that share what is done; none if that is not known.
             cold: a draw of the warm-up.
         """
         settings = self._settings
         if cold:
             took = self._costs.cold_s(phase)
             return settings.watchdog_first_s if took is None else max(settings.watchdog_floor_s, RELOAD_TIMES * took)
-        if phase == "denoise" and self._compiles and not self._known(job):
+        if not jobs:
+            return settings.watchdog_floor_s
+        if phase == "denoise" and self._compiles and not self._known(jobs):
             return settings.watchdog_first_s
-        expected = self._costs.phase_s(work_of(job), phase)
+        # A call that is shared takes less than its jobs' own would one after the other.
+        expected = [self._costs.phase_s(work_of(job), phase) or 0.0 for job in jobs]
         # The slowest: with a cache most steps are quick, and a computed one is no hang.
-        slowest = self._step_s.get(_kind(job)) if phase == "denoise" and self._known(job) else None
-        seconds = max(expected or 0.0, *(slowest or ()), 0.0)
+        slowest = self._call_s.get(_kind(jobs), ()) if phase == "denoise" else ()
+        seconds = max(sum(expected), *slowest, 0.0)
         if not seconds:
             return settings.watchdog_first_s
         return max(settings.watchdog_floor_s, settings.watchdog_steps * seconds)
 
     def _times(self, kind: _Kind) -> deque[float]:
-        return self._step_s.setdefault(kind, deque(maxlen=32))
+        return self._call_s.setdefault(kind, deque(maxlen=32))
 
-    def _known(self, job: Job) -> bool:
-        """A job of this kind was finished that went beyond the cache's warm-up."""
-        if self._compiles and len(job.seeds) > 1:
+    def _known(self, jobs: Sequence[Job]) -> bool:
+        """Such jobs were finished that went beyond the cache's warm-up."""
+        if sum(len(job.seeds) for job in jobs) > 1:
             return False
-        return self._finished.get(_kind(job), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
+        job = jobs[0]
+        return self._finished.get(_kind(jobs), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
 
 
 def beyond_warmup(options: CacheOptions) -> int:
@@ -94,5 +89,6 @@ def beyond_warmup(options: CacheOptions) -> int:
     return options.computed_steps + 2
 
 
-def _kind(job: Job) -> _Kind:
-    return job.width, job.height, len(job.seeds), job.cache.type
+def _kind(jobs: Sequence[Job]) -> _Kind:
+    first = jobs[0]
+    return first.width, first.height, sum(len(job.seeds) for job in jobs), first.cache.type

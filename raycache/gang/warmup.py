@@ -14,6 +14,8 @@ __all__ = ["WarmUp", "warm_ups"]
 
 _PROBE_STEPS = 2
 _SMALLEST = 64
+#: Images of the probe that tells what a row more costs.
+_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ def warm_ups(settings: AppSettings, facts: ModelFacts, *, probe: bool) -> list[W
 
     Args:
         probe: nothing is known of this model's times. One size cannot tell what a job costs at any size from what it
-            costs per pixel, so another is drawn too, in two steps, unless each new size is compiled anew.
+            costs per pixel, so another is drawn too, in two steps, unless each new size is compiled anew. Nor can one
+            image tell what several in one call cost: the smallest size is drawn once more, with more images.
     """
     options, declared = settings.cache, settings.warmup
     past = beyond_warmup(options)
@@ -38,9 +41,12 @@ def warm_ups(settings: AppSettings, facts: ModelFacts, *, probe: bool) -> list[W
     ]
     if not probe or settings.model.compile:
         return drawn
-    job = _job(settings, _probe_size(settings, facts), 1, _PROBE_STEPS, NoCacheOptions())
+    probed = _probe_size(settings, facts)
+    job = _job(settings, probed, 1, _PROBE_STEPS, NoCacheOptions())
+    smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: _tokens(size, facts))
+    rows = _job(settings, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
     # The very first draw of a process loads libraries and allocates; where nothing is declared, that is the probe's.
-    return [*drawn, WarmUp(job)] if drawn else [WarmUp(job, teaches=False), WarmUp(job)]
+    return [*(drawn or [WarmUp(job, teaches=False)]), WarmUp(job), WarmUp(rows)]
 
 
 def _probe_size(settings: AppSettings, facts: ModelFacts) -> str:
@@ -65,7 +71,7 @@ def _tokens(size: str, facts: ModelFacts) -> int:
 def _job(settings: AppSettings, size: str, images: int, steps: int, options: object) -> Job:
     width, height = parse_size(size)
     return Job(
-        id=f"warm-up-{size}",
+        id=f"warm-up-{size}-{images}",
         prompt="warm-up",
         width=width,
         height=height,

@@ -21,7 +21,8 @@ from raycache.gang.hang_detector import HangDetector
 from raycache.gang.placement import rank_bundle_index
 from raycache.gang.stacks import StacksFile
 from raycache.protocol.heartbeat import Heartbeat
-from raycache.protocol.job import GangStartError, Job, ModelFacts, ModelSource, Progress
+from raycache.protocol.job import GangStartError, ModelFacts, ModelSource
+from raycache.protocol.tick import Tick
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
 from raycache.worker.actor import start_rank
@@ -33,7 +34,7 @@ __all__ = ["HEARTBEAT_S", "Fault", "WorkerGroup"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds between two heartbeats of a rank: how soon a death is seen, and how late progress may be told.
+#: Seconds between two heartbeats of a rank: how soon a hang or the death of an idle rank is seen.
 HEARTBEAT_S = 0.2
 #: Seconds the ranks get to write their stacks.
 _STACKS_S = 2.0
@@ -121,21 +122,18 @@ class WorkerGroup:
         self.detector.loaded(heartbeats, now)
         return source, facts[0]
 
-    def settle(self, tick: Callable[[], None]) -> None:
-        """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`."""
-        self._all([worker.actor.settle.remote() for worker in self._workers], time.monotonic() + 60, "settle", tick)
+    def settle(self, tick: Callable[[], None]) -> int | None:
+        """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`. Returns the least that is free."""
+        actors = [worker.actor for worker in self._workers]
+        free = self._all([actor.settle.remote() for actor in actors], time.monotonic() + 60, "settle", tick)
+        return min((each for each in free if each is not None), default=None)
 
-    def generate(self, job: Job) -> dict[Any, int]:
-        """Send the same job to all ranks; the references, with the rank of each."""
-        self.detector.job_sent(time.monotonic())
-        return {worker.actor.generate.remote(job): rank for rank, worker in enumerate(self._workers)}
+    def tick(self, tick: Tick) -> dict[Any, int]:
+        """Send the same tick to all ranks; the references to their reports, with the rank of each."""
+        return {worker.actor.tick.remote(tick): rank for rank, worker in enumerate(self._workers)}
 
-    def abort(self, job_id: str) -> None:
-        """Tell rank 0; the flag in the ranks' own all-reduce stops them all at one step."""
-        self._workers[0].actor.abort.remote(job_id)
-
-    def poll(self, step_timeout_s: float | None) -> list[Progress]:
-        """Collect heartbeats that came in, ask for new ones; returns rank 0's news.
+    def poll(self, step_timeout_s: float | None) -> None:
+        """Collect heartbeats that came in, and ask for new ones.
 
         Args:
             step_timeout_s: how long a working rank may show no progress; None = idle.
@@ -144,26 +142,13 @@ class WorkerGroup:
             Fault: a rank died, does not answer, or shows no progress.
         """
         now = time.monotonic()
-        events: list[Progress] = []
         for rank, worker in enumerate(self._workers):
             if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
-                events += self._take(rank, worker.asked, now)
+                self._take(rank, worker.asked, now)
             if worker.asked is None and now - worker.asked_at >= HEARTBEAT_S:
                 worker.asked, worker.asked_at = worker.actor.heartbeat.remote(), now
         if (hang := self.detector.hang(now, step_timeout_s)) is not None:
             raise Fault("hang", hang)
-        return events
-
-    def last_news(self) -> list[Progress]:
-        """Rank 0's progress still under way when its job ended.
-
-        Raises:
-            Fault: it has died since.
-        """
-        asked = self._workers[0].asked
-        if asked is None or not ray.wait([asked], timeout=2)[0]:
-            return []
-        return self._take(0, asked, time.monotonic())
 
     def dump_stacks(self) -> None:
         """Write the Python stacks of all ranks to the log. Ranks share this process's node (STRICT_PACK)."""
@@ -198,7 +183,7 @@ class WorkerGroup:
         """Process ids of the ranks that have told theirs."""
         return [rank.heartbeat.pid for rank in self.detector.ranks if rank.heartbeat is not None]
 
-    def _take(self, rank: int, asked: ray.ObjectRef[Heartbeat], now: float) -> list[Progress]:
+    def _take(self, rank: int, asked: ray.ObjectRef[Heartbeat], now: float) -> None:
         try:
             heartbeat = ray.get(asked)
         except DEATHS as error:
@@ -207,7 +192,6 @@ class WorkerGroup:
             raise Fault("error", f"rank {rank} cannot say how it is: {error.cause}") from None
         self._workers[rank].asked = None
         self.detector.heard(rank, heartbeat, now)
-        return heartbeat.events
 
     def _all(self, refs: list[ray.ObjectRef[Any]], deadline: float, what: str, tick: Callable[[], None]) -> list[Any]:
         try:

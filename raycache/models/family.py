@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -96,10 +95,6 @@ class ModelFamily(ABC):
             generators: one for each image; its noise depends on nothing else.
             height, width: pixels.
         """
-
-    @abstractmethod
-    def guided(self, pipe: Any, scales: Sequence[float]) -> AbstractContextManager[None]:
-        """Within it each image has its own guidance scale; none = what the pipeline's call says, for all."""
 
     @abstractmethod
     def decode(self, pipe: Any, latents: torch.Tensor, height: int, width: int) -> np.ndarray:

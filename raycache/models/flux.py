@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -90,12 +89,6 @@ class FluxFamily(ModelFamily):
         shape = len(generators), channels, height, width
         noise: torch.Tensor = pipe.prepare_latents(*shape, embeds.dtype, embeds.device, list(generators), None)[0]
         return noise
-
-    def guided(self, pipe: Any, scales: Sequence[float]) -> AbstractContextManager[None]:
-        """By the transformer's ``guidance``; a model that is not distilled from guidance has none."""
-        from raycache.models.guidance import guided
-
-        return guided(pipe.transformer, scales)
 
     def decode(self, pipe: Any, latents: torch.Tensor, height: int, width: int) -> np.ndarray:
         """Unpacked, scaled, decoded."""

@@ -1,11 +1,9 @@
-"""What a rank says of itself, and of a job that failed on it. Light to import: the engine reads it without torch."""
+"""What a rank says of itself, and of what failed on it. Light to import: the engine reads it without torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
-
-from raycache.protocol.job import Progress
 
 __all__ = ["Failure", "Heartbeat", "Phase"]
 
@@ -14,15 +12,18 @@ Phase = Literal["loading", "idle", "encode", "denoise", "decode"]
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a job on one rank.
+    """What went wrong on one rank.
 
     Attributes:
-        kind: ``aborted``, ``error``, or ``group`` (the process group is broken).
-        phase, step: where it happened.
+        kind: ``error`` (of one job, which is over), ``together`` (a call of several jobs, which all stand where they
+            stood), or ``group`` (the process group is broken).
+        jobs: whose it is.
+        phase, step: where it happened; ``step`` is that of the first job.
         type: class name of the exception; message: its words; trace: where it was raised.
     """
 
-    kind: Literal["aborted", "error", "group"]
+    kind: Literal["error", "together", "group"]
+    jobs: tuple[str, ...]
     phase: Phase
     step: int
     type: str
@@ -33,9 +34,9 @@ class Failure:
         return f"{self.type}: {self.message}"
 
     @property
-    def place(self) -> tuple[str, str, int, str]:
+    def place(self) -> tuple[str, tuple[str, ...], str, int, str]:
         """Equal on all ranks if all met the same error at the same place, so that no collective is left half done."""
-        return self.kind, self.phase, self.step, self.type
+        return self.kind, self.jobs, self.phase, self.step, self.type
 
 
 @dataclass
@@ -43,21 +44,22 @@ class Heartbeat:
     """How a rank is, as it says itself.
 
     Attributes:
-        job, phase, step: where it is; ``step`` counts finished denoising steps.
+        jobs, phase, step: where it is: the jobs that it works on right now, and the finished denoising steps of the
+            first of them.
+        calls: of the transformer, over its life.
         gpus: ids of the GPUs that Ray gave it.
         memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
         collective_wait_s: seconds it has waited in the decisions' all-reduce, over its life.
-        events: rank 0's progress since the last heartbeat.
     """
 
     pid: int
     node: str
     device: str
     gpus: list[str]
-    job: str | None
+    jobs: tuple[str, ...]
     phase: Phase
     step: int
+    calls: int
     memory: int
     device_memory: int
     collective_wait_s: float
-    events: list[Progress] = field(default_factory=list)

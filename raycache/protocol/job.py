@@ -61,13 +61,11 @@ class Job:
     """One validated request: everything a rank needs.
 
     Attributes:
-        seeds: one per picture; their number is the batch size.
+        seeds: one per picture; so many rows are its in a call of the transformer.
         cache: one of cache_core's options models.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
-        traces: of the requests it is drawn for, as far as they are traced.
-        prompts, guidance_scales, caches: one per picture, in a batch of several requests, where they may differ
-            (caches in thresholds); empty = ``prompt``, ``guidance_scale`` and ``cache`` for all.
+        traces: of the request, where it is traced.
     """
 
     id: str
@@ -81,18 +79,17 @@ class Job:
     preview_steps: tuple[int, ...] = ()
     request_id: str = ""
     traces: tuple[Trace, ...] = ()
-    prompts: tuple[str, ...] = field(default=(), repr=False)
-    guidance_scales: tuple[float, ...] = ()
-    caches: tuple[Any, ...] = ()
 
 
 @dataclass
 class JobOutput:
     """Pictures, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage.
 
-    ``warnings``: of each picture, what was odd about its prompt. ``after_fault_s``: in the first picture after a fault,
-    seconds since that was noticed. ``batch_size``: pictures that were drawn together, those of other requests among
-    them; 0 = only these. ``stalls_s``: how much of ``denoise_s`` went to steps that took far longer than the others.
+    ``warnings``: what was odd about the prompt. ``denoise_s``: of the transformer calls that it was in, whoever shared
+    them. ``after_fault_s``: in the first picture after a fault, seconds since that was noticed. ``stalls_s``: how much
+    of ``denoise_s`` went to steps that took far longer than the others. ``shared``: of its calls, how many had rows of
+    other jobs. ``known_prompt``: it was encoded for an earlier job. ``held_bytes``: of the cache on one rank, at
+    the end.
     """
 
     images: np.ndarray
@@ -100,16 +97,12 @@ class JobOutput:
     encode_s: float
     denoise_s: float
     decode_s: float
-    warnings: list[list[str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     after_fault_s: float | None = None
-    batch_size: int = 0
     stalls_s: float = 0.0
-
-    @property
-    def share_s(self) -> float:
-        """Seconds of the gang's time that these pictures cost: of a batch, their part."""
-        busy = self.encode_s + self.denoise_s + self.decode_s
-        return busy * len(self.images) / (self.batch_size or len(self.images))
+    shared: int = 0
+    known_prompt: bool = False
+    held_bytes: int = 0
 
 
 @dataclass
@@ -154,6 +147,7 @@ class GangStatus:
     Attributes:
         ready: ranks are loaded, no recovery is under way; ``ready_in_s``: seconds until then, as it took last time.
         restarts: incarnations after the first; ``causes`` has them by kind of fault.
+        jobs: that ranks have, by id; all of them get on, step by step.
         retries: jobs that were drawn again after a fault; ``retry_causes`` has them by its kind.
         faults: what was wrong each time, newest last, at most ten.
         ranks: each rank's last heartbeat, and its age in seconds.
@@ -164,7 +158,7 @@ class GangStatus:
     ready: bool
     restarts: int
     queued: int
-    job: str | None
+    jobs: list[str]
     retries: int = 0
     retry_causes: dict[str, int] = field(default_factory=dict)
     causes: dict[str, int] = field(default_factory=dict)
@@ -183,7 +177,7 @@ class DeadlineExceeded(Exception):
 
 
 class JobFailed(Exception):
-    """Every rank raised the same error; the gang lives on. The message is the error's."""
+    """Every rank raised the same error, or ranks broke twice under it while it was alone; the message says which."""
 
 
 class GangRestarting(Exception):

@@ -118,7 +118,7 @@ class ImagesBody(GenerationRequest):
 
 
 class StageTimes(BaseModel):
-    """Seconds a request spent in each stage."""
+    """Seconds a request spent in each stage; ``queue``: all in which it waited, also while others had their turn."""
 
     queue: float = 0.0
     encode: float = 0.0
@@ -209,9 +209,9 @@ class EngineStatus:
         replica: Serve's id of the replica; ``pid`` its process.
         ready: a warm gang without faults serves.
         queued: jobs admitted and not yet started.
-        running: a job is in the gang.
-        predicted_queue_s: seconds until a job that arrives now would start.
-        gang: the gang's own words: ranks with their steps, restarts, faults.
+        running: ranks have a job, or several.
+        predicted_queue_s: seconds by which others delay a job that arrives now, as predicted.
+        gang: the gang's own words: jobs under way, ranks with their steps, restarts, faults.
         model: facts of the loaded model.
         policy: limits and defaults in force.
         user_config_refused: why the last ``user_config`` is not in force; None when it is.

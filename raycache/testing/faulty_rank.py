@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job
+from raycache.worker.active_job import Observer
 from raycache.worker.rank import Rank
 
 __all__ = ["FaultyRank", "PlannedFault"]
@@ -46,7 +47,7 @@ class PlannedFault(BaseModel):
     once: str | None = None
 
     def prompt(self, text: str = "a red circle") -> str:
-        """A prompt with this fault in it."""
+        """A prompt with this fault in it; prompts of several ranks' faults may be put together."""
         return f"{text}{_MARK}{self.model_dump_json()}"
 
     def happen(self) -> None:
@@ -71,32 +72,25 @@ class PlannedFault(BaseModel):
 class FaultyRank(Rank):
     """Does what :meth:`PlannedFault.prompt` says; draws like any other rank where a prompt says nothing."""
 
-    _plan: PlannedFault | None = None
+    def _observer(self) -> Observer:
+        return _PlannedFaults(self._rank)
 
-    def generate(self, job: Job) -> Any:
-        _, _, plan = job.prompt.partition(_MARK)
-        self._plan = PlannedFault.model_validate_json(plan) if plan else None
-        return super().generate(job)
 
-    @property
-    def _phase(self) -> Phase:
-        return self._phase_now
+class _PlannedFaults(Observer):
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
 
-    @_phase.setter
-    def _phase(self, phase: Phase) -> None:
-        self._phase_now = phase
-        if phase != "denoise":
-            self._maybe(phase)
+    def entered(self, job: Job, phase: Phase) -> None:
+        if phase != "denoise" and (plan := self._plan(job)) is not None and plan.at == phase:
+            plan.happen()
 
-    def _step_done(self, job: Job, report: Any, step: int, state: dict[str, Any]) -> dict[str, Any]:
-        if self._plan is None or self._plan.step != step:
-            return super()._step_done(job, report, step, state)
-        self._maybe("denoise")
-        changed = super()._step_done(job, report, step, state)
-        if self._plan.kind == "nan" and self._plan.rank == self._rank:
-            changed["latents"] = torch.full_like(state["latents"], torch.nan)
-        return changed
+    def step_ends(self, job: Job, step: int, latents: torch.Tensor) -> torch.Tensor | None:
+        plan = self._plan(job)
+        if plan is None or (plan.at, plan.step) != ("denoise", step):
+            return None
+        plan.happen()
+        return torch.full_like(latents, torch.nan) if plan.kind == "nan" else None
 
-    def _maybe(self, at: str) -> None:
-        if self._plan is not None and (self._plan.rank, self._plan.at) == (self._rank, at):
-            self._plan.happen()
+    def _plan(self, job: Job) -> PlannedFault | None:
+        plans = map(PlannedFault.model_validate_json, job.prompt.split(_MARK)[1:])
+        return next((plan for plan in plans if plan.rank == self._rank), None)

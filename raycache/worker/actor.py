@@ -1,8 +1,8 @@
 """The Ray actor around one rank.
 
 Methods are plain ``def``: Serve cancels requests recursively, and an async rank method would be killed on some ranks
-and not on others. ``heartbeat`` and ``abort`` run in a concurrency group of their own, so they answer while
-``generate`` waits in a collective.
+and not on others. ``heartbeat`` runs in a concurrency group of its own, so it answers while ``tick`` waits in a
+collective.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import ray
 from ray.actor import ActorHandle
 
 from raycache.logs import quiet_libraries
-from raycache.protocol.heartbeat import Failure, Heartbeat
-from raycache.protocol.job import Job, JobOutput, ModelFacts, ModelKind, ModelSource, Progress
+from raycache.protocol.heartbeat import Heartbeat
+from raycache.protocol.job import ModelFacts, ModelKind, ModelSource
+from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 
 __all__ = ["RankActor", "start_rank"]
@@ -48,19 +49,15 @@ class RankActor:
     def load(self, source: str, kind: ModelKind) -> ModelFacts:
         return self._rank.load(source, kind)
 
-    def settle(self) -> None:
-        self._rank.settle()
+    def settle(self) -> int | None:
+        return self._rank.settle()
 
-    def generate(self, job: Job) -> tuple[JobOutput | None, list[Progress]] | Failure:
-        return self._rank.generate(job)
+    def tick(self, tick: Tick) -> TickReport:
+        return self._rank.tick(tick)
 
     @ray.method(concurrency_group="watch")
     def heartbeat(self) -> Heartbeat:
         return self._rank.heartbeat()
-
-    @ray.method(concurrency_group="watch")
-    def abort(self, job_id: str) -> None:
-        self._rank.abort(job_id)
 
 
 if TYPE_CHECKING:
@@ -75,10 +72,9 @@ if TYPE_CHECKING:
         open_store: _Remote[[], int]
         join: _Remote[[int], None]
         load: _Remote[[str, ModelKind], ModelFacts]
-        settle: _Remote[[], None]
-        generate: _Remote[[Job], tuple[JobOutput | None, list[Progress]] | Failure]
+        settle: _Remote[[], int | None]
+        tick: _Remote[[Tick], TickReport]
         heartbeat: _Remote[[], Heartbeat]
-        abort: _Remote[[str], None]
 
 
 def start_rank(options: dict[str, Any], settings: AppSettings, rank: int, stacks: str) -> RankHandle:

@@ -5,7 +5,7 @@ everything on but the call: that hands the arguments over and switches away. The
 Whoever drives the stepper says which of the waiting calls are run together; a job goes on with its rows of the answer
 to its next call, or to its end. So jobs come and go at any step, whatever their task and number of steps.
 
-A call that fails leaves its jobs suspended, arguments and all: it may be run again in smaller parts.
+A call that fails leaves its jobs suspended, arguments, caches and all: it may be run again in smaller parts.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class Ended:
     Attributes:
         result: what its pipeline call returned; None if it was told to end, or raised.
         error: what it raised.
+        held_bytes: of its cache, on this rank, when it ended.
     """
 
     name: str
     result: Any
     error: Exception | None
     report: CacheReport
+    held_bytes: int = 0
 
 
 class Stepper:
@@ -82,6 +84,11 @@ class Stepper:
         """By job, what must be equal for its waiting call to join others'; None where it cannot."""
         return {name: job.key for name, job in self._jobs.items()}
 
+    def report(self, name: str) -> CacheReport:
+        """What the cache decided so far for a job under way."""
+        report: CacheReport = self._jobs[name].session.report
+        return report
+
     def step(self, names: Sequence[str]) -> list[Ended]:
         """Run the waiting calls of these jobs as one, and let each go on to its next.
 
@@ -103,7 +110,7 @@ class Stepper:
             if hasattr(first.transformer, "cache_context"):  # other hooks than the cache's may ask for a name
                 stack.enter_context(first.transformer.cache_context(first.context))
             output = first.transformer(**stacked)
-        parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
+            parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
         return [ended for job, part in zip(jobs, parts, strict=True) if (ended := self._resume(job, part))]
 
     def end(self, name: str) -> Ended:
@@ -125,8 +132,9 @@ class Stepper:
                 job.key = None
             return None
         del self._jobs[job.name]
+        held_bytes = job.session.bytes_held()
         job.stack.close()
-        return Ended(job.name, result, error, job.session.report)
+        return Ended(job.name, result, error, job.session.report, held_bytes)
 
 
 @dataclass

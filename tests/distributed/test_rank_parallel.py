@@ -1,9 +1,10 @@
-"""Ranks without Ray: four draw what one draws, and stop together at any step without leaving a trace."""
+"""Ranks without Ray: four draw what one draws, many jobs at once, and drop jobs at any step without leaving a trace."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 
-from cache_core import DBCacheOptions
+from cache_core import DBCacheOptions, NoCacheOptions
 from raycache.demo.noise import build_noise_model
-from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import Job, JobOutput
 from raycache.settings import AppSettings
 from raycache.worker.rank import Rank
 from tests.helpers.ranks import run_ranks
+from tests.helpers.ticks import draw
 
 STEPS = 10
 CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
@@ -29,29 +30,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_noise_model(tmp_path_factory.mktemp("models") / "noise", layers=1, single_layers=2)
 
 
-class StoppingRank(Rank):
-    """Wishes its job to end once ``stop_after`` steps are done."""
-
-    stop_after: int | None = None
-
-    def _step_done(self, job: Job, report: Any, step: int, state: dict[str, Any]) -> dict[str, Any]:
-        if step + 1 == self.stop_after:
-            self.abort(job.id)
-        return super()._step_done(job, report, step, state)
-
-
-def _rank(folder: Path, rank: int, world_size: int, **model: Any) -> StoppingRank:
+def _rank(folder: Path, rank: int, world_size: int, **model: Any) -> Rank:
     settings = AppSettings(
         model={"path": str(folder), "dtype": "float32", **model},
         parallel={"ranks_per_replica": world_size, "device": "cpu", "threads_per_rank": 1, "collective_timeout_s": 77},
     )
-    made = StoppingRank(settings, rank, f"{folder}-{world_size}-{rank}.stacks")
+    made = Rank(settings, rank, f"{folder}-{world_size}-{rank}.stacks")
     made.load(str(folder), "noise")
     return made
 
 
-def _job(name: str) -> Job:
-    return Job(name, "a red circle", 64, 64, (7,), STEPS, 3.5, CACHE)
+def _job(name: str, steps: int = STEPS, seed: int = 7, cache: Any = CACHE, **fields: Any) -> Job:
+    return Job(name, "a red circle", 64, 64, (seed,), steps, 3.5, cache, **fields)
+
+
+#: Due in different ticks, with steps, guidance, thresholds and numbers of images of their own.
+MANY = {
+    _job("a"): 0,
+    replace(_job("b", 6, 1, CACHE.model_copy(update={"residual_diff_threshold": 0.1})), guidance_scale=1.5): 0,
+    replace(_job("c", 8, 2, CACHE.model_copy(update={"warmup_steps": 1, "taylor_order": 1})), seeds=(2, 3)): 2,
+    _job("other method", 5, 4, NoCacheOptions()): 1,
+    replace(_job("other size", 4, 5), width=96): 1,
+    _job("late", 3, 6): 7,
+}
 
 
 def _latents(rank: Rank, width: int, images: int) -> torch.Tensor:
@@ -67,52 +68,66 @@ def _latents(rank: Rank, width: int, images: int) -> torch.Tensor:
     ).images
 
 
-def _draw_and_stop(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+def _draw_and_drop(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     alone, together = _rank(folder, 0, 1), _rank(folder, rank, world_size)
     latents = [[_latents(who, *shape) for who in (alone, together)] for shape in ((64, 1), (96, 2))]
-    fresh = together.generate(_job("fresh"))
-    stopped, after = [], []
-    for step in range(STEPS + 1):
-        # Rank 0 alone is told; all others must learn of it from the flag that is summed with the decisions.
-        together.stop_after = step if rank == 0 else None
-        if together.stop_after == 0:
-            together.abort(f"stop-{step}")
-        stopped.append(together.generate(_job(f"stop-{step}")))
-        together.stop_after = None
-        after.append(together.generate(_job(f"after-{step}")))
+    answer: dict[str, Any] = {"latents": latents, "fresh": draw(together, {_job("fresh"): 0})}
+    answer["after"] = []
+    for step in range(1, STEPS + 1):
+        jobs = {_job(f"dropped {step}", seed=1): 0, _job(f"other {step}"): 1}
+        answer["after"].append(draw(together, jobs, abort={f"dropped {step}": step}))
+    answer["many"] = draw(together, MANY)
+    answer["each"] = {job.id: draw(alone, {job: 0}) for job in MANY}
     together.settle()
-    timeout_s = together._group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
-    return {"latents": latents, "fresh": fresh, "stopped": stopped, "after": after, "timeout_s": timeout_s}
+    answer["timeout_s"] = together._group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+    return answer
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_four_draw_what_one_draws_and_stop_together(model: Path, world_size: int):
-    answers = run_ranks(world_size, _draw_and_stop, model, timeout=240)
+def test_four_draw_what_one_draws_many_at_once(model: Path, world_size: int):
+    answers = run_ranks(world_size, _draw_and_drop, model, timeout=240)
     for answer in answers:
         for alone, together in answer["latents"]:
             assert alone.std() > 0.1, "latents that are all alike would be equal for the wrong reason"
             torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-
-    for step in range(STEPS):
-        failures: list[Failure] = [answer["stopped"][step] for answer in answers]
-        assert {(f.kind, f.place, f.message) for f in failures} == {
-            ("aborted", ("aborted", "denoise", step, "JobAborted"), f"job aborted at step {step} of branch 'cond'")
-        }
-    # After the last step only rank 0 still has something to do, and does not do it.
-    first, *others = (answer["stopped"][STEPS] for answer in answers)
-    assert (first.kind, first.phase) == ("aborted", "decode")
-    assert all(not isinstance(other, Failure) for other in others)
-
     assert [answer["timeout_s"] for answer in answers] == [77] * world_size, "the decisions' group, and no other's"
-    fresh: JobOutput = answers[0]["fresh"][0]
+
+    first = answers[0]
+    fresh: JobOutput = first["fresh"].outputs["fresh"]
     assert fresh.report["totals"]["cached_steps"][0] > 0
-    for output, _ in answers[0]["after"]:
-        np.testing.assert_array_equal(output.images, fresh.images)
-        assert output.report == fresh.report
+    for step, drawn in enumerate(first["after"], start=1):
+        assert list(drawn.outputs) == [f"other {step}"]
+        _equal(drawn.outputs[f"other {step}"], fresh)
+
+    many = first["many"]
+    assert max(len(call.jobs) for call in many.calls) == 3
+    assert [call.jobs for answer in answers for call in answer["many"].calls] == world_size * [
+        call.jobs for call in many.calls
+    ]
+    for job in MANY:
+        expected = first["each"][job.id]
+        _equal(many.outputs[job.id], expected.outputs[job.id])
+        told = [(event.step, event.cached) for event in many.progress[job.id]]
+        assert told == [(event.step, event.cached) for event in expected.progress[job.id]]
+        assert [event.step for event in many.progress[job.id]] == list(range(1, job.num_inference_steps + 1))
+    assert all(not answer["many"].outputs and not answer["many"].progress for answer in answers[1:])
+
+
+def _equal(output: JobOutput, expected: JobOutput) -> None:
+    """The same decisions, and pixels but for rounding."""
+    if expected.report is not None:
+        decided, wanted = ([_decided(step) for step in each.report["steps"]] for each in (output, expected))
+        assert decided == wanted
+    assert np.abs(output.images.astype(int) - expected.images.astype(int)).max() <= 1
+    assert expected.images.std() > 5
+
+
+def _decided(step: dict[str, Any]) -> list[Any]:
+    return [step["step"], step["branch"], [(image["cached"], image["reason"]) for image in step["images"]]]
 
 
 def _draw_compiled(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
-    expected = _rank(folder, rank, world_size).generate(_job("plain"))
+    expected = draw(_rank(folder, rank, world_size), {_job("plain"): 0})
     traced: list[str] = []
     ran = 0
 
@@ -130,13 +145,13 @@ def _draw_compiled(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         return call
 
     torch.compile = functools.partial(torch.compile, backend=backend)
-    drawn = _rank(folder, rank, world_size, compile=True).generate(_job("compiled"))
+    drawn = draw(_rank(folder, rank, world_size, compile=True), {_job("compiled"): 0})
     return {"plain": expected, "compiled": drawn, "traced": traced, "ran": ran}
 
 
 def test_compiled_blocks_draw_the_same_on_two_ranks(model: Path):
     answers = run_ranks(2, _draw_compiled, model, timeout=240)
-    (plain, _), (compiled, _) = answers[0]["plain"], answers[0]["compiled"]
+    plain, compiled = answers[0]["plain"].outputs["plain"], answers[0]["compiled"].outputs["compiled"]
     np.testing.assert_array_equal(compiled.images, plain.images)
     assert compiled.report == plain.report
     assert plain.report["totals"]["cached_steps"][0] > 0

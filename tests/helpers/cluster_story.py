@@ -63,6 +63,7 @@ def settings(model: str) -> AppSettings:
                 "accelerator_type": "L20",
                 "threads_per_rank": 1,
                 "rank_class": "raycache.testing.faulty_rank:FaultyRank",
+                "max_active_jobs": 1,
             },
             "cache": {"type": "none"},
             "defaults": {"size": "64x64", "num_inference_steps": 4},

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
 from raycache.engine.engine import Engine
 from raycache.gang.costs import Costs, work_of
+from raycache.gang.outlook import Outlook
+from raycache.gang.schedule import Accounts, JobState, Rules
 from raycache.protocol.job import GangStatus, JobOutput
 from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, ModelInfo
@@ -31,7 +36,10 @@ class _Handle(SimpleNamespace):
 
 
 class FakeGang:
-    """Jobs end when the test says so, and teach their costs as a gang's do; its warm-up is over."""
+    """Jobs end when the test says so, and teach their costs as a gang's do; its warm-up is over.
+
+    It draws one after the other, and tells of each how many steps the test has reported.
+    """
 
     def __init__(self, settings: AppSettings) -> None:
         self.jobs = []
@@ -40,18 +48,35 @@ class FakeGang:
         self.handed_back = 0
         self.sick: Exception | None = None
         self.costs = Costs()
+        self._told: dict[str, JobState] = {}
+        self._outlook = Outlook((), Accounts(), Rules(scheduling="fifo", max_active=1))
 
     def start(self) -> None: ...
 
-    def submit(self, job, *, deadline=None, on_progress=None):
+    def submit(self, job, *, deadline=None, on_progress=None, caller=""):
         future: Future[JobOutput] = Future()
-        running = {"job": job, "deadline": deadline, "on_progress": on_progress, "future": future}
+
+        def report(event) -> None:
+            self._tell({**self._told, job.id: replace(self._told[job.id], calls_done=event.step)})
+            on_progress(event)
+
+        told = report if on_progress else None
+        running = {"job": job, "deadline": deadline, "on_progress": told, "caller": caller, "future": future}
         self.jobs.append(SimpleNamespace(costs=self.costs, **running))
+        times = {"arrived": time.monotonic(), "deadline": deadline or math.inf}
+        self._tell({**self._told, job.id: self.costs.job_state(job.id, work_of(job), caller=caller, **times)})
+        future.add_done_callback(lambda _: self._tell({k: v for k, v in self._told.items() if k != job.id}))
         return _Handle(future=future, abort=self.aborts.append)
+
+    def _tell(self, jobs: dict[str, JobState]) -> None:
+        self._told, self._outlook = jobs, replace(self._outlook, jobs=tuple(jobs.values()))
+
+    def outlook(self) -> Outlook:
+        return replace(self._outlook, ready_in_s=self.status().ready_in_s)
 
     def status(self) -> GangStatus:
         rank = {"rank": 0, "pid": 1, "memory": 5, "device_memory": 0, "collective_wait_s": 0.1}
-        return GangStatus("replica-1", True, 0, 0, None, ranks=[rank])
+        return GangStatus("replica-1", True, 0, 0, [], ranks=[rank])
 
     def hand_back(self) -> int:
         self.handed_back += 1

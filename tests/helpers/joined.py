@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cache_core import CacheReport, RanksParted, job_call, job_session, joined
 from cache_core.consensus import Consensus, GroupConsensus
@@ -41,21 +44,66 @@ class Drawing:
         return len(self.outputs) == self.job.steps
 
 
-def call_together(transformer: Any, jobs: Sequence[Drawing]) -> None:
-    """One step of each, in one call."""
+class OutOfMemory(TorchDispatchMode):
+    """No memory for the ``at``-th operation from here, nor for any after it: also tidying up must do without."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self._left = at
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._left <= 0:
+            raise torch.OutOfMemoryError("as the test wants it")
+        self._left -= 1
+        return func(*args, **(kwargs or {}))
+
+
+def call_together(transformer: Any, jobs: Sequence[Drawing], memory: float = math.inf) -> None:
+    """One step of each, in one call; none of them takes it if the memory does not suffice for that many operations."""
     each = [job.arguments() for job in jobs]
     stacked = each[0] | {name: torch.cat([own[name] for own in each]) for name in STACKED}
     calls = [job_call(job.session, transformer, (), own) for job, own in zip(jobs, each, strict=True)]
-    with torch.no_grad(), joined(transformer, calls):
-        output = transformer(**stacked)[0]
+    bounded = nullcontext() if memory == math.inf else OutOfMemory(memory)
+    with torch.no_grad(), bounded, joined(transformer, calls):
+        output = transformer(**stacked)[0].clone()  # the last operation: the transformer has returned
     for job, rows in zip(jobs, output.split([len(job.job.seeds) for job in jobs]), strict=True):
         job.take(rows)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A call fails, once for each entry of ``memory`` (in operations), and is then made in parts.
+
+    Attributes:
+        cut: how many of its jobs the first part has.
+    """
+
+    memory: tuple[int, ...] = ()
+    cut: int = 0
+
+
+def call_despite(transformer: Any, jobs: Sequence[Drawing], fault: Fault) -> int:
+    """One step of each, and how often a call failed before."""
+    for failed, memory in enumerate(fault.memory):
+        try:
+            call_together(transformer, jobs, memory)
+        except torch.OutOfMemoryError:
+            continue
+        return failed
+    for part in (jobs[: fault.cut], jobs[fault.cut :]):
+        if part:
+            call_together(transformer, part)
+    return len(fault.memory)
+
+
 def draw_joined(
-    transformer: Any, specs: Sequence[tuple[Job, Any]], arrivals: Sequence[int], group: Any = None
+    transformer: Any,
+    specs: Sequence[tuple[Job, Any]],
+    arrivals: Sequence[int],
+    group: Any = None,
+    faults: Mapping[int, Fault] = MappingProxyType({}),
 ) -> list[tuple[list[torch.Tensor], CacheReport]]:
-    """All jobs, each from its arrival on, in calls that hold whoever is there."""
+    """All jobs, each from its arrival on, in calls that hold whoever is there; ``faults`` by the number of the call."""
     with ExitStack() as stack:
         drawings = [
             Drawing(job, stack.enter_context(job_session(transformer, options, group, name=str(k))), job.start())
@@ -64,7 +112,7 @@ def draw_joined(
         now = 0
         while any(not drawing.done for drawing in drawings):
             if active := [d for d, at in zip(drawings, arrivals, strict=True) if at <= now and not d.done]:
-                call_together(transformer, active)
+                call_despite(transformer, active, faults.get(now, Fault()))
             now += 1
         return [(drawing.outputs, drawing.session.report) for drawing in drawings]
 

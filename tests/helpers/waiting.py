@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,15 @@ import numpy as np
 from cache_core import NoCacheOptions
 from raycache.engine.admission import Admission, Ticket
 from raycache.gang.costs import Costs, Work
+from raycache.gang.outlook import Outlook
+from raycache.gang.schedule import Accounts, JobState, Plan, Rules, settled
+from raycache.gang.scheduler import plan
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
 from raycache.settings import AppSettings
 
 SHORT, LONG = (Work(128, 128, 1, steps, NoCacheOptions()) for steps in (10, 50))
+FIFO = Rules(scheduling="fifo", max_active=1)
 
 
 def output(seconds: float) -> JobOutput:
@@ -26,16 +32,18 @@ def output(seconds: float) -> JobOutput:
 
 @dataclass
 class World:
-    """One gang that draws one job after the other, clients, and a clock. Nothing here predicts anything.
+    """One gang that draws by the real schedule, clients, and a clock. What things take is not asked of any prediction.
 
-    ``step_s``: what a step takes, ``noise``: how much that varies, ``rebuilt_at``: when there will be ranks again,
-    ``said_s``: how long the gang believes that it takes.
+    ``step_s``: what a step takes, ``noise``: how much that varies from job to job, ``row``: how much of it another row
+    takes; ``rebuilt_at``: when there will be ranks again, ``said_s``: how long the gang believes that it takes.
     """
 
     step_s: float = 0.1
     noise: float = 0.0
+    row: float = 0.8
     rebuilt_at: float = 0.0
     said_s: float = 0.0
+    rules: Rules = FIFO
     policy: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
 
@@ -43,50 +51,92 @@ class World:
         self.now, self.luck, self.costs = 0.0, random.Random(3), Costs()
         policy = AppSettings.model_validate({"model": {"path": "noise"}}).policy
         policy = policy.changed({"max_queued_requests": 3, **self.policy, "limits": self.limits})
-        self.admission = Admission(policy, self.costs, lambda: self.now)
+        self.admission = Admission(policy, self.costs, self.outlook, lambda: self.now)
         for work in (SHORT, LONG, SHORT, LONG):
             self.costs.learn(work, output(work.steps * self.step_s))
-        self.queue: list[Ticket] = []
+        self.jobs: tuple[JobState, ...] = ()
+        self.accounts, self._drawing = Accounts(), False
+        self.held: dict[str, tuple[Ticket, Work]] = {}
+        self._learned: Counter[int] = Counter()
+        self.slower: dict[str, float] = {}  # how many times longer a job's steps take
+        self.took: dict[str, float] = {}
         self.most = 0
         self.told: list[tuple[float, int]] = []  # seconds, and which try it was
+        self.missed: list[str] = []  # jobs that were let in and were not in time
+        self.done: list[str] = []
         self._events: list[tuple[float, int, Any]] = []
         self._number = itertools.count()
+
+    @property
+    def queue(self) -> list[Ticket]:
+        return [ticket for ticket, _ in self.held.values()]
+
+    def outlook(self) -> Outlook:
+        left = max(0.0, self.said_s - self.now) if self.now < self.rebuilt_at else 0.0
+        return Outlook(self.jobs, self.accounts, self.rules, left)
 
     def at(self, when: float, what: Any) -> None:
         heapq.heappush(self._events, (when, next(self._number), what))
 
     def run(self, until: float) -> None:
-        self.at(self.rebuilt_at, lambda: None)
+        self.at(self.rebuilt_at, self._draw)
         while self._events and self._events[0][0] <= until:
             self.now, _, what = heapq.heappop(self._events)
             what()
 
+    def admit(self, name: str, work: Work, timeout_s: float = 300.0, key: str | None = None) -> Ticket:
+        id = f"{next(self._number):06} {name}"  # jobs that come at the same time are drawn in order of their ids
+        return self.admission.admit(id, work, timeout_s, key=key, mark=(name, key, work))
+
     def arrive(self, name: str, work: Work, *, tries: int = 0, key: str | None = None, timeout_s: float = 300.0):
         """A client that comes, and comes again exactly when it is told."""
-        left = max(0.0, self.said_s - self.now) if self.now < self.rebuilt_at else 0.0
         try:
-            ticket = self.admission.admit(work, timeout_s, left, key=key, mark=(name, key, work))
+            ticket = self.admit(name, work, timeout_s, key)
         except RequestError as error:
             (after,) = [int(value) for header, value in error.headers().items() if header == "retry-after"]
             self.told.append((after, tries))
             again = lambda: self.arrive(name, work, tries=tries + 1, key=key, timeout_s=timeout_s)  # noqa: E731
             self.at(self.now + after, again)
             return
-        self.queue.append(ticket)
-        self.most = max(self.most, len(self.queue))
-        if len(self.queue) == 1:
-            self._draw()
+        id = ticket.job.id
+        self.held[id], self.slower[id], self.took[id] = (ticket, work), self.luck.lognormvariate(0, self.noise), 0.0
+        self.jobs = (*self.jobs, ticket.job)
+        self.most = max(self.most, len(self.held))
+        self._draw()
 
     def _draw(self) -> None:
-        seconds = self.queue[0].work.steps * self.step_s * self.luck.lognormvariate(0, self.noise)
-        self.at(max(self.now, self.rebuilt_at) + seconds, lambda: self._drawn(seconds))
+        if self._drawing or self.now < self.rebuilt_at or not self.jobs:
+            return
+        self.accounts = self.accounts.present({job.caller for job in self.jobs})
+        tick = plan(self.jobs, self.costs, self.rules, self.accounts, self.now)
+        begun = {*tick.start}
+        self.jobs = tuple(replace(job, calls_done=0) if job.id in begun else job for job in self.jobs)
+        self._drawing = True
+        self.at(self.now + sum(map(self._call, tick.calls)), lambda: self._drawn(tick))
 
-    def _drawn(self, seconds: float) -> None:
-        ticket = self.queue.pop(0)
-        self.costs.learn(ticket.work, output(seconds))
-        self.admission.release(ticket)
-        if self.queue:
-            self._draw()
+    def _call(self, ids: Sequence[str]) -> float:
+        seconds = self.step_s * (1 + self.row * (len(ids) - 1)) * max(self.slower[id] for id in ids)
+        for id in ids:
+            self.took[id] += seconds / len(ids)
+        if len(ids) > 1 and self._learned[len(ids)] < 3:  # learning takes milliseconds
+            self._learned[len(ids)] += 1
+            self.costs.called([self.held[id][0].job for id in ids], seconds)
+        return seconds
+
+    def _drawn(self, tick: Plan) -> None:
+        self._drawing, present = False, self.jobs
+        self.accounts = self.accounts.charged(tick.charges, self.rules)
+        self.jobs = settled(self.jobs, tick)
+        for id in {job.id for job in present} - {job.id for job in self.jobs}:
+            ticket, work = self.held.pop(id)
+            if id in tick.abort or ticket.job.deadline < self.now:
+                self.missed.append(id)
+            if id in tick.end:
+                self.done.append(id)
+                if not any(len(call) > 1 for call in tick.calls):
+                    self.costs.learn(work, output(self.took[id]))
+            self.admission.release(ticket)
+        self._draw()
 
     @property
     def twice(self) -> list[float]:

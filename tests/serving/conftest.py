@@ -151,7 +151,8 @@ def http(local_ray) -> Iterator[str]:
 def flux(http: str, gang_settings: Callable[..., AppSettings]) -> Iterator[str]:
     """The application as a user runs it, with a tiny model and two engines of two ranks; its URL."""
     settings = gang_settings(
-        parallel={"engine_cpus": 0.2, "rank_class": FAULTY},
+        # One job at a time, so that what waits, and for what, is known; many at once: `test_gang_many_jobs.py`.
+        parallel={"engine_cpus": 0.2, "rank_class": FAULTY, "max_active_jobs": 1},
         ingress={"num_cpus": 0.1},
         cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
         defaults={"size": "64x64", "num_inference_steps": 6},

@@ -27,7 +27,13 @@ SLOW = PlannedFault(kind="sleep", step=1, seconds=1.5).prompt()
 def url(http: str, gang_settings: Callable[..., Any]) -> Iterator[str]:
     settings = gang_settings(
         ranks=1,
-        parallel={"engine_cpus": 0.2, "rank_gpus": 1, "accelerator_type": "L20", "rank_class": FAULTY},
+        parallel={
+            "engine_cpus": 0.2,
+            "rank_gpus": 1,
+            "accelerator_type": "L20",
+            "rank_class": FAULTY,
+            "max_active_jobs": 1,
+        },
         ingress={"num_cpus": 0.1},
         cache={"type": "none"},
         defaults={"size": "64x64", "num_inference_steps": 4},

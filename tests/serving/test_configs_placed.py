@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import ray
 import yaml
+from PIL import Image
 from ray import serve
 from ray.serve.api import RunTarget
 from ray.util import placement_group_table
@@ -83,6 +88,19 @@ def test_the_laptop_configuration_with_four_ranks(application, tiny_model):
     assert reply.status_code == 200, reply.text
     (engine,) = httpx.get(f"{url}/readyz").json()["engines"]
     assert len(engine["gang"]["ranks"]) == 4
+
+    asked = [{**ASK, "seed": seed, "num_inference_steps": 8 + 4 * seed} for seed in range(4)]
+    alone = [picture(url, body) for body in asked]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda body: picture(url, body), asked))
+    for shared, expected in zip(at_once, alone, strict=True):
+        np.testing.assert_allclose(shared, expected, atol=1, rtol=0)
+
+
+def picture(url: str, body: dict) -> np.ndarray:
+    reply = httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
+    assert reply.status_code == 200, reply.text
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.json()["data"][0]["b64_json"]))), int)
 
 
 def test_a_gang_that_does_not_fit_is_explained_at_once(application, tiny_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Iterator
@@ -120,7 +121,13 @@ def test_raw_bytes(client, reference):
 
 def test_two_engines_draw_at_the_same_time(client, flux, reference):
     with being_drawn(flux):
-        np.testing.assert_array_equal(pixels(client.post(URL, json=ASK)), reference)
+        answer = None
+        for patience_s in (10, 20, 40):  # Serve may have chosen the busy engine, and chooses anew
+            with contextlib.suppress(httpx.ReadTimeout):
+                answer = client.post(URL, json=ASK, timeout=patience_s)
+                break
+        assert answer is not None, "the free engine was never chosen"
+        np.testing.assert_array_equal(pixels(answer), reference)
         assert sum(engine["running"] for engine in engines_now(flux)) == 1, "one goes on, and the other is free again"
 
 

@@ -36,7 +36,7 @@ def deploy(
     keys.write_text(f"{KEY}\n")
     args = gang_settings(
         ranks=1,
-        parallel={"engine_cpus": 0.2, "rank_class": FAULTY},
+        parallel={"engine_cpus": 0.2, "rank_class": FAULTY, "max_active_jobs": 1},
         ingress={"num_cpus": 0.1, "api_keys_file": str(keys)},
         cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
         defaults={"size": "64x64", "num_inference_steps": 6},

@@ -32,9 +32,10 @@ MAY_IMPORT = {
     "logs": {"protocol", "settings"},
     "tracing": {"protocol"},
     "protocol": {"settings", "presets"},
-    "settings": {"limits", "origins", "presets", "strict", "text_files"},
+    "settings": {"limits", "origins", "parallel_settings", "presets", "strict", "text_files"},
     "presets": {"yaml_files"},
     "limits": {"strict"},
+    "parallel_settings": {"strict"},
     "strict": {"text_files"},
     "yaml_files": {"text_files"},
 }

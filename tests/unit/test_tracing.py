@@ -13,7 +13,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from raycache import tracing
-from raycache.gang.batch import JobBatch
 from raycache.protocol.job import Job, Trace
 from raycache.tracing import RankSpans, exporter_in_use, traces_of_request
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
@@ -70,17 +69,6 @@ def test_an_error_is_told_without_its_words(exported: InMemorySpanExporter):
     spans.end("OutOfMemoryError")
     assert span("rank 0", exported).status.description == "OutOfMemoryError"
     assert span("encode", exported).end_time
-
-
-def test_a_batch_is_in_the_trace_of_each_of_its_requests(exported: InMemorySpanExporter):
-    parents = ["00-" + number * 32 + "-" + "cd" * 8 + "-01" for number in "12"]
-    handles = [SimpleNamespace(job=job(Trace(parent, EXPORTER), id=parent)) for parent in parents]
-    handles.append(SimpleNamespace(job=job()))  # one that is not traced
-    spans = RankSpans(JobBatch(handles).job, rank=0)
-    spans.phase("encode")
-    spans.end()
-    finished = exported.get_finished_spans()
-    assert sorted(f"{one.context.trace_id:032x}"[0] for one in finished) == ["1", "1", "2", "2"]
 
 
 def test_nothing_without_a_trace(exported: InMemorySpanExporter):

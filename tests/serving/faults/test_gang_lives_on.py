@@ -22,17 +22,18 @@ def pid_of(gang: Gang, rank: int) -> int:
     return gang.status().ranks[rank]["pid"]
 
 
-def hit(gang: Gang, rank: int, blow: signal.Signals) -> float:
-    """Seconds until the gang has noticed. Those in which this process, where its thread is, got no CPU do not count."""
+def hit(gang: Gang, rank: int, blow: signal.Signals) -> tuple[float, float]:
+    """Seconds until the gang has noticed, and of them those in which this process, where its thread is, got no CPU."""
     starved, at = cpu_wait_s(os.getpid()), time.time()
     os.kill(pid_of(gang, rank), blow)
     wait_until(lambda: (last := gang.status().last_recovery) is not None and last.noticed_at > at)
-    return gang.status().last_recovery.noticed_at - at - (cpu_wait_s(os.getpid()) - starved)
+    return gang.status().last_recovery.noticed_at - at, cpu_wait_s(os.getpid()) - starved
 
 
 def test_death_of_an_idle_rank(gang: Gang, reference: np.ndarray):
     before, old = gang.status().restarts, [pid_of(gang, 0), pid_of(gang, 1)]
-    assert hit(gang, 1, signal.SIGKILL) < 1.0
+    noticed_s, starved_s = hit(gang, 1, signal.SIGKILL)
+    assert noticed_s - starved_s < 1.0
     assert gang.status().faults[-1].startswith("death")
     output = gang.submit(job()).future.result(90)
     np.testing.assert_array_equal(output.images, reference)
@@ -47,7 +48,8 @@ def test_death_in_a_job_is_retried_and_the_queue_waits(gang: Gang, reference: np
     queued = gang.submit(job())
     hasty = gang.submit(job(), deadline=time.monotonic() + 250)
     wait_until(lambda: len(told) > 3)
-    assert hit(gang, 0, signal.SIGKILL) < 1.0
+    noticed_s, starved_s = hit(gang, 0, signal.SIGKILL)
+    assert noticed_s - starved_s < 1.0
     assert running.future.result(240).images.shape == (1, 64, 64, 3)
     np.testing.assert_array_equal(queued.future.result(60).images, reference)
     np.testing.assert_array_equal(hasty.future.result(60).images, reference)
@@ -60,7 +62,9 @@ def test_a_stopped_rank_is_a_hang(gang: Gang, reference: np.ndarray, caplog: pyt
     # Time enough to notice the hang, and too little for new ranks after that.
     running = gang.submit(job(steps=LONG), deadline=time.monotonic() + max(4.0, gang._rebuilds.expected_s))
     wait_until(lambda: gang.status().ranks[0].get("step", 0) > 3)
-    assert 1.0 < hit(gang, 1, signal.SIGSTOP) < 4.0
+    noticed_s, starved_s = hit(gang, 1, signal.SIGSTOP)
+    assert noticed_s > 1.0
+    assert noticed_s - starved_s < 4.0
     assert gang.status().faults[-1].startswith("hang")
     with pytest.raises(GangRestarting) as caught:
         running.future.result(60)
@@ -76,8 +80,7 @@ def test_restarts_are_bounded(local_ray: None, gang_settings: Callable[..., AppS
     gang = Gang(gang_settings(reliability={"max_restarts": 0}), name="bounded")
     gang.start()
     gang.check_health()
-    queued = gang.submit(job(steps=LONG))
-    behind = gang.submit(job())
+    queued, behind = (gang.submit(job(steps=LONG)) for _ in range(2))
     wait_until(lambda: gang.status().ranks[0].get("step", 0) > 3)
     pids = [pid_of(gang, 0), pid_of(gang, 1)]
     os.kill(pids[1], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Each way a rank can fail, in each stage: the job is drawn again, the one behind it waits, the picture is the same."""
+"""Each way a rank can fail, in each stage: what was under way is drawn again, and every picture is the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serving.conftest import job, wait_until
 
 
 def test_the_declared_shape_is_warm(gang: Gang):
-    assert gang._life.timeouts.seconds(job(), "denoise") == 2.0
+    assert gang._life.timeouts.seconds([job()], "denoise") == 2.0
 
 
 #: Between steps, a rank dies in `test_service_faults.py`, and one is stopped in `test_gang_lives_on.py`.
@@ -39,7 +39,8 @@ def test_a_fault_costs_no_job(gang: Gang, reference: np.ndarray, tmp_path: Path,
     assert once.exists()
     np.testing.assert_array_equal(behind.future.result(60).images, reference)
     after = gang.status()
-    assert (after.restarts, after.retries) == (before.restarts + 1, before.retries + 1)
+    assert after.restarts == before.restarts + 1
+    assert after.retries - before.retries in (1, 2), "the one behind may have been begun, and is drawn again too"
     assert after.causes.get(kind, 0) == before.causes.get(kind, 0) + 1, after.faults[-1]
     recovery = after.last_recovery
     assert recovery.kind == kind
@@ -102,5 +103,5 @@ def test_a_job_that_breaks_every_gang_is_not_drawn_for_ever(gang: Gang, referenc
 
 def test_same_error_in_different_places_is_no_agreement():
     """Ranks that stopped at different collectives would answer each other's next ones."""
-    first, second = (Failure("error", "denoise", step, "MemoryError", "on purpose", "") for step in (2, 3))
+    first, second = (Failure("error", ("1",), "denoise", step, "MemoryError", "on purpose", "") for step in (2, 3))
     assert first.place != second.place

@@ -6,6 +6,7 @@ compare the image stream, single blocks both.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -85,6 +86,32 @@ def test_within_a_step():
     # Between the stacks the text stream changes hands: the first single block's own input is both streams.
     states = [(0, 0), (2, 1), (3, 2), (4, 3), (5, 3 + 2), (6, 3 + 3), (7, 3 + 4), (8, 3 + 5)]
     assert seen == [h * H + e * E for h, e in states]
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("options", [{**DUAL, "Bn_compute_blocks": 3, "Bn_compute_blocks_ids": (2,)}, ALL])
+def test_what_is_replaced_is_not_kept_until_the_call_is_over(options, order):
+    """In case it fails: that would be a second copy of everything, at the moment when memory is short."""
+    before: list[weakref.ref[torch.Tensor]] = []
+    sizes: list[int] = []
+    with answered(lambda *_: (9.0, 1.0)), opened(MODEL, {**options, "taylor_order": order}) as session:
+
+        def on_step(_: int) -> None:
+            before[:] = [weakref.ref(t) for t in session.tensors()]
+            sizes.append(session.bytes_held())
+
+        def look(*_: Any) -> None:
+            held = {id(tensor) for tensor in session.tensors()}
+            assert all(own() is None or id(own()) in held for own in before)
+            assert len(sizes) < 4 or session.bytes_held() <= sizes[-1] + H + E
+
+        handles = [norm.register_forward_pre_hook(look) for norm in NORMS]
+        try:
+            draw(MODEL, Job(steps=5), on_step=on_step)
+        finally:
+            for handle in handles:
+                handle.remove()
+    assert sizes[-1] == sizes[-2] > 0
 
 
 def _forget(session: Any) -> None:

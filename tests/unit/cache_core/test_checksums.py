@@ -13,6 +13,7 @@ from tests.helpers.tiny_flux import Job, draw, opened, tiny_flux
 from tests.helpers.told import answered, told
 
 MODEL = tiny_flux()
+BLOCKS = [*MODEL.transformer_blocks, *MODEL.single_transformer_blocks]
 TWO = Job(seeds=(1, 2), steps=6)
 CPU = torch.device("cpu")
 DBCACHE = {
@@ -91,6 +92,40 @@ def test_the_place_shows():
             handle.remove()
     assert len(wire.checksums) == 4  # the look of every step, and three questions
     assert len(set(wire.checksums)) == 4
+
+
+@pytest.mark.parametrize("options", [DBCACHE, DBPRUNE])
+def test_ranks_whose_calls_failed_at_other_decisions_show_it(options):
+    """The call is made again on all of them: one keeps a verdict that the other has not."""
+
+    def sent(block: int) -> list[int]:
+        raising = [False]
+
+        def explode(*_: Any) -> None:
+            if raising[0]:
+                raise torch.OutOfMemoryError
+
+        def arm(step: int) -> None:
+            raising[0] = step == 3
+
+        handle = BLOCKS[block].register_forward_pre_hook(explode)
+        with answered(told()) as wire, cache_session(MODEL, options), torch.no_grad():
+            latents = TWO.start()
+            for step in range(TWO.steps):
+                arguments = {"hidden_states": latents, "timestep": TWO.timestep(step), "return_dict": False}
+                if step == 3:
+                    arm(step)
+                    with pytest.raises(torch.OutOfMemoryError):
+                        MODEL(**arguments, **TWO.static())
+                    before = len(wire.checksums)
+                    arm(-1)
+                MODEL(**arguments, **TWO.static())
+        handle.remove()
+        return wire.checksums[before:]
+
+    early, late = sent(0), sent(7)
+    assert sent(0) == early
+    assert early[0] != late[0]
 
 
 def test_sixteen_bits_well_spread():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from cache_core import (
     job_session,
     joined,
 )
-from tests.helpers.joined import STACKED, Drawing, call_together, draw_joined
+from tests.helpers.joined import STACKED, TOGETHER, Drawing, Fault, call_together, draw_joined
 from tests.helpers.tiny_flux import Job, decisions, draw_cached, gap, tiny_flux
 
 MODEL = tiny_flux()
@@ -31,6 +33,7 @@ SHARED_BLOCKS: dict[str, CacheOptions] = {
     "FBCache": FBCacheOptions(warmup_steps=2),
     "DBPrune": DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, non_prune_blocks_ids=(4,), warmup_steps=2),
 }
+CACHING = ("DBCache", "DBPrune", "FBCache")
 
 
 def numbers(report: CacheReport, rows: int) -> list[Any]:
@@ -58,8 +61,10 @@ def own_options(draw: st.DrawFn, method: str) -> CacheOptions:
 
 
 @st.composite
-def traffic(draw: st.DrawFn) -> tuple[list[tuple[Job, CacheOptions]], list[int]]:
-    method = draw(st.sampled_from(sorted(SHARED_BLOCKS)))
+def traffic(
+    draw: st.DrawFn, methods: Sequence[str] = tuple(sorted(SHARED_BLOCKS))
+) -> tuple[list[tuple[Job, CacheOptions]], list[int]]:
+    method = draw(st.sampled_from(methods))
     count = draw(st.integers(2, 4))
     specs = []
     for k in range(count):
@@ -79,7 +84,78 @@ def test_everybody_decides_as_alone(traffic: tuple[list[tuple[Job, CacheOptions]
         assert [step.step for step in report.steps] == list(range(job.steps))
 
 
-@pytest.mark.parametrize("method", ["DBCache", "FBCache", "DBPrune"])
+#: Somewhere in a call, which has 900 (one row) to 2,300 operations, and it may fail several times over.
+FAULTS = st.builds(
+    Fault, st.lists(st.integers(0, 1500), min_size=1, max_size=2).map(tuple), st.sampled_from([0, 0, 1, 2])
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(traffic(CACHING), st.dictionaries(st.integers(1, 9), FAULTS, min_size=3, max_size=9))
+def test_a_call_that_failed_and_is_made_again_never_was(
+    traffic: tuple[list[tuple[Job, CacheOptions]], list[int]], faults: dict[int, Fault]
+):
+    """Whole or in two parts; the memory ends anywhere, also between what two images of a block remember."""
+    specs, arrivals = traffic
+    for (job, options), (outputs, report) in zip(specs, draw_joined(MODEL, specs, arrivals, None, faults), strict=True):
+        alone, single = draw_cached(MODEL, options, job)
+        assert numbers(report, len(job.seeds)) == numbers(single, len(job.seeds))
+        assert gap(outputs, alone) <= 1e-4
+        assert [step.step for step in report.steps] == list(range(job.steps))
+        assert report.non_finite == single.non_finite
+
+
+@pytest.mark.parametrize("memory", [0, 300, 700, 1000, 1250, None])
+@pytest.mark.parametrize("method", CACHING)
+def test_every_call_fails_once(method: str, memory: int | None):
+    """The property above would hold where no call fails. None: all operations succeed, but not what is done then."""
+    specs = TOGETHER[method]
+    with ExitStack() as stack:
+        jobs = [
+            Drawing(job, stack.enter_context(job_session(MODEL, options, name=str(k))), job.start())
+            for k, (job, options) in enumerate(specs)
+        ]
+        for _ in range(5):
+            held = [job.session.bytes_held() for job in jobs]
+            with pytest.raises(torch.OutOfMemoryError):
+                call_and_fail(jobs) if memory is None else call_together(MODEL, jobs, memory)
+            assert all(job.session.bytes_held() <= before + 64 for job, before in zip(jobs, held, strict=True))
+            call_together(MODEL, jobs[:1])
+            call_together(MODEL, jobs[1:])
+        for job, (spec, options) in zip(jobs, specs, strict=True):
+            alone, single = draw_cached(MODEL, options, spec)
+            rows = range(len(spec.seeds))
+            assert [decisions(job.session.report, row) for row in rows] == [decisions(single, row)[:5] for row in rows]
+            assert gap(job.outputs, alone[:5]) <= 1e-4
+
+
+def call_and_fail(jobs: Sequence[Drawing]) -> None:
+    """As where a gather around the transformer's own forward has no memory."""
+    each = [job.arguments() for job in jobs]
+    stacked = each[0] | {name: torch.cat([own[name] for own in each]) for name in STACKED}
+    calls = [job_call(job.session, MODEL, (), own) for job, own in zip(jobs, each, strict=True)]
+    with torch.no_grad(), joined(MODEL, calls):
+        MODEL(**stacked)
+        raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("method", CACHING)
+def test_another_call_than_the_one_that_failed_is_not_judged_by_it(method: str):
+    """Memories that the failed call had replaced in part are let go."""
+    options = SHARED_BLOCKS[method].model_copy(update={"residual_diff_threshold": 5.0})
+    with job_session(MODEL, options) as session:
+        job = Drawing(Job(steps=9), session, Job().start())
+        for _ in range(4):
+            call_together(MODEL, [job])
+        with pytest.raises(torch.OutOfMemoryError):
+            call_together(MODEL, [job], 300)
+        job.latents = job.latents + 0.01
+        for _ in range(2):
+            call_together(MODEL, [job])
+    assert [reason for _, reason, _ in decisions(session.report)] == ["warmup"] * 2 + ["below"] * 2 + ["first", "below"]
+
+
+@pytest.mark.parametrize("method", CACHING)
 def test_jobs_of_other_steps_do_save_work(method: str):
     """The property above would hold where nothing is ever cached."""
     options = SHARED_BLOCKS[method].model_copy(update={"residual_diff_threshold": 0.5})

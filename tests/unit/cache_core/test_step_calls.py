@@ -246,6 +246,8 @@ def test_a_call_that_raised_keeps_its_place_if_it_is_repeated_at_once():
         place = step.begin(call_inputs(Model(), (LATENTS, time, text), {}))
         if ends:
             step.end()
+        else:
+            step.undo()
         return place
 
     assert [begin(a), begin(b, ends=False), begin(b), begin(a, 0.9), begin(b, 0.9)] == [1, 2, 2, 1, 2]

@@ -47,6 +47,7 @@ async def test_what_the_gang_learned_while_starting_is_known_from_the_first_job_
     first = asyncio.create_task(anext(events))
     while len(engine._gang.jobs) < 2:
         await asyncio.sleep(0)
+    await asyncio.sleep(0.25)  # what is told may be so old
     engine._gang.jobs[-1].on_progress(SimpleNamespace(step=5, steps=10, cached=[], residual_diff=[], preview=None))
     assert (await first).seconds_left == pytest.approx(1.9, rel=0.2)
     await events.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,11 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayE
 
 from raycache.gang import incarnation
 from raycache.gang import worker_group as actors
-from raycache.gang.incarnation import Incarnation
+from raycache.gang.incarnation import Incarnation, agreed
 from raycache.gang.worker_group import Fault, WorkerGroup
+from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import GangStartError, Job
+from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 1}})
@@ -27,7 +30,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def get(ref: object) -> None:
         raise fake.error
 
-    fake = SimpleNamespace(wait=lambda refs, timeout: (refs, []), get=get, error=None)
+    fake = SimpleNamespace(wait=lambda refs, timeout, num_returns=1: (refs, []), get=get, error=None)
     monkeypatch.setattr(actors, "ray", fake)
     monkeypatch.setattr(incarnation, "ray", fake)
     return fake
@@ -45,13 +48,12 @@ def ranks() -> WorkerGroup:
 def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: WorkerGroup, error: RayError):
     ray.error = error
     with pytest.raises(Fault, match="rank 0 died") as caught:
-        ranks.last_news()
+        ranks.poll(None)
     assert caught.value.kind == "death"
     life = object.__new__(Incarnation)
-    life._actors = SimpleNamespace(generate=lambda job: {"ref": 0}, detector=SimpleNamespace(ranks=[None]))
-    life.timeouts = SimpleNamespace(begin=lambda: None)
+    life._sent, life._drawing = deque([(Tick(0), {"ref": 0})]), {"1": JOB}
     with pytest.raises(Fault, match=f"rank 0 died in job 1 .{type(error).__name__}") as caught:
-        life.draw(JOB, lambda events: None, lambda: False)
+        life.receive()
     assert caught.value.kind == "death"
     with pytest.raises(GangStartError, match="a rank died while it should load"):
         ranks._all(["ref"], time.monotonic() + 5, "load", lambda: None)
@@ -60,5 +62,40 @@ def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: WorkerGroup,
 def test_a_rank_that_cannot_say_how_it_is(ray: SimpleNamespace, ranks: WorkerGroup):
     ray.error = RayTaskError("heartbeat", "traceback", RuntimeError("CUDA error"))
     with pytest.raises(Fault, match="rank 0 cannot say how it is: CUDA error") as caught:
-        ranks.last_news()
+        ranks.poll(None)
     assert caught.value.kind == "error"
+
+
+def failed(kind: str, step: int = 3, phase: str = "denoise") -> TickReport:
+    return TickReport(0, failures=[Failure(kind, ("1",), phase, step, "MemoryError", "on purpose", "")])
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        [failed("error"), TickReport(0)],
+        [TickReport(0), failed("error")],
+        [failed("error"), failed("error", step=4)],
+        [failed("group"), failed("group")],
+        [TickReport(0, skipped=True), TickReport(0)],
+    ],
+    ids=["one", "another", "elsewhere", "the group", "skipped"],
+)
+def test_ranks_that_do_not_say_the_same_are_a_fault(reports: list[TickReport]):
+    with pytest.raises(Fault) as caught:
+        agreed(reports)
+    assert caught.value.kind == "error"
+
+
+@pytest.mark.parametrize(
+    "reports",
+    [
+        [failed("error"), failed("error")],
+        [failed("together"), failed("together")],
+        [failed("error", phase="decode"), TickReport(0)],  # which rank 0 does alone
+        [TickReport(0, skipped=True), TickReport(0, skipped=True)],
+    ],
+    ids=["error", "together", "decode", "skipped"],
+)
+def test_ranks_that_agree_live_on(reports: list[TickReport]):
+    assert agreed(reports) is reports[0]

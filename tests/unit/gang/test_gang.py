@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -13,44 +14,80 @@ import pytest
 from cache_core import NoCacheOptions
 from raycache.gang import gang as module
 from raycache.gang.gang import Gang
+from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.worker_group import Fault
-from raycache.protocol.job import GangBroken, GangRestarting, GangStartError, Job, JobFailed, JobOutput, ModelFacts
+from raycache.protocol.job import (
+    DeadlineExceeded,
+    GangBroken,
+    GangRestarting,
+    GangStartError,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobOutput,
+    ModelFacts,
+    Progress,
+)
+from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.settings import AppSettings
 
-SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"max_batch_size": 4}})
+SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}})
 POISON = 13
 
 
 class Life:
-    """In place of an incarnation: a fault in every drawing that has ``POISON`` among its seeds, else pictures."""
+    """In place of an incarnation: a fault in every call that ``POISON`` is in, else pictures."""
 
-    drawn: list[tuple[int, ...]]
+    calls: list[tuple[int, ...]]  # the seeds in each
     gate: threading.Event
-    timeouts: list[float]
+    timeouts_s: list[float]
     rebuilt: threading.Event  # until then there are no new ranks
     start_error: Exception | None = None
     end_error: Exception | None = None
     stages: ClassVar[dict[str, float]] = {}
+    ticks, free_bytes = 3, None
 
-    def __init__(self, *_: object) -> None: ...
+    def __init__(self, *_: object) -> None:
+        self.timeouts = StepTimeouts(SETTINGS.reliability)
+        self._sent: deque[Tick] = deque()
+        self._left: dict[str, int] = {}
+        self._jobs: dict[str, Job] = {}
 
     def assemble(self, source: object, timeout_s: float) -> tuple[tuple[str, str], ModelFacts]:
-        self.timeouts.append(timeout_s)
+        self.timeouts_s.append(timeout_s)
         if source is not None:
             assert self.rebuilt.wait(10)
         if self.start_error is not None:
             raise self.start_error
         return ("", "noise"), ModelFacts("noise", 57, 4, 64, "FluxPipeline", 16)
 
-    def draw(self, job: Job, tell: Callable, unwanted: Callable) -> JobOutput:
+    def send(self, tick: Tick) -> None:
+        self._sent.append(tick)
+
+    def receive(self) -> TickReport:
         assert self.gate.wait(10)
-        self.drawn.append(job.seeds)
-        if POISON in job.seeds:
-            raise Fault("error", "rank 1 raised")
-        count = len(job.seeds)
-        report = {"options": {}, "steps": [], "totals": {"cached_steps": [0] * count}}
-        report["totals"]["computed_block_fraction"] = [1.0] * count
-        return JobOutput(np.zeros((count, 16, 16, 3), np.uint8), report, 0.1, 0.1, 0.1, [[] for _ in job.seeds])
+        tick = self._sent.popleft()
+        told = TickReport(tick.number)
+        for name in tick.abort:
+            self._left.pop(name, None)
+        for job in tick.start:
+            self._jobs[job.id], self._left[job.id] = job, job.num_inference_steps
+            told.started_s[job.id] = 0.001
+        for names in tick.calls:
+            seeds = tuple(seed for name in names for seed in self._jobs[name].seeds)
+            self.calls.append(seeds)
+            if POISON in seeds:
+                raise Fault("error", "rank 1 raised")
+            told.calls.append(Called(names, 0.001, (1.0,) * len(names)))
+            for name in names:
+                self._left[name] -= 1
+                told.progress[name] = [Progress(self._jobs[name].num_inference_steps - self._left[name], 4, [], [])]
+                if not self._left[name]:
+                    told.done.append(name)
+        for name in tick.end:
+            assert self._left.pop(name) == 0
+            told.outputs[name] = JobOutput(np.zeros((1, 16, 16, 3), np.uint8), None, 0.1, 0.1, 0.1)
+        return told
 
     def idle(self) -> None: ...
 
@@ -66,7 +103,7 @@ class Life:
 def life(monkeypatch: pytest.MonkeyPatch) -> type[Life]:
     """A class of its own for each test."""
     own = type(
-        "OwnLife", (Life,), {"drawn": [], "timeouts": [], "gate": threading.Event(), "rebuilt": threading.Event()}
+        "OwnLife", (Life,), {"calls": [], "timeouts_s": [], "gate": threading.Event(), "rebuilt": threading.Event()}
     )
     own.rebuilt.set()
     monkeypatch.setattr(module, "Incarnation", own)
@@ -81,19 +118,54 @@ def gang(life: type[Life]) -> Iterator[Gang]:
     gang.shutdown()
 
 
-def job(seed: int, width: int = 64) -> Job:
-    return Job(str(seed), "", width, 64, (seed,), 4, 3.5, NoCacheOptions())
+def job(seed: int, steps: int = 4) -> Job:
+    return Job(str(seed), "", 64, 64, (seed,), steps, 3.5, NoCacheOptions())
 
 
-def test_a_job_that_breaks_gangs_takes_no_batch_mate_along(gang: Gang, life: type[Life]):
-    first = gang.submit(job(0, width=128))  # of another size: no mate
-    mates = [gang.submit(job(seed)) for seed in (1, POISON, 3)]
+def test_a_job_that_breaks_gangs_takes_no_other_along(gang: Gang, life: type[Life]):
+    handles = {seed: gang.submit(job(seed)) for seed in (1, POISON, 3)}
     life.gate.set()
-    assert first.future.result(10)
-    assert [mates[k].future.result(10).batch_size for k in (0, 2)] == [0, 0]
-    with pytest.raises(JobFailed, match=r"rank 1 raised.*drawn 2 times"):
-        mates[1].future.result(10)
-    assert life.drawn[-5:] == [(1, POISON, 3), (1,), (POISON,), (POISON,), (3,)]
+    for seed in (1, 3):
+        assert handles[seed].future.result(10).images.shape == (1, 16, 16, 3)
+    with pytest.raises(JobFailed, match=r"rank 1 raised.*drawn 3 times"):
+        handles[POISON].future.result(10)
+    assert gang.status().restarts == 3
+    assert gang.status().jobs == []
+    assert all(len(seeds) == 1 for seeds in life.calls[-8:]), "after a fault each is drawn with no other"
+
+
+def test_many_are_under_way_at_once_and_each_hears_of_itself(gang: Gang, life: type[Life]):
+    told: dict[int, list[int]] = {seed: [] for seed in range(5)}
+    handles = [
+        gang.submit(job(seed), on_progress=lambda progress, seed=seed: told[seed].append(progress.step))
+        for seed in range(5)
+    ]
+    life.gate.set()
+    for handle in handles:
+        handle.future.result(10)
+    assert list(told.values()) == [[1, 2, 3, 4]] * 5
+    order = [seed for seeds in life.calls for seed in seeds]
+    assert order != sorted(order), "not one after the other"
+
+
+def test_two_jobs_of_one_name_are_refused(gang: Gang):
+    gang.submit(job(1))
+    with pytest.raises(ValueError, match="job '1' is here already"):
+        gang.submit(job(1))
+
+
+def test_one_that_is_aborted_or_late_leaves_at_the_next_tick(gang: Gang, life: type[Life]):
+    late = gang.submit(job(1, steps=10**6), deadline=time.monotonic() + 0.5)
+    gone = gang.submit(job(2, steps=10**6))
+    life.gate.set()
+    while len(gang.status().jobs) < 2:
+        time.sleep(0.01)
+    gone.abort("the client went away")
+    with pytest.raises(JobCancelled, match="went away"):
+        gone.future.result(10)
+    with pytest.raises(DeadlineExceeded):
+        late.future.result(10)
+    gang.submit(job(3)).future.result(10)
 
 
 def test_it_says_how_long_new_ranks_will_take(gang: Gang, life: type[Life]):
@@ -108,7 +180,7 @@ def test_it_says_how_long_new_ranks_will_take(gang: Gang, life: type[Life]):
     life.rebuilt.set()
     with pytest.raises(JobFailed):
         handle.future.result(10)
-    assert life.timeouts[:2] == [1800.0, 150.0], "a rank that hangs while it loads again is found in minutes"
+    assert life.timeouts_s[:2] == [1800.0, 150.0], "a rank that hangs while it loads again is found in minutes"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -12,8 +12,8 @@ from raycache.protocol.heartbeat import Heartbeat, Phase
 FLOOR_S, STEP_S = 5.0, 8.0
 
 
-def heartbeat(rank: int, step: int = 0, phase: Phase = "denoise", job: str | None = "1") -> Heartbeat:
-    return Heartbeat(100 + rank, "node", "cpu", [], job, phase, step, 0, 0, 0.0)
+def heartbeat(rank: int, step: int = 0, phase: Phase = "denoise", *jobs: str, calls: int = 0) -> Heartbeat:
+    return Heartbeat(100 + rank, "node", "cpu", [], jobs or ("1",), phase, step, calls, 0, 0, 0.0)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def detector(cpu_wait: dict[int, float]) -> HangDetector:
     """Two ranks that have loaded at 10 s, and got a job there."""
     detector = HangDetector(2, FLOOR_S, lambda pid: cpu_wait[pid], 0.0)
     detector.loaded([heartbeat(0), heartbeat(1)], 10.0)
-    detector.job_sent(10.0)
+    detector.work_sent(10.0)
     return detector
 
 
@@ -61,7 +61,9 @@ def test_a_rank_that_waits_for_one_that_advances_does_not_hang(detector: HangDet
 
 
 @pytest.mark.parametrize(
-    "now", [heartbeat(0, 1), heartbeat(0, phase="decode"), heartbeat(0, job="2")], ids=["step", "phase", "job"]
+    "now",
+    [heartbeat(0, 1), heartbeat(0, 0, "decode"), heartbeat(0, 0, "denoise", "2"), heartbeat(0, calls=1)],
+    ids=["step", "phase", "job", "call"],
 )
 def test_each_change_of_place_is_progress(detector: HangDetector, now: Heartbeat):
     detector.heard(0, now, 17.0)
@@ -87,7 +89,7 @@ def test_waits_before_the_last_progress_do_not_count(detector: HangDetector, cpu
     answer(detector, 12.0, 1, 1)
     answer(detector, 20.5, 1, 1)
     assert detector.hang(20.5, STEP_S) is not None
-    detector.job_sent(20.5)
+    detector.work_sent(20.5)
     assert detector.hang(20.5, STEP_S) is None, "a new job gets time of its own"
 
 
@@ -109,6 +111,6 @@ def test_loading_starts_the_clocks_anew():
 def test_waits_before_the_job_do_not_count(detector: HangDetector, cpu_wait: dict[int, float]):
     cpu_wait[100] = cpu_wait[101] = 50.0
     answer(detector, 12.0, 0, 0)
-    detector.job_sent(12.0)
+    detector.work_sent(12.0)
     answer(detector, 20.5, 0, 0)
     assert detector.hang(20.5, STEP_S) is not None

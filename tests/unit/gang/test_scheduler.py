@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -15,40 +15,11 @@ from hypothesis import strategies as st
 from raycache.gang.schedule import Accounts, JobState, Plan, Rules
 from raycache.gang.scheduler import plan
 from raycache.gang.simulator import retry_after, simulated
+from tests.helpers.plain_costs import PlainCosts as Costs
+from tests.helpers.plain_costs import plain_job as job
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
 ALONE = Rules(max_rows=1, max_active=1000)
-
-
-@dataclass
-class Costs:
-    """A call: ``fixed`` plus ``row`` a row, times what a row has of tokens."""
-
-    fixed: float = 0.0
-    row: float = 1.0
-    start: float = 0.0
-    end: float = 0.0
-    limit: float = math.inf
-    held: dict[str, float] = field(default_factory=dict)
-
-    def call_s(self, jobs: Sequence[JobState]) -> float:
-        return sum(self.row * job.rows * job.tokens for job in jobs) + self.fixed * jobs[0].tokens
-
-    def start_s(self, job: JobState) -> float:
-        return self.start
-
-    def end_s(self, job: JobState) -> float:
-        return self.end
-
-    def bytes_of(self, job: JobState) -> float:
-        return self.held.get(job.id, 1.0)
-
-    def max_rows(self, job: JobState) -> float:
-        return self.limit
-
-
-def job(name: str, calls: int, tokens: float = 1.0, arrived: float = 0.0, **more) -> JobState:
-    return JobState(id=name, arrived=arrived, shape=tokens, calls=calls, tokens=tokens, **more)
 
 
 def ran(jobs, costs, rules):
@@ -227,6 +198,26 @@ def test_calls_join_only_where_that_is_cheaper():
     assert one_plan(pair, Costs(fixed=1.0, limit=1)).calls == (("a",),)
     assert one_plan(pair, Costs(fixed=1.0), max_stretch=1.2).calls == (("a",),)
     assert one_plan([replace(each, rows=3) for each in pair], Costs(fixed=1.0), max_rows=5).calls == (("a",),)
+
+
+def test_one_that_came_along_to_its_end_need_not_wait_for_its_callers_turn():
+    jobs = [job("a", 9, calls_done=1), *(job(f"b{i}", 4, calls_done=4, caller="rider") for i in range(2))]
+    accounts = Accounts().present({"", "rider"}).charged({"rider": 9.0}, Rules())
+    told = [plan(jobs, Costs(row=1.0, end=end), Rules(), accounts, 0.0) for end in (0.5, 1.5)]
+    assert [(tick.calls, tick.end) for tick in told] == [((("a",),), ("b0",)), ((("a",),), ())]
+    assert plan([*jobs, job("c", 4, calls_done=4)], Costs(row=1.0, end=0.5), Rules(), accounts, 0.0).end == ("c",)
+
+
+def test_a_call_that_reuses_much_may_be_joined_by_one_that_does_not():
+    """0.3 and 1 s alone, 1.18 s together: much longer than the first, but less than one after the other."""
+
+    class Shared(Costs):
+        def call_s(self, jobs: Sequence[JobState]) -> float:
+            return 0.4 * max(each.share for each in jobs) + 0.6 * sum(each.share for each in jobs)
+
+    pair = [job("a", 4, joins="k", share=0.3), job("b", 9, joins="k", calls_done=1)]
+    assert one_plan(pair, Shared()).calls == (("a", "b"),)
+    assert one_plan(pair, Shared(), max_stretch=1.1).calls == (("a",),)
 
 
 def test_a_call_does_not_grow_so_much_that_a_deadline_breaks():

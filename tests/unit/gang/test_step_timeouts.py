@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -35,65 +33,67 @@ def test_a_size_never_drawn_gets_no_more_than_its_work_needs(phase: str, cold: b
     """It was 120 s, whatever the size and whatever else had been drawn."""
     timeouts = StepTimeouts(SETTINGS, taught(cold=cold))
     for drawn in (job(), job(width=512, height=512), job(width=1024, height=512, cache=NoCacheOptions())):
-        assert timeouts.seconds(drawn, phase) == 5
+        assert timeouts.seconds([drawn], phase) == 5
     slow = StepTimeouts(SETTINGS, taught(cold=cold, encode_s=4.0, step_s=4.0, decode_s=4.0))
-    assert 5 <= slow.seconds(job(width=512, height=512), phase) <= 12.1
-    assert slow.seconds(job(width=1024, height=1024), phase) == pytest.approx(12, rel=0.01)
+    assert 5 <= slow.seconds([job(width=512, height=512)], phase) <= 12.1
+    assert slow.seconds([job(width=1024, height=1024)], phase) == pytest.approx(12, rel=0.01)
 
 
 def test_larger_work_gets_more_in_the_phase_in_which_it_is_larger():
     timeouts = StepTimeouts(SETTINGS, taught(encode_s=4.0, step_s=4.0, decode_s=4.0))
     large = job(width=2048, height=2048)
-    assert timeouts.seconds(large, "encode") == pytest.approx(12, rel=0.01)
+    assert timeouts.seconds([large], "encode") == pytest.approx(12, rel=0.01)
     for phase in ("denoise", "decode"):
         # Four times the tokens take 4 to 16 times as long, three times that is allowed.
-        assert 3 * 4 * 4.0 < timeouts.seconds(large, phase) < 3 * 16 * 4.0
+        assert 3 * 4 * 4.0 < timeouts.seconds([large], phase) < 3 * 16 * 4.0
         four = job(width=1024, height=1024, seeds=(1, 2, 3, 4))
-        assert 3 * 3 * 4.0 < timeouts.seconds(four, phase) < 3 * 8 * 4.0
+        assert 3 * 3 * 4.0 < timeouts.seconds([four], phase) < 3 * 8 * 4.0
 
 
 def test_a_step_with_a_preview_decodes_too():
     timeouts = StepTimeouts(SETTINGS, taught(step_s=2.0, decode_s=40.0))
     plain, shown = (job(width=1024, height=1024, preview_steps=steps) for steps in ((), (6,)))
-    assert timeouts.seconds(plain, "denoise") == pytest.approx(6, rel=0.01)
-    assert timeouts.seconds(shown, "denoise") > 6 + 3 * 5
+    assert timeouts.seconds([plain], "denoise") == pytest.approx(6, rel=0.01)
+    assert timeouts.seconds([shown], "denoise") > 6 + 3 * 5
 
 
 def test_new_ranks_may_draw_their_warm_up_five_times_as_slowly_as_those_before_them():
-    assert StepTimeouts(SETTINGS).seconds(job(), "decode", cold=True) == 100
+    assert StepTimeouts(SETTINGS).seconds([job()], "decode", cold=True) == 100
     timeouts = StepTimeouts(SETTINGS, taught(cold=True, encode_s=0.1, decode_s=4.0))
-    assert [timeouts.seconds(job(), phase, cold=True) for phase in ("encode", "decode")] == [5, 20]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    return now
+    assert [timeouts.seconds([job()], phase, cold=True) for phase in ("encode", "decode")] == [5, 20]
 
 
 def test_compiled_blocks_get_long_until_a_job_went_beyond_the_cache_warm_up():
     timeouts = StepTimeouts(SETTINGS, compiles=True)
-    assert timeouts.seconds(job(), "denoise") == 100
+    assert timeouts.seconds([job()], "denoise") == 100
     timeouts.finished(job(steps=4), 4.0)
-    assert timeouts.seconds(job(), "denoise") == 100, "its first comparison may compile"
-    assert timeouts.seconds(job(steps=4), "denoise") == 5, "a short job has no comparison"
+    assert timeouts.seconds([job()], "denoise") == 100, "its first comparison may compile"
+    assert timeouts.seconds([job(steps=4)], "denoise") == 5, "a short job has no comparison"
     timeouts.finished(job(steps=10), 10.0)
-    assert timeouts.seconds(job(), "denoise") == 5
-    assert timeouts.seconds(job(width=128), "denoise") == 100
-    assert timeouts.seconds(job(cache=NoCacheOptions()), "denoise") == 100
+    assert timeouts.seconds([job()], "denoise") == 5
+    assert timeouts.seconds([job(width=128)], "denoise") == 100
+    assert timeouts.seconds([job(cache=NoCacheOptions())], "denoise") == 100
     for phase in ("idle", "encode", "decode"):
-        assert timeouts.seconds(job(), phase) == 100, "nothing has been drawn"
+        assert timeouts.seconds([job()], phase) == 100, "nothing has been drawn"
 
 
-def test_the_slowest_step_counts(clock: list[float]):
+def test_the_slowest_call_counts():
     timeouts = StepTimeouts(SETTINGS)
-    timeouts.begin()
-    for step, now in ((1, 50.0), (3, 54.0), (4, 60.0), (28, 62.0)):  # the first has encoding in it
-        clock[0] = now
-        timeouts.learn(job(), step)
+    for seconds in (2.0, 6.0, 1.0):
+        timeouts.called([job()], seconds)
     timeouts.finished(job(), 30.0)
-    assert timeouts.seconds(job(), "denoise") == 3 * 6.0
+    assert timeouts.seconds([job()], "denoise") == 3 * 6.0
+
+
+def test_a_shared_call_may_take_as_long_as_its_jobs_would_apart():
+    timeouts = StepTimeouts(SETTINGS, taught(step_s=4.0))
+    jobs = [job(id=name, width=1024, height=1024) for name in "abc"]
+    assert timeouts.seconds(jobs[:1], "denoise") == pytest.approx(12, rel=0.01)
+    assert timeouts.seconds(jobs, "denoise") == pytest.approx(36, rel=0.01)
+    timeouts.called(jobs, 15.0)
+    assert timeouts.seconds(jobs, "denoise") == 45.0
+    assert timeouts.seconds(jobs[:1], "denoise") == pytest.approx(12, rel=0.01), "nothing is said of one alone"
+    assert timeouts.seconds([], "denoise") == 5, "a rank that has not begun yet"
 
 
 def test_disagreeing_images_compile_at_any_step():
@@ -101,10 +101,10 @@ def test_disagreeing_images_compile_at_any_step():
     for timeouts in (compiled, eager):
         timeouts.finished(job(seeds=(1, 2)), 28.0)
         timeouts.finished(job(), 28.0)
-    assert (compiled.seconds(job(seeds=(1, 2)), "denoise"), compiled.seconds(job(), "denoise")) == (100, 5)
-    assert eager.seconds(job(seeds=(1, 2)), "denoise") == 5
+    assert (compiled.seconds([job(seeds=(1, 2))], "denoise"), compiled.seconds([job()], "denoise")) == (100, 5)
+    assert eager.seconds([job(seeds=(1, 2))], "denoise") == 5
 
 
 def test_compiled_blocks_do_not_make_decoding_slow():
     timeouts = StepTimeouts(SETTINGS, taught(), compiles=True)
-    assert [timeouts.seconds(job(), phase) for phase in ("encode", "denoise", "decode")] == [5, 100, 5]
+    assert [timeouts.seconds([job()], phase) for phase in ("encode", "denoise", "decode")] == [5, 100, 5]

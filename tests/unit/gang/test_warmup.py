@@ -14,6 +14,7 @@ from raycache.gang.incarnation import Incarnation
 from raycache.gang.warmup import warm_ups
 from raycache.protocol.job import JobOutput, ModelFacts
 from raycache.protocol.resolve import parse_size
+from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 
 FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline", 16)
@@ -32,24 +33,32 @@ class Ranks:
 
     def __init__(self, *_: object) -> None:
         self.drawn: list[Any] = []
-        idle = SimpleNamespace(job=None, phase="idle", step=0)
-        self.stages, self.detector = {}, SimpleNamespace(ranks=[SimpleNamespace(known=idle)])
+        idle = SimpleNamespace(jobs=(), phase="idle", step=0)
+        ranks = [SimpleNamespace(known=idle)]
+        self.stages, self.detector = {}, SimpleNamespace(ranks=ranks, work_sent=lambda now: None)
 
     def load(self, *_: object) -> tuple[tuple[str, str], ModelFacts]:
         return ("", "noise"), FACTS
 
-    def generate(self, job: Any) -> dict[Any, int]:
-        self.drawn.append(job)
-        tokens = job.width * job.height // 256
-        seconds = (100 + FACTS.text_tokens + tokens) / 4708 * job.num_inference_steps / 10
-        output = JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, 0.1, seconds, (100 + tokens) / 4196 * 0.2)
-        return {Reference((output, [])): 0}
+    def tick(self, tick: Tick) -> dict[Any, int]:
+        told = TickReport(tick.number)
+        self.drawn += tick.start
+        for job in tick.start:
+            self.left = job.num_inference_steps
+        for (name,) in tick.calls:
+            self.left -= 1
+            told.done += [name] * (self.left == 0)
+        for name in tick.end:
+            assert self.left == 0
+            told.outputs[name] = self.output(self.drawn[-1])
+        return {Reference(told): 0}
 
-    def poll(self, step_timeout_s: float) -> list[Any]:
-        return []
+    def output(self, job: Any) -> JobOutput:
+        images, tokens = len(job.seeds), job.width * job.height // 256
+        seconds = (100 + images * (FACTS.text_tokens + tokens)) / 4708 * job.num_inference_steps / 10
+        return JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, 0.1, seconds, (100 + images * tokens) / 4196 * 0.2)
 
-    def last_news(self) -> list[Any]:
-        return []
+    def poll(self, step_timeout_s: float) -> None: ...
 
     def settle(self, tick: object) -> None: ...
 
@@ -64,7 +73,7 @@ class Reference:
 @pytest.fixture
 def life(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "WorkerGroup", Ranks)
-    ray = SimpleNamespace(wait=lambda refs, timeout: (refs, []), get=lambda ref: ref.answer)
+    ray = SimpleNamespace(wait=lambda refs, timeout, num_returns: (refs, []), get=lambda ref: ref.answer)
     monkeypatch.setattr(module, "ray", ray)
     return lambda settings, costs: Incarnation(settings, None, 0, "g", lambda: None, costs)
 
@@ -74,8 +83,9 @@ def test_declared_shapes_are_drawn_once_and_teach_what_jobs_cost(life: Any):
     first = life(chosen, costs)
     first.assemble(None, 10)
     drawn = first._actors.drawn
-    assert [(job.width, job.height) for job in drawn] == [(1024, 1024), (1024, 512), (64, 64)]
-    assert [job.num_inference_steps for job in drawn] == [10, 10, 2], "past the cache's warm-up; the probe needs not"
+    assert [(job.width, job.height) for job in drawn] == [(1024, 1024), (1024, 512), (64, 64), (64, 64)]
+    assert [job.num_inference_steps for job in drawn] == [10, 10, 2, 2], "past the cache's warm-up; probes need not"
+    assert [len(job.seeds) for job in drawn] == [1, 1, 1, 4], "what a row more costs"
     work = Work(1024, 1024, 1, 10, chosen.cache)
     assert costs.seconds(work) == pytest.approx(1.3, rel=0.15)
     again = life(chosen, costs)
@@ -87,9 +97,9 @@ def test_without_declared_shapes_a_probe_teaches(life: Any):
     costs = Costs()
     first = life(settings(), costs)
     first.assemble(None, 10)
-    assert [(job.width, job.height) for job in first._actors.drawn] == [(64, 64)] * 2, "the first one loads libraries"
+    assert [(job.width, job.height) for job in first._actors.drawn] == [(64, 64)] * 3, "the first one loads libraries"
     assert costs.known
-    assert first.timeouts.seconds(first._actors.drawn[0], "decode") == 5.0
+    assert first.timeouts.seconds(first._actors.drawn[:1], "decode") == 5.0
 
 
 @pytest.mark.parametrize(
@@ -98,14 +108,14 @@ def test_without_declared_shapes_a_probe_teaches(life: Any):
 )
 def test_the_probe_is_far_from_what_is_declared(declared: str, text: int, probe: str):
     facts = ModelFacts("noise", 57, 24, text, "FluxPipeline", 16)
-    last = warm_ups(settings(declared), facts, probe=True)[-1].job
+    last = warm_ups(settings(declared), facts, probe=True)[-2].job
     assert f"{last.width}x{last.height}" == probe
 
 
 @pytest.mark.parametrize("ranks", range(1, 9))
 def test_the_probe_can_be_drawn_by_any_number_of_ranks(ranks: int):
     for declared in ("1024x1024", "64x64"):
-        last = warm_ups(settings(declared, ranks=ranks), FACTS, probe=True)[-1].job
+        last = warm_ups(settings(declared, ranks=ranks), FACTS, probe=True)[-2].job
         assert (last.width // 16) * (last.height // 16) % ranks == 0
 
 

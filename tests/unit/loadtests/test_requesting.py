@@ -11,6 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import requests
 from PIL import Image
@@ -23,8 +24,12 @@ TIMES = {"queue": 0.5, "encode": 0.1, "denoise": 0.2, "decode": 0.3}
 
 
 def picture(size=(64, 64), colour="red") -> str:
+    return encoded(Image.new("RGB", size, colour))
+
+
+def encoded(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -145,12 +150,22 @@ def test_another_picture_than_asked_for_is_wrong(url, pictures, n, cause):
     assert (record.outcome, record.cause) == ("wrong", cause)
 
 
-def test_a_repeated_seed_that_gives_other_bytes_is_wrong(url):
+def test_rounding_makes_no_other_picture(url):
+    """Requests that share calls of the transformer differ by that from those that do not."""
+    recorder, pixels = Recorder(), np.random.default_rng(0).integers(1, 255, (64, 64, 3))
+    for off in (0, 1, -1):
+        shown = reply(encoded(Image.fromarray((pixels + off).astype(np.uint8))))
+        assert ask(url, (200, {}, shown), recorder=recorder).outcome == "done"
+    moved = reply(encoded(Image.fromarray(np.roll(pixels, 9, axis=0).astype(np.uint8))))
+    assert ask(url, (200, {}, moved), recorder=recorder).cause == "pixels"
+
+
+def test_a_repeated_seed_that_gives_another_picture_is_wrong(url):
     recorder = Recorder()
     assert ask(url, (200, {}, reply(picture())), recorder=recorder).outcome == "done"
     assert ask(url, (200, {}, reply(picture())), recorder=recorder).outcome == "done"
     record = ask(url, (200, {}, reply(picture(colour="blue"))), recorder=recorder)
-    assert (record.outcome, record.cause) == ("wrong", "bytes")
+    assert (record.outcome, record.cause) == ("wrong", "pixels")
     assert len(recorder.records) == 3
 
 

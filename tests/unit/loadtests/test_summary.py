@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from loadtests.records import Record, Recorder
 from loadtests.report import write_report
@@ -172,12 +174,19 @@ def test_agreement_is_relative_to_the_server():
     assert rows["denoise_seconds"]["off"] == pytest.approx(0.2)
 
 
-def test_the_same_request_must_give_the_same_bytes():
+def test_the_same_request_must_give_the_same_pictures():
+    def picture(colour: str) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    red, green, blue = map(picture, ("red", "green", "blue"))
     recorder = Recorder()
-    assert recorder.same_as_before(1, 7, ("a", "b"))
-    assert recorder.same_as_before(1, 7, ("a", "b"))
-    assert recorder.same_as_before(1, 8, ("c",))
-    assert not recorder.same_as_before(1, 7, ("a", "c"))
+    assert recorder.same_as_before(1, 7, (red, green))
+    assert recorder.same_as_before(1, 7, (red, green))
+    assert recorder.same_as_before(1, 8, (blue,))
+    assert not recorder.same_as_before(1, 7, (red, blue))
+    assert not recorder.same_as_before(1, 7, (red,))
 
 
 def test_the_report_is_one_page_with_its_plots(records, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -14,14 +13,12 @@ import torch
 from cache_core import NoCacheOptions
 from raycache.models.family import ModelFamily
 from raycache.protocol.job import Job
-from raycache.settings import AppSettings
-from raycache.tracing import RankSpans
-from raycache.worker.rank import Rank
+from raycache.worker.active_job import RankContext
+from raycache.worker.job_runner import JobRunner
+from tests.helpers.ticks import draw
 from tests.helpers.tiny_transformers import build
 
-JOB = Job(
-    "1", "", 32, 64, (7, 8, 9), 2, 3.5, NoCacheOptions(), prompts=("b", "a", "b"), guidance_scales=(1.0, 2.0, 3.0)
-)
+JOB = Job("1", "b", 32, 64, (7, 8, 9), 2, 3.5, NoCacheOptions())
 
 
 class Strokes(ModelFamily):
@@ -29,9 +26,6 @@ class Strokes(ModelFamily):
 
     called, transformer, with_weights, token_side = "strokes", "Strokes", (), 8
     parts: ClassVar[Mapping[str, str]] = {}
-
-    def __init__(self) -> None:
-        self.scales: list[float] = []
 
     def num_blocks(self, config: Mapping[str, Any]) -> int:
         return 1
@@ -62,10 +56,6 @@ class Strokes(ModelFamily):
     ) -> torch.Tensor:
         return torch.stack([torch.rand(1, height // 8, width // 8, generator=generator) for generator in generators])
 
-    def guided(self, pipe: Any, scales: Sequence[float]) -> AbstractContextManager[None]:
-        self.scales = list(scales)
-        return nullcontext()
-
     def decode(self, pipe: Any, latents: torch.Tensor, height: int, width: int) -> np.ndarray:
         grey = latents.repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, 3).expand(-1, height, width, 3)
         return (grey * 255).numpy().astype(np.uint8)
@@ -79,29 +69,26 @@ class Strokes(ModelFamily):
 class Pipe:
     """Its call takes what the family gives and what every pipeline of diffusers takes."""
 
+    seen: ClassVar[dict[str, Any]] = {}
+
     def __init__(self) -> None:
-        self.transformer, self.seen = build("WanTransformer3DModel"), {}
+        self.transformer, self.scheduler = build("WanTransformer3DModel"), None
 
     def __call__(self, *, callback_on_step_end: Any, latents: torch.Tensor, **arguments: Any) -> Any:
-        self.seen = arguments
+        self.seen.update(arguments)
         for step in range(arguments["num_inference_steps"]):
             callback_on_step_end(self, step, 0, {"latents": latents})
         return SimpleNamespace(images=latents)
 
 
-def test_a_family_that_is_not_flux_is_drawn_with(tmp_path: Path):
-    settings = AppSettings.model_validate(
-        {"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 1, "device": "cpu"}}
-    )
-    rank = Rank(settings, 0, str(tmp_path / "stacks"))
+def test_a_family_that_is_not_flux_is_drawn_with():
     family, pipe = Strokes(), Pipe()
-    rank._family, rank._pipe, rank._text_tokens = family, pipe, 4
-    output = rank._draw(JOB, RankSpans(JOB, 0))
-    assert output is not None
+    runner = JobRunner(RankContext(pipe, family, 0, torch.device("cpu"), 4), None)
+    drawn = draw(runner, {JOB: 0})
+    output = drawn.outputs["1"]
     assert output.images.shape == (3, 64, 32, 3)
-    assert output.warnings == [["b: 4"], ["a: 4"], ["b: 4"]]
-    assert family.scales == [1.0, 2.0, 3.0]
-    assert pipe.seen["letters"] == ["b", "a", "b"]
-    assert [event.step for event in rank._drain()] == [1, 2]
+    assert output.warnings == ["b: 4"]
+    assert pipe.seen["letters"] == ["b", "b", "b"]
+    assert [event.step for event in drawn.progress["1"]] == [1, 2]
     alone = torch.rand(1, 8, 4, generator=torch.Generator().manual_seed(8))
     assert output.images[1, 0, 0, 0] == int(alone[0, 0, 0] * 255), "its noise depends on its seed alone"

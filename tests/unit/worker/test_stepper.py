@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image
 
-from cache_core import CacheOptions, DBCacheOptions, FBCacheOptions, NoCacheOptions, cache_session
+from cache_core import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
 from raycache.demo.noise import build_noise_model
 from raycache.worker.stepper import Ended, Stepper
 from tests.helpers.flux_pipe import draw, load
@@ -164,6 +164,55 @@ def test_a_call_that_fails_is_run_again_in_parts(pipe: FluxPipeline, monkeypatch
         expected, _ = alone(pipe, text(3, seed), NoCacheOptions())
         torch.testing.assert_close(ended[name].result, expected, atol=1e-4, rtol=1e-4)
         assert [step.step for step in ended[name].report.steps] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        CACHE.model_copy(update={"taylor_order": 1}),
+        FBCacheOptions(warmup_steps=2, residual_diff_threshold=0.3),
+        DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.3),
+    ],
+    ids=lambda options: options.type,
+)
+@pytest.mark.parametrize("place", ["first", "middle", "last", "after"])
+def test_a_call_that_fails_leaves_no_mark_on_what_is_cached(
+    pipe: FluxPipeline, monkeypatch: pytest.MonkeyPatch, options: CacheOptions, place: str
+):
+    """Every call of more than one row runs out of memory where it computes two, and is made again one by one."""
+    transformer = pipe.transformer
+    module = {
+        "first": transformer.transformer_blocks[0].norm1,
+        "middle": transformer.single_transformer_blocks[1].norm,
+        "last": transformer.single_transformer_blocks[-1].norm,
+        "after": transformer.norm_out,
+    }[place]
+    inside, failed = module.forward, 0
+
+    def small(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if hidden.shape[0] > 1:
+            raise torch.OutOfMemoryError("too many rows")
+        return inside(hidden, *args, **kwargs)
+
+    monkeypatch.setattr(module, "forward", small)
+    stepper, ended = Stepper(pipe), dict[str, Ended]()
+    jobs = {"a": text(8, 1), "b": text(6, 2)}
+    for name, call in jobs.items():
+        stepper.start(name, call, options)
+    stepper.step(["a"])  # so they are at different steps from here on
+    while names := list(stepper.waiting):
+        try:
+            ended |= {one.name: one for one in stepper.step(names)}
+        except torch.OutOfMemoryError:
+            failed += 1
+            for name in names:
+                ended |= {one.name: one for one in stepper.step([name])}
+    assert failed
+    for name, call in jobs.items():
+        expected, report = alone(pipe, call, options)
+        torch.testing.assert_close(ended[name].result, expected, atol=1e-4, rtol=1e-4)
+        assert decisions(ended[name].report) == decisions(report)
+        assert any(reason == "below" for _, reason, _ in decisions(report))
 
 
 def test_a_name_is_given_once(pipe: FluxPipeline):

@@ -1,0 +1,89 @@
+"""Many jobs at once, step by step, against one after the other: the same gang, both ways in turns.
+
+    python -m benchmarks.many_jobs [--ranks 2] [--quick] [--only throughput] [--out TABLE.md] [--keep VALUES.json]
+
+``fifo`` draws one job after the other and joins no calls, ``fair`` is the default of the settings. Both gangs draw with
+the model of the config, without HTTP. Cells are medians of the rounds (least - most); the last column is that of the
+ratios within a round. With ``--keep`` the values go to a JSON file as soon as they are known, and a later run of
+other parts adds to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import crowd, scheduler_costs
+from benchmarks.serving import machine, settings_of, show_table
+from benchmarks.timeline import bars_of, draw
+from benchmarks.ways import FAIR, FIFO, Amounts, Both, Row, Way, kept, mean_rows, ways
+
+COLUMNS = ["what", "unit", "fifo", "fair", "fair / fifo"]
+COSTS = ["size", "images in a call", "s expected after the warm-up", "s measured", "expected / measured"]
+MIX = Path("loadtests/mix_small.yaml")
+_QUICK = Amounts(rounds=1, jobs=10, long_steps=8, flood=6)
+_Part = Callable[[Both, Amounts], list[Row]]
+PARTS: dict[str, _Part] = {
+    "small": lambda both, amounts: crowd.throughput(both, amounts, "small mix", crowd.small_mix(MIX, amounts.jobs)),
+    "steps": lambda both, amounts: crowd.throughput(both, amounts, "mixed steps", crowd.mixed_steps(amounts.jobs)),
+    "head": crowd.head_of_line,
+    "flood": crowd.flood,
+    "overhead": scheduler_costs.overhead,
+    "plan": scheduler_costs.planning,
+}
+EXTRAS = ("costs", "timeline")
+
+
+def main(
+    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    ranks: int = typer.Option(2, min=1, help="of each gang"),
+    rounds: int | None = typer.Option(None, min=1, help="of each measurement; default 5, and 1 with --quick"),
+    quick: bool = typer.Option(False, help="small numbers, to see that it works"),
+    only: list[str] = typer.Option([], help=f"these parts: {', '.join((*PARTS, *EXTRAS))}; repeat for more"),
+    picture: Path = typer.Option(Path("docs/images/timeline.png"), help="the timeline"),
+    keep: Path | None = typer.Option(None, help="write the values here as JSON, beside those of other parts"),
+    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+) -> None:
+    """Print the tables and draw the timeline."""
+    if unknown := set(only) - {*PARTS, *EXTRAS}:
+        raise typer.BadParameter(f"{sorted(unknown)} must be among {', '.join((*PARTS, *EXTRAS))}", param_hint="--only")
+    chosen = only or [*EXTRAS[:1], *PARTS, *EXTRAS[1:]]
+    amounts = _QUICK if quick else Amounts()
+    if rounds is not None:
+        amounts = Amounts(rounds, amounts.clients, amounts.jobs, amounts.long_steps, amounts.flood)
+    parallel = {"ranks_per_replica": ranks}
+    # Work beside this must not look like a hang.
+    settings = settings_of(config, False, parallel=parallel, reliability={"watchdog_floor_s": 60.0})
+    rows: list[Row] = kept(keep, [])
+    names = (FIFO, FAIR) if set(chosen) & PARTS.keys() else (FAIR,)
+    with ways(settings, names) as both:
+        # First of all: they are compared with what the warm-up taught.
+        if "costs" in chosen:
+            costs = scheduler_costs.learned_costs(both[FAIR], settings.warmup[0].size)
+            show_table(f"What the warm-up taught, {ranks} rank(s)", COSTS, costs, None)
+        for name in track([part for part in PARTS if part in chosen], description=f"{ranks} rank(s)"):
+            measured = PARTS[name](both, amounts)
+            rows = kept(keep, measured) if keep is not None else [*rows, *measured]
+            # As soon as it is known: a run that is stopped has told what it found.
+            for row in measured:
+                Console().print("  ".join(row.cells()))
+        if "timeline" in chosen:
+            _timeline(both[FAIR], ranks, picture)
+    title = f"{config.name}, {ranks} rank(s), {amounts.rounds} round(s); {machine()}"
+    if rows:
+        show_table(title, COLUMNS, [row.cells() for row in rows], out)
+
+
+def _timeline(way: Way, ranks: int, picture: Path) -> None:
+    lines, ticks = crowd.scene(way)
+    title = f"Ten jobs of three callers on one gang (ranks: {ranks}); a bar is one call of the transformer"
+    draw(lines, bars_of(ticks), picture, title)
+    Console().print(f"{picture}: {mean_rows(ticks):.2f} jobs in a call on average")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,125 @@
+"""One branch of a job: its counters, its images' memories, and the step that runs.
+
+A call that failed may be made again, in other company, and must then decide and draw as if nothing had been. What a
+method remembers is replaced while the call runs, and to keep what is replaced until the call is over would hold every
+residual twice (DBPrune has one for each block). Verdicts are kept instead, which are numbers: they stand when the call
+is made again. A method replaces what it remembers only where a verdict, or counters alone, had said that the image is
+computed here, so nothing asks for what is gone; and the new run stores anew what the failed one had stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cache_core.calls import CallInputs, FailedCall
+from cache_core.policy import ImageMemory, Policy, Verdict
+from cache_core.report import ImageDecision, StepRecord
+
+__all__ = ["Branch", "Shapes"]
+
+#: Of both streams; None for the encoder's where blocks do not return it.
+Shapes = tuple[tuple[int, ...], tuple[int, ...] | None]
+
+
+class Branch:
+    """State of one named cache context.
+
+    Attributes:
+        step: how many calls were completed.
+        next_block: how many blocks of the running call were called.
+        polled: the abort flag was looked at in the running call.
+        decisions: of the running call, row by row.
+        policy: runs the calls that this job makes alone.
+    """
+
+    policy: Policy
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.step = self.next_block = 0
+        self.polled = False
+        self.images: list[ImageMemory] = []
+        self.decisions: list[ImageDecision] = []
+        self._shape: Shapes | None = None
+        self._inputs: CallInputs | None = None
+        self._failed: FailedCall | None = None
+        self._verdicts: dict[int, list[Verdict | None]] = {}
+
+    def begin(self, inputs: CallInputs) -> None:
+        """A call begins. Where it is not the one that failed, what that one left is of no use: all is forgotten."""
+        if self._failed is not None and not self._failed.is_again(inputs):
+            self.forget()
+        self._inputs = inputs
+
+    def open(self, shape: Shapes, each: Sequence[Any], new_policy: Callable[[], Policy], fixed: bool) -> None:
+        """The first block of the call is called on rows of ``shape``.
+
+        Args:
+            each: the options of every image, or one for all.
+            fixed: whether the shape must be the same at every step.
+
+        Raises:
+            ValueError: another batch or size than at the branch's first step.
+        """
+        rows = shape[0][0]
+        if self._shape is None:
+            self.policy = new_policy()
+            self.images = self.policy.new_images(each, rows, self._inputs.latents if self._inputs else None)
+        elif fixed and shape != self._shape:
+            raise ValueError(self._refusal(self._shape, shape))
+        self._shape = shape
+        self.polled = False
+        self.decisions = [ImageDecision() for _ in range(rows)]
+        for image in self.images:
+            image.step = self.step
+
+    def answered(self, site: int) -> list[Verdict | None]:
+        """For each row the verdict that it got at block ``site`` in a try of this call that failed."""
+        return self._verdicts.get(site) or [None] * len(self.decisions)
+
+    def settle(self, site: int, totals: Sequence[tuple[float, float] | None]) -> list[Verdict | None]:
+        """The verdicts at block ``site``: those of a try that failed stand, the others follow from the ranks' sums."""
+        self._verdicts[site] = [
+            before or (None if pair is None else Verdict.of(*pair))
+            for before, pair in zip(self.answered(site), totals, strict=True)
+        ]
+        return self._verdicts[site]
+
+    def commit(self) -> tuple[StepRecord, int]:
+        """The call is over: its step, and how many of its comparisons were not finite."""
+        decisions = self.decisions if self.next_block else []  # every block was left out
+        record = StepRecord(self.step, self.name, decisions)
+        verdicts = [verdict for row in self._verdicts.values() for verdict in row if verdict is not None]
+        self._verdicts = {}
+        self._inputs = self._failed = None
+        self.step += 1
+        self.next_block = 0
+        return record, sum(not verdict.finite for verdict in verdicts)
+
+    def undo(self) -> None:
+        """The call failed: only its verdicts stay, for the case that it is made again."""
+        if self.next_block and self._inputs is not None:
+            self._failed = FailedCall(self._inputs)
+        for image in self.images:
+            image.undo(self.step)
+        self._inputs = None
+        self.decisions = []
+        self.next_block = 0
+
+    def forget(self) -> None:
+        """Let go of everything that is remembered of earlier steps, but not of the counters."""
+        self._failed, self._verdicts = None, {}
+        for image in self.images:
+            image.forget()
+
+    def _refusal(self, first: Shapes, now: Shapes) -> str:
+        if first[0][0] != now[0][0]:
+            return (
+                f"batch size changed inside branch {self.name!r}: {first[0][0]} at its first step, {now[0][0]} at step "
+                f"{self.step}; open a new cache_session for another batch"
+            )
+        return (
+            f"input shape changed inside branch {self.name!r}: {first} at its first step, {now} at step {self.step}; "
+            "open a new cache_session for another size"
+        )

@@ -1,0 +1,117 @@
+"""What becomes of each job, in bounded time: the schedule run forward with many calls taken for one.
+
+The exact simulation makes a plan for every transformer call. Here some consecutive calls of a job count as one call
+that takes as long as they do, so that the same scheduler makes about a hundred plans, however many calls there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from raycache.gang.schedule import Accounts, CallCosts, JobState, Rules
+from raycache.gang.simulator import Forecast, simulated
+
+__all__ = ["forecast"]
+
+
+def forecast(
+    jobs: Iterable[JobState],
+    costs: CallCosts,
+    rules: Rules,
+    now: float,
+    accounts: Accounts | None = None,
+    *,
+    most_plans: int = 100,
+) -> dict[str, Forecast]:
+    """What :func:`~raycache.gang.simulator.simulated` says of these jobs, roughly, and fast enough for an event loop.
+
+    A job's work is exact; when it is done is off by some part of one long call of every job: under a tenth of its wait
+    in nine of ten crowds of up to 32 jobs. With one job, or in order of arrival, nothing is off.
+
+    Args:
+        jobs: that are there at ``now`` and that arrive later.
+        most_plans: to be made, about: never fewer than two for each job, a call and an end.
+    """
+    jobs = tuple(jobs)
+    grouped = _Grouped(jobs, costs, _group(jobs, most_plans))
+    return simulated(grouped.jobs, grouped, rules, now, accounts)
+
+
+def _group(jobs: Sequence[JobState], most_plans: int) -> int:
+    """How many calls count as one: the fewest with which there are no more calls than plans, each job having an end."""
+    left = [job.calls_left for job in jobs if job.calls_left]
+    most_calls = max(len(left), most_plans - len(jobs))
+    low, high = 1, max(left, default=1)
+    while low < high:
+        middle = (low + high) // 2
+        if sum(math.ceil(calls / middle) for calls in left) <= most_calls:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+class _Grouped:
+    """Jobs with fewer and longer calls, and what those cost.
+
+    Attributes:
+        jobs: as the scheduler sees them.
+    """
+
+    def __init__(self, jobs: Sequence[JobState], costs: CallCosts, group: int) -> None:
+        self._costs, self._whole = costs, {job.id: job for job in jobs}
+        self._times: dict[str, float] = {}  # how many calls of a job are one; a job's calls are all equally long
+        self._calls: dict[tuple[str, ...], float] = {}
+        self._alone: dict[str, float] = {}
+        self._starts: dict[str, float] = {}
+        self._ends: dict[str, float] = {}
+        self._bytes: dict[str, float] = {}
+        self.jobs = [self._shortened(job, group) for job in jobs]
+
+    def _shortened(self, job: JobState, group: int) -> JobState:
+        left = math.ceil(job.calls_left / group)
+        self._times[job.id] = times = job.calls_left / left if left else 1.0
+        done = None if job.calls_done is None else round(job.calls_done / times)
+        return replace(job, calls=left + (done or 0), calls_done=done)
+
+    def call_s(self, jobs: Sequence[JobState]) -> float:
+        """So many calls with the rows of all these jobs; who has fewer leaves the others after its last."""
+        if len(jobs) == 1:
+            (job,) = jobs
+            if (known := self._alone.get(job.id)) is None:
+                known = self._alone[job.id] = self._times[job.id] * self._costs.call_s((self._whole[job.id],))
+            return known
+        key = tuple([job.id for job in jobs])
+        if (known := self._calls.get(key)) is not None:
+            return known
+        members = [self._whole[each] for each in key]
+        seconds = before = 0.0
+        for times in sorted({self._times[each] for each in key}):
+            seconds += (times - before) * self._costs.call_s([job for job in members if self._times[job.id] >= times])
+            before = times
+        self._calls[key] = seconds
+        return seconds
+
+    def start_s(self, job: JobState) -> float:
+        """Encoding."""
+        if (known := self._starts.get(job.id)) is None:
+            known = self._starts[job.id] = self._costs.start_s(self._whole[job.id])
+        return known
+
+    def end_s(self, job: JobState) -> float:
+        """Decoding."""
+        if (known := self._ends.get(job.id)) is None:
+            known = self._ends[job.id] = self._costs.end_s(self._whole[job.id])
+        return known
+
+    def bytes_of(self, job: JobState) -> float:
+        """What the job holds while it is active."""
+        if (known := self._bytes.get(job.id)) is None:
+            known = self._bytes[job.id] = self._costs.bytes_of(self._whole[job.id])
+        return known
+
+    def max_rows(self, job: JobState) -> float:
+        """Of a call."""
+        return self._costs.max_rows(self._whole[job.id])

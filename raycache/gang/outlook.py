@@ -1,0 +1,24 @@
+"""A gang's schedule as others may read it: its jobs, how far they are, and the rules by which it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raycache.gang.schedule import Accounts, JobState, Rules
+
+__all__ = ["Outlook"]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One moment of a gang.
+
+    Attributes:
+        jobs: active and waiting, not over; arrived and deadline in seconds of ``time.monotonic()``.
+        ready_in_s: seconds until there are ranks; 0 where there are.
+    """
+
+    jobs: tuple[JobState, ...]
+    accounts: Accounts
+    rules: Rules
+    ready_in_s: float = 0.0

@@ -1,0 +1,74 @@
+"""Settings of a gang: its ranks, and how their time is shared between jobs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from raycache.strict import Strict
+
+__all__ = ["ParallelSettings"]
+
+
+class ParallelSettings(Strict):
+    """One replica = one gang of ranks."""
+
+    ranks_per_replica: int = Field(default=4, ge=1, le=8, description="Ulysses context-parallel degree (world size).")
+    device: Literal["cuda", "cpu"] = Field(default="cuda", description="`cuda` runs NCCL, `cpu` runs gloo.")
+    accelerator_type: str | None = Field(
+        default=None, description="GPU model every rank must sit on, as Ray names it, e.g. `L20`; null = any."
+    )
+    rank_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved per rank.")
+    engine_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved for the replica's own process.")
+    rank_gpus: float | None = Field(
+        default=None, ge=0, le=1, description="GPUs reserved per rank; default 1 for `cuda` and 0 for `cpu`."
+    )
+    threads_per_rank: int | None = Field(
+        default=None, ge=1, description="torch CPU threads per rank; default: torch's."
+    )
+    scheduling: Literal["fair", "fifo"] = Field(
+        default="fair",
+        description="`fair`: many jobs at once, step by step, shared between callers; `fifo`: one after the other.",
+    )
+    max_active_jobs: int = Field(default=8, ge=1, le=64, description="Jobs that may be under way at once with `fair`.")
+    max_active_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes that the caches of jobs under way may hold on each rank; null = 80 % of what is free on the "
+        "GPU after the warm-up.",
+    )
+    max_rows: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Images, of several jobs, that one transformer call may draw at once where it pays; 1 = no joined "
+        "calls. Default 8, and 1 with `model.compile`, where each other number is compiled anew.",
+    )
+    prompt_cache_bytes: int = Field(
+        default=128 << 20, ge=0, description="Encoded prompts kept on each rank's device, in bytes; 0 = none."
+    )
+    collective_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Process-group timeout in seconds, once warm: second line behind the watchdog.",
+    )
+    rank_class: str = Field(
+        default="raycache.worker.rank:Rank",
+        pattern=r"^[\w.]+:\w+$",
+        description="`module:Class` that every rank runs; tests name one that fails on purpose.",
+    )
+    nodes_may_come: bool = Field(
+        default=False,
+        description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",
+    )
+    startup_timeout_s: float = Field(
+        default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
+    )
+
+    @property
+    def gpus_per_rank(self) -> float:
+        """GPUs in one rank's placement bundle."""
+        if self.rank_gpus is not None:
+            return self.rank_gpus
+        return 1.0 if self.device == "cuda" else 0.0

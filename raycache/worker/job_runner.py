@@ -1,0 +1,174 @@
+"""The jobs of one rank: begins, steps, drops and decodes them as ticks say, many at once.
+
+Every rank carries out the same ticks, so all stand at the same place. A failure breaks its tick off, and nothing more
+is done until the gang knows of it (:attr:`~raycache.protocol.tick.Tick.knows`): a rank that went on alone would meet
+the others' collectives with its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from cache_core import RanksParted
+from raycache.logs import about
+from raycache.protocol.heartbeat import Failure
+from raycache.protocol.job import Job
+from raycache.protocol.tick import Called, Tick, TickReport
+from raycache.worker.active_job import ActiveJob, RankContext
+from raycache.worker.stepper import Ended, Stepper
+
+__all__ = ["JobRunner"]
+
+_logger = logging.getLogger("raycache.rank")
+
+#: What torch.distributed says when a peer is gone or a collective timed out; the group is useless after it.
+_GROUP_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|process group|timed out waiting", re.IGNORECASE)
+
+
+class JobRunner:
+    """Used by the thread that the rank's ticks run on: jobs are greenlets of it.
+
+    Args:
+        context: what all jobs share.
+        group: the ranks that decide together; None = this process alone.
+    """
+
+    def __init__(self, context: RankContext, group: dist.ProcessGroup | None) -> None:
+        self._context = context
+        self._stepper = Stepper(context.pipe, group)
+        self._active: dict[str, ActiveJob] = {}
+        self._failed_in = -1
+
+    def tick(self, tick: Tick) -> TickReport:
+        """Carry out a tick. Nothing that a job or a call of the transformer raises gets out of it."""
+        told = TickReport(tick.number)
+        if tick.knows < self._failed_in:
+            told.skipped = True
+            return told
+        try:
+            for name in tick.abort:
+                self._drop(name, "aborted")
+            for job in tick.start:
+                self._start(job, told)
+            for names in tick.calls:
+                for joined in self._joinable(names):
+                    self._call(joined, told)
+            for name in tick.end:
+                self._end(name, told)
+        except _BrokenOff:
+            self._failed_in = tick.number
+        finally:
+            self._context.place.idle()
+        if self._context.rank == 0:
+            told.progress |= {name: events for name, active in self._active.items() if (events := active.told())}
+        return told
+
+    def _start(self, job: Job, told: TickReport) -> None:
+        active = self._active[job.id] = ActiveJob(job, self._context)
+        began = time.monotonic()
+        try:
+            self._context.enter("encode", [active])
+            ended = self._stepper.start(job.id, active.draw, job.cache)
+        except Exception as error:  # options that do not fit the model, for one
+            self._fail((job.id,), _kind_of(error), error, told)
+        active.report = self._stepper.report(job.id) if ended is None else ended.report
+        active.encode_s = told.started_s[job.id] = self._context.now() - began
+        if ended is not None:
+            self._over(ended, told)
+
+    def _joinable(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Those of a call that wait for one, in parts that may share it: all ranks part them alike."""
+        parts: dict[Any, list[str]] = {}
+        waiting = self._stepper.waiting
+        for name in names:
+            if name in waiting:
+                key = waiting[name]
+                parts.setdefault((name,) if key is None else key, []).append(name)
+        return [tuple(part) for part in parts.values()]
+
+    def _call(self, names: tuple[str, ...], told: TickReport) -> None:
+        jobs, place = [self._active[name] for name in names], self._context.place
+        self._context.enter("denoise", jobs)
+        began = time.monotonic()
+        try:
+            ended = self._stepper.step(names)
+        except Exception as error:
+            kind = _kind_of(error)
+            # One that was alone is over; of several, each may be well alone.
+            self._fail(names, "together" if kind == "error" and len(names) > 1 else kind, error, told)
+        seconds = self._context.now() - began
+        place.calls += 1
+        # One all-reduce for all of them, counted by each.
+        place.collective_wait_s += max(active.called(seconds) for active in jobs)
+        told.calls.append(Called(names, seconds, tuple(active.computed_share() for active in jobs)))
+        for one in ended:
+            self._over(one, told)
+
+    def _over(self, ended: Ended, told: TickReport) -> None:
+        """A job's pipeline came to its end."""
+        if ended.error is not None:
+            self._fail((ended.name,), _kind_of(ended.error), ended.error, told)
+        active = self._active[ended.name]
+        active.latents, active.held_bytes, active.done = ended.result, ended.held_bytes, True
+        told.done.append(ended.name)
+
+    def _end(self, name: str, told: TickReport) -> None:
+        """Rank 0 alone decodes; a failure in it is nobody else's, and breaks nothing off."""
+        active = self._active.get(name)
+        if active is None or not active.done:
+            return
+        failure = None
+        if self._context.rank == 0:
+            told.progress[name] = active.told()
+            try:
+                told.outputs[name] = active.decoded()
+            except Exception as error:
+                failure = type(error).__name__
+                told.failures.append(self._failure((name,), "error", error))
+        self._drop(name, failure)
+
+    def _drop(self, name: str, failure: str | None) -> None:
+        """The job is gone from this rank; ``failure``: why, unless it was drawn."""
+        if name in self._stepper.waiting:
+            self._stepper.end(name)
+        if (active := self._active.pop(name, None)) is not None:
+            active.spans.end(failure)
+
+    def _fail(
+        self, names: tuple[str, ...], kind: Literal["error", "together", "group"], error: Exception, told: TickReport
+    ) -> None:
+        """Note it, drop the job if it was its own, and break the tick off."""
+        told.failures.append(self._failure(names, kind, error))
+        if kind == "error":
+            for name in names:
+                self._drop(name, type(error).__name__)
+        raise _BrokenOff
+
+    def _failure(
+        self, names: tuple[str, ...], kind: Literal["error", "together", "group"], error: Exception
+    ) -> Failure:
+        if self._context.device.type == "cuda":
+            torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
+        first, phase = self._active[names[0]], self._context.place.phase
+        words = f"{', '.join(names)} failed in {phase}, step {first.step}: {type(error).__name__}: {error}"
+        _logger.warning(words, extra=about(first.job, rank=self._context.rank))
+        trace = "".join(traceback.format_exception(error))
+        return Failure(kind, names, phase, first.step, type(error).__name__, str(error), trace)
+
+
+class _BrokenOff(Exception):
+    """The tick ends here; its report has the failure."""
+
+
+def _kind_of(error: Exception) -> Literal["error", "group"]:
+    if isinstance(error, RanksParted | dist.DistError):
+        return "group"
+    return "group" if isinstance(error, RuntimeError) and _GROUP_ERROR.search(str(error)) else "error"

@@ -1,0 +1,46 @@
+"""Encoded prompts that were used lately, bounded in bytes. Equal on all ranks, which are told the same ticks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["PromptCache"]
+
+
+class PromptCache:
+    """What a family's :meth:`~raycache.models.family.ModelFamily.encode` gave; the least recently used goes first.
+
+    Args:
+        most_bytes: of all tensors together; what is larger by itself is not kept.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most, self._held = most_bytes, 0
+        self._entries: OrderedDict[Hashable, Mapping[str, Any]] = OrderedDict()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what is kept."""
+        return self._held
+
+    def encoded(self, key: Hashable, encode: Callable[[], Mapping[str, Any]]) -> tuple[Mapping[str, Any], bool]:
+        """What ``encode`` gives, or gave for this key before; and whether it was known."""
+        if (known := self._entries.get(key)) is not None:
+            self._entries.move_to_end(key)
+            return known, True
+        made = encode()
+        if (size := _bytes_of(made)) <= self._most:
+            self._entries[key] = made
+            self._held += size
+            while self._held > self._most:
+                _, oldest = self._entries.popitem(last=False)
+                self._held -= _bytes_of(oldest)
+        return made, False
+
+
+def _bytes_of(encoded: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in encoded.values() if isinstance(value, torch.Tensor))

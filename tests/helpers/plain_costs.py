@@ -1,0 +1,44 @@
+"""Costs of calls that are plain sums, and jobs that have little else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycache.gang.schedule import JobState
+
+__all__ = ["PlainCosts", "plain_job"]
+
+
+@dataclass
+class PlainCosts:
+    """A call: ``fixed`` plus ``row`` a row, times what a row has of tokens."""
+
+    fixed: float = 0.0
+    row: float = 1.0
+    start: float = 0.0
+    end: float = 0.0
+    limit: float = math.inf
+    held: dict[str, float] = field(default_factory=dict)
+
+    def call_s(self, jobs: Sequence[JobState]) -> float:
+        return sum(self.row * job.rows * job.tokens for job in jobs) + self.fixed * jobs[0].tokens
+
+    def start_s(self, job: JobState) -> float:
+        return self.start
+
+    def end_s(self, job: JobState) -> float:
+        return self.end
+
+    def bytes_of(self, job: JobState) -> float:
+        return self.held.get(job.id, 1.0)
+
+    def max_rows(self, job: JobState) -> float:
+        return self.limit
+
+
+def plain_job(name: str, calls: int, tokens: float = 1.0, arrived: float = 0.0, **more: Any) -> JobState:
+    """A job whose shape is its size."""
+    return JobState(id=name, arrived=arrived, shape=tokens, calls=calls, tokens=tokens, **more)

@@ -1,0 +1,71 @@
+"""Ticks for ranks without a gang: what is due begins, what may share a call does, what is done is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from raycache.protocol.heartbeat import Failure
+from raycache.protocol.job import Job, JobOutput, Progress
+from raycache.protocol.tick import Called, Tick, TickReport
+
+
+class Ticks(Protocol):
+    def tick(self, tick: Tick) -> TickReport: ...
+
+
+@dataclass
+class Drawn:
+    """What one rank says of some jobs."""
+
+    outputs: dict[str, JobOutput] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    progress: dict[str, list[Progress]] = field(default_factory=dict)
+    calls: list[Called] = field(default_factory=list)
+
+
+def draw(
+    rank: Ticks,
+    jobs: Mapping[Job, int],
+    *,
+    abort: Mapping[str, int] | None = None,
+    apart: bool = False,
+    first: int = 0,
+) -> Drawn:
+    """Draw ``jobs``, each from the tick that it is due in.
+
+    Args:
+        abort: the tick in which a job is dropped.
+        apart: each has its own calls.
+        first: number of the first tick.
+    """
+    drawn, number = Drawn(), first
+    active: dict[str, Job] = {}
+    done: set[str] = set()
+    abort = abort or {}
+    waiting = dict(jobs)
+    while waiting or active:
+        at = number - first
+        dropped = tuple(name for name in active if abort.get(name) == at)
+        active = {name: job for name, job in active.items() if name not in dropped}
+        start = tuple(job for job, due in waiting.items() if due <= at)
+        waiting = {job: due for job, due in waiting.items() if job not in start}
+        ends = tuple(name for name in active if name in done)
+        active |= {job.id: job for job in start}
+        parts: dict[Any, list[str]] = {}
+        for name, job in active.items():
+            if name not in done:
+                parts.setdefault(name if apart else (job.width, job.height, job.cache.joins), []).append(name)
+        report = rank.tick(Tick(number, number - 1, dropped, start, tuple(map(tuple, parts.values())), ends))
+        number += 1
+        drawn.outputs |= report.outputs
+        drawn.failures += report.failures
+        drawn.calls += report.calls
+        for name, events in report.progress.items():
+            drawn.progress.setdefault(name, []).extend(events)
+        done |= set(report.done)
+        over = {*ends, *(name for failure in report.failures for name in failure.jobs)}
+        waiting |= {job: 0 for job in start if job.id not in over and job.id not in report.started_s}
+        active = {name: job for name, job in active.items() if name not in over and job not in waiting}
+    return drawn
