@@ -82,7 +82,7 @@ class JobRunner:
         active.report = self._stepper.report(job.id) if ended is None else ended.report
         active.encode_s = told.started_s[job.id] = self._context.now() - began
         if ended is not None:
-            self._over(ended, told)
+            self._over([ended], told)
 
     def _joinable(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Those of a call that wait for one, in parts that may share it: all ranks part them alike."""
@@ -109,16 +109,23 @@ class JobRunner:
         # One all-reduce for all of them, counted by each.
         place.collective_wait_s += max(active.called(seconds) for active in jobs)
         told.calls.append(Called(names, seconds, tuple(active.computed_share() for active in jobs)))
-        for one in ended:
-            self._over(one, told)
+        self._over(ended, told)
 
-    def _over(self, ended: Ended, told: TickReport) -> None:
-        """A job's pipeline came to its end."""
-        if ended.error is not None:
-            self._fail((ended.name,), _kind_of(ended.error), ended.error, told)
-        active = self._active[ended.name]
-        active.latents, active.held_bytes, active.done = ended.result, ended.held_bytes, True
-        told.done.append(ended.name)
+    def _over(self, ended: Sequence[Ended], told: TickReport) -> None:
+        """Jobs' pipelines came to their end; an error of one must not hide that another is done."""
+        for one in ended:
+            if one.error is None:
+                active = self._active[one.name]
+                active.latents, active.held_bytes, active.done = one.result, one.held_bytes, True
+                told.done.append(one.name)
+        broken = False
+        for one in ended:
+            if one.error is not None:
+                told.failures.append(self._failure((one.name,), _kind_of(one.error), one.error))
+                self._drop(one.name, type(one.error).__name__)
+                broken = True
+        if broken:
+            raise _BrokenOff
 
     def _end(self, name: str, told: TickReport) -> None:
         """Rank 0 alone decodes; a failure in it is nobody else's, and breaks nothing off."""

@@ -97,6 +97,16 @@ def test_an_error_of_one_is_its_own(pipe: FluxPipeline, at: str):
     assert "in step_ends" in failure.trace or "in entered" in failure.trace
 
 
+def test_an_error_in_the_last_step_does_not_hide_another_job_that_is_done(pipe: FluxPipeline):
+    """Both end in one call; the one that fails is the first of it."""
+    runner = runner_of(pipe, observer=Failing("bad", "denoise", step=2))
+    runner.tick(Tick(0, start=(job("bad", 1, 3), job("good", 2, 3)), calls=(("bad", "good"),)))
+    runner.tick(Tick(1, 0, calls=(("bad", "good"),)))
+    last = runner.tick(Tick(2, 1, calls=(("bad", "good"),)))
+    assert ([failure.jobs for failure in last.failures], last.done) == ([("bad",)], ["good"])
+    assert list(runner.tick(Tick(3, 2, end=("good",))).outputs) == ["good"]
+
+
 def test_after_a_failure_nothing_is_done_before_the_gang_knows(pipe: FluxPipeline):
     runner = runner_of(pipe, observer=Failing("bad", "denoise", step=0))
     first = runner.tick(Tick(0, start=(job("bad"), job("good")), calls=(("bad", "good"), ("good",))))
