@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from raycache.strict import Strict
 
-__all__ = ["DefaultSettings", "LimitSettings"]
+__all__ = ["PRIORITIES", "DefaultSettings", "KeySettings", "LimitSettings", "Priority"]
+
+Priority = Literal["low", "normal", "high"]
+#: What a request weighs beside those of others. A caller has an account for each, so its own are set apart, too.
+PRIORITIES: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
+
+
+class KeySettings(Strict):
+    """What the requests of one key are worth beside those of others."""
+
+    weight: float = Field(
+        default=1.0, ge=0.01, le=100, description="Its part of an engine's time: 2 gets twice that of a key of 1."
+    )
+    max_priority: Priority = Field(default="normal", description="The highest `priority` that its requests may name.")
 
 
 class LimitSettings(Strict):
@@ -30,7 +45,16 @@ class LimitSettings(Strict):
     max_queued_seconds_per_key: float | None = Field(
         default=None, gt=0, description="Predicted seconds of work that one key may have in one engine; null = any."
     )
+    keys: dict[str, KeySettings] = Field(
+        default_factory=dict, description="By the public name of a key; others have the defaults."
+    )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
+
+    def of_key(self, key: str | None) -> KeySettings:
+        """What is said of a key. None: no key is asked for, or a Python handle asks; any priority may be named."""
+        if key is None:
+            return KeySettings(max_priority="high")
+        return self.keys.get(key, KeySettings())
 
 
 class DefaultSettings(Strict):

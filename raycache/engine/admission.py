@@ -14,12 +14,15 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from raycache.engine.callers import caller_of
 from raycache.engine.line import Limits, Line, Place
 from raycache.engine.prediction import Prediction, Predictions, moved
 from raycache.engine.too_long import refuse_long
 from raycache.gang.costs import Costs, Work
 from raycache.gang.outlook import Outlook
 from raycache.gang.schedule import JobState
+from raycache.gang.simulator import Forecast
+from raycache.limits import Priority
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.resolve import parse_size
 from raycache.settings import Policy
@@ -90,6 +93,7 @@ class Admission:
         timeout_s: float,
         *,
         key: str | None = None,
+        priority: Priority = "normal",
         mark: Hashable = None,
     ) -> Ticket:
         """A place in the queue for job ``id``; give it back with :meth:`release`.
@@ -97,6 +101,7 @@ class Admission:
         Args:
             timeout_s: after which the job is over.
             key: whose limits count, where there are keys.
+            priority: of the request, which the key may name.
             mark: of the client and what it asks, to know it again when it comes back.
 
         Raises:
@@ -106,7 +111,9 @@ class Admission:
         with self._lock:
             now, own = self._clock(), self._costs.seconds(work) or 0.0
             refuse_long(work, timeout_s, self._costs, self.policy)
-            job = self._costs.job_state(id, work, arrived=now, deadline=now + timeout_s, caller=key or "")
+            caller = caller_of(self.policy.limits, key, priority)
+            times = {"arrived": now, "deadline": now + timeout_s}
+            job = self._costs.job_state(id, work, caller=caller.account, weight=caller.weight, **times)
             ticket = Ticket(own, key, job=job)
             held = dict(self._tickets)
             jobs = {each: place.job for each, place in held.items()}
@@ -148,6 +155,13 @@ class Admission:
         with self._lock:
             end = self._lately().ends(now := self._clock()).get(id)
             return None if end is None else max(0.0, end - now)
+
+    def ahead(self, id: str) -> int:
+        """Jobs that should be started before job ``id``; 0 once that is."""
+        with self._lock:
+            base = self._lately()
+            waiting = {each: _start(base.forecasts[each]) for each, job in base.jobs.items() if job.waiting}
+            return sum(at < waiting[id] for at in waiting.values()) if id in waiting else 0
 
     def _lately(self) -> Prediction:
         jobs = {id: place.job for id, place in dict(self._tickets).items()}
@@ -238,6 +252,10 @@ class Admission:
             message = f"to be done in {timeout_s:g} s, this job would make {len(spoilt)} others miss their deadlines"
             return RequestError(429, message, "timeout_s", "deadline_unreachable")
         return None
+
+
+def _start(told: Forecast) -> float:
+    return math.inf if told.start is None else told.start
 
 
 @dataclass

@@ -7,6 +7,7 @@ traceback for whatever a deployment raises, and a full queue is no news worth a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -21,6 +22,7 @@ from raycache.engine.autoscaling import JOBS, QUEUED_S
 from raycache.engine.convert import forward, job_of, request_error, result_of
 from raycache.engine.gang_like import GangLike, gang_of_this_replica
 from raycache.engine.leases import Leases
+from raycache.engine.telling import Told, told_of
 from raycache.engine.user_config import Memory, UserConfig, memory_of_this_replica
 from raycache.gang.costs import Work
 from raycache.logs import join_serve_log, request_id
@@ -29,12 +31,10 @@ from raycache.protocol.errors import RequestError
 from raycache.protocol.job import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
 from raycache.protocol.resolve import check_deployment, deployment_warnings
 from raycache.protocol.schemas import (
-    AdmittedEvent,
     EngineStatus,
     GenerationResult,
     ModelInfo,
-    PreviewEvent,
-    ProgressEvent,
+    QueuedEvent,
     ResolvedRequest,
 )
 from raycache.settings import AppSettings
@@ -45,7 +45,7 @@ logger = logging.getLogger("ray.serve")
 #: The ingress asks every engine in service about once a second.
 _FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
-Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
+Event = Told | GenerationResult | RequestError
 
 
 class Engine:
@@ -204,7 +204,8 @@ class Engine:
         job, work = self._job(request, watch)
         mark = key, work, job.prompt, request.guidance_scale
         try:
-            ticket = self._admission.admit(job.id, work, request.timeout_s, key=key, mark=mark)
+            who: dict[str, Any] = {"key": key, "priority": request.priority, "mark": mark}
+            ticket = self._admission.admit(job.id, work, request.timeout_s, **who)
         except RequestError as refusal:
             self._metrics.ended("refused", refusal.code)
             yield refusal
@@ -212,24 +213,20 @@ class Engine:
         events: asyncio.Queue[Progress | None] = asyncio.Queue()
         report = forward(asyncio.get_running_loop(), events) if watch else None
         deadline = arrived + request.timeout_s
-        handle = self._gang.submit(job, deadline=deadline, on_progress=report, caller=key or "")
+        share: dict[str, Any] = {"caller": ticket.job.caller, "weight": ticket.job.weight}
+        handle = self._gang.submit(job, deadline=deadline, on_progress=report, **share)
         # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
         handle.future.add_done_callback(lambda _: self._admission.release(ticket))
         # Nobody awaits `outcome` itself: cancelling that wait would cancel the future the gang is about to fill.
         outcome = asyncio.wrap_future(handle.future)
         outcome.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs those nobody read
         outcome.add_done_callback(lambda done: events.put_nowait(None))
-        previews = 0
+        place = partial(self._place, job.id) if watch and caller else None
         try:
             with self._leases.waiting(caller, handle):
-                if watch and caller:
-                    yield AdmittedEvent()
-                while (progress := await events.get()) is not None:
-                    left = self._admission.left_s(job.id)
-                    yield ProgressEvent(progress.step, progress.steps, progress.cached, progress.residual_diff, left)
-                    if progress.preview is not None:
-                        yield PreviewEvent(previews, list(progress.preview))
-                        previews += 1
+                async with contextlib.aclosing(told_of(events, place, partial(self._admission.left_s, job.id))) as told:
+                    async for event in told:
+                        yield event
             answer = self._answer(request, outcome, time.monotonic() - arrived)
             if isinstance(answer, RequestError) and answer.code == "gang_restarting" and self._recovery_s():
                 answer.retry_after_s = self._admission.again_in(ticket, request.timeout_s, mark)
@@ -261,6 +258,9 @@ class Engine:
         if output.after_fault_s is not None:
             self._metrics.fault_to_picture_seconds.observe(output.after_fault_s)
         return result
+
+    def _place(self, id: str) -> QueuedEvent:
+        return QueuedEvent(self._admission.ahead(id), self._admission.left_s(id))
 
     def _recovery_s(self) -> float:
         """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""

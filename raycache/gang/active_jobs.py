@@ -138,6 +138,7 @@ class ActiveJobs:
             arrived=handle.arrived,
             deadline=math.inf if handle.deadline is None else handle.deadline,
             caller=handle.caller,
+            weight=handle.weight,
         )
 
     def _called(self, call: Called, timeouts: StepTimeouts) -> None:

@@ -90,7 +90,9 @@ class Costs(LearnedCallCosts):
             self._shares.num_blocks = facts.num_blocks
             self._told.clear()
 
-    def job_state(self, id: str, work: Work, *, arrived: float, deadline: float, caller: str) -> JobState:
+    def job_state(
+        self, id: str, work: Work, *, arrived: float, deadline: float, caller: str, weight: float = 1.0
+    ) -> JobState:
         """``work`` as the scheduler sees it, waiting; clocks are as in :class:`~raycache.gang.schedule.JobState`."""
         with self._lock:
             tokens, share = self._tokens(work) + self._text_tokens, self._share(work)
@@ -103,6 +105,7 @@ class Costs(LearnedCallCosts):
             rows=work.images,
             joins=None if work.cache is None else work.cache.joins,
             caller=caller,
+            weight=weight,
             deadline=deadline,
             share=share,
             previews=work.previews,

@@ -95,6 +95,7 @@ class Gang:
         deadline: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         caller: str = "",
+        weight: float = 1.0,
     ) -> JobHandle:
         """Queue a job.
 
@@ -103,8 +104,9 @@ class Gang:
             deadline: ``time.monotonic()`` after which it is dropped: by the next tick, if ranks have it.
             on_progress: called by the gang's thread for each denoising step, when its tick is reported.
             caller: whose it is: the gang's time is shared between callers.
+            weight: of this caller beside the others.
         """
-        handle = JobHandle(job, deadline, on_progress, caller)
+        handle = JobHandle(job, deadline, on_progress, caller, weight)
         if self._lifecycle.broken or not self._thread.is_alive() or not self._queue.put(handle):
             handle.end(GangRestarting(self._lifecycle.why or "this gang is shut down", self._rebuilds.replaced_s))
         return handle

@@ -111,7 +111,7 @@ class TickPlanner:
         planned = plan(ahead, self._costs, self._rules, self._accounts, now)
         if not planned.works and not planned.abort:
             return None
-        self._accounts = self._accounts.charged(planned.charges, self._rules)
+        self._accounts = self._accounts.charged(planned.charges)
         tick = Tick(
             self._number,
             self._known,

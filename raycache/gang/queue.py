@@ -22,7 +22,7 @@ class JobHandle:
     Attributes:
         arrived, begun: ``time.monotonic()``; ``begun`` is None before ranks get it.
         deadline: ``time.monotonic()`` after which the job is over, or None.
-        caller: whose it is, for fair shares.
+        caller, weight: whose it is, and what that caller weighs beside others, for fair shares.
         reason: why it shall be aborted, or None.
         faults: how often ranks broke under it, while it was drawn with others and while it was drawn alone.
     """
@@ -33,8 +33,10 @@ class JobHandle:
         deadline: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         caller: str = "",
+        weight: float = 1.0,
     ) -> None:
-        self.job, self.deadline, self.caller, self._on_progress = job, deadline, caller, on_progress
+        self.job, self.deadline, self._on_progress = job, deadline, on_progress
+        self.caller, self.weight = caller, weight
         self.arrived = time.monotonic()
         self.begun: float | None = None
         self.faults = Counter[Literal["shared", "alone"]]()

@@ -19,6 +19,7 @@ class JobState:
 
     Attributes:
         caller: whose it is; fair shares are between callers.
+        weight: of its caller beside the others: one of weight 2 gets twice the time of one of weight 1.
         arrived, deadline: seconds of the clock that ``now`` is read from.
         shape: of its transformer call beyond the batch dimension, equal for calls that may join.
         joins: what else must be equal to join: method and which blocks run, LoRA, text length class. None: never.
@@ -39,6 +40,7 @@ class JobState:
     rows: int = 1
     joins: Hashable | None = None
     caller: str = ""
+    weight: float = 1.0
     deadline: float = math.inf
     share: float = 1.0
     calls_done: int | None = None
@@ -85,7 +87,6 @@ class Rules:
         max_active: jobs that are started and not ended. The last place is kept for a job whose turn it is: jobs that
             only come along in a joined call leave it free.
         memory_bytes: for all active jobs; a job that needs more by itself is tried alone.
-        weights: of callers; 1 where nothing is said.
         ageing: of one caller's jobs the one with the least work left goes first, but waiting a second counts as
             ``ageing`` seconds of work less. So only jobs that arrive within ``work / ageing`` seconds after a job
             are ever preferred to it.
@@ -103,7 +104,6 @@ class Rules:
     max_rows: int = 8
     max_active: int = 8
     memory_bytes: float = math.inf
-    weights: Mapping[str, float] = field(default_factory=dict)
     ageing: float = 0.2
     patience_s: float = 600.0
     lead: float = 0.5
@@ -128,18 +128,11 @@ class Rules:
             raise ValueError(f"max_stretch is {self.max_stretch}, and must be at least 1: a call alone takes that")
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}, and must be at least 0 and less than 1")
-        for caller, weight in self.weights.items():
-            if not 0 < weight < math.inf:
-                raise ValueError(f"the weight of caller {caller!r} is {weight}, and must be a number above 0")
-
-    def weight(self, caller: str) -> float:
-        """Of a caller beside the others."""
-        return self.weights.get(caller, 1.0)
 
 
 @dataclass(frozen=True)
 class Accounts:
-    """Virtual time: seconds that each caller got, divided by its weight. Who has the least is next.
+    """Virtual time: seconds that each caller got, divided by the weight of its jobs. Who has the least is next.
 
     A caller that had nothing to do does not save up: it comes back at ``clock``, where the least of those are who have
     jobs. One that got more than its share, and left, finds that on its account.
@@ -161,11 +154,11 @@ class Accounts:
         got = {caller: at for caller, at in got.items() if caller in callers or at > clock}
         return Accounts(got, clock)
 
-    def charged(self, charges: Mapping[str, float], rules: Rules) -> Accounts:
-        """Callers got so many seconds each."""
+    def charged(self, charges: Mapping[str, float]) -> Accounts:
+        """Callers got so many seconds of virtual time each."""
         got = dict(self.got)
         for caller, seconds in charges.items():
-            got[caller] = self.of(caller) + seconds / rules.weight(caller)
+            got[caller] = self.of(caller) + seconds
         return Accounts(got, self.clock)
 
 
@@ -179,7 +172,7 @@ class Plan:
         calls: for each transformer call the jobs whose rows are in it, in this order.
         end: jobs that are decoded.
         seconds: that it is expected to take.
-        charges: to each caller its part of them.
+        charges: to each caller its part of them, in virtual time.
     """
 
     abort: tuple[str, ...] = ()

@@ -163,7 +163,7 @@ class _Tick:
     def _most_lead(self, first: JobState) -> float:
         """How far another caller may be ahead of that of ``first``, in virtual time."""
         own = (_whole_s(job, self._costs) for job in self._jobs if job.caller == first.caller)
-        return self._rules.lead * min(own) / self._rules.weight(first.caller)
+        return self._rules.lead * min(own) / first.weight
 
     def _carry_out(self, members: Sequence[JobState], seconds: float) -> None:
         alone = {job.id: unit_s(job, self._costs) for job in members}
@@ -181,7 +181,7 @@ class _Tick:
                 self._left_s[job.id] -= alone[job.id]
         for caller, part in charges.items():
             self.charges[caller] = self.charges.get(caller, 0.0) + part
-        self._accounts = self._accounts.charged(charges, self._rules)
+        self._accounts = self._accounts.charged(charges)
 
 
 def _whole_s(job: JobState, costs: CallCosts) -> float:
@@ -191,10 +191,10 @@ def _whole_s(job: JobState, costs: CallCosts) -> float:
 
 
 def _shared(members: Sequence[JobState], alone: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Each caller's part of a call's seconds: by what its jobs would cost alone, so that joining is cheaper for all."""
+    """Virtual time for each caller of a call: by what its jobs would cost alone, so that joining is cheaper for all."""
     whole = sum(alone.values())
     charges: dict[str, float] = {}
     for job in members:
         part = alone[job.id] / whole if whole else 1 / len(members)
-        charges[job.caller] = charges.get(job.caller, 0.0) + seconds * part
+        charges[job.caller] = charges.get(job.caller, 0.0) + seconds * part / job.weight
     return charges

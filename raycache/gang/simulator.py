@@ -67,7 +67,7 @@ def simulated(
         tick = planner(there, costs, rules, accounts, now)
         seconds = tick.seconds if truth is None else _seconds(tick, there, truth)
         scale = seconds / tick.seconds if tick.seconds else 1.0
-        accounts = accounts.charged({caller: part * scale for caller, part in tick.charges.items()}, rules)
+        accounts = accounts.charged({caller: part * scale for caller, part in tick.charges.items()})
         _note(forecasts, tick, now, now + seconds)
         if on_tick is not None:
             on_tick(now, now + seconds, tick)

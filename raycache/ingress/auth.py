@@ -8,13 +8,13 @@ import logging
 import re
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raycache.protocol.errors import RequestError
 from raycache.text_files import FileError, entries, odd_letter, trimmed
 
-__all__ = ["Key", "KeyFile", "check_key", "has_key", "key_name", "read_keys"]
+__all__ = ["Key", "KeyFile", "check_key", "has_key", "key_name", "read_keys", "warn_of_unknown"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -134,6 +134,14 @@ def check_key(keys: Sequence[bytes], authorization: str | None) -> str | None:
         message = "this key is not valid here" if authorization else "give a key: `Authorization: Bearer KEY`"
         raise RequestError(401, message, None, "invalid_api_key")
     return key_name(key)
+
+
+def warn_of_unknown(keys: Sequence[Key], names: Iterable[str]) -> None:
+    """Tell the log of ``names`` that no key has: what the settings say of them has no effect."""
+    known = {key.name for key in keys}
+    if unknown := sorted(set(names) - known):
+        there = ", ".join(sorted(known)) or "none, because ingress.api_keys_file is not set"
+        logger.warning("limits.keys: no key is named %s; there are: %s", ", ".join(unknown), there)
 
 
 def _given(keys: Sequence[bytes], authorization: str | None) -> bytes | None:

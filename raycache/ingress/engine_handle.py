@@ -7,11 +7,11 @@ from typing import Any, Protocol, TypeVar
 
 from raycache.protocol.errors import RequestError
 from raycache.protocol.schemas import (
-    AdmittedEvent,
     EngineStatus,
     GenerationResult,
     PreviewEvent,
     ProgressEvent,
+    QueuedEvent,
     ResolvedRequest,
 )
 
@@ -20,7 +20,7 @@ __all__ = ["EngineEvent", "EngineHandle"]
 Answer_co = TypeVar("Answer_co", covariant=True)
 
 #: What an engine's stream says; the last is a result or an error.
-EngineEvent = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
+EngineEvent = QueuedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
 
 class Answering(Awaitable[Answer_co], Protocol[Answer_co]):

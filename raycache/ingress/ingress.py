@@ -19,8 +19,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from raycache.cluster.capacity import Bundle
 from raycache.front import CALLBACK, VARIABLE
 from raycache.ingress.api import build_http_app
-from raycache.ingress.asker import asked_by
-from raycache.ingress.auth import Key, KeyFile
+from raycache.ingress.asker import asked_by, key_in_use
+from raycache.ingress.auth import Key, KeyFile, warn_of_unknown
 from raycache.ingress.engine_handle import EngineEvent, EngineHandle
 from raycache.ingress.engine_watch import EngineWatch
 from raycache.ingress.sse import Events
@@ -28,12 +28,12 @@ from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.resolve import check_model, resolve
 from raycache.protocol.schemas import (
-    AdmittedEvent,
     EngineStatus,
     GenerationRequest,
     GenerationResult,
     PreviewEvent,
     ProgressEvent,
+    QueuedEvent,
     ResolvedRequest,
 )
 from raycache.ray_errors import DEATHS
@@ -59,6 +59,7 @@ class Ingress:
     def __init__(self, settings: AppSettings, engine: EngineHandle, bundles: Sequence[Bundle]) -> None:
         self.settings, self._own_policy = settings, settings.policy
         self._keys = KeyFile(settings.ingress.api_keys_file)
+        warn_of_unknown(self.keys, settings.limits.keys)
         self._engine = engine
         wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
         self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
@@ -97,15 +98,15 @@ class Ingress:
         """
         async with contextlib.aclosing(self.stream_from_admission(request)) as events:
             async for event in events:
-                if not isinstance(event, AdmittedEvent):
+                if not isinstance(event, QueuedEvent):
                     yield event
 
     async def stream_from_admission(self, request: GenerationRequest) -> Events:
-        """As :meth:`generate_stream`, with an ``AdmittedEvent`` first: over HTTP the status goes out with it."""
+        """As :meth:`generate_stream`, with an ``QueuedEvent`` first: over HTTP the status goes out with it."""
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
         steps = previews = 0
-        admitted = lost = False
+        lost = False
         while True:
             failure = None
             async with contextlib.aclosing(self._stream(order)) as events:
@@ -114,11 +115,7 @@ class Ingress:
                         failure = event
                         break
                     # Drawn again elsewhere, it does not tell its first steps twice.
-                    if isinstance(event, AdmittedEvent):
-                        if admitted:
-                            continue
-                        admitted = True
-                    elif isinstance(event, ProgressEvent):
+                    if isinstance(event, ProgressEvent):
                         if event.step <= steps:
                             continue
                         steps = event.step
@@ -198,6 +195,7 @@ class Ingress:
             engine.model,
             model_name=self.settings.model.name,
             ranks=self.settings.parallel.ranks_per_replica,
+            key=key_in_use.get(),
         )
 
     async def _again(

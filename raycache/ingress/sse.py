@@ -16,11 +16,11 @@ import numpy as np
 
 from raycache.protocol.errors import RequestError, internal_error
 from raycache.protocol.formats import encode
-from raycache.protocol.schemas import AdmittedEvent, GenerationResult, ImagesBody, PreviewEvent, ProgressEvent
+from raycache.protocol.schemas import GenerationResult, ImagesBody, PreviewEvent, ProgressEvent, QueuedEvent
 
 logger = logging.getLogger("ray.serve")
 
-Event = AdmittedEvent | ProgressEvent | PreviewEvent | GenerationResult
+Event = QueuedEvent | ProgressEvent | PreviewEvent | GenerationResult
 Events = AsyncGenerator[Event, None]
 
 #: Lines that every reader of server-sent events skips: they only show proxies and clients that we live.
@@ -41,7 +41,7 @@ async def begin(events: Events, patience_s: float) -> tuple[Event, Events]:
     except BaseException:
         await _stopped(first, events)
         raise
-    return AdmittedEvent(), _resumed(first, events)
+    return QueuedEvent(), _resumed(first, events)
 
 
 async def keep_alive(texts: AsyncGenerator[str, None], every_s: float) -> AsyncIterator[str]:
@@ -93,8 +93,8 @@ async def stream_events(
 ) -> AsyncGenerator[str, None]:
     """The events of one request as text.
 
-    ``raycache.progress`` after each step, ``image_generation.partial_image`` for each preview of each picture,
-    ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the job ends without, told to
+    ``raycache.queued`` while it waits, ``raycache.progress`` after each step, ``image_generation.partial_image`` for
+    each preview of each picture, ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the job ends without, told to
     ``on_error``, too.
     """
     try:
@@ -117,8 +117,10 @@ async def stream_events(
 
 
 async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
-    if isinstance(event, AdmittedEvent):
-        return [_QUEUED]
+    if isinstance(event, QueuedEvent):
+        if event.ahead is None:
+            return [_QUEUED]
+        return [_text("raycache.queued", {"type": "raycache.queued", **asdict(event)})]
     if isinstance(event, ProgressEvent):
         return [_text("raycache.progress", {"type": "raycache.progress", **asdict(event)})]
     name = "image_generation.partial_image" if isinstance(event, PreviewEvent) else "image_generation.completed"

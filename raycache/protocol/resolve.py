@@ -13,17 +13,24 @@ from collections.abc import Iterator
 
 from cache_core.method_options import BlockCountError
 from cache_core.options import CacheOptions, check_block_count
+from raycache.limits import PRIORITIES, LimitSettings, Priority
 from raycache.presets import PRESET_NAMES, load_presets, preset_of
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
 from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
-from raycache.settings import AppSettings, LimitSettings, Policy
+from raycache.settings import AppSettings, Policy
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
 
 def resolve(
-    request: GenerationRequest, policy: Policy, model: ModelInfo, *, model_name: str, ranks: int
+    request: GenerationRequest,
+    policy: Policy,
+    model: ModelInfo,
+    *,
+    model_name: str,
+    ranks: int,
+    key: str | None = None,
 ) -> ResolvedRequest:
     """Check ``request`` and fill in every default, the seed included.
 
@@ -33,13 +40,15 @@ def resolve(
         model: what the gang said about its model.
         model_name: the name this service answers to.
         ranks: Ulysses degree of the gang.
+        key: the public name of the client's key, where there are keys.
 
     Raises:
-        RequestError: 400, or 404 for another model's name.
+        RequestError: 400, 403 for a priority that the key may not name, or 404 for another model's name.
     """
     check_model(request.model, model_name)
     defaults, limits = policy.defaults, policy.limits
     _check_prompt(request.prompt, limits)
+    _check_priority(request.priority, limits, key)
     size = defaults.size if request.size in (None, "auto") else request.size
     width, height = parse_size(size)
     check_size(width, height, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
@@ -219,6 +228,13 @@ def _check_prompt(prompt: str, limits: LimitSettings) -> None:
     if len(prompt) > limits.max_prompt_characters:
         reason = f"{len(prompt)} characters, at most {limits.max_prompt_characters} are allowed here"
         raise invalid("prompt", reason, code="string_above_max_length")
+
+
+def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) -> None:
+    highest = limits.of_key(key).max_priority
+    if PRIORITIES[priority] > PRIORITIES[highest]:
+        message = f"priority: {priority!r} is more than the {highest!r} allowed to this key"
+        raise RequestError(403, message, "priority", "priority_not_allowed")
 
 
 def _check_format(format: str, size: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from cache_core.options import CacheOptions
+from raycache.limits import Priority
 from raycache.presets import Quality
 from raycache.settings import Policy
 
@@ -52,6 +53,11 @@ class GenerationRequest(BaseModel):
     output_compression: int = Field(default=100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
     timeout_s: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Deadline, seconds from arrival."
+    )
+    priority: Priority = Field(
+        default="normal",
+        description="Beside others' requests one of `high` gets four times the time of `normal`, and `low` a quarter; "
+        "a key may be allowed less.",
     )
     partial_images: int = Field(default=0, ge=0, le=3, description="Previews sent by a streaming call.")
     user: str | None = None
@@ -185,8 +191,18 @@ class PreviewEvent:
 
 
 @dataclass(frozen=True)
-class AdmittedEvent:
-    """An engine has taken the job into its queue. Told over HTTP only, where it lets the status out before any step."""
+class QueuedEvent:
+    """An engine has taken the job into its queue. Told over HTTP only, where it lets the status out before any step.
+
+    Told again whenever its place has changed.
+
+    Attributes:
+        ahead: jobs that will be started before it, as predicted; None before an engine has taken it.
+        seconds_left: estimate until the picture is there; None before the engine knows.
+    """
+
+    ahead: int | None = None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class World:
 
     def _drawn(self, tick: Plan) -> None:
         self._drawing, present = False, self.jobs
-        self.accounts = self.accounts.charged(tick.charges, self.rules)
+        self.accounts = self.accounts.charged(tick.charges)
         self.jobs = settled(self.jobs, tick)
         for id in {job.id for job in present} - {job.id for job in self.jobs}:
             ticket, work = self.held.pop(id)

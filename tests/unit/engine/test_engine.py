@@ -23,7 +23,7 @@ from raycache.protocol.job import (
     JobFailed,
     JobOutput,
 )
-from raycache.protocol.schemas import AdmittedEvent, GenerationResult, PreviewEvent, ProgressEvent
+from raycache.protocol.schemas import GenerationResult, PreviewEvent, ProgressEvent, QueuedEvent
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, order, started
 
 
@@ -185,7 +185,7 @@ async def test_closing_a_stream_aborts_the_job(engine):
 async def test_an_ingress_is_told_of_the_admission_while_the_job_waits(engine):
     _, running = await started(engine)
     events = engine.generate_stream(order(), "an ingress")
-    assert await asyncio.wait_for(anext(events), 5) == AdmittedEvent()
+    assert await asyncio.wait_for(anext(events), 5) == QueuedEvent()
     assert engine.status().queued == 1
     assert not running.future.done()
     await events.aclose()

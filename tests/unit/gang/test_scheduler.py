@@ -109,7 +109,9 @@ def backlogged(draw):
     jobs = []
     for name in weights:
         tokens = float(draw(st.integers(1, 4)))
-        jobs += [job(f"{name}{i}", draw(st.integers(3, 9)), tokens, caller=name) for i in range(40)]
+        jobs += [
+            job(f"{name}{i}", draw(st.integers(3, 9)), tokens, caller=name, weight=weights[name]) for i in range(40)
+        ]
     return weights, jobs
 
 
@@ -118,7 +120,7 @@ def backlogged(draw):
 def test_callers_get_their_shares(drawn):
     """Beside a fluid that flows to all at once by weight: nobody is further off than one call of each."""
     weights, jobs = drawn
-    _, ticks = ran(jobs, Costs(), replace(ALONE, weights=weights))
+    _, ticks = ran(jobs, Costs(), ALONE)
     owner, size = {one.id: one.caller for one in jobs}, {one.id: one.tokens for one in jobs}
     owed = {name: sum(one.calls * one.tokens for one in jobs if one.caller == name) for name in weights}
     got: dict[str, float] = defaultdict(float)
@@ -136,10 +138,10 @@ def test_callers_get_their_shares(drawn):
 
 
 def test_who_comes_back_has_saved_nothing_up_and_whoever_went_ahead_pays():
-    accounts = Accounts().present({"a"}).charged({"a": 100.0}, Rules())
+    accounts = Accounts().present({"a"}).charged({"a": 100.0})
     accounts = accounts.present({"a", "b"})
     assert accounts.of("b") == 0.0  # a was there alone: b was never served
-    accounts = accounts.charged({"b": 30.0}, Rules()).present({"b"}).present({"b", "c"})
+    accounts = accounts.charged({"b": 30.0}).present({"b"}).present({"b", "c"})
     assert (accounts.of("a"), accounts.of("b"), accounts.of("c")) == (100.0, 30.0, 30.0)
 
 
@@ -202,7 +204,7 @@ def test_calls_join_only_where_that_is_cheaper():
 
 def test_one_that_came_along_to_its_end_need_not_wait_for_its_callers_turn():
     jobs = [job("a", 9, calls_done=1), *(job(f"b{i}", 4, calls_done=4, caller="rider") for i in range(2))]
-    accounts = Accounts().present({"", "rider"}).charged({"rider": 9.0}, Rules())
+    accounts = Accounts().present({"", "rider"}).charged({"rider": 9.0})
     told = [plan(jobs, Costs(row=1.0, end=end), Rules(), accounts, 0.0) for end in (0.5, 1.5)]
     assert [(tick.calls, tick.end) for tick in told] == [((("a",),), ("b0",)), ((("a",),), ())]
     assert plan([*jobs, job("c", 4, calls_done=4)], Costs(row=1.0, end=0.5), Rules(), accounts, 0.0).end == ("c",)
@@ -231,7 +233,7 @@ def test_a_call_does_not_grow_so_much_that_a_deadline_breaks():
 def test_memory_bounds_the_active_jobs_and_the_largest_gets_its_turn():
     held = {"a": 6.0, "b": 6.0, "c": 1.0}
     jobs = [job("a", 3, calls_done=1), job("b", 3, caller="other"), job("c", 1, caller="other", arrived=90.0)]
-    accounts = Accounts().present({"", "other"}).charged({"": 1.0}, Rules())  # it is the other's turn
+    accounts = Accounts().present({"", "other"}).charged({"": 1.0})  # it is the other's turn
     tick = plan(jobs, Costs(held=held), Rules(memory_bytes=10.0), accounts, 0.0)
     assert tick.calls == (("a",),)
     assert not tick.start  # b waits for its memory, and c does not take it away

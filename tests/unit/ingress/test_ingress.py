@@ -15,13 +15,13 @@ from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError
 from raycache.ingress.ingress import Ingress
 from raycache.protocol.errors import RequestError
 from raycache.protocol.schemas import (
-    AdmittedEvent,
     EngineStatus,
     GenerationRequest,
     GenerationResult,
     ModelInfo,
     PreviewEvent,
     ProgressEvent,
+    QueuedEvent,
 )
 from raycache.settings import AppSettings
 
@@ -175,10 +175,10 @@ async def test_over_http_a_stream_tells_once_that_it_is_admitted_whoever_draws_i
         return ProgressEvent(k, 2, [False], [None])
 
     def engines() -> Engines:
-        return Engines([AdmittedEvent(), step(1), ActorDiedError()], [AdmittedEvent(), step(1), step(2), RESULT])
+        return Engines([QueuedEvent(), step(1), ActorDiedError()], [QueuedEvent(), step(1), step(2), RESULT])
 
     told = [event async for event in ingress(engines()).stream_from_admission(ASK)]
-    assert told == [AdmittedEvent(), step(1), step(2), RESULT]
+    assert told == [QueuedEvent(), step(1), step(2), RESULT]
     told = [event async for event in ingress(engines()).generate_stream(ASK)]
     assert told == [step(1), step(2), RESULT], "handles are told of what is drawn"
 

@@ -13,7 +13,7 @@ from openai import OpenAI
 from raycache.ingress import api
 from raycache.ingress.api import build_http_app
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.schemas import AdmittedEvent, GenerationResult, ProgressEvent
+from raycache.protocol.schemas import GenerationResult, ProgressEvent, QueuedEvent
 from tests.helpers.asgi import Wire, asked
 from tests.helpers.fake_service import FakeService, picture
 
@@ -71,7 +71,7 @@ async def test_the_status_is_out_on_admission(service):
     wire = asked(build_http_app(service), stream=True)
     await asyncio.sleep(0.02)
     assert wire.status is None, "nobody has decided yet"
-    service.events.put_nowait(AdmittedEvent())
+    service.events.put_nowait(QueuedEvent())
     await wire.until(": ")
     assert wire.status == 200
     assert wire.headers["content-type"].startswith("text/event-stream")
@@ -93,7 +93,7 @@ async def commented(wire: Wire, times: int) -> None:
 
 async def test_a_comment_whenever_nothing_else_was_said_for_a_while(service):
     wire = asked(build_http_app(service), stream=True)
-    service.events.put_nowait(AdmittedEvent())
+    service.events.put_nowait(QueuedEvent())
     await wire.until(": ")
     for event in (STEP, RESULT):
         began = time.monotonic()
@@ -108,7 +108,7 @@ async def test_a_comment_whenever_nothing_else_was_said_for_a_while(service):
 
 async def test_no_comment_where_enough_is_said(service):
     wire = asked(build_http_app(service), stream=True)
-    for event in (AdmittedEvent(), *[STEP] * 20, RESULT):
+    for event in (QueuedEvent(), *[STEP] * 20, RESULT):
         service.events.put_nowait(event)
     await wire.done(20)
     assert len(comments(wire.text)) == 1
@@ -127,7 +127,7 @@ async def test_a_refusal_is_still_a_status(service, after):
 
 async def test_a_refusal_after_admission_is_an_event(service):
     wire = asked(build_http_app(service), stream=True)
-    service.events.put_nowait(AdmittedEvent())
+    service.events.put_nowait(QueuedEvent())
     await wire.until(": ")
     service.events.put_nowait(unavailable("the engine died", code="engine_died"))
     await wire.done()
@@ -142,7 +142,7 @@ async def test_where_nobody_decides_for_long_the_status_goes_out_before_a_proxy_
     await wire.until(": ")
     assert wire.status == 200
     await commented(wire, 2)
-    service.events.put_nowait(AdmittedEvent())
+    service.events.put_nowait(QueuedEvent())
     service.events.put_nowait(STEP)
     service.events.put_nowait(RESULT)
     await wire.done()
@@ -151,7 +151,7 @@ async def test_where_nobody_decides_for_long_the_status_goes_out_before_a_proxy_
 
 
 @pytest.mark.parametrize("undecided_s", [30.0, 0.01])
-@pytest.mark.parametrize("told", [[], [AdmittedEvent()], [AdmittedEvent(), STEP]])
+@pytest.mark.parametrize("told", [[], [QueuedEvent()], [QueuedEvent(), STEP]])
 async def test_a_client_that_leaves_is_known_to_the_engine_at_once(service, monkeypatch, caplog, undecided_s, told):
     monkeypatch.setattr("raycache.ingress.api._UNDECIDED_S", undecided_s)
     with caplog.at_level(logging.WARNING):

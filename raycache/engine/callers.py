@@ -1,0 +1,27 @@
+"""Whose a job is to the scheduler: an account for each key at each priority, and what that weighs beside others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from raycache.limits import PRIORITIES, LimitSettings, Priority
+
+__all__ = ["Caller", "caller_of"]
+
+
+class Caller(NamedTuple):
+    """An account of the scheduler, and its weight."""
+
+    account: str
+    weight: float
+
+
+def caller_of(limits: LimitSettings, key: str | None, priority: Priority) -> Caller:
+    """Where a request with ``key`` is charged.
+
+    A key's work of low priority must not use up what its other requests are owed, so each priority is an account of
+    its own. Keys' names hold no line break, so none is taken for another's account.
+    """
+    name = key or ""
+    account = name if priority == "normal" else f"{name}\n{priority}"
+    return Caller(account, limits.of_key(key).weight * PRIORITIES[priority])
