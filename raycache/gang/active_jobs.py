@@ -186,9 +186,9 @@ class ActiveJobs:
 
 def rules_of(settings: AppSettings) -> Rules:
     """How the gang of an application schedules its jobs."""
-    parallel = settings.parallel
+    parallel, ranks = settings.parallel, settings.parallel.ranks_per_replica
     rows = parallel.max_rows or (1 if settings.model.compile else _ROWS)
     if parallel.scheduling == "fifo":
-        return Rules(scheduling="fifo", max_rows=rows, max_active=1)
+        return Rules(scheduling="fifo", max_rows=rows, max_active=1, decoders=ranks)
     memory = math.inf if parallel.max_active_bytes is None else parallel.max_active_bytes
-    return Rules(max_rows=rows, max_active=parallel.max_active_jobs, memory_bytes=memory)
+    return Rules(max_rows=rows, max_active=parallel.max_active_jobs, decoders=ranks, memory_bytes=memory)

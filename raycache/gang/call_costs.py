@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from raycache.gang.fit import Fit
 from raycache.gang.schedule import JobState
 
-__all__ = ["LearnedCallCosts"]
+__all__ = ["LearnedCallCosts", "decode_terms"]
 
 # What a term is guessed to cost beside one token while nothing tells them apart; see Fit. A step begins 57 blocks, an
 # attention score is 1/18000 of a token's matrix products (hidden size 3072), and FLUX's decoder happens to be alike.
@@ -36,6 +36,7 @@ class LearnedCallCosts:
         self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
         self._bytes: dict[Hashable, Fit] = {}  # by what may join: the method, for one
         self._text_tokens = 0  # which are in each row of a call, and are not decoded
+        self._ranks = 1  # that the rows of a job are spread over to be decoded
         self._between_s = 0.0  # what a job takes besides
         self._most = math.inf  # tokens over all rows that a call may have
         self._told: dict[Hashable, float] = {}
@@ -56,7 +57,7 @@ class LearnedCallCosts:
 
     def ended(self, job: JobState, seconds: float) -> None:
         """Decoding took so long."""
-        self._learn(self._decode, (job.shape, job.rows), self._decode_terms_of(job), seconds)
+        self._learn(self._decode, (job.shape, job.rows), self._end_terms(job), seconds)
 
     def held(self, job: JobState, size: float) -> None:
         """A job held so many bytes at most."""
@@ -81,7 +82,7 @@ class LearnedCallCosts:
 
     def end_s(self, job: JobState) -> float:
         """Expected seconds of decoding."""
-        return self._tell(("end", job.rows, job.tokens), self._decode, lambda: self._decode_terms_of(job))
+        return self._tell(("end", job.rows, job.tokens), self._decode, lambda: self._end_terms(job))
 
     def bytes_of(self, job: JobState) -> float:
         """Expected bytes that the job holds while it is active; of a method that is not known, what others would."""
@@ -97,12 +98,15 @@ class LearnedCallCosts:
 
     def _previews_s(self, job: JobState) -> float:
         """Seconds of previews, which have half the size, by call."""
-        key = ("preview", job.rows, job.tokens)
-        return job.previews / job.calls * self._tell(key, self._decode, lambda: self._decode_terms_of(job, 0.25))
+        key, tokens = ("preview", job.rows, job.tokens), 0.25 * (job.tokens - self._text_tokens)
+        return job.previews / job.calls * self._tell(key, self._decode, lambda: decode_terms(job.rows, tokens))
 
-    def _decode_terms_of(self, job: JobState, part: float = 1.0) -> tuple[float, float, float]:
-        tokens = part * (job.tokens - self._text_tokens)
-        return 1.0, job.rows * tokens, job.rows * tokens**2
+    def _end_terms(self, job: JobState) -> tuple[float, float, float]:
+        return decode_terms(self._longest(job.rows), job.tokens - self._text_tokens)
+
+    def _longest(self, rows: int) -> int:
+        """Of so many rows, those that one rank decodes at most."""
+        return math.ceil(rows / self._ranks)
 
     def _learn(self, fit: Fit, kind: Hashable, terms: Sequence[float], measured: float) -> None:
         with self._lock:
@@ -122,6 +126,11 @@ def _call_terms(jobs: Sequence[JobState], shares: Sequence[float]) -> tuple[floa
     """A block is launched if any row needs it, and then computes those rows only."""
     rows = sum(job.rows * job.tokens * share for job, share in zip(jobs, shares, strict=True))
     return 1.0, max(shares), rows, rows * jobs[0].tokens
+
+
+def decode_terms(rows: int, tokens: float) -> tuple[float, float, float]:
+    """One row is decoded after the other."""
+    return rows, rows * tokens, rows * tokens**2
 
 
 def _bytes_terms(job: JobState) -> tuple[float, float]:

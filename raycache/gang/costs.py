@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raycache.gang.call_costs import LearnedCallCosts
+from raycache.gang.call_costs import LearnedCallCosts, decode_terms
 from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
 from raycache.protocol.job import Job, JobOutput, ModelFacts
@@ -83,9 +83,10 @@ class Costs(LearnedCallCosts):
         """Whether any job was finished besides those of the warm-up."""
         return bool(self._finished)
 
-    def meet(self, facts: ModelFacts) -> None:
-        """Facts of the model that is drawn with."""
+    def meet(self, facts: ModelFacts, ranks: int = 1) -> None:
+        """Facts of the model that is drawn with, and on how many ranks."""
         with self._lock:
+            self._ranks = ranks
             self._text_tokens, self._token_side = facts.text_tokens, facts.token_side
             self._shares.num_blocks = facts.num_blocks
             self._told.clear()
@@ -214,11 +215,11 @@ class Costs(LearnedCallCosts):
     def _preview_s(self, work: Work) -> float | None:
         """A preview has half the size."""
         half = replace(work, width=max(1, work.width // 2), height=max(1, work.height // 2))
-        return self._decode.told(self._decode_terms(half))[0]
+        return self._decode.told(self._decode_terms(half, preview=True))[0]
 
-    def _decode_terms(self, work: Work) -> tuple[float, ...]:
-        tokens = self._tokens(work)
-        return 1.0, work.images * tokens, work.images * tokens * tokens
+    def _decode_terms(self, work: Work, *, preview: bool = False) -> tuple[float, ...]:
+        """Previews are decoded by rank 0 alone."""
+        return decode_terms(work.images if preview else self._longest(work.images), self._tokens(work))
 
     def _tokens(self, work: Work) -> float:
         """Of one image."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from raycache.gang.agreement import agreed, of_all
 from raycache.gang.costs import Costs, work_of
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.warmup import WarmUp, warm_ups
@@ -23,7 +24,7 @@ from raycache.protocol.tick import Tick, TickReport
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
 
-__all__ = ["Incarnation", "agreed"]
+__all__ = ["Incarnation"]
 
 _logger = logging.getLogger("raycache.gang")
 
@@ -78,7 +79,7 @@ class Incarnation:
         """
         source, facts = self._actors.load(source, self._tick, timeout_s)
         began = time.monotonic()
-        self._costs.meet(facts)
+        self._costs.meet(facts, self._settings.parallel.ranks_per_replica)
         for warm_up in warm_ups(self._settings, facts, probe=not self._costs.known):
             self._warm_up(warm_up)
         self.free_bytes = self._actors.settle(self._tick)
@@ -117,9 +118,9 @@ class Incarnation:
             for ref in done:
                 rank = pending.pop(ref)
                 reports[rank] = self._answer(ref, rank)
-                if reports[rank].failures:
+                if of_all(reports[rank]):
                     failed_at = failed_at or time.monotonic()
-            failure = next((report.failures[0] for report in reports.values() if report.failures), None)
+            failure = next((failures[0] for report in reports.values() if (failures := of_all(report))), None)
             if pending and failure and failed_at and time.monotonic() - failed_at > self._grace(failure):
                 raise Fault("error", f"{failure} (on {len(reports)} of {len(reports) + len(pending)} ranks)")
             self._actors.poll(self._patience_s(cold=cold))
@@ -141,8 +142,10 @@ class Incarnation:
         return report
 
     def _patience_s(self, *, cold: bool) -> float:
-        """How long the ranks may show no progress, where rank 0 is."""
-        first = self._actors.detector.ranks[0].known
+        """How long the ranks may show no progress, where the first is that has something to do."""
+        known = [rank.known for rank in self._actors.detector.ranks]
+        # Some ranks decode while others have nothing left to do.
+        first = next((each for each in known if each.phase != "idle"), known[0])
         jobs = [self._drawing[id] for id in first.jobs if id in self._drawing] or list(self._drawing.values())
         return self.timeouts.seconds(jobs, first.phase, cold=cold)
 
@@ -211,19 +214,3 @@ class Incarnation:
         """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
         lockstep = failure.phase == "denoise" and failure.step > 0
         return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s
-
-
-def agreed(reports: Sequence[TickReport]) -> TickReport:
-    """Rank 0's report, if the others say the same of what all do.
-
-    Raises:
-        Fault: some rank met a failure that others did not meet, or the process group is broken.
-    """
-    first = reports[0]
-    alike = [[failure for failure in report.failures if failure.phase != "decode"] for report in reports]
-    broken = [failure for failures in alike for failure in failures if failure.kind == "group"]
-    places = {(report.skipped, tuple(f.place for f in own)) for report, own in zip(reports, alike, strict=True)}
-    if broken or len(places) > 1:
-        words = dict.fromkeys(str(failure) for failures in alike for failure in failures)
-        raise Fault("error", "; ".join(words) or "some ranks skipped a tick that others carried out")
-    return first

@@ -86,6 +86,7 @@ class Rules:
         max_rows: of a joined call.
         max_active: jobs that are started and not ended. The last place is kept for a job whose turn it is: jobs that
             only come along in a joined call leave it free.
+        decoders: ranks that the rows of jobs that end are spread over.
         memory_bytes: for all active jobs; a job that needs more by itself is tried alone.
         ageing: of one caller's jobs the one with the least work left goes first, but waiting a second counts as
             ``ageing`` seconds of work less. So only jobs that arrive within ``work / ageing`` seconds after a job
@@ -103,6 +104,7 @@ class Rules:
     scheduling: Literal["fifo", "fair"] = "fair"
     max_rows: int = 8
     max_active: int = 8
+    decoders: int = 1
     memory_bytes: float = math.inf
     ageing: float = 0.2
     patience_s: float = 600.0
@@ -118,7 +120,7 @@ class Rules:
         Raises:
             ValueError: a rule is out of its range.
         """
-        for name in ("max_rows", "max_active"):
+        for name in ("max_rows", "max_active", "decoders"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 1")
         for name in ("ageing", "patience_s", "lead", "tick_s", "min_gain", "memory_bytes"):

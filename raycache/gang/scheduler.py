@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from raycache.gang.deadlines import Deadlines
+from raycache.gang.ending import ended_together
 from raycache.gang.joining import Room, joined, unit_s
 from raycache.gang.schedule import Accounts, CallCosts, JobState, Plan, Rules
 
@@ -92,24 +93,26 @@ class _Tick:
         if pick.waiting:
             self._room.take(pick)
         others = [job for job in order if job.id not in self._used and job is not pick]
-        members, seconds = joined(pick, others, self._costs, self._rules, self._room, deadlines)
+        if pick.calls_left:
+            members, seconds = joined(pick, others, self._costs, self._rules, self._room, deadlines)
+        else:
+            members, seconds = ended_together(pick, others, self._costs, self._rules, deadlines)
         self._carry_out(members, seconds)
         if members[0].calls_left:
-            self._let_one_go(order, seconds)
+            self._let_go(order, seconds)
         return True
 
-    def _let_one_go(self, order: Sequence[JobState], seconds: float) -> None:
+    def _let_go(self, order: Sequence[JobState], seconds: float) -> None:
         """Decode a job that came along in others' calls to its end: it need not wait for its caller's turn.
 
-        One beside each call, if it takes no longer than the call may be stretched.
+        One beside each call, if it takes no longer than the call may be stretched; and others that come for nothing.
         """
         deadlines = Deadlines(self._jobs, self._left_s, self._now, self._rules.patience_s)
-        for job in order:
-            if job.calls_left or job.waiting or job.id in self._used:
-                continue
+        done = [job for job in order if not (job.calls_left or job.waiting or job.id in self._used)]
+        for index, job in enumerate(done):
             end_s = self._costs.end_s(job)
             if end_s <= (self._rules.max_stretch - 1) * seconds and deadlines.allow(end_s, {job.id: end_s}):
-                self._carry_out([job], end_s)
+                self._carry_out(*ended_together(job, done[index + 1 :], self._costs, self._rules, deadlines))
                 return
 
     def _order(self) -> list[JobState]:
@@ -172,7 +175,7 @@ class _Tick:
             self.calls.append(tuple(job.id for job in members))
             self.start += [job.id for job in members if job.waiting]
         else:
-            self.end.append(members[0].id)
+            self.end += [job.id for job in members]
         self._used.update(alone)
         self._now += seconds
         self.seconds += seconds

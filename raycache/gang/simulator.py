@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from raycache.gang.ending import spread_s
 from raycache.gang.schedule import Accounts, CallCosts, JobState, Plan, Rules, settled
 from raycache.gang.scheduler import plan
 
@@ -65,7 +66,7 @@ def simulated(
             there = (*there, later.pop())
         accounts = accounts.present({job.caller for job in there})
         tick = planner(there, costs, rules, accounts, now)
-        seconds = tick.seconds if truth is None else _seconds(tick, there, truth)
+        seconds = tick.seconds if truth is None else _seconds(tick, there, truth, rules)
         scale = seconds / tick.seconds if tick.seconds else 1.0
         accounts = accounts.charged({caller: part * scale for caller, part in tick.charges.items()})
         _note(forecasts, tick, now, now + seconds)
@@ -85,10 +86,11 @@ def _note(forecasts: dict[str, Forecast], tick: Plan, began: float, ended: float
         forecasts[job].end, forecasts[job].drawn = ended, True
 
 
-def _seconds(tick: Plan, jobs: Sequence[JobState], truth: CallCosts) -> float:
+def _seconds(tick: Plan, jobs: Sequence[JobState], truth: CallCosts, rules: Rules) -> float:
     """What a plan really takes."""
     by_id = {job.id: job for job in jobs}
-    seconds = sum(truth.start_s(by_id[job]) for job in tick.start) + sum(truth.end_s(by_id[job]) for job in tick.end)
+    seconds = sum(truth.start_s(by_id[job]) for job in tick.start)
+    seconds += spread_s([by_id[job] for job in tick.end], truth, rules.decoders)
     return seconds + sum(truth.call_s([by_id[job] for job in call]) for call in tick.calls)
 
 

@@ -94,8 +94,8 @@ async def stream_events(
     """The events of one request as text.
 
     ``raycache.queued`` while it waits, ``raycache.progress`` after each step, ``image_generation.partial_image`` for
-    each preview of each picture, ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the job ends without, told to
-    ``on_error``, too.
+    each preview of each picture, ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the
+    job ends without, told to ``on_error``, too.
     """
     try:
         for text in await _event_texts(first, body):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import Job, JobOutput, Progress
 
@@ -21,7 +23,8 @@ class Tick:
         abort: jobs that are dropped where they stand.
         start: jobs that begin; each is encoded, up to its first call of the transformer.
         calls: for each call of the transformer the jobs whose rows are in it, in this order.
-        end: jobs whose latents rank 0 decodes; then they are over.
+        end: jobs whose latents are decoded; then they are over. Their rows, counted on from job to job, go to the
+            ranks in turn.
     """
 
     number: int
@@ -50,7 +53,9 @@ class TickReport:
         started_s: seconds from a job's start to its first call, for each that began.
         calls: those that were made.
         done: jobs whose last call has been made, so that they can be decoded.
-        progress, outputs: by job, on rank 0 only.
+        decoded: by job the images that this rank decoded, uint8 [height, width, 3] by row.
+        decode_s: seconds of that, by job.
+        progress, outputs: by job, on rank 0 only; outputs lack images until those of all ranks are put together.
         failures: what went wrong; all but those of decoding broke the tick off.
     """
 
@@ -61,4 +66,6 @@ class TickReport:
     done: list[str] = field(default_factory=list)
     progress: dict[str, list[Progress]] = field(default_factory=dict)
     outputs: dict[str, JobOutput] = field(default_factory=dict)
+    decoded: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    decode_s: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)

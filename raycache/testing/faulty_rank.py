@@ -30,7 +30,7 @@ class PlannedFault(BaseModel):
         kind: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``sleep`` (in Python), ``raise`` (RuntimeError), ``oom``, ``nan``
             (the latents turn into NaN after a step).
         rank: which one.
-        at: on entering this phase; in ``denoise`` at the end of step ``step``, from 0. Only rank 0 decodes.
+        at: on entering this phase; in ``denoise`` at the end of step ``step``, from 0. Rank 0 decodes the first image.
         seconds: how long to sleep, at most.
         until: a file; whoever sleeps wakes as soon as it is there.
         once: a file; it is made when the fault happens, and where it is nothing happens. None = in every drawing.

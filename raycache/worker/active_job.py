@@ -56,7 +56,7 @@ class RankContext:
 
     Attributes:
         pipe: a loaded pipeline of ``family``.
-        rank: of this process; 0 decodes and tells.
+        rank: of this process; 0 tells. world: number of ranks.
         text_tokens: of each prompt.
         prompts: those encoded lately.
         place: is kept up to date.
@@ -67,6 +67,7 @@ class RankContext:
     rank: int
     device: torch.device
     text_tokens: int
+    world: int = 1
     prompts: PromptCache = field(default_factory=lambda: PromptCache(0))
     place: Place = field(default_factory=Place)
     observer: Observer = field(default_factory=Observer)
@@ -150,23 +151,29 @@ class ActiveJob:
         images = self.report.steps[-1].images
         return sum(image.computed_blocks for image in images) / (self.report.num_blocks * len(images))
 
-    def decoded(self) -> JobOutput:
-        """The images. Runs on rank 0 alone, so nothing in it is a collective."""
-        job, context, began = self.job, self._context, time.monotonic()
+    def decoded(self, rows: Sequence[int]) -> dict[int, np.ndarray]:
+        """Images of these rows, uint8 [height, width, 3]. Other ranks decode others, so nothing in it is a collective.
+
+        One by one: so an image is the same whoever decodes it, and takes the memory of one.
+        """
+        job, context, latents = self.job, self._context, self.latents
         context.enter("decode", [self])
-        assert self.latents is not None  # it is done
-        images = context.family.decode(context.pipe, self.latents, job.height, job.width)
-        decode_s, denoise_s = context.now() - began, sum(self.calls_s)
-        seconds = self.encode_s + denoise_s + decode_s
-        words = f"drew {job.width}x{job.height}, {job.num_inference_steps} steps, in {seconds:.2f} s"
-        _logger.info(words, extra=about(job, rank=context.rank))
+        assert latents is not None  # it is done
+        decode = context.family.decode
+        return {row: decode(context.pipe, latents[row : row + 1], job.height, job.width)[0] for row in rows}
+
+    def output(self) -> JobOutput:
+        """What rank 0 says of the job; images and the seconds of decoding come from all ranks."""
+        job, denoise_s = self.job, sum(self.calls_s)
+        words = f"drew {job.width}x{job.height}, {job.num_inference_steps} steps, in {self.encode_s + denoise_s:.2f} s"
+        _logger.info(words, extra=about(job, rank=self._context.rank))
         return JobOutput(
-            images=images,
+            images=np.empty((0, job.height, job.width, 3), np.uint8),
             warnings=self._warnings,
             report=None if job.cache.type == "none" or self.report is None else self.report.to_dict(),
             encode_s=self.encode_s,
             denoise_s=denoise_s,
-            decode_s=decode_s,
+            decode_s=0.0,
             stalls_s=stalls(self.calls_s),
             known_prompt=self._known_prompt,
             held_bytes=self.held_bytes,

@@ -61,8 +61,7 @@ class JobRunner:
             for names in tick.calls:
                 for joined in self._joinable(names):
                     self._call(joined, told)
-            for name in tick.end:
-                self._end(name, told)
+            self._end(tick.end, told)
         except _BrokenOff:
             self._failed_in = tick.number
         finally:
@@ -127,20 +126,33 @@ class JobRunner:
         if broken:
             raise _BrokenOff
 
-    def _end(self, name: str, told: TickReport) -> None:
-        """Rank 0 alone decodes; a failure in it is nobody else's, and breaks nothing off."""
-        active = self._active.get(name)
-        if active is None or not active.done:
-            return
-        failure = None
-        if self._context.rank == 0:
+    def _end(self, names: Sequence[str], told: TickReport) -> None:
+        """Decode what is this rank's; a failure in it is that job's alone, and breaks nothing off."""
+        context, first = self._context, 0
+        for name in names:
+            active = self._active.get(name)
+            if active is None or not active.done:
+                continue
+            rows = range(len(active.job.seeds))
+            mine = [row for row in rows if (first + row) % context.world == context.rank]
+            first += len(rows)
+            self._drop(name, self._decode(name, active, mine, told))
+
+    def _decode(self, name: str, active: ActiveJob, rows: Sequence[int], told: TickReport) -> str | None:
+        """Returns what kind of error came of it."""
+        tells, began = self._context.rank == 0, time.monotonic()
+        if tells:
             told.progress[name] = active.told()
-            try:
-                told.outputs[name] = active.decoded()
-            except Exception as error:
-                failure = type(error).__name__
-                told.failures.append(self._failure((name,), "error", error))
-        self._drop(name, failure)
+        try:
+            if rows:
+                told.decoded[name] = active.decoded(rows)
+                told.decode_s[name] = self._context.now() - began
+        except Exception as error:
+            told.failures.append(self._failure((name,), "error", error))
+            return type(error).__name__
+        if tells:
+            told.outputs[name] = active.output()
+        return None
 
     def _drop(self, name: str, failure: str | None) -> None:
         """The job is gone from this rank; ``failure``: why, unless it was drawn."""

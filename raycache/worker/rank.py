@@ -96,6 +96,7 @@ class Rank:
             self._rank,
             self._device,
             facts.text_tokens,
+            self._world,
             PromptCache(self._settings.parallel.prompt_cache_bytes),
             self._place,
             self._observer(),

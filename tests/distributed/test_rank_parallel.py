@@ -19,7 +19,7 @@ from raycache.protocol.job import Job, JobOutput
 from raycache.settings import AppSettings
 from raycache.worker.rank import Rank
 from tests.helpers.ranks import run_ranks
-from tests.helpers.ticks import draw
+from tests.helpers.ticks import draw, whole
 
 STEPS = 10
 CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
@@ -100,13 +100,15 @@ def test_four_draw_what_one_draws_many_at_once(model: Path, world_size: int):
         _equal(drawn.outputs[f"other {step}"], fresh)
 
     many = first["many"]
+    outputs = whole([answer["many"] for answer in answers])
+    assert [sorted(answer["many"].decoded["c"]) for answer in answers][:2] == [[0], [1]], "each decodes a row"
     assert max(len(call.jobs) for call in many.calls) == 3
     assert [call.jobs for answer in answers for call in answer["many"].calls] == world_size * [
         call.jobs for call in many.calls
     ]
     for job in MANY:
         expected = first["each"][job.id]
-        _equal(many.outputs[job.id], expected.outputs[job.id])
+        _equal(outputs[job.id], expected.outputs[job.id])
         told = [(event.step, event.cached) for event in many.progress[job.id]]
         assert told == [(event.step, event.cached) for event in expected.progress[job.id]]
         assert [event.step for event in many.progress[job.id]] == list(range(1, job.num_inference_steps + 1))

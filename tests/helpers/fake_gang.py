@@ -53,7 +53,7 @@ class FakeGang:
 
     def start(self) -> None: ...
 
-    def submit(self, job, *, deadline=None, on_progress=None, caller=""):
+    def submit(self, job, *, deadline=None, on_progress=None, caller="", weight=1.0):
         future: Future[JobOutput] = Future()
 
         def report(event) -> None:
@@ -61,10 +61,19 @@ class FakeGang:
             on_progress(event)
 
         told = report if on_progress else None
-        running = {"job": job, "deadline": deadline, "on_progress": told, "caller": caller, "future": future}
+        running = {
+            "job": job,
+            "deadline": deadline,
+            "on_progress": told,
+            "caller": caller,
+            "weight": weight,
+            "future": future,
+        }
         self.jobs.append(SimpleNamespace(costs=self.costs, **running))
         times = {"arrived": time.monotonic(), "deadline": deadline or math.inf}
-        self._tell({**self._told, job.id: self.costs.job_state(job.id, work_of(job), caller=caller, **times)})
+        self._tell(
+            {**self._told, job.id: self.costs.job_state(job.id, work_of(job), caller=caller, weight=weight, **times)}
+        )
         future.add_done_callback(lambda _: self._tell({k: v for k, v in self._told.items() if k != job.id}))
         return _Handle(future=future, abort=self.aborts.append)
 

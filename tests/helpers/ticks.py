@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+import numpy as np
 
 from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import Job, JobOutput, Progress
@@ -17,12 +19,22 @@ class Ticks(Protocol):
 
 @dataclass
 class Drawn:
-    """What one rank says of some jobs."""
+    """What one rank says of some jobs; its outputs have the images that it decoded itself."""
 
     outputs: dict[str, JobOutput] = field(default_factory=dict)
+    decoded: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     progress: dict[str, list[Progress]] = field(default_factory=dict)
     calls: list[Called] = field(default_factory=list)
+
+
+def whole(ranks: Sequence[Drawn]) -> dict[str, JobOutput]:
+    """Rank 0's outputs with the images of all."""
+    outputs = {}
+    for id, output in ranks[0].outputs.items():
+        rows = {row: image for drawn in ranks for row, image in drawn.decoded.get(id, {}).items()}
+        outputs[id] = replace(output, images=np.stack([rows[row] for row in sorted(rows)])) if rows else output
+    return outputs
 
 
 def draw(
@@ -60,6 +72,7 @@ def draw(
         report = rank.tick(Tick(number, number - 1, dropped, start, tuple(map(tuple, parts.values())), ends))
         number += 1
         drawn.outputs |= report.outputs
+        drawn.decoded |= report.decoded
         drawn.failures += report.failures
         drawn.calls += report.calls
         for name, events in report.progress.items():
@@ -68,4 +81,5 @@ def draw(
         over = {*ends, *(name for failure in report.failures for name in failure.jobs)}
         waiting |= {job: 0 for job in start if job.id not in over and job.id not in report.started_s}
         active = {name: job for name, job in active.items() if name not in over and job not in waiting}
+    drawn.outputs = whole([drawn])
     return drawn

@@ -92,7 +92,7 @@ def test_who_leaves_takes_nobody_along(gang: Gang):
 
 @pytest.mark.parametrize("at", ["encode", "denoise", "decode"])
 def test_an_error_of_one_ends_that_one(gang: Gang, at: str):
-    """On all ranks alike; decoding happens on rank 0 alone."""
+    """On all ranks alike; rank 0 alone has something to decode."""
     before = gang.status().restarts
     reference = gang.submit(job(seeds=(5,), steps=9)).future.result(60)
     plans = "".join(

@@ -82,6 +82,23 @@ def test_nothing_is_known_at_first():
     assert admission().let_in(timeout_s=1.0).seconds == 0.0
 
 
+def test_who_is_ahead_in_the_queue():
+    """By the schedule: whoever has more weight, or less work, is started first."""
+    queue = learned(10.0, clock=(clock := Clock()))
+    queue.gang.rules = Rules(max_active=1)
+    first = queue.let_in()
+    long = queue.let_in(replace(SMALL, steps=40))
+    late = queue.let_in()
+    queue.gang.jobs = (replace(first.job, calls_done=2), long.job, late.job)
+    clock.now += 1
+    assert [queue.ahead(ticket.job.id) for ticket in (first, long, late)] == [0, 1, 0]
+    low, high = (queue.let_in(replace(SMALL, steps=20), priority=priority) for priority in ("low", "high"))
+    queue.gang.jobs = (*queue.gang.jobs, low.job, high.job)
+    clock.now += 1
+    assert queue.ahead(high.job.id) < queue.ahead(long.job.id)
+    assert queue.ahead("nobody") == 0
+
+
 def test_by_count():
     queue = learned(10.0, max_queued_requests=2)
     tickets = [queue.let_in() for _ in range(3)]

@@ -185,10 +185,24 @@ async def test_closing_a_stream_aborts_the_job(engine):
 async def test_an_ingress_is_told_of_the_admission_while_the_job_waits(engine):
     _, running = await started(engine)
     events = engine.generate_stream(order(), "an ingress")
-    assert await asyncio.wait_for(anext(events), 5) == QueuedEvent()
+    assert await asyncio.wait_for(anext(events), 5) == QueuedEvent(ahead=1)
     assert engine.status().queued == 1
     assert not running.future.done()
     await events.aclose()
+
+
+async def test_priorities_and_keys_reach_the_gang(engine):
+    engine.reconfigure({"limits": {"keys": {"blue": {"weight": 3.0, "max_priority": "high"}}}})
+    calls = [
+        asyncio.create_task(engine.generate(order(priority=priority), None, key))
+        for key, priority in (("blue", "high"), ("red", "low"))
+    ]
+    async with asyncio.timeout(5):
+        while len(engine._gang.jobs) < 2:
+            await asyncio.sleep(0)
+    assert [(job.caller, job.weight) for job in engine._gang.jobs] == [("blue\nhigh", 12.0), ("red\nlow", 0.25)]
+    for call in calls:
+        call.cancel()
 
 
 @pytest.mark.parametrize("caller", [None, "an ingress"])

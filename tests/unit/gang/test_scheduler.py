@@ -137,6 +137,19 @@ def test_callers_get_their_shares(drawn):
             assert abs(got[name] - ended * weight / whole) <= off
 
 
+def test_a_flood_of_little_weight_leaves_others_most_of_the_time():
+    """A low flood beside jobs of the same key at normal priority: a fifth of the time is the flood's."""
+    flood = [job(f"low{i}", 5, caller="a\nlow", weight=0.25) for i in range(40)]
+    others = [job(f"n{i}", 5, arrived=5.0 * i, caller="a") for i in range(8)]
+    told, ticks = ran([*flood, *others], Costs(), ALONE)
+    last = max(told[one.id].end for one in others)
+    low = sum(1 for _, ended, tick in ticks for call in tick.calls if ended <= last and call[0].startswith("low"))
+    assert low / last <= 0.3
+    assert last <= 8 * 5 / 0.8 + 5
+    even, _ = ran([*(replace(one, weight=1.0) for one in flood), *others], Costs(), ALONE)
+    assert max(even[one.id].end for one in others) > 1.3 * last, "the weight is what does it"
+
+
 def test_who_comes_back_has_saved_nothing_up_and_whoever_went_ahead_pays():
     accounts = Accounts().present({"a"}).charged({"a": 100.0})
     accounts = accounts.present({"a", "b"})

@@ -50,7 +50,8 @@ class Ranks:
             told.done += [name] * (self.left == 0)
         for name in tick.end:
             assert self.left == 0
-            told.outputs[name] = self.output(self.drawn[-1])
+            told.outputs[name] = output = self.output(self.drawn[-1])
+            told.decoded[name], told.decode_s[name] = {0: output.images[0]}, output.decode_s
         return {Reference(told): 0}
 
     def output(self, job: Any) -> JobOutput:

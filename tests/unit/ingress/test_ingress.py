@@ -170,15 +170,16 @@ async def test_a_stream_goes_on_where_it_was(ingress):
     assert told == [step(1), preview, step(2), step(3), RESULT]
 
 
-async def test_over_http_a_stream_tells_once_that_it_is_admitted_whoever_draws_it(ingress):
+async def test_over_http_a_stream_tells_its_place_in_each_engines_queue(ingress):
     def step(k: int) -> ProgressEvent:
         return ProgressEvent(k, 2, [False], [None])
 
     def engines() -> Engines:
-        return Engines([QueuedEvent(), step(1), ActorDiedError()], [QueuedEvent(), step(1), step(2), RESULT])
+        first, second = QueuedEvent(2, 9.0), QueuedEvent(0, 3.0)
+        return Engines([first, step(1), ActorDiedError()], [second, step(1), step(2), RESULT])
 
     told = [event async for event in ingress(engines()).stream_from_admission(ASK)]
-    assert told == [QueuedEvent(), step(1), step(2), RESULT]
+    assert told == [QueuedEvent(2, 9.0), step(1), QueuedEvent(0, 3.0), step(2), RESULT]
     told = [event async for event in ingress(engines()).generate_stream(ASK)]
     assert told == [step(1), step(2), RESULT], "handles are told of what is drawn"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 
@@ -81,6 +82,17 @@ async def test_the_status_is_out_on_admission(service):
     await wire.done()
     assert names(wire.text) == ["raycache.progress", "image_generation.completed"]
     assert service.closed
+
+
+async def test_a_waiting_client_is_told_its_place(service):
+    wire = asked(build_http_app(service), stream=True)
+    for event in (QueuedEvent(3, 12.5), QueuedEvent(1, None), STEP, RESULT):
+        service.events.put_nowait(event)
+    await wire.done()
+    assert names(wire.text) == ["raycache.queued"] * 2 + ["raycache.progress", "image_generation.completed"]
+    told = [json.loads(line.removeprefix("data: ")) for line in wire.text.splitlines() if line.startswith("data: ")]
+    assert told[0] == {"type": "raycache.queued", "ahead": 3, "seconds_left": 12.5}
+    assert told[1] == {"type": "raycache.queued", "ahead": 1, "seconds_left": None}
 
 
 async def commented(wire: Wire, times: int) -> None:

@@ -106,6 +106,30 @@ def test_another_model_is_404():
     assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
 
 
+@pytest.mark.parametrize(
+    ("key", "priority", "allowed"),
+    [
+        (None, "high", True),
+        ("team red", "normal", True),
+        ("team red", "low", True),
+        ("team red", "high", False),
+        ("team blue", "high", True),
+        ("batch", "normal", False),
+        ("batch", "low", True),
+    ],
+)
+def test_a_key_may_name_priorities_up_to_its_own(key, priority, allowed):
+    keys = {"team blue": {"max_priority": "high"}, "batch": {"max_priority": "low"}}
+    policy = SETTINGS.policy.changed({"limits": {"keys": keys}})
+    request = GenerationRequest(prompt="a circle", priority=priority)
+    if allowed:
+        assert resolve(request, policy, MODEL, model_name="flux", ranks=4, key=key).priority == priority
+        return
+    with pytest.raises(RequestError, match=f"'{priority}' is more than the '(low|normal)' allowed") as caught:
+        resolve(request, policy, MODEL, model_name="flux", ranks=4, key=key)
+    assert (caught.value.status, caught.value.param, caught.value.code) == (403, "priority", "priority_not_allowed")
+
+
 def test_prompt_is_never_in_a_refusal():
     assert "secret" not in refusal(prompt="secret " * 50).message
 

@@ -13,6 +13,7 @@ from diffusers import FluxPipeline
 
 from cache_core import DBCacheOptions, DBPruneOptions, NoCacheOptions
 from raycache.demo.noise import build_noise_model
+from raycache.gang.agreement import agreed
 from raycache.models.flux import FluxFamily
 from raycache.protocol.job import Job, JobOutput
 from raycache.protocol.tick import Tick, TickReport
@@ -36,10 +37,9 @@ def runner(pipe: FluxPipeline) -> Iterator[JobRunner]:
     assert not pipe.transformer._forward_pre_hooks, "nothing is left on the transformer"
 
 
-def runner_of(pipe: FluxPipeline, rank: int = 0, observer: Observer | None = None) -> JobRunner:
-    return JobRunner(
-        RankContext(pipe, FluxFamily(), rank, torch.device("cpu"), 64, observer=observer or Observer()), None
-    )
+def runner_of(pipe: FluxPipeline, rank: int = 0, observer: Observer | None = None, world: int = 1) -> JobRunner:
+    observer = observer or Observer()
+    return JobRunner(RankContext(pipe, FluxFamily(), rank, torch.device("cpu"), 64, world, observer=observer), None)
 
 
 def job(name: str, seed: int = 7, steps: int = 6, cache: Any = CACHE, **fields: Any) -> Job:
@@ -141,7 +141,7 @@ def test_a_call_that_fails_together_leaves_its_jobs_where_they_are(
         assert not report.failures
         done |= set(report.done)
     assert done == {"a", "b"}
-    outputs = runner.tick(Tick(7, 6, end=("a", "b"))).outputs
+    outputs = agreed([runner.tick(Tick(7, 6, end=("a", "b")))]).outputs
     monkeypatch.undo()
     for one in jobs:
         assert close(outputs[one.id], draw(runner_of(pipe), {one: 0}).outputs[one.id])
@@ -162,7 +162,49 @@ def test_options_that_do_not_fit_end_their_job(runner: JobRunner):
     assert list(drawn.outputs) == ["good"]
 
 
-def test_only_rank_0_tells_and_decodes(pipe: FluxPipeline):
+def spread(runners: list[JobRunner], jobs: dict[Job, int]) -> list[TickReport]:
+    """What all say when they decode ``jobs`` in one tick. Each draws them whole, as after a call without a group."""
+    reports = []
+    for runner in runners:
+        number = 0
+        names, done = tuple(job.id for job in jobs), set[str]()
+        while done < set(names):
+            start = tuple(jobs) if number == 0 else ()
+            left = tuple(name for name in names if name not in done)
+            done |= set(runner.tick(Tick(number, number - 1, start=start, calls=(left,))).done)
+            number += 1
+        reports.append(runner.tick(Tick(number, number - 1, end=names)))
+    return reports
+
+
+def test_rows_are_decoded_by_the_ranks_in_turn(pipe: FluxPipeline):
+    jobs = {
+        replace(job("a", steps=3), seeds=(7, 8, 9)): 0,
+        job("b", 3, 3): 0,
+        replace(job("c", steps=3), seeds=(4, 5)): 0,
+    }
+    reports = spread([runner_of(pipe, rank, world=2) for rank in range(2)], jobs)
+    rows = [{(name, row) for name, images in report.decoded.items() for row in images} for report in reports]
+    assert rows == [{("a", 0), ("a", 2), ("c", 0)}, {("a", 1), ("b", 0), ("c", 1)}]
+    outputs = agreed(reports).outputs
+    (alone,) = spread([runner_of(pipe)], jobs)
+    expected = agreed([alone]).outputs
+    for one in jobs:
+        np.testing.assert_array_equal(outputs[one.id].images, expected[one.id].images)
+        assert len(outputs[one.id].images) == len(one.seeds)
+        assert outputs[one.id].images.std() > 5
+        assert outputs[one.id].decode_s == max(report.decode_s.get(one.id, 0.0) for report in reports) > 0
+
+
+def test_a_rank_that_cannot_decode_its_row_ends_that_job_only(pipe: FluxPipeline):
+    runners = [runner_of(pipe, rank, Failing("a", "decode") if rank else None, world=2) for rank in range(2)]
+    told = agreed(spread(runners, {replace(job("a", steps=3), seeds=(7, 8)): 0, job("b", 3, 3): 0}))
+    assert [(failure.jobs, failure.phase) for failure in told.failures] == [(("a",), "decode")]
+    assert list(told.outputs) == ["b"]
+    assert all(runner.tick(Tick(9, 8)) == TickReport(9) for runner in runners), "no rank stands still for it"
+
+
+def test_only_rank_0_tells(pipe: FluxPipeline):
     drawn = draw(runner_of(pipe, rank=1), {job("a", preview_steps=(1,)): 0})
     assert (drawn.outputs, drawn.progress) == ({}, {})
     assert len(drawn.calls) == 6
@@ -193,7 +235,7 @@ def test_a_prompt_is_encoded_once(pipe: FluxPipeline, monkeypatch: pytest.Monkey
         return encode(self, own, prompts, *args)
 
     monkeypatch.setattr(FluxFamily, "encode", counted)
-    context = RankContext(pipe, FluxFamily(), 0, torch.device("cpu"), 64, PromptCache(1 << 20))
+    context = RankContext(pipe, FluxFamily(), 0, torch.device("cpu"), 64, prompts=PromptCache(1 << 20))
     jobs = {job("a"): 0, job("b", 1): 1, replace(job("c", 2), prompt="a blue square"): 1, job("d"): 9}
     drawn = draw(JobRunner(context, None), jobs)
     assert encoded == ["a red circle", "a blue square"]

@@ -1,0 +1,46 @@
+"""One report of a tick from those of all ranks, which must say the same of what all do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from raycache.gang.worker_group import Fault
+from raycache.protocol.heartbeat import Failure
+from raycache.protocol.job import JobOutput
+from raycache.protocol.tick import TickReport
+
+__all__ = ["agreed", "of_all"]
+
+
+def agreed(reports: Sequence[TickReport]) -> TickReport:
+    """Rank 0's report, with the images of all ranks; a job of which some rank could not decode a row has failed.
+
+    Args:
+        reports: one of each rank, in order.
+
+    Raises:
+        Fault: some rank met a failure that others did not meet, or the process group is broken.
+    """
+    first, alike = reports[0], [of_all(report) for report in reports]
+    broken = [failure for failures in alike for failure in failures if failure.kind == "group"]
+    places = {(report.skipped, tuple(f.place for f in own)) for report, own in zip(reports, alike, strict=True)}
+    if broken or len(places) > 1:
+        words = dict.fromkeys(str(failure) for failures in alike for failure in failures)
+        raise Fault("error", "; ".join(words) or "some ranks skipped a tick that others carried out")
+    undecoded = {f.jobs[0]: f for report in reports for f in report.failures if f.phase == "decode"}
+    outputs = {id: _whole(id, output, reports) for id, output in first.outputs.items() if id not in undecoded}
+    return replace(first, failures=[*alike[0], *undecoded.values()], outputs=outputs)
+
+
+def of_all(report: TickReport) -> list[Failure]:
+    """The failures that every rank must have met: all but those of decoding, where each has rows of its own."""
+    return [failure for failure in report.failures if failure.phase != "decode"]
+
+
+def _whole(id: str, output: JobOutput, reports: Sequence[TickReport]) -> JobOutput:
+    rows = {row: image for report in reports for row, image in report.decoded.get(id, {}).items()}
+    seconds = max(report.decode_s.get(id, 0.0) for report in reports)
+    return replace(output, images=np.stack([rows[row] for row in sorted(rows)]), decode_s=seconds)
