@@ -136,7 +136,7 @@ def test_one_job_longer_than_may_queue_is_refused_also_when_nobody_waits():
         more = replace(LONG, **{**way, "steps": way["steps"] + 1})
         assert refusal(learned(10.0, max_queued_seconds=60.0), more, 1e5).code == "job_too_long"
     several = refusal(learned(10.0, max_queued_seconds=12.0), replace(SMALL, images=4))
-    assert several.message.endswith("num_inference_steps=3 or n=1 would fit")
+    assert several.message.endswith("num_inference_steps=2 or n=1 would fit")
     assert "smaller size" in refusal(learned(10.0, max_queued_seconds=0.5), LONG).message
 
 
