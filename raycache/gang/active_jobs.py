@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from statistics import fmean, median
 from typing import Literal
@@ -78,7 +78,22 @@ class ActiveJobs:
             memory = _FILLED * free_bytes
         self._planner.begin(number, replace(self._rules, memory_bytes=memory))
 
-    def take(self, handles: Iterable[JobHandle]) -> None:
+    def send(self, handles: Callable[[], Iterable[JobHandle]], send: Callable[[Tick], None]) -> float:
+        """Send what the ranks are to do next, beyond what was sent, if it is time to.
+
+        Args:
+            handles: all jobs that are not over.
+
+        Returns:
+            Seconds until there may be more to send, if no tick comes back before.
+        """
+        if self._planner.next_in_s(now := time.monotonic()) <= 0:
+            self._take(handles())
+            while (tick := self._next(now)) is not None:
+                send(tick)
+        return self._planner.next_in_s(now) or math.inf  # there was nothing
+
+    def _take(self, handles: Iterable[JobHandle]) -> None:
         """All jobs that are not over."""
         present = {handle.job.id: handle for handle in handles}
         for id, handle in present.items():
@@ -90,7 +105,7 @@ class ActiveJobs:
         self._planner.update(unwanted, over)
         self._handles = {id: handle for id, handle in self._handles.items() if self._planner.knows(id)}
 
-    def next(self, now: float) -> Tick | None:
+    def _next(self, now: float) -> Tick | None:
         """What the ranks are to do next, beyond what was sent; None if nothing."""
         tick = self._planner.next(now)
         if tick is not None:

@@ -197,14 +197,12 @@ class Gang:
         """Send what is to be done next, and wait for what was sent first."""
         life = self._alive
         self._queue.drop_late()
-        self._jobs.take(self._queue.open())
-        while (tick := self._jobs.next(time.monotonic())) is not None:
-            life.send(tick)
+        self._jobs.send(self._queue.open, life.send)
         if not self._jobs.in_flight:
             life.idle()
             self._queue.wait(HEARTBEAT_S)
             return
-        report = life.receive()
+        report = life.receive(lambda: self._jobs.send(self._queue.open, life.send))
         if self._on_tick is not None:
             self._on_tick(report)
         for handle, output in self._jobs.came(report, life.timeouts):

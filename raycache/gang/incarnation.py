@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -94,14 +95,15 @@ class Incarnation:
     def send(self, tick: Tick) -> None:
         """Let all ranks carry out ``tick``, after those that were sent before it."""
         self._drawing |= {job.id: job for job in tick.start}
-        if not self._sent:
+        if not self._sent:  # one that is waited for is among them
             self._actors.detector.work_sent(time.monotonic())
         self._sent.append((tick, self._actors.tick(tick)))
 
-    def receive(self, *, cold: bool = False) -> TickReport:
+    def receive(self, meanwhile: Callable[[], float] = lambda: math.inf, *, cold: bool = False) -> TickReport:
         """Wait for the oldest tick that was sent, and watch the ranks meanwhile.
 
         Args:
+            meanwhile: called again and again; returns in how many seconds it wants to be, at the latest.
             cold: a draw of the warm-up.
 
         Returns:
@@ -110,11 +112,12 @@ class Incarnation:
         Raises:
             Fault: these ranks are of no more use.
         """
-        tick, pending = self._sent.popleft()
+        tick, pending = self._sent[0]
         reports: dict[int, TickReport] = {}
         failed_at: float | None = None
         while pending:
-            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=HEARTBEAT_S / 2)
+            wait_s = min(HEARTBEAT_S / 2, meanwhile())
+            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=wait_s)
             for ref in done:
                 rank = pending.pop(ref)
                 reports[rank] = self._answer(ref, rank)
@@ -125,6 +128,7 @@ class Incarnation:
                 raise Fault("error", f"{failure} (on {len(reports)} of {len(reports) + len(pending)} ranks)")
             self._actors.poll(self._patience_s(cold=cold))
             self._tick()
+        self._sent.popleft()
         told = agreed([reports[rank] for rank in sorted(reports)])
         over = [*tick.abort, *tick.end, *(id for failure in told.failures for id in failure.jobs)]
         for id in over:

@@ -6,6 +6,7 @@ was sent ahead is skipped by the ranks, and planned anew. Used by the gang's thr
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,14 +21,15 @@ __all__ = ["TickPlanner"]
 
 #: Ticks that are sent before the first of them is done.
 _DEPTH = 2
-#: Behind a tick that takes longer, none is sent ahead: an abort would wait for both, and there is little to hide.
-_LONG_S = 0.25
+#: Behind a tick that takes longer, none is sent until so long before its end: an abort would wait for both.
+_LONG_S, _AHEAD_S = 0.25, 0.03
 
 
 @dataclass(frozen=True)
 class _Sent:
     tick: Tick
     plan: Plan
+    at: float
 
 
 class TickPlanner:
@@ -98,9 +100,18 @@ class TickPlanner:
         if id in self._jobs:
             self._jobs[id] = replace(self._jobs[id], joins=None)
 
+    def next_in_s(self, now: float) -> float:
+        """Seconds until another tick may be sent, if none comes back before: 0 now, infinity not before one does."""
+        if not self._sent:
+            return 0.0
+        if len(self._sent) >= _DEPTH or self._stale:
+            return math.inf
+        last = self._sent[-1]
+        return 0.0 if last.plan.seconds <= _LONG_S else max(0.0, last.at + last.plan.seconds - _AHEAD_S - now)
+
     def next(self, now: float) -> Tick | None:
         """The next tick to send; None if there is nothing to do, or enough under way."""
-        if len(self._sent) >= _DEPTH or (self._sent and (self._stale or self._sent[-1].plan.seconds > _LONG_S)):
+        if self.next_in_s(now) > 0:
             return None
         ahead: tuple[JobState, ...] = tuple(self._jobs.values())
         for sent in self._sent:
@@ -121,7 +132,7 @@ class TickPlanner:
             planned.end,
         )
         self._number += 1
-        self._sent.append(_Sent(tick, planned))
+        self._sent.append(_Sent(tick, planned, now))
         self._note()
         return tick
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -64,7 +64,7 @@ class Life:
     def send(self, tick: Tick) -> None:
         self._sent.append(tick)
 
-    def receive(self) -> TickReport:
+    def receive(self, meanwhile: Callable[[], float]) -> TickReport:
         assert self.gate.wait(10)
         tick = self._sent.popleft()
         told = TickReport(tick.number)
