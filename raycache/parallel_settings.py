@@ -48,6 +48,11 @@ class ParallelSettings(Strict):
     prompt_cache_bytes: int = Field(
         default=128 << 20, ge=0, description="Encoded prompts kept on each rank's device, in bytes; 0 = none."
     )
+    overlap_decoding: bool | None = Field(
+        default=None,
+        description="Decode finished images beside the next calls of the transformer; default: on `cuda`, where the "
+        "device has room for both.",
+    )
     collective_timeout_s: float = Field(
         default=120.0,
         gt=0,
@@ -65,6 +70,11 @@ class ParallelSettings(Strict):
     startup_timeout_s: float = Field(
         default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."
     )
+
+    @property
+    def overlaps_decoding(self) -> bool:
+        """Whether images are decoded beside the next calls."""
+        return self.device == "cuda" if self.overlap_decoding is None else self.overlap_decoding
 
     @property
     def gpus_per_rank(self) -> float:

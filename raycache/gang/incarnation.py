@@ -130,7 +130,7 @@ class Incarnation:
             self._tick()
         self._sent.popleft()
         told = agreed([reports[rank] for rank in sorted(reports)])
-        over = [*tick.abort, *tick.end, *(id for failure in told.failures for id in failure.jobs)]
+        over = [*tick.abort, *told.outputs, *(id for failure in told.failures for id in failure.jobs)]
         for id in over:
             self._drawing.pop(id, None)
         return told

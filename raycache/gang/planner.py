@@ -53,6 +53,7 @@ class TickPlanner:
         self._number, self._known = 0, -1
         self._stale = False  # what is under way will be skipped
         self._alone: list[str] = []
+        self._decoding = set[str]()  # jobs that are over for the schedule, and whose images are to come
         self.outlook, self.active = Outlook((), self._accounts, rules), list[str]()
 
     @property
@@ -113,15 +114,15 @@ class TickPlanner:
         """The next tick to send; None if there is nothing to do, or enough under way."""
         if self.next_in_s(now) > 0:
             return None
-        ahead: tuple[JobState, ...] = tuple(self._jobs.values())
+        ahead = tuple(job for id, job in self._jobs.items() if id not in self._decoding)
         for sent in self._sent:
             ahead = settled(ahead, sent.plan)
         if self._alone:
             ahead = tuple(job for job in ahead if job.id == self._alone[0] or (job.unwanted and not job.waiting))
         self._accounts = self._accounts.present({job.caller for job in ahead})
         planned = plan(ahead, self._costs, self._rules, self._accounts, now)
-        if not planned.works and not planned.abort:
-            return None
+        if not planned.works and not planned.abort and (self._sent or not self._decoding):
+            return None  # else an empty tick brings the images
         self._accounts = self._accounts.charged(planned.charges)
         tick = Tick(
             self._number,
@@ -148,6 +149,7 @@ class TickPlanner:
             return []
         over = {*sent.tick.abort, *report.outputs}
         over |= {id for failure in report.failures if failure.kind == "error" for id in failure.jobs}
+        self._decoding = (self._decoding | set(report.decoding)) - over
         for id in report.started_s:
             job = self._jobs[id]
             self._jobs[id] = replace(job, calls_done=0, calls=0 if id in report.done else job.calls)
@@ -163,7 +165,7 @@ class TickPlanner:
         """The ranks are gone. What they had is begun anew, one by one: one may be what broke them."""
         again = list(self.active)
         self._sent.clear()
-        self._stale = False
+        self._stale, self._decoding = False, set()
         self._jobs = {id: replace(job, calls_done=None) for id, job in self._jobs.items()}
         self._alone = list(dict.fromkeys([*self._alone, *again]))
         self._note()

@@ -52,6 +52,7 @@ class TickReport:
         skipped: nothing was carried out, see :attr:`Tick.knows`.
         started_s: seconds from a job's start to its first call, for each that began.
         calls: those that were made.
+        decoding: jobs whose decoding began, and is collected at the end of the next tick that is not skipped.
         done: jobs whose last call has been made, so that they can be decoded.
         decoded: by job the images that this rank decoded, uint8 [height, width, 3] by row.
         decode_s: seconds of that, by job.
@@ -64,6 +65,7 @@ class TickReport:
     started_s: dict[str, float] = field(default_factory=dict)
     calls: list[Called] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    decoding: list[str] = field(default_factory=list)
     progress: dict[str, list[Progress]] = field(default_factory=dict)
     outputs: dict[str, JobOutput] = field(default_factory=dict)
     decoded: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)

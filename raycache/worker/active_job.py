@@ -57,6 +57,7 @@ class RankContext:
     Attributes:
         pipe: a loaded pipeline of ``family``.
         rank: of this process; 0 tells. world: number of ranks.
+        overlaps: images are decoded beside the next calls of the transformer.
         text_tokens: of each prompt.
         prompts: those encoded lately.
         place: is kept up to date.
@@ -68,25 +69,31 @@ class RankContext:
     device: torch.device
     text_tokens: int
     world: int = 1
+    overlaps: bool = False
     prompts: PromptCache = field(default_factory=lambda: PromptCache(0))
     place: Place = field(default_factory=Place)
     observer: Observer = field(default_factory=Observer)
 
     def now(self) -> float:
-        """The time at which all work handed to the device is done."""
+        """The time at which all work that this thread handed to the device is done."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
         return time.monotonic()
 
     def enter(self, phase: Phase, jobs: Sequence[ActiveJob]) -> None:
-        """These jobs are in ``phase`` now."""
+        """These jobs are in ``phase`` now; the observer is told."""
+        self.at(phase, jobs)
+        for active in jobs:
+            self.observer.entered(active.job, phase)
+
+    def at(self, phase: Phase, jobs: Sequence[ActiveJob]) -> None:
+        """This is what the rank works on, or waits for."""
         self.place.jobs = tuple(active.job.id for active in jobs)
         self.place.phase, self.place.step = phase, jobs[0].step
         for active in jobs:
             if phase != active.phase:
                 active.phase = phase
                 active.spans.phase(phase)
-            self.observer.entered(active.job, phase)
 
 
 class ActiveJob:
@@ -157,7 +164,7 @@ class ActiveJob:
         One by one: so an image is the same whoever decodes it, and takes the memory of one.
         """
         job, context, latents = self.job, self._context, self.latents
-        context.enter("decode", [self])
+        context.observer.entered(job, "decode")
         assert latents is not None  # it is done
         decode = context.family.decode
         return {row: decode(context.pipe, latents[row : row + 1], job.height, job.width)[0] for row in rows}

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import Job
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.worker.active_job import ActiveJob, RankContext
+from raycache.worker.decoding import Decoder, Decoding
 from raycache.worker.stepper import Ended, Stepper
 
 __all__ = ["JobRunner"]
@@ -39,10 +40,14 @@ class JobRunner:
     Args:
         context: what all jobs share.
         group: the ranks that decide together; None = this process alone.
+        claim: makes another thread ready for the device.
     """
 
-    def __init__(self, context: RankContext, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, context: RankContext, group: dist.ProcessGroup | None, claim: Callable[[], None] = lambda: None
+    ) -> None:
         self._context = context
+        self._decoder = Decoder(context, claim)
         self._stepper = Stepper(context.pipe, group)
         self._active: dict[str, ActiveJob] = {}
         self._failed_in = -1
@@ -53,6 +58,7 @@ class JobRunner:
         if tick.knows < self._failed_in:
             told.skipped = True
             return told
+        before = self._decoder.take()
         try:
             for name in tick.abort:
                 self._drop(name, "aborted")
@@ -64,6 +70,12 @@ class JobRunner:
             self._end(tick.end, told)
         except _BrokenOff:
             self._failed_in = tick.number
+        try:
+            self._collect(before, told)
+            if self._context.overlaps:
+                told.decoding = [decoding.name for decoding in self._decoder.begun]
+            else:
+                self._collect(self._decoder.take(), told)
         finally:
             self._context.place.idle()
         if self._context.rank == 0:
@@ -120,7 +132,8 @@ class JobRunner:
         broken = False
         for one in ended:
             if one.error is not None:
-                told.failures.append(self._failure((one.name,), _kind_of(one.error), one.error))
+                active = self._active[one.name]
+                told.failures.append(self._failure(active, (one.name,), _kind_of(one.error), one.error))
                 self._drop(one.name, type(one.error).__name__)
                 broken = True
         if broken:
@@ -136,23 +149,26 @@ class JobRunner:
             rows = range(len(active.job.seeds))
             mine = [row for row in rows if (first + row) % context.world == context.rank]
             first += len(rows)
-            self._drop(name, self._decode(name, active, mine, told))
+            context.at("decode", [active])
+            self._decoder.begin(active, mine)
+            if context.rank == 0:
+                told.progress[name] = active.told()
+            del self._active[name]
 
-    def _decode(self, name: str, active: ActiveJob, rows: Sequence[int], told: TickReport) -> str | None:
-        """Returns what kind of error came of it."""
-        tells, began = self._context.rank == 0, time.monotonic()
-        if tells:
-            told.progress[name] = active.told()
-        try:
-            if rows:
-                told.decoded[name] = active.decoded(rows)
-                told.decode_s[name] = self._context.now() - began
-        except Exception as error:
-            told.failures.append(self._failure((name,), "error", error))
-            return type(error).__name__
-        if tells:
-            told.outputs[name] = active.output()
-        return None
+    def _collect(self, decodings: Sequence[Decoding], told: TickReport) -> None:
+        """What came of decoding; waits for it."""
+        for decoding in decodings:
+            name, active = decoding.name, decoding.active
+            self._context.at("decode", [active])
+            try:
+                told.decoded[name], told.decode_s[name] = decoding.future.result()
+            except Exception as error:
+                told.failures.append(self._failure(active, (name,), "error", error))
+                active.spans.end(type(error).__name__)
+                continue
+            if self._context.rank == 0:
+                told.outputs[name] = active.output()
+            active.spans.end(None)
 
     def _drop(self, name: str, failure: str | None) -> None:
         """The job is gone from this rank; ``failure``: why, unless it was drawn."""
@@ -165,18 +181,18 @@ class JobRunner:
         self, names: tuple[str, ...], kind: Literal["error", "together", "group"], error: Exception, told: TickReport
     ) -> None:
         """Note it, drop the job if it was its own, and break the tick off."""
-        told.failures.append(self._failure(names, kind, error))
+        told.failures.append(self._failure(self._active[names[0]], names, kind, error))
         if kind == "error":
             for name in names:
                 self._drop(name, type(error).__name__)
         raise _BrokenOff
 
     def _failure(
-        self, names: tuple[str, ...], kind: Literal["error", "together", "group"], error: Exception
+        self, first: ActiveJob, names: tuple[str, ...], kind: Literal["error", "together", "group"], error: Exception
     ) -> Failure:
         if self._context.device.type == "cuda":
             torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
-        first, phase = self._active[names[0]], self._context.place.phase
+        phase = self._context.place.phase
         words = f"{', '.join(names)} failed in {phase}, step {first.step}: {type(error).__name__}: {error}"
         _logger.warning(words, extra=about(first.job, rank=self._context.rank))
         trace = "".join(traceback.format_exception(error))

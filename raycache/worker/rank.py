@@ -97,11 +97,12 @@ class Rank:
             self._device,
             facts.text_tokens,
             self._world,
+            self._settings.parallel.overlaps_decoding,
             PromptCache(self._settings.parallel.prompt_cache_bytes),
             self._place,
             self._observer(),
         )
-        self._jobs = JobRunner(context, self._group)
+        self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()
         return facts
 

@@ -37,9 +37,12 @@ def runner(pipe: FluxPipeline) -> Iterator[JobRunner]:
     assert not pipe.transformer._forward_pre_hooks, "nothing is left on the transformer"
 
 
-def runner_of(pipe: FluxPipeline, rank: int = 0, observer: Observer | None = None, world: int = 1) -> JobRunner:
+def runner_of(
+    pipe: FluxPipeline, rank: int = 0, observer: Observer | None = None, world: int = 1, overlaps: bool = False
+) -> JobRunner:
     observer = observer or Observer()
-    return JobRunner(RankContext(pipe, FluxFamily(), rank, torch.device("cpu"), 64, world, observer=observer), None)
+    device = torch.device("cpu")
+    return JobRunner(RankContext(pipe, FluxFamily(), rank, device, 64, world, overlaps, observer=observer), None)
 
 
 def job(name: str, seed: int = 7, steps: int = 6, cache: Any = CACHE, **fields: Any) -> Job:
@@ -202,6 +205,42 @@ def test_a_rank_that_cannot_decode_its_row_ends_that_job_only(pipe: FluxPipeline
     assert [(failure.jobs, failure.phase) for failure in told.failures] == [(("a",), "decode")]
     assert list(told.outputs) == ["b"]
     assert all(runner.tick(Tick(9, 8)) == TickReport(9) for runner in runners), "no rank stands still for it"
+
+
+def test_images_are_decoded_beside_the_next_tick(pipe: FluxPipeline):
+    """What a tick begins is told by the next that is carried out, whether there is anything else to do or not."""
+    runner = runner_of(pipe, overlaps=True)
+    runner.tick(Tick(0, start=(job("a", steps=1), job("b", 1, 6)), calls=(("a", "b"),)))
+    began = runner.tick(Tick(1, 0, calls=(("b",),), end=("a",)))
+    assert (began.decoding, began.outputs, began.decoded) == (["a"], {}, {})
+    assert [event.step for event in began.progress.get("a", [])] == []
+    told = runner.tick(Tick(2, 1, calls=(("b",),), end=("a",)))
+    assert (told.decoding, list(told.outputs)) == ([], ["a"]), "it ends once"
+    expected = draw(runner_of(pipe), {job("a", steps=1): 0}).outputs["a"]
+    np.testing.assert_array_equal(agreed([told]).outputs["a"].images, expected.images)
+    runner.tick(Tick(3, 2, abort=("b",)))
+
+
+def test_what_cannot_be_decoded_is_told_with_the_next_tick_and_stops_nothing(pipe: FluxPipeline):
+    runner = runner_of(pipe, observer=Failing("a", "decode"), overlaps=True)
+    runner.tick(Tick(0, start=(job("a", steps=1), job("b", 1, 2)), calls=(("a", "b"),)))
+    began = runner.tick(Tick(1, 0, calls=(("b",),), end=("a",)))
+    assert (began.decoding, began.failures, began.done) == (["a"], [], ["b"])
+    told = runner.tick(Tick(2, 1, end=("b",)))
+    assert [(failure.jobs, failure.phase, failure.type) for failure in told.failures] == [
+        (("a",), "decode", "RuntimeError")
+    ]
+    assert list(runner.tick(Tick(3, 1)).outputs) == ["b"], "not skipped, though the gang does not know of it"
+
+
+def test_images_are_not_lost_where_ticks_are_skipped(pipe: FluxPipeline):
+    runner = runner_of(pipe, observer=Failing("bad", "denoise", step=1), overlaps=True)
+    runner.tick(Tick(0, start=(job("a", steps=1), job("bad", 1, 5)), calls=(("a", "bad"),)))
+    broken = runner.tick(Tick(1, 0, calls=(("bad",),), end=("a",)))
+    assert (broken.decoding, len(broken.failures)) == ([], 1), "broken off before it began"
+    assert runner.tick(Tick(2, 0, end=("a",))).skipped
+    assert runner.tick(Tick(3, 1, end=("a",))).decoding == ["a"]
+    assert list(runner.tick(Tick(4, 3)).outputs) == ["a"]
 
 
 def test_only_rank_0_tells(pipe: FluxPipeline):

@@ -1,0 +1,82 @@
+"""Decoding on one rank: inside the tick that says so, or beside the calls of the ticks that follow.
+
+On a GPU the images of finished jobs are decoded by a thread of its own, on a stream of its own: the device's free
+units do it while the transformer's next call runs. What a tick begins is collected at the end of the next one, by all
+ranks alike, so a report never depends on which rank was quicker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raycache.worker.active_job import ActiveJob, RankContext
+
+__all__ = ["Decoder", "Decoding"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Rows of a job that this rank decodes, perhaps none.
+
+    Attributes:
+        future: the images by row, uint8 [height, width, 3], and the seconds that it took.
+    """
+
+    name: str
+    active: ActiveJob
+    future: Future[tuple[dict[int, np.ndarray], float]]
+
+
+class Decoder:
+    """Used by the thread that the rank's ticks run on.
+
+    Args:
+        context: of the rank; where it says ``overlaps``, decoding goes on beside what the tick's thread does.
+        claim: makes a thread ready for the device.
+    """
+
+    def __init__(self, context: RankContext, claim: Callable[[], None] = lambda: None) -> None:
+        self._context = context
+        self._pool = ThreadPoolExecutor(1, "decode", claim) if context.overlaps else None
+        self._stream = torch.cuda.Stream() if context.overlaps and context.device.type == "cuda" else None
+        #: What was begun and not taken yet.
+        self.begun: list[Decoding] = []
+
+    def begin(self, active: ActiveJob, rows: Sequence[int]) -> None:
+        """Decode these rows of a job that is done."""
+        if self._pool is None:
+            future = Future[tuple[dict[int, np.ndarray], float]]()
+            try:
+                future.set_result(self._images(active, rows))
+            except Exception as error:
+                future.set_exception(error)
+        else:
+            ready = torch.cuda.current_stream().record_event() if self._stream is not None else None
+            future = self._pool.submit(self._beside, active, rows, ready)
+        self.begun.append(Decoding(active.job.id, active, future))
+
+    def take(self) -> list[Decoding]:
+        """What was begun, which is then forgotten."""
+        begun, self.begun = self.begun, []
+        return begun
+
+    def _beside(
+        self, active: ActiveJob, rows: Sequence[int], ready: torch.cuda.Event | None
+    ) -> tuple[dict[int, np.ndarray], float]:
+        # The latents were made on the other thread's stream, and are kept until the images are collected.
+        with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+            if self._stream is not None and ready is not None:
+                self._stream.wait_event(ready)
+            return self._images(active, rows)
+
+    def _images(self, active: ActiveJob, rows: Sequence[int]) -> tuple[dict[int, np.ndarray], float]:
+        began = time.monotonic()
+        images = active.decoded(rows) if rows else {}
+        return images, self._context.now() - began

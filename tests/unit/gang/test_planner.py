@@ -1,0 +1,129 @@
+"""Ticks of a living gang: when the next one is sent, and what follows from reports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cache_core import NoCacheOptions
+from raycache.gang.planner import TickPlanner
+from raycache.gang.schedule import Rules
+from raycache.protocol.job import Job, JobOutput
+from raycache.protocol.tick import Called, Tick, TickReport
+from tests.helpers.plain_costs import PlainCosts, plain_job
+
+
+def planner(call_s: float = 1.0, **rules: float) -> TickPlanner:
+    """Its calls take so long."""
+    return TickPlanner(PlainCosts(row=call_s), Rules(**rules))
+
+
+def add(plan: TickPlanner, name: str, calls: int = 3) -> None:
+    plan.add(Job(name, "a circle", 64, 64, (1,), calls, 3.5, NoCacheOptions()), plain_job(name, calls))
+
+
+def carried_out(tick: Tick, *, done: tuple[str, ...] = (), decodes: bool = False) -> TickReport:
+    """What ranks say to whom nothing happens."""
+    told = TickReport(tick.number, started_s={job.id: 0.0 for job in tick.start}, done=list(done))
+    told.calls = [Called(names, 1.0, (1.0,) * len(names)) for names in tick.calls]
+    if decodes:
+        told.decoding = list(tick.end)
+    else:
+        told.outputs = dict.fromkeys(tick.end, OUTPUT)
+    return told
+
+
+OUTPUT = JobOutput(np.zeros((1, 8, 8, 3), np.uint8), None, 0.0, 0.0, 0.0)
+
+
+def test_behind_a_short_tick_the_next_is_sent_at_once_and_no_third():
+    plan = planner(call_s=0.1)
+    add(plan, "a", 9)
+    assert [tick is not None for tick in (plan.next(0.0), plan.next(0.0), plan.next(0.0))] == [True, True, False]
+    assert plan.next_in_s(0.0) == math.inf
+
+
+def test_behind_a_long_tick_the_next_is_sent_just_before_its_end():
+    plan = planner(call_s=2.0)
+    add(plan, "a", 9)
+    first = plan.next(10.0)
+    assert first is not None
+    assert plan.next(10.1) is None
+    assert plan.next_in_s(10.5) == pytest.approx(1.47)
+    assert plan.next(11.96) is None
+    second = plan.next(11.98)
+    assert second is not None, "the ranks need not wait for it"
+    assert (second.knows, second.calls) == (first.number - 1, (("a",),))
+    assert plan.next_in_s(12.0) == math.inf
+
+
+def test_a_long_tick_that_comes_back_early_is_followed_at_once():
+    plan = planner(call_s=2.0)
+    add(plan, "a", 9)
+    first = plan.next(0.0)
+    assert first is not None
+    plan.came(carried_out(first))
+    assert plan.next_in_s(0.5) == 0.0
+    assert plan.next(0.5) is not None
+
+
+def drawn(plan: TickPlanner) -> Tick:
+    """The tick that ends job ``a``, of one call."""
+    first = plan.next(0.0)
+    assert first is not None
+    plan.came(carried_out(first, done=("a",)))
+    last = plan.next(1.0)
+    assert last is not None
+    assert last.end == ("a",)
+    return last
+
+
+def test_images_that_are_to_come_are_fetched_by_an_empty_tick_where_there_is_nothing_else():
+    plan = planner()
+    add(plan, "a", 1)
+    last = drawn(plan)
+    assert plan.next(1.1) is None, "what comes next may bring them"
+    assert plan.came(carried_out(last, decodes=True)) == []
+    fetch = plan.next(2.0)
+    assert fetch == Tick(last.number + 1, last.number)
+    assert plan.came(TickReport(fetch.number, outputs={"a": OUTPUT})) == ["a"]
+    assert plan.next(3.0) is None
+    assert plan.outlook.jobs == ()
+
+
+def test_a_job_ends_once_while_its_images_are_to_come_beside_others_calls():
+    plan = planner()
+    add(plan, "a", 1)
+    last = drawn(plan)
+    add(plan, "b", 2)
+    plan.came(carried_out(last, decodes=True))
+    following = plan.next(2.0)
+    assert following is not None
+    assert (following.end, following.calls) == ((), (("b",),))
+    assert plan.active == ["a", "b"]
+
+
+def test_images_that_were_to_come_from_lost_ranks_are_drawn_again():
+    plan = planner()
+    add(plan, "a", 1)
+    plan.came(carried_out(drawn(plan), decodes=True))
+    plan.lost()
+    plan.begin(7, Rules())
+    again = plan.next(5.0)
+    assert again is not None
+    assert [job.id for job in again.start] == ["a"]
+
+
+def test_a_skipped_tick_changes_nothing_of_what_is_to_come():
+    plan = planner()
+    add(plan, "a", 1)
+    plan.came(carried_out(drawn(plan), decodes=True))
+    fetch = plan.next(2.0)
+    assert fetch is not None
+    assert plan.came(TickReport(fetch.number, skipped=True)) == []
+    again = plan.next(3.0)
+    assert again is not None
+    assert replace(again, number=0, knows=0) == Tick(0, 0)
