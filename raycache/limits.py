@@ -46,7 +46,8 @@ class LimitSettings(Strict):
         default=None, gt=0, description="Predicted seconds of work that one key may have in one engine; null = any."
     )
     keys: dict[str, KeySettings] = Field(
-        default_factory=dict, description="By the public name of a key; others have the defaults."
+        default_factory=dict,
+        description="By the public name of a key its `weight` beside others (1) and its `max_priority` (`normal`).",
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
 
