@@ -22,6 +22,7 @@ from raycache.protocol.job import Job
 from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.tick import TickReport
 from raycache.settings import AppSettings
+from raycache.size import Size
 
 __all__ = ["FAIR", "FIFO", "NO_CACHE", "TIMEOUT_S", "Amounts", "Both", "Recorder", "Row", "Ticks", "Way"]
 __all__ += ["in_turns", "kept", "mean_rows", "quantile", "spread", "ways"]
@@ -70,14 +71,13 @@ class Way:
     def job(self, *, seeds: Sequence[int] = (7,), **asked: Any) -> Job:
         """What a request with these fields is to the gang; ``size`` and ``num_inference_steps`` must be among them."""
         request = GenerationRequest.model_validate({"prompt": "a red circle", **asked})
-        width, height = (int(part) for part in str(request.size).split("x"))
+        assert request.size is not None
         assert request.num_inference_steps is not None
         guidance = request.guidance_scale
         return Job(
             id=f"{self.name}-{next(self._numbers)}",
             prompt=request.prompt,
-            width=width,
-            height=height,
+            size=Size.parse(request.size),
             seeds=tuple(seeds),
             num_inference_steps=request.num_inference_steps,
             guidance_scale=self._settings.defaults.guidance_scale if guidance is None else guidance,

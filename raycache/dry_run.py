@@ -26,7 +26,7 @@ from raycache.models.folder import folder_faults, model_info
 from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size, parse_size
+from raycache.protocol.resolve import check_deployment, check_size
 from raycache.protocol.schemas import ModelInfo
 from raycache.settings import AppSettings
 
@@ -110,8 +110,7 @@ def _contradictions(settings: AppSettings) -> Iterable[str]:
     ranks = settings.parallel.ranks_per_replica
     for shape in settings.warmup:
         try:
-            width, height = parse_size(shape.size)
-            check_size(width, height, side=_token_side(settings), ranks=ranks, max_pixels=max(width * height, 1))
+            check_size(shape.size, side=_token_side(settings), ranks=ranks, max_pixels=max(shape.size.pixels, 1))
         except RequestError as error:
             yield f"warmup: {error}"
     module = settings.parallel.rank_class.partition(":")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from raycache.size import Size
 from raycache.strict import Strict
 
 __all__ = ["DefaultSettings", "LimitSettings"]
@@ -36,6 +37,6 @@ class LimitSettings(Strict):
 class DefaultSettings(Strict):
     """What a request gets when it does not say."""
 
-    size: str = Field(default="1024x1024", pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
+    size: Size = Field(default=Size(1024, 1024), description="`WIDTHxHEIGHT` in pixels.")
     num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")

@@ -77,7 +77,7 @@ class RankSpans:
         about: dict[str, Any] = {
             "raycache.rank": rank,
             "raycache.job": job.id,
-            "raycache.size": f"{job.width}x{job.height}",
+            "raycache.size": str(job.size),
             "raycache.images": len(job.seeds),
             "raycache.steps": job.num_inference_steps,
             "raycache.method": job.cache.type,

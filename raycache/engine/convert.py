@@ -11,7 +11,7 @@ from raycache.models.registry import family_of
 from raycache.presets import PresetName, quality_warnings
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
-from raycache.protocol.resolve import parse_size, silent_cache
+from raycache.protocol.resolve import silent_cache
 from raycache.protocol.schemas import GenerationResult, ModelInfo, ResolvedRequest, StageTimes
 
 __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
@@ -29,13 +29,11 @@ def job_of(
         watch: somebody wants to see previews.
         traces: of the request, where it is traced.
     """
-    width, height = parse_size(request.size)
     steps = request.num_inference_steps
     job = Job(
         id=id,
         prompt=request.prompt,
-        width=width,
-        height=height,
+        size=request.size,
         seeds=tuple(request.seed + index for index in range(request.n)),
         num_inference_steps=steps,
         guidance_scale=request.guidance_scale,

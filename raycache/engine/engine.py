@@ -67,7 +67,7 @@ class Engine:
     ) -> None:
         began = time.monotonic()
         self._settings, self._policy = settings, settings.policy
-        self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
+        self._metrics = Metrics({str(each.size) for each in (settings.defaults, *settings.warmup)})
         self._jobs, self._leases = 0, Leases()
         self._polled_at: float | None = None
         self._stopped = threading.Event()
@@ -255,7 +255,7 @@ class Engine:
         result = result_of(request, output, seconds, self._model, self._policy.presets)
         steps, method = request.num_inference_steps, request.cache.type
         logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
-        self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
+        self._metrics.done(request.cache.type, str(request.size), request.n, result.times.model_dump())
         if output.report is not None:
             self._metrics.decided(output.report)
         if output.after_fault_s is not None:

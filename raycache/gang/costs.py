@@ -16,6 +16,7 @@ from raycache.gang.call_costs import LearnedCallCosts
 from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
 from raycache.protocol.job import Job, JobOutput, ModelFacts
+from raycache.size import Size
 
 __all__ = ["Costs", "Work", "work_of"]
 
@@ -37,25 +38,17 @@ class Work:
         prompts: different ones among its images; previews: how often rank 0 decodes one while the others wait.
     """
 
-    width: int
-    height: int
+    size: Size
     images: int
     steps: int
     cache: Any
     prompts: int = 1
     previews: int = 0
 
-    @property
-    def pixels(self) -> int:
-        """Of one image."""
-        return self.width * self.height
-
 
 def work_of(job: Job) -> Work:
     """What ``job`` is to the gang."""
-    return Work(
-        job.width, job.height, len(job.seeds), job.num_inference_steps, job.cache, previews=len(job.preview_steps)
-    )
+    return Work(job.size, len(job.seeds), job.num_inference_steps, job.cache, previews=len(job.preview_steps))
 
 
 class Costs(LearnedCallCosts):
@@ -97,7 +90,7 @@ class Costs(LearnedCallCosts):
         return JobState(
             id=id,
             arrived=arrived,
-            shape=(work.width, work.height),
+            shape=work.size,
             calls=work.steps,
             tokens=tokens,
             rows=work.images,
@@ -132,7 +125,7 @@ class Costs(LearnedCallCosts):
             share = self._share(work) if share is None else share
             if not output.shared:
                 self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
-            self._decode.learn((work.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
+            self._decode.learn((work.size.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
             self._told.clear()
             if cold or output.shared:
                 return
@@ -210,7 +203,7 @@ class Costs(LearnedCallCosts):
 
     def _preview_s(self, work: Work) -> float | None:
         """A preview has half the size."""
-        half = replace(work, width=max(1, work.width // 2), height=max(1, work.height // 2))
+        half = replace(work, size=Size(max(1, work.size.width // 2), max(1, work.size.height // 2)))
         return self._decode.told(self._decode_terms(half))[0]
 
     def _decode_terms(self, work: Work) -> tuple[float, ...]:
@@ -219,7 +212,7 @@ class Costs(LearnedCallCosts):
 
     def _tokens(self, work: Work) -> float:
         """Of one image."""
-        return work.pixels / self._token_side**2
+        return work.size.pixels / self._token_side**2
 
 
 def _by_phase(output: JobOutput) -> dict[str, float]:

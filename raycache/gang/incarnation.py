@@ -175,8 +175,7 @@ class Incarnation:
         except Fault as fault:
             outcome = fault
         if isinstance(outcome, Exception):
-            size = f"{job.width}x{job.height}"
-            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {size}: {outcome}")
+            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {job.size}: {outcome}")
         self.timeouts.finished(job, outcome.denoise_s)
         if warm_up.teaches:
             self._costs.learn(work_of(job), outcome, cold=True)

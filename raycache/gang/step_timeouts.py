@@ -10,11 +10,12 @@ from raycache.gang.costs import Costs, work_of
 from raycache.protocol.job import Job
 from raycache.rebuilds import RELOAD_TIMES
 from raycache.settings import ReliabilitySettings
+from raycache.size import Size
 
 __all__ = ["StepTimeouts", "beyond_warmup"]
 
-#: (width, height, images, cache method): calls of one kind run the same code on the same shapes.
-_Kind = tuple[int, int, int, str]
+#: (size, images, cache method): calls of one kind run the same code on the same shapes.
+_Kind = tuple[Size, int, str]
 
 
 class StepTimeouts:
@@ -91,4 +92,4 @@ def beyond_warmup(options: CacheOptions) -> int:
 
 def _kind(jobs: Sequence[Job]) -> _Kind:
     first = jobs[0]
-    return first.width, first.height, sum(len(job.seeds) for job in jobs), first.cache.type
+    return first.size, sum(len(job.seeds) for job in jobs), first.cache.type

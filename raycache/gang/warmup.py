@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from cache_core.options import NoCacheOptions
 from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.job import Job, ModelFacts
-from raycache.protocol.resolve import nearest_sizes, parse_size
+from raycache.protocol.resolve import nearest_sizes
 from raycache.settings import AppSettings
+from raycache.size import Size
 
 __all__ = ["WarmUp", "warm_ups"]
 
@@ -43,38 +44,31 @@ def warm_ups(settings: AppSettings, facts: ModelFacts, *, probe: bool) -> list[W
         return drawn
     probed = _probe_size(settings, facts)
     job = _job(settings, probed, 1, _PROBE_STEPS, NoCacheOptions())
-    smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: _tokens(size, facts))
+    smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: size.tokens(facts.token_side))
     rows = _job(settings, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
     # The very first draw of a process loads libraries and allocates; where nothing is declared, that is the probe's.
     return [*(drawn or [WarmUp(job, teaches=False)]), WarmUp(job), WarmUp(rows)]
 
 
-def _probe_size(settings: AppSettings, facts: ModelFacts) -> str:
+def _probe_size(settings: AppSettings, facts: ModelFacts) -> Size:
     """The smallest size, if that is much less work than what is declared; else one that is much more."""
-    tokens = [_tokens(shape.size, facts) for shape in settings.warmup]
+    tokens = [shape.size.tokens(facts.token_side) for shape in settings.warmup]
     side = _SMALLEST
     if tokens and max(tokens) < 2 * facts.text_tokens:
-        while _tokens(f"{side}x{side}", facts) < 4 * max(facts.text_tokens, *tokens):
+        while Size(side, side).tokens(facts.token_side) < 4 * max(facts.text_tokens, *tokens):
             side *= 2
     most = settings.limits.max_pixels
     while side**2 > most and side > facts.token_side:
         side //= 2
     ranks = settings.parallel.ranks_per_replica
-    return nearest_sizes(side, side, side=facts.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
+    return nearest_sizes(Size(side, side), side=facts.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
 
 
-def _tokens(size: str, facts: ModelFacts) -> int:
-    width, height = parse_size(size)
-    return width * height // facts.token_side**2
-
-
-def _job(settings: AppSettings, size: str, images: int, steps: int, options: object) -> Job:
-    width, height = parse_size(size)
+def _job(settings: AppSettings, size: Size, images: int, steps: int, options: object) -> Job:
     return Job(
         id=f"warm-up-{size}-{images}",
         prompt="warm-up",
-        width=width,
-        height=height,
+        size=size,
         seeds=tuple(range(images)),
         num_inference_steps=steps,
         guidance_scale=settings.defaults.guidance_scale,

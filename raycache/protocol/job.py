@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raycache.size import Size
+
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job", "JobCancelled"]
 __all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery", "Trace"]
 __all__ += ["stalls"]
@@ -70,8 +72,7 @@ class Job:
 
     id: str
     prompt: str = field(repr=False)
-    width: int
-    height: int
+    size: Size
     seeds: tuple[int, ...]
     num_inference_steps: int
     guidance_scale: float

@@ -7,7 +7,6 @@ everything: no None is left for the ranks to interpret, so what runs is a pure f
 from __future__ import annotations
 
 import math
-import re
 import secrets
 from collections.abc import Iterator
 
@@ -18,8 +17,7 @@ from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
 from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
 from raycache.settings import AppSettings, LimitSettings, Policy
-
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+from raycache.size import Size
 
 
 def resolve(
@@ -40,10 +38,8 @@ def resolve(
     check_model(request.model, model_name)
     defaults, limits = policy.defaults, policy.limits
     _check_prompt(request.prompt, limits)
-    size = defaults.size if request.size in (None, "auto") else request.size
-    width, height = parse_size(size)
-    check_size(width, height, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
-    size = f"{width}x{height}"  # 0128x128 is the same size
+    size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
+    check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
     _check_format(request.output_format, size)
     _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps
@@ -54,18 +50,18 @@ def resolve(
         options = _preset(request.quality, policy, model)
     else:
         check_cache(options := request.cache, model)
-    return ResolvedRequest.model_validate(
-        {name: getattr(request, name) for name in GenerationRequest.model_fields}
-        | {
-            "quality": request.quality if request.cache is None else "auto",  # what had no effect is not told of
-            "model": model_name,
-            "size": size,
-            "num_inference_steps": steps,
-            "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-            "cache": options,
-            "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
-            "timeout_s": request.timeout_s or policy.request_timeout_s,
-        }
+    return ResolvedRequest(
+        prompt=request.prompt,
+        model=model_name,
+        n=request.n,
+        size=size,
+        seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+        num_inference_steps=steps,
+        guidance_scale=defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        quality=request.quality if request.cache is None else "auto",  # what had no effect is not told of
+        cache=options,
+        timeout_s=request.timeout_s or policy.request_timeout_s,
+        partial_images=request.partial_images,
     )
 
 
@@ -114,53 +110,41 @@ def deployment_warnings(settings: AppSettings, policy: Policy, model: ModelInfo)
     return warnings
 
 
-def parse_size(size: str) -> tuple[int, int]:
-    """Width and height in pixels.
-
-    Raises:
-        RequestError: 400 unless ``size`` is ``WIDTHxHEIGHT`` in digits.
-    """
-    match = _SIZE.fullmatch(size)
-    if match is None:
-        raise invalid("size", f"must be WIDTHxHEIGHT in pixels or `auto`, got {size[:80]!r}", ["1024x1024"])
-    return int(match[1]), int(match[2])
-
-
-def check_size(width: int, height: int, *, side: int, ranks: int, max_pixels: int) -> None:
+def check_size(size: Size, *, side: int, ranks: int, max_pixels: int) -> None:
     """Both sides multiples of a token's, not too large, image tokens divisible by the number of ranks.
 
     Raises:
         RequestError: 400 with the two nearest legal sizes.
     """
-    if width % side or height % side or not width or not height:
-        reason = f"width and height must be positive multiples of {side}, got {width}x{height}"
-    elif width * height > max_pixels:
-        reason = f"{width}x{height} is {width * height} pixels, at most {max_pixels} are allowed here"
-    elif (tokens := (width // side) * (height // side)) % ranks:
-        reason = f"{width}x{height} makes {tokens} image tokens, which do not divide over {ranks} ranks"
+    if size.width % side or size.height % side or not size.pixels:
+        reason = f"width and height must be positive multiples of {side}, got {size}"
+    elif size.pixels > max_pixels:
+        reason = f"{size} is {size.pixels} pixels, at most {max_pixels} are allowed here"
+    elif (tokens := size.tokens(side)) % ranks:
+        reason = f"{size} makes {tokens} image tokens, which do not divide over {ranks} ranks"
     else:
         return
-    raise invalid("size", reason, nearest_sizes(width, height, side=side, ranks=ranks, max_pixels=max_pixels))
+    raise invalid("size", reason, nearest_sizes(size, side=side, ranks=ranks, max_pixels=max_pixels))
 
 
-def nearest_sizes(width: int, height: int, *, side: int, ranks: int, max_pixels: int, count: int = 2) -> list[str]:
-    """Legal sizes closest to the one given, nearest first, by the sum of the changes of both sides."""
-    shrink = min(1.0, math.sqrt(max_pixels / max(1, width * height)))
-    columns, rows = (max(1, round(length * shrink / side)) for length in (width, height))
+def nearest_sizes(size: Size, *, side: int, ranks: int, max_pixels: int, count: int = 2) -> list[Size]:
+    """Legal sizes closest to ``size``, nearest first, by the sum of the changes of both sides."""
+    shrink = min(1.0, math.sqrt(max_pixels / max(1, size.pixels)))
+    columns, rows = (max(1, round(length * shrink / side)) for length in (size.width, size.height))
     tokens = max_pixels // side**2
     # Keep one side and move the other: both ways round, or a very long and thin picture finds nothing.
-    legal = {(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
-    legal |= {(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
+    legal = {Size(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
+    legal |= {Size(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
 
-    legal = {size for size in legal if max(size) < 100_000}  # five digits can be said
+    legal = {each for each in legal if max(each.width, each.height) < 100_000}  # five digits can be said
 
-    def change(size: tuple[int, int]) -> tuple[int, ...]:
+    def change(other: Size) -> tuple[int, ...]:
         # Ties go to the size of nearly the same shape, then to the larger one.
-        w, h = size
-        return abs(w - width) + abs(h - height), abs(w * height - h * width), -w * h, w
+        changed = abs(other.width - size.width) + abs(other.height - size.height)
+        skewed = abs(other.width * size.height - other.height * size.width)
+        return changed, skewed, -other.pixels, other.width
 
-    nearest = sorted(legal, key=change)
-    return [f"{w}x{h}" for w, h in nearest[:count]]
+    return sorted(legal, key=change)[:count]
 
 
 def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[int, int]]:
@@ -221,9 +205,18 @@ def _check_prompt(prompt: str, limits: LimitSettings) -> None:
         raise invalid("prompt", reason, code="string_above_max_length")
 
 
-def _check_format(format: str, size: str) -> None:
+def _size(asked: str) -> Size:
+    """What a request says of its size."""
+    try:
+        return Size.parse(asked)
+    except ValueError:
+        reason = f"must be WIDTHxHEIGHT in pixels or `auto`, got {asked[:80]!r}"
+        raise invalid("size", reason, ["1024x1024"]) from None
+
+
+def _check_format(format: str, size: Size) -> None:
     """A picture that cannot be encoded must not be drawn first."""
-    if (longest := LONGEST_SIDE.get(format)) and max(parse_size(size)) > longest:
+    if (longest := LONGEST_SIDE.get(format)) and max(size.width, size.height) > longest:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 
 

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from cache_core.options import CacheOptions
 from raycache.presets import Quality
 from raycache.settings import Policy
+from raycache.size import Size
 
 #: What a request gets that does not say, and the least that one which says may say.
 _LEFT_OUT: dict[str, tuple[str, float]] = {
@@ -68,16 +69,28 @@ class GenerationRequest(BaseModel):
         return value
 
 
-class ResolvedRequest(GenerationRequest):
-    """A request that says everything, made by :func:`raycache.protocol.resolve.resolve`."""
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRequest:
+    """All that decides the pictures, checked and without a None; :func:`raycache.protocol.resolve.resolve` makes it.
 
+    Attributes:
+        seed: of the first image; image k is drawn from seed + k.
+        quality: what drew it was asked for by this word; ``auto`` where ``cache`` was given.
+        timeout_s: seconds from arrival.
+        partial_images: previews that a streaming call gets.
+    """
+
+    prompt: str = field(repr=False)
     model: str
-    size: str
+    n: int
+    size: Size
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    quality: Quality
     cache: CacheOptions
     timeout_s: float
+    partial_images: int
 
 
 class ImagesBody(GenerationRequest):

@@ -121,13 +121,13 @@ class ActiveJob:
         )
         # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
         generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-        self.latents = noise = family.noise(pipe, told, generators, job.height, job.width)
+        self.latents = noise = family.noise(pipe, told, generators, job.size.height, job.size.width)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
         latents: torch.Tensor = pipe(
             **told,
-            height=job.height,
-            width=job.width,
+            height=job.size.height,
+            width=job.size.width,
             num_inference_steps=job.num_inference_steps,
             guidance_scale=job.guidance_scale,
             latents=noise,
@@ -155,10 +155,10 @@ class ActiveJob:
         job, context, began = self.job, self._context, time.monotonic()
         context.enter("decode", [self])
         assert self.latents is not None  # it is done
-        images = context.family.decode(context.pipe, self.latents, job.height, job.width)
+        images = context.family.decode(context.pipe, self.latents, job.size.height, job.size.width)
         decode_s, denoise_s = context.now() - began, sum(self.calls_s)
         seconds = self.encode_s + denoise_s + decode_s
-        words = f"drew {job.width}x{job.height}, {job.num_inference_steps} steps, in {seconds:.2f} s"
+        words = f"drew {job.size}, {job.num_inference_steps} steps, in {seconds:.2f} s"
         _logger.info(words, extra=about(job, rank=context.rank))
         return JobOutput(
             images=images,
@@ -199,10 +199,10 @@ class ActiveJob:
 
     def _preview(self, step: int, latents: torch.Tensor) -> np.ndarray | None:
         """None where it fails: the other ranks go on, and a preview that finds no memory must not break the gang."""
-        job, context = self.job, self._context
+        job, context, size = self.job, self._context, self.job.size
         assert self.latents is not None  # set before the first step
         try:
-            return context.family.preview(context.pipe, self.latents, latents, step, job.height, job.width)
+            return context.family.preview(context.pipe, self.latents, latents, step, size.height, size.width)
         except RuntimeError as error:  # out of memory is one
             _logger.warning(f"no preview: {type(error).__name__}: {error}", extra=about(job, rank=context.rank))
             return None

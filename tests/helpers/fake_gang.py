@@ -17,7 +17,7 @@ from raycache.gang.outlook import Outlook
 from raycache.gang.schedule import Accounts, JobState, Rules
 from raycache.protocol.job import GangStatus, JobOutput
 from raycache.protocol.resolve import resolve
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate(
@@ -94,7 +94,7 @@ class FakeGang:
 
 
 def output(job, **changes) -> JobOutput:
-    images = np.zeros((len(job.seeds), job.height, job.width, 3), np.uint8)
+    images = np.zeros((len(job.seeds), job.size.height, job.size.width, 3), np.uint8)
     fields = {"images": images, "report": None, "encode_s": 0.1, "denoise_s": 0.7, "decode_s": 0.2, "warnings": []}
     return JobOutput(**{**fields, **changes})
 
@@ -105,7 +105,7 @@ def finish(running) -> None:
     running.future.set_result(drawn)
 
 
-def order(**fields) -> GenerationRequest:
+def order(**fields) -> ResolvedRequest:
     request = GenerationRequest(**{"prompt": "a circle", "size": "128x128", "seed": 7, **fields})
     return resolve(request, SETTINGS.policy, MODEL, model_name="flux", ranks=2)
 

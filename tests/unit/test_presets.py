@@ -110,12 +110,13 @@ def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_what_tune_writes_can_be_read(tmp_path: Path) -> None:
+    from raycache.size import Size
     from raycache.tune.__main__ import presets_file
     from raycache.tune.sweep import Job, Point
 
     options = DBCacheOptions(residual_diff_threshold=0.3, taylor_order=1)
     point = Point("DBCache", options.to_dict(), 0.5, 31.0, 0.9, 0.1, 1.0)
-    job = Job(("a",), 28, 128, 128, 8)
+    job = Job(("a",), 28, Size(128, 128), 8)
     text = presets_file("demo", job, {"balanced": 30.0, "fast": 25.0}, {"balanced": point, "fast": None})
     (file := tmp_path / "presets.yaml").write_text(text)
     presets = load_presets("demo", file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 from opentelemetry import trace
@@ -16,6 +15,7 @@ from raycache import tracing
 from raycache.protocol.job import Job, Trace
 from raycache.tracing import RankSpans, exporter_in_use, traces_of_request
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
+from tests.helpers.jobs import make_job
 
 EXPORTER = "somewhere:exporter"
 SECRET = "a crimson walrus"
@@ -32,7 +32,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
 
 
 def job(*traces: Trace, id: str = "1") -> Job:
-    return Job(id, SECRET, 64, 32, (7, 8), 4, 3.5, SimpleNamespace(type="none"), traces=traces, request_id="r")
+    return make_job(id, size="64x32", seeds=(7, 8), prompt=SECRET, traces=traces, request_id="r")
 
 
 def span(name: str, exported: InMemorySpanExporter) -> ReadableSpan:

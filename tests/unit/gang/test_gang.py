@@ -11,7 +11,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from cache_core import NoCacheOptions
 from raycache.gang import gang as module
 from raycache.gang.gang import Gang
 from raycache.gang.step_timeouts import StepTimeouts
@@ -30,6 +29,7 @@ from raycache.protocol.job import (
 )
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.settings import AppSettings
+from tests.helpers.jobs import make_job
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}})
 POISON = 13
@@ -119,7 +119,7 @@ def gang(life: type[Life]) -> Iterator[Gang]:
 
 
 def job(seed: int, steps: int = 4) -> Job:
-    return Job(str(seed), "", 64, 64, (seed,), steps, 3.5, NoCacheOptions())
+    return make_job(str(seed), seeds=(seed,), steps=steps)
 
 
 def test_a_job_that_breaks_gangs_takes_no_other_along(gang: Gang, life: type[Life]):

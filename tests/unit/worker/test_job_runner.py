@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from raycache.worker.active_job import Observer, RankContext
 from raycache.worker.job_runner import JobRunner
 from raycache.worker.prompt_cache import PromptCache
 from tests.helpers.flux_pipe import load
+from tests.helpers.jobs import make_job
 from tests.helpers.ticks import draw
 
 CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
@@ -43,7 +43,7 @@ def runner_of(pipe: FluxPipeline, rank: int = 0, observer: Observer | None = Non
 
 
 def job(name: str, seed: int = 7, steps: int = 6, cache: Any = CACHE, **fields: Any) -> Job:
-    return Job(name, "a red circle", 64, 64, (seed,), steps, 3.5, cache, **fields)
+    return make_job(name, seeds=(seed,), steps=steps, cache=cache, **fields)
 
 
 def close(output: JobOutput, expected: JobOutput) -> bool:
@@ -149,7 +149,7 @@ def test_a_call_that_fails_together_leaves_its_jobs_where_they_are(
 
 def test_calls_that_cannot_be_one_are_made_apart(runner: JobRunner):
     """Whatever the plan says: all ranks part them alike."""
-    wide = Job("wide", "a red circle", 128, 64, (1,), 3, 3.5, CACHE)
+    wide = job("wide", 1, 3, size="128x64")
     report = runner.tick(Tick(0, start=(job("a"), wide, job("b", 2)), calls=(("a", "wide", "b"),)))
     assert [call.jobs for call in report.calls] == [("a", "b"), ("wide",)]
     runner.tick(Tick(1, 0, abort=("a", "b", "wide")))
@@ -194,7 +194,7 @@ def test_a_prompt_is_encoded_once(pipe: FluxPipeline, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(FluxFamily, "encode", counted)
     context = RankContext(pipe, FluxFamily(), 0, torch.device("cpu"), 64, PromptCache(1 << 20))
-    jobs = {job("a"): 0, job("b", 1): 1, replace(job("c", 2), prompt="a blue square"): 1, job("d"): 9}
+    jobs = {job("a"): 0, job("b", 1): 1, job("c", 2, prompt="a blue square"): 1, job("d"): 9}
     drawn = draw(JobRunner(context, None), jobs)
     assert encoded == ["a red circle", "a blue square"]
     assert [drawn.outputs[name].known_prompt for name in "abcd"] == [False, True, False, True]

@@ -1,0 +1,34 @@
+"""Jobs as tests hand them to gangs and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cache_core import NoCacheOptions
+from raycache.protocol.job import Job
+from raycache.size import Size
+
+
+def make_job(
+    id: str = "1",
+    *,
+    size: str = "64x64",
+    seeds: Sequence[int] = (7,),
+    steps: int = 4,
+    prompt: str = "a red circle",
+    guidance_scale: float = 3.5,
+    cache: Any = None,
+    **fields: Any,
+) -> Job:
+    """A small one, without a cache unless ``cache`` says which; ``fields``: others of :class:`Job`."""
+    return Job(
+        id=id,
+        prompt=prompt,
+        size=Size.parse(size),
+        seeds=tuple(seeds),
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        cache=NoCacheOptions() if cache is None else cache,
+        **fields,
+    )
