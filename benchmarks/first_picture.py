@@ -86,7 +86,7 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
 
     from cache_core import DBCacheOptions, NoCacheOptions
     from raycache.gang.gang import Gang
-    from raycache.protocol.job import Job
+    from raycache.protocol.job import ImageSpec, Job
     from raycache.settings import AppSettings
     from raycache.size import Size
 
@@ -111,9 +111,8 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
                 seconds: dict[str, list[float]] = {name: [] for name in methods}
                 for number in track(range(rounds + 1), description=f"{ranks} rank(s)"):
                     for name, options in methods.items():
-                        job = Job(
-                            f"{ranks}-{number}-{name}", "a red circle", Size.parse(size), (7,), steps, 3.5, options
-                        )
+                        image = ImageSpec("a red circle", 7, 3.5, options)
+                        job = Job(f"{ranks}-{number}-{name}", Size.parse(size), (image,), steps)
                         output = gang.submit(job).future.result(timeout=300)
                         if number:  # the first picture warms up
                             seconds[name].append(output.denoise_s)

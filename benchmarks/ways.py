@@ -18,7 +18,7 @@ from typing import Any
 
 from raycache.gang.gang import Gang
 from raycache.gang.queue import JobHandle
-from raycache.protocol.job import Job
+from raycache.protocol.job import Job, one_per_seed
 from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.tick import TickReport
 from raycache.settings import AppSettings
@@ -76,12 +76,14 @@ class Way:
         guidance = request.guidance_scale
         return Job(
             id=f"{self.name}-{next(self._numbers)}",
-            prompt=request.prompt,
             size=Size.parse(request.size),
-            seeds=tuple(seeds),
+            images=one_per_seed(
+                seeds,
+                prompt=request.prompt,
+                guidance_scale=self._settings.defaults.guidance_scale if guidance is None else guidance,
+                cache=self._settings.cache if request.cache is None else request.cache,
+            ),
             num_inference_steps=request.num_inference_steps,
-            guidance_scale=self._settings.defaults.guidance_scale if guidance is None else guidance,
-            cache=self._settings.cache if request.cache is None else request.cache,
         )
 
     def submit(self, job: Job, caller: str = "") -> JobHandle:

@@ -10,7 +10,16 @@ from raycache.gang.costs import Work, work_of
 from raycache.models.registry import family_of
 from raycache.presets import PresetName, quality_warnings
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
+from raycache.protocol.job import (
+    DeadlineExceeded,
+    GangRestarting,
+    Job,
+    JobCancelled,
+    JobOutput,
+    Progress,
+    Trace,
+    one_per_seed,
+)
 from raycache.protocol.resolve import silent_cache
 from raycache.protocol.schemas import GenerationResult, ModelInfo, ResolvedRequest, StageTimes
 
@@ -18,7 +27,7 @@ __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
 
 def job_of(
-    request: ResolvedRequest, id: str, request_id: str, *, watch: bool, traces: tuple[Trace, ...] = ()
+    request: ResolvedRequest, id: str, request_id: str, *, watch: bool, trace: Trace | None = None
 ) -> tuple[Job, Work]:
     """What the ranks get, and what admission counts.
 
@@ -27,20 +36,22 @@ def job_of(
         id: unique in this replica.
         request_id: for logs.
         watch: somebody wants to see previews.
-        traces: of the request, where it is traced.
+        trace: of the request, where it is traced.
     """
     steps = request.num_inference_steps
     job = Job(
         id=id,
-        prompt=request.prompt,
         size=request.size,
-        seeds=tuple(request.seed + index for index in range(request.n)),
+        images=one_per_seed(
+            range(request.seed, request.seed + request.n),
+            prompt=request.prompt,
+            guidance_scale=request.guidance_scale,
+            cache=request.cache,
+        ),
         num_inference_steps=steps,
-        guidance_scale=request.guidance_scale,
-        cache=request.cache,
         preview_steps=preview_steps(steps, request.partial_images) if watch else (),
         request_id=request_id,
-        traces=traces,
+        trace=trace,
     )
     return job, work_of(job)
 

@@ -38,7 +38,7 @@ from raycache.protocol.schemas import (
     ResolvedRequest,
 )
 from raycache.settings import AppSettings
-from raycache.tracing import exporter_in_use, traces_of_request
+from raycache.tracing import exporter_in_use, trace_of_request
 
 logger = logging.getLogger("ray.serve")
 
@@ -202,7 +202,7 @@ class Engine:
     ) -> AsyncGenerator[Event, None]:
         arrived = time.monotonic()
         job, work = self._job(request, watch)
-        mark = key, work, job.prompt, request.guidance_scale
+        mark = key, work, request.prompt, request.guidance_scale
         try:
             ticket = self._admission.admit(job.id, work, request.timeout_s, key=key, mark=mark)
         except RequestError as refusal:
@@ -268,4 +268,4 @@ class Engine:
 
     def _job(self, request: ResolvedRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces_of_request(self._exporter))
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, trace=trace_of_request(self._exporter))

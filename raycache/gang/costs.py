@@ -1,8 +1,8 @@
 """What jobs cost the gang, in seconds: learned from finished ones, for any size, number of images, steps and options.
 
-Three phases, each a sum of few terms: encoding (fixed, per prompt), a denoising step (fixed, per token, per pair of
-tokens, times the share of blocks that is computed), decoding (fixed, per token, per pair). The warm-up teaches all of
-them before the first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.gang.shares` for the share.
+Three phases, each a sum of few terms: encoding (fixed), a denoising step (fixed, per token, per pair of tokens, times
+the share of blocks that is computed), decoding (fixed, per token, per pair). The warm-up teaches all of them before the
+first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.gang.shares` for the share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raycache.gang.call_costs import LearnedCallCosts
+from raycache.gang.call_costs import ONE_PROMPT, LearnedCallCosts
 from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
 from raycache.protocol.job import Job, JobOutput, ModelFacts
@@ -35,20 +35,19 @@ class Work:
 
     Attributes:
         cache: one of cache_core's options models.
-        prompts: different ones among its images; previews: how often rank 0 decodes one while the others wait.
+        previews: how often rank 0 decodes one while the others wait.
     """
 
     size: Size
     images: int
     steps: int
     cache: Any
-    prompts: int = 1
     previews: int = 0
 
 
 def work_of(job: Job) -> Work:
     """What ``job`` is to the gang."""
-    return Work(job.size, len(job.seeds), job.num_inference_steps, job.cache, previews=len(job.preview_steps))
+    return Work(job.size, len(job.images), job.num_inference_steps, job.cache, previews=len(job.preview_steps))
 
 
 class Costs(LearnedCallCosts):
@@ -121,7 +120,7 @@ class Costs(LearnedCallCosts):
             steps_s = max(output.denoise_s - previews_s - (output.stalls_s if cold else 0.0), 0.1 * output.denoise_s)
             key = replace(work, previews=0)
             if not output.known_prompt:
-                self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
+                self._encode.learn(1, ONE_PROMPT, output.encode_s, cold)
             share = self._share(work) if share is None else share
             if not output.shared:
                 self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
@@ -176,7 +175,7 @@ class Costs(LearnedCallCosts):
                 if seconds is not None and work.previews:
                     seconds += self._preview_s(work) or 0.0
             else:
-                seconds, beyond = self._encode.told((1.0, float(work.prompts)))
+                seconds, beyond = self._encode.told(ONE_PROMPT)
             return None if seconds is None else seconds * max(1.0, beyond) ** 0.5
 
     def cold_s(self, phase: str) -> float | None:
@@ -185,7 +184,7 @@ class Costs(LearnedCallCosts):
             return self._cold_s.get(phase if phase in ("denoise", "decode") else "encode")
 
     def _seconds(self, work: Work) -> float | None:
-        encode = self._encode.told((1.0, float(work.prompts)))[0]
+        encode = self._encode.told(ONE_PROMPT)[0]
         step = self._step.told(self._step_terms(work, self._share(work)))[0]
         decode = self._decode.told(self._decode_terms(work))[0]
         if encode is None or step is None or decode is None:

@@ -79,7 +79,7 @@ class StepTimeouts:
 
     def _known(self, jobs: Sequence[Job]) -> bool:
         """Such jobs were finished that went beyond the cache's warm-up."""
-        if sum(len(job.seeds) for job in jobs) > 1:
+        if sum(len(job.images) for job in jobs) > 1:
             return False
         job = jobs[0]
         return self._finished.get(_kind(jobs), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
@@ -92,4 +92,4 @@ def beyond_warmup(options: CacheOptions) -> int:
 
 def _kind(jobs: Sequence[Job]) -> _Kind:
     first = jobs[0]
-    return first.size, sum(len(job.seeds) for job in jobs), first.cache.type
+    return first.size, sum(len(job.images) for job in jobs), first.cache.type

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache_core.options import NoCacheOptions
+from cache_core.options import CacheOptions, NoCacheOptions
 from raycache.gang.step_timeouts import beyond_warmup
-from raycache.protocol.job import Job, ModelFacts
+from raycache.protocol.job import Job, ModelFacts, one_per_seed
 from raycache.protocol.resolve import nearest_sizes
 from raycache.settings import AppSettings
 from raycache.size import Size
@@ -64,13 +64,11 @@ def _probe_size(settings: AppSettings, facts: ModelFacts) -> Size:
     return nearest_sizes(Size(side, side), side=facts.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
 
 
-def _job(settings: AppSettings, size: Size, images: int, steps: int, options: object) -> Job:
+def _job(settings: AppSettings, size: Size, images: int, steps: int, options: CacheOptions) -> Job:
+    guidance = settings.defaults.guidance_scale
     return Job(
         id=f"warm-up-{size}-{images}",
-        prompt="warm-up",
         size=size,
-        seeds=tuple(range(images)),
+        images=one_per_seed(range(images), prompt="warm-up", guidance_scale=guidance, cache=options),
         num_inference_steps=steps,
-        guidance_scale=settings.defaults.guidance_scale,
-        cache=options,
     )

@@ -114,13 +114,13 @@ class ActiveJob:
     def draw(self, pipe: Any) -> torch.Tensor:
         """Encode the prompt and call ``pipe``, the job's own view of the pipeline; returns its latents."""
         job, context, family = self.job, self._context, self._context.family
-        rows = [0] * len(job.seeds)
+        rows = [0] * len(job.images)
         told, self._known_prompt = context.prompts.encoded(
             (job.prompt, len(rows)),
             lambda: family.encode(pipe, [job.prompt], rows, context.device, context.text_tokens),
         )
         # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
-        generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
+        generators = [torch.Generator().manual_seed(image.seed) for image in job.images]
         self.latents = noise = family.noise(pipe, told, generators, job.size.height, job.size.width)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
@@ -129,7 +129,7 @@ class ActiveJob:
             height=job.size.height,
             width=job.size.width,
             num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.guidance_scale,
+            guidance_scale=job.images[0].guidance_scale,
             latents=noise,
             output_type="latent",
             callback_on_step_end=self._step_done,

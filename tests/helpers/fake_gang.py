@@ -94,7 +94,7 @@ class FakeGang:
 
 
 def output(job, **changes) -> JobOutput:
-    images = np.zeros((len(job.seeds), job.size.height, job.size.width, 3), np.uint8)
+    images = np.zeros((len(job.images), job.size.height, job.size.width, 3), np.uint8)
     fields = {"images": images, "report": None, "encode_s": 0.1, "denoise_s": 0.7, "decode_s": 0.2, "warnings": []}
     return JobOutput(**{**fields, **changes})
 

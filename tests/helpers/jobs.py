@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cache_core import NoCacheOptions
-from raycache.protocol.job import Job
+from raycache.protocol.job import Job, one_per_seed
 from raycache.size import Size
 
 
@@ -24,11 +24,13 @@ def make_job(
     """A small one, without a cache unless ``cache`` says which; ``fields``: others of :class:`Job`."""
     return Job(
         id=id,
-        prompt=prompt,
         size=Size.parse(size),
-        seeds=tuple(seeds),
+        images=one_per_seed(
+            seeds,
+            prompt=prompt,
+            guidance_scale=guidance_scale,
+            cache=NoCacheOptions() if cache is None else cache,
+        ),
         num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        cache=NoCacheOptions() if cache is None else cache,
         **fields,
     )

@@ -68,7 +68,7 @@ def test_a_noise_model_is_announced(caplog):
 
 async def test_a_picture(engine):
     call, running = await started(engine, n=2)
-    assert running.job.seeds == (7, 8)
+    assert [image.seed for image in running.job.images] == [7, 8]
     assert running.job.preview_steps == ()
     assert running.deadline == pytest.approx(time.monotonic() + 300, abs=5)
     finish(running)

@@ -74,7 +74,7 @@ class Life:
             self._jobs[job.id], self._left[job.id] = job, job.num_inference_steps
             told.started_s[job.id] = 0.001
         for names in tick.calls:
-            seeds = tuple(seed for name in names for seed in self._jobs[name].seeds)
+            seeds = tuple(image.seed for name in names for image in self._jobs[name].images)
             self.calls.append(seeds)
             if POISON in seeds:
                 raise Fault("error", "rank 1 raised")

@@ -54,7 +54,7 @@ class Ranks:
         return {Reference(told): 0}
 
     def output(self, job: Any) -> JobOutput:
-        images, tokens = len(job.seeds), job.size.pixels // 256
+        images, tokens = len(job.images), job.size.pixels // 256
         seconds = (100 + images * (FACTS.text_tokens + tokens)) / 4708 * job.num_inference_steps / 10
         return JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, 0.1, seconds, (100 + images * tokens) / 4196 * 0.2)
 
@@ -85,7 +85,7 @@ def test_declared_shapes_are_drawn_once_and_teach_what_jobs_cost(life: Any):
     drawn = first._actors.drawn
     assert [str(job.size) for job in drawn] == ["1024x1024", "1024x512", "64x64", "64x64"]
     assert [job.num_inference_steps for job in drawn] == [10, 10, 2, 2], "past the cache's warm-up; probes need not"
-    assert [len(job.seeds) for job in drawn] == [1, 1, 1, 4], "what a row more costs"
+    assert [len(job.images) for job in drawn] == [1, 1, 1, 4], "what a row more costs"
     work = Work(Size(1024, 1024), 1, 10, chosen.cache)
     assert costs.seconds(work) == pytest.approx(1.3, rel=0.15)
     again = life(chosen, costs)
