@@ -9,6 +9,7 @@ from cache_core.options import CacheOptions
 from raycache.gang.costs import Work, work_of
 from raycache.models.registry import family_of
 from raycache.presets import PresetName, quality_warnings
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.job import (
     DeadlineExceeded,
@@ -21,7 +22,7 @@ from raycache.protocol.job import (
     one_per_seed,
 )
 from raycache.protocol.resolve import silent_cache
-from raycache.protocol.schemas import GenerationResult, ModelInfo, ResolvedRequest, StageTimes
+from raycache.protocol.schemas import GenerationResult, ResolvedRequest, StageTimes
 
 __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
@@ -60,7 +61,7 @@ def result_of(
     request: ResolvedRequest,
     output: JobOutput,
     seconds: float,
-    model: ModelInfo,
+    model: Capabilities,
     presets: Mapping[PresetName, CacheOptions] | None = None,
 ) -> GenerationResult:
     """The pictures of a job that took ``seconds`` from its arrival; ``presets`` in force tell what drew it as what."""

@@ -32,7 +32,6 @@ from raycache.protocol.schemas import (
     AdmittedEvent,
     EngineStatus,
     GenerationResult,
-    ModelInfo,
     PreviewEvent,
     ProgressEvent,
     ResolvedRequest,
@@ -77,7 +76,7 @@ class Engine:
         self._admission = Admission(self._policy, self._gang.costs, self._gang.outlook)
         self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
         try:
-            self._model = ModelInfo(**asdict(self._gang.model_facts()))
+            self._model = self._gang.capabilities()
             check_deployment(settings, self._policy, self._model)
         except BaseException:
             self._gang.shutdown()

@@ -15,7 +15,8 @@ from typing import Any
 from raycache.gang.call_costs import ONE_PROMPT, LearnedCallCosts
 from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
-from raycache.protocol.job import Job, JobOutput, ModelFacts
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import Job, JobOutput
 from raycache.size import Size
 
 __all__ = ["Costs", "Work", "work_of"]
@@ -75,11 +76,11 @@ class Costs(LearnedCallCosts):
         """Whether any job was finished besides those of the warm-up."""
         return bool(self._finished)
 
-    def meet(self, facts: ModelFacts) -> None:
-        """Facts of the model that is drawn with."""
+    def meet(self, model: Capabilities) -> None:
+        """The model that is drawn with."""
         with self._lock:
-            self._text_tokens, self._token_side = facts.text_tokens, facts.token_side
-            self._shares.num_blocks = facts.num_blocks
+            self._text_tokens, self._token_side = model.text_tokens, model.token_side
+            self._shares.num_blocks = model.num_blocks
             self._told.clear()
 
     def job_state(self, id: str, work: Work, *, arrived: float, deadline: float, caller: str) -> JobState:

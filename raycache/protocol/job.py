@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +13,7 @@ from cache_core.options import CacheOptions
 from raycache.size import Size
 
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "ImageSpec", "Job"]
-__all__ += ["JobCancelled", "JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery"]
-__all__ += ["Trace", "one_per_seed", "stalls"]
-
-
-ModelKind = Literal["noise", "demo", "folder", "hub"]
-#: A local folder in diffusers' layout, and what it is.
-ModelSource = tuple[str, ModelKind]
+__all__ += ["JobCancelled", "JobFailed", "JobOutput", "Progress", "Recovery", "Trace", "one_per_seed", "stalls"]
 
 
 def stalls(step_s: Sequence[float]) -> float:
@@ -28,27 +22,6 @@ def stalls(step_s: Sequence[float]) -> float:
         return 0.0
     usual = statistics.median(step_s[1:])
     return sum(max(0.0, seconds - 2 * usual) for seconds in step_s)
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What validation must know of the loaded model.
-
-    Attributes:
-        kind: ``noise`` (random weights), ``demo`` (bundled), ``folder`` or ``hub``.
-        num_blocks: transformer blocks over all stacks.
-        num_heads: attention heads.
-        text_tokens: tokens every prompt is padded to.
-        pipeline: class name of the pipeline.
-        token_side: pixels a side of what the transformer reads as one image token.
-    """
-
-    kind: ModelKind
-    num_blocks: int
-    num_heads: int
-    text_tokens: int
-    pipeline: str
-    token_side: int
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from cache_core.method_options import BlockCountError
 from cache_core.options import CacheOptions, check_block_count
 from raycache.presets import PRESET_NAMES, load_presets, preset_of
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
-from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
+from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.settings import AppSettings, LimitSettings, Policy
 from raycache.size import Size
 
 
 def resolve(
-    request: GenerationRequest, policy: Policy, model: ModelInfo, *, model_name: str, ranks: int
+    request: GenerationRequest, policy: Policy, model: Capabilities, *, model_name: str, ranks: int
 ) -> ResolvedRequest:
     """Check ``request`` and fill in every default, the seed included.
 
@@ -76,7 +77,7 @@ def check_model(asked: str | None, name: str) -> None:
         raise RequestError(404, message, "model", "model_not_found")
 
 
-def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) -> None:
+def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities) -> None:
     """Refuse a deployment in which no request, or no request that names nothing, could be drawn.
 
     Raises:
@@ -100,7 +101,7 @@ def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) ->
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
 
 
-def deployment_warnings(settings: AppSettings, policy: Policy, model: ModelInfo) -> list[str]:
+def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabilities) -> list[str]:
     """What an operator should know of a deployment that works."""
     warnings = []
     if set(policy.presets) <= {"exact"}:
@@ -155,7 +156,7 @@ def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[i
         yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
 
 
-def check_cache(options: CacheOptions, model: ModelInfo) -> None:
+def check_cache(options: CacheOptions, model: Capabilities) -> None:
     """Cache options against the model's blocks.
 
     Raises:
@@ -167,13 +168,13 @@ def check_cache(options: CacheOptions, model: ModelInfo) -> None:
         raise invalid(f"cache.{error.field}", error.reason, [error.nearest]) from None
 
 
-def silent_cache(request: ResolvedRequest, model: ModelInfo) -> list[str]:
+def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
     """Warnings for legal options under which the cache can never save anything."""
     why = request.cache.why_nothing_is_saved(request.num_inference_steps, model.num_blocks)
     return [f"cache: nothing can be saved: {reason}" for reason in why]
 
 
-def _preset(quality: str, policy: Policy, model: ModelInfo) -> CacheOptions:
+def _preset(quality: str, policy: Policy, model: Capabilities) -> CacheOptions:
     """What ``quality`` stands for. A client that named it never sent these options: they are not what it did wrong."""
     try:
         options = preset_of(quality, policy.presets, policy.cache)
@@ -189,7 +190,7 @@ def _preset(quality: str, policy: Policy, model: ModelInfo) -> CacheOptions:
     return options
 
 
-def _misfit(options: CacheOptions, model: ModelInfo) -> str:
+def _misfit(options: CacheOptions, model: Capabilities) -> str:
     try:
         check_block_count(options, model.num_blocks)
     except BlockCountError as error:

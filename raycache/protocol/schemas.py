@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from cache_core.options import CacheOptions
 from raycache.presets import Quality
+from raycache.protocol.capabilities import Capabilities
 from raycache.settings import Policy
 from raycache.size import Size
 
@@ -203,18 +204,6 @@ class AdmittedEvent:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What the ingress knows of the loaded model: :class:`raycache.protocol.job.ModelFacts`."""
-
-    kind: str
-    num_blocks: int
-    num_heads: int
-    text_tokens: int
-    pipeline: str
-    token_side: int
-
-
-@dataclass(frozen=True)
 class EngineStatus:
     """One engine replica, as it sees itself.
 
@@ -225,7 +214,7 @@ class EngineStatus:
         running: ranks have a job, or several.
         predicted_queue_s: seconds by which others delay a job that arrives now, as predicted.
         gang: the gang's own words: jobs under way, ranks with their steps, restarts, faults.
-        model: facts of the loaded model.
+        model: that is loaded.
         policy: limits and defaults in force.
         user_config_refused: why the last ``user_config`` is not in force; None when it is.
         start_s: how long it took to be ready, which another one would take too.
@@ -238,7 +227,7 @@ class EngineStatus:
     running: bool
     predicted_queue_s: float
     gang: dict[str, Any]
-    model: ModelInfo
+    model: Capabilities
     policy: Policy
     pid: int = 0
     told_at: float = 0.0

@@ -15,9 +15,10 @@ from raycache.engine.engine import Engine
 from raycache.gang.costs import Costs, work_of
 from raycache.gang.outlook import Outlook
 from raycache.gang.schedule import Accounts, JobState, Rules
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import GangStatus, JobOutput
 from raycache.protocol.resolve import resolve
-from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
+from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate(
@@ -28,7 +29,7 @@ SETTINGS = AppSettings.model_validate(
         "warmup": [{"size": "128x128", "n": 2}],
     }
 )
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
+MODEL = Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)
 
 
 class _Handle(SimpleNamespace):
@@ -86,7 +87,7 @@ class FakeGang:
         if self.sick:
             raise self.sick
 
-    def model_facts(self):
+    def capabilities(self):
         return MODEL
 
     def shutdown(self, drain_s: float = 0) -> None:

@@ -27,8 +27,8 @@ def test_a_picture_with_its_report(gang: Gang, reference: np.ndarray):
     assert output.encode_s > 0
     assert output.denoise_s > 0
     assert output.decode_s > 0
-    facts = gang.model_facts()
-    assert (facts.num_blocks, facts.num_heads, facts.text_tokens, facts.kind) == (6, 4, 64, "noise")
+    model = gang.capabilities()
+    assert (model.num_blocks, model.num_heads, model.text_tokens, model.kind) == (6, 4, 64, "noise")
 
 
 def test_each_image_has_its_own_seed(gang: Gang, reference: np.ndarray):

@@ -13,10 +13,11 @@ from cache_core.options import DBCacheOptions, NoCacheOptions, check_block_count
 from raycache.engine.convert import result_of
 from raycache.engine.engine import Engine
 from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of, quality_warnings
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import check_deployment, resolve
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.schemas import GenerationRequest
 from raycache.settings import AppSettings, Policy
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
 
@@ -126,7 +127,7 @@ def test_what_tune_writes_can_be_read(tmp_path: Path) -> None:
     assert "31.0 dB, 50.0% of blocks" in text
 
 
-MODEL = ModelInfo("demo", 57, 4, 16, "FluxPipeline", 16)
+MODEL = Capabilities("demo", 57, 4, 16, "FluxPipeline", 16)
 POLICY = AppSettings.model_validate({"model": {"path": "black-forest-labs/FLUX.1-dev"}}).policy
 
 

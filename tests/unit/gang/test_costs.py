@@ -14,7 +14,8 @@ from cache_core import DBCacheOptions, FBCacheOptions, NoCacheOptions
 from cache_core.options import DBPruneOptions
 from raycache.gang.costs import Costs, Work
 from raycache.gang.shares import Shares
-from raycache.protocol.job import JobOutput, ModelFacts, stalls
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import JobOutput, stalls
 from raycache.size import Size
 from tests.helpers.simulated_ranks import MACHINES, Ranks
 
@@ -37,7 +38,7 @@ class Learned:
         machine = MACHINES[name]
         self.declared, self.probe, others = SIZES[name]
         self.ranks, self.costs = Ranks(machine), Costs()
-        self.costs.meet(ModelFacts("noise", machine.blocks, 4, machine.text, "FluxPipeline", 16))
+        self.costs.meet(Capabilities("noise", machine.blocks, 4, machine.text, "FluxPipeline", 16))
         self.asked = list(itertools.product([self.declared, *others], (1, 4), (4, 28, 50)))
         self.draw(self.declared, 1, 4, DBCACHE, cold=True)
         self.draw(self.probe, 1, 2, NONE, cold=True)

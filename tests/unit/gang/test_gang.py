@@ -15,6 +15,7 @@ from raycache.gang import gang as module
 from raycache.gang.gang import Gang
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.worker_group import Fault
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import (
     DeadlineExceeded,
     GangBroken,
@@ -24,7 +25,6 @@ from raycache.protocol.job import (
     JobCancelled,
     JobFailed,
     JobOutput,
-    ModelFacts,
     Progress,
 )
 from raycache.protocol.tick import Called, Tick, TickReport
@@ -53,13 +53,13 @@ class Life:
         self._left: dict[str, int] = {}
         self._jobs: dict[str, Job] = {}
 
-    def assemble(self, source: object, timeout_s: float) -> tuple[tuple[str, str], ModelFacts]:
+    def assemble(self, source: object, timeout_s: float) -> tuple[tuple[str, str], Capabilities]:
         self.timeouts_s.append(timeout_s)
         if source is not None:
             assert self.rebuilt.wait(10)
         if self.start_error is not None:
             raise self.start_error
-        return ("", "noise"), ModelFacts("noise", 57, 4, 64, "FluxPipeline", 16)
+        return ("", "noise"), Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)
 
     def send(self, tick: Tick) -> None:
         self._sent.append(tick)

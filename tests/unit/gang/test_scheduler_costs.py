@@ -13,7 +13,8 @@ from raycache.gang.call_costs import LearnedCallCosts
 from raycache.gang.costs import Costs, Work
 from raycache.gang.schedule import Accounts, JobState, Rules
 from raycache.gang.scheduler import left_s, plan
-from raycache.protocol.job import JobOutput, ModelFacts
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import JobOutput
 from raycache.size import Size
 
 
@@ -100,7 +101,7 @@ FBCACHE = FBCacheOptions(warmup_steps=4)
 def drawn() -> Costs:
     """Costs of whole jobs, some of them with time between them."""
     costs = Costs()
-    costs.meet(ModelFacts("noise", 19, 4, 128, "FluxPipeline", 16))
+    costs.meet(Capabilities("noise", 19, 4, 128, "FluxPipeline", 16))
     for side, images, cache in ((512, 1, FBCACHE), (512, 2, FBCACHE), (1024, 1, NoCacheOptions())):
         size = side * side * images / 1e6
         report = {"totals": {"computed_block_fraction": [0.6 if cache is FBCACHE else 1.0] * images}}

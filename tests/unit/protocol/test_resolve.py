@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core.options import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.resolve import check_deployment, check_size, nearest_sizes, resolve, silent_cache
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.schemas import GenerationRequest
 from raycache.settings import AppSettings, LimitSettings
 from raycache.size import Size
 
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
+MODEL = Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "limits": {"max_prompt_characters": 50}})
 
 
