@@ -21,6 +21,7 @@ from raycache.models.generating import generate_images
 from raycache.models.loading import load_pipeline
 from raycache.models.source import prepare_model
 from raycache.settings import ModelSettings
+from raycache.size import Size
 
 COLOURS = {True: "tab:green", False: "tab:red"}
 
@@ -42,9 +43,9 @@ def main(
     reports = []
     for options in track((dual, prune), description="drawing"):
         with cache_session(pipe.transformer, options) as report:
-            generate_images(pipe, [prompt], [7], steps=steps, width=size, height=size)
+            generate_images(pipe, [prompt], [7], steps=steps, size=Size(size, size))
         reports.append(report)
-    _figure(*reports, title=f"“{prompt}”, {size}x{size}, {steps} steps", out=out)
+    _figure(*reports, title=f"“{prompt}”, {Size(size, size)}, {steps} steps", out=out)
     typer.echo(f"{out}: DBCache {_share(reports[0])}, DBPrune {_share(reports[1])} of the blocks computed")
 
 

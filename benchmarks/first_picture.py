@@ -86,11 +86,11 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
 
     from cache_core import DBCacheOptions, NoCacheOptions
     from raycache.gang.gang import Gang
-    from raycache.protocol.job import Job
+    from raycache.protocol.job import ImageSpec, Job
     from raycache.settings import AppSettings
+    from raycache.size import Size
 
     arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]
-    width, height = (int(part) for part in size.split("x"))
     never = DBCacheOptions(warmup_steps=0, residual_diff_threshold=1e-9)
     cached = DBCacheOptions()
     plans = {
@@ -111,7 +111,8 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
                 seconds: dict[str, list[float]] = {name: [] for name in methods}
                 for number in track(range(rounds + 1), description=f"{ranks} rank(s)"):
                     for name, options in methods.items():
-                        job = Job(f"{ranks}-{number}-{name}", "a red circle", width, height, (7,), steps, 3.5, options)
+                        image = ImageSpec("a red circle", 7, 3.5, options)
+                        job = Job(f"{ranks}-{number}-{name}", Size.parse(size), (image,), steps)
                         output = gang.submit(job).future.result(timeout=300)
                         if number:  # the first picture warms up
                             seconds[name].append(output.denoise_s)

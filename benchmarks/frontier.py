@@ -76,15 +76,16 @@ def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tupl
 
     from cache_core import NoCacheOptions
     from raycache.gang.gang import Gang
-    from raycache.protocol.job import Job
+    from raycache.protocol.job import ImageSpec, Job
     from raycache.settings import AppSettings
+    from raycache.size import Size
 
     arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]
-    width, height = (int(part) for part in size.split("x"))
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
 
     def job(name: str) -> Job:
-        return Job(name, "a red circle on a white background", width, height, (7,), steps, 3.5, NoCacheOptions())
+        image = ImageSpec("a red circle on a white background", 7, 3.5, NoCacheOptions())
+        return Job(name, Size.parse(size), (image,), steps)
 
     try:
         for count, ranks in _SHAPES:

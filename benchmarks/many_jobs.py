@@ -63,7 +63,7 @@ def main(
     with ways(settings, names) as both:
         # First of all: they are compared with what the warm-up taught.
         if "costs" in chosen:
-            costs = scheduler_costs.learned_costs(both[FAIR], settings.warmup[0].size)
+            costs = scheduler_costs.learned_costs(both[FAIR], str(settings.warmup[0].size))
             show_table(f"What the warm-up taught, {ranks} rank(s)", COSTS, costs, None)
         for name in track([part for part in PARTS if part in chosen], description=f"{ranks} rank(s)"):
             measured = PARTS[name](both, amounts)

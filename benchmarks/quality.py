@@ -28,6 +28,7 @@ from raycache.demo import demo_model_path
 from raycache.demo.evaluate import held_out_scenes, load
 from raycache.demo.judge import judge, shares
 from raycache.demo.world import Scene
+from raycache.size import Size
 from raycache.tune.measures import feature_distance, psnr, ssim
 from raycache.tune.sweep import Job, draw
 
@@ -85,7 +86,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     pipe = load(str(demo_model_path()) if model == "demo" else model)
     scenes = held_out_scenes(prompts, seed=3)
-    job = Job(tuple(scene.caption for scene in scenes), STEPS, 128, 128, batch)
+    job = Job(tuple(scene.caption for scene in scenes), STEPS, Size(128, 128), batch)
     known = Known(work / f"rows-{prompts}-{peer_prompts}.jsonl")
     references, _, seconds = draw(pipe, job, NoCacheOptions())
     accuracy = shares([judge(scene, picture) for scene, picture in zip(scenes, references, strict=True)])["all_right"]
@@ -102,7 +103,7 @@ def main(
             threshold = setting.threshold if setting.share is None else find_threshold(drawn, job, setting.share)
             row = measure(pipe, drawn, job, scenes, references, setting, OURS, threshold)
         known.add(row)
-    few = Job(job.prompts[:peer_prompts], STEPS, 128, 128, 1)
+    few = Job(job.prompts[:peer_prompts], STEPS, Size(128, 128), 1)
     theirs = [setting for setting in chosen if setting.peer]
     whole = pipe.transformer
     for setting in track(theirs, description="cache-dit", console=Console(stderr=True)):
@@ -178,7 +179,7 @@ def measure(
 
 def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts: int = 2) -> float:
     """The threshold at which about ``share`` of the blocks is computed, by bisection on the first prompts."""
-    few = Job(job.prompts[:prompts], job.steps, job.width, job.height, job.batch)
+    few = Job(job.prompts[:prompts], job.steps, job.size, job.batch)
     low, high = np.log(0.002), np.log(2.0)
     for _ in range(looks):
         middle = (low + high) / 2

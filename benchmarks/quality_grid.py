@@ -16,6 +16,7 @@ from raycache.demo import demo_model_path
 from raycache.demo.evaluate import load
 from raycache.models.generating import generate_images
 from raycache.presets import PRESET_NAMES, load_presets
+from raycache.size import Size
 from raycache.tune.measures import psnr
 from raycache.tune.sweep import clock_of
 
@@ -52,7 +53,7 @@ def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> tuple[np.
     clock = clock_of(pipe)
     started = clock()
     with cache_session(pipe.transformer, options) as report:
-        (picture,) = generate_images(pipe, [prompt], [seed], steps=28, width=SIDE, height=SIDE)
+        (picture,) = generate_images(pipe, [prompt], [seed], steps=28, size=Size(SIDE, SIDE))
     return picture, clock() - started, report.computed_block_fraction[0]
 
 

@@ -113,7 +113,7 @@ def cache_dit_on(
         for index, prompt in enumerate(job.prompts):
             refresh(threshold)
             # Ours seed each picture by its place within a batch that starts at its own number: the same seeds.
-            drawn = generate_images(pipe, [prompt], [index], steps=job.steps, width=job.width, height=job.height)
+            drawn = generate_images(pipe, [prompt], [index], steps=job.steps, size=job.size)
             pictures.append(drawn)
         return np.concatenate(pictures), (clock() - started) / len(job.prompts)
 

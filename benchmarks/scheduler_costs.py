@@ -81,7 +81,7 @@ def _states(way: Way, active: int, waiting: int) -> list[JobState]:
 
 def _plans_ms(way: Way, states: Sequence[JobState], rules: Rules, forget: bool) -> float:
     if forget:
-        way.gang.costs.meet(way.gang.model_facts())  # predictions that were made are forgotten, as after learning
+        way.gang.costs.meet(way.gang.capabilities())  # predictions that were made are forgotten, as after learning
     accounts = Accounts().present({state.caller for state in states})
     began = time.perf_counter()
     plan(states, way.gang.costs, rules, accounts, float(len(states)))

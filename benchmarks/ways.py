@@ -18,10 +18,11 @@ from typing import Any
 
 from raycache.gang.gang import Gang
 from raycache.gang.queue import JobHandle
-from raycache.protocol.job import Job
+from raycache.protocol.job import Job, one_per_seed
 from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.tick import TickReport
 from raycache.settings import AppSettings
+from raycache.size import Size
 
 __all__ = ["FAIR", "FIFO", "NO_CACHE", "TIMEOUT_S", "Amounts", "Both", "Recorder", "Row", "Ticks", "Way"]
 __all__ += ["in_turns", "kept", "mean_rows", "quantile", "spread", "ways"]
@@ -70,18 +71,19 @@ class Way:
     def job(self, *, seeds: Sequence[int] = (7,), **asked: Any) -> Job:
         """What a request with these fields is to the gang; ``size`` and ``num_inference_steps`` must be among them."""
         request = GenerationRequest.model_validate({"prompt": "a red circle", **asked})
-        width, height = (int(part) for part in str(request.size).split("x"))
+        assert request.size is not None
         assert request.num_inference_steps is not None
         guidance = request.guidance_scale
         return Job(
             id=f"{self.name}-{next(self._numbers)}",
-            prompt=request.prompt,
-            width=width,
-            height=height,
-            seeds=tuple(seeds),
+            size=Size.parse(request.size),
+            images=one_per_seed(
+                seeds,
+                prompt=request.prompt,
+                guidance_scale=self._settings.defaults.guidance_scale if guidance is None else guidance,
+                cache=self._settings.cache if request.cache is None else request.cache,
+            ),
             num_inference_steps=request.num_inference_steps,
-            guidance_scale=self._settings.defaults.guidance_scale if guidance is None else guidance,
-            cache=self._settings.cache if request.cache is None else request.cache,
         )
 
     def submit(self, job: Job, caller: str = "") -> JobHandle:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from raycache.size import Size
 from raycache.yaml_files import load_as
 
 __all__ = ["Ask", "Mix", "load_mix"]
-
-_SIZE = re.compile(r"[0-9]{1,5}x[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,9 @@ class Ask:
     stream: bool
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height, pixels."""
-        width, height = self.body["size"].split("x")
-        return int(width), int(height)
+    def size(self) -> Size:
+        """Of each of its pictures."""
+        return Size.parse(self.body["size"])
 
 
 class _Entry(BaseModel):
@@ -50,8 +47,10 @@ class _Entry(BaseModel):
     def _can_be_sent(cls, request: dict[str, Any]) -> dict[str, Any]:
         if missing := {"prompt", "size"} - set(request):
             raise ValueError(f"lacks {sorted(missing)}")
-        if not isinstance(request["size"], str) or _SIZE.fullmatch(request["size"]) is None:
-            raise ValueError(f"size must be WIDTHxHEIGHT in ASCII, got {request['size']!r}")
+        try:
+            Size.parse(str(request["size"]))  # nothing but a string looks like one
+        except ValueError:
+            raise ValueError(f"size must be WIDTHxHEIGHT in ASCII, got {request['size']!r}") from None
         return request
 
 

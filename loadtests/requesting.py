@@ -15,6 +15,7 @@ from PIL import Image
 
 from loadtests.mix import Ask
 from loadtests.records import Record, Recorder
+from raycache.size import Size
 from raycache.testing.inject import authorization
 
 __all__ = ["PATH", "send"]
@@ -128,7 +129,7 @@ def _judge(ask: Ask, reply: dict[str, Any], record: Record, recorder: Recorder, 
         pictures = [base64.b64decode(item["b64_json"], validate=True) for item in reply["data"]]
         if check:
             record.checked = True
-            sizes = {Image.open(io.BytesIO(picture)).size for picture in pictures}
+            sizes = {Size(*Image.open(io.BytesIO(picture)).size) for picture in pictures}
             if sizes != {ask.size} or record.images != ask.body.get("n", 1):
                 record.outcome, record.cause = "wrong", "size"
                 return

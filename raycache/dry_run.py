@@ -22,12 +22,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raycache.cluster.capacity import Bundle, shortage
 from raycache.cluster.port_check import check_port, living_replicas
 from raycache.ingress.auth import read_keys
-from raycache.models.folder import folder_faults, model_info
+from raycache.models.folder import capabilities_told, folder_faults
 from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size, parse_size
-from raycache.protocol.schemas import ModelInfo
+from raycache.protocol.resolve import check_deployment, check_size
 from raycache.settings import AppSettings
 
 __all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]
@@ -89,16 +89,17 @@ def _check_engine(settings: AppSettings) -> None:
     policy = settings.policy  # reads the presets
     with tempfile.TemporaryDirectory(prefix="raycache-look-") as scratch:
         folder = model_outline(settings.model, Path(scratch))
-        info = None
+        model = None
         if folder is not None:
             downloaded = settings.model.path in ("demo", "noise") or Path(settings.model.path).expanduser().is_dir()
             faults = folder_faults(folder, weights=downloaded or settings.model.local_files_only)
             if faults:
                 raise ValueError("; ".join(faults))
-            info = model_info(folder, settings.model.max_sequence_length)
+            model = capabilities_told(folder, settings.model.max_sequence_length)
     # Of a model that tells nothing, nothing is held against the settings.
     ranks = settings.parallel.ranks_per_replica
-    check_deployment(settings, policy, info or ModelInfo("", 1_000_000, ranks, ranks, "", _token_side(settings)))
+    side = _token_side(settings)
+    check_deployment(settings, policy, model or Capabilities("folder", 1_000_000, ranks, ranks, "", side))
 
 
 def _check_ingress(settings: AppSettings) -> None:
@@ -110,8 +111,7 @@ def _contradictions(settings: AppSettings) -> Iterable[str]:
     ranks = settings.parallel.ranks_per_replica
     for shape in settings.warmup:
         try:
-            width, height = parse_size(shape.size)
-            check_size(width, height, side=_token_side(settings), ranks=ranks, max_pixels=max(width * height, 1))
+            check_size(shape.size, side=_token_side(settings), ranks=ranks, max_pixels=max(shape.size.pixels, 1))
         except RequestError as error:
             yield f"warmup: {error}"
     module = settings.parallel.rank_class.partition(":")[0]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from raycache.size import Size
 from raycache.strict import Strict
 
 __all__ = ["PRIORITIES", "DefaultSettings", "KeySettings", "LimitSettings", "Priority"]
@@ -61,6 +62,6 @@ class LimitSettings(Strict):
 class DefaultSettings(Strict):
     """What a request gets when it does not say."""
 
-    size: str = Field(default="1024x1024", pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels.")
+    size: Size = Field(default=Size(1024, 1024), description="`WIDTHxHEIGHT` in pixels.")
     num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")

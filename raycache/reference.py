@@ -130,9 +130,12 @@ def _name(annotation: Any) -> str:
         if models:
             return "cache options"
         return " or ".join("null" if a is type(None) else _name(a) for a in get_args(annotation))
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}.get(
-        getattr(annotation, "__name__", ""), getattr(annotation, "__name__", str(annotation))
-    )
+    name = getattr(annotation, "__name__", str(annotation))
+    return _WORDS.get(name, name)
+
+
+#: Types as those know them who write YAML.
+_WORDS = {"str": "text", "Size": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}
 
 
 def _default(field: FieldInfo) -> str:

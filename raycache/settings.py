@@ -16,6 +16,7 @@ from raycache.limits import DefaultSettings, LimitSettings
 from raycache.origins import check_origin
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
+from raycache.size import Size
 from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
 
@@ -46,7 +47,7 @@ class ModelSettings(_Settings):
 class WarmupShape(_Settings):
     """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: str = Field(pattern="^[0-9]{1,5}x[0-9]{1,5}$", description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
+    size: Size = Field(description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
     n: int = Field(default=1, ge=1, description="Pictures of that request: so many rows its transformer calls have.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 

@@ -16,7 +16,7 @@ from raycache.protocol.job import Job, Trace
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
-__all__ = ["RankSpans", "exporter_in_use", "traces_of_request"]
+__all__ = ["RankSpans", "exporter_in_use", "trace_of_request"]
 
 _logger = logging.getLogger("raycache.rank")
 
@@ -43,74 +43,71 @@ def exporter_in_use() -> str:
     return path or constants.DEFAULT_TRACING_EXPORTER_IMPORT_PATH
 
 
-def traces_of_request(exporter: str) -> tuple[Trace, ...]:
-    """What a job of the request that is handled must carry; empty where nobody traces, or not this request.
+def trace_of_request(exporter: str) -> Trace | None:
+    """What a job of the request that is handled must carry; None where nobody traces, or not this request.
 
     Args:
         exporter: what :func:`exporter_in_use` said.
     """
     if not exporter:
-        return ()
+        return None
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     context = trace.get_current_span().get_span_context()
     if not (context.is_valid and context.trace_flags.sampled):
-        return ()
+        return None
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier)
-    return (Trace(carrier["traceparent"], exporter),)
+    return Trace(carrier["traceparent"], exporter)
 
 
 class RankSpans:
     """The spans of one job on one rank: one for the whole, one for each phase in it. Does nothing without a trace."""
 
     def __init__(self, job: Job, rank: int) -> None:
-        self._whole: list[Span] = []
-        self._phases: list[Span] = []
         self._tracer: Tracer | None = None
-        if not job.traces or (tracer := _tracer(job.traces[0].exporter)) is None:
+        self._whole: Span | None = None
+        self._phase: Span | None = None
+        if job.trace is None or (tracer := _tracer(job.trace.exporter)) is None:
             return
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        self._tracer = tracer
         about: dict[str, Any] = {
             "raycache.rank": rank,
             "raycache.job": job.id,
-            "raycache.size": f"{job.width}x{job.height}",
-            "raycache.images": len(job.seeds),
+            "raycache.size": str(job.size),
+            "raycache.images": len(job.images),
             "raycache.steps": job.num_inference_steps,
             "raycache.method": job.cache.type,
         }
-        for one in job.traces:
-            parent = TraceContextTextMapPropagator().extract({"traceparent": one.parent})
-            self._whole.append(tracer.start_span(f"rank {rank}", context=parent, attributes=about))
+        parent = TraceContextTextMapPropagator().extract({"traceparent": job.trace.parent})
+        self._tracer, self._whole = tracer, tracer.start_span(f"rank {rank}", context=parent, attributes=about)
 
     def phase(self, name: str) -> None:
         """From here on the rank does this."""
-        if self._tracer is None:
+        if self._tracer is None or self._whole is None:
             return
         from opentelemetry.trace import set_span_in_context
 
-        self._end_phases()
-        self._phases = [self._tracer.start_span(name, context=set_span_in_context(span)) for span in self._whole]
+        self._end_phase()
+        self._phase = self._tracer.start_span(name, context=set_span_in_context(self._whole))
 
     def end(self, failure: str | None = None) -> None:
         """The rank is done with the job, or ended with an error of this kind. Its message may hold a prompt."""
-        if self._tracer is None:
+        if self._whole is None:
             return
         from opentelemetry.trace import Status, StatusCode
 
-        self._end_phases()
-        for span in self._whole:
-            if failure is not None:
-                span.set_status(Status(StatusCode.ERROR, failure))
-            span.end()
+        self._end_phase()
+        if failure is not None:
+            self._whole.set_status(Status(StatusCode.ERROR, failure))
+        self._whole.end()
 
-    def _end_phases(self) -> None:
-        for span in self._phases:
-            span.end()
-        self._phases = []
+    def _end_phase(self) -> None:
+        if self._phase is not None:
+            self._phase.end()
+            self._phase = None
 
 
 @cache

@@ -17,6 +17,7 @@ from raycache.demo import demo_model_path
 from raycache.demo.judge import STRICT, USUAL, Verdict, judge, shares
 from raycache.demo.world import Scene, random_scene
 from raycache.models.generating import generate_images
+from raycache.size import Size
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -51,13 +52,13 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> FluxPipeline:
 
 
 def verdicts(
-    pipe: FluxPipeline, scenes: list[Scene], *, steps: int = 28, batch: int = 25, width: int = 128, height: int = 128
+    pipe: FluxPipeline, scenes: list[Scene], *, steps: int = 28, batch: int = 25, size: Size = Size(128, 128)
 ) -> Iterator[list[tuple[Verdict, Verdict]]]:
     """Draw ``scenes`` from seeds 0, 1, ... and judge them, a batch at a time, by the usual bar and the strict one."""
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         captions, seeds = [scene.caption for scene in part], range(start, start + len(part))
-        pictures = generate_images(pipe, captions, seeds, steps=steps, width=width, height=height)
+        pictures = generate_images(pipe, captions, seeds, steps=steps, size=size)
         pairs = list(zip(part, pictures, strict=True))
         yield [(judge(scene, picture, USUAL), judge(scene, picture, STRICT)) for scene, picture in pairs]
 
@@ -76,10 +77,11 @@ def main(
     started = time.perf_counter()
     read: list[tuple[Verdict, Verdict]] = []
     scenes = held_out_scenes(captions, never_told=True)
-    parts = verdicts(pipe, scenes, steps=steps, batch=batch, width=width, height=height)
+    size = Size(width, height)
+    parts = verdicts(pipe, scenes, steps=steps, batch=batch, size=size)
     for part in track(parts, total=-(-captions // batch), description="drawing", console=console):
         read += part
-    title = f"{captions} held-out captions, {steps} steps, {width}x{height}"
+    title = f"{captions} held-out captions, {steps} steps, {size}"
     table = Table("part of the caption", "as asked", "strictly", title=title)
     usual, strict = (shares(list(column)) for column in zip(*read, strict=True))
     for name, share in usual.items():

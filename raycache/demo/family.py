@@ -7,11 +7,12 @@ from pathlib import Path
 from raycache.demo import demo_model_path
 from raycache.models.family import OwnModel
 from raycache.models.flux import FluxFamily
+from raycache.size import Size
 
 __all__ = ["DEMO_SIZE", "DemoFamily", "NoiseFamily"]
 
 #: What the bundled model was trained at, and measured at in its card.
-DEMO_SIZE = "128x128"
+DEMO_SIZE = Size(128, 128)
 
 
 class DemoFamily(FluxFamily, OwnModel):
@@ -25,7 +26,7 @@ class DemoFamily(FluxFamily, OwnModel):
         """As :meth:`folder`."""
         return demo_model_path()
 
-    def request_warnings(self, prompt: str, size: str) -> list[str]:
+    def request_warnings(self, prompt: str, size: Size) -> list[str]:
         """What the model's card says of a request like this."""
         from raycache.demo.words import prompt_warnings
 

@@ -24,7 +24,6 @@ from raycache.gang.schedule import JobState
 from raycache.gang.simulator import Forecast
 from raycache.limits import Priority
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.resolve import parse_size
 from raycache.settings import Policy
 
 __all__ = ["Admission", "Load", "Ticket"]
@@ -170,7 +169,7 @@ class Admission:
     def _wait_s(self, base: Prediction, now: float) -> float:
         """By how much those who are there delay one who comes now."""
         defaults = self.policy.defaults
-        work = Work(*parse_size(defaults.size), 1, defaults.num_inference_steps, self.policy.cache)
+        work = Work(defaults.size, 1, defaults.num_inference_steps, self.policy.cache)
         probe = self._costs.job_state(_PROBE, work, arrived=now, deadline=math.inf, caller="")
         if self._probed is None or self._probed[0] is not base:
             self._probed = base, self._predictions.with_jobs(base, [probe])

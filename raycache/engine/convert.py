@@ -9,16 +9,26 @@ from cache_core.options import CacheOptions
 from raycache.gang.costs import Work, work_of
 from raycache.models.registry import family_of
 from raycache.presets import PresetName, quality_warnings
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.job import DeadlineExceeded, GangRestarting, Job, JobCancelled, JobOutput, Progress, Trace
-from raycache.protocol.resolve import parse_size, silent_cache
-from raycache.protocol.schemas import GenerationResult, ModelInfo, ResolvedRequest, StageTimes
+from raycache.protocol.job import (
+    DeadlineExceeded,
+    GangRestarting,
+    Job,
+    JobCancelled,
+    JobOutput,
+    Progress,
+    Trace,
+    one_per_seed,
+)
+from raycache.protocol.resolve import silent_cache
+from raycache.protocol.schemas import GenerationResult, ResolvedRequest, StageTimes
 
 __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
 
 def job_of(
-    request: ResolvedRequest, id: str, request_id: str, *, watch: bool, traces: tuple[Trace, ...] = ()
+    request: ResolvedRequest, id: str, request_id: str, *, watch: bool, trace: Trace | None = None
 ) -> tuple[Job, Work]:
     """What the ranks get, and what admission counts.
 
@@ -27,22 +37,22 @@ def job_of(
         id: unique in this replica.
         request_id: for logs.
         watch: somebody wants to see previews.
-        traces: of the request, where it is traced.
+        trace: of the request, where it is traced.
     """
-    width, height = parse_size(request.size)
     steps = request.num_inference_steps
     job = Job(
         id=id,
-        prompt=request.prompt,
-        width=width,
-        height=height,
-        seeds=tuple(request.seed + index for index in range(request.n)),
+        size=request.size,
+        images=one_per_seed(
+            range(request.seed, request.seed + request.n),
+            prompt=request.prompt,
+            guidance_scale=request.guidance_scale,
+            cache=request.cache,
+        ),
         num_inference_steps=steps,
-        guidance_scale=request.guidance_scale,
-        cache=request.cache,
         preview_steps=preview_steps(steps, request.partial_images) if watch else (),
         request_id=request_id,
-        traces=traces,
+        trace=trace,
     )
     return job, work_of(job)
 
@@ -51,7 +61,7 @@ def result_of(
     request: ResolvedRequest,
     output: JobOutput,
     seconds: float,
-    model: ModelInfo,
+    model: Capabilities,
     presets: Mapping[PresetName, CacheOptions] | None = None,
 ) -> GenerationResult:
     """The pictures of a job that took ``seconds`` from its arrival; ``presets`` in force tell what drew it as what."""

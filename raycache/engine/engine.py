@@ -33,12 +33,11 @@ from raycache.protocol.resolve import check_deployment, deployment_warnings
 from raycache.protocol.schemas import (
     EngineStatus,
     GenerationResult,
-    ModelInfo,
     QueuedEvent,
     ResolvedRequest,
 )
 from raycache.settings import AppSettings
-from raycache.tracing import exporter_in_use, traces_of_request
+from raycache.tracing import exporter_in_use, trace_of_request
 
 logger = logging.getLogger("ray.serve")
 
@@ -67,7 +66,7 @@ class Engine:
     ) -> None:
         began = time.monotonic()
         self._settings, self._policy = settings, settings.policy
-        self._metrics = Metrics({settings.defaults.size, *(shape.size for shape in settings.warmup)})
+        self._metrics = Metrics({str(settings.defaults.size), *(str(shape.size) for shape in settings.warmup)})
         self._jobs, self._leases = 0, Leases()
         self._polled_at: float | None = None
         self._stopped = threading.Event()
@@ -77,7 +76,7 @@ class Engine:
         self._admission = Admission(self._policy, self._gang.costs, self._gang.outlook)
         self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
         try:
-            self._model = ModelInfo(**asdict(self._gang.model_facts()))
+            self._model = self._gang.capabilities()
             check_deployment(settings, self._policy, self._model)
         except BaseException:
             self._gang.shutdown()
@@ -202,7 +201,7 @@ class Engine:
     ) -> AsyncGenerator[Event, None]:
         arrived = time.monotonic()
         job, work = self._job(request, watch)
-        mark = key, work, job.prompt, request.guidance_scale
+        mark = key, work, request.prompt, request.guidance_scale
         try:
             who: dict[str, Any] = {"key": key, "priority": request.priority, "mark": mark}
             ticket = self._admission.admit(job.id, work, request.timeout_s, **who)
@@ -252,7 +251,7 @@ class Engine:
         result = result_of(request, output, seconds, self._model, self._policy.presets)
         steps, method = request.num_inference_steps, request.cache.type
         logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
-        self._metrics.done(request.cache.type, request.size, request.n, result.times.model_dump())
+        self._metrics.done(request.cache.type, str(request.size), request.n, result.times.model_dump())
         if output.report is not None:
             self._metrics.decided(output.report)
         if output.after_fault_s is not None:
@@ -268,4 +267,4 @@ class Engine:
 
     def _job(self, request: ResolvedRequest, watch: bool) -> tuple[Job, Work]:
         self._jobs += 1
-        return job_of(request, f"{self._jobs}", request_id(), watch=watch, traces=traces_of_request(self._exporter))
+        return job_of(request, f"{self._jobs}", request_id(), watch=watch, trace=trace_of_request(self._exporter))

@@ -13,14 +13,14 @@ from collections.abc import Callable, Hashable, Sequence
 from raycache.gang.fit import Fit
 from raycache.gang.schedule import JobState
 
-__all__ = ["LearnedCallCosts", "decode_terms"]
+__all__ = ["ONE_PROMPT", "LearnedCallCosts", "decode_terms"]
 
 # What a term is guessed to cost beside one token while nothing tells them apart; see Fit. A step begins 57 blocks, an
 # attention score is 1/18000 of a token's matrix products (hidden size 3072), and FLUX's decoder happens to be alike.
-_ENCODE = (1.0, 0.5)
 _STEP = (64.0, 256.0, 1.0, 1 / 18000)
 _DECODE = (256.0, 1.0, 1 / 18000)
-_ONE_PROMPT = (1.0, 1.0)
+#: Terms of encoding, which takes as long for each job as for any other: it has one prompt, padded to one length.
+ONE_PROMPT = (1.0,)
 #: Predictions that are kept until something new is learned.
 _REMEMBERED = 4096
 
@@ -33,7 +33,7 @@ class LearnedCallCosts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._encode, self._step, self._decode = Fit(_ENCODE, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
+        self._encode, self._step, self._decode = Fit(ONE_PROMPT, 1), Fit(_STEP, 2), Fit(_DECODE, 2)
         self._bytes: dict[Hashable, Fit] = {}  # by what may join: the method, for one
         self._text_tokens = 0  # which are in each row of a call, and are not decoded
         self._ranks = 1  # that the rows of a job are spread over to be decoded
@@ -53,7 +53,7 @@ class LearnedCallCosts:
 
     def started(self, job: JobState, seconds: float) -> None:
         """Encoding took so long."""
-        self._learn(self._encode, 1, _ONE_PROMPT, seconds)
+        self._learn(self._encode, 1, ONE_PROMPT, seconds)
 
     def ended(self, job: JobState, seconds: float) -> None:
         """Decoding took so long."""
@@ -78,7 +78,7 @@ class LearnedCallCosts:
 
     def start_s(self, job: JobState) -> float:
         """Expected seconds of encoding, and of what is not a call nor decoding."""
-        return self._between_s + self._tell("start", self._encode, lambda: _ONE_PROMPT)
+        return self._between_s + self._tell("start", self._encode, lambda: ONE_PROMPT)
 
     def end_s(self, job: JobState) -> float:
         """Expected seconds of decoding."""

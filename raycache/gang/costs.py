@@ -1,8 +1,8 @@
 """What jobs cost the gang, in seconds: learned from finished ones, for any size, number of images, steps and options.
 
-Three phases, each a sum of few terms: encoding (fixed, per prompt), a denoising step (fixed, per token, per pair of
-tokens, times the share of blocks that is computed), decoding (fixed, per token, per pair). The warm-up teaches all of
-them before the first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.gang.shares` for the share.
+Three phases, each a sum of few terms: encoding (fixed), a denoising step (fixed, per token, per pair of tokens, times
+the share of blocks that is computed), decoding (fixed, per token, per pair). The warm-up teaches all of them before the
+first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.gang.shares` for the share.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raycache.gang.call_costs import LearnedCallCosts, decode_terms
+from raycache.gang.call_costs import ONE_PROMPT, LearnedCallCosts, decode_terms
 from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
-from raycache.protocol.job import Job, JobOutput, ModelFacts
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import Job, JobOutput
+from raycache.size import Size
 
 __all__ = ["Costs", "Work", "work_of"]
 
@@ -34,28 +36,19 @@ class Work:
 
     Attributes:
         cache: one of cache_core's options models.
-        prompts: different ones among its images; previews: how often rank 0 decodes one while the others wait.
+        previews: how often rank 0 decodes one while the others wait.
     """
 
-    width: int
-    height: int
+    size: Size
     images: int
     steps: int
     cache: Any
-    prompts: int = 1
     previews: int = 0
-
-    @property
-    def pixels(self) -> int:
-        """Of one image."""
-        return self.width * self.height
 
 
 def work_of(job: Job) -> Work:
     """What ``job`` is to the gang."""
-    return Work(
-        job.width, job.height, len(job.seeds), job.num_inference_steps, job.cache, previews=len(job.preview_steps)
-    )
+    return Work(job.size, len(job.images), job.num_inference_steps, job.cache, previews=len(job.preview_steps))
 
 
 class Costs(LearnedCallCosts):
@@ -83,12 +76,12 @@ class Costs(LearnedCallCosts):
         """Whether any job was finished besides those of the warm-up."""
         return bool(self._finished)
 
-    def meet(self, facts: ModelFacts, ranks: int = 1) -> None:
-        """Facts of the model that is drawn with, and on how many ranks."""
+    def meet(self, model: Capabilities, ranks: int = 1) -> None:
+        """The model that is drawn with, and on how many ranks."""
         with self._lock:
             self._ranks = ranks
-            self._text_tokens, self._token_side = facts.text_tokens, facts.token_side
-            self._shares.num_blocks = facts.num_blocks
+            self._text_tokens, self._token_side = model.text_tokens, model.token_side
+            self._shares.num_blocks = model.num_blocks
             self._told.clear()
 
     def job_state(
@@ -100,7 +93,7 @@ class Costs(LearnedCallCosts):
         return JobState(
             id=id,
             arrived=arrived,
-            shape=(work.width, work.height),
+            shape=work.size,
             calls=work.steps,
             tokens=tokens,
             rows=work.images,
@@ -132,11 +125,11 @@ class Costs(LearnedCallCosts):
             steps_s = max(output.denoise_s - previews_s - (output.stalls_s if cold else 0.0), 0.1 * output.denoise_s)
             key = replace(work, previews=0)
             if not output.known_prompt:
-                self._encode.learn(work.prompts, (1.0, float(work.prompts)), output.encode_s, cold)
+                self._encode.learn(1, ONE_PROMPT, output.encode_s, cold)
             share = self._share(work) if share is None else share
             if not output.shared:
                 self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
-            self._decode.learn((work.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
+            self._decode.learn((work.size.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
             self._told.clear()
             if cold or output.shared:
                 return
@@ -187,7 +180,7 @@ class Costs(LearnedCallCosts):
                 if seconds is not None and work.previews:
                     seconds += self._preview_s(work) or 0.0
             else:
-                seconds, beyond = self._encode.told((1.0, float(work.prompts)))
+                seconds, beyond = self._encode.told(ONE_PROMPT)
             return None if seconds is None else seconds * max(1.0, beyond) ** 0.5
 
     def cold_s(self, phase: str) -> float | None:
@@ -196,7 +189,7 @@ class Costs(LearnedCallCosts):
             return self._cold_s.get(phase if phase in ("denoise", "decode") else "encode")
 
     def _seconds(self, work: Work) -> float | None:
-        encode = self._encode.told((1.0, float(work.prompts)))[0]
+        encode = self._encode.told(ONE_PROMPT)[0]
         step = self._step.told(self._step_terms(work, self._share(work)))[0]
         decode = self._decode.told(self._decode_terms(work))[0]
         if encode is None or step is None or decode is None:
@@ -214,7 +207,7 @@ class Costs(LearnedCallCosts):
 
     def _preview_s(self, work: Work) -> float | None:
         """A preview has half the size."""
-        half = replace(work, width=max(1, work.width // 2), height=max(1, work.height // 2))
+        half = replace(work, size=Size(max(1, work.size.width // 2), max(1, work.size.height // 2)))
         return self._decode.told(self._decode_terms(half, preview=True))[0]
 
     def _decode_terms(self, work: Work, *, preview: bool = False) -> tuple[float, ...]:
@@ -223,7 +216,7 @@ class Costs(LearnedCallCosts):
 
     def _tokens(self, work: Work) -> float:
         """Of one image."""
-        return work.pixels / self._token_side**2
+        return work.size.pixels / self._token_side**2
 
 
 def _by_phase(output: JobOutput) -> dict[str, float]:

@@ -24,14 +24,13 @@ from raycache.gang.recovery import Restarts, retry_decision
 from raycache.gang.states import GangLifecycle, GangState
 from raycache.gang.worker_group import HEARTBEAT_S, Fault
 from raycache.logs import about
+from raycache.protocol.capabilities import Capabilities, ModelSource
 from raycache.protocol.job import (
     GangBroken,
     GangRestarting,
     GangStartError,
     GangStatus,
     Job,
-    ModelFacts,
-    ModelSource,
     Progress,
 )
 from raycache.protocol.tick import TickReport
@@ -72,11 +71,11 @@ class Gang:
         self.costs = Costs()
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
-        self._facts: ModelFacts | None = None
+        self._model: Capabilities | None = None
         self._jobs = ActiveJobs(self.costs, rules_of(settings))
         self._lifecycle, self._restarts, self._rebuilds = GangLifecycle(), Restarts(settings.reliability), Rebuilds()
         self._retries: Counter[str] = Counter()  # by kind of fault
-        self._started: Future[ModelFacts] = Future()
+        self._started: Future[Capabilities] = Future()
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
 
     def start(self) -> None:
@@ -136,10 +135,10 @@ class Gang:
         if self._started.done() and not self._thread.is_alive():
             raise GangBroken(f"gang {self._name}: its thread has ended")
 
-    def model_facts(self) -> ModelFacts:
-        """Facts of the loaded model; only after :meth:`start`."""
-        assert self._facts is not None, f"gang {self._name} has not been started"
-        return self._facts
+    def capabilities(self) -> Capabilities:
+        """Those of the loaded model; only after :meth:`start`."""
+        assert self._model is not None, f"gang {self._name} has not been started"
+        return self._model
 
     def outlook(self) -> Outlook:
         """Its jobs and how far they are."""
@@ -173,7 +172,7 @@ class Gang:
     def _main(self) -> None:
         try:
             self._spawn()
-            self._started.set_result(self.model_facts())
+            self._started.set_result(self.capabilities())
         except BaseException as error:
             try:
                 if self._life is not None:
@@ -233,11 +232,11 @@ class Gang:
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
         # While ranks load or draw deadlines still count, also of jobs that are to be drawn again.
         self._life = Incarnation(settings, *where, self._name, self._queue.drop_late, self.costs)
-        self._source, self._facts = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
+        self._source, self._model = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
         self._jobs.begin(self._life.ticks, self._life.free_bytes)
         self._lifecycle.enter(GangState.READY)
-        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._facts, load_s)
+        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._model, load_s)
 
     def _recover(self, fault: Fault) -> bool:
         """Kill all ranks and build the gang anew, in the same placement group; False when it gives up."""

@@ -19,8 +19,9 @@ from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.warmup import WarmUp, warm_ups
 from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
 from raycache.logs import about
+from raycache.protocol.capabilities import Capabilities, ModelSource
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import GangStartError, Job, JobFailed, JobOutput, ModelFacts, ModelSource
+from raycache.protocol.job import GangStartError, Job, JobFailed, JobOutput
 from raycache.protocol.tick import Tick, TickReport
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
@@ -68,7 +69,7 @@ class Incarnation:
         self._drawing: dict[str, Job] = {}
         self._number = 0
 
-    def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, ModelFacts]:
+    def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, Capabilities]:
         """Join the ranks, load the model, draw the declared warm-up shapes.
 
         Args:
@@ -78,14 +79,14 @@ class Incarnation:
         Raises:
             GangStartError: why, and what to change.
         """
-        source, facts = self._actors.load(source, self._tick, timeout_s)
+        source, model = self._actors.load(source, self._tick, timeout_s)
         began = time.monotonic()
-        self._costs.meet(facts, self._settings.parallel.ranks_per_replica)
-        for warm_up in warm_ups(self._settings, facts, probe=not self._costs.known):
+        self._costs.meet(model, self._settings.parallel.ranks_per_replica)
+        for warm_up in warm_ups(self._settings, model, probe=not self._costs.known):
             self._warm_up(warm_up)
         self.free_bytes = self._actors.settle(self._tick)
         self._warmup_s = time.monotonic() - began
-        return source, facts
+        return source, model
 
     @property
     def stages(self) -> dict[str, float]:
@@ -182,8 +183,7 @@ class Incarnation:
         except Fault as fault:
             outcome = fault
         if isinstance(outcome, Exception):
-            size = f"{job.width}x{job.height}"
-            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {size}: {outcome}")
+            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {job.size}: {outcome}")
         self.timeouts.finished(job, outcome.denoise_s)
         if warm_up.teaches:
             self._costs.learn(work_of(job), outcome, cold=True)

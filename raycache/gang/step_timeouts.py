@@ -10,11 +10,12 @@ from raycache.gang.costs import Costs, work_of
 from raycache.protocol.job import Job
 from raycache.rebuilds import RELOAD_TIMES
 from raycache.settings import ReliabilitySettings
+from raycache.size import Size
 
 __all__ = ["StepTimeouts", "beyond_warmup"]
 
-#: (width, height, images, cache method): calls of one kind run the same code on the same shapes.
-_Kind = tuple[int, int, int, str]
+#: (size, images, cache method): calls of one kind run the same code on the same shapes.
+_Kind = tuple[Size, int, str]
 
 
 class StepTimeouts:
@@ -78,7 +79,7 @@ class StepTimeouts:
 
     def _known(self, jobs: Sequence[Job]) -> bool:
         """Such jobs were finished that went beyond the cache's warm-up."""
-        if sum(len(job.seeds) for job in jobs) > 1:
+        if sum(len(job.images) for job in jobs) > 1:
             return False
         job = jobs[0]
         return self._finished.get(_kind(jobs), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
@@ -91,4 +92,4 @@ def beyond_warmup(options: CacheOptions) -> int:
 
 def _kind(jobs: Sequence[Job]) -> _Kind:
     first = jobs[0]
-    return first.width, first.height, sum(len(job.seeds) for job in jobs), first.cache.type
+    return first.size, sum(len(job.images) for job in jobs), first.cache.type

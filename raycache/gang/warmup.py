@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cache_core.options import NoCacheOptions
+from cache_core.options import CacheOptions, NoCacheOptions
 from raycache.gang.step_timeouts import beyond_warmup
-from raycache.protocol.job import Job, ModelFacts
-from raycache.protocol.resolve import nearest_sizes, parse_size
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import Job, one_per_seed
+from raycache.protocol.resolve import nearest_sizes
 from raycache.settings import AppSettings
+from raycache.size import Size
 
 __all__ = ["WarmUp", "warm_ups"]
 
@@ -26,7 +28,7 @@ class WarmUp:
     teaches: bool = True
 
 
-def warm_ups(settings: AppSettings, facts: ModelFacts, *, probe: bool) -> list[WarmUp]:
+def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list[WarmUp]:
     """The declared shapes, past the cache's own warm-up, so that no user waits for a compiler, nor the watchdog.
 
     Args:
@@ -41,42 +43,33 @@ def warm_ups(settings: AppSettings, facts: ModelFacts, *, probe: bool) -> list[W
     ]
     if not probe or settings.model.compile:
         return drawn
-    probed = _probe_size(settings, facts)
+    probed = _probe_size(settings, model)
     job = _job(settings, probed, 1, _PROBE_STEPS, NoCacheOptions())
-    smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: _tokens(size, facts))
+    smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: size.tokens(model.token_side))
     rows = _job(settings, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
     # The very first draw of a process loads libraries and allocates; where nothing is declared, that is the probe's.
     return [*(drawn or [WarmUp(job, teaches=False)]), WarmUp(job), WarmUp(rows)]
 
 
-def _probe_size(settings: AppSettings, facts: ModelFacts) -> str:
+def _probe_size(settings: AppSettings, model: Capabilities) -> Size:
     """The smallest size, if that is much less work than what is declared; else one that is much more."""
-    tokens = [_tokens(shape.size, facts) for shape in settings.warmup]
+    tokens = [shape.size.tokens(model.token_side) for shape in settings.warmup]
     side = _SMALLEST
-    if tokens and max(tokens) < 2 * facts.text_tokens:
-        while _tokens(f"{side}x{side}", facts) < 4 * max(facts.text_tokens, *tokens):
+    if tokens and max(tokens) < 2 * model.text_tokens:
+        while Size(side, side).tokens(model.token_side) < 4 * max(model.text_tokens, *tokens):
             side *= 2
     most = settings.limits.max_pixels
-    while side**2 > most and side > facts.token_side:
+    while side**2 > most and side > model.token_side:
         side //= 2
     ranks = settings.parallel.ranks_per_replica
-    return nearest_sizes(side, side, side=facts.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
+    return nearest_sizes(Size(side, side), side=model.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
 
 
-def _tokens(size: str, facts: ModelFacts) -> int:
-    width, height = parse_size(size)
-    return width * height // facts.token_side**2
-
-
-def _job(settings: AppSettings, size: str, images: int, steps: int, options: object) -> Job:
-    width, height = parse_size(size)
+def _job(settings: AppSettings, size: Size, images: int, steps: int, options: CacheOptions) -> Job:
+    guidance = settings.defaults.guidance_scale
     return Job(
         id=f"warm-up-{size}-{images}",
-        prompt="warm-up",
-        width=width,
-        height=height,
-        seeds=tuple(range(images)),
+        size=size,
+        images=one_per_seed(range(images), prompt="warm-up", guidance_scale=guidance, cache=options),
         num_inference_steps=steps,
-        guidance_scale=settings.defaults.guidance_scale,
-        cache=options,
     )

@@ -20,8 +20,9 @@ from raycache.gang.cpu_wait import cpu_wait_s
 from raycache.gang.hang_detector import HangDetector
 from raycache.gang.placement import rank_bundle_index
 from raycache.gang.stacks import StacksFile
+from raycache.protocol.capabilities import Capabilities, ModelSource
 from raycache.protocol.heartbeat import Heartbeat
-from raycache.protocol.job import GangStartError, ModelFacts, ModelSource
+from raycache.protocol.job import GangStartError
 from raycache.protocol.tick import Tick
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
@@ -93,7 +94,7 @@ class WorkerGroup:
 
     def load(
         self, source: ModelSource | None, tick: Callable[[], None], timeout_s: float
-    ) -> tuple[ModelSource, ModelFacts]:
+    ) -> tuple[ModelSource, Capabilities]:
         """Rendezvous and load the model on all ranks.
 
         Args:
@@ -115,12 +116,12 @@ class WorkerGroup:
         port = self._all([actors[0].open_store.remote()], deadline, "open the rendezvous", tick)[0]
         self._all([actor.join.remote(port) for actor in actors], deadline, "join the process group", tick)
         joined = time.monotonic()
-        facts = self._all([actor.load.remote(*source) for actor in actors], deadline, "load the model", tick)
+        models = self._all([actor.load.remote(*source) for actor in actors], deadline, "load the model", tick)
         heartbeats = self._all([actor.heartbeat.remote() for actor in actors], deadline, "answer", tick)
         now = time.monotonic()
         self.stages = {"processes": started - began, "rendezvous": joined - started, "model": now - joined}
         self.detector.loaded(heartbeats, now)
-        return source, facts[0]
+        return source, models[0]
 
     def settle(self, tick: Callable[[], None]) -> int | None:
         """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`. Returns the least that is free."""

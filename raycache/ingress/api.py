@@ -37,6 +37,7 @@ from raycache.protocol.schemas import (
     ImagesBody,
 )
 from raycache.settings import AppSettings
+from raycache.size import Size
 
 logger = logging.getLogger("ray.serve")
 
@@ -170,12 +171,11 @@ def parse_body(body: bytes) -> ImagesBody:
 
 def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -> dict[str, Any]:
     """OpenAI's ``ImagesResponse`` with our report, times, seeds and warnings."""
-    height, width = result.images[0].shape[:2]
     return {
         "created": int(time.time()),
         "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures],
         "output_format": output_format,
-        "size": f"{width}x{height}",
+        "size": str(Size.of(result.images[0])),
         "seeds": result.seeds,
         "times": {stage: round(seconds, 4) for stage, seconds in result.times.model_dump().items()},
         "report": result.report,

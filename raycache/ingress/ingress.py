@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from ray.serve.exceptions import DeploymentUnavailableError
 
@@ -213,7 +214,7 @@ class Ingress:
         if left <= 0:
             return None
         await asyncio.sleep(failure.retry_after_s)
-        return order.model_copy(update={"timeout_s": left})
+        return replace(order, timeout_s=left)
 
     async def _elsewhere(
         self, order: ResolvedRequest, failure: RequestError, deadline: float
@@ -230,7 +231,7 @@ class Ingress:
             return None
         logger.warning("Asking another engine: %s", failure.message)
         self.metrics.asked_again(failure)
-        return order.model_copy(update={"timeout_s": left})
+        return replace(order, timeout_s=left)
 
     async def _call(self, order: ResolvedRequest) -> GenerationResult | RequestError:
         response = self._engine.generate.remote(order, self._name, **asked_by())

@@ -17,6 +17,7 @@ import numpy as np
 from raycache.protocol.errors import RequestError, internal_error
 from raycache.protocol.formats import encode
 from raycache.protocol.schemas import GenerationResult, ImagesBody, PreviewEvent, ProgressEvent, QueuedEvent
+from raycache.size import Size
 
 logger = logging.getLogger("ray.serve")
 
@@ -126,12 +127,11 @@ async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
     name = "image_generation.partial_image" if isinstance(event, PreviewEvent) else "image_generation.completed"
     texts = []
     for index, image in enumerate(event.images):
-        height, width = image.shape[:2]
         data = {
             "type": name,
             "b64_json": await _base64(image, body),
             "created_at": int(time.time()),
-            "size": f"{width}x{height}",
+            "size": str(Size.of(image)),
             "quality": body.quality_told(),
             "background": "opaque",
             "output_format": body.output_format,

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from raycache.size import Size
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -69,8 +71,8 @@ class ModelFamily(ABC):
     def prompt_warnings(self, pipe: Any, prompt: str, text_tokens: int) -> list[str]:
         """What is odd about ``prompt`` for a model that reads ``text_tokens`` of it."""
 
-    def request_warnings(self, prompt: str, size: str) -> list[str]:
-        """What to tell of a request for ``size`` (WIDTHxHEIGHT) besides; most models have nothing to say."""
+    def request_warnings(self, prompt: str, size: Size) -> list[str]:
+        """What to tell of a request for ``size`` besides; most models have nothing to say."""
         return []
 
     @abstractmethod

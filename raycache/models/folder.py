@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from raycache.models.registry import family_of
-from raycache.protocol.schemas import ModelInfo
+from raycache.protocol.capabilities import Capabilities
 
-__all__ = ["folder_faults", "model_info", "pipeline_class"]
+__all__ = ["capabilities_told", "folder_faults", "pipeline_class"]
 
 _LONGEST_HEADER = 100 << 20  # safetensors' own bound
 
@@ -35,12 +35,12 @@ def folder_faults(folder: Path, *, weights: bool = True) -> list[str]:
     return faults
 
 
-def model_info(folder: Path, max_sequence_length: int | None) -> ModelInfo | None:
+def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabilities | None:
     """What the gang will say of the model in ``folder``; None where the files do not tell."""
     config, pipeline = _json(folder / "transformer" / "config.json"), pipeline_class(folder)
     family = family_of(pipeline)
     try:
-        return ModelInfo(
+        return Capabilities(
             kind="folder",
             num_blocks=family.num_blocks(config),
             num_heads=family.num_heads(config),

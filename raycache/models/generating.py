@@ -9,20 +9,19 @@ import numpy as np
 import torch
 
 from raycache.models.registry import family_of
+from raycache.size import Size
 
 __all__ = ["generate_images"]
 
 
-def generate_images(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, width: int, height: int
-) -> np.ndarray:
+def generate_images(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, size: Size) -> np.ndarray:
     """One image for each prompt, all in one batch: uint8 ``[prompts, height, width, 3]``.
 
     Args:
         pipe: a loaded diffusers pipeline; a cache session may be open on it.
         seeds: one for each prompt, of its noise alone.
         steps: denoising steps.
-        width, height: pixels.
+        size: of each image.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"each prompt needs a seed of its own: {len(prompts)} prompts, {len(seeds)} seeds")
@@ -31,8 +30,8 @@ def generate_images(
         told = family.encode(pipe, prompts, range(len(prompts)), pipe.device, family.text_tokens(pipe))
         images: np.ndarray = pipe(
             **told,
-            width=width,
-            height=height,
+            width=size.width,
+            height=size.height,
             num_inference_steps=steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="np",

@@ -10,10 +10,10 @@ import torch
 from cache_core.blocks import find_blocks
 from raycache.models.folder import pipeline_class
 from raycache.models.registry import family_of
-from raycache.protocol.job import ModelFacts, ModelKind
+from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.settings import ModelSettings
 
-__all__ = ["load_pipeline", "model_facts"]
+__all__ = ["capabilities_of", "load_pipeline"]
 
 
 def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:
@@ -33,10 +33,10 @@ def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) ->
     return pipe
 
 
-def model_facts(pipe: Any, settings: ModelSettings, kind: ModelKind) -> ModelFacts:
-    """Facts of a loaded pipeline."""
+def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capabilities:
+    """What a loaded pipeline is."""
     family = family_of(type(pipe).__name__, kind)
-    return ModelFacts(
+    return Capabilities(
         kind=kind,
         num_blocks=len(find_blocks(pipe.transformer)),
         num_heads=family.num_heads(pipe.transformer.config),

@@ -26,7 +26,8 @@ def family_of(pipeline: str, kind: str = "") -> ModelFamily:
 
     Args:
         pipeline: class name of the model's pipeline; one that no family names is FLUX's.
-        kind: of the model, see :class:`raycache.protocol.job.ModelFacts`; models of this project have their own words.
+        kind: of the model, as :class:`raycache.protocol.capabilities.Capabilities` has it; models of this project have
+            their own words.
     """
     return _family(_OWN.get(kind) or _FAMILIES.get(pipeline) or _FAMILIES[_OF_UNKNOWN])
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from raycache.models.registry import own_model
-from raycache.protocol.job import ModelKind, ModelSource
+from raycache.protocol.capabilities import ModelKind, ModelSource
 from raycache.settings import ModelSettings
 
 __all__ = ["ModelNotFound", "model_outline", "prepare_model"]

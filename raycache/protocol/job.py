@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-__all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "Job", "JobCancelled"]
-__all__ += ["JobFailed", "JobOutput", "ModelFacts", "ModelKind", "ModelSource", "Progress", "Recovery", "Trace"]
-__all__ += ["stalls"]
+from cache_core.options import CacheOptions
+from raycache.size import Size
 
-
-ModelKind = Literal["noise", "demo", "folder", "hub"]
-#: A local folder in diffusers' layout, and what it is.
-ModelSource = tuple[str, ModelKind]
+__all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "ImageSpec", "Job"]
+__all__ += ["JobCancelled", "JobFailed", "JobOutput", "Progress", "Recovery", "Trace", "one_per_seed", "stalls"]
 
 
 def stalls(step_s: Sequence[float]) -> float:
@@ -28,27 +25,6 @@ def stalls(step_s: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What validation must know of the loaded model.
-
-    Attributes:
-        kind: ``noise`` (random weights), ``demo`` (bundled), ``folder`` or ``hub``.
-        num_blocks: transformer blocks over all stacks.
-        num_heads: attention heads.
-        text_tokens: tokens every prompt is padded to.
-        pipeline: class name of the pipeline.
-        token_side: pixels a side of what the transformer reads as one image token.
-    """
-
-    kind: ModelKind
-    num_blocks: int
-    num_heads: int
-    text_tokens: int
-    pipeline: str
-    token_side: int
-
-
-@dataclass(frozen=True)
 class Trace:
     """Where a rank's spans belong: ``parent`` is W3C's ``traceparent``; ``exporter`` the import path of Serve's."""
 
@@ -57,28 +33,69 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One validated request: everything a rank needs.
+class ImageSpec:
+    """One image of a job.
 
     Attributes:
-        seeds: one per picture; so many rows are its in a call of the transformer.
-        cache: one of cache_core's options models.
+        seed: of its noise, which depends on nothing else.
+        cache: how blocks may be left out; the type says the method.
+    """
+
+    prompt: str = field(repr=False)
+    seed: int
+    guidance_scale: float
+    cache: CacheOptions
+
+
+def one_per_seed(
+    seeds: Iterable[int], *, prompt: str, guidance_scale: float, cache: CacheOptions
+) -> tuple[ImageSpec, ...]:
+    """Images that are alike but for their seeds."""
+    return tuple(ImageSpec(prompt, seed, guidance_scale, cache) for seed in seeds)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One validated request, everything a rank needs: the images, and what they share.
+
+    Ranks draw all images as rows of one call of the pipeline, with one session of the cache. So they may differ in
+    their seeds only, and :attr:`prompt` and :attr:`cache` are those of each.
+
+    Attributes:
+        images: as many rows are the job's in a call of the transformer.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
-        traces: of the request, where it is traced.
+        trace: of the request, where it is traced.
+
+    Raises:
+        ValueError: no image, or images that differ in more than their seeds.
     """
 
     id: str
-    prompt: str = field(repr=False)
-    width: int
-    height: int
-    seeds: tuple[int, ...]
+    size: Size
+    images: tuple[ImageSpec, ...]
     num_inference_steps: int
-    guidance_scale: float
-    cache: Any
     preview_steps: tuple[int, ...] = ()
     request_id: str = ""
-    traces: tuple[Trace, ...] = ()
+    trace: Trace | None = None
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError(f"job {self.id} has no images, and needs one at least")
+        for name in ("prompt", "guidance_scale", "cache"):
+            first, *others = (getattr(image, name) for image in self.images)
+            if any(other != first for other in others):
+                raise ValueError(f"images of job {self.id} differ in {name}: they must be alike in all but seed")
+
+    @property
+    def prompt(self) -> str:
+        """Of every image."""
+        return self.images[0].prompt
+
+    @property
+    def cache(self) -> CacheOptions:
+        """Of every image."""
+        return self.images[0].cache
 
 
 @dataclass

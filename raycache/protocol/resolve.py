@@ -7,7 +7,6 @@ everything: no None is left for the ranks to interpret, so what runs is a pure f
 from __future__ import annotations
 
 import math
-import re
 import secrets
 from collections.abc import Iterator
 
@@ -15,18 +14,18 @@ from cache_core.method_options import BlockCountError
 from cache_core.options import CacheOptions, check_block_count
 from raycache.limits import PRIORITIES, LimitSettings, Priority
 from raycache.presets import PRESET_NAMES, load_presets, preset_of
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
-from raycache.protocol.schemas import GenerationRequest, ModelInfo, ResolvedRequest
+from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.settings import AppSettings, Policy
-
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+from raycache.size import Size
 
 
 def resolve(
     request: GenerationRequest,
     policy: Policy,
-    model: ModelInfo,
+    model: Capabilities,
     *,
     model_name: str,
     ranks: int,
@@ -49,10 +48,8 @@ def resolve(
     defaults, limits = policy.defaults, policy.limits
     _check_prompt(request.prompt, limits)
     _check_priority(request.priority, limits, key)
-    size = defaults.size if request.size in (None, "auto") else request.size
-    width, height = parse_size(size)
-    check_size(width, height, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
-    size = f"{width}x{height}"  # 0128x128 is the same size
+    size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
+    check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
     _check_format(request.output_format, size)
     _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps
@@ -63,18 +60,19 @@ def resolve(
         options = _preset(request.quality, policy, model)
     else:
         check_cache(options := request.cache, model)
-    return ResolvedRequest.model_validate(
-        {name: getattr(request, name) for name in GenerationRequest.model_fields}
-        | {
-            "quality": request.quality if request.cache is None else "auto",  # what had no effect is not told of
-            "model": model_name,
-            "size": size,
-            "num_inference_steps": steps,
-            "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-            "cache": options,
-            "seed": secrets.randbelow(2**32) if request.seed is None else request.seed,
-            "timeout_s": request.timeout_s or policy.request_timeout_s,
-        }
+    return ResolvedRequest(
+        prompt=request.prompt,
+        model=model_name,
+        n=request.n,
+        size=size,
+        seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+        num_inference_steps=steps,
+        guidance_scale=defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        quality=request.quality if request.cache is None else "auto",  # what had no effect is not told of
+        cache=options,
+        timeout_s=request.timeout_s or policy.request_timeout_s,
+        priority=request.priority,
+        partial_images=request.partial_images,
     )
 
 
@@ -89,7 +87,7 @@ def check_model(asked: str | None, name: str) -> None:
         raise RequestError(404, message, "model", "model_not_found")
 
 
-def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) -> None:
+def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities) -> None:
     """Refuse a deployment in which no request, or no request that names nothing, could be drawn.
 
     Raises:
@@ -113,7 +111,7 @@ def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) ->
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
 
 
-def deployment_warnings(settings: AppSettings, policy: Policy, model: ModelInfo) -> list[str]:
+def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabilities) -> list[str]:
     """What an operator should know of a deployment that works."""
     warnings = []
     if set(policy.presets) <= {"exact"}:
@@ -123,53 +121,41 @@ def deployment_warnings(settings: AppSettings, policy: Policy, model: ModelInfo)
     return warnings
 
 
-def parse_size(size: str) -> tuple[int, int]:
-    """Width and height in pixels.
-
-    Raises:
-        RequestError: 400 unless ``size`` is ``WIDTHxHEIGHT`` in digits.
-    """
-    match = _SIZE.fullmatch(size)
-    if match is None:
-        raise invalid("size", f"must be WIDTHxHEIGHT in pixels or `auto`, got {size[:80]!r}", ["1024x1024"])
-    return int(match[1]), int(match[2])
-
-
-def check_size(width: int, height: int, *, side: int, ranks: int, max_pixels: int) -> None:
+def check_size(size: Size, *, side: int, ranks: int, max_pixels: int) -> None:
     """Both sides multiples of a token's, not too large, image tokens divisible by the number of ranks.
 
     Raises:
         RequestError: 400 with the two nearest legal sizes.
     """
-    if width % side or height % side or not width or not height:
-        reason = f"width and height must be positive multiples of {side}, got {width}x{height}"
-    elif width * height > max_pixels:
-        reason = f"{width}x{height} is {width * height} pixels, at most {max_pixels} are allowed here"
-    elif (tokens := (width // side) * (height // side)) % ranks:
-        reason = f"{width}x{height} makes {tokens} image tokens, which do not divide over {ranks} ranks"
+    if size.width % side or size.height % side or not size.pixels:
+        reason = f"width and height must be positive multiples of {side}, got {size}"
+    elif size.pixels > max_pixels:
+        reason = f"{size} is {size.pixels} pixels, at most {max_pixels} are allowed here"
+    elif (tokens := size.tokens(side)) % ranks:
+        reason = f"{size} makes {tokens} image tokens, which do not divide over {ranks} ranks"
     else:
         return
-    raise invalid("size", reason, nearest_sizes(width, height, side=side, ranks=ranks, max_pixels=max_pixels))
+    raise invalid("size", reason, nearest_sizes(size, side=side, ranks=ranks, max_pixels=max_pixels))
 
 
-def nearest_sizes(width: int, height: int, *, side: int, ranks: int, max_pixels: int, count: int = 2) -> list[str]:
-    """Legal sizes closest to the one given, nearest first, by the sum of the changes of both sides."""
-    shrink = min(1.0, math.sqrt(max_pixels / max(1, width * height)))
-    columns, rows = (max(1, round(length * shrink / side)) for length in (width, height))
+def nearest_sizes(size: Size, *, side: int, ranks: int, max_pixels: int, count: int = 2) -> list[Size]:
+    """Legal sizes closest to ``size``, nearest first, by the sum of the changes of both sides."""
+    shrink = min(1.0, math.sqrt(max_pixels / max(1, size.pixels)))
+    columns, rows = (max(1, round(length * shrink / side)) for length in (size.width, size.height))
     tokens = max_pixels // side**2
     # Keep one side and move the other: both ways round, or a very long and thin picture finds nothing.
-    legal = {(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
-    legal |= {(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
+    legal = {Size(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
+    legal |= {Size(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
 
-    legal = {size for size in legal if max(size) < 100_000}  # five digits can be said
+    legal = {each for each in legal if max(each.width, each.height) < 100_000}  # five digits can be said
 
-    def change(size: tuple[int, int]) -> tuple[int, ...]:
+    def change(other: Size) -> tuple[int, ...]:
         # Ties go to the size of nearly the same shape, then to the larger one.
-        w, h = size
-        return abs(w - width) + abs(h - height), abs(w * height - h * width), -w * h, w
+        changed = abs(other.width - size.width) + abs(other.height - size.height)
+        skewed = abs(other.width * size.height - other.height * size.width)
+        return changed, skewed, -other.pixels, other.width
 
-    nearest = sorted(legal, key=change)
-    return [f"{w}x{h}" for w, h in nearest[:count]]
+    return sorted(legal, key=change)[:count]
 
 
 def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[int, int]]:
@@ -180,7 +166,7 @@ def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[i
         yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
 
 
-def check_cache(options: CacheOptions, model: ModelInfo) -> None:
+def check_cache(options: CacheOptions, model: Capabilities) -> None:
     """Cache options against the model's blocks.
 
     Raises:
@@ -192,13 +178,13 @@ def check_cache(options: CacheOptions, model: ModelInfo) -> None:
         raise invalid(f"cache.{error.field}", error.reason, [error.nearest]) from None
 
 
-def silent_cache(request: ResolvedRequest, model: ModelInfo) -> list[str]:
+def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
     """Warnings for legal options under which the cache can never save anything."""
     why = request.cache.why_nothing_is_saved(request.num_inference_steps, model.num_blocks)
     return [f"cache: nothing can be saved: {reason}" for reason in why]
 
 
-def _preset(quality: str, policy: Policy, model: ModelInfo) -> CacheOptions:
+def _preset(quality: str, policy: Policy, model: Capabilities) -> CacheOptions:
     """What ``quality`` stands for. A client that named it never sent these options: they are not what it did wrong."""
     try:
         options = preset_of(quality, policy.presets, policy.cache)
@@ -214,7 +200,7 @@ def _preset(quality: str, policy: Policy, model: ModelInfo) -> CacheOptions:
     return options
 
 
-def _misfit(options: CacheOptions, model: ModelInfo) -> str:
+def _misfit(options: CacheOptions, model: Capabilities) -> str:
     try:
         check_block_count(options, model.num_blocks)
     except BlockCountError as error:
@@ -237,9 +223,18 @@ def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) 
         raise RequestError(403, message, "priority", "priority_not_allowed")
 
 
-def _check_format(format: str, size: str) -> None:
+def _size(asked: str) -> Size:
+    """What a request says of its size."""
+    try:
+        return Size.parse(asked)
+    except ValueError:
+        reason = f"must be WIDTHxHEIGHT in pixels or `auto`, got {asked[:80]!r}"
+        raise invalid("size", reason, ["1024x1024"]) from None
+
+
+def _check_format(format: str, size: Size) -> None:
     """A picture that cannot be encoded must not be drawn first."""
-    if (longest := LONGEST_SIDE.get(format)) and max(parse_size(size)) > longest:
+    if (longest := LONGEST_SIDE.get(format)) and max(size.width, size.height) > longest:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 
 

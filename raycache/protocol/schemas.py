@@ -12,7 +12,9 @@ from pydantic_core import PydanticCustomError
 from cache_core.options import CacheOptions
 from raycache.limits import Priority
 from raycache.presets import Quality
+from raycache.protocol.capabilities import Capabilities
 from raycache.settings import Policy
+from raycache.size import Size
 
 #: What a request gets that does not say, and the least that one which says may say.
 _LEFT_OUT: dict[str, tuple[str, float]] = {
@@ -74,16 +76,29 @@ class GenerationRequest(BaseModel):
         return value
 
 
-class ResolvedRequest(GenerationRequest):
-    """A request that says everything, made by :func:`raycache.protocol.resolve.resolve`."""
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRequest:
+    """All that decides the pictures, checked and without a None; :func:`raycache.protocol.resolve.resolve` makes it.
 
+    Attributes:
+        seed: of the first image; image k is drawn from seed + k.
+        quality: what drew it was asked for by this word; ``auto`` where ``cache`` was given.
+        timeout_s: seconds from arrival.
+        partial_images: previews that a streaming call gets.
+    """
+
+    prompt: str = field(repr=False)
     model: str
-    size: str
+    n: int
+    size: Size
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    quality: Quality
     cache: CacheOptions
     timeout_s: float
+    priority: Priority
+    partial_images: int
 
 
 class ImagesBody(GenerationRequest):
@@ -206,18 +221,6 @@ class QueuedEvent:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What the ingress knows of the loaded model: :class:`raycache.protocol.job.ModelFacts`."""
-
-    kind: str
-    num_blocks: int
-    num_heads: int
-    text_tokens: int
-    pipeline: str
-    token_side: int
-
-
-@dataclass(frozen=True)
 class EngineStatus:
     """One engine replica, as it sees itself.
 
@@ -228,7 +231,7 @@ class EngineStatus:
         running: ranks have a job, or several.
         predicted_queue_s: seconds by which others delay a job that arrives now, as predicted.
         gang: the gang's own words: jobs under way, ranks with their steps, restarts, faults.
-        model: facts of the loaded model.
+        model: that is loaded.
         policy: limits and defaults in force.
         user_config_refused: why the last ``user_config`` is not in force; None when it is.
         start_s: how long it took to be ready, which another one would take too.
@@ -241,7 +244,7 @@ class EngineStatus:
     running: bool
     predicted_queue_s: float
     gang: dict[str, Any]
-    model: ModelInfo
+    model: Capabilities
     policy: Policy
     pid: int = 0
     told_at: float = 0.0

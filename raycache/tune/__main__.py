@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from rich.table import Table
 from cache_core import parse_options
 from cache_core.blocks import find_blocks
 from raycache.presets import PRESET_NAMES, Presets
+from raycache.size import Size
 from raycache.text_files import FileError, entries
 from raycache.tune.candidates import Family, check_families
 from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
@@ -43,8 +43,8 @@ def main(
     """Sweep cache settings, print the frontier, write the presets. Stop it and run it again: it goes on."""
     torch.set_grad_enabled(False)
     targets = read_targets(target_psnr or [])
-    width, height = read_size(size or ("128x128" if model == "demo" else "1024x1024"))
-    job = Job(tuple(read_prompts(model, prompts, count)), steps, width, height, batch)
+    drawn = read_size(size or ("128x128" if model == "demo" else "1024x1024"))
+    job = Job(tuple(read_prompts(model, prompts, count)), steps, drawn, batch)
     pipe = load_pipe(model, dtype)
     folder = out or Path(f"tune-{Path(model).name.lower()}")
     try:
@@ -98,12 +98,12 @@ def read_targets(words: list[str]) -> dict[str, float]:
     return targets
 
 
-def read_size(size: str) -> tuple[int, int]:
-    """Width and height of ``WIDTHxHEIGHT``."""
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if match is None:
-        raise typer.BadParameter(f"{size!r} is not WIDTHxHEIGHT", param_hint="--size")
-    return int(match[1]), int(match[2])
+def read_size(text: str) -> Size:
+    """What ``--size`` says."""
+    try:
+        return Size.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--size") from None
 
 
 def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
@@ -151,7 +151,7 @@ def frontier_table(points: list[Point]) -> Table:
 def presets_file(model: str, job: Job, targets: dict[str, float], chosen: dict[str, Point | None]) -> str:
     """The YAML text: what each preset holds and what it cost, and how that was measured."""
     source = (
-        f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.width}x{job.height}; "
+        f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.size}; "
         "PSNR to the uncached picture of the same seed"
     )
     presets = {"exact": {"type": "none"}}

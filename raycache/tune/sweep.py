@@ -16,6 +16,7 @@ import numpy as np
 from cache_core import cache_session
 from cache_core.options import CacheOptions, NoCacheOptions
 from raycache.models.generating import generate_images
+from raycache.size import Size
 from raycache.tune.candidates import Family
 from raycache.tune.measures import feature_distance, psnr, ssim
 
@@ -27,15 +28,13 @@ class Job:
     Attributes:
         prompts: one picture each, from seeds 0, 1, ...
         steps: denoising steps.
-        width: pixels.
-        height: pixels.
+        size: of each picture.
         batch: pictures drawn at a time.
     """
 
     prompts: tuple[str, ...]
     steps: int
-    width: int
-    height: int
+    size: Size
     batch: int
 
 
@@ -80,7 +79,7 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
         prompts = job.prompts[start : start + job.batch]
         with cache_session(pipe.transformer, options) as report:
             seeds = range(start, start + len(prompts))
-            drawn = generate_images(pipe, prompts, seeds, steps=job.steps, width=job.width, height=job.height)
+            drawn = generate_images(pipe, prompts, seeds, steps=job.steps, size=job.size)
         pictures.append(drawn)
         shares += report.computed_block_fraction
     seconds = (clock() - started) / len(job.prompts)
@@ -116,7 +115,9 @@ class Sweep:
     def __init__(self, folder: Path, model: str, job: Job) -> None:
         self.folder, self.job = folder, job
         folder.mkdir(parents=True, exist_ok=True)
-        told = json.dumps({"model": model, **asdict(job)}, sort_keys=True)
+        values = asdict(job)
+        values |= values.pop("size")  # flat, as in the folders that there are
+        told = json.dumps({"model": model, **values}, sort_keys=True)
         self._mark = hashlib.sha256(told.encode()).hexdigest()[:16]
         mark = folder / "job.txt"
         if mark.exists() and mark.read_text().strip() != self._mark:

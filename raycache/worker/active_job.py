@@ -122,22 +122,22 @@ class ActiveJob:
     def draw(self, pipe: Any) -> torch.Tensor:
         """Encode the prompt and call ``pipe``, the job's own view of the pipeline; returns its latents."""
         job, context, family = self.job, self._context, self._context.family
-        rows = [0] * len(job.seeds)
+        rows = [0] * len(job.images)
         told, self._known_prompt = context.prompts.encoded(
             (job.prompt, len(rows)),
             lambda: family.encode(pipe, [job.prompt], rows, context.device, context.text_tokens),
         )
         # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
-        generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-        self.latents = noise = family.noise(pipe, told, generators, job.height, job.width)
+        generators = [torch.Generator().manual_seed(image.seed) for image in job.images]
+        self.latents = noise = family.noise(pipe, told, generators, job.size.height, job.size.width)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
         latents: torch.Tensor = pipe(
             **told,
-            height=job.height,
-            width=job.width,
+            height=job.size.height,
+            width=job.size.width,
             num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.guidance_scale,
+            guidance_scale=job.images[0].guidance_scale,
             latents=noise,
             output_type="latent",
             callback_on_step_end=self._step_done,
@@ -163,19 +163,19 @@ class ActiveJob:
 
         One by one: so an image is the same whoever decodes it, and takes the memory of one.
         """
-        job, context, latents = self.job, self._context, self.latents
-        context.observer.entered(job, "decode")
+        context, latents, size = self._context, self.latents, self.job.size
+        context.observer.entered(self.job, "decode")
         assert latents is not None  # it is done
         decode = context.family.decode
-        return {row: decode(context.pipe, latents[row : row + 1], job.height, job.width)[0] for row in rows}
+        return {row: decode(context.pipe, latents[row : row + 1], size.height, size.width)[0] for row in rows}
 
     def output(self) -> JobOutput:
         """What rank 0 says of the job; images and the seconds of decoding come from all ranks."""
         job, denoise_s = self.job, sum(self.calls_s)
-        words = f"drew {job.width}x{job.height}, {job.num_inference_steps} steps, in {self.encode_s + denoise_s:.2f} s"
+        words = f"drew {job.size}, {job.num_inference_steps} steps, in {self.encode_s + denoise_s:.2f} s"
         _logger.info(words, extra=about(job, rank=self._context.rank))
         return JobOutput(
-            images=np.empty((0, job.height, job.width, 3), np.uint8),
+            images=np.empty((0, job.size.height, job.size.width, 3), np.uint8),
             warnings=self._warnings,
             report=None if job.cache.type == "none" or self.report is None else self.report.to_dict(),
             encode_s=self.encode_s,
@@ -213,10 +213,10 @@ class ActiveJob:
 
     def _preview(self, step: int, latents: torch.Tensor) -> np.ndarray | None:
         """None where it fails: the other ranks go on, and a preview that finds no memory must not break the gang."""
-        job, context = self.job, self._context
+        job, context, size = self.job, self._context, self.job.size
         assert self.latents is not None  # set before the first step
         try:
-            return context.family.preview(context.pipe, self.latents, latents, step, job.height, job.width)
+            return context.family.preview(context.pipe, self.latents, latents, step, size.height, size.width)
         except RuntimeError as error:  # out of memory is one
             _logger.warning(f"no preview: {type(error).__name__}: {error}", extra=about(job, rank=context.rank))
             return None

@@ -15,8 +15,8 @@ import ray
 from ray.actor import ActorHandle
 
 from raycache.logs import quiet_libraries
+from raycache.protocol.capabilities import Capabilities, ModelKind, ModelSource
 from raycache.protocol.heartbeat import Heartbeat
-from raycache.protocol.job import ModelFacts, ModelKind, ModelSource
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 
@@ -46,7 +46,7 @@ class RankActor:
     def join(self, port: int) -> None:
         self._rank.join(port)
 
-    def load(self, source: str, kind: ModelKind) -> ModelFacts:
+    def load(self, source: str, kind: ModelKind) -> Capabilities:
         return self._rank.load(source, kind)
 
     def settle(self) -> int | None:
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
         prepare: _Remote[[], ModelSource]
         open_store: _Remote[[], int]
         join: _Remote[[int], None]
-        load: _Remote[[str, ModelKind], ModelFacts]
+        load: _Remote[[str, ModelKind], Capabilities]
         settle: _Remote[[], int | None]
         tick: _Remote[[Tick], TickReport]
         heartbeat: _Remote[[], Heartbeat]

@@ -146,7 +146,7 @@ class JobRunner:
             active = self._active.get(name)
             if active is None or not active.done:
                 continue
-            rows = range(len(active.job.seeds))
+            rows = range(len(active.job.images))
             mine = [row for row in rows if (first + row) % context.world == context.rank]
             first += len(rows)
             context.at("decode", [active])

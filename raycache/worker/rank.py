@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from raycache.logs import to_stderr
-from raycache.models.loading import load_pipeline, model_facts
+from raycache.models.loading import capabilities_of, load_pipeline
 from raycache.models.registry import family_of
 from raycache.models.source import prepare_model
+from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.protocol.heartbeat import Heartbeat
-from raycache.protocol.job import ModelFacts, ModelKind
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 from raycache.worker.active_job import Observer, Place, RankContext
@@ -81,21 +81,21 @@ class Rank:
             _set_pg_timeout(timedelta(seconds=self._settings.parallel.collective_timeout_s), self._group)
         return torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
 
-    def load(self, source: str, kind: ModelKind) -> ModelFacts:
+    def load(self, source: str, kind: ModelKind) -> Capabilities:
         """Load the pipeline and split its transformer over the ranks."""
         self._claim_thread()
         self._pipe = load_pipeline(self._settings.model, source, self._device)
-        facts = model_facts(self._pipe, self._settings.model, kind)
+        model = capabilities_of(self._pipe, self._settings.model, kind)
         if self._world > 1:
             from raycache.worker.context_parallel import parallelize
 
             self._group = parallelize(self._pipe.transformer)
         context = RankContext(
             self._pipe,
-            family_of(facts.pipeline, kind),
+            family_of(model.pipeline, kind),
             self._rank,
             self._device,
-            facts.text_tokens,
+            model.text_tokens,
             self._world,
             self._settings.parallel.overlaps_decoding,
             PromptCache(self._settings.parallel.prompt_cache_bytes),
@@ -104,7 +104,7 @@ class Rank:
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()
-        return facts
+        return model
 
     def tick(self, tick: Tick) -> TickReport:
         """Carry out what the gang's thread has planned for all ranks."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from raycache.demo.noise import build_noise_model
 from raycache.protocol.job import Job, JobOutput
 from raycache.settings import AppSettings
 from raycache.worker.rank import Rank
+from tests.helpers.jobs import make_job
 from tests.helpers.ranks import run_ranks
 from tests.helpers.ticks import draw, whole
 
@@ -41,16 +41,16 @@ def _rank(folder: Path, rank: int, world_size: int, **model: Any) -> Rank:
 
 
 def _job(name: str, steps: int = STEPS, seed: int = 7, cache: Any = CACHE, **fields: Any) -> Job:
-    return Job(name, "a red circle", 64, 64, (seed,), steps, 3.5, cache, **fields)
+    return make_job(name, steps=steps, cache=cache, **{"seeds": (seed,), **fields})
 
 
 #: Due in different ticks, with steps, guidance, thresholds and numbers of images of their own.
 MANY = {
     _job("a"): 0,
-    replace(_job("b", 6, 1, CACHE.model_copy(update={"residual_diff_threshold": 0.1})), guidance_scale=1.5): 0,
-    replace(_job("c", 8, 2, CACHE.model_copy(update={"warmup_steps": 1, "taylor_order": 1})), seeds=(2, 3)): 2,
+    _job("b", 6, 1, CACHE.model_copy(update={"residual_diff_threshold": 0.1}), guidance_scale=1.5): 0,
+    _job("c", 8, 2, CACHE.model_copy(update={"warmup_steps": 1, "taylor_order": 1}), seeds=(2, 3)): 2,
     _job("other method", 5, 4, NoCacheOptions()): 1,
-    replace(_job("other size", 4, 5), width=96): 1,
+    _job("other size", 4, 5, size="96x64"): 1,
     _job("late", 3, 6): 7,
 }
 

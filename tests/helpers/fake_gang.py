@@ -15,9 +15,10 @@ from raycache.engine.engine import Engine
 from raycache.gang.costs import Costs, work_of
 from raycache.gang.outlook import Outlook
 from raycache.gang.schedule import Accounts, JobState, Rules
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import GangStatus, JobOutput
 from raycache.protocol.resolve import resolve
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate(
@@ -28,7 +29,7 @@ SETTINGS = AppSettings.model_validate(
         "warmup": [{"size": "128x128", "n": 2}],
     }
 )
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
+MODEL = Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)
 
 
 class _Handle(SimpleNamespace):
@@ -95,7 +96,7 @@ class FakeGang:
         if self.sick:
             raise self.sick
 
-    def model_facts(self):
+    def capabilities(self):
         return MODEL
 
     def shutdown(self, drain_s: float = 0) -> None:
@@ -103,7 +104,7 @@ class FakeGang:
 
 
 def output(job, **changes) -> JobOutput:
-    images = np.zeros((len(job.seeds), job.height, job.width, 3), np.uint8)
+    images = np.zeros((len(job.images), job.size.height, job.size.width, 3), np.uint8)
     fields = {"images": images, "report": None, "encode_s": 0.1, "denoise_s": 0.7, "decode_s": 0.2, "warnings": []}
     return JobOutput(**{**fields, **changes})
 
@@ -114,7 +115,7 @@ def finish(running) -> None:
     running.future.set_result(drawn)
 
 
-def order(**fields) -> GenerationRequest:
+def order(**fields) -> ResolvedRequest:
     request = GenerationRequest(**{"prompt": "a circle", "size": "128x128", "seed": 7, **fields})
     return resolve(request, SETTINGS.policy, MODEL, model_name="flux", ranks=2)
 

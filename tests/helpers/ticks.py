@@ -68,7 +68,7 @@ def draw(
         parts: dict[Any, list[str]] = {}
         for name, job in active.items():
             if name not in done:
-                parts.setdefault(name if apart else (job.width, job.height, job.cache.joins), []).append(name)
+                parts.setdefault(name if apart else (job.size, job.cache.joins), []).append(name)
         report = rank.tick(Tick(number, number - 1, dropped, start, tuple(map(tuple, parts.values())), ends))
         number += 1
         drawn.outputs |= report.outputs

@@ -21,8 +21,9 @@ from raycache.gang.scheduler import plan
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
 from raycache.settings import AppSettings
+from raycache.size import Size
 
-SHORT, LONG = (Work(128, 128, 1, steps, NoCacheOptions()) for steps in (10, 50))
+SHORT, LONG = (Work(Size(128, 128), 1, steps, NoCacheOptions()) for steps in (10, 50))
 FIFO = Rules(scheduling="fifo", max_active=1)
 
 

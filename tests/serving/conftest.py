@@ -24,6 +24,7 @@ from raycache.gang.gang import Gang
 from raycache.protocol.job import Job
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines
+from tests.helpers.jobs import make_job
 from tests.helpers.starting import started
 
 #: A rank that draws like any other, and fails where a prompt says so.
@@ -35,8 +36,7 @@ LONG = 5000  # steps: longer than any test waits
 
 def job(seeds: tuple[int, ...] = (7,), steps: int = 6, **changes: object) -> Job:
     """A small one."""
-    values = {"prompt": "a red circle", "width": 64, "height": 64, "guidance_scale": 3.5, "cache": CACHE}
-    return Job(id=f"job-{time.monotonic_ns()}", seeds=seeds, num_inference_steps=steps, **{**values, **changes})
+    return make_job(f"job-{time.monotonic_ns()}", seeds=seeds, steps=steps, **{"cache": CACHE, **changes})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,8 +27,8 @@ def test_a_picture_with_its_report(gang: Gang, reference: np.ndarray):
     assert output.encode_s > 0
     assert output.denoise_s > 0
     assert output.decode_s > 0
-    facts = gang.model_facts()
-    assert (facts.num_blocks, facts.num_heads, facts.text_tokens, facts.kind) == (6, 4, 64, "noise")
+    model = gang.capabilities()
+    assert (model.num_blocks, model.num_heads, model.text_tokens, model.kind) == (6, 4, 64, "noise")
 
 
 def test_each_image_has_its_own_seed(gang: Gang, reference: np.ndarray):
@@ -40,7 +40,7 @@ def test_each_image_has_its_own_seed(gang: Gang, reference: np.ndarray):
 @pytest.mark.parametrize("options", [NoCacheOptions(), DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1)])
 def test_progress_is_told_once_per_step_and_in_order(gang: Gang, options):
     told: list[Progress] = []
-    wanted = job(steps=8, seeds=(1, 2), width=128, preview_steps=(0, 4), cache=options)
+    wanted = job(steps=8, seeds=(1, 2), size="128x64", preview_steps=(0, 4), cache=options)
     output = gang.submit(wanted, on_progress=told.append).future.result(60)
     assert [(p.step, p.steps) for p in told] == [(k, 8) for k in range(1, 9)]
     assert [p.step for p in told if p.preview is not None] == [1, 5]
@@ -56,7 +56,7 @@ def test_progress_is_told_once_per_step_and_in_order(gang: Gang, options):
 def test_an_error_on_every_rank_ends_the_job_and_not_the_gang(gang: Gang, reference: np.ndarray):
     pids = [rank["pid"] for rank in gang.status().ranks]
     with pytest.raises(JobFailed, match="not divisible"):
-        gang.submit(job(width=144, height=144)).future.result(60)  # 81 tokens over 2 ranks
+        gang.submit(job(size="144x144")).future.result(60)  # 81 tokens over 2 ranks
     np.testing.assert_array_equal(gang.submit(job()).future.result(60).images, reference)
     assert [rank["pid"] for rank in gang.status().ranks] == pids
 

@@ -51,7 +51,7 @@ def test_jobs_of_all_kinds_at_once_are_what_each_is_alone(gang: Gang):
             (12, (1,), 0.3, {}),
             (9, (2, 3), 0.0, {"prompt": "a blue square left of a green star"}),
             (20, (1,), 5.0, {"guidance_scale": 20.0}),
-            (6, (4,), 0.3, {"width": 128}),
+            (6, (4,), 0.3, {"size": "128x64"}),
             (15, (5,), 0.3, {"preview_steps": (4,)}),
         )
     ]
@@ -66,7 +66,7 @@ def test_jobs_of_all_kinds_at_once_are_what_each_is_alone(gang: Gang):
 
 
 def test_a_short_job_does_not_wait_for_a_long_one(gang: Gang):
-    long = gang.submit(job(steps=LONG, width=256, height=256, cache=NoCacheOptions()))
+    long = gang.submit(job(steps=LONG, size="256x256", cache=NoCacheOptions()))
     wait_until(lambda: gang.status().ranks[0].get("step", 0) > 1)
     gang.submit(job(steps=4)).future.result(60)
     assert not long.future.done()

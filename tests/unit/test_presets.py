@@ -13,10 +13,11 @@ from cache_core.options import DBCacheOptions, NoCacheOptions, check_block_count
 from raycache.engine.convert import result_of
 from raycache.engine.engine import Engine
 from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of, quality_warnings
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import check_deployment, resolve
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.schemas import GenerationRequest
 from raycache.settings import AppSettings, Policy
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
 
@@ -110,12 +111,13 @@ def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_what_tune_writes_can_be_read(tmp_path: Path) -> None:
+    from raycache.size import Size
     from raycache.tune.__main__ import presets_file
     from raycache.tune.sweep import Job, Point
 
     options = DBCacheOptions(residual_diff_threshold=0.3, taylor_order=1)
     point = Point("DBCache", options.to_dict(), 0.5, 31.0, 0.9, 0.1, 1.0)
-    job = Job(("a",), 28, 128, 128, 8)
+    job = Job(("a",), 28, Size(128, 128), 8)
     text = presets_file("demo", job, {"balanced": 30.0, "fast": 25.0}, {"balanced": point, "fast": None})
     (file := tmp_path / "presets.yaml").write_text(text)
     presets = load_presets("demo", file)
@@ -125,7 +127,7 @@ def test_what_tune_writes_can_be_read(tmp_path: Path) -> None:
     assert "31.0 dB, 50.0% of blocks" in text
 
 
-MODEL = ModelInfo("demo", 57, 4, 16, "FluxPipeline", 16)
+MODEL = Capabilities("demo", 57, 4, 16, "FluxPipeline", 16)
 POLICY = AppSettings.model_validate({"model": {"path": "black-forest-labs/FLUX.1-dev"}}).policy
 
 

@@ -29,7 +29,7 @@ def test_policy_changes_field_by_field():
     policy = SETTINGS.policy.changed({"defaults": {"num_inference_steps": 4}, "cache": {"type": "none"}})
     assert policy.cache == NoCacheOptions()
     assert policy.defaults.num_inference_steps == 4
-    assert policy.defaults.size == "1024x1024"
+    assert str(policy.defaults.size) == "1024x1024"
     assert SETTINGS.policy.cache == DBCacheOptions()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 from opentelemetry import trace
@@ -14,8 +13,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from raycache import tracing
 from raycache.protocol.job import Job, Trace
-from raycache.tracing import RankSpans, exporter_in_use, traces_of_request
+from raycache.tracing import RankSpans, exporter_in_use, trace_of_request
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
+from tests.helpers.jobs import make_job
 
 EXPORTER = "somewhere:exporter"
 SECRET = "a crimson walrus"
@@ -31,8 +31,8 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
-def job(*traces: Trace, id: str = "1") -> Job:
-    return Job(id, SECRET, 64, 32, (7, 8), 4, 3.5, SimpleNamespace(type="none"), traces=traces, request_id="r")
+def job(trace: Trace | None = None, id: str = "1") -> Job:
+    return make_job(id, size="64x32", seeds=(7, 8), prompt=SECRET, trace=trace, request_id="r")
 
 
 def span(name: str, exported: InMemorySpanExporter) -> ReadableSpan:
@@ -78,7 +78,7 @@ def test_nothing_without_a_trace(exported: InMemorySpanExporter):
         spans.end("error")
     assert exported.get_finished_spans() == ()
     assert exporter_in_use() == "", "off by default"
-    assert traces_of_request(EXPORTER) == (), "no span is open"
+    assert trace_of_request(EXPORTER) is None, "no span is open"
 
 
 def test_a_rank_without_the_exporter_draws_all_the_same(monkeypatch: pytest.MonkeyPatch):
@@ -100,11 +100,11 @@ async def test_the_engine_hands_the_requests_trace_to_the_gang(exported: InMemor
     engine._exporter = EXPORTER
     with tracing._tracer(EXPORTER).start_as_current_span("replica_handle_request") as served:
         call, running = await started(engine)
-    assert running.job.traces == (Trace(parent_of(served), EXPORTER),)
+    assert running.job.trace == Trace(parent_of(served), EXPORTER)
     finish(running)
     await call
     with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 1, False, trace.TraceFlags(0)))):
         call, running = await started(engine)
-    assert running.job.traces == (), "a trace that is not sampled costs the ranks nothing"
+    assert running.job.trace is None, "a trace that is not sampled costs the ranks nothing"
     finish(running)
     await call

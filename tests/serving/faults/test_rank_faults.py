@@ -12,6 +12,7 @@ import pytest
 from raycache.gang.gang import Gang
 from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import JobFailed
+from raycache.size import Size
 from raycache.testing.faulty_rank import PlannedFault
 from tests.serving.conftest import job, wait_until
 
@@ -54,13 +55,13 @@ def test_a_fault_costs_no_job(gang: Gang, reference: np.ndarray, tmp_path: Path,
 def test_a_hang_in_a_size_never_drawn_is_seen_as_soon_as_any(gang: Gang, tmp_path: Path, rank: int, at: str):
     """Its work is predicted from the sizes that the warm-up drew."""
     plan = PlannedFault(kind="sleep", rank=rank, at=at, once=str(tmp_path / "happened"))
-    size = {"width": 128, "height": 96 if at == "encode" else 160}
-    running = gang.submit(job(prompt=plan.prompt(), **size))
+    size = Size(128, 96 if at == "encode" else 160)
+    running = gang.submit(job(prompt=plan.prompt(), size=str(size)))
     wait_until((tmp_path / "happened").exists)
     restarts = gang.status().restarts
     assert wait_until(lambda: gang.status().restarts > restarts) < 10.0
     assert gang.status().faults[-1].startswith("hang")
-    assert running.future.result(150).images.shape == (1, size["height"], size["width"], 3)
+    assert running.future.result(150).images.shape == (1, size.height, size.width, 3)
 
 
 def test_death_of_a_rank_that_has_nothing_left_to_do(gang: Gang, reference: np.ndarray):

@@ -17,6 +17,7 @@ from raycache.demo.world import Scene, Thing
 from raycache.models.generating import generate_images
 from raycache.models.source import prepare_model
 from raycache.settings import ModelSettings
+from raycache.size import Size
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -58,7 +59,7 @@ def test_four_steps_show_backgrounds_and_colours(pipe: FluxPipeline) -> None:
     asked = {"white": "red", "gray": "yellow", "black": "cyan", "brown": "pink"}
     prompts = [f"a large {colour} circle on a {ground} background" for ground, colour in asked.items()]
     with torch.no_grad():
-        pictures = generate_images(pipe, prompts, [1, 2, 3, 4], steps=4, width=128, height=128)
+        pictures = generate_images(pipe, prompts, [1, 2, 3, 4], steps=4, size=Size(128, 128))
     assert pictures.shape == (4, 128, 128, 3)
     seen = [see(picture) for picture in pictures]
     assert [ground for ground, _ in seen] == list(asked)
@@ -86,7 +87,7 @@ def test_captions_never_told_are_drawn_as_asked(pipe: FluxPipeline) -> None:
 def test_the_picture_shows_what_the_prompt_says(pipe: FluxPipeline) -> None:
     scene = Scene(Thing("large", "cyan", "cross"), "brown", "right of", Thing("large", "pink", "circle"))
     with torch.no_grad():
-        (picture,) = generate_images(pipe, [scene.caption], [7], steps=28, width=128, height=128)
+        (picture,) = generate_images(pipe, [scene.caption], [7], steps=28, size=Size(128, 128))
     assert judge(scene, picture).everything
 
 

@@ -7,6 +7,7 @@ import torch
 from cache_core import DBPruneOptions, NoCacheOptions
 from raycache.demo import demo_model_path
 from raycache.demo.evaluate import held_out_scenes, load
+from raycache.size import Size
 from raycache.tune.measures import psnr
 from raycache.tune.sweep import Job, draw
 
@@ -14,7 +15,7 @@ from raycache.tune.sweep import Job, draw
 def test_order_two_is_better_than_none_for_about_the_same_blocks() -> None:
     """Without its limit it computed a third more blocks: what it forecast moved the inputs that decide."""
     pipe = load(str(demo_model_path()))
-    job = Job(tuple(scene.caption for scene in held_out_scenes(200, seed=3)[:2]), 28, 128, 128, 2)
+    job = Job(tuple(scene.caption for scene in held_out_scenes(200, seed=3)[:2]), 28, Size(128, 128), 2)
 
     def prune(order: int) -> DBPruneOptions:
         return DBPruneOptions(

@@ -12,12 +12,13 @@ import torch
 import typer
 
 from cache_core.options import DBCacheOptions, FBCacheOptions
+from raycache.size import Size
 from raycache.tune.__main__ import read_prompts, read_targets
 from raycache.tune.candidates import Family, check_families
 from raycache.tune.measures import PSNR_CAP, feature_distance, psnr, ssim
 from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
 
-JOB = Job(("a red circle", "a blue star"), 6, 32, 32, 2)
+JOB = Job(("a red circle", "a blue star"), 6, Size(32, 32), 2)
 FAMILY = Family("FB", tuple(FBCacheOptions(warmup_steps=1, residual_diff_threshold=t) for t in (0.0, 5.0, 6.0)))
 
 

@@ -16,8 +16,9 @@ from raycache.gang.schedule import Accounts, JobState, Rules
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
 from raycache.settings import AppSettings
+from raycache.size import Size
 
-SMALL = Work(128, 128, 1, 10, NoCacheOptions())
+SMALL = Work(Size(128, 128), 1, 10, NoCacheOptions())
 
 
 class Clock:
@@ -118,7 +119,7 @@ def test_by_seconds():
     assert 5 <= error.retry_after_s <= 7
 
 
-LONG = Work(512, 512, 4, 100, NoCacheOptions())
+LONG = Work(Size(512, 512), 4, 100, NoCacheOptions())
 
 
 def test_one_job_longer_than_may_queue_is_refused_also_when_nobody_waits():

@@ -5,19 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cache_core import NoCacheOptions
 from raycache.engine.convert import result_of
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import JobOutput
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from tests.helpers.fake_gang import order
 
 
 @pytest.mark.parametrize(
     ("kind", "size", "warned"), [("demo", "128x128", False), ("demo", "256x128", True), ("folder", "256x128", False)]
 )
 def test_the_bundled_model_warns_of_sizes_it_was_not_trained_at(kind: str, size: str, warned: bool):
-    prompt = "a red circle on a white background"
-    request = GenerationRequest(prompt=prompt, size=size, seed=1, num_inference_steps=4, cache=NoCacheOptions())
+    request = order(prompt="a red circle on a white background", size=size)
     output = JobOutput(np.zeros((1, 8, 8, 3), np.uint8), None, 0.1, 0.1, 0.1)
-    model = ModelInfo(kind=kind, num_blocks=57, num_heads=4, text_tokens=16, pipeline="FluxPipeline", token_side=16)
+    model = Capabilities(kind=kind, num_blocks=57, num_heads=4, text_tokens=16, pipeline="FluxPipeline", token_side=16)
     warnings = result_of(request, output, 1.0, model).warnings
     assert any("128x128" in warning and size in warning for warning in warnings) == warned

@@ -24,6 +24,7 @@ from raycache.protocol.job import (
     JobOutput,
 )
 from raycache.protocol.schemas import GenerationResult, PreviewEvent, ProgressEvent, QueuedEvent
+from raycache.size import Size
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, order, started
 
 
@@ -36,7 +37,7 @@ async def test_what_the_gang_learned_while_starting_is_known_from_the_first_job_
     """Nothing is drawn a second time for it, and nobody waits for a first picture."""
     assert engine._gang.jobs == []
     drawn = order(num_inference_steps=10)
-    engine._gang.costs.learn(Work(128, 128, 1, 10, drawn.cache), output_of(4.0), cold=True)
+    engine._gang.costs.learn(Work(Size(128, 128), 1, 10, drawn.cache), output_of(4.0), cold=True)
     await started(engine, num_inference_steps=10)
     assert engine.status().predicted_queue_s == pytest.approx(4.0, rel=0.2)
     stats = await engine.record_autoscaling_stats()
@@ -67,7 +68,7 @@ def test_a_noise_model_is_announced(caplog):
 
 async def test_a_picture(engine):
     call, running = await started(engine, n=2)
-    assert running.job.seeds == (7, 8)
+    assert [image.seed for image in running.job.images] == [7, 8]
     assert running.job.preview_steps == ()
     assert running.deadline == pytest.approx(time.monotonic() + 300, abs=5)
     finish(running)
@@ -113,7 +114,7 @@ async def test_a_full_queue_refuses_and_recovers(engine):
 
 async def test_a_job_that_its_ranks_took_along_is_told_when_it_would_get_in(engine, monkeypatch):
     """The gang can only say when there will be ranks again; those who wait are drawn first."""
-    engine._gang.costs.learn(Work(128, 128, 1, 10, order().cache), output_of(20.0))
+    engine._gang.costs.learn(Work(Size(128, 128), 1, 10, order().cache), output_of(20.0))
     (first, one), (second, two) = [await started(engine, num_inference_steps=10) for _ in range(2)]
     recovering = GangStatus("replica-1", False, 1, 0, None, ready_in_s=30.0)
     monkeypatch.setattr(engine._gang, "status", lambda: recovering)

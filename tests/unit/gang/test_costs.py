@@ -14,7 +14,9 @@ from cache_core import DBCacheOptions, FBCacheOptions, NoCacheOptions
 from cache_core.options import DBPruneOptions
 from raycache.gang.costs import Costs, Work
 from raycache.gang.shares import Shares
-from raycache.protocol.job import JobOutput, ModelFacts, stalls
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import JobOutput, stalls
+from raycache.size import Size
 from tests.helpers.simulated_ranks import MACHINES, Ranks
 
 NONE = NoCacheOptions()
@@ -36,20 +38,20 @@ class Learned:
         machine = MACHINES[name]
         self.declared, self.probe, others = SIZES[name]
         self.ranks, self.costs = Ranks(machine), Costs()
-        self.costs.meet(ModelFacts("noise", machine.blocks, 4, machine.text, "FluxPipeline", 16))
+        self.costs.meet(Capabilities("noise", machine.blocks, 4, machine.text, "FluxPipeline", 16))
         self.asked = list(itertools.product([self.declared, *others], (1, 4), (4, 28, 50)))
         self.draw(self.declared, 1, 4, DBCACHE, cold=True)
         self.draw(self.probe, 1, 2, NONE, cold=True)
 
     def draw(self, size, images, steps, options, cold=False) -> None:
         drawn = self.ranks.draw(size, images, steps, options, cold)
-        self.costs.learn(Work(*size, images, steps, options), drawn, cold=cold)
+        self.costs.learn(Work(Size(*size), images, steps, options), drawn, cold=cold)
 
     def errors(self, *options: object) -> list[float]:
         """Factors by which predictions are off, least first."""
         factors = []
         for (size, images, steps), each in itertools.product(self.asked, options):
-            told = self.costs.seconds(Work(*size, images, steps, each))
+            told = self.costs.seconds(Work(Size(*size), images, steps, each))
             factors.append(math.exp(abs(math.log(told / self.ranks.true_s(size, images, steps, each)))))
         return sorted(factors)
 
@@ -62,7 +64,7 @@ def learned(request: pytest.FixtureRequest) -> Learned:
 def test_the_warm_up_alone_predicts_every_size(learned: Learned):
     """Its draws take 1.4 times as long as later ones, and that cannot be known yet."""
     assert learned.errors(NONE)[-1] < 2.0
-    assert not learned.costs.fastest(Work(*learned.declared, 1, 4, DBCACHE)), "no job has been finished"
+    assert not learned.costs.fastest(Work(Size(*learned.declared), 1, 4, DBCACHE)), "no job has been finished"
 
 
 def test_one_job_teaches_the_others(learned: Learned):
@@ -91,11 +93,11 @@ def test_more_work_is_never_less_time(learned: Learned):
         learned.draw(*luck.choice(learned.asked), luck.choice([NONE, DBCACHE]))
     seconds = learned.costs.seconds
     for (width, height), images, steps in learned.asked:
-        one = seconds(Work(width, height, images, steps, NONE))
-        assert seconds(Work(width + 64, height, images, steps, NONE)) >= one
-        assert seconds(Work(width, height, images + 1, steps, NONE)) >= one
-        assert seconds(Work(width, height, images, steps + 1, NONE)) >= one
-        assert seconds(Work(width, height, images, steps, NONE, previews=1)) >= one
+        one = seconds(Work(Size(width, height), images, steps, NONE))
+        assert seconds(Work(Size(width + 64, height), images, steps, NONE)) >= one
+        assert seconds(Work(Size(width, height), images + 1, steps, NONE)) >= one
+        assert seconds(Work(Size(width, height), images, steps + 1, NONE)) >= one
+        assert seconds(Work(Size(width, height), images, steps, NONE, previews=1)) >= one
 
 
 def output(seconds: float, report: dict | None = None) -> JobOutput:
@@ -103,21 +105,21 @@ def output(seconds: float, report: dict | None = None) -> JobOutput:
 
 
 def test_nothing_is_known_at_first():
-    costs, work = Costs(), Work(128, 128, 1, 10, NONE)
+    costs, work = Costs(), Work(Size(128, 128), 1, 10, NONE)
     assert not costs.known
     assert costs.seconds(work) is costs.left_s(work, 3) is costs.phase_s(work, "decode") is None
 
 
 def test_one_kind_alone_is_predicted_as_it_was():
     for seconds in (0.05, 2.0, 500.0):
-        costs, work = Costs(), Work(128, 128, 1, 10, NONE)
+        costs, work = Costs(), Work(Size(128, 128), 1, 10, NONE)
         costs.learn(work, output(seconds))
         assert costs.seconds(work) == pytest.approx(seconds, rel=1e-3)
         assert costs.left_s(work, 5) == pytest.approx(0.5 * seconds, rel=1e-3)
 
 
 def test_it_follows_a_change_and_no_single_outlier():
-    costs, work = Costs(), Work(128, 128, 1, 10, NONE)
+    costs, work = Costs(), Work(Size(128, 128), 1, 10, NONE)
     for seconds in (1.0, 1.0, 1.0, 9.0):
         costs.learn(work, output(seconds))
     assert costs.seconds(work) == pytest.approx(1.0, rel=0.01)
@@ -128,7 +130,7 @@ def test_it_follows_a_change_and_no_single_outlier():
 
 
 def test_what_lies_between_jobs_counts():
-    costs, work = Costs(), Work(128, 128, 1, 10, NONE)
+    costs, work = Costs(), Work(Size(128, 128), 1, 10, NONE)
     for _ in range(20):
         costs.learn(work, output(1.0), wall_s=1.5)
     assert costs.seconds(work) == pytest.approx(1.5, rel=0.01)
@@ -147,7 +149,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
     costs = Costs()
     for steps in range(1, 80):
         report = {"totals": {"computed_block_fraction": [0.5]}}
-        costs.learn(Work(128, 128, 1, steps, DBCACHE), output(1.0, report))
+        costs.learn(Work(Size(128, 128), 1, steps, DBCACHE), output(1.0, report))
     assert [len(costs._finished), len(costs._shares._seen), len(costs._step._kinds)] == [20, 30, 64]
 
 

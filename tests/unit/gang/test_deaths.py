@@ -14,12 +14,13 @@ from raycache.gang import worker_group as actors
 from raycache.gang.incarnation import Incarnation, agreed
 from raycache.gang.worker_group import Fault, WorkerGroup
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import GangStartError, Job
+from raycache.protocol.job import GangStartError
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
+from tests.helpers.jobs import make_job
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 1}})
-JOB = Job("1", "", 64, 64, (7,), 4, 3.5, SETTINGS.cache)
+JOB = make_job()
 DEATHS = [ActorDiedError(), OutOfMemoryError("the memory monitor killed it"), NodeDiedError("gone")]
 
 

@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from cache_core import NoCacheOptions
 from raycache.gang import gang as module
 from raycache.gang.gang import Gang
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.worker_group import Fault
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import (
     DeadlineExceeded,
     GangBroken,
@@ -25,11 +25,11 @@ from raycache.protocol.job import (
     JobCancelled,
     JobFailed,
     JobOutput,
-    ModelFacts,
     Progress,
 )
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.settings import AppSettings
+from tests.helpers.jobs import make_job
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}})
 POISON = 13
@@ -53,13 +53,13 @@ class Life:
         self._left: dict[str, int] = {}
         self._jobs: dict[str, Job] = {}
 
-    def assemble(self, source: object, timeout_s: float) -> tuple[tuple[str, str], ModelFacts]:
+    def assemble(self, source: object, timeout_s: float) -> tuple[tuple[str, str], Capabilities]:
         self.timeouts_s.append(timeout_s)
         if source is not None:
             assert self.rebuilt.wait(10)
         if self.start_error is not None:
             raise self.start_error
-        return ("", "noise"), ModelFacts("noise", 57, 4, 64, "FluxPipeline", 16)
+        return ("", "noise"), Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)
 
     def send(self, tick: Tick) -> None:
         self._sent.append(tick)
@@ -74,7 +74,7 @@ class Life:
             self._jobs[job.id], self._left[job.id] = job, job.num_inference_steps
             told.started_s[job.id] = 0.001
         for names in tick.calls:
-            seeds = tuple(seed for name in names for seed in self._jobs[name].seeds)
+            seeds = tuple(image.seed for name in names for image in self._jobs[name].images)
             self.calls.append(seeds)
             if POISON in seeds:
                 raise Fault("error", "rank 1 raised")
@@ -119,7 +119,7 @@ def gang(life: type[Life]) -> Iterator[Gang]:
 
 
 def job(seed: int, steps: int = 4) -> Job:
-    return Job(str(seed), "", 64, 64, (seed,), steps, 3.5, NoCacheOptions())
+    return make_job(str(seed), seeds=(seed,), steps=steps)
 
 
 def test_a_job_that_breaks_gangs_takes_no_other_along(gang: Gang, life: type[Life]):

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cache_core import NoCacheOptions
 from raycache.gang.planner import TickPlanner
 from raycache.gang.schedule import Rules
-from raycache.protocol.job import Job, JobOutput
+from raycache.protocol.job import JobOutput
 from raycache.protocol.tick import Called, Tick, TickReport
+from tests.helpers.jobs import make_job
 from tests.helpers.plain_costs import PlainCosts, plain_job
 
 
@@ -22,7 +22,7 @@ def planner(call_s: float = 1.0, **rules: float) -> TickPlanner:
 
 
 def add(plan: TickPlanner, name: str, calls: int = 3) -> None:
-    plan.add(Job(name, "a circle", 64, 64, (1,), calls, 3.5, NoCacheOptions()), plain_job(name, calls))
+    plan.add(make_job(name, steps=calls), plain_job(name, calls))
 
 
 def carried_out(tick: Tick, *, done: tuple[str, ...] = (), decodes: bool = False) -> TickReport:

@@ -13,7 +13,9 @@ from raycache.gang.call_costs import LearnedCallCosts
 from raycache.gang.costs import Costs, Work
 from raycache.gang.schedule import Accounts, JobState, Rules
 from raycache.gang.scheduler import left_s, plan
-from raycache.protocol.job import JobOutput, ModelFacts
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import JobOutput
+from raycache.size import Size
 
 
 def job(name: str, rows: int = 1, tokens: float = 1024.0, **more) -> JobState:
@@ -99,13 +101,13 @@ FBCACHE = FBCacheOptions(warmup_steps=4)
 def drawn() -> Costs:
     """Costs of whole jobs, some of them with time between them."""
     costs = Costs()
-    costs.meet(ModelFacts("noise", 19, 4, 128, "FluxPipeline", 16))
+    costs.meet(Capabilities("noise", 19, 4, 128, "FluxPipeline", 16))
     for side, images, cache in ((512, 1, FBCACHE), (512, 2, FBCACHE), (1024, 1, NoCacheOptions())):
         size = side * side * images / 1e6
         report = {"totals": {"computed_block_fraction": [0.6 if cache is FBCACHE else 1.0] * images}}
         output = JobOutput(np.zeros((images, 1, 1, 3), np.uint8), report, 0.3, 1.0 + 9 * size, 0.1 + size)
         for _ in range(3):
-            costs.learn(Work(side, side, images, 20, cache), output, wall_s=1.7 + 10 * size)
+            costs.learn(Work(Size(side, side), images, 20, cache), output, wall_s=1.7 + 10 * size)
     return costs
 
 
@@ -117,7 +119,7 @@ def state(costs: Costs, work: Work) -> JobState:
 @pytest.mark.parametrize("images", [1, 2, 4])
 @pytest.mark.parametrize("cache", [NoCacheOptions(), FBCACHE, DBCacheOptions()], ids=lambda cache: cache.type)
 def test_a_job_alone_costs_the_scheduler_what_it_costs(drawn: Costs, cache, images: int, previews: int):
-    work = Work(768, 512, images, 28, cache, previews=previews)
+    work = Work(Size(768, 512), images, 28, cache, previews=previews)
     job = state(drawn, work)
     assert left_s(job, drawn) == pytest.approx(drawn.seconds(work))
     assert left_s(replace(job, calls_done=10), drawn) == pytest.approx(drawn.left_s(work, 10))
@@ -126,13 +128,13 @@ def test_a_job_alone_costs_the_scheduler_what_it_costs(drawn: Costs, cache, imag
 
 
 def test_rows_of_two_jobs_cost_what_one_job_with_them_does(drawn: Costs):
-    one, two = (state(drawn, Work(512, 512, images, 20, FBCACHE)) for images in (1, 2))
+    one, two = (state(drawn, Work(Size(512, 512), images, 20, FBCACHE)) for images in (1, 2))
     assert drawn.call_s([one, one]) == pytest.approx(drawn.call_s([two]))
     assert drawn.call_s([one]) < drawn.call_s([two]) < 2 * drawn.call_s([one])
 
 
 def test_what_is_learned_later_counts(drawn: Costs):
-    job = state(drawn, Work(512, 512, 1, 20, FBCACHE))
+    job = state(drawn, Work(Size(512, 512), 1, 20, FBCACHE))
     before = drawn.call_s([job])
     for _ in range(5):
         drawn.called([job], 3 * before)
@@ -143,7 +145,7 @@ def test_which_jobs_may_join(drawn: Costs):
     """Thresholds and previews are each job's own; the method, its blocks, and the size are not."""
 
     def kind(cache, size: int = 512, **more) -> tuple:
-        job = state(drawn, Work(size, size, 1, 20, cache, **more))
+        job = state(drawn, Work(Size(size, size), 1, 20, cache, **more))
         assert hash(job.joins)
         return job.shape, job.joins
 
@@ -151,11 +153,11 @@ def test_which_jobs_may_join(drawn: Costs):
     assert kind(FBCACHE) == kind(looser, previews=2) == kind(looser.as_dbcache())
     kinds = [kind(FBCACHE), kind(NoCacheOptions()), kind(DBCacheOptions()), kind(DBCacheOptions(Fn_compute_blocks=4))]
     assert len({*kinds, kind(FBCACHE, 1024)}) == 5
-    nobodys = state(drawn, Work(512, 512, 2, 20, None))
+    nobodys = state(drawn, Work(Size(512, 512), 2, 20, None))
     assert nobodys.joins is None
 
 
 def test_nothing_is_known_of_costs_at_first():
-    job = state(Costs(), Work(512, 512, 1, 20, FBCACHE))
+    job = state(Costs(), Work(Size(512, 512), 1, 20, FBCACHE))
     assert left_s(job, Costs()) == 0.0
     assert math.isinf(Costs().max_rows(job))

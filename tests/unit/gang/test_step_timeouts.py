@@ -10,18 +10,18 @@ from raycache.gang.costs import Costs, work_of
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.protocol.job import Job, JobOutput
 from raycache.settings import ReliabilitySettings
+from tests.helpers.jobs import make_job
 
 SETTINGS = ReliabilitySettings(watchdog_floor_s=5, watchdog_steps=3, watchdog_first_s=100)
 
 
 def job(steps: int = 28, cache: object = None, **changes: object) -> Job:
-    values = {"id": "1", "prompt": "", "width": 64, "height": 64, "seeds": (1,), "guidance_scale": 1.0}
-    return Job(num_inference_steps=steps, cache=cache or DBCacheOptions(warmup_steps=8), **{**values, **changes})
+    return make_job(steps=steps, cache=cache or DBCacheOptions(warmup_steps=8), **changes)
 
 
 def taught(*, cold: bool = False, encode_s: float = 0.2, step_s: float = 0.1, decode_s: float = 0.4) -> Costs:
     """What a gang knows after one job of 1024x1024."""
-    costs, drawn = Costs(), job(cache=NoCacheOptions(), width=1024, height=1024)
+    costs, drawn = Costs(), job(cache=NoCacheOptions(), size="1024x1024")
     phases = {"encode_s": encode_s, "denoise_s": 28 * step_s, "decode_s": decode_s}
     costs.learn(work_of(drawn), JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, **phases), cold=cold)
     return costs
@@ -32,27 +32,27 @@ def taught(*, cold: bool = False, encode_s: float = 0.2, step_s: float = 0.1, de
 def test_a_size_never_drawn_gets_no_more_than_its_work_needs(phase: str, cold: bool):
     """It was 120 s, whatever the size and whatever else had been drawn."""
     timeouts = StepTimeouts(SETTINGS, taught(cold=cold))
-    for drawn in (job(), job(width=512, height=512), job(width=1024, height=512, cache=NoCacheOptions())):
+    for drawn in (job(), job(size="512x512"), job(size="1024x512", cache=NoCacheOptions())):
         assert timeouts.seconds([drawn], phase) == 5
     slow = StepTimeouts(SETTINGS, taught(cold=cold, encode_s=4.0, step_s=4.0, decode_s=4.0))
-    assert 5 <= slow.seconds([job(width=512, height=512)], phase) <= 12.1
-    assert slow.seconds([job(width=1024, height=1024)], phase) == pytest.approx(12, rel=0.01)
+    assert 5 <= slow.seconds([job(size="512x512")], phase) <= 12.1
+    assert slow.seconds([job(size="1024x1024")], phase) == pytest.approx(12, rel=0.01)
 
 
 def test_larger_work_gets_more_in_the_phase_in_which_it_is_larger():
     timeouts = StepTimeouts(SETTINGS, taught(encode_s=4.0, step_s=4.0, decode_s=4.0))
-    large = job(width=2048, height=2048)
+    large = job(size="2048x2048")
     assert timeouts.seconds([large], "encode") == pytest.approx(12, rel=0.01)
     for phase in ("denoise", "decode"):
         # Four times the tokens take 4 to 16 times as long, three times that is allowed.
         assert 3 * 4 * 4.0 < timeouts.seconds([large], phase) < 3 * 16 * 4.0
-        four = job(width=1024, height=1024, seeds=(1, 2, 3, 4))
+        four = job(size="1024x1024", seeds=(1, 2, 3, 4))
         assert 3 * 3 * 4.0 < timeouts.seconds([four], phase) < 3 * 8 * 4.0
 
 
 def test_a_step_with_a_preview_decodes_too():
     timeouts = StepTimeouts(SETTINGS, taught(step_s=2.0, decode_s=40.0))
-    plain, shown = (job(width=1024, height=1024, preview_steps=steps) for steps in ((), (6,)))
+    plain, shown = (job(size="1024x1024", preview_steps=steps) for steps in ((), (6,)))
     assert timeouts.seconds([plain], "denoise") == pytest.approx(6, rel=0.01)
     assert timeouts.seconds([shown], "denoise") > 6 + 3 * 5
 
@@ -71,7 +71,7 @@ def test_compiled_blocks_get_long_until_a_job_went_beyond_the_cache_warm_up():
     assert timeouts.seconds([job(steps=4)], "denoise") == 5, "a short job has no comparison"
     timeouts.finished(job(steps=10), 10.0)
     assert timeouts.seconds([job()], "denoise") == 5
-    assert timeouts.seconds([job(width=128)], "denoise") == 100
+    assert timeouts.seconds([job(size="128x64")], "denoise") == 100
     assert timeouts.seconds([job(cache=NoCacheOptions())], "denoise") == 100
     for phase in ("idle", "encode", "decode"):
         assert timeouts.seconds([job()], phase) == 100, "nothing has been drawn"
@@ -87,7 +87,7 @@ def test_the_slowest_call_counts():
 
 def test_a_shared_call_may_take_as_long_as_its_jobs_would_apart():
     timeouts = StepTimeouts(SETTINGS, taught(step_s=4.0))
-    jobs = [job(id=name, width=1024, height=1024) for name in "abc"]
+    jobs = [job(id=name, size="1024x1024") for name in "abc"]
     assert timeouts.seconds(jobs[:1], "denoise") == pytest.approx(12, rel=0.01)
     assert timeouts.seconds(jobs, "denoise") == pytest.approx(36, rel=0.01)
     timeouts.called(jobs, 15.0)

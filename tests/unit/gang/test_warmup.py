@@ -12,12 +12,13 @@ from raycache.gang import incarnation as module
 from raycache.gang.costs import Costs, Work
 from raycache.gang.incarnation import Incarnation
 from raycache.gang.warmup import warm_ups
-from raycache.protocol.job import JobOutput, ModelFacts
-from raycache.protocol.resolve import parse_size
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.job import JobOutput
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
+from raycache.size import Size
 
-FACTS = ModelFacts("noise", 57, 24, 512, "FluxPipeline", 16)
+MODEL = Capabilities("noise", 57, 24, 512, "FluxPipeline", 16)
 
 
 def settings(*sizes: str, ranks: int = 2, **sections: Any) -> AppSettings:
@@ -37,8 +38,8 @@ class Ranks:
         ranks = [SimpleNamespace(known=idle)]
         self.stages, self.detector = {}, SimpleNamespace(ranks=ranks, work_sent=lambda now: None)
 
-    def load(self, *_: object) -> tuple[tuple[str, str], ModelFacts]:
-        return ("", "noise"), FACTS
+    def load(self, *_: object) -> tuple[tuple[str, str], Capabilities]:
+        return ("", "noise"), MODEL
 
     def tick(self, tick: Tick) -> dict[Any, int]:
         told = TickReport(tick.number)
@@ -55,8 +56,8 @@ class Ranks:
         return {Reference(told): 0}
 
     def output(self, job: Any) -> JobOutput:
-        images, tokens = len(job.seeds), job.width * job.height // 256
-        seconds = (100 + images * (FACTS.text_tokens + tokens)) / 4708 * job.num_inference_steps / 10
+        images, tokens = len(job.images), job.size.pixels // 256
+        seconds = (100 + images * (MODEL.text_tokens + tokens)) / 4708 * job.num_inference_steps / 10
         return JobOutput(np.zeros((1, 1, 1, 3), np.uint8), None, 0.1, seconds, (100 + images * tokens) / 4196 * 0.2)
 
     def poll(self, step_timeout_s: float) -> None: ...
@@ -84,21 +85,21 @@ def test_declared_shapes_are_drawn_once_and_teach_what_jobs_cost(life: Any):
     first = life(chosen, costs)
     first.assemble(None, 10)
     drawn = first._actors.drawn
-    assert [(job.width, job.height) for job in drawn] == [(1024, 1024), (1024, 512), (64, 64), (64, 64)]
+    assert [str(job.size) for job in drawn] == ["1024x1024", "1024x512", "64x64", "64x64"]
     assert [job.num_inference_steps for job in drawn] == [10, 10, 2, 2], "past the cache's warm-up; probes need not"
-    assert [len(job.seeds) for job in drawn] == [1, 1, 1, 4], "what a row more costs"
-    work = Work(1024, 1024, 1, 10, chosen.cache)
+    assert [len(job.images) for job in drawn] == [1, 1, 1, 4], "what a row more costs"
+    work = Work(Size(1024, 1024), 1, 10, chosen.cache)
     assert costs.seconds(work) == pytest.approx(1.3, rel=0.15)
     again = life(chosen, costs)
     again.assemble(("", "noise"), 10)
-    assert [(job.width, job.height) for job in again._actors.drawn] == [(1024, 1024), (1024, 512)], "known by now"
+    assert [str(job.size) for job in again._actors.drawn] == ["1024x1024", "1024x512"], "known by now"
 
 
 def test_without_declared_shapes_a_probe_teaches(life: Any):
     costs = Costs()
     first = life(settings(), costs)
     first.assemble(None, 10)
-    assert [(job.width, job.height) for job in first._actors.drawn] == [(64, 64)] * 3, "the first one loads libraries"
+    assert [str(job.size) for job in first._actors.drawn] == ["64x64"] * 3, "the first one loads libraries"
     assert costs.known
     assert first.timeouts.seconds(first._actors.drawn[:1], "decode") == 5.0
 
@@ -108,20 +109,20 @@ def test_without_declared_shapes_a_probe_teaches(life: Any):
     [("1024x1024", 512, "64x64"), ("256x256", 512, "1024x1024"), ("64x64", 64, "256x256"), ("128x128", 64, "256x256")],
 )
 def test_the_probe_is_far_from_what_is_declared(declared: str, text: int, probe: str):
-    facts = ModelFacts("noise", 57, 24, text, "FluxPipeline", 16)
-    last = warm_ups(settings(declared), facts, probe=True)[-2].job
-    assert f"{last.width}x{last.height}" == probe
+    model = Capabilities("noise", 57, 24, text, "FluxPipeline", 16)
+    last = warm_ups(settings(declared), model, probe=True)[-2].job
+    assert str(last.size) == probe
 
 
 @pytest.mark.parametrize("ranks", range(1, 9))
 def test_the_probe_can_be_drawn_by_any_number_of_ranks(ranks: int):
     for declared in ("1024x1024", "64x64"):
-        last = warm_ups(settings(declared, ranks=ranks), FACTS, probe=True)[-2].job
-        assert (last.width // 16) * (last.height // 16) % ranks == 0
+        last = warm_ups(settings(declared, ranks=ranks), MODEL, probe=True)[-2].job
+        assert last.size.tokens(16) % ranks == 0
 
 
 def test_the_probe_obeys_the_limits_and_spares_the_compiler():
     small = settings("128x128", limits={"max_pixels": 128 * 128})
-    assert all(job.job.width * job.job.height <= 128 * 128 for job in warm_ups(small, FACTS, probe=True))
+    assert all(each.job.size.pixels <= 128 * 128 for each in warm_ups(small, MODEL, probe=True))
     compiled = settings("128x128", model={"path": "noise", "compile": True})
-    assert [each.job.width for each in warm_ups(compiled, FACTS, probe=True)] == [parse_size("128x128")[0]]
+    assert [str(each.job.size) for each in warm_ups(compiled, MODEL, probe=True)] == ["128x128"]

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from raycache.ingress.ingress import Ingress
-from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult, ModelInfo, ProgressEvent
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult, ProgressEvent
 from raycache.settings import AppSettings
 from tests.helpers.hostile import URL, Hostile, bodies, check, oddities
 
@@ -27,7 +28,7 @@ SETTINGS = AppSettings.model_validate(
     {"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 2}, "limits": {"max_body_bytes": 20_000}}
 )
 STATUS = EngineStatus(
-    "r", True, 0, False, 0.0, {"ranks": []}, ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16), SETTINGS.policy
+    "r", True, 0, False, 0.0, {"ranks": []}, Capabilities("noise", 57, 4, 64, "FluxPipeline", 16), SETTINGS.policy
 )
 
 

@@ -13,12 +13,12 @@ import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, OutOfMemoryError
 
 from raycache.ingress.ingress import Ingress
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.schemas import (
     EngineStatus,
     GenerationRequest,
     GenerationResult,
-    ModelInfo,
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
@@ -26,7 +26,9 @@ from raycache.protocol.schemas import (
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}, "parallel": {"ranks_per_replica": 2}})
-STATUS = EngineStatus("r", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16), SETTINGS.policy)
+STATUS = EngineStatus(
+    "r", True, 0, False, 0.0, {}, Capabilities("noise", 57, 4, 64, "FluxPipeline", 16), SETTINGS.policy
+)
 RESULT = GenerationResult(images=[np.zeros((16, 16, 3), np.uint8)], seeds=[7])
 BROKEN = RequestError(503, "the ranks are being replaced", None, "gang_restarting", 5.0)
 REFUSED = RequestError(429, "full", None, "queue_full", 1.0)

@@ -20,13 +20,13 @@ from pydantic import TypeAdapter
 from raycache.engine.convert import result_of
 from raycache.ingress.api import build_http_app
 from raycache.presets import PRESET_NAMES
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import (
     GenerationRequest,
     GenerationResult,
     ImagesBody,
-    ModelInfo,
     PreviewEvent,
     ProgressEvent,
 )
@@ -35,7 +35,7 @@ from raycache.settings import AppSettings
 SETTINGS = AppSettings.model_validate(
     {"model": {"path": "black-forest-labs/FLUX.1-dev", "name": "org/flux"}, "parallel": {"ranks_per_replica": 1}}
 )
-MODEL = ModelInfo("folder", 57, 24, 512, "FluxPipeline", 16)
+MODEL = Capabilities("folder", 57, 24, 512, "FluxPipeline", 16)
 
 
 class Service:

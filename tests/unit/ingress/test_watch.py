@@ -11,13 +11,14 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from raycache.ingress import engine_watch
 from raycache.ingress.engine_watch import EngineWatch
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.schemas import EngineStatus, ModelInfo
+from raycache.protocol.schemas import EngineStatus
 from raycache.rebuilds import SERVE_S
 from raycache.settings import AppSettings
 
 POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy
-ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16), POLICY)
+ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, Capabilities("noise", 57, 4, 64, "FluxPipeline", 16), POLICY)
 NONE_THERE = DeploymentUnavailableError(DeploymentID("Engine", "flux"))
 
 

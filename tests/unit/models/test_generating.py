@@ -11,6 +11,7 @@ import torch
 
 from raycache.demo.noise import build_noise_model
 from raycache.models.generating import generate_images
+from raycache.size import Size
 from tests.helpers.flux_pipe import load
 
 
@@ -31,11 +32,11 @@ def test_images_are_those_of_the_pipeline_by_hand(pipe: Any):
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
     ).images
-    images = generate_images(pipe, prompts, seeds, steps=3, width=96, height=64)
+    images = generate_images(pipe, prompts, seeds, steps=3, size=Size(96, 64))
     assert images.shape == (3, 64, 96, 3)
     assert np.array_equal(images, (by_hand * 255).round().astype(np.uint8))
 
 
 def test_a_prompt_without_a_seed_is_told(pipe: Any):
     with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
-        generate_images(pipe, ["a", "b"], [1], steps=3, width=96, height=64)
+        generate_images(pipe, ["a", "b"], [1], steps=3, size=Size(96, 64))

@@ -11,7 +11,7 @@ import pytest
 
 from raycache.demo.family import DemoFamily, NoiseFamily
 from raycache.models.flux import FluxFamily
-from raycache.models.folder import folder_faults, model_info, pipeline_class
+from raycache.models.folder import capabilities_told, folder_faults, pipeline_class
 from raycache.models.registry import family_of, own_model
 
 
@@ -21,8 +21,9 @@ import sys
 from pathlib import Path
 from raycache.models.folder import folder_faults
 from raycache.models.registry import family_of, own_model
+from raycache.size import Size
 family_of("FluxPipeline").num_blocks({"num_layers": 1, "num_single_layers": 2})
-family_of("FluxPipeline", "demo").request_warnings("a red circle", "64x64")
+family_of("FluxPipeline", "demo").request_warnings("a red circle", Size(64, 64))
 assert own_model("noise").outline(Path("/nowhere")) is None
 assert not folder_faults(own_model("demo").folder(Path("/nowhere")))
 print(sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
@@ -48,7 +49,7 @@ def test_a_pipeline_with_another_transformer_is_refused_by_name(tmp_path: Path):
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     told = "QwenImagePipeline with QwenImageTransformer2DModel; this service draws with FLUX pipelines"
     assert folder_faults(tmp_path) == [f"{tmp_path} holds {told}"]
-    assert model_info(tmp_path, None) is None
+    assert capabilities_told(tmp_path, None) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", '{"transformer": 3}'])
@@ -59,9 +60,9 @@ def test_an_index_that_names_no_pipeline(tmp_path: Path, text: str):
 
 def test_the_bundled_model_tells_of_itself_before_it_is_loaded():
     folder = DemoFamily().folder(Path("/nowhere"))
-    info = model_info(folder, None)
-    assert info is not None
-    assert (info.num_blocks, info.num_heads, info.text_tokens, info.pipeline) == (57, 4, 16, "FluxPipeline")
-    asked = model_info(folder, 12)
+    told = capabilities_told(folder, None)
+    assert told is not None
+    assert (told.num_blocks, told.num_heads, told.text_tokens, told.pipeline) == (57, 4, 16, "FluxPipeline")
+    asked = capabilities_told(folder, 12)
     assert asked is not None
     assert asked.text_tokens == 12

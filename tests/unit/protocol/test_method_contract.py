@@ -12,12 +12,13 @@ from cache_core.opening import _policy_of
 from cache_core.options import CacheOptions, DBCacheOptions
 from raycache.engine.convert import result_of
 from raycache.gang.step_timeouts import beyond_warmup
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import resolve, silent_cache
-from raycache.protocol.schemas import GenerationRequest, ModelInfo
+from raycache.protocol.schemas import GenerationRequest
 from raycache.settings import AppSettings
 
-MODEL = ModelInfo("noise", 57, 4, 64, "FluxPipeline", 16)
+MODEL = Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)
 SETTINGS = AppSettings.model_validate({"model": {"path": "noise"}})
 METHODS = get_args(get_args(CacheOptions)[0])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from raycache.worker.active_job import Observer, RankContext
 from raycache.worker.job_runner import JobRunner
 from raycache.worker.prompt_cache import PromptCache
 from tests.helpers.flux_pipe import load
+from tests.helpers.jobs import make_job
 from tests.helpers.ticks import draw
 
 CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
@@ -46,7 +46,7 @@ def runner_of(
 
 
 def job(name: str, seed: int = 7, steps: int = 6, cache: Any = CACHE, **fields: Any) -> Job:
-    return Job(name, "a red circle", 64, 64, (seed,), steps, 3.5, cache, **fields)
+    return make_job(name, seeds=(seed,), steps=steps, cache=cache, **fields)
 
 
 def close(output: JobOutput, expected: JobOutput) -> bool:
@@ -152,7 +152,7 @@ def test_a_call_that_fails_together_leaves_its_jobs_where_they_are(
 
 def test_calls_that_cannot_be_one_are_made_apart(runner: JobRunner):
     """Whatever the plan says: all ranks part them alike."""
-    wide = Job("wide", "a red circle", 128, 64, (1,), 3, 3.5, CACHE)
+    wide = job("wide", 1, 3, size="128x64")
     report = runner.tick(Tick(0, start=(job("a"), wide, job("b", 2)), calls=(("a", "wide", "b"),)))
     assert [call.jobs for call in report.calls] == [("a", "b"), ("wide",)]
     runner.tick(Tick(1, 0, abort=("a", "b", "wide")))
@@ -182,9 +182,9 @@ def spread(runners: list[JobRunner], jobs: dict[Job, int]) -> list[TickReport]:
 
 def test_rows_are_decoded_by_the_ranks_in_turn(pipe: FluxPipeline):
     jobs = {
-        replace(job("a", steps=3), seeds=(7, 8, 9)): 0,
+        make_job("a", seeds=(7, 8, 9), steps=3, cache=CACHE): 0,
         job("b", 3, 3): 0,
-        replace(job("c", steps=3), seeds=(4, 5)): 0,
+        make_job("c", seeds=(4, 5), steps=3, cache=CACHE): 0,
     }
     reports = spread([runner_of(pipe, rank, world=2) for rank in range(2)], jobs)
     rows = [{(name, row) for name, images in report.decoded.items() for row in images} for report in reports]
@@ -201,7 +201,7 @@ def test_rows_are_decoded_by_the_ranks_in_turn(pipe: FluxPipeline):
 
 def test_a_rank_that_cannot_decode_its_row_ends_that_job_only(pipe: FluxPipeline):
     runners = [runner_of(pipe, rank, Failing("a", "decode") if rank else None, world=2) for rank in range(2)]
-    told = agreed(spread(runners, {replace(job("a", steps=3), seeds=(7, 8)): 0, job("b", 3, 3): 0}))
+    told = agreed(spread(runners, {make_job("a", seeds=(7, 8), steps=3, cache=CACHE): 0, job("b", 3, 3): 0}))
     assert [(failure.jobs, failure.phase) for failure in told.failures] == [(("a",), "decode")]
     assert list(told.outputs) == ["b"]
     assert all(runner.tick(Tick(9, 8)) == TickReport(9) for runner in runners), "no rank stands still for it"
@@ -275,7 +275,7 @@ def test_a_prompt_is_encoded_once(pipe: FluxPipeline, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(FluxFamily, "encode", counted)
     context = RankContext(pipe, FluxFamily(), 0, torch.device("cpu"), 64, prompts=PromptCache(1 << 20))
-    jobs = {job("a"): 0, job("b", 1): 1, replace(job("c", 2), prompt="a blue square"): 1, job("d"): 9}
+    jobs = {job("a"): 0, job("b", 1): 1, job("c", 2, prompt="a blue square"): 1, job("d"): 9}
     drawn = draw(JobRunner(context, None), jobs)
     assert encoded == ["a red circle", "a blue square"]
     assert [drawn.outputs[name].known_prompt for name in "abcd"] == [False, True, False, True]

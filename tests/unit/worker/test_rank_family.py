@@ -10,15 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from cache_core import NoCacheOptions
 from raycache.models.family import ModelFamily
-from raycache.protocol.job import Job
 from raycache.worker.active_job import RankContext
 from raycache.worker.job_runner import JobRunner
+from tests.helpers.jobs import make_job
 from tests.helpers.ticks import draw
 from tests.helpers.tiny_transformers import build
 
-JOB = Job("1", "b", 32, 64, (7, 8, 9), 2, 3.5, NoCacheOptions())
+JOB = make_job(size="32x64", seeds=(7, 8, 9), steps=2, prompt="b")
 
 
 class Strokes(ModelFamily):

@@ -1,0 +1,36 @@
+"""Jobs as tests hand them to gangs and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cache_core import NoCacheOptions
+from raycache.protocol.job import Job, one_per_seed
+from raycache.size import Size
+
+
+def make_job(
+    id: str = "1",
+    *,
+    size: str = "64x64",
+    seeds: Sequence[int] = (7,),
+    steps: int = 4,
+    prompt: str = "a red circle",
+    guidance_scale: float = 3.5,
+    cache: Any = None,
+    **fields: Any,
+) -> Job:
+    """A small one, without a cache unless ``cache`` says which; ``fields``: others of :class:`Job`."""
+    return Job(
+        id=id,
+        size=Size.parse(size),
+        images=one_per_seed(
+            seeds,
+            prompt=prompt,
+            guidance_scale=guidance_scale,
+            cache=NoCacheOptions() if cache is None else cache,
+        ),
+        num_inference_steps=steps,
+        **fields,
+    )
