@@ -27,7 +27,7 @@ from raycache.testing.inject import engines
 from tests.helpers.starting import started
 
 #: A rank that draws like any other, and fails where a prompt says so.
-FAULTY = "raycache.testing.faulty_rank:FaultyRank"
+FAULTY = "raycache.testing.planned_faults:FaultyRank"
 #: Of the jobs that tests hand to a gang themselves.
 CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
 LONG = 5000  # steps: longer than any test waits

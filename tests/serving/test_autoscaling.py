@@ -13,8 +13,8 @@ import ray
 from ray import serve
 
 from raycache.app import build
-from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, readiness, wait_for
+from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.starting import started
 from tests.serving.conftest import FAULTY
 from tests.serving.test_http_app import ASK, URL, pixels

@@ -14,7 +14,7 @@ from cache_core import DBCacheOptions, NoCacheOptions
 from raycache.gang.gang import Gang
 from raycache.protocol.job import DeadlineExceeded, JobCancelled, JobFailed, JobOutput
 from raycache.settings import AppSettings
-from raycache.testing.faulty_rank import PlannedFault
+from raycache.testing.planned_faults import PlannedFault
 from tests.serving.conftest import CACHE, FAULTY, LONG, job, started_gang, wait_until
 
 

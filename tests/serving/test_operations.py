@@ -17,8 +17,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, engines_now, kill_engine, rank_pids, wait_for
+from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.asking import ASK, URL, pixels, scraped
 from tests.serving.conftest import FAULTY
 

@@ -12,7 +12,7 @@ import pytest
 from raycache.gang.gang import Gang
 from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import JobFailed
-from raycache.testing.faulty_rank import PlannedFault
+from raycache.testing.planned_faults import PlannedFault
 from tests.serving.conftest import job, wait_until
 
 

@@ -1,4 +1,4 @@
-"""A rank that fails where a prompt tells it to: ``parallel.rank_class: raycache.testing.faulty_rank:FaultyRank``.
+"""A rank that fails where a prompt tells it to: ``parallel.rank_class: raycache.testing.planned_faults:FaultyRank``.
 
 Signals from outside cannot hit "in step 3" or "while decoding"; a rank can hit itself there exactly.
 """
