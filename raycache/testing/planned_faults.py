@@ -78,10 +78,7 @@ def enable_planned_faults() -> None:
 
 
 class PlannedFaults(Observer):
-    """Does to ``rank``, which runs in this process, what :meth:`PlannedFault.prompt` says."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    """Does to its rank what :meth:`PlannedFault.prompt` says."""
 
     def entered(self, job: Job, phase: Phase) -> None:
         if phase != "denoise" and (plan := self._plan(job)) is not None and plan.at == phase:
@@ -96,4 +93,4 @@ class PlannedFaults(Observer):
 
     def _plan(self, job: Job) -> PlannedFault | None:
         plans = map(PlannedFault.model_validate_json, job.prompt.split(_MARK)[1:])
-        return next((plan for plan in plans if plan.rank == self._rank), None)
+        return next((plan for plan in plans if plan.rank == self.rank), None)

@@ -18,7 +18,10 @@ VARIABLE = "RAYCACHE_RANK_OBSERVER"
 
 
 class Observer:
-    """Is told what a rank does, before it does it. This one does nothing; a test's may do anything."""
+    """Is told what ``rank`` does, before it does it. This one does nothing; a test's may do anything."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
 
     def entered(self, job: Job, phase: Phase) -> None:
         """``job`` is in ``phase``; told once for each call of the transformer."""
@@ -49,5 +52,4 @@ def observer_of(rank: int) -> Observer:
         raise ValueError(f"{VARIABLE}={path}: there is no such `module:Class` ({error})") from error
     if not (isinstance(named, type) and issubclass(named, Observer)):
         raise ValueError(f"{VARIABLE}={path}: it is no subclass of {Observer.__module__}:Observer")
-    observer: Observer = named(rank)
-    return observer
+    return named(rank)

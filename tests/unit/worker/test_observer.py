@@ -72,7 +72,8 @@ class Told(Observer):
 
     told: list[tuple[Any, ...]]
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int = 0) -> None:
+        super().__init__(rank)
         Told.told = [(rank, os.getpid())]
 
     def entered(self, job: Job, phase: Phase) -> None:
