@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two stages: what the service needs, then what tests, load tests and benchmarks need besides.
+RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 CONFIG ?= serve_configs/laptop_dbcache.yaml
 export RAY_USAGE_STATS_ENABLED = 0
@@ -10,19 +12,24 @@ export TRANSFORMERS_VERBOSITY = error
 # Bounds in Serve's proxy, where requests arrive: raycache/front/__init__.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = raycache.front:middlewares
 
-.PHONY: install serve test lint loadtest bench bench-service clean
+.PHONY: install serve test check lint loadtest bench bench-service clean
 
 install: $(STAMP)
 
 # torch first and alone: with torch==2.13.0 satisfied, nothing below asks for another build of it.
-$(STAMP): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(0 if (3,11) <= v < (3,13) else "raycache needs Python 3.11 or 3.12, %s is %d.%d: make PYTHON=python3.11 ..." % (sys.executable, *v))'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $(RUNTIME)
+
+$(STAMP): $(RUNTIME)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,loadtest,bench]'
 	touch $(STAMP)
 
-serve: install
+# A first picture waits for nothing that only tests need.
+serve: $(RUNTIME)
 	$(BIN)/serve run $(CONFIG)
 
 # Ranks and services want the machine to themselves; unit tests share it. `python -m pytest` runs all in one process.
@@ -31,6 +38,10 @@ test: install
 	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 $(PYTEST_ARGS) || status=$$?; \
 	$(BIN)/python -m pytest tests/distributed tests/serving $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
+
+# Before each commit, below two minutes on two cores: no Ray, no model that takes long. `make test` runs all of it.
+check: lint
+	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check --no-cache .

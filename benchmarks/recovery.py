@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.serving import Answer, application, ask, machine, settings_of, show_table
-from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, wait_for
+from raycache.testing.planned_faults import PlannedFault, enable_planned_faults
 
 COLUMNS = ["fault", "detect", "kill", "rebuild", "load", "answer", "next picture", "queued jobs answered 200"]
 QUEUED = 3
@@ -48,10 +48,10 @@ def main(
     settings = settings_of(
         config,
         tiny,
-        parallel={"rank_class": "raycache.testing.faulty_rank:FaultyRank"},
         reliability={"max_restarts": 99},
         warmup=[{"size": size}],
     )
+    enable_planned_faults()
     rows: list[list[str]] = []
     with application(settings) as url, tempfile.TemporaryDirectory() as folder:
         body = {"size": size, "num_inference_steps": steps}

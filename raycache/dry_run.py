@@ -6,7 +6,6 @@ are looked for where they will be read: the builder's own node, often a head wit
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -114,13 +113,6 @@ def _contradictions(settings: AppSettings) -> Iterable[str]:
             check_size(shape.size, side=_token_side(settings), ranks=ranks, max_pixels=max(shape.size.pixels, 1))
         except RequestError as error:
             yield f"warmup: {error}"
-    module = settings.parallel.rank_class.partition(":")[0]
-    try:
-        known = importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        known = False
-    if not known:
-        yield f"parallel.rank_class: there is no module {module}"
 
 
 def _token_side(settings: AppSettings) -> int:

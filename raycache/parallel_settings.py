@@ -58,11 +58,6 @@ class ParallelSettings(Strict):
         gt=0,
         description="Process-group timeout in seconds, once warm: second line behind the watchdog.",
     )
-    rank_class: str = Field(
-        default="raycache.worker.rank:Rank",
-        pattern=r"^[\w.]+:\w+$",
-        description="`module:Class` that every rank runs; tests name one that fails on purpose.",
-    )
     nodes_may_come: bool = Field(
         default=False,
         description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",

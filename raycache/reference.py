@@ -1,6 +1,7 @@
-"""The tables of the documents, made from the settings' models, the metrics and the modules themselves.
+"""The tables of the documents, made from the settings, the metrics, the modules and the supported models themselves.
 
-python -m raycache.reference docs/operating.md docs/design.md     # rewrites what stands between the markers
+python -m raycache.reference docs/operating.md docs/design.md docs/models.md README.md
+rewrites what stands between the markers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from cache_core.block_specs import models_table
 from raycache import metrics
 from raycache.settings import AppSettings
 
@@ -26,8 +28,13 @@ __all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
 #: Explained elsewhere: the options of the cache methods.
 _ELSEWHERE = {"cache"}
 _ROOT = Path(__file__).parents[1]
-#: Rooms in the order of a request's way; what is in none of them follows.
-_ROOMS = ("front", "ingress", "engine", "gang", "worker", "models", "protocol", "cluster")
+#: Rooms in the order of a request's way, then what all of them share, then tools.
+_ROOMS = (
+    *("raycache/front", "raycache/ingress", "raycache/engine", "raycache/gang", "raycache/worker", "raycache/models"),
+    *("raycache/protocol", "raycache/presets", "raycache/cluster", "raycache"),
+    *("raycache/demo", "raycache/demo/training", "raycache/tune", "raycache/testing"),
+    *("cache_core", "cache_core/policies"),
+)
 
 
 def settings_table() -> str:
@@ -61,9 +68,7 @@ def metrics_table() -> str:
 def modules_table() -> str:
     """Every module of both packages with the first sentence of its docstring, as Markdown."""
     rows = ["| module | what it is for |", "| --- | --- |"]
-    service, core = _ROOT / "raycache", _ROOT / "cache_core"
-    folders = [*(service / room for room in _ROOMS), service, core, core / "policies"]
-    for path in (path for folder in folders for path in sorted(folder.glob("*.py"))):
+    for path in (path for room in _ROOMS for path in sorted((_ROOT / room).glob("*.py"))):
         words = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
         name = path.parent if path.stem == "__init__" else path
         sentence = re.split(r"(?<=[.?])\s", words)[0].replace("``", "`")
@@ -71,7 +76,12 @@ def modules_table() -> str:
     return "\n".join(rows)
 
 
-_TABLES = {"settings": settings_table, "metrics": metrics_table, "modules": modules_table}
+_TABLES = {
+    "settings": settings_table,
+    "metrics": metrics_table,
+    "modules": modules_table,
+    "models": models_table,
+}
 
 
 def updated(document: str) -> str:

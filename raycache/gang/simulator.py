@@ -1,4 +1,4 @@
-"""The schedule run forward on what is known of costs: when each job will start and end, and when a new one would.
+"""The schedule run forward on what is known of costs: when each job will start and end.
 
 It calls the same function as the gang's thread, so what is predicted is what will be done, as far as costs are right.
 """
@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from raycache.gang.ending import spread_s
 from raycache.gang.schedule import Accounts, CallCosts, JobState, Plan, Rules, settled
 from raycache.gang.scheduler import plan
 
-__all__ = ["Forecast", "Planner", "retry_after", "simulated"]
+__all__ = ["Forecast", "Planner", "simulated"]
 
 Planner = Callable[[Sequence[JobState], CallCosts, Rules, Accounts, float], Plan]
 
 _SOON = 1e-6
-#: A client is not told to wait longer than this; nor are more times tried than these.
-_LONGEST_S, _TRIES = 3600.0, 16
 
 
 @dataclass
@@ -92,37 +90,3 @@ def _seconds(tick: Plan, jobs: Sequence[JobState], truth: CallCosts, rules: Rule
     seconds = sum(truth.start_s(by_id[job]) for job in tick.start)
     seconds += spread_s([by_id[job] for job in tick.end], truth, rules.decoders)
     return seconds + sum(truth.call_s([by_id[job] for job in call]) for call in tick.calls)
-
-
-def retry_after(
-    new: JobState,
-    jobs: Sequence[JobState],
-    costs: CallCosts,
-    rules: Rules,
-    now: float,
-    accounts: Accounts | None = None,
-    *,
-    patience_s: float = math.inf,
-) -> int | None:
-    """Whole seconds after which ``new`` is in time and makes nobody late; 0: now. None: no time was found.
-
-    Args:
-        new: as it would be if it came now; its arrival is moved.
-        jobs: all that are there.
-        patience_s: it must be done so soon after it arrived.
-    """
-    without = simulated(jobs, costs, rules, now, accounts)
-    kept = {job for job, forecast in without.items() if forecast.drawn}
-    ends = [forecast.end - now for forecast in without.values()]
-    # Room comes where a job ends, or halfway there: by then part of the work is done.
-    waits = {0, *(math.ceil(end * part) for end in ends for part in (0.5, 1.0))}
-    tried = sorted(wait for wait in waits if wait <= _LONGEST_S)
-    if len(tried) > _TRIES:
-        tried = [tried[round(i * (len(tried) - 1) / (_TRIES - 1))] for i in range(_TRIES)]
-    for wait in tried:
-        at = now + wait
-        moved = replace(new, arrived=at, deadline=at + patience_s)
-        forecasts = simulated([*jobs, moved], costs, rules, now, accounts)
-        if forecasts[new.id].drawn and all(forecasts[job].drawn for job in kept):
-            return wait
-    return None

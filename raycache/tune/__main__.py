@@ -1,4 +1,4 @@
-"""``python -m raycache.tune --model ... --prompts ... --target-psnr ...``: measure settings, write a presets file."""
+"""``python -m raycache.tune``: measure settings on a model, write a presets file of those that hold the targets."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from skimage.metrics import structural_similarity  # at once, so that a sweep does not find it missing after an hour
 
 PSNR_CAP = 60.0
 """Equal pictures have no finite PSNR; this stands for them in means."""
@@ -20,8 +21,6 @@ def psnr(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 def ssim(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Structural similarity per picture, 1 for equal ones, of uint8 ``[pictures, height, width, 3]``."""
-    from skimage.metrics import structural_similarity
-
     pairs = zip(pictures, references, strict=True)
     return np.array([structural_similarity(one, other, channel_axis=2) for one, other in pairs])
 

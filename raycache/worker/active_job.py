@@ -17,9 +17,10 @@ from raycache.models.family import ModelFamily
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
 from raycache.tracing import RankSpans
+from raycache.worker.observer import Observer
 from raycache.worker.prompt_cache import PromptCache
 
-__all__ = ["ActiveJob", "Observer", "Place", "RankContext"]
+__all__ = ["ActiveJob", "Place", "RankContext"]
 
 _logger = logging.getLogger("raycache.rank")
 
@@ -37,17 +38,6 @@ class Place:
     def idle(self) -> None:
         """There is nothing to do."""
         self.jobs, self.phase, self.step = (), "idle", 0
-
-
-class Observer:
-    """Is told what a rank does, before it does it. This one does nothing; a test's may do anything."""
-
-    def entered(self, job: Job, phase: Phase) -> None:
-        """``job`` is in ``phase``; told once for each call of the transformer."""
-
-    def step_ends(self, job: Job, step: int, latents: torch.Tensor) -> torch.Tensor | None:
-        """A step of ``job`` (from 0) is done. Returns latents to go on with, None for these."""
-        return None
 
 
 @dataclass

@@ -7,7 +7,6 @@ collective.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -30,12 +29,13 @@ _remote: Callable[..., Any] = ray.remote
 
 @_remote(concurrency_groups={"watch": 1}, max_restarts=0, max_task_retries=0)
 class RankActor:
-    """A rank in a process of its own. Its class is imported there, so the engine's process never loads torch."""
+    """A rank in a process of its own."""
 
     def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
         quiet_libraries()
-        module, _, name = settings.parallel.rank_class.partition(":")
-        self._rank = getattr(importlib.import_module(module), name)(settings, rank, stacks)
+        from raycache.worker.rank import Rank  # here, so that the engine's process never loads torch
+
+        self._rank = Rank(settings, rank, stacks)
 
     def prepare(self) -> ModelSource:
         return self._rank.prepare()

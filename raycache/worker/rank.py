@@ -25,8 +25,9 @@ from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.protocol.heartbeat import Heartbeat
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
-from raycache.worker.active_job import Observer, Place, RankContext
+from raycache.worker.active_job import Place, RankContext
 from raycache.worker.job_runner import JobRunner
+from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
 from raycache.worker.prompt_cache import PromptCache
 
@@ -100,7 +101,7 @@ class Rank:
             self._settings.parallel.overlaps_decoding,
             PromptCache(self._settings.parallel.prompt_cache_bytes),
             self._place,
-            self._observer(),
+            observer_of(self._rank),
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()
@@ -127,10 +128,6 @@ class Rank:
             device_memory=torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0,
             collective_wait_s=round(place.collective_wait_s, 3),
         )
-
-    def _observer(self) -> Observer:
-        """Told of each thing that is done; for tests."""
-        return Observer()
 
     def _claim_thread(self) -> None:
         """Methods with concurrency groups run on another thread than ``__init__``; these settings are per thread."""

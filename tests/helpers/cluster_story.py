@@ -24,7 +24,7 @@ from raycache.app import build
 from raycache.gang.placement import placement_bundles
 from raycache.protocol.schemas import EngineStatus
 from raycache.settings import AppSettings
-from raycache.testing.faulty_rank import PlannedFault
+from raycache.testing.planned_faults import PlannedFault, enable_planned_faults
 
 #: A node is dead after so many missed checks, one a second; generous, for a busy machine.
 _CHECKS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 0}
@@ -62,7 +62,6 @@ def settings(model: str) -> AppSettings:
                 "rank_gpus": 1,
                 "accelerator_type": "L20",
                 "threads_per_rank": 1,
-                "rank_class": "raycache.testing.faulty_rank:FaultyRank",
                 "max_active_jobs": 1,
             },
             "cache": {"type": "none"},
@@ -81,6 +80,7 @@ def nodes_of(statuses: list[EngineStatus]) -> list[list[str]]:
 
 def main(model: str) -> dict[str, Any]:
     """What was seen."""
+    enable_planned_faults()
     cluster = Cluster(
         initialize_head=True,
         head_node_args={

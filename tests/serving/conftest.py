@@ -24,11 +24,10 @@ from raycache.gang.gang import Gang
 from raycache.protocol.job import Job
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines
+from raycache.testing.planned_faults import enable_planned_faults
 from tests.helpers.jobs import make_job
 from tests.helpers.starting import started
 
-#: A rank that draws like any other, and fails where a prompt says so.
-FAULTY = "raycache.testing.faulty_rank:FaultyRank"
 #: Of the jobs that tests hand to a gang themselves.
 CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
 LONG = 5000  # steps: longer than any test waits
@@ -48,9 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A Ray of our own; CPUs and GPUs are numbers that the scheduler believes."""
-
+    """A Ray of our own, whose ranks fail where a prompt says so; its CPUs and GPUs are only numbers."""
     os.environ[VARIABLE] = CALLBACK  # as `make serve` and the image do; Serve's proxy inherits it
+    enable_planned_faults()
 
     def start() -> None:
         ray.init(
@@ -103,7 +102,6 @@ def wait_until(what: Callable[[], bool], timeout: float = 60.0) -> float:
 def gang(local_ray: None, gang_settings: Callable[..., AppSettings]) -> Iterator[Gang]:
     """Two ranks that several files break and share: each start costs seconds."""
     settings = gang_settings(
-        parallel={"rank_class": FAULTY},
         warmup=[{"size": "64x64"}],
         cache=CACHE.model_dump(),
         reliability={"watchdog_floor_s": 2.0, "max_restarts": 99},
@@ -152,7 +150,7 @@ def flux(http: str, gang_settings: Callable[..., AppSettings]) -> Iterator[str]:
     """The application as a user runs it, with a tiny model and two engines of two ranks; its URL."""
     settings = gang_settings(
         # One job at a time, so that what waits, and for what, is known; many at once: `test_gang_many_jobs.py`.
-        parallel={"engine_cpus": 0.2, "rank_class": FAULTY, "max_active_jobs": 1},
+        parallel={"engine_cpus": 0.2, "max_active_jobs": 1},
         ingress={"num_cpus": 0.1},
         cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
         defaults={"size": "64x64", "num_inference_steps": 6},

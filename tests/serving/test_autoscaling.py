@@ -13,10 +13,9 @@ import ray
 from ray import serve
 
 from raycache.app import build
-from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, readiness, wait_for
+from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.starting import started
-from tests.serving.conftest import FAULTY
 from tests.serving.test_http_app import ASK, URL, pixels
 
 #: Longer than any prediction made from pictures that do not sleep.
@@ -31,7 +30,6 @@ def url(http: str, gang_settings: Callable[..., Any]) -> Iterator[str]:
             "engine_cpus": 0.2,
             "rank_gpus": 1,
             "accelerator_type": "L20",
-            "rank_class": FAULTY,
             "max_active_jobs": 1,
         },
         ingress={"num_cpus": 0.1},

@@ -14,15 +14,15 @@ from cache_core import DBCacheOptions, NoCacheOptions
 from raycache.gang.gang import Gang
 from raycache.protocol.job import DeadlineExceeded, JobCancelled, JobFailed, JobOutput
 from raycache.settings import AppSettings
-from raycache.testing.faulty_rank import PlannedFault
-from tests.serving.conftest import CACHE, FAULTY, LONG, job, started_gang, wait_until
+from raycache.testing.planned_faults import PlannedFault
+from tests.serving.conftest import CACHE, LONG, job, started_gang, wait_until
 
 
 @pytest.fixture(scope="module")
 def gang(local_ray: None, gang_settings: Callable[..., AppSettings]) -> Iterator[Gang]:
     """Its warm-up has taught it that a row more costs less than a call. It decodes as ranks on GPUs do."""
     settings = gang_settings(
-        parallel={"rank_class": FAULTY, "overlap_decoding": True},
+        parallel={"overlap_decoding": True},
         warmup=[{"size": "64x64"}, {"size": "64x64", "n": 4}],
         cache=CACHE.model_dump(),
         reliability={"watchdog_floor_s": 3.0, "max_restarts": 99},

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 
-from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import wait_for
+from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.asking import ASK, URL, scraped
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "raycache.json"

@@ -17,10 +17,9 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, engines_now, kill_engine, rank_pids, wait_for
+from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.asking import ASK, URL, pixels, scraped
-from tests.serving.conftest import FAULTY
 
 SECRET = "a crimson walrus"
 KEY, WRONG_KEY = "sk-marmalade-4711", "sk-porcupine-0815"
@@ -36,7 +35,7 @@ def deploy(
     keys.write_text(f"{KEY}\n")
     args = gang_settings(
         ranks=1,
-        parallel={"engine_cpus": 0.2, "rank_class": FAULTY, "max_active_jobs": 1},
+        parallel={"engine_cpus": 0.2, "max_active_jobs": 1},
         ingress={"num_cpus": 0.1, "api_keys_file": str(keys)},
         cache={"type": "DBCache", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2},
         defaults={"size": "64x64", "num_inference_steps": 6},

@@ -54,8 +54,6 @@ def test_what_works_is_built():
         ({"model": {"presets": "/no/presets.yaml"}}, "/no/presets.yaml"),
         ({"ingress": {"api_keys_file": "/no/keys"}}, "/no/keys"),
         ({"parallel": {"ranks_per_replica": 3}}, "legal values: 1, 2, 4"),
-        ({"parallel": {"rank_class": "raycache.ranks:Rank"}}, "raycache.ranks"),
-        ({"parallel": {"rank_class": "nowhere.at.all:Rank"}}, "nowhere.at.all"),
         ({"cache": {"type": "DBCache", "Fn_compute_blocks": 60}}, "Fn_compute_blocks"),
         ({"cache": {"type": "DBPrune", "Fn_compute_blocks": 8, "Bn_compute_blocks": 50}}, "Bn_compute_blocks"),
         ({"defaults": {"size": "130x128"}}, "130x128"),

@@ -1,9 +1,11 @@
-"""The rooms of `raycache`, and who may know whom: imports point down only."""
+"""The rooms of `raycache`, and who may know whom: imports point down only, and only ranks load torch."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +73,12 @@ def test_imports_point_down_only(path: Path):
         other = name.split(".")[1]
         if (ROOT / "raycache" / other).is_dir() or (ROOT / "raycache" / f"{other}.py").is_file():
             assert other == own or other in MAY_IMPORT.get(own, set()), f"{own} imports {name}"
+
+
+def test_ingress_engine_and_builder_start_without_torch():
+    """It takes seconds to import, in which requests would wait for an ingress that is not there."""
+    code = "import raycache.app, raycache.front, raycache.engine.engine, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 def test_the_arrows_make_no_circle():

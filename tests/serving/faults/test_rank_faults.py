@@ -13,7 +13,7 @@ from raycache.gang.gang import Gang
 from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import JobFailed
 from raycache.size import Size
-from raycache.testing.faulty_rank import PlannedFault
+from raycache.testing.planned_faults import PlannedFault
 from tests.serving.conftest import job, wait_until
 
 

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from ray.util import placement_group_table
 
-from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import (
     engines,
     engines_now,
@@ -26,6 +25,7 @@ from raycache.testing.inject import (
     readiness,
     wait_for,
 )
+from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.asking import ASK, ENDLESS, being_drawn, draw, pixels, scraped, sent, streamed
 from tests.helpers.hostile import Hostile, bodies, check, oddities
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cache_core.blocks import find_blocks
-from raycache.demo import drawer as drawer_module
-from raycache.demo.drawer import Drawer, close_gates, grow, pack, token_positions
-from raycache.demo.latents import Latents
-from raycache.demo.transformer_training import Stage, flow_loss, rate_at, train_stage
+from raycache.demo.training import drawer as drawer_module
+from raycache.demo.training.drawer import Drawer, close_gates, grow, pack, token_positions
+from raycache.demo.training.latents import Latents
+from raycache.demo.training.transformer import Stage, flow_loss, rate_at, train_stage
 
 WORDS = (44, 27)
 STAGE = Stage("tiny", 1, 1, 6, 2, 1e-3, 2, 0.1, 0.0, 3)

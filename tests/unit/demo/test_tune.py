@@ -24,9 +24,9 @@ FAMILY = Family("FB", tuple(FBCacheOptions(warmup_steps=1, residual_diff_thresho
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    from raycache.demo.drawer import Drawer
-    from raycache.demo.export import make_pipeline
-    from raycache.demo.parts import make_autoencoder
+    from raycache.demo.training.drawer import Drawer
+    from raycache.demo.training.export import make_pipeline
+    from raycache.demo.training.parts import make_autoencoder
 
     torch.manual_seed(0)
     drawer = Drawer(1, 2, 28, 27)

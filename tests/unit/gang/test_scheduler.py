@@ -1,47 +1,21 @@
-"""The step scheduler: what its plans promise, judged by oracles that share nothing with it but the jobs' numbers."""
+"""Whose turn it is: what plans promise, judged by oracles that share nothing with the scheduler but jobs' numbers."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycache.gang.schedule import Accounts, JobState, Plan, Rules
+from raycache.gang.schedule import Accounts, Rules
 from raycache.gang.scheduler import plan
-from raycache.gang.simulator import retry_after, simulated
 from tests.helpers.plain_costs import PlainCosts as Costs
 from tests.helpers.plain_costs import plain_job as job
-
-PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
-ALONE = Rules(max_rows=1, max_active=1000)
-
-
-def ran(jobs, costs, rules):
-    """Forecasts, and the ticks as (begin, end, plan)."""
-    ticks: list[tuple[float, float, Plan]] = []
-    told = simulated(jobs, costs, rules, 0.0, on_tick=lambda *tick: ticks.append(tick))
-    return told, ticks
-
-
-@st.composite
-def traces(draw, deadlines: bool = False, callers: str = "a", most: int = 7) -> list[JobState]:
-    """Jobs of whole seconds of work, so that sums are exact."""
-    jobs = []
-    for i in range(draw(st.integers(1, most))):
-        arrived = float(draw(st.integers(0, 20)))
-        calls, tokens = draw(st.integers(1, 8)), float(draw(st.integers(1, 3)))
-        slack = draw(st.integers(0, 25)) if deadlines and draw(st.booleans()) else math.inf
-        deadline = arrived + calls * tokens + slack
-        key = draw(st.sampled_from(["dbcache", "dbprune", None]))
-        caller = draw(st.sampled_from(callers))
-        jobs.append(job(f"j{i}", calls, tokens, arrived, deadline=deadline, joins=key, caller=caller))
-    return jobs
+from tests.helpers.schedules import ALONE, PROPERTY, one_plan, ran, traces
 
 
 @given(traces(callers="abc"))
@@ -190,57 +164,12 @@ def test_equal_inputs_give_an_equal_plan(jobs, random):
     assert plan(shuffled, costs, rules, Accounts(dict(reversed(accounts.got.items()))), 21.0) == once
 
 
-@given(traces(callers="abc"), st.integers(1, 8))
-@PROPERTY
-def test_calls_join_only_on_equal_keys(jobs, most_rows):
-    by_id = {one.id: one for one in jobs}
-    _, ticks = ran(jobs, Costs(fixed=3.0), Rules(max_rows=most_rows, max_stretch=100))
-    for _, _, tick in ticks:
-        for call in tick.calls:
-            assert len(set(call)) == len(call)
-            assert len(call) == 1 or len({(by_id[each].shape, by_id[each].joins) for each in call}) == 1
-            assert len(call) == 1 or by_id[call[0]].joins is not None
-
-
-def one_plan(jobs, costs, **rules) -> Plan:
-    return plan(jobs, costs, Rules(**rules), Accounts().present({each.caller for each in jobs}), 0.0)
-
-
-def test_calls_join_only_where_that_is_cheaper():
-    pair = [job("a", 4, joins="k"), job("b", 4, joins="k")]
-    assert one_plan(pair, Costs(fixed=1.0)).calls == (("a", "b"),)
-    assert one_plan(pair, Costs(fixed=0.0)).calls == (("a",),)
-    assert one_plan(pair, Costs(fixed=1.0, limit=1)).calls == (("a",),)
-    assert one_plan(pair, Costs(fixed=1.0), max_stretch=1.2).calls == (("a",),)
-    assert one_plan([replace(each, rows=3) for each in pair], Costs(fixed=1.0), max_rows=5).calls == (("a",),)
-
-
 def test_one_that_came_along_to_its_end_need_not_wait_for_its_callers_turn():
     jobs = [job("a", 9, calls_done=1), *(job(f"b{i}", 4, calls_done=4, caller="rider") for i in range(2))]
     accounts = Accounts().present({"", "rider"}).charged({"rider": 9.0})
     told = [plan(jobs, Costs(row=1.0, end=end), Rules(), accounts, 0.0) for end in (0.5, 1.5)]
     assert [(tick.calls, tick.end) for tick in told] == [((("a",),), ("b0",)), ((("a",),), ())]
     assert plan([*jobs, job("c", 4, calls_done=4)], Costs(row=1.0, end=0.5), Rules(), accounts, 0.0).end == ("c",)
-
-
-def test_a_call_that_reuses_much_may_be_joined_by_one_that_does_not():
-    """0.3 and 1 s alone, 1.18 s together: much longer than the first, but less than one after the other."""
-
-    class Shared(Costs):
-        def call_s(self, jobs: Sequence[JobState]) -> float:
-            return 0.4 * max(each.share for each in jobs) + 0.6 * sum(each.share for each in jobs)
-
-    pair = [job("a", 4, joins="k", share=0.3), job("b", 9, joins="k", calls_done=1)]
-    assert one_plan(pair, Shared()).calls == (("a", "b"),)
-    assert one_plan(pair, Shared(), max_stretch=1.1).calls == (("a",),)
-
-
-def test_a_call_does_not_grow_so_much_that_a_deadline_breaks():
-    jobs = [job("a", 2, joins="k", deadline=4.0), *(job(f"b{i}", 9, joins="k") for i in range(5))]
-    calls = one_plan(jobs, Costs(fixed=1.0, row=1.0), max_stretch=9, min_gain=0).calls
-    assert calls == (("a",),)
-    jobs[0] = replace(jobs[0], deadline=7.0)
-    assert len(one_plan(jobs, Costs(fixed=1.0, row=1.0), max_stretch=9, min_gain=0).calls[0]) == 4
 
 
 def test_memory_bounds_the_active_jobs_and_the_largest_gets_its_turn():
@@ -251,16 +180,6 @@ def test_memory_bounds_the_active_jobs_and_the_largest_gets_its_turn():
     assert tick.calls == (("a",),)
     assert not tick.start  # b waits for its memory, and c does not take it away
     assert one_plan(jobs[1:], Costs(held=held), memory_bytes=5.0).start == ("b",)  # alone, whatever it needs
-
-
-def test_jobs_that_come_along_leave_the_last_place_free():
-    jobs = [job(f"long{i}", 50, joins="k") for i in range(5)]
-    costs = Costs(fixed=1.0, row=0.01)
-    tick = one_plan(jobs, costs, max_active=3)
-    assert tick.start == ("long0", "long1")
-    jobs = [replace(one, calls_done=1 if one.id in tick.start else None) for one in jobs]
-    assert one_plan([*jobs, job("short", 2)], costs, max_active=3).start == ("short",)
-    assert not one_plan(jobs, costs, max_active=3).start
 
 
 def test_late_and_unwanted_jobs_are_aborted():
@@ -308,17 +227,6 @@ def test_a_flood_does_not_drown_another_caller(joins, allowed_s):
     told, _ = ran([*flood, *calm], costs, Rules())
     took = [told[each.id].end - each.arrived for each in calm]
     assert statistics.quantiles(took, n=20)[-1] <= 3 * alone
-
-
-def test_retry_after_is_true():
-    costs = Costs()
-    busy = [job("a", 30, deadline=30.5)]
-    new = job("new", 10)
-    assert retry_after(new, busy, costs, ALONE, 0.0, patience_s=100.0) == 0  # behind it
-    wait = retry_after(new, busy, costs, ALONE, 0.0, patience_s=12.0)
-    assert wait is not None
-    assert 18 <= wait <= 30
-    assert retry_after(new, busy, costs, ALONE, 0.0, patience_s=9.0) is None
 
 
 def test_rules_and_ids_that_cannot_work_are_refused():

@@ -16,8 +16,9 @@ from raycache.gang.agreement import agreed
 from raycache.models.flux import FluxFamily
 from raycache.protocol.job import Job, JobOutput
 from raycache.protocol.tick import Tick, TickReport
-from raycache.worker.active_job import Observer, RankContext
+from raycache.worker.active_job import RankContext
 from raycache.worker.job_runner import JobRunner
+from raycache.worker.observer import Observer
 from raycache.worker.prompt_cache import PromptCache
 from tests.helpers.flux_pipe import load
 from tests.helpers.jobs import make_job

@@ -1,4 +1,4 @@
-"""``python -m raycache.demo.train --out DIR``: draw the data, train the demonstration model, write its folder."""
+"""``python -m raycache.demo.training --out DIR``: draw the data, train the demonstration model, write its folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from raycache.demo.autoencoder_training import load_autoencoder, polish_decoder, train_autoencoder
-from raycache.demo.latents import OTHER_SIZES, Latents, encode_scenes, load_latents, save_latents
-from raycache.demo.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
-from raycache.demo.transformer_training import Stage, load_average, train_stage
+from raycache.demo.training.autoencoder import load_autoencoder, polish_decoder, train_autoencoder
+from raycache.demo.training.latents import OTHER_SIZES, Latents, encode_scenes, load_latents, save_latents
+from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
+from raycache.demo.training.transformer import Stage, load_average, train_stage
 from raycache.demo.words import make_tokenizers
 
 PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "decoder", "export")
@@ -49,7 +49,7 @@ def main(
 ) -> None:
     """Train the demonstration model; run the same command again to go on where it stopped.
 
-    Under ``torchrun --nproc-per-node N -m raycache.demo.train ...`` the transformer's batches are divided over N
+    Under ``torchrun --nproc-per-node N -m raycache.demo.training ...`` the transformer's batches are divided over N
     processes.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def main(
     if "decoder" in chosen:
         watch("decoder", decoder_steps, polish_decoder(out, decoder_steps, device, seed))
     if "export" in chosen:
-        from raycache.demo.export import export_model
+        from raycache.demo.training.export import export_model
 
         print(export_model(out, out / "flux_tiny"))
 

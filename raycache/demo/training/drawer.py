@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from raycache.demo.parts import LAYERS, SINGLE_LAYERS, make_text_encoders, make_transformer
+from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS, make_text_encoders, make_transformer
 
 
 class Drawer(nn.Module):

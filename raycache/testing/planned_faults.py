@@ -1,4 +1,4 @@
-"""A rank that fails where a prompt tells it to: ``parallel.rank_class: raycache.testing.faulty_rank:FaultyRank``.
+"""Ranks that fail where a prompt tells them to, once :func:`enable_planned_faults` was called before Ray started.
 
 Signals from outside cannot hit "in step 3" or "while decoding"; a rank can hit itself there exactly.
 """
@@ -15,16 +15,15 @@ from pydantic import BaseModel, ConfigDict
 
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job
-from raycache.worker.active_job import Observer
-from raycache.worker.rank import Rank
+from raycache.worker.observer import VARIABLE, Observer
 
-__all__ = ["FaultyRank", "PlannedFault"]
+__all__ = ["PlannedFault", "PlannedFaults", "enable_planned_faults"]
 
 _MARK = " ##fault "
 
 
 class PlannedFault(BaseModel):
-    """What one rank shall do to itself in a job.
+    """What one rank does to itself in a job.
 
     Attributes:
         kind: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``sleep`` (in Python), ``raise`` (RuntimeError), ``oom``, ``nan``
@@ -69,16 +68,17 @@ class PlannedFault(BaseModel):
             os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGSTOP)
 
 
-class FaultyRank(Rank):
-    """Does what :meth:`PlannedFault.prompt` says; draws like any other rank where a prompt says nothing."""
+def enable_planned_faults() -> None:
+    """Every rank of a Ray that this process starts from now on does what prompts say.
 
-    def _observer(self) -> Observer:
-        return _PlannedFaults(self._rank)
+    They draw like any other where a prompt says nothing. :func:`raycache.worker.observer.observer_of` says why a
+    variable of the environment carries it.
+    """
+    os.environ[VARIABLE] = f"{PlannedFaults.__module__}:{PlannedFaults.__name__}"
 
 
-class _PlannedFaults(Observer):
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+class PlannedFaults(Observer):
+    """Does to its rank what :meth:`PlannedFault.prompt` says."""
 
     def entered(self, job: Job, phase: Phase) -> None:
         if phase != "denoise" and (plan := self._plan(job)) is not None and plan.at == phase:
@@ -93,4 +93,4 @@ class _PlannedFaults(Observer):
 
     def _plan(self, job: Job) -> PlannedFault | None:
         plans = map(PlannedFault.model_validate_json, job.prompt.split(_MARK)[1:])
-        return next((plan for plan in plans if plan.rank == self._rank), None)
+        return next((plan for plan in plans if plan.rank == self.rank), None)

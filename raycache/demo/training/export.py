@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from raycache.demo.autoencoder_training import load_autoencoder
-from raycache.demo.drawer import Drawer
-from raycache.demo.latents import load_latents
 from raycache.demo.noise import MARKER, make_readable
-from raycache.demo.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
-from raycache.demo.transformer_training import load_average
+from raycache.demo.training.autoencoder import load_autoencoder
+from raycache.demo.training.drawer import Drawer
+from raycache.demo.training.latents import load_latents
+from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
+from raycache.demo.training.transformer import load_average
 from raycache.demo.words import make_tokenizers
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from raycache.demo.parts import make_autoencoder
+from raycache.demo.training.parts import make_autoencoder
 from raycache.demo.world import random_scene, render
 
 if TYPE_CHECKING:

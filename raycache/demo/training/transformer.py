@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from cache_core.blocks import find_blocks
-from raycache.demo.drawer import Drawer, grow
-from raycache.demo.latents import Latents, told_forward
+from raycache.demo.training.drawer import Drawer, grow
+from raycache.demo.training.latents import Latents, told_forward
 
 GUIDANCE = (1.0, 10.0)
 """Guidance is drawn from this range and decides nothing, so that no value a request names can spoil a picture."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from raycache.demo.autoencoder_training import as_input
-from raycache.demo.drawer import pack
-from raycache.demo.parts import TEXT_TOKENS
+from raycache.demo.training.autoencoder import as_input
+from raycache.demo.training.drawer import pack
+from raycache.demo.training.parts import TEXT_TOKENS
 from raycache.demo.words import forward, make_tokenizers
 from raycache.demo.world import loose_caption, random_scene, render
 
