@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,50 +21,18 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.quality_settings import Setting, settings
+from benchmarks.quality_table import OURS, PEER, SAME, STEPS, Row, draw_plot, table
 from benchmarks.workload import sharing_weights
 from cache_core.blocks import find_blocks
 from cache_core.options import NoCacheOptions
 from raycache.demo import demo_model_path
 from raycache.demo.evaluate import held_out_scenes, load
 from raycache.demo.judge import judge, shares
-from raycache.demo.world import Scene
 from raycache.size import Size
 from raycache.tune.measures import feature_distance, psnr, ssim
 from raycache.tune.sweep import Job, draw
 
-STEPS = 28
 MARK = "<!-- quality table -->"
-OURS, SAME, PEER = "raycache", "raycache, same captions", "cache-dit 1.5.3"
-"""All captions with ours; those that the peer draws with ours, at the same threshold; with the peer, at that share."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        who: :data:`OURS`, :data:`SAME` or :data:`PEER`.
-        setting: name.
-        threshold: in force.
-        tuned: the threshold is not the published one.
-        share: of blocks computed, 0 to 1.
-        psnr: dB, mean.
-        ssim: mean.
-        distance: mean (see ``raycache.tune.measures.feature_distance``).
-        accuracy: share of pictures that the judge reads as asked (colour, shape, relation, background).
-        seconds: a picture.
-    """
-
-    who: str
-    setting: str
-    threshold: float
-    tuned: bool
-    share: float
-    psnr: float
-    ssim: float
-    distance: float
-    accuracy: float
-    seconds: float
 
 
 Draw = Callable[[Job, float], tuple[np.ndarray, float, float]]
@@ -85,42 +53,20 @@ def main(
     end = time.monotonic() + 60 * minutes
     work.mkdir(parents=True, exist_ok=True)
     pipe = load(str(demo_model_path()) if model == "demo" else model)
-    scenes = held_out_scenes(prompts, seed=3)
-    job = Job(tuple(scene.caption for scene in scenes), STEPS, Size(128, 128), batch)
     known = Known(work / f"rows-{prompts}-{peer_prompts}.jsonl")
-    references, _, seconds = draw(pipe, job, NoCacheOptions())
-    accuracy = shares([judge(scene, picture) for scene, picture in zip(scenes, references, strict=True)])["all_right"]
-    known.add(Row(OURS, "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, accuracy, seconds))
-    first = [judge(scene, picture) for scene, picture in zip(scenes, references[:peer_prompts], strict=False)]
-    known.add(Row(SAME, "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, shares(first)["all_right"], seconds))
+    bench = Bench(pipe, prompts, batch, known)
+    bench.uncached(peer_prompts)
     chosen = sorted(settings(), key=lambda setting: (setting.preset is not None, setting.share is None))
+    theirs = [setting for setting in chosen if setting.peer]
     for setting in track(chosen, description="ours", console=Console(stderr=True)):
         if time.monotonic() > end:
             break
-        drawn = lambda job, threshold, options=setting.options: draw(pipe, job, options(threshold))  # noqa: E731
-        row = known.get(OURS, setting.name)
-        if row is None:
-            threshold = setting.threshold if setting.share is None else find_threshold(drawn, job, setting.share)
-            row = measure(pipe, drawn, job, scenes, references, setting, OURS, threshold)
-        known.add(row)
-    few = Job(job.prompts[:peer_prompts], STEPS, Size(128, 128), 1)
-    theirs = [setting for setting in chosen if setting.peer]
-    whole = pipe.transformer
+        bench.ours(setting)
     for setting in track(theirs, description="cache-dit", console=Console(stderr=True)):
         mine = known.get(OURS, setting.name)
         if mine is None or time.monotonic() > end:
             break
-        same = known.get(SAME, setting.name)
-        if same is None:
-            drawn = lambda job, threshold, options=setting.options: draw(pipe, job, options(threshold))  # noqa: E731
-            few_of_ours = replace(few, batch=batch)
-            same = measure(pipe, drawn, few_of_ours, scenes, references, setting, SAME, mine.threshold)
-            known.add(same)
-        if known.get(PEER, setting.name) is None:
-            drawn = peer(pipe, whole, setting)
-            threshold = find_threshold(drawn, few, same.share, prompts=8)
-            known.add(measure(pipe, drawn, few, scenes, references, setting, PEER, threshold))
-            pipe.transformer = whole
+        bench.beside_peer(setting, mine.threshold, peer_prompts)
     rows = known.rows
     text = table(rows, prompts, peer_prompts, batch)
     if missing := len(settings()) + 2 * len(theirs) + 2 - len(rows):
@@ -149,32 +95,66 @@ class Known:
                 file.write(json.dumps(asdict(row)) + "\n")
 
 
-def measure(
-    pipe: Any,
-    drawn: Draw,
-    job: Job,
-    scenes: list[Scene],
-    references: np.ndarray,
-    setting: Setting,
-    who: str,
-    threshold: float,
-) -> Row:
-    """Draw the job at a threshold, and judge the pictures."""
-    pictures, computed, seconds = drawn(job, threshold)
-    count = len(pictures)
-    verdicts = [judge(scene, picture) for scene, picture in zip(scenes[:count], pictures, strict=True)]
-    return Row(
-        who,
-        setting.name,
-        round(threshold, 4),
-        threshold != setting.threshold,
-        computed,
-        float(psnr(pictures, references[:count]).mean()),
-        float(ssim(pictures, references[:count]).mean()),
-        float(feature_distance(pipe.vae, pictures, references[:count]).mean()),
-        shares(verdicts)["all_right"],
-        seconds,
-    )
+class Bench:
+    """Measures settings on held-out captions of one model; rows that are known are left as they are."""
+
+    def __init__(self, pipe: Any, prompts: int, batch: int, known: Known) -> None:
+        self._pipe, self._known = pipe, known
+        self._scenes = held_out_scenes(prompts, seed=3)
+        self._job = Job(tuple(scene.caption for scene in self._scenes), STEPS, Size(128, 128), batch)
+        self._references, _, self._seconds = draw(pipe, self._job, NoCacheOptions())
+
+    def uncached(self, peer_prompts: int) -> None:
+        """The rows of the references: all of them, and those of the captions that the peer draws."""
+        verdicts = [judge(scene, image) for scene, image in zip(self._scenes, self._references, strict=True)]
+        for who, own in ((OURS, verdicts), (SAME, verdicts[:peer_prompts])):
+            accuracy = shares(own)["all_right"]
+            self._known.add(Row(who, "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, accuracy, self._seconds))
+
+    def ours(self, setting: Setting) -> None:
+        """All captions, with our cache."""
+        if self._known.get(OURS, setting.name) is None:
+            drawn, threshold = self._drawn(setting), setting.threshold
+            if setting.share is not None:
+                threshold = find_threshold(drawn, self._job, setting.share)
+            self._known.add(self._measured(drawn, self._job, setting, OURS, threshold))
+
+    def beside_peer(self, setting: Setting, threshold: float, prompts: int) -> None:
+        """The first captions with our cache at the threshold of all, and with the peer's at the share of blocks that
+        ours computes."""
+        same = self._known.get(SAME, setting.name)
+        few = replace(self._job, prompts=self._job.prompts[:prompts])
+        if same is None:
+            same = self._measured(self._drawn(setting), few, setting, SAME, threshold)
+            self._known.add(same)
+        if self._known.get(PEER, setting.name) is None:
+            whole, alone = self._pipe.transformer, replace(few, batch=1)
+            drawn = peer(self._pipe, whole, setting)
+            threshold = find_threshold(drawn, alone, same.share, prompts=8)
+            self._known.add(self._measured(drawn, alone, setting, PEER, threshold))
+            self._pipe.transformer = whole
+
+    def _drawn(self, setting: Setting) -> Draw:
+        return lambda job, threshold: draw(self._pipe, job, setting.options(threshold))
+
+    def _measured(self, drawn: Draw, job: Job, setting: Setting, who: str, threshold: float) -> Row:
+        """Draw the job at a threshold, and judge the pictures."""
+        pictures, computed, seconds = drawn(job, threshold)
+        count = len(pictures)
+        references = self._references[:count]
+        verdicts = [judge(scene, picture) for scene, picture in zip(self._scenes[:count], pictures, strict=True)]
+        return Row(
+            who,
+            setting.name,
+            round(threshold, 4),
+            threshold != setting.threshold,
+            computed,
+            float(psnr(pictures, references).mean()),
+            float(ssim(pictures, references).mean()),
+            float(feature_distance(self._pipe.vae, pictures, references).mean()),
+            shares(verdicts)["all_right"],
+            seconds,
+        )
 
 
 def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts: int = 2) -> float:
@@ -208,65 +188,6 @@ def peer(pipe: Any, whole: torch.nn.Module, setting: Setting) -> Draw:
         return pictures, calls[0] / (blocks * job.steps * len(job.prompts)), seconds
 
     return run
-
-
-def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
-    """The rows as Markdown, ours before the peer's row of the same setting."""
-    lines = [
-        f"{prompts} held-out captions (cache-dit, and ours in the row above it: the first {peer_prompts}), "
-        f"{STEPS} steps, 128x128, float32. "
-        f"Seconds are of the processor, {torch.get_num_threads()} thread(s); ours drawn {batch} at a time, cache-dit "
-        "one at a time, so they compare only within one of the two.",
-        "",
-        "| setting | threshold | blocks computed | PSNR dB | SSIM | distance | accuracy | s a picture |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    order = {row.setting: index for index, row in reversed(list(enumerate(rows)))}
-    for row in sorted(rows, key=lambda row: (order[row.setting], (OURS, SAME, PEER).index(row.who))):
-        named = {
-            OURS: row.setting,
-            SAME: f"&nbsp;&nbsp;the first {peer_prompts}",
-            PEER: f"&nbsp;&nbsp;{PEER}, same share",
-        }
-        name = named[row.who]
-        threshold = "" if row.setting == "uncached" else f"{row.threshold:g}{' (re-tuned)' if row.tuned else ''}"
-        figures = f"{row.share:.1%} | {row.psnr:.1f} | {row.ssim:.4f} | {row.distance:.4f} | {row.accuracy:.1%}"
-        seconds = f"{row.seconds:.2f}" if row.seconds else "-"
-        lines.append(f"| {name} | {threshold} | {figures} | {seconds} |")
-    return "\n".join(lines) + "\n"
-
-
-def _kind(row: Row) -> str:
-    """The part of a plot's label that tells a row's group from the others of its ``who``."""
-    if row.who != OURS:
-        return ""
-    return "forecast" if "forecast" in row.setting else "presets" if "preset" in row.setting else "ours"
-
-
-def draw_plot(rows: list[Row], path: Path) -> None:
-    """Quality over the share of blocks computed, ours and the peer's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    groups = (
-        (OURS, "ours", ".", "C0"),
-        (SAME, "ours, the captions that cache-dit drew", "o", "C0"),
-        (PEER, PEER, "x", "C3"),
-        (OURS, "ours, forecast", "s", "C2"),
-        (OURS, "ours, presets", "D", "C1"),
-    )
-    for who, label, marker, colour in groups:
-        chosen = [row for row in rows if row.who == who and row.setting != "uncached" and label.endswith(_kind(row))]
-        axes.scatter([row.share for row in chosen], [row.psnr for row in chosen], marker=marker, c=colour, label=label)
-    axes.set(xlabel="share of blocks computed", ylabel="PSNR to the uncached picture, dB")
-    axes.set_title("Quality against computation, bundled model, 28 steps, 128x128")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from cache_core.callers import AlsoPipeline
 from cache_core.compiled import compile_context, unwrap_compiled
 from cache_core.hooks import Attachment, attachment_of
 from cache_core.opening import session_of
-from cache_core.options import check_block_count, option_names, parse_options
+from cache_core.options import CacheOptions, check_block_count, option_names, parse_options
 from cache_core.other_caches import check_no_other_cache
 from cache_core.parallel_group import find_group
 from cache_core.published import translated
@@ -48,7 +48,7 @@ class _CachedPipeline(AlsoPipeline):
 
 
 class _Setup:
-    options: Any
+    options: CacheOptions
     group: dist.ProcessGroup | None
 
     def __init__(self, original: type) -> None:
@@ -89,13 +89,29 @@ def apply_cache_on_pipe(
             graphs.
     """
     _check_is_pipeline(pipe, "apply_cache_on_pipe")
-    cache_type = CacheType(cache_type)
-    options, legal = translated(options), option_names(cache_type)
+    parsed = _parsed(CacheType(cache_type), options)
+    attached = _attached(pipe, parsed)
+    if not isinstance(pipe, _CachedPipeline):
+        pipe._raycache = _Setup(type(pipe))
+        pipe.__class__ = _cached_class(type(pipe))
+    setup = pipe._raycache
+    setup.options, setup.group = parsed, group
+    setup.attached += attached
+    return pipe
+
+
+def _parsed(cache_type: CacheType, given: dict[str, Any]) -> CacheOptions:
+    """Options from their published names. Raises ValueError for those that the method does not have."""
+    options, legal = translated(given), option_names(cache_type)
     if unknown := [name for name in options if name not in legal]:
         near = difflib.get_close_matches(unknown[0], legal, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"{cache_type} has no option {unknown[0]!r}{hint}; it has {', '.join(legal) or 'none'}")
-    parsed = parse_options({"type": str(cache_type), **options})
+    return parse_options({"type": str(cache_type), **options})
+
+
+def _attached(pipe: DiffusionPipeline, options: CacheOptions) -> list[Attachment]:
+    """Hooks on those transformers of ``pipe`` that have none, if all can be cached with ``options``; else on none."""
     attached: list[Attachment] = []
     try:
         for transformer in _transformers(pipe).values():
@@ -105,19 +121,13 @@ def apply_cache_on_pipe(
             if attachment is None:
                 attached.append(attachment := Attachment(inner))
                 attachment.kept = True
-            check_block_count(parsed, len(attachment.blocks))
+            check_block_count(options, len(attachment.blocks))
             compile_context(transformer)
     except Exception:
         for attachment in attached:
             attachment.detach()
         raise
-    if not isinstance(pipe, _CachedPipeline):
-        pipe._raycache = _Setup(type(pipe))
-        pipe.__class__ = _cached_class(type(pipe))
-    setup = pipe._raycache
-    setup.options, setup.group = parsed, group
-    setup.attached += attached
-    return pipe
+    return attached
 
 
 def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:

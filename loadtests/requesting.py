@@ -69,12 +69,17 @@ def send(
             record.outcome = "abandoned" if leaves and hung_up else "failed"
             record.cause = "" if leaves and hung_up else type(error).__name__
         record.ended = time.monotonic() - began
-        response.request_meta["response_time"] = 1000 * record.latency
-        if record.outcome in ("done", "abandoned"):
-            response.success()
-        else:
-            response.failure(f"{record.outcome}: {record.cause}")
+        _count(response, record)
     recorder.add(record)
+
+
+def _count(response: Any, record: Record) -> None:
+    """Into locust's statistics."""
+    response.request_meta["response_time"] = 1000 * record.latency
+    if record.outcome in ("done", "abandoned"):
+        response.success()
+    else:
+        response.failure(f"{record.outcome}: {record.cause}")
 
 
 def _refused(response: Any, record: Record) -> None:

@@ -30,7 +30,7 @@ from locust.env import Environment  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
-from loadtests.mix import load_mix  # noqa: E402
+from loadtests.mix import Mix, load_mix  # noqa: E402
 from loadtests.report import write_report  # noqa: E402
 from loadtests.server import address, metrics_urls, scrape, serving, sizes, wait_ready  # noqa: E402
 from loadtests.shapes import Burst, Constant, Steps  # noqa: E402
@@ -72,19 +72,14 @@ def main(
     out: Path = typer.Option(Path("runs"), help="where the run's folder goes"),
 ) -> None:
     """Run and report. Ends with code 1 if an answer was wrong or an accepted job was lost."""
-    try:
-        requests = load_mix(mix)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--mix") from None
     soak = scenario is Scenario.soak
     abandonment = abandonment if abandonment is not None else 0.3 * soak
+    plan = Plan(_requests(mix), abandonment=abandonment, seed=seed)
     kill_every = kill_every or (60.0 if soak else None)
-    name = f"{scenario.value}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = out / name
+    folder = out / f"{scenario.value}-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True)
     url = (host or address(config)).rstrip("/")
     console = Console()
-    plan = Plan(requests, abandonment=abandonment, seed=seed)
     console.print(f"waiting for {url}/readyz")
     with contextlib.nullcontext() if host else serving(config, folder / "server.log") as server:
         wait_ready(url, 30.0)
@@ -96,8 +91,8 @@ def main(
         faults = _drive(
             url, scenario, plan, seconds=seconds, rate=rate, users=users, deadline=deadline, kill=kill_every
         )
-        results = summarize(plan.recorder.records, deadline=deadline, engines=engines, ranks=ranks)
-        results["faults"] = faults
+        numbers = summarize(plan.recorder.records, deadline=deadline, engines=engines, ranks=ranks)
+        results = {**numbers, "faults": faults}
         if metrics:
             console.print("comparing with the server's metrics")
             try:
@@ -105,15 +100,28 @@ def main(
             except OSError as error:  # the answers are worth keeping all the same
                 console.print(f"[red]no comparison: {metrics} does not answer: {error}")
     about = f"{host or config.name}, {engines} engine(s), {ranks} rank(s), {seconds:g} s; seed {seed}"
+    _write(folder, about, results, plan, console)
+    if results["outcomes"]["wrong"] or results["lost"]:
+        raise typer.Exit(1)
+
+
+def _requests(path: Path) -> Mix:
+    try:
+        return load_mix(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--mix") from None
+
+
+def _write(folder: Path, about: str, results: dict[str, Any], plan: Plan, console: Console) -> None:
+    """The files of the run, and the numbers that matter most."""
     plan.recorder.write(folder / "requests.jsonl")
-    (folder / "results.json").write_text(json.dumps({"name": name, "about": about, **results}, indent=2) + "\n")
-    write_report(folder / "report.html", name, about, results, plan.recorder.records)
+    summary = {"name": folder.name, "about": about, **results}
+    (folder / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_report(folder / "report.html", folder.name, about, results, plan.recorder.records)
     console.print_json(
         data={key: results[key] for key in ("outcomes", "latency", "queue", "goodput", "gang_busy", "lost")}
     )
     console.print(f"{folder / 'report.html'}")
-    if results["outcomes"]["wrong"] or results["lost"]:
-        raise typer.Exit(1)
 
 
 def _drive(

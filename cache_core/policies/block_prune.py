@@ -14,12 +14,10 @@ import torch
 
 from cache_core.blocks import BlockCall, States
 from cache_core.options import DBPruneOptions
-from cache_core.policies.block_memory import SharedBlock
-from cache_core.policies.compared_block import ComparedBlock
-from cache_core.policies.residual import PER_BLOCK
+from cache_core.policies.pruning_memory import PruningMemory, pruning_memory
 from cache_core.policies.rows import for_rows
 from cache_core.policy import Deciding
-from cache_core.report import ImageDecision
+from cache_core.report import ImageDecision, Reason
 
 __all__ = ["BlockPrune"]
 
@@ -30,32 +28,33 @@ class _Image:
 
     Attributes:
         options: its own. What says which blocks may be pruned is the same for all images of a call.
+        memory: its blocks as they last ran.
         step: how many calls of this branch came before the running one.
-        blocks: memory by block id; only blocks that may be pruned have one.
         pruned_steps: steps with at least one pruned block so far.
         gate: why no block of this step may be pruned; None if blocks ask.
+        keeping: whether what this step computes is remembered.
         moves: this step's positive differences so far, for the dynamic threshold.
         asked, non_finite: whether any block of this step asked; got no finite answer.
     """
 
     options: DBPruneOptions
+    memory: PruningMemory
     step: int = 0
-    blocks: dict[int, SharedBlock | ComparedBlock] = field(default_factory=dict)
     pruned_steps: int = 0
-    gate: Any = None
+    gate: Reason | None = None
     keeping: bool = False
     moves: list[float] = field(default_factory=list)
     asked: bool = False
     non_finite: bool = False
 
     def forget(self) -> None:
-        self.blocks.clear()
+        self.memory.clear()
 
     def undo(self, step: int) -> None:
-        self.blocks = {index: block for index, block in self.blocks.items() if block.undo(step)}
+        self.memory.undo(step)
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        for block in self.blocks.values():
+        for block in self.memory.blocks.values():
             yield from block.tensors()
 
 
@@ -70,7 +69,8 @@ class BlockPrune:
         )
 
     def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[_Image]:
-        return [_Image(own) for own in for_rows(each, rows, latents)]
+        count = len(self._deciding.blocks)
+        return [_Image(own, pruning_memory(own, count)) for own in for_rows(each, rows, latents)]
 
     def begin_step(self, images: Sequence[_Image], decisions: Sequence[ImageDecision]) -> None:
         self._images, self._decisions = images, decisions
@@ -82,7 +82,7 @@ class BlockPrune:
 
     def run(self, call: BlockCall) -> Any:
         index = call.block.index
-        if index == 0 and not any(image.gate is None and image.blocks for image in self._images):
+        if index == 0 and not any(image.gate is None and image.memory.blocks for image in self._images):
             self._deciding.look(call.states.hidden.device)
         reused, refused = self._judge(call) if index in self._prunable else ({}, frozenset())
         for k, decision in enumerate(self._decisions):
@@ -90,7 +90,7 @@ class BlockPrune:
         output = call.complete(reused)
         for k, image in enumerate(self._images):
             stores = index in self._prunable and image.keeping and k not in reused and k not in refused
-            self._remember(image, k, call, output if stores else None)
+            image.memory.passed(image.step, k, call, output if stores else None)
         return call.pack(output)
 
     def end_step(self) -> None:
@@ -103,17 +103,15 @@ class BlockPrune:
             else:
                 decision.reason = "first" if not image.asked else "non_finite" if image.non_finite else "threshold"
             if not _may_be_reused(image, image.step + 1):
-                image.blocks.clear()
-
-    # --- deciding ----------------------------------------------------------------------------------------------
+                image.memory.clear()
 
     def _judge(self, call: BlockCall) -> tuple[dict[int, States], frozenset[int]]:
         """Rows of the images pruned here; images whose answer was not finite."""
         index = call.block.index
         answered = self._deciding.answered(index)
         sums = [
-            image.blocks[index].compare(call.states.row(k))
-            if answered[k] is None and image.gate is None and index in image.blocks
+            image.memory.blocks[index].compare(call.states.row(k))
+            if answered[k] is None and image.gate is None and index in image.memory.blocks
             else None
             for k, image in enumerate(self._images)
         ]
@@ -133,48 +131,13 @@ class BlockPrune:
                 image.moves.append(verdict.difference)
             if verdict.below(threshold):
                 decision.pruned_blocks.append(index)
-                reused[k] = image.blocks[index].reuse(image.step, call.states.row(k))
+                reused[k] = image.memory.blocks[index].reuse(image.step, call.states.row(k))
             elif not verdict.finite:
                 image.non_finite = True
                 refused.add(k)
-                image.blocks.pop(index, None)
+                image.memory.drop(index)
         self._deciding.decided(*(k in reused for k in range(call.batch)))
         return reused, frozenset(refused)
-
-    # --- remembering -------------------------------------------------------------------------------------------
-
-    def _remember(self, image: _Image, k: int, call: BlockCall, output: States | None) -> None:
-        """Store what the block did for image ``k`` (``output`` given), and end the chain of shared tensors where this
-        block does not continue it."""
-        index, order = call.block.index, image.options.taylor_order
-        if order:
-            if output is not None:
-                memory = image.blocks.setdefault(index, ComparedBlock(call.block, order, PER_BLOCK))
-                memory.record(image.step, call.states.owned_row(k), output.row(k))
-            return
-        previous = image.blocks.get(index - 1)
-        kept = previous.output if previous is not None else None
-        if kept is not None and previous.step == image.step and call.overwritten:
-            raise RuntimeError(
-                f"the transformer wrote into what the block before {call.block.name} had returned, which it did not "
-                "when they first ran: DBPrune compares with that. DBCache does not"
-            )
-        if output is None:
-            if kept is not None and (previous.step == image.step or index not in image.blocks):
-                previous.settle()
-            return
-        if kept is not None and call.handed and previous.step == image.step:
-            text = kept.encoder
-            if text is None and call.states.encoder is not None:
-                text = States(call.states.encoder, None).owned_row(k).hidden
-            states = States(kept.hidden, text)
-        else:
-            states = call.states.owned_row(k)
-            if kept is not None:
-                previous.settle()
-        image.blocks[index] = block = SharedBlock(call.block, image.step, states, output.owned_row(k))
-        if index == len(self._deciding.blocks) - 1:
-            block.settle()  # no block shares it, and what the transformer does to it is not seen
 
 
 def _threshold(image: _Image) -> float:
@@ -188,7 +151,8 @@ def _threshold(image: _Image) -> float:
     return max(static, relaxed) if relaxed < options.threshold_cap else static
 
 
-def _gate(image: _Image) -> Any:
+def _gate(image: _Image) -> Reason | None:
+    """Why no block of this step may be pruned; None if blocks ask."""
     options = image.options
     if image.step < options.warmup_steps:
         return "warmup"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
     from diffusers import FluxPipeline
+    from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5TokenizerFast
 
 MARKER = "raycache_model.json"
 TEXT_TOKENS = 64
@@ -110,47 +111,11 @@ def _pipeline(
 ) -> FluxPipeline:
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTokenizer,
-        T5Config,
-        T5EncoderModel,
-        T5TokenizerFast,
-    )
+    from transformers import CLIPTextModel, T5EncoderModel
 
-    letters = sorted(ByteLevel.alphabet())
-    clip_words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    clip_tokenizer = CLIPTokenizer(
-        vocab={word: index for index, word in enumerate(clip_words)}, merges=[], model_max_length=CLIP_TOKENS
-    )
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
-    t5_tokenizer = T5TokenizerFast(
-        vocab=[(piece, 0.0 if index < 3 else -1.0) for index, piece in enumerate(pieces)],
-        extra_ids=0,
-        model_max_length=TEXT_TOKENS,
-    )
-    clip = CLIPTextConfig(
-        vocab_size=len(clip_words),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=CLIP_TOKENS,
-        bos_token_id=len(clip_words) - 2,
-        eos_token_id=len(clip_words) - 1,
-        pad_token_id=len(clip_words) - 1,
-    )
-    t5 = T5Config(
-        vocab_size=len(pieces),
-        d_model=TEXT_WIDTH,
-        d_kv=TEXT_WIDTH // 4,
-        d_ff=2 * TEXT_WIDTH,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
-    )
+    clip_words, t5_words = _vocabularies()
+    clip_tokenizer, t5_tokenizer = _tokenizers(clip_words, t5_words)
+    clip, t5 = _text_configs(len(clip_words), len(t5_words))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = FluxTransformer2DModel(
@@ -186,6 +151,55 @@ def _pipeline(
             tokenizer_2=t5_tokenizer,
             transformer=transformer,
         )
+
+
+def _vocabularies() -> tuple[list[str], list[str]]:
+    """CLIP's words and T5's: letters, and what starts, ends and fills a text."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    clip = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return clip, ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
+
+
+def _tokenizers(clip_words: list[str], t5_words: list[str]) -> tuple[CLIPTokenizer, T5TokenizerFast]:
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
+    clip = CLIPTokenizer(
+        vocab={word: index for index, word in enumerate(clip_words)}, merges=[], model_max_length=CLIP_TOKENS
+    )
+    t5 = T5TokenizerFast(
+        vocab=[(piece, 0.0 if index < 3 else -1.0) for index, piece in enumerate(t5_words)],
+        extra_ids=0,
+        model_max_length=TEXT_TOKENS,
+    )
+    return clip, t5
+
+
+def _text_configs(clip_words: int, t5_words: int) -> tuple[CLIPTextConfig, T5Config]:
+    from transformers import CLIPTextConfig, T5Config
+
+    clip = CLIPTextConfig(
+        vocab_size=clip_words,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_TOKENS,
+        bos_token_id=clip_words - 2,
+        eos_token_id=clip_words - 1,
+        pad_token_id=clip_words - 1,
+    )
+    t5 = T5Config(
+        vocab_size=t5_words,
+        d_model=TEXT_WIDTH,
+        d_kv=TEXT_WIDTH // 4,
+        d_ff=2 * TEXT_WIDTH,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+    )
+    return clip, t5
 
 
 def _spread(transformer: torch.nn.Module) -> None:

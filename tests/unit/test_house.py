@@ -107,6 +107,16 @@ def test_policies_stand_above_the_session_and_below_its_opening():
         assert not {name.split(".")[1] for name in imported(path, "cache_core")} & {"opening", "pipe", "hooks"}, path
 
 
+@pytest.mark.parametrize("folder", ["raycache", "cache_core", "benchmarks", "loadtests"])
+def test_a_function_fits_on_a_screen(folder: str):
+    """How branched it may be is told to the linter, which cannot count lines."""
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= 50, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines, at most 50 are right"
+
+
 @pytest.mark.parametrize("package", ["cache_core", "raycache"])
 def test_what_a_package_offers_is_there(package: str):
     """Names that are imported when they are first asked for, too."""

@@ -56,9 +56,7 @@ def main(
     device = pick_device()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    chosen = phase or list(PHASES)
-    if unknown := [name for name in chosen if name not in PHASES]:
-        raise typer.BadParameter(f"unknown phase {unknown[0]!r}; there are {', '.join(PHASES)}", param_hint="--phase")
+    chosen = _phases(phase)
     alone = not dist.is_initialized() or dist.get_rank() == 0
     words = tuple(len(tokenizer) for tokenizer in make_tokenizers(TEXT_TOKENS))
     if "autoencoder" in chosen and alone:
@@ -87,6 +85,12 @@ def main(
         from raycache.demo.training.export import export_model
 
         print(export_model(out, out / "flux_tiny"))
+
+
+def _phases(chosen: list[str] | None) -> list[str]:
+    if unknown := [name for name in chosen or () if name not in PHASES]:
+        raise typer.BadParameter(f"unknown phase {unknown[0]!r}; there are {', '.join(PHASES)}", param_hint="--phase")
+    return chosen or list(PHASES)
 
 
 def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> None:

@@ -86,59 +86,99 @@ def train_stage(
     Yields:
         (steps done, figures to show) after every step.
     """
-    path = out / f"{stage.name}.pt"
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(seed)
     model = grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
-    model.to(device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizers = make_optimizers(model, stage.rate)
-    done = 0
-    if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        done = state["step"]
+    training = _Training(model.to(device), stage, out / f"{stage.name}.pt", world)
     if compile_blocks:
         for block in find_blocks(model.transformer):
             module: Any = block.module  # a method is exchanged, which types do not foresee
             module.forward = torch.compile(module.forward)
-    turned = [told_forward(part) for part in sets]
+    scenes = _Scenes(stage, sets, seed, rank, world)
     smooth = None
-    for step in range(done, stage.steps):
-        scale = rate_at(step, stage)
-        for optimizer, peak in zip(optimizers, (stage.rate, stage.rate * MUON_RATIO), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * scale
-        # Numbered by step, so a resumed training sees what an uninterrupted one would have.
-        rng = np.random.default_rng((seed, 2, stage.layers, step, rank))
-        # All processes take the same size in a step, or the slowest would be waited for.
-        chosen = _choose(len(sets), stage, step, np.random.default_rng((seed, 4, step)))
-        later = step >= stage.layout_until
-        part = sets[chosen]
-        count = max(1, stage.batch // world * sets[0].packed.shape[1] // part.packed.shape[1])
-        index = torch.from_numpy(rng.integers(len(part.packed), size=count))
+    for step in range(training.done, stage.steps):
+        part, rng, usual = scenes.of(step)
         # Compiled for one shape: the few steps on other sizes are not worth two minutes of compiling each.
-        with torch.compiler.set_stance("force_eager" if chosen else "default"):
-            loss = flow_loss(model, _told(part, turned[chosen], FORWARD[later], index, rng), NOISE[later], rng, device)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(model, world)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        decay = min(AVERAGE_DECAY, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        with torch.compiler.set_stance("default" if usual else "force_eager"):
+            loss = flow_loss(model, part, NOISE[step >= stage.layout_until], rng, device)
+        training.learn(step, loss)
         value = loss.item()
         if not math.isfinite(value):
             raise RuntimeError(f"{stage.name}: the loss is {value} at step {step}; lower the rate")
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == stage.steps):
-            _save(path, model, average, optimizers, step + 1)
+            training.save(step + 1)
         yield step + 1, {"loss": smooth}
+
+
+class _Training:
+    """A model, its average over the last steps, and what trains it; as far as ``path`` says, if that exists.
+
+    Attributes:
+        done: steps before.
+    """
+
+    def __init__(self, model: Drawer, stage: Stage, path: Path, world: int) -> None:
+        self._model, self._stage, self._path, self._world = model, stage, path, world
+        self._average = copy.deepcopy(model).requires_grad_(False)
+        self._optimizers = make_optimizers(model, stage.rate)
+        self.done = 0
+        if path.exists():
+            device = next(model.parameters()).device
+            state = torch.load(path, map_location=device, weights_only=True)
+            model.load_state_dict(state["model"])
+            self._average.load_state_dict(state["average"])
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.done = state["step"]
+
+    def learn(self, step: int, loss: torch.Tensor) -> None:
+        """One step of all optimizers on the loss of this process and of all others."""
+        scale, rate = rate_at(step, self._stage), self._stage.rate
+        for optimizer, peak in zip(self._optimizers, (rate, rate * MUON_RATIO), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * scale
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self._model, self._world)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        decay = min(AVERAGE_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self._average.parameters()), list(self._model.parameters()), 1 - decay)
+
+    def save(self, step: int) -> None:
+        """Into the stage's file, which is never half written."""
+        state = {
+            "model": self._model.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "step": step,
+        }
+        torch.save(state, self._path.with_suffix(".tmp"))
+        self._path.with_suffix(".tmp").rename(self._path)
+
+
+class _Scenes:
+    """What each step of a stage learns from, on this process: number ``rank`` of ``world``."""
+
+    def __init__(self, stage: Stage, sets: list[Latents], seed: int, rank: int, world: int) -> None:
+        self._stage, self._sets, self._seed = stage, sets, seed
+        self._rank, self._world = rank, world
+        self._turned = [told_forward(part) for part in sets]
+
+    def of(self, step: int) -> tuple[Latents, np.random.Generator, bool]:
+        """The scenes, a source for all else that is drawn in the step, and whether they are of the usual size."""
+        stage, seed = self._stage, self._seed
+        # Numbered by step, so a resumed training sees what an uninterrupted one would have.
+        rng = np.random.default_rng((seed, 2, stage.layers, step, self._rank))
+        # All processes take the same size in a step, or the slowest would be waited for.
+        chosen = _choose(len(self._sets), stage, step, np.random.default_rng((seed, 4, step)))
+        part = self._sets[chosen]
+        count = max(1, stage.batch // self._world * self._sets[0].packed.shape[1] // part.packed.shape[1])
+        index = torch.from_numpy(rng.integers(len(part.packed), size=count))
+        told = _told(part, self._turned[chosen], FORWARD[step >= stage.layout_until], index, rng)
+        return told, rng, chosen == 0
 
 
 def make_optimizers(model: Drawer, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -216,17 +256,6 @@ def _choose(count: int, stage: Stage, step: int, rng: np.random.Generator) -> in
     if count > 1 and step >= 0.8 * stage.steps and rng.random() < stage.other_sizes:
         return int(rng.integers(1, count))
     return 0
-
-
-def _save(path: Path, model: Drawer, average: Drawer, optimizers: tuple[torch.optim.Optimizer, ...], step: int) -> None:
-    state = {
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "step": step,
-    }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").rename(path)
 
 
 def load_average(path: Path, layers: int, single_layers: int, words: tuple[int, int]) -> Drawer:
