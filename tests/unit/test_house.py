@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "tune": {"demo", "models", *SHARED},
     "testing": {"worker", "protocol"},
     "__init__": {"protocol"},
-    "metrics": {"protocol"},
+    "metrics": {"metric_specs", "protocol"},
     "logs": {"protocol", "settings"},
     "tracing": {"protocol"},
     "protocol": {"settings", "presets", "size"},
