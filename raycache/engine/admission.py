@@ -159,8 +159,8 @@ class Admission:
         """Jobs that should be started before job ``id``; 0 once that is."""
         with self._lock:
             base = self._lately()
-            waiting = {each: _start(base.forecasts[each]) for each, job in base.jobs.items() if job.waiting}
-            return sum(at < waiting[id] for at in waiting.values()) if id in waiting else 0
+            turns = {id: (_start(base.forecasts[id]), job.arrived) for id, job in base.jobs.items() if job.waiting}
+            return sum(turn < turns[id] for turn in turns.values()) if id in turns else 0
 
     def _lately(self) -> Prediction:
         jobs = {id: place.job for id, place in dict(self._tickets).items()}

@@ -56,10 +56,6 @@ def resolve(
     _check_at_most("num_inference_steps", steps, limits.max_steps)
     if request.timeout_s is not None:
         _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
-    if request.cache is None:
-        options = _preset(request.quality, policy, model)
-    else:
-        check_cache(options := request.cache, model)
     return ResolvedRequest(
         prompt=request.prompt,
         model=model_name,
@@ -69,7 +65,7 @@ def resolve(
         num_inference_steps=steps,
         guidance_scale=defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         quality=request.quality if request.cache is None else "auto",  # what had no effect is not told of
-        cache=options,
+        cache=_options(request, policy, model),
         timeout_s=request.timeout_s or policy.request_timeout_s,
         priority=request.priority,
         partial_images=request.partial_images,
@@ -182,6 +178,13 @@ def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
     """Warnings for legal options under which the cache can never save anything."""
     why = request.cache.why_nothing_is_saved(request.num_inference_steps, model.num_blocks)
     return [f"cache: nothing can be saved: {reason}" for reason in why]
+
+
+def _options(request: GenerationRequest, policy: Policy, model: Capabilities) -> CacheOptions:
+    if request.cache is None:
+        return _preset(request.quality, policy, model)
+    check_cache(request.cache, model)
+    return request.cache
 
 
 def _preset(quality: str, policy: Policy, model: Capabilities) -> CacheOptions:

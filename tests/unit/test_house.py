@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: What every room may use: facts, files and words that all processes share.
 SHARED = {"protocol", "presets", "settings", "metrics", "logs", "tracing", "ray_errors", "rebuilds", "text_files"}
-SHARED |= {"size"}
+SHARED |= {"limits", "size"}
 #: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
 MAY_IMPORT = {
     "app": {"dry_run", "ingress", "engine", "gang", "cluster", *SHARED},
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "metrics": {"metric_specs", "protocol"},
     "logs": {"protocol", "settings"},
     "tracing": {"protocol"},
-    "protocol": {"settings", "presets", "size"},
+    "protocol": {"limits", "settings", "presets", "size"},
     "settings": {"limits", "origins", "parallel_settings", "presets", "size", "strict", "text_files"},
     "presets": {"yaml_files"},
     "limits": {"size", "strict"},

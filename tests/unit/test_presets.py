@@ -229,7 +229,7 @@ def test_settings_name_a_presets_file(tmp_path: Path) -> None:
 
 
 def test_unknown_words_are_reported_for_the_bundled_model_only() -> None:
-    request = resolved().model_copy(update={"prompt": "a red cat"})
+    request = replace(resolved(), prompt="a red cat")
     output = JobOutput(np.zeros((0, 8, 8, 3), np.uint8), None, 0.0, 0.0, 0.0)
     (warning,) = [w for w in result_of(request, output, 1.0, MODEL).warnings if "unknown" in w]
     assert "'cat'" in warning

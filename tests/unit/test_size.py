@@ -13,7 +13,7 @@ from raycache.size import Size
 
 
 class Shape(BaseModel):
-    size: Size = Size(64, 32)
+    size: Size
 
 
 def test_what_it_says_is_what_it_reads():
@@ -43,8 +43,7 @@ def test_in_a_model_it_is_a_string_to_whoever_reads_or_writes():
     assert given.size == Shape(size=Size(128, 64)).size == Size(128, 64)
     assert Shape.model_validate_json('{"size": "128x64"}') == given
     assert given.model_dump() == given.model_dump(mode="json") == {"size": "128x64"}
-    schema = TypeAdapter(Shape).json_schema()["properties"]["size"]
-    assert schema == {"default": "64x32", "pattern": "^[0-9]{1,5}x[0-9]{1,5}$", "title": "Size", "type": "string"}
+    assert TypeAdapter(Size).json_schema() == {"pattern": "^[0-9]{1,5}x[0-9]{1,5}$", "type": "string"}
 
 
 @pytest.mark.parametrize("wrong", ["64", 64, None, [64, 32], {"width": 64, "height": 32}, Size(100_000, 1)])

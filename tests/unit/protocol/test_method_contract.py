@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import resolve, silent_cache
-from raycache.protocol.schemas import GenerationRequest
+from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.settings import AppSettings
 
 MODEL = Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)
@@ -39,9 +40,9 @@ class Plain(MethodOptions):
     type: Literal["Plain"] = "Plain"
 
 
-def ask(cache: MethodOptions) -> GenerationRequest:
+def ask(cache: MethodOptions) -> ResolvedRequest:
     request = resolve(GenerationRequest(prompt="a circle"), SETTINGS.policy, MODEL, model_name="flux", ranks=1)
-    return request.model_copy(update={"cache": cache})
+    return replace(request, cache=cache)
 
 
 @pytest.mark.parametrize(

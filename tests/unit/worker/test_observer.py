@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from cache_core import NoCacheOptions
 from raycache.demo.noise import build_noise_model
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job
@@ -23,6 +22,7 @@ from raycache.settings import AppSettings
 from raycache.testing.planned_faults import PlannedFault, enable_planned_faults
 from raycache.worker.observer import VARIABLE, Observer, observer_of
 from raycache.worker.rank import Rank
+from tests.helpers.jobs import make_job
 from tests.helpers.ticks import draw
 
 
@@ -64,7 +64,7 @@ def faulty(rank: Callable[[], Rank], monkeypatch: pytest.MonkeyPatch) -> Rank:
 
 
 def job(name: str, prompt: str = "a red circle", **changes: Any) -> Job:
-    return Job(name, prompt, 64, 64, (7,), 3, 3.5, NoCacheOptions(), **changes)
+    return make_job(name, prompt=prompt, steps=3, **changes)
 
 
 class Told(Observer):
