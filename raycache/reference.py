@@ -26,7 +26,7 @@ __all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
 _ELSEWHERE = {"cache"}
 _ROOT = Path(__file__).parents[1]
 #: Rooms in the order of a request's way; what is in none of them follows.
-_ROOMS = ("front", "ingress", "engine", "gang", "worker", "models", "protocol", "cluster")
+_ROOMS = ("front", "ingress", "ingress/routes", "engine", "gang", "worker", "models", "protocol", "cluster")
 
 
 def settings_table() -> str:
