@@ -24,8 +24,8 @@ import httpx
 import typer
 from rich.progress import Progress, TaskID
 
-from benchmarks.serving import PATH, application, machine, settings_of, show_table
-from benchmarks.ways import quantile
+from benchmarks.report import machine, quantile, show_table
+from benchmarks.serving import PATH, application, settings_of
 
 CALLERS = ("studio", "chat", "app")
 _PATIENCE_S = 600.0
