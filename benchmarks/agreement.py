@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from benchmarks.contenders import contenders
 from benchmarks.workload import Schedule, flux, sharing_weights
@@ -34,8 +33,8 @@ def agreement_rows(threshold: float, steps: int = 6) -> list[tuple[str, str, str
         dist.all_reduce = counting
         rivals = contenders(first=1, last=1, threshold=threshold, steps=steps, group=dist.group.WORLD)
         for contender in rivals[2:]:
-            twin: nn.Module = sharing_weights(model)
-            twin._is_parallelized = True
+            twin = sharing_weights(model)
+            vars(twin)["_is_parallelized"] = True
             picture = contender.prepare(twin)
             calls.clear()
             with picture():

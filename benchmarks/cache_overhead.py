@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from benchmarks.agreement import agreement_rows, para_attention_first_block_cach
 from benchmarks.contenders import Contender, contenders
 from benchmarks.memory import memory_rows
 from benchmarks.report import Table, processor, quartiles, write
-from benchmarks.workload import Schedule, flux, flux_with_free_blocks, sharing_weights
+from benchmarks.workload import Geometry, Schedule, Tokens, flux, flux_with_free_blocks, sharing_weights
 from cache_core.blocks import find_blocks
 
 THRESHOLD = 0.15
@@ -38,20 +38,20 @@ THRESHOLD = 0.15
 #: with the width itself.
 _SMALL = (
     (
-        {"doubles": 6, "singles": 12, "heads": 6, "head_dim": 64, "dtype": torch.float32},
-        {"tokens": 256, "text": 64},
+        Geometry(doubles=6, singles=12, heads=6, head_dim=64, dtype=torch.float32),
+        Tokens(tokens=256, text=64),
         8,
     ),
     (
-        {"doubles": 3, "singles": 6, "heads": 16, "head_dim": 64, "dtype": torch.float32},
-        {"tokens": 128, "text": 32},
+        Geometry(doubles=3, singles=6, heads=16, head_dim=64, dtype=torch.float32),
+        Tokens(tokens=128, text=32),
         8,
     ),
 )
 _FLUX_DEV = (
     (
-        {"doubles": 19, "singles": 38, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16},
-        {"tokens": 4096, "text": 512},
+        Geometry(doubles=19, singles=38, heads=24, head_dim=128, dtype=torch.bfloat16),
+        Tokens(tokens=4096, text=512),
         28,
     ),
 )
@@ -72,7 +72,7 @@ class Entry:
     model: Any
     picture: Any = None
     blocks: Counter[str] = field(default_factory=Counter)
-    block_seconds: Counter[str] = field(default_factory=Counter)
+    block_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     seconds: list[float] = field(default_factory=list)
     ideal: list[float] = field(default_factory=list)
     held: int = 0
@@ -93,19 +93,18 @@ def main(
     about = f"Machine: {machine}, torch {torch.__version__}, {rounds} rounds, medians (quartiles)."
     tables = []
     for size, shape, steps in _FLUX_DEV if flux_dev else _SMALL:
-        size = size | {"device": device}
         schedule = Schedule(steps, **shape, dtype=size["dtype"], device=device)
         first = min(8, size["doubles"] // 3)
         rivals = contenders(first=first, last=first, threshold=THRESHOLD, steps=steps)
-        entries = _enter(flux(**size), rivals, compiled, device)
+        entries = _enter(flux(**size, device=device), rivals, compiled, device)
         _measure(entries, schedule, rounds, device, "real blocks")
         tables.append(_shown(_efficiency_table(entries, steps, size, shape)))
         del entries
 
-    true = {"doubles": 4, "singles": 8, "heads": 24, "head_dim": 128, "dtype": torch.bfloat16, "device": device}
-    tokens = {"tokens": 4096, "text": 512}
+    true = Geometry(doubles=4, singles=8, heads=24, head_dim=128, dtype=torch.bfloat16)
+    tokens = Tokens(tokens=4096, text=512)
     steps = 6
-    free = flux_with_free_blocks(**true, **tokens)
+    free = flux_with_free_blocks(**true, **tokens, device=device)
     schedule = Schedule(steps, **tokens, dtype=torch.bfloat16, device=device, jump=False)
     entries = _enter(free, contenders(first=2, last=2, threshold=THRESHOLD, steps=steps), False, device)
     _measure(entries, schedule, rounds, device, "free blocks")
@@ -206,7 +205,7 @@ def _live_bytes() -> int:
     return sum(storages.values())
 
 
-def _efficiency_table(entries: list[Entry], steps: int, size: Any, shape: Any) -> Table:
+def _efficiency_table(entries: list[Entry], steps: int, size: Geometry, shape: Tokens) -> Table:
     plain = entries[0]
     total = sum(plain.blocks.values())
     rows = []

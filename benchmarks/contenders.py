@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from diffusers.models import FluxTransformer2DModel
 
 from benchmarks.peers import enable_cache_dit
 from cache_core import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
 from cache_core.hooks import Attachment
+from cache_core.options import CacheOptions
 
 __all__ = ["Contender", "contenders"]
 
 #: A picture: everything that happens between these two is measured.
 Picture = Callable[[], Any]
+#: Attaches a method to a transformer; returns a context manager factory that surrounds each picture.
+Prepare = Callable[[FluxTransformer2DModel], Picture]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Contender:
 
     name: str
     kind: str
-    prepare: Callable[[nn.Module], Callable[[], Any]]
+    prepare: Prepare
 
 
 def contenders(
@@ -46,19 +49,18 @@ def contenders(
         steps: transformer calls of one picture.
         group: ranks that decide together, for ours; peers find theirs themselves.
     """
-    dual = {"warmup_steps": 1, "residual_diff_threshold": threshold}
-    prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, **dual)
+    first_block = FBCacheOptions(max_cached_steps=-1, warmup_steps=1, residual_diff_threshold=threshold)
+    dual = DBCacheOptions(
+        Fn_compute_blocks=first, Bn_compute_blocks=last, warmup_steps=1, residual_diff_threshold=threshold
+    )
+    prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, warmup_steps=1, residual_diff_threshold=threshold)
     return [
         Contender("no cache", "none", lambda _: _nothing),
         Contender("cache_core, hooks only", "none", _ours(NoCacheOptions(), group)),
-        Contender("cache_core FBCache", "first block", _ours(FBCacheOptions(max_cached_steps=-1, **dual), group)),
+        Contender("cache_core FBCache", "first block", _ours(first_block, group)),
         Contender("cache-dit 1.5.3 F1B0", "first block", _cache_dit(False, 1, 0, threshold, steps)),
         Contender("diffusers FirstBlockCache", "first block", _diffusers_first_block(threshold)),
-        Contender(
-            f"cache_core DBCache F{first}B{last}",
-            "dual block",
-            _ours(DBCacheOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, **dual), group),
-        ),
+        Contender(f"cache_core DBCache F{first}B{last}", "dual block", _ours(dual, group)),
         Contender(f"cache-dit 1.5.3 F{first}B{last}", "dual block", _cache_dit(False, first, last, threshold, steps)),
         Contender("cache_core DBPrune", "prune", _ours(prune, group)),
         Contender("cache-dit 1.5.3 DBPrune", "prune", _cache_dit(True, 1, 0, threshold, steps)),
@@ -70,16 +72,16 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _ours(options: Any, group: dist.ProcessGroup | None) -> Callable[[nn.Module], Callable[[], Any]]:
-    def prepare(transformer: nn.Module) -> Callable[[], Any]:
+def _ours(options: CacheOptions, group: dist.ProcessGroup | None) -> Prepare:
+    def prepare(transformer: FluxTransformer2DModel) -> Callable[[], Any]:
         Attachment(transformer).kept = True  # once, as apply_cache_on_pipe does, and peers
         return lambda: cache_session(transformer, options, group)
 
     return prepare
 
 
-def _cache_dit(prune: bool, first: int, last: int, threshold: float, steps: int) -> Callable[[nn.Module], Any]:
-    def prepare(transformer: nn.Module) -> Callable[[], Any]:
+def _cache_dit(prune: bool, first: int, last: int, threshold: float, steps: int) -> Prepare:
+    def prepare(transformer: FluxTransformer2DModel) -> Callable[[], Any]:
         refresh = enable_cache_dit(transformer, prune=prune, first=first, last=last, steps=steps, warmup=1)
 
         @contextmanager
@@ -92,8 +94,8 @@ def _cache_dit(prune: bool, first: int, last: int, threshold: float, steps: int)
     return prepare
 
 
-def _diffusers_first_block(threshold: float) -> Callable[[nn.Module], Any]:
-    def prepare(transformer: nn.Module) -> Callable[[], Any]:
+def _diffusers_first_block(threshold: float) -> Prepare:
+    def prepare(transformer: FluxTransformer2DModel) -> Callable[[], Any]:
         from diffusers.hooks import FirstBlockCacheConfig
 
         transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))

@@ -70,7 +70,7 @@ def _closed_loop(way: Way, requests: Sequence[Asked], clients: int) -> tuple[flo
         todo.put(request)
 
     def client(number: int) -> list[float]:
-        took = []
+        took: list[float] = []
         while True:
             try:
                 request = dict(todo.get_nowait())
@@ -126,7 +126,7 @@ def _flooded(way: Way, count: int) -> tuple[float, float]:
     alone = way.draw_s(_short(way), "one")
     began = time.monotonic()
     handles = [way.submit(_short(way), "flood") for _ in range(count)]
-    took = []
+    took: list[float] = []
     while not took or not all(handle.future.done() for handle in handles):
         took.append(way.draw_s(_short(way), "one"))
     seconds = time.monotonic() - began

@@ -17,6 +17,7 @@ import typer
 from rich.progress import track
 
 from cache_core import CacheReport, DBCacheOptions, DBPruneOptions, cache_session
+from cache_core.options import CacheOptions
 from raycache.models.generating import generate_images
 from raycache.models.loading import load_pipeline
 from raycache.models.source import prepare_model
@@ -40,12 +41,13 @@ def main(
     pipe = load_pipeline(settings, prepare_model(settings)[0], torch.device("cpu"))
     dual = DBCacheOptions(residual_diff_threshold=dbcache_threshold)
     prune = DBPruneOptions(residual_diff_threshold=dbprune_threshold)
+    methods: tuple[CacheOptions, ...] = (dual, prune)
     reports = []
-    for options in track((dual, prune), description="drawing"):
+    for options in track(methods, description="drawing"):
         with cache_session(pipe.transformer, options) as report:
             generate_images(pipe, [prompt], [7], steps=steps, size=Size(size, size))
         reports.append(report)
-    _figure(*reports, title=f"“{prompt}”, {Size(size, size)}, {steps} steps", out=out)
+    _figure(reports[0], reports[1], title=f"“{prompt}”, {Size(size, size)}, {steps} steps", out=out)
     typer.echo(f"{out}: DBCache {_share(reports[0])}, DBPrune {_share(reports[1])} of the blocks computed")
 
 

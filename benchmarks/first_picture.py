@@ -10,6 +10,7 @@ of one that does not decide, per step.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
         4: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
     }
     # Logical CPUs: the gangs must be placed whatever the machine has.
-    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         for ranks, methods in plans.items():
             settings = AppSettings.model_validate(

@@ -8,6 +8,7 @@ with ``--measure`` draws on 4 gangs of 1, 2 of 2 and 1 of 4 ranks on the machine
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tupl
     from raycache.size import Size
 
     arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]
-    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     def job(name: str) -> Job:
         image = ImageSpec("a red circle on a white background", 7, 3.5, NoCacheOptions())

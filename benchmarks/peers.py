@@ -6,16 +6,16 @@ import logging
 import os
 from collections.abc import Callable
 
-from torch import nn
+from diffusers.models import FluxTransformer2DModel
 
 
 def enable_cache_dit(
-    transformer: nn.Module, *, prune: bool, first: int, last: int, steps: int, warmup: int
+    transformer: FluxTransformer2DModel, *, prune: bool, first: int, last: int, steps: int, warmup: int
 ) -> Callable[[float], None]:
     """Put cache-dit's DBCache, or DBPrune, on ``transformer``.
 
     Args:
-        transformer: a ``FluxTransformer2DModel``.
+        transformer: what gets it.
         prune: DBPrune instead of DBCache.
         first, last: Fn and Bn.
         steps: transformer calls of one picture.

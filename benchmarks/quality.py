@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from diffusers.models import FluxTransformer2DModel
 from rich.console import Console
 from rich.progress import track
 
@@ -114,9 +115,13 @@ class Bench:
     def ours(self, setting: Setting) -> None:
         """All captions, with our cache."""
         if self._known.get(OURS, setting.name) is None:
-            drawn, threshold = self._drawn(setting), setting.threshold
+            drawn = self._drawn(setting)
             if setting.share is not None:
                 threshold = find_threshold(drawn, self._job, setting.share)
+            elif setting.threshold is not None:
+                threshold = setting.threshold
+            else:
+                raise ValueError(f"{setting.name} has neither a threshold nor a share of blocks")
             self._known.add(self._measured(drawn, self._job, setting, OURS, threshold))
 
     def beside_peer(self, setting: Setting, threshold: float, prompts: int) -> None:
@@ -170,7 +175,7 @@ def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts:
     return float(np.exp((low + high) / 2))
 
 
-def peer(pipe: Any, whole: torch.nn.Module, setting: Setting) -> Draw:
+def peer(pipe: Any, whole: FluxTransformer2DModel, setting: Setting) -> Draw:
     """Drawing with cache-dit at a setting's block counts, one picture at a time: it decides once for a whole batch."""
     from benchmarks.quality_settings import cache_dit_on
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from cache_core.options import CacheOptions
 from raycache.demo import demo_model_path
 from raycache.demo.evaluate import load
 from raycache.models.generating import generate_images
-from raycache.presets import PRESET_NAMES, load_presets
+from raycache.presets import PRESET_NAMES, PresetName, load_presets
 from raycache.size import Size
 from raycache.tune.measures import psnr
 from raycache.tune.sweep import clock_of
@@ -27,6 +28,8 @@ PROMPTS = (
     "a large cyan cross right of a large pink circle on a brown background",
 )
 SIDE, GAP, LINE = 128, 8, 15
+
+_Made = tuple[np.ndarray, float, float]
 
 
 def main(
@@ -48,7 +51,7 @@ def main(
     print(f"written to {out}")
 
 
-def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> tuple[np.ndarray, float, float]:
+def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> _Made:
     """One picture, its seconds, and the share of blocks that was computed."""
     clock = clock_of(pipe)
     started = clock()
@@ -57,7 +60,7 @@ def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> tuple[np.
     return picture, clock() - started, report.computed_block_fraction[0]
 
 
-def compose(names: list[str], made: dict[str, list[tuple[np.ndarray, float, float]]]) -> Image.Image:
+def compose(names: Sequence[PresetName], made: Mapping[PresetName, list[_Made]]) -> Image.Image:
     """Presets in columns, captions in rows, seconds and PSNR to ``exact`` under each picture."""
     left, top = 150, 24
     size = (left + len(names) * (SIDE + GAP), top + len(PROMPTS) * (SIDE + 2 * LINE + GAP))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from diffusers.models import FluxTransformer2DModel
 
 from benchmarks.peers import enable_cache_dit
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions
@@ -51,13 +51,30 @@ class Setting:
         """Our options at a threshold; a preset's are what they are."""
         if self.preset is not None:
             return self.preset
-        common = {"warmup_steps": WARMUP, "residual_diff_threshold": threshold, "taylor_order": self.order}
         if self.kind == "FBCache":
-            return FBCacheOptions(max_cached_steps=-1, **common)
-        ends = {"Fn_compute_blocks": self.first, "Bn_compute_blocks": self.last}
+            return FBCacheOptions(
+                max_cached_steps=-1,
+                warmup_steps=WARMUP,
+                residual_diff_threshold=threshold,
+                taylor_order=self.order,
+            )
         if self.kind == "DBPrune":
-            return DBPruneOptions(**ends, **common)
-        return DBCacheOptions(Bn_compute_blocks_ids=self.ids, non_compute_blocks_diff_threshold=0, **ends, **common)
+            return DBPruneOptions(
+                Fn_compute_blocks=self.first,
+                Bn_compute_blocks=self.last,
+                warmup_steps=WARMUP,
+                residual_diff_threshold=threshold,
+                taylor_order=self.order,
+            )
+        return DBCacheOptions(
+            Fn_compute_blocks=self.first,
+            Bn_compute_blocks=self.last,
+            Bn_compute_blocks_ids=self.ids,
+            non_compute_blocks_diff_threshold=0,
+            warmup_steps=WARMUP,
+            residual_diff_threshold=threshold,
+            taylor_order=self.order,
+        )
 
 
 def settings() -> list[Setting]:
@@ -94,7 +111,7 @@ def presets() -> list[Setting]:
 
 
 def cache_dit_on(
-    transformer: torch.nn.Module, setting: Setting, steps: int
+    transformer: FluxTransformer2DModel, setting: Setting, steps: int
 ) -> Callable[[float, Job, Any], tuple[np.ndarray, float]]:
     """Put cache-dit on a transformer; returns what draws a job at a threshold: pictures and seconds a picture."""
     refresh = enable_cache_dit(

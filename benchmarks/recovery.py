@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -55,7 +57,7 @@ def main(
     enable_planned_faults()
     rows: list[list[str]] = []
     with application(settings) as url, tempfile.TemporaryDirectory() as folder:
-        body = {"size": size, "num_inference_steps": steps}
+        body: dict[str, Any] = {"size": size, "num_inference_steps": steps}
         reference = ask(url, **body).picture
         for name, plan in IN_A_JOB.items():
             if only in name:
@@ -75,7 +77,7 @@ def main(
     show_table(title, COLUMNS, rows, out)
 
 
-def _in_a_job(url: str, body: dict, plan: PlannedFault, once: Path, reference: str | None) -> list[str]:
+def _in_a_job(url: str, body: dict[str, Any], plan: PlannedFault, once: Path, reference: str | None) -> list[str]:
     with ThreadPoolExecutor() as pool:
         wait_for(lambda: not any(engine["running"] for engine in engines(url)), 60)
         under: Future[Answer] = pool.submit(ask, url, prompt=plan.prompt(), **body)
@@ -87,7 +89,7 @@ def _in_a_job(url: str, body: dict, plan: PlannedFault, once: Path, reference: s
     return _row(url, at, answer, answers, reference)
 
 
-def _idle(url: str, body: dict, kill, reference: str | None) -> list[str]:
+def _idle(url: str, body: dict[str, Any], kill: Callable[[], float], reference: str | None) -> list[str]:
     restarts = _restarts(url)
     at = kill()
     answers: list[Answer] = []

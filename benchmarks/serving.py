@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import logging
 import socket
 import tempfile
 import time
@@ -65,7 +66,7 @@ def application(settings: AppSettings) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # Logical CPUs: it must be placed whatever the machine has.
-    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(build(settings), name="flux", route_prefix="/")

@@ -53,7 +53,7 @@ def main(
         for number in track(range(jobs), description="jobs"):
             size, cache = next(kinds)
             body = {"prompt": f"picture {number}", "size": size, "cache": cache, "seed": number, "n": 1 + number % 2}
-            leaves = cancel_every and number % cancel_every == cancel_every - 1
+            leaves = bool(cancel_every) and number % cancel_every == cancel_every - 1
             job = pool.submit(
                 _job, url, {**body, "num_inference_steps": 60 if leaves else chance.randint(3, 8)}, leaves
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ def ways(settings: AppSettings, names: Sequence[str] = (FIFO, FAIR)) -> Iterator
     import ray
 
     # Logical CPUs: the gangs must be placed whatever the machine has.
-    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with contextlib.ExitStack() as stack:
             made = {}

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import copy
 import types
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers.models import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch import nn
 
-__all__ = ["Schedule", "flux", "flux_with_free_blocks", "sharing_weights"]
+__all__ = ["Geometry", "Schedule", "Tokens", "flux", "flux_with_free_blocks", "sharing_weights"]
 
 _CHANNELS = 64
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+class Geometry(TypedDict):
+    """How many blocks of which width; arguments of :func:`flux`."""
+
+    doubles: int
+    singles: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+
+class Tokens(TypedDict):
+    """Of the image, and of the text."""
+
+    tokens: int
+    text: int
 
 
 def flux(
@@ -61,23 +79,23 @@ def flux_with_free_blocks(
         return encoder_hidden_states + text_part, hidden_states + image_part
 
     with torch.device("meta"):  # the weights are never touched
-        blocks = [FluxTransformerBlock(width, heads, head_dim) for _ in range(doubles)]
+        blocks: list[nn.Module] = [FluxTransformerBlock(width, heads, head_dim) for _ in range(doubles)]
         blocks += [FluxSingleTransformerBlock(width, heads, head_dim) for _ in range(singles)]
     for block in blocks:
-        block.forward = types.MethodType(forward, block)
+        vars(block)["forward"] = types.MethodType(forward, block)
     model.transformer_blocks.extend(blocks[:doubles])
     model.single_transformer_blocks.extend(blocks[doubles:])
     return model
 
 
-def sharing_weights(model: nn.Module) -> nn.Module:
+def sharing_weights(model: _Model) -> _Model:
     """A copy with modules of its own (hooks differ) on the same parameters (memory does not)."""
     memo = {id(parameter): parameter for parameter in model.parameters()}
     twin = copy.deepcopy(model, memo)
     for mine, theirs in zip(model.modules(), twin.modules(), strict=True):
         forward = mine.__dict__.get("forward")
         if isinstance(forward, types.MethodType):  # a forward of the instance must run on the copy
-            theirs.forward = types.MethodType(forward.__func__, theirs)
+            vars(theirs)["forward"] = types.MethodType(forward.__func__, theirs)
     return twin
 
 

@@ -39,7 +39,7 @@ class BlockSpec:
     metadata: TransformerBlockMetadata | None = None
 
 
-_IP_ADAPTER = {"joint_attention_kwargs": ("ip_hidden_states",)}
+_IP_ADAPTER: dict[str, tuple[str, ...]] = {"joint_attention_kwargs": ("ip_hidden_states",)}
 _TEXT_THEN_IMAGE = TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0)
 
 BLOCKS: dict[str, BlockSpec] = {

@@ -48,17 +48,22 @@ class States(NamedTuple):
         They do not fill it in a batch of several images, nor where one stream was replaced since (ControlNet) and the
         other is still a view of the joint buffer that a block gave for both.
         """
-        row = States(*(stream if stream is None else stream.detach() for stream in self.row(image)))
+        hidden, encoder = self.row(image)
+        row = States(hidden.detach(), None if encoder is None else encoder.detach())
         filled: dict[int, int] = {}
         for stream in row:
             if stream is not None:
                 storage = stream.untyped_storage()
                 filled[storage.data_ptr()] = filled.get(storage.data_ptr(), -storage.nbytes()) + stream.nbytes
-        return States(*(s if s is None or filled[s.untyped_storage().data_ptr()] == 0 else s.clone() for s in row))
+
+        def owned(stream: torch.Tensor) -> torch.Tensor:
+            return stream if filled[stream.untyped_storage().data_ptr()] == 0 else stream.clone()
+
+        return States(owned(row.hidden), None if row.encoder is None else owned(row.encoder))
 
     def copied(self) -> States:
         """The same values in memory of their own."""
-        return States(*(stream if stream is None else stream.clone() for stream in self))
+        return States(self.hidden.clone(), None if self.encoder is None else self.encoder.clone())
 
     def minus(self, other: States) -> States:
         """``self - other``, stream by stream."""

@@ -20,10 +20,29 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import HookFunctionReference
 from torch import nn
 
-__all__ = ["Link", "chain", "holder", "insert", "is_innermost", "leads_to_another", "own_forward", "take_off"]
+__all__ = [
+    "CacheHook",
+    "Link",
+    "chain",
+    "holder",
+    "insert",
+    "is_innermost",
+    "leads_to_another",
+    "own_forward",
+    "take_off",
+]
 
 _IDLE = ModelHook()
 _MOST = 200  # callables looked at: a wrapper may refer to anything
+
+
+class CacheHook(ModelHook):
+    """A hook of the cache."""
+
+    fn_ref: Any  # diffusers declares what is in it, callables, as None
+
+    def __init__(self) -> None:
+        ModelHook.__init__(self)
 
 
 class Link(NamedTuple):
@@ -57,7 +76,7 @@ def holder(module: nn.Module, forward: Any) -> Link | None:
     return next((link for link in chain(module) if link.forward is forward), None)
 
 
-def is_innermost(module: nn.Module, hook: ModelHook, wrapper: Any) -> bool:
+def is_innermost(module: nn.Module, hook: CacheHook, wrapper: Any) -> bool:
     """Whether calls lead through a hook's wrapper, and through nothing inside it that could be around it."""
     links = chain(module)
     at = next((i for i, link in enumerate(links) if link.forward is wrapper), None)
@@ -76,10 +95,11 @@ def leads_to_another(module: nn.Module) -> bool:
     """Whether the outermost wrapper is one of diffusers' that was copied together with its module: it runs the forward
     of the module it was made for."""
     reference = _reference(getattr(module.__dict__.get("forward"), "func", None))
-    return reference is not None and all(reference is not own for own in module._diffusers_hook._fn_refs)
+    registry: HookRegistry = vars(module)["_diffusers_hook"]
+    return reference is not None and all(reference is not own for own in registry._fn_refs)
 
 
-def insert(module: nn.Module, hook: ModelHook, name: str) -> Any:
+def insert(module: nn.Module, hook: CacheHook, name: str) -> Any:
     """Register a hook in the innermost place, and return its wrapper."""
     registry = HookRegistry.check_if_exists_or_initialize(module)
     place = next(link for link in reversed(chain(module)) if link.owner is not None)
@@ -97,9 +117,9 @@ def insert(module: nn.Module, hook: ModelHook, name: str) -> Any:
     return wrapper
 
 
-def take_off(module: nn.Module, hook: ModelHook, name: str, wrapper: Any) -> None:
+def take_off(module: nn.Module, hook: CacheHook, name: str, wrapper: Any) -> None:
     """Unregister a hook and leave no trace; nothing but the registry changes if calls do not lead through it."""
-    registry: HookRegistry = module._diffusers_hook
+    registry: HookRegistry = vars(module)["_diffusers_hook"]
     link, reference = holder(module, wrapper), hook.fn_ref
     if link is not None and link.owner is not None:
         link.put(reference.original_forward)

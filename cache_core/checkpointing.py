@@ -15,6 +15,9 @@ from torch import nn
 
 __all__ = ["Checkpointing", "refuse_backward"]
 
+#: The attribute in which diffusers' transformers keep it.
+_FUNCTION = "_gradient_checkpointing_func"
+
 
 class _Forward(nn.Module):
     """A forward as the module that functions for checkpointing take."""
@@ -37,6 +40,16 @@ class _PassBy:
         return module(*args, **kwargs) if self._in_session(module) else self.given(module, *args, **kwargs)
 
 
+class _Checkpointed:
+    """A block's forward, checkpointed. ``checkpoints``: the code that runs, which stays while this is made anew."""
+
+    def __init__(self, given: Callable[..., Any], forward: Callable[..., Any]) -> None:
+        self._given, self.checkpoints = given, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._given(_Forward(self.checkpoints, kwargs), *args)
+
+
 class Checkpointing:
     """Of one transformer. ``in_session``: whether a call of this module now is handled by a session."""
 
@@ -47,12 +60,12 @@ class Checkpointing:
         """Put the function aside that ``enable_gradient_checkpointing`` left, if it did since the last call."""
         given = self._function()
         if given is not None and not isinstance(given, _PassBy):
-            self._transformer._gradient_checkpointing_func = _PassBy(given, self._in_session)
+            vars(self._transformer)[_FUNCTION] = _PassBy(given, self._in_session)
 
     def give_back(self) -> None:
         """Leave the transformer as it was."""
         if isinstance(given := self._function(), _PassBy):
-            self._transformer._gradient_checkpointing_func = given.given
+            vars(self._transformer)[_FUNCTION] = given.given
 
     def inside(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A block's forward, checkpointed if the transformer's blocks are."""
@@ -61,15 +74,10 @@ class Checkpointing:
             return forward
         if not getattr(self._transformer, "gradient_checkpointing", False):
             return forward
-
-        def checkpointed(*args: Any, **kwargs: Any) -> Any:
-            return given.given(_Forward(forward, kwargs), *args)
-
-        checkpointed.checkpoints = forward  # type: ignore[attr-defined]  # the code that runs, made anew or not
-        return checkpointed
+        return _Checkpointed(given.given, forward)
 
     def _function(self) -> Callable[..., Any] | None:
-        return getattr(self._transformer, "_gradient_checkpointing_func", None)
+        return getattr(self._transformer, _FUNCTION, None)
 
 
 def refuse_backward(transformer: nn.Module) -> None:

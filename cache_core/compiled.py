@@ -12,8 +12,9 @@ eagerly, silently. Instead each block's original forward is called through a com
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizeContext, OptimizedModule
 
@@ -23,11 +24,19 @@ __all__ = [
     "is_compiled",
     "refuse_cuda_graphs",
     "take_compiled_call",
+    "untraced",
     "unwrap_compiled",
 ]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 #: Compiles a function with a user's own backend and mode.
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def untraced(function: _Function) -> _Function:
+    """A decorator: the function is never traced, whatever calls it."""
+    return cast(_Function, torch.compiler.disable(function))  # torch leaves its type open
 
 
 def unwrap_compiled(module: nn.Module) -> nn.Module:
@@ -66,6 +75,7 @@ def take_compiled_call(block: nn.Module) -> tuple[Callable[..., Any], Compile]:
     context = _context_in(block)
     refuse_cuda_graphs(context.compiler_config)
     compiled, block._compiled_call_impl = block._compiled_call_impl, None
+    assert compiled is not None  # the context was found in it
     return compiled, context
 
 

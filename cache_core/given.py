@@ -10,10 +10,10 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import nn
 
 from cache_core.calls import CallInputs, call_inputs
+from cache_core.compiled import untraced
 from cache_core.ownership import innermost
 
 __all__ = ["Given", "given_to"]
@@ -42,12 +42,12 @@ def given_to(module: nn.Module) -> CallInputs | None:
 
 
 # Functions of a module, not methods: a copied or pickled transformer takes its torch hooks along.
-@torch.compiler.disable
+@untraced
 def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if innermost(module) is not None:
         _GIVEN.set(_GIVEN.get() | {module: call_inputs(module, args, kwargs)})
 
 
-@torch.compiler.disable
+@untraced
 def _drop(module: nn.Module, *_: Any) -> None:
     _GIVEN.set({other: inputs for other, inputs in _GIVEN.get().items() if other is not module})

@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 from cache_core.blocks import Block, BlockCall, find_blocks
 from cache_core.calls import call_inputs
+from cache_core.chain import CacheHook
 from cache_core.checkpointing import Checkpointing, refuse_backward
-from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call
+from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call, untraced
 from cache_core.given import Given, given_to
 from cache_core.ownership import call_of, innermost, running
 from cache_core.placement import Placement
@@ -40,7 +40,7 @@ class _BranchName(StateManager):
     """Only listens: keeps the name of the cache context that the pipeline opened, for each thread its own."""
 
     def __init__(self) -> None:
-        super().__init__(state_cls=None)
+        super().__init__(cast(BaseState, BaseState))  # diffusers says the state, and means its class
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class _BranchName(StateManager):
 _NAMES: ContextVar[dict[_BranchName, str]] = ContextVar("cache_core_names", default={})  # noqa: B039 (never changed)
 
 
-class _RootHook(ModelHook):
+class _RootHook(CacheHook):
     _is_stateful = True
 
     def __init__(self, attachment: Attachment) -> None:
@@ -73,7 +73,7 @@ class _RootHook(ModelHook):
         self.compiling = torch.compiler.is_compiling()
         return args, kwargs
 
-    @torch.compiler.disable
+    @untraced
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         self.attachment.settle_blocks()
         self.attachment.adopt_compiled_blocks()
@@ -98,14 +98,14 @@ class _RootHook(ModelHook):
         return module
 
 
-class _BlockHook(ModelHook):
+class _BlockHook(CacheHook):
     def __init__(self, attachment: Attachment, block: Block) -> None:
         super().__init__()
         self.attachment, self.block = attachment, block
         self.compiled: Callable[..., Any] | None = None
         self._context: Compile | None = None
 
-    @torch.compiler.disable
+    @untraced
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         forward = self.compiled or self.fn_ref.original_forward
         session = running(self.attachment.transformer)
@@ -184,13 +184,14 @@ class Attachment:
         self.blocks, self._places, self._hooks, taken = blocks, [], [], self._taken
         self._taken = {}
         for block in blocks:
-            place, hook = old.get(block.module, (None, None))
-            if hook is None:
+            if block.module in old:
+                place, hook = old[block.module]
+                if hook.block.index in taken:
+                    self._taken[block.index] = taken[hook.block.index]
+            else:
                 hook = _BlockHook(self, block)
                 place = Placement(block.module, hook, _BLOCK_HOOK)
                 hook.compile(self._context)
-            elif hook.block.index in taken:
-                self._taken[block.index] = taken[hook.block.index]
             hook.block = block
             self._places.append(place)
             self._hooks.append(hook)

@@ -146,4 +146,5 @@ def _inner_of(transformer: Any) -> nn.Module:
 def _policy_of(options: MethodOptions) -> Callable[[Any, Deciding], Policy]:
     if not options.policy:
         raise TypeError(f"nothing implements {type(options).__name__}: it names no policy")
-    return pkgutil.resolve_name(options.policy)
+    policy: Callable[[Any, Deciding], Policy] = pkgutil.resolve_name(options.policy)
+    return policy

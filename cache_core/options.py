@@ -6,7 +6,7 @@ existing settings carry over. In YAML and JSON the method is the field ``type``:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Literal, Protocol, get_args
 
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 
@@ -220,7 +220,7 @@ class DBPruneOptions(MethodOptions):
 
 #: Every method: one that is added is added here.
 CacheOptions = Annotated[NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions, Field(discriminator="type")]
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(CacheOptions)
+_ADAPTER: TypeAdapter[CacheOptions] = TypeAdapter(CacheOptions)
 
 
 def parse_options(value: object) -> CacheOptions:

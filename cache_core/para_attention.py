@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,14 +61,15 @@ def gather_heads(
     packed = interface._sdpa_all_to_all_single(packed, mesh)
     # [ranks, own heads, 3, batch, tokens, channels] -> [3, batch, own heads, ranks, tokens, channels]
     parts = packed.reshape(ranks, heads // ranks, 3, batch, tokens, channels).permute(2, 3, 1, 0, 4, 5)
-    return parts.reshape(3, batch, heads // ranks, ranks * tokens, channels).unbind(0)
+    query, key, value = parts.reshape(3, batch, heads // ranks, ranks * tokens, channels).unbind(0)
+    return query, key, value
 
 
 def repair_para_attention() -> None:
     """Make ParaAttention's attention work under the installed diffusers, in this process; once is enough."""
     from para_attn import para_attn_interface as interface
 
-    separate = interface.ulysses_attn_func
+    separate: Callable[..., torch.Tensor] = interface.ulysses_attn_func
     if not mend_is_needed() or hasattr(separate, "__wrapped__"):
         return
 
@@ -89,6 +91,7 @@ def repair_para_attention() -> None:
             return separate(query, key, value, *args, mesh=mesh, attn_func=attn_func, **kwargs)
         attend = attn_func or F.scaled_dot_product_attention
         out = attend(*gather_heads(query, key, value, mesh), *args, **kwargs)
-        return interface._sdpa_output_all_to_all(out, mesh)
+        gathered: torch.Tensor = interface._sdpa_output_all_to_all(out, mesh)
+        return gathered
 
     interface.ulysses_attn_func = fused

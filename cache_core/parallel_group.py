@@ -29,7 +29,8 @@ def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
     config = _diffusers_config(transformer)
     for name in ("_flattened_mesh", "_mesh"):  # context parallel: ring x ulysses as one; tensor parallel: one alone
         if (mesh := getattr(config, name, None)) is not None:
-            return mesh.get_group()
+            group: dist.ProcessGroup = mesh.get_group()
+            return group
     for _, cells in wrapped_forwards(transformer):  # ParaAttention's forward closes over the mesh of its sequence
         if isinstance(mesh := cells.get("seq_mesh"), DeviceMesh):
             return mesh.get_group()

@@ -91,10 +91,11 @@ def apply_cache_on_pipe(
     _check_is_pipeline(pipe, "apply_cache_on_pipe")
     parsed = _parsed(CacheType(cache_type), options)
     attached = _attached(pipe, parsed)
-    if not isinstance(pipe, _CachedPipeline):
-        pipe._raycache = _Setup(type(pipe))
+    if isinstance(pipe, _CachedPipeline):
+        setup = pipe._raycache
+    else:
+        setup = vars(pipe)["_raycache"] = _Setup(type(pipe))
         pipe.__class__ = _cached_class(type(pipe))
-    setup = pipe._raycache
     setup.options, setup.group = parsed, group
     setup.attached += attached
     return pipe
@@ -174,17 +175,16 @@ def _cached_class(original: type) -> type:
             setup.reports = reports
             try:
                 # The class is asked at call time: ParaAttention may have replaced its __call__ since.
-                return super(cached, self).__call__(*args, **kwargs)
+                return original.__call__(self, *args, **kwargs)
             finally:
                 setup.reports = reports  # a call in a step callback has left its own
 
     # Pipelines look at their own class name (saving, loading, device maps), so the name stays.
-    cached = type(
+    return type(
         original.__name__,
         (_CachedPipeline, original),
         {"__call__": __call__, "__module__": original.__module__, "__qualname__": original.__qualname__},
     )
-    return cached
 
 
 def _check_is_pipeline(pipe: object, function: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-from diffusers.hooks import ModelHook
 from torch import nn
 
-from cache_core.chain import holder, insert, is_innermost, leads_to_another, own_forward, take_off
+from cache_core.chain import CacheHook, holder, insert, is_innermost, leads_to_another, own_forward, take_off
 
 __all__ = ["Placement"]
 
@@ -20,8 +20,11 @@ class Placement:
         RuntimeError: the module was copied, or is shared, with a cache's hook and others on it.
     """
 
-    def __init__(self, module: nn.Module, hook: ModelHook, name: str) -> None:
+    def __init__(self, module: nn.Module, hook: CacheHook, name: str) -> None:
         self.module, self.hook, self._name = module, hook, name
+        self._wrapper: Any = None
+        self._outermost: Any = None
+        self._class_forward: Callable[..., Any] | None = None
         _clean_copy(module, name)
         self._insert()
 

@@ -138,4 +138,4 @@ def _taylor_order(options: dict[str, Any]) -> int | None:
             f"taylorseer_kwargs: n_derivatives={order!r} is not supported: the forecast goes to order {_MAX_ORDER}; "
             f"nearest legal value: {_MAX_ORDER}"
         )
-    return order
+    return int(order)

@@ -125,6 +125,12 @@ def _write(folder: Path, about: str, results: dict[str, Any], plan: Plan, consol
     console.print(f"{folder / 'report.html'}")
 
 
+class _Environment(Environment):
+    """Locust's, and what its users do."""
+
+    plan: Plan
+
+
 def _drive(
     url: str,
     scenario: Scenario,
@@ -141,7 +147,7 @@ def _drive(
     # At least four sources, so that the mix of users is one; their rates add up to the rate asked for.
     sources = users if closed else max(4, round(rate / plan.rate_per_user))
     plan.rate_per_user = rate / sources
-    environment = Environment(
+    environment = _Environment(
         user_classes=[ClosedLoop if closed else OpenLoop],
         host=url,
         shape_class=_shape(scenario, plan, sources, seconds, deadline),
@@ -153,6 +159,7 @@ def _drive(
     faults: list[dict[str, Any]] = []
     runner.start_shape()
     shape = runner.shape_greenlet
+    assert shape is not None  # it was started
     killer = gevent.spawn(_kill_ranks, url, kill, seconds, plan, faults) if kill else None
     with Progress() as progress:
         bar = progress.add_task(scenario.value, total=seconds)

@@ -42,11 +42,12 @@ class SharedBlock:
         self._input_sum: torch.Tensor | None = None
         self._hidden_added: torch.Tensor | None = None
         self._text_added: torch.Tensor | None = None
+        self._output: States | None
         if block.spec.fused_text:
             self._input, self._output = states, output
         else:  # text is not compared, so its input need not be kept
             self._input, self._output = States(states.hidden, None), States(output.hidden, None)
-            if output.encoder is not None:
+            if output.encoder is not None and states.encoder is not None:
                 self._text_added = output.encoder - states.encoder
 
     @property
@@ -73,11 +74,13 @@ class SharedBlock:
     def reuse(self, step: int, states: States) -> States:
         """``states`` with what the block added when it last ran, the same at every step."""
         hidden, text = self._residual()
+        given = states.encoder
         if self._output is None:
-            return States(states.hidden + hidden, None if text is None else states.encoder + text)
+            return States(states.hidden + hidden, None if text is None or given is None else given + text)
         # The hidden residual was just made for this call: adding in place spares a large temporary.
         kept = self._output.encoder is None
-        text = None if text is None else states.encoder + text if kept else text.add_(states.encoder)
+        if text is not None and given is not None:
+            text = given + text if kept else text.add_(given)
         return States(hidden.add_(states.hidden), text)
 
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -86,9 +89,11 @@ class SharedBlock:
         yield from (tensor for tensor in held if tensor is not None)
 
     def _residual(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._output is None:
+        before, after = self._input, self._output
+        if after is None:
+            assert self._hidden_added is not None  # it was settled
             return self._hidden_added, self._text_added
-        hidden = self._output.hidden - self._input.hidden
-        if self._output.encoder is None:
+        hidden = after.hidden - before.hidden
+        if after.encoder is None or before.encoder is None:
             return hidden, self._text_added
-        return hidden, self._output.encoder - self._input.encoder
+        return hidden, after.encoder - before.encoder

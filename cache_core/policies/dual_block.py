@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from cache_core.blocks import Block, BlockCall, States
+from cache_core.consensus import Sums
 from cache_core.difference import absolute_sum, difference_sum
 from cache_core.options import DBCacheOptions
 from cache_core.policies.compared_block import ComparedBlock
 from cache_core.policies.residual import Residual
 from cache_core.policies.rows import for_rows
 from cache_core.policy import Deciding
-from cache_core.report import ImageDecision
+from cache_core.report import ImageDecision, Reason
 
 __all__ = ["DualBlock"]
 
@@ -139,6 +140,7 @@ class DualBlock:
                 return call.pack(call.states)
             return call.pack(self._complete(call, {k: call.states.row(k) for k in self._cached_images()}))
         base, images = self._base, self._images
+        assert base is not None  # the segment's first block came before
         reused = {
             k: States(*images[k].middle[last].add_to(images[k].step, *base.row(k))) for k in self._cached_images()
         }
@@ -153,7 +155,8 @@ class DualBlock:
     def _compared(self, call: BlockCall) -> Any:
         """A Bn block outside ``Bn_compute_blocks_ids``: in a cached step judged on its own input."""
         index = call.block.index
-        sums, answered = [None] * call.batch, self._deciding.answered(index)
+        sums: list[Sums | None] = [None] * call.batch
+        answered = self._deciding.answered(index)
         for k in self._cached_images():
             if answered[k] is None and (known := self._images[k].tail.get(index)):
                 sums[k] = known.compare(call.states.row(k))
@@ -184,19 +187,21 @@ class DualBlock:
 
     def _decide(self, states: States) -> None:
         """One look at every image, in every step: the fixed place of DBCache's one all-reduce."""
-        sums, answered = [], self._deciding.answered(self._last_first)
+        entry = self._entry
+        assert entry is not None  # block 0 came before
+        sums: list[Sums | None] = []
+        answered = self._deciding.answered(self._last_first)
         for k, (image, decision) in enumerate(zip(self._images, self._decisions, strict=True)):
             if answered[k] is not None:
                 sums.append(None)
                 continue
-            gate = _gate(image)
-            if gate is not None:
-                decision.reason = gate
+            if (gate := _gate(image)) is not None or (reference := image.reference) is None:
+                decision.reason = gate or "first"
                 sums.append(None)
                 continue
             if image.reference_sum is None:
-                image.reference_sum = absolute_sum(image.reference)
-            moved = difference_sum(states.hidden[k], image.reference, minus=self._entry.hidden[k])
+                image.reference_sum = absolute_sum(reference)
+            moved = difference_sum(states.hidden[k], reference, minus=entry.hidden[k])
             sums.append((moved, image.reference_sum))
         verdicts = self._deciding.agree(self._last_first, sums, states.hidden.device)
         for k, (verdict, decision) in enumerate(zip(verdicts, self._decisions, strict=True)):
@@ -216,7 +221,7 @@ class DualBlock:
             # Only the last warm-up step's reference can be compared; residuals are kept earlier, for the forecast.
             image = self._images[k]
             if self._keeping[k] and image.step >= image.options.warmup_steps - 1:
-                image.reference = (states.hidden[k] - self._entry.hidden[k]).detach()
+                image.reference = (states.hidden[k] - entry.hidden[k]).detach()
                 image.reference_sum, image.taken = None, image.step
         self._entry = None
 
@@ -231,16 +236,14 @@ class DualBlock:
         return call.complete(known)
 
 
-def _gate(image: _Image) -> Any:
-    """Why this image is computed without a comparison; None if it asks."""
+def _gate(image: _Image) -> Reason | None:
+    """Why this image is computed though there were something to compare with; None if it asks."""
     options = image.options
     if image.step < options.warmup_steps:
         return "warmup"
     if _reached(options.max_cached_steps, image.cached) or _reached(options.max_continuous_cached_steps, image.run):
         return "limit"
-    if options.residual_diff_threshold <= 0:
-        return "threshold"
-    return "first" if image.reference is None else None
+    return "threshold" if options.residual_diff_threshold <= 0 else None
 
 
 def _may_be_reused(image: _Image, step: int) -> bool:

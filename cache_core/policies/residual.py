@@ -105,7 +105,9 @@ class Residual:
         for weight, sample in zip(weights, self._samples[-len(weights) :], strict=True):
             hidden = torch.add(hidden, sample.hidden, alpha=weight)
             if sample.encoder is not None:
-                text = torch.add(encoder if text is None else text, sample.encoder, alpha=weight)
+                before = encoder if text is None else text
+                assert before is not None  # a block's text stream is there at every step, or at none
+                text = torch.add(before, sample.encoder, alpha=weight)
         return hidden, text
 
     def tensors(self) -> Iterator[torch.Tensor]:

@@ -20,7 +20,7 @@ from raycache.models.generating import generate_images
 from raycache.size import Size
 
 if TYPE_CHECKING:
-    from diffusers import FluxPipeline
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 
 def held_out_scenes(count: int, seed: int = 1, *, never_told: bool = False) -> list[Scene]:
@@ -42,7 +42,7 @@ def held_out_scenes(count: int, seed: int = 1, *, never_told: bool = False) -> l
 
 def load(folder: str, dtype: torch.dtype = torch.float32) -> FluxPipeline:
     """The pipeline in ``folder``, silent."""
-    from diffusers import FluxPipeline
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
     from diffusers.utils import logging
 
     logging.disable_progress_bar()

@@ -118,11 +118,12 @@ def judge(scene: Scene, picture: np.ndarray, bar: Bar = USUAL) -> Verdict:
     by_colour = {thing.colour: thing for thing in things}
     complete = len(things) == len(scene.things) and set(by_colour) == {thing.colour for thing in scene.things}
     pairs = [(asked, by_colour.get(asked.colour)) for asked in scene.things]
+    found = [seen for _, seen in pairs if seen is not None]
     return Verdict(
         colour=complete,
         shape=all(seen is not None and seen.shape == asked.shape for asked, seen in pairs),
         size=all(seen is not None and seen.size == asked.size for asked, seen in pairs),
-        relation=complete and _relation(pairs) == scene.relation,
+        relation=complete and _relation(found) == scene.relation,
         background=background == scene.background,
     )
 
@@ -133,10 +134,11 @@ def shares(verdicts: list[Verdict]) -> dict[str, float]:
     return {name: float(np.mean([getattr(verdict, name) for verdict in verdicts])) for name in names}
 
 
-def _relation(pairs: list[tuple[object, Seen | None]]) -> str | None:
-    if len(pairs) == 1:
+def _relation(things: list[Seen]) -> str | None:
+    """How the first of two stands to the second; None if there is only one."""
+    if len(things) == 1:
         return None
-    first, second = (seen for _, seen in pairs)
+    first, second = things
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -161,7 +163,7 @@ def _read(
     square = np.asarray(Image.fromarray(mask).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
     # Stretched to the same box, so a box that is far from the shape's own must be told apart by its sides.
     likeness = {shape: _overlap(square, _ideal(shape)[0]) for shape in SHAPES}
-    shape = max(likeness, key=likeness.get)
+    shape = max(likeness, key=likeness.__getitem__)
     height, width = pixels.shape[:2]
     stretch = mask.shape[0] / mask.shape[1] / _ideal(shape)[1]
     fits = likeness[shape] >= bar.likeness and 1 / bar.stretch < stretch < bar.stretch
@@ -175,7 +177,7 @@ def _read(
 
 def _nearest(value: np.ndarray, palette: dict[str, tuple[int, int, int]], bar: Bar) -> str | None:
     distance = {name: float(np.linalg.norm(value - np.array(paint))) for name, paint in palette.items()}
-    name = min(distance, key=distance.get)
+    name = min(distance, key=distance.__getitem__)
     return name if distance[name] <= bar.colour else None
 
 

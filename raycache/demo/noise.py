@@ -11,12 +11,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import FluxPipeline
-    from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5TokenizerFast
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # whose types diffusers' top does not tell
+    from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
 MARKER = "raycache_model.json"
 TEXT_TOKENS = 64
@@ -110,7 +110,9 @@ def _pipeline(
     layers: int, single_layers: int, heads: int, head_dim: int, axes: tuple[int, int, int], seed: int
 ) -> FluxPipeline:
     import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.models import AutoencoderKL, FluxTransformer2DModel
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
     from transformers import CLIPTextModel, T5EncoderModel
 
     clip_words, t5_words = _vocabularies()
@@ -162,13 +164,13 @@ def _vocabularies() -> tuple[list[str], list[str]]:
     return clip, ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
 
 
-def _tokenizers(clip_words: list[str], t5_words: list[str]) -> tuple[CLIPTokenizer, T5TokenizerFast]:
-    from transformers import CLIPTokenizer, T5TokenizerFast
+def _tokenizers(clip_words: list[str], t5_words: list[str]) -> tuple[CLIPTokenizer, T5Tokenizer]:
+    from transformers import CLIPTokenizer, T5Tokenizer
 
     clip = CLIPTokenizer(
         vocab={word: index for index, word in enumerate(clip_words)}, merges=[], model_max_length=CLIP_TOKENS
     )
-    t5 = T5TokenizerFast(
+    t5 = T5Tokenizer(
         vocab=[(piece, 0.0 if index < 3 else -1.0) for index, piece in enumerate(t5_words)],
         extra_ids=0,
         model_max_length=TEXT_TOKENS,
@@ -190,6 +192,7 @@ def _text_configs(clip_words: int, t5_words: int) -> tuple[CLIPTextConfig, T5Con
         eos_token_id=clip_words - 1,
         pad_token_id=clip_words - 1,
     )
+    starts: dict[str, Any] = {"decoder_start_token_id": 0}  # taken, but not declared
     t5 = T5Config(
         vocab_size=t5_words,
         d_model=TEXT_WIDTH,
@@ -197,7 +200,7 @@ def _text_configs(clip_words: int, t5_words: int) -> tuple[CLIPTextConfig, T5Con
         d_ff=2 * TEXT_WIDTH,
         num_layers=2,
         num_heads=4,
-        decoder_start_token_id=0,
+        **starts,
     )
     return clip, t5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -79,7 +80,7 @@ class Scene:
     @property
     def mirrored(self) -> Scene:
         """The same picture told from its other thing: "A left of B" is "B right of A". One thing is its own mirror."""
-        if self.second is None:
+        if self.second is None or self.relation is None:
             return self
         return replace(self, first=self.second, relation=_MIRRORED[self.relation], second=self.first)
 
@@ -217,6 +218,6 @@ _CORNERS: dict[str, list[tuple[float, float]]] = {
 }
 
 
-def _pick(rng: np.random.Generator, options: dict[str, object] | tuple[str, ...]) -> str:
+def _pick(rng: np.random.Generator, options: Collection[str]) -> str:
     names = list(options)
     return names[rng.integers(len(names))]

@@ -132,7 +132,8 @@ def load_pipe(model: str, dtype: str) -> Any:
     from raycache.settings import ModelSettings
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = ModelSettings(path=model, dtype=dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    chosen = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    settings = ModelSettings.model_validate({"path": model, "dtype": chosen})
     return load_pipeline(settings, prepare_model(settings)[0], device)
 
 
@@ -154,7 +155,7 @@ def presets_file(model: str, job: Job, targets: dict[str, float], chosen: dict[s
         f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.size}; "
         "PSNR to the uncached picture of the same seed"
     )
-    presets = {"exact": {"type": "none"}}
+    presets: dict[str, dict[str, object]] = {"exact": {"type": "none"}}
     notes = []
     for name, point in chosen.items():
         presets[name] = {"type": "none"} if point is None else spoken(point.options)

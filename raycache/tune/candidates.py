@@ -10,6 +10,8 @@ from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBC
 
 THRESHOLDS = (0.06, 0.08, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0)
 
+_Judging = FBCacheOptions | DBCacheOptions | DBPruneOptions
+
 
 @dataclass(frozen=True)
 class Family:
@@ -34,25 +36,22 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
     careful = max(1, round(steps * 2 / 7))
     shapes = [(8, 8), (8, 0)]
     for warmup, order in product(dict.fromkeys((careful, max(1, careful // 2))), (0, 1)):
-        common = {"warmup_steps": warmup, "taylor_order": order}
         tail = f" warm-up {warmup}" + (f" Taylor {order}" if order else "")
-        yield Family(
-            f"FBCache{tail}",
-            tuple(FBCacheOptions(max_cached_steps=-1, residual_diff_threshold=t, **common) for t in THRESHOLDS),
-        )
+        block = FBCacheOptions(max_cached_steps=-1, warmup_steps=warmup, taylor_order=order)
+        yield Family(f"FBCache{tail}", _at_all_thresholds(block))
         for first, last in shapes:
             if first + last < num_blocks:
-                ends = {"Fn_compute_blocks": first, "Bn_compute_blocks": last}
-                yield Family(
-                    f"DBCache F{first}B{last}{tail}",
-                    tuple(DBCacheOptions(residual_diff_threshold=t, **ends, **common) for t in THRESHOLDS),
+                dual = DBCacheOptions(
+                    Fn_compute_blocks=first, Bn_compute_blocks=last, warmup_steps=warmup, taylor_order=order
                 )
+                yield Family(f"DBCache F{first}B{last}{tail}", _at_all_thresholds(dual))
         if num_blocks > 2:
-            ends = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1}
-            yield Family(
-                f"DBPrune F1B1{tail}",
-                tuple(DBPruneOptions(residual_diff_threshold=t, **ends, **common) for t in THRESHOLDS),
-            )
+            prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=warmup, taylor_order=order)
+            yield Family(f"DBPrune F1B1{tail}", _at_all_thresholds(prune))
+
+
+def _at_all_thresholds(options: _Judging) -> tuple[_Judging, ...]:
+    return tuple(options.model_copy(update={"residual_diff_threshold": value}) for value in THRESHOLDS)
 
 
 def check_families(num_blocks: int, steps: int) -> list[Family]:

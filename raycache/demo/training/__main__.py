@@ -58,7 +58,8 @@ def main(
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     chosen = _phases(phase)
     alone = not dist.is_initialized() or dist.get_rank() == 0
-    words = tuple(len(tokenizer) for tokenizer in make_tokenizers(TEXT_TOKENS))
+    t5, clip = make_tokenizers(TEXT_TOKENS)
+    words = len(t5), len(clip)
     if "autoencoder" in chosen and alone:
         watch("autoencoder", autoencoder_steps, train_autoencoder(out, autoencoder_steps, device, seed))
     if "latents" in chosen and alone and not (out / "latents.pt").exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from raycache.demo.training.parts import make_autoencoder
 from raycache.demo.world import random_scene, render
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models import AutoencoderKL
 
 CROP = 64
 PICTURE = 128
@@ -52,7 +52,7 @@ def train_autoencoder(
     """
     path = out / "autoencoder.pt"
     torch.manual_seed(seed)
-    model = make_autoencoder().to(device, memory_format=torch.channels_last)
+    model = _new(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     done = 0
     if path.exists():
@@ -138,10 +138,18 @@ def polish_decoder(
 
 def load_autoencoder(out: Path, device: torch.device) -> AutoencoderKL:
     """The autoencoder as far as it is trained: with the polished decoder if there is one."""
-    model = make_autoencoder().to(device, memory_format=torch.channels_last)
+    model = _new(device)
     path = out / "decoder.pt" if (out / "decoder.pt").exists() else out / "autoencoder.pt"
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True)["model"])
     return model.eval()
+
+
+def _new(device: torch.device) -> AutoencoderKL:
+    model = make_autoencoder()
+    module: torch.nn.Module = model  # diffusers' own `to` is declared as a function that wants the model again
+    channels_last: dict[str, Any] = {"memory_format": torch.channels_last}  # documented by torch, not declared
+    module.to(device, **channels_last)
+    return model
 
 
 def _save(path: Path, model: AutoencoderKL, optimizer: torch.optim.Optimizer, step: int) -> None:

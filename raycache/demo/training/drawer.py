@@ -22,7 +22,7 @@ class Drawer(nn.Module):
         super().__init__()
         self.transformer = make_transformer(layers, single_layers)
         # Distilled guidance has nothing to distil here: it starts without effect and is trained to stay so.
-        nn.init.zeros_(self.transformer.time_text_embed.guidance_embedder.linear_2.weight)
+        nn.init.zeros_(self.transformer.get_parameter("time_text_embed.guidance_embedder.linear_2.weight"))
         self.t5, self.clip = make_text_encoders(t5_words, clip_words)
 
     def forward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -16,6 +17,11 @@ from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
 from raycache.demo.training.transformer import load_average
 from raycache.demo.words import make_tokenizers
 
+if TYPE_CHECKING:
+    from diffusers.models import AutoencoderKL
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+    from transformers import CLIPTokenizer
+
 
 def export_model(out: Path, folder: Path) -> Path:
     """Write what is trained in ``out`` to ``folder``: weights in float16, tokenizers, scheduler; replaces ``folder``.
@@ -25,8 +31,8 @@ def export_model(out: Path, folder: Path) -> Path:
     Returns:
         ``folder``, for an unchanged ``FluxPipeline.from_pretrained``.
     """
-    words = tuple(len(tokenizer) for tokenizer in make_tokenizers(TEXT_TOKENS))
-    drawer = load_average(out / "all-blocks.pt", LAYERS, SINGLE_LAYERS, words)
+    t5, clip = make_tokenizers(TEXT_TOKENS)
+    drawer = load_average(out / "all-blocks.pt", LAYERS, SINGLE_LAYERS, (len(t5), len(clip)))
     _, shift, scale = load_latents(out / "latents.pt")
     card = (folder / "README.md").read_text() if (folder / "README.md").exists() else None
     shutil.rmtree(folder, ignore_errors=True)
@@ -39,7 +45,7 @@ def export_model(out: Path, folder: Path) -> Path:
     return folder
 
 
-def make_pipeline(drawer: Drawer, vae: torch.nn.Module, shift: float, scale: float):
+def make_pipeline(drawer: Drawer, vae: AutoencoderKL, shift: float, scale: float) -> FluxPipeline:
     """A ``FluxPipeline`` of trained parts.
 
     Args:
@@ -48,7 +54,8 @@ def make_pipeline(drawer: Drawer, vae: torch.nn.Module, shift: float, scale: flo
         shift: mean of its latents.
         scale: one over their standard deviation.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
     t5_tokenizer, clip_tokenizer = make_tokenizers(TEXT_TOKENS)
     vae.register_to_config(shift_factor=shift, scaling_factor=scale)
@@ -56,7 +63,7 @@ def make_pipeline(drawer: Drawer, vae: torch.nn.Module, shift: float, scale: flo
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae,
         text_encoder=drawer.clip,
-        tokenizer=clip_tokenizer,
+        tokenizer=cast("CLIPTokenizer", clip_tokenizer),  # any will do, but this one is declared
         text_encoder_2=drawer.t5,
         tokenizer_2=t5_tokenizer,
         transformer=drawer.transformer,

@@ -17,7 +17,7 @@ from raycache.demo.words import forward, make_tokenizers
 from raycache.demo.world import loose_caption, random_scene, render
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models import AutoencoderKL
 
 LOOSE_SHARE = 0.15
 """Share of scenes that are told in a user's words instead of a caption's."""
@@ -53,7 +53,8 @@ def encode_scenes(
     """
     rng = np.random.default_rng((seed, width, height))
     t5, clip = make_tokenizers(TEXT_TOKENS)
-    parts, captions = [], []
+    parts: list[torch.Tensor] = []
+    captions: list[str] = []
     while len(captions) < count:
         pictures = []
         for _ in range(min(64, count - len(captions))):
@@ -64,13 +65,13 @@ def encode_scenes(
         batch = as_input(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), device)
         parts.append(pack(model.encode(batch).latent_dist.mean).half().cpu())
         yield len(captions), {}
-    ids = [
+    t5_ids, clip_ids = (
         tokenizer(
             captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
         ).input_ids
         for tokenizer in (t5, clip)
-    ]
-    return Latents(torch.cat(parts), *ids, (height // 16, width // 16))
+    )
+    return Latents(torch.cat(parts), t5_ids, clip_ids, (height // 16, width // 16))
 
 
 def save_latents(path: Path, sets: list[Latents], shift: float, scale: float) -> None:
@@ -87,7 +88,8 @@ def told_forward(part: Latents) -> Latents:
         lines = tokenizer.batch_decode(ids, skip_special_tokens=True)
         captions = [" ".join(forward(line.replace("2", "").split())) for line in lines]
         told.append(tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids)
-    return Latents(part.packed, *told, part.grid)
+    t5_ids, clip_ids = told
+    return Latents(part.packed, t5_ids, clip_ids, part.grid)
 
 
 def load_latents(path: Path) -> tuple[list[Latents], float, float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raycache.demo.noise import LATENT_CHANNELS, rope_axes
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from diffusers.models import AutoencoderKL, FluxTransformer2DModel  # whose types diffusers' top does not tell
     from transformers import CLIPTextModel, T5EncoderModel
 
 LAYERS = 19
@@ -23,7 +23,7 @@ TEXT_TOKENS = 16
 
 def make_autoencoder() -> AutoencoderKL:
     """8x reduction, 4 latent channels; half of its work at full size, where few channels are enough for flat colour."""
-    from diffusers import AutoencoderKL
+    from diffusers.models import AutoencoderKL
 
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -43,7 +43,7 @@ def make_autoencoder() -> AutoencoderKL:
 
 def make_transformer(layers: int = LAYERS, single_layers: int = SINGLE_LAYERS) -> FluxTransformer2DModel:
     """FLUX.1-dev's transformer at width 64, every block an identity and the output zero (adaLN-zero)."""
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -75,6 +75,7 @@ def make_text_encoders(t5_words: int, clip_words: int) -> tuple[T5EncoderModel, 
     """
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+    starts: dict[str, Any] = {"decoder_start_token_id": 0}  # taken, but not declared
     t5 = T5Config(
         vocab_size=t5_words,
         d_model=TEXT_WIDTH,
@@ -85,7 +86,7 @@ def make_text_encoders(t5_words: int, clip_words: int) -> tuple[T5EncoderModel, 
         relative_attention_num_buckets=32,
         relative_attention_max_distance=32,
         dropout_rate=0.0,
-        decoder_start_token_id=0,
+        **starts,
         pad_token_id=0,
         eos_token_id=1,
     )

@@ -186,7 +186,8 @@ def make_optimizers(model: Drawer, rate: float) -> tuple[torch.optim.Optimizer, 
 
     adaLN matrices start at zero and would be blown up to full rank by Muon's first step, so they stay with AdamW.
     """
-    plain, matrices = [], []
+    plain: list[torch.nn.Parameter] = []
+    matrices: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         inside = "blocks." in name and "norm" not in name and parameter.ndim == 2
         (matrices if inside else plain).append(parameter)
@@ -247,8 +248,9 @@ def _told(part: Latents, turned: Latents, share: float, index: torch.Tensor, rng
     and training did not find that out. Told mostly forward it first learns order, and then what turns it round.
     """
     forward = torch.from_numpy(rng.random(len(index)) < share)[:, None]
-    pairs = ((turned.t5_ids, part.t5_ids), (turned.clip_ids, part.clip_ids))
-    return Latents(part.packed[index], *(torch.where(forward, a[index], b[index]) for a, b in pairs), part.grid)
+    t5_ids = torch.where(forward, turned.t5_ids[index], part.t5_ids[index])
+    clip_ids = torch.where(forward, turned.clip_ids[index], part.clip_ids[index])
+    return Latents(part.packed[index], t5_ids, clip_ids, part.grid)
 
 
 def _choose(count: int, stage: Stage, step: int, rng: np.random.Generator) -> int:

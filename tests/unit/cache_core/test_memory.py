@@ -38,7 +38,7 @@ def _published(session: Session, job: Job, doubles: int = DOUBLES, width: int = 
     for branch in session._branches.values():
         assert isinstance(branch.policy, BlockPrune)
         for image in branch.policy._images:
-            for index in image.blocks:
+            for index in image.memory.blocks:
                 total += 2 * hidden + encoder if index < doubles else 2 * (hidden + encoder)
     return total
 
