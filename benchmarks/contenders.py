@@ -1,4 +1,4 @@
-"""Our caches and their peers behind one interface: prepare a transformer once, then run whole pictures on it."""
+"""Our caches and their peers behind one interface: prepare a transformer once, then run whole images on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cache_core.hooks import Attachment
 
 __all__ = ["Contender", "contenders"]
 
-#: A picture: everything that happens between these two is measured.
+#: An image: everything that happens between these two is measured.
 Picture = Callable[[], Any]
 
 
@@ -27,7 +27,7 @@ class Contender:
     Attributes:
         name: how the table calls it.
         kind: ``none``, ``first block``, ``dual block`` or ``prune``: rows to compare with each other.
-        prepare: attaches it to a transformer; returns a context manager factory that surrounds each picture.
+        prepare: attaches it to a transformer; returns a context manager factory that surrounds each image.
     """
 
     name: str
@@ -43,7 +43,7 @@ def contenders(
     Args:
         first, last: Fn and Bn of the dual-block rows; the prune rows take Fn=1, Bn=0.
         threshold: far from both the small and the large differences of the schedule, so that all decide alike.
-        steps: transformer calls of one picture.
+        steps: transformer calls of one image.
         group: ranks that decide together, for ours; peers find theirs themselves.
     """
     dual = {"warmup_steps": 1, "residual_diff_threshold": threshold}

@@ -50,8 +50,8 @@ class Row:
         psnr: dB, mean.
         ssim: mean.
         distance: mean (see ``raycache.tune.measures.feature_distance``).
-        accuracy: share of pictures that the judge reads as asked (colour, shape, relation, background).
-        seconds: a picture.
+        accuracy: share of images that the judge reads as asked (colour, shape, relation, background).
+        seconds: an image.
     """
 
     who: str
@@ -72,12 +72,12 @@ Draw = Callable[[Job, float], tuple[np.ndarray, float, float]]
 def main(
     model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 200,
-    batch: Annotated[int, typer.Option(help="Pictures our settings draw at a time; cache-dit draws one.")] = 8,
+    batch: Annotated[int, typer.Option(help="Images our settings draw at a time; cache-dit draws one.")] = 8,
     peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 24,
     minutes: Annotated[float, typer.Option(help="Begin no new row after that; run again to go on.")] = 1e9,
     work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
     doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/quality.md"),
-    plot: Annotated[Path, typer.Option(help="Picture to write.")] = Path("docs/images/quality.png"),
+    plot: Annotated[Path, typer.Option(help="Image to write.")] = Path("docs/images/quality.png"),
 ) -> None:
     """Measure, print the table, put it into the page and draw the plot."""
     torch.set_grad_enabled(False)
@@ -158,7 +158,7 @@ def measure(
     who: str,
     threshold: float,
 ) -> Row:
-    """Draw the job at a threshold, and judge the pictures."""
+    """Draw the job at a threshold, and judge the images."""
     pictures, computed, seconds = drawn(job, threshold)
     count = len(pictures)
     verdicts = [judge(scene, picture) for scene, picture in zip(scenes[:count], pictures, strict=True)]
@@ -190,7 +190,7 @@ def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts:
 
 
 def peer(pipe: Any, whole: torch.nn.Module, setting: Setting) -> Draw:
-    """Drawing with cache-dit at a setting's block counts, one picture at a time: it decides once for a whole batch."""
+    """Drawing with cache-dit at a setting's block counts, one image at a time: it decides once for a whole batch."""
     from benchmarks.quality_settings import cache_dit_on
 
     calls = [0]

@@ -96,7 +96,7 @@ def presets() -> list[Setting]:
 def cache_dit_on(
     transformer: torch.nn.Module, setting: Setting, steps: int
 ) -> Callable[[float, Job, Any], tuple[np.ndarray, float]]:
-    """Put cache-dit on a transformer; returns what draws a job at a threshold: pictures and seconds a picture."""
+    """Put cache-dit on a transformer; returns what draws a job at a threshold: images and seconds an image."""
     refresh = enable_cache_dit(
         transformer,
         prune=setting.kind == "DBPrune",
@@ -112,7 +112,7 @@ def cache_dit_on(
         started = clock()
         for index, prompt in enumerate(job.prompts):
             refresh(threshold)
-            # Ours seed each picture by its place within a batch that starts at its own number: the same seeds.
+            # Ours seed each image by its place within a batch that starts at its own number: the same seeds.
             drawn = generate_images(pipe, [prompt], [index], steps=job.steps, width=job.width, height=job.height)
             pictures.append(drawn)
         return np.concatenate(pictures), (clock() - started) / len(job.prompts)

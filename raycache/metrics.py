@@ -15,7 +15,7 @@ from ray.serve.metrics import Gauge
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import GangStatus
 
-#: From a preview-sized picture on a GPU to a large one on a CPU.
+#: From a preview-sized image on a GPU to a large one on a CPU.
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _DIFFERENCES = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -49,7 +49,7 @@ class Metrics:
             "Requests by outcome (done, refused, aborted, failed) and cause (the error's code; empty when done).",
             ("outcome", "cause"),
         )
-        self.images = Counter("raycache_images_total", "Pictures drawn.", ("method", "size"))
+        self.images = Counter("raycache_images_total", "Images generated.", ("method", "size"))
         self.queue_seconds = Histogram(
             "raycache_queue_seconds",
             "Seconds in which a job waited: before its start, and while others had their turn.",
@@ -94,10 +94,10 @@ class Metrics:
             ("cause",),
         )
         self.retries = Counter(
-            "raycache_retries_total", "Jobs drawn again after a fault, by its kind (death, hang, error).", ("cause",)
+            "raycache_retries_total", "Jobs run again after a fault, by its kind (death, hang, error).", ("cause",)
         )
         self.fault_to_picture_seconds = Histogram(
-            "raycache_fault_to_next_picture_seconds", "Seconds from noticing a fault to the next picture.", _SECONDS
+            "raycache_fault_to_next_picture_seconds", "Seconds from noticing a fault to the next image.", _SECONDS
         )
         self.collective_wait_seconds = Counter(
             "raycache_collective_wait_seconds_total",
@@ -164,7 +164,7 @@ class Metrics:
             self._counted[counted] = value
 
     def ended(self, outcome: str, cause: str) -> None:
-        """A request got no picture: ``refused`` before it started, ``aborted`` or ``failed`` after."""
+        """A request got no image: ``refused`` before it started, ``aborted`` or ``failed`` after."""
         self.requests.inc(tags={"outcome": outcome, "cause": cause})
 
 
@@ -183,7 +183,7 @@ class IngressMetrics:
 
         self.ready = Gauge(
             "raycache_service_ready",
-            "1 while a request would be drawn or would wake an engine, as `/readyz` says, else 0.",
+            "1 while a request would be served or would wake an engine, as `/readyz` says, else 0.",
         )
 
     def answered(self, error: RequestError) -> None:

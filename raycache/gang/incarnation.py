@@ -1,4 +1,4 @@
-"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and drawing until they meet a fault."""
+"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and working until they meet a fault."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Incarnation:
         placement_group: reserved for the gang; None = anywhere.
         first_bundle: where the gang's bundles begin in it.
         name: of the gang, for logs.
-        tick: called about every :data:`HEARTBEAT_S` while ranks load or draw.
+        tick: called about every :data:`HEARTBEAT_S` while ranks load or work.
         costs: what the gang has learned in earlier lives, and learns in this one.
 
     Attributes:
@@ -67,7 +67,7 @@ class Incarnation:
         self._number = 0
 
     def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, ModelFacts]:
-        """Join the ranks, load the model, draw the declared warm-up shapes.
+        """Join the ranks, load the model, generate the declared warm-up shapes.
 
         Args:
             source: what was loaded in an earlier life; None = ask.
@@ -101,7 +101,7 @@ class Incarnation:
         """Wait for the oldest tick that was sent, and watch the ranks meanwhile.
 
         Args:
-            cold: a draw of the warm-up.
+            cold: a job of the warm-up.
 
         Returns:
             What rank 0 says; all ranks say the same of what they do alike.
@@ -147,7 +147,7 @@ class Incarnation:
         return self.timeouts.seconds(jobs, first.phase, cold=cold)
 
     def idle(self) -> None:
-        """Look after the ranks while there is nothing to draw.
+        """Look after the ranks while there is nothing to do.
 
         Raises:
             Fault: a rank died or does not answer.
@@ -182,7 +182,7 @@ class Incarnation:
             self._costs.learn(work_of(job), outcome, cold=True)
 
     def _alone(self, job: Job) -> JobOutput | Exception:
-        """Draw ``job``, and nothing else."""
+        """Run ``job``, and nothing else."""
         done, first = False, True
         while True:
             tick = Tick(

@@ -23,8 +23,8 @@ class JobHandle:
         arrived, begun: ``time.monotonic()``; ``begun`` is None before ranks get it.
         deadline: ``time.monotonic()`` after which the job is over, or None.
         caller: whose it is, for fair shares.
-        reason: why it shall be aborted, or None.
-        faults: how often ranks broke under it, while it was drawn with others and while it was drawn alone.
+        reason: why it is to be aborted, or None.
+        faults: how often ranks broke under it, while it was run with others and while it was run alone.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class JobHandle:
         return self.deadline is not None and now >= self.deadline
 
     def unwanted(self) -> bool:
-        """Whether it shall stop: aborted, or late."""
+        """Whether it must stop: aborted, or late."""
         return self.reason is not None or self.late(time.monotonic())
 
     def tell(self, events: list[Progress]) -> None:
-        """Pass progress on. A job drawn again does not tell its first steps twice."""
+        """Pass progress on. A job run again does not tell its first steps twice."""
         for event in events:
             if self._on_progress is not None and event.step > self._told:
                 self._told = event.step
@@ -90,7 +90,7 @@ class JobHandle:
                 self.future.set_result(outcome)
 
     def end_if_unwanted(self) -> Exception | None:
-        """End it if nobody wants its picture any more; why, if so."""
+        """End it if nobody wants its image any more; why, if so."""
         outcome: Exception | None = None
         if self.reason is not None:
             outcome = JobCancelled(self.reason)
@@ -115,7 +115,7 @@ class JobQueue:
 
     @property
     def stopped(self) -> bool:
-        """Whether no more shall be done than what is here."""
+        """Whether no more is to be done than what is here."""
         return self._stopped
 
     def put(self, handle: JobHandle) -> bool:

@@ -75,7 +75,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Event
     """The routes over ``service``.
 
     Args:
-        service: what draws.
+        service: what generates.
         stream: what streams; the service's ``generate_stream`` if not given.
     """
     stream = stream or service.generate_stream
@@ -86,7 +86,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Event
 
     @app.post("/v1/images/generations")
     async def generate(http: Request) -> Response:
-        """Draw pictures."""
+        """Generate images."""
         key_in_use.set(check_key(service.keys, http.headers.get("authorization")))
         body = parse_body(await read_body(http, service.max_body_bytes, _BODY_S, bodies))
         raw = wanted_media(http.headers, body)
@@ -129,7 +129,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Event
     @app.get("/readyz")
     @app.head("/readyz", include_in_schema=False)
     async def readyz(http: Request) -> JSONResponse:
-        """200 while a request would be drawn: an engine with a warm gang serves, or all sleep and one may be woken.
+        """200 while a request would be served: an engine with a warm gang serves, or all sleep and one may be woken.
 
         Else 503; either way with what every engine says of itself, told to holders of a key where there are keys.
         """

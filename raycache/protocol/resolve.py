@@ -81,7 +81,7 @@ def check_model(asked: str | None, name: str) -> None:
 
 
 def check_deployment(settings: AppSettings, policy: Policy, model: ModelInfo) -> None:
-    """Refuse a deployment in which no request, or no request that names nothing, could be drawn.
+    """Refuse a deployment in which no request, or no request that names nothing, could be generated.
 
     Raises:
         ValueError: the model does not divide over the ranks, or the defaults break the limits.
@@ -148,7 +148,7 @@ def nearest_sizes(width: int, height: int, *, side: int, ranks: int, max_pixels:
     shrink = min(1.0, math.sqrt(max_pixels / max(1, width * height)))
     columns, rows = (max(1, round(length * shrink / side)) for length in (width, height))
     tokens = max_pixels // side**2
-    # Keep one side and move the other: both ways round, or a very long and thin picture finds nothing.
+    # Keep one side and move the other: both ways round, or a very long and thin image finds nothing.
     legal = {(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
     legal |= {(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
 
@@ -222,7 +222,7 @@ def _check_prompt(prompt: str, limits: LimitSettings) -> None:
 
 
 def _check_format(format: str, size: str) -> None:
-    """A picture that cannot be encoded must not be drawn first."""
+    """An image that cannot be encoded must not be generated first."""
     if (longest := LONGEST_SIDE.get(format)) and max(parse_size(size)) > longest:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 

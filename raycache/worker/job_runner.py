@@ -143,7 +143,7 @@ class JobRunner:
         self._drop(name, failure)
 
     def _drop(self, name: str, failure: str | None) -> None:
-        """The job is gone from this rank; ``failure``: why, unless it was drawn."""
+        """The job is gone from this rank; ``failure``: why, unless it was completed."""
         if name in self._stepper.waiting:
             self._stepper.end(name)
         if (active := self._active.pop(name, None)) is not None:

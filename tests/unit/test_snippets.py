@@ -33,7 +33,7 @@ def test_every_example_without_a_service_runs(page: Path, capsys: pytest.Capture
         names: dict[str, object] = {}
         exec(compile("\n" * line + code, str(page), "exec"), names)  # a failure names the page's own line
         assert names["image"].size == (128, 128)
-        assert len(set(names["image"].getdata())) > 100  # a picture, not a blank
+        assert len(set(names["image"].getdata())) > 100  # an image, not a blank
 
 
 def test_no_example_is_left_out():

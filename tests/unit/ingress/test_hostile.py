@@ -36,7 +36,7 @@ MORE = int(os.environ.get("HOSTILE", "0"))
 
 
 class FakeEngine:
-    """A handle that draws black pictures at once, and counts them."""
+    """A handle that draws black images at once, and counts them."""
 
     def __init__(self) -> None:
         self.drawn = 0
