@@ -36,7 +36,7 @@ Quality = Literal[
 OPENAI_WORDS: dict[str, PresetName] = {
     "low": "fast",
     "medium": "balanced",
-    "high": "high",
+    "high": "high",  # a preset of ours and a word of OpenAI's: where it is missing the nearest is taken, as for those
     "standard": "balanced",
     "hd": "high",
     "xhigh": "exact",
