@@ -25,6 +25,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=["readme", "card"])
 def test_every_example_without_a_service_runs(page: Path, capsys: pytest.CaptureFixture[str]):
     alone = [(line, code) for line, code in examples(page) if "serve" not in code and "OpenAI" not in code]

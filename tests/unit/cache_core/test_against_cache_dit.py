@@ -84,6 +84,7 @@ def _ours(case: dict[str, Any]) -> tuple[list[torch.Tensor], Any]:
     return draw_cached(tiny_flux(), parse_options(case["options"]), job)
 
 
+@pytest.mark.slow
 def test_same_decisions_differences_and_outputs(peer):
     seen = set()
     for i in SAME:

@@ -30,6 +30,8 @@ from tests.helpers.compiling import (
 )
 from tests.helpers.tiny_flux import Job, decisions, draw, tiny_flux
 
+pytestmark = pytest.mark.slow  # each compiles for seconds
+
 #: A block's graph is one of three: double; first single (two tensors); later singles (two views of one tensor).
 GRAPHS = 3
 

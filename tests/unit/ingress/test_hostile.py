@@ -111,6 +111,7 @@ def application() -> Iterator[Application]:
     application.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "count"), [(bodies, 1600), (oddities, 500)])
 def test_nothing_that_is_sent_is_our_failure(application: Application, strategy: Callable, count: int):
     document = application.send(Hostile("GET", "/openapi.json", b"")).json()
