@@ -16,9 +16,6 @@ from cache_core.hooks import Attachment
 
 __all__ = ["Contender", "contenders"]
 
-#: An image: everything that happens between these two is measured.
-Picture = Callable[[], Any]
-
 
 @dataclass(frozen=True)
 class Contender:
