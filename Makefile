@@ -28,7 +28,7 @@ $(STAMP): $(RUNTIME)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,loadtest,bench]'
 	touch $(STAMP)
 
-# A first picture waits for nothing that only tests need.
+# A first image waits for nothing that only tests need.
 serve: $(RUNTIME)
 	$(BIN)/serve run $(CONFIG)
 

@@ -3,12 +3,12 @@
     python -m benchmarks.cache_overhead [--device cuda] [--flux-dev] [--out TABLE.md]
 
 *Efficiency* = measured speed-up / ideal speed-up, where the ideal counts only the time of the blocks that were still
-computed (and of everything around the blocks). On CPU the blocks are timed in the very picture that is judged, so that
+computed (and of everything around the blocks). On CPU the blocks are timed in the very image that is judged, so that
 a machine whose speed wanders slows both sides of the ratio; on CUDA, where a clock around each block would empty the
-queue, the blocks' time is that of the uncached picture of the same round. *Cost per decision* is measured on blocks
+queue, the blocks' time is that of the uncached image of the same round. *Cost per decision* is measured on blocks
 that cost nothing, at FLUX.1-dev's activation size: everything a method adds, hooks, sums, agreement and reuse, over its
 decisions. Contenders take turns in every round. The CPU clock is this process's CPU time on one thread, which other
-processes disturb least; on CUDA it is wall time around a synchronised picture.
+processes disturb least; on CUDA it is wall time around a synchronised image.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Entry:
     """One contender on one model and what was seen of it.
 
     Attributes:
-        blocks: block calls of one picture, by class.
+        blocks: block calls of one image, by class.
         block_seconds: seconds spent in them; on CUDA only without a cache, where nothing else is disturbed.
-        seconds, ideal: per round: a picture's time, and what it would be if only the skipped blocks were gone.
+        seconds, ideal: per round: an image's time, and what it would be if only the skipped blocks were gone.
         held: bytes alive after the last step because of the cache.
     """
 
@@ -82,7 +82,7 @@ def main(
     device: str = typer.Option("cpu", help="cpu or cuda"),
     flux_dev: bool = typer.Option(False, help="FLUX.1-dev's true size, bf16, 1024x1024, 28 steps (a GPU, 30 GB)"),
     compiled: bool = typer.Option(False, help="compile each block's forward"),
-    rounds: int = typer.Option(7, help="pictures per contender"),
+    rounds: int = typer.Option(7, help="images per contender"),
     out: Path | None = typer.Option(None, help="write the tables here as Markdown too"),
 ) -> None:
     """Print both tables."""
@@ -170,7 +170,7 @@ def _clock(device: str) -> float:
 
 def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str, title: str) -> None:
     plain = entries[0]
-    for entry in entries:  # warm up, and see what one picture holds
+    for entry in entries:  # warm up, and see what one image holds
         before = _live_bytes()
         with entry.picture():
             schedule.run(entry.model)
@@ -187,7 +187,7 @@ def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str,
 
 
 def _ideal(entry: Entry, plain: Entry) -> float:
-    """Seconds of the last picture if only the blocks that were computed had cost anything beside the plain model."""
+    """Seconds of the last image if only the blocks that were computed had cost anything beside the plain model."""
     around = plain.seconds[-1] - sum(plain.block_seconds.values())
     if entry.block_seconds:
         return around + sum(entry.block_seconds.values())

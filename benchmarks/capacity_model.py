@@ -1,6 +1,6 @@
-"""How long a picture takes on a gang, and how many gangs a goal needs: arithmetic with its assumptions on view.
+"""How long an image takes on a gang, and how many gangs a goal needs: arithmetic with its assumptions on view.
 
-A picture's seconds on ``r`` ranks are ``serial + f (compute / r + exchange(r))``, where ``f`` is the share of blocks
+An image's seconds on ``r`` ranks are ``serial + f (compute / r + exchange(r))``, where ``f`` is the share of blocks
 computed. Ulysses exchanges queries, keys, values and the attention's output once each per block: each rank holds
 ``S x C x 2 / r`` bytes of each and sends ``(r - 1) / r`` of it.
 """
@@ -18,7 +18,7 @@ class Machine:
     """One GPU and its link.
 
     Attributes:
-        compute_s: seconds of a whole uncached picture's blocks on one of them (measured or published).
+        compute_s: seconds of a whole uncached image's blocks on one of them (measured or published).
         link_gb_s: GB/s that one rank really sends in an all-to-all.
         latency_s: seconds an all-to-all takes however little it carries.
     """
@@ -33,7 +33,7 @@ class Picture:
     """What is drawn.
 
     Attributes:
-        tokens: of text and picture together; width: channels; blocks, steps: numbers.
+        tokens: of text and image together; width: channels; blocks, steps: numbers.
         serial_s: seconds that do not divide among ranks: text encoders, decoder, embedders.
     """
 
@@ -44,7 +44,7 @@ class Picture:
     serial_s: float
 
     def exchanged_gb(self, ranks: int) -> float:
-        """GB one rank sends over a whole uncached picture in bfloat16."""
+        """GB one rank sends over a whole uncached image in bfloat16."""
         each = self.tokens * self.width * 2 / ranks * (ranks - 1) / ranks
         return 4 * self.blocks * self.steps * each / 1e9
 
@@ -52,7 +52,7 @@ class Picture:
 #: FLUX.1-dev, 1024 x 1024, 28 steps. T5 and CLIP encode in 0.2 s, the VAE decodes in 0.4 s on an L20 (estimates).
 FLUX_DEV_1024 = Picture(tokens=4096 + 512, width=3072, blocks=57, steps=28, serial_s=0.6)
 
-#: NVIDIA L20: 24.85 s a picture (cache-dit's published baseline) less what is serial. PCIe 4.0 x16 carries 31.5 GB/s
+#: NVIDIA L20: 24.85 s an image (cache-dit's published baseline) less what is serial. PCIe 4.0 x16 carries 31.5 GB/s
 #: one way; four ranks that send at once through one host reach about two thirds of it (an assumption, not a fit).
 L20 = Machine(compute_s=24.85 - 0.6, link_gb_s=21.0)
 
@@ -81,7 +81,7 @@ PUBLISHED = (
 
 
 def seconds(picture: Picture, machine: Machine, ranks: int, *, computed: float = 1.0, factor: float = 1.0) -> float:
-    """Seconds of a picture on a gang of ``ranks`` with nothing waiting.
+    """Seconds of an image on a gang of ``ranks`` with nothing waiting.
 
     Args:
         computed: share of blocks computed, from a report.
@@ -120,7 +120,7 @@ def _erlang_c(offered: float, gangs: int) -> float:
 
 
 def gangs_needed(per_minute: float, goal_s: float, service_s: float) -> int | None:
-    """Gangs that answer 95 % of ``per_minute`` pictures within ``goal_s`` seconds; None if one picture takes longer."""
+    """Gangs that answer 95 % of ``per_minute`` images within ``goal_s`` seconds; None if one image takes longer."""
     if service_s >= goal_s:
         return None
     gangs = 1

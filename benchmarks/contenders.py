@@ -1,4 +1,4 @@
-"""Our caches and their peers behind one interface: prepare a transformer once, then run whole pictures on it."""
+"""Our caches and their peers behind one interface: prepare a transformer once, then run whole images on it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Contender:
     Attributes:
         name: how the table calls it.
         kind: ``none``, ``first block``, ``dual block`` or ``prune``: rows to compare with each other.
-        prepare: attaches it to a transformer; returns a context manager factory that surrounds each picture.
+        prepare: attaches it to a transformer; returns a context manager factory that surrounds each image.
     """
 
     name: str
@@ -46,7 +46,7 @@ def contenders(
     Args:
         first, last: Fn and Bn of the dual-block rows; the prune rows take Fn=1, Bn=0.
         threshold: far from both the small and the large differences of the schedule, so that all decide alike.
-        steps: transformer calls of one picture.
+        steps: transformer calls of one image.
         group: ranks that decide together, for ours; peers find theirs themselves.
     """
     first_block = FBCacheOptions(max_cached_steps=-1, warmup_steps=1, residual_diff_threshold=threshold)

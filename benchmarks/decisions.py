@@ -1,4 +1,4 @@
-"""Pictures of what the cache decides: the differences of each step, and which blocks were pruned when.
+"""Plots of what the cache decides: the differences of each step, and which blocks were pruned when.
 
     python -m benchmarks.decisions [--model demo] [--out docs/images/decisions.png]
 

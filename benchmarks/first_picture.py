@@ -1,9 +1,9 @@
-"""From nothing to a picture, and what ranks and caching do to its time.
+"""From nothing to an image, and what ranks and caching do to its time.
 
     python -m benchmarks.first_picture [--config serve_configs/laptop_dbcache.yaml] [--out TABLE.md]
 
 Starts the real application (`serve run`), waits for `/readyz`, draws once; then draws on gangs of 1 and 4 ranks without
-Serve in between. The cost of a decision is the time of a picture that decides in every step and never reuses, less that
+Serve in between. The cost of a decision is the time of an image that decides in every step and never reuses, less that
 of one that does not decide, per step.
 """
 
@@ -30,9 +30,9 @@ URL = "http://127.0.0.1:8000"
 
 def main(
     config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application to start"),
-    size: str = typer.Option("128x128", help="picture size"),
+    size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(28, help="denoising steps"),
-    rounds: int = typer.Option(5, help="pictures per row"),
+    rounds: int = typer.Option(5, help="images per row"),
     out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
 ) -> None:
     """Print the table."""
@@ -97,7 +97,7 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
                         image = ImageSpec("a red circle", 7, 3.5, options)
                         job = Job(f"{ranks}-{number}-{name}", Size.parse(size), (image,), steps)
                         output = gang.submit(job).future.result(timeout=300)
-                        if number:  # the first picture warms up
+                        if number:  # the first image warms up
                             seconds[name].append(output.denoise_s)
             finally:
                 gang.shutdown()

@@ -28,9 +28,9 @@ def main(
     config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="what to draw with"),
     size: str = typer.Option("128x128"),
     steps: int = typer.Option(12, min=2),
-    rounds: int = typer.Option(3, min=2, help="pictures per gang"),
-    per_minute: float = typer.Option(12.0, min=0.01, help="pictures asked for a minute"),
-    goal: float = typer.Option(20.0, min=0.1, help="seconds within which 95 % shall be answered"),
+    rounds: int = typer.Option(3, min=2, help="images per gang"),
+    per_minute: float = typer.Option(12.0, min=0.01, help="images asked for a minute"),
+    goal: float = typer.Option(20.0, min=0.1, help="seconds within which 95 % must be answered"),
     computed: float = typer.Option(0.6, min=0.01, max=1, help="share of blocks computed (a report's fraction)"),
     factor: float = typer.Option(20.3 / 24.85, help="of compute time, by compilation and quantisation"),
     out: Path | None = typer.Option(None, help="write the tables here as Markdown too"),
@@ -71,7 +71,7 @@ def _plans(computed: float, factor: float, per_minute: float, goal: float) -> It
 
 
 def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, ...]]:
-    """One picture alone, then every gang busy at once."""
+    """One image alone, then every gang busy at once."""
     import ray
 
     from cache_core import NoCacheOptions

@@ -1,9 +1,9 @@
-"""What serving adds to a picture at concurrency 1, in milliseconds.
+"""What serving adds to an image at concurrency 1, in milliseconds.
 
     python -m benchmarks.overhead [--config serve_configs/laptop_dbcache.yaml] [--out overhead.md]
 
 Time of a request over HTTP, less the seconds that rank 0 spent in the same pipeline call (encode, denoise and decode,
-as it timed them itself), less the time of encoding the picture as PNG.
+as it timed them itself), less the time of encoding the image as PNG.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = ["reply", "request, ms", "in the gang, ms", "PNG encoding, ms", "servi
 
 def main(
     config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
-    size: str = typer.Option("128x128", help="picture size"),
+    size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(4, help="denoising steps"),
     rounds: int = typer.Option(40, help="requests per row"),
     tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),

@@ -18,11 +18,11 @@ def enable_cache_dit(
         transformer: what gets it.
         prune: DBPrune instead of DBCache.
         first, last: Fn and Bn.
-        steps: transformer calls of one picture.
+        steps: transformer calls of one image.
         warmup: first steps that are always computed.
 
     Returns:
-        What makes it ready for the next picture, at a threshold: to be called before each.
+        What makes it ready for the next image, at a threshold: to be called before each.
     """
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
     import cache_dit

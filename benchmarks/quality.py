@@ -42,12 +42,12 @@ Draw = Callable[[Job, float], tuple[np.ndarray, float, float]]
 def main(
     model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 200,
-    batch: Annotated[int, typer.Option(help="Pictures our settings draw at a time; cache-dit draws one.")] = 8,
+    batch: Annotated[int, typer.Option(help="Images our settings draw at a time; cache-dit draws one.")] = 8,
     peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 24,
     minutes: Annotated[float, typer.Option(help="Begin no new row after that; run again to go on.")] = 1e9,
     work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
     doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/quality.md"),
-    plot: Annotated[Path, typer.Option(help="Picture to write.")] = Path("docs/images/quality.png"),
+    plot: Annotated[Path, typer.Option(help="Image to write.")] = Path("docs/images/quality.png"),
 ) -> None:
     """Measure, print the table, put it into the page and draw the plot."""
     torch.set_grad_enabled(False)

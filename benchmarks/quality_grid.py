@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quality_grid``: one picture that shows the presets side by side, seconds under each."""
+"""``python -m benchmarks.quality_grid``: one image that shows the presets side by side, seconds under each."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _Made = tuple[np.ndarray, float, float]
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("docs/images/quality_presets.png"),
-    seed: Annotated[int, typer.Option(help="Of every picture.")] = 7,
+    out: Annotated[Path, typer.Option(help="Image to write.")] = Path("docs/images/quality_presets.png"),
+    seed: Annotated[int, typer.Option(help="Of every image.")] = 7,
     threads: Annotated[int, typer.Option(help="CPU threads; seconds are those of all together.")] = 1,
 ) -> None:
-    """Draw four captions with every preset and paste them into one picture."""
+    """Draw four captions with every preset and paste them into one image."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(threads)
     pipe = load(str(demo_model_path()))
     presets = load_presets("demo").presets
-    timed(pipe, PROMPTS[0], presets["exact"], 0)  # the first picture pays for allocation
+    timed(pipe, PROMPTS[0], presets["exact"], 0)  # the first image pays for allocation
     names = [name for name in PRESET_NAMES if name in presets]
     made = {name: [timed(pipe, prompt, presets[name], seed) for prompt in PROMPTS] for name in names}
     grid = compose(names, made)

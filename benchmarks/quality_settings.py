@@ -113,7 +113,7 @@ def presets() -> list[Setting]:
 def cache_dit_on(
     transformer: FluxTransformer2DModel, setting: Setting, steps: int
 ) -> Callable[[float, Job, Any], tuple[np.ndarray, float]]:
-    """Put cache-dit on a transformer; returns what draws a job at a threshold: pictures and seconds a picture."""
+    """Put cache-dit on a transformer; returns what draws a job at a threshold: images and seconds an image."""
     refresh = enable_cache_dit(
         transformer,
         prune=setting.kind == "DBPrune",

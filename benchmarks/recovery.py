@@ -1,11 +1,11 @@
-"""Faults on purpose, and the seconds until the client has its answer and the next good picture is there.
+"""Faults on purpose, and the seconds until the client has its answer and the next good image is there.
 
     python -m benchmarks.recovery [--config serve_configs/laptop_dbcache.yaml] [--out recovery.md]
 
 Starts the real application with one engine. For each fault: one job under it (unless the fault hits an idle service)
 and three queued behind. Seconds from the fault: *detect* (the gang noticed), *kill* (all old ranks are gone), *rebuild*
-(new processes have imported their libraries and met), *load* (model and warm-up pictures), *answer* (of the job under
-the fault), *next picture* (first one bit-equal to the reference).
+(new processes have imported their libraries and met), *load* (model and warm-up images), *answer* (of the job under
+the fault), *next image* (first one bit-equal to the reference).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ IN_A_JOB = {
 
 def main(
     config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
-    size: str = typer.Option("128x128", help="picture size"),
+    size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(12, help="denoising steps"),
     tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),
     only: str = typer.Option("", help="only faults whose name holds this"),

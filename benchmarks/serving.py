@@ -29,7 +29,7 @@ PATH = "/v1/images/generations"
 
 @dataclass
 class Answer:
-    """One reply: status, ``time.time()`` of its arrival, seconds it took, its body, and a sum over the picture."""
+    """One reply: status, ``time.time()`` of its arrival, seconds it took, its body, and a sum over the image."""
 
     status: int
     at: float

@@ -1,4 +1,4 @@
-"""A picture of who was in which transformer call: a line per job, a bar per call, joined calls linked."""
+"""A plot of who was in which transformer call: a line per job, a bar per call, joined calls linked."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def bars_of(ticks: Sequence[tuple[float, TickReport]]) -> list[Bar]:
 
 
 def draw(lines: Sequence[Line], bars: Sequence[Bar], path: Path, title: str) -> None:
-    """Write the picture; times count from the first arrival.
+    """Write the plot; times count from the first arrival.
 
     Raises:
         ValueError: there is no job, or a bar of one that has no line.

@@ -62,7 +62,7 @@ def flux(
 def flux_with_free_blocks(
     *, doubles: int, singles: int, heads: int, head_dim: int, dtype: torch.dtype, device: str, tokens: int, text: int
 ) -> FluxTransformer2DModel:
-    """FLUX whose blocks only add a constant, so that what remains of a cached picture's time is the cache itself."""
+    """FLUX whose blocks only add a constant, so that what remains of a cached image's time is the cache itself."""
     model = flux(doubles=0, singles=0, heads=heads, head_dim=head_dim, dtype=dtype, device=device)
     width = heads * head_dim
     image_part = torch.full((1, tokens, width), 0.5, dtype=dtype, device=device)
@@ -100,7 +100,7 @@ def sharing_weights(model: _Model) -> _Model:
 
 
 class Schedule:
-    """The inputs of one picture's steps. Every ``period`` steps the input jumps (no method reuses anything there), in
+    """The inputs of one image's steps. Every ``period`` steps the input jumps (no method reuses anything there), in
     between it drifts by a hundredth (every method reuses everything), so all methods take the same decisions."""
 
     def __init__(

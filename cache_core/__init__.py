@@ -61,7 +61,7 @@ __all__ = [
     "without_thresholds",
 ]
 
-# torch and diffusers take seconds to import. Whoever needs the options only, as a web front does, shall not wait.
+# torch and diffusers take seconds to import. Whoever needs the options only, as a web front does, must not wait.
 _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),

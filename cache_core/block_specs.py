@@ -112,7 +112,7 @@ UNSUPPORTED: dict[str, str] = {
     "Cosmos3OmniTransformer": "packs all samples of a call into one sequence without a batch dimension",
     "LatteTransformer3DModel": "its spatial and temporal blocks take turns on the same states, batched once by frame "
     "and once by token, so a video has no row of its own",
-    "PriorTransformer": "draws an embedding, not a picture: a handful of tokens, nothing to save",
+    "PriorTransformer": "draws an embedding, not an image: a handful of tokens, nothing to save",
     "Transformer2DModel": "a part of a U-Net, which calls many of them per step",
     "TransformerTemporalModel": "a part of a U-Net, which calls many of them per step",
 }
@@ -121,7 +121,7 @@ UNSUPPORTED: dict[str, str] = {
 def supported_models() -> dict[str, tuple[str, ...]]:
     """Families whose diffusers transformers work with every method, with their class names.
 
-    Supported means tested: uncached output unchanged, every method runs, pictures of a batch decide for themselves.
+    Supported means tested: uncached output unchanged, every method runs, images of a batch decide for themselves.
     :data:`UNSUPPORTED` names those that diffusers registers and the cache refuses, with the reason.
     """
     return dict(MODELS)

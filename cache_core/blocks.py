@@ -245,7 +245,7 @@ class BlockCall:
 def _knows_rows_by_place(block: nn.Module) -> bool:
     """Whether attention is perturbed for a third or half of the batch (PAG): a part of the batch has other thirds.
 
-    Asked at every call: pipelines exchange the processors while they draw.
+    Asked at every call: pipelines exchange the processors while they run.
     """
     return any(isinstance(getattr(module, "processor", None), _BY_PLACE) for module in block.modules())
 

@@ -1,6 +1,6 @@
 """One branch of a job: its counters, its images' memories, and the step that runs.
 
-A call that failed may be made again, in other company, and must then decide and draw as if nothing had been. What a
+A call that failed may be made again, in other company, and must then decide and compute as if nothing had been. What a
 method remembers is replaced while the call runs, and to keep what is replaced until the call is over would hold every
 residual twice (DBPrune has one for each block). Verdicts are kept instead, which are numbers: they stand when the call
 is made again. A method replaces what it remembers only where a verdict, or counters alone, had said that the image is

@@ -1,7 +1,7 @@
 """Who calls a transformer: the pipeline call that stands nearest on the stack, and the way it came.
 
 Whoever opened a session may, in the same thread, run other code that calls the transformer: a preview by a second
-pipeline in a step callback, a safety re-draw, the same pipeline once more. Their calls come with the same context, the
+pipeline in a step callback, a safety re-run, the same pipeline once more. Their calls come with the same context, the
 same module and often the same shapes. What differs is the stack.
 """
 
@@ -39,7 +39,7 @@ class Caller(NamedTuple):
 
     Attributes:
         pipe: the nearest pipeline; None outside any.
-        run: the frame of its ``__call__``. Another frame draws another image.
+        run: the frame of its ``__call__``. Another frame generates another image.
         door: what that frame called to get here: the module itself, or a function (a step callback, a helper) that did.
         places: outside any pipeline, the functions on the stack, the one that called the transformer first.
     """

@@ -148,7 +148,7 @@ class StepCalls:
                 return found
         place = len(self._seen) + 1
         # A branch that always had the same text did not get another one: this is a call that was not made before. But
-        # another batch or picture size is no call of this image, and the branch refuses it.
+        # another batch or image size is no call of this image, and the branch refuses it.
         taken = place in self._seen or (place in self._steady and self._shapes[place] == shapes)
         return max(self._known) + 1 if taken else place
 

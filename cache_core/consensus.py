@@ -6,7 +6,7 @@ One all-reduce (SUM, float32) per decision, over the context-parallel group only
     [ sum|cur - ref| per image | sum|ref| per image | abort wishes | checksum ]
 
 Images that do not ask put zeros, so the length never depends on state. The checksum covers (branch, step, site, all
-decisions so far): if the sum is not world size times one's own, the ranks have parted and this very decision raises,
+decisions so far): if the sum is not world size times one's own, the ranks disagree and this very decision raises,
 instead of a deadlock some collectives later.
 """
 

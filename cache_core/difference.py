@@ -109,6 +109,6 @@ def _can_fuse() -> bool:
 
 @functools.cache
 def _fused(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """One kernel of ``function``, shapes dynamic so that a new picture size is no recompile. Made when first wanted:
+    """One kernel of ``function``, shapes dynamic so that a new image size is no recompile. Made when first wanted:
     importing the compiler takes a second, which a machine without a GPU need not pay."""
     return torch.compile(function, dynamic=True)

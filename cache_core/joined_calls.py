@@ -61,7 +61,7 @@ def joined(transformer: nn.Module, calls: Sequence[JobCall]) -> Iterator[None]:
     """The next call of ``transformer`` in this context is one of all these jobs.
 
     It counts when this context ends. If anything raises before, nothing of it counts, and each job's call may be made
-    again, with whichever others: it then decides and draws what it would have. Another call instead begins anew, from
+    again, with whichever others: it then decides and computes as it would have. Another call instead begins anew, from
     memories that are empty.
 
     ``should_abort`` is not polled in it: whoever joins calls ends a job between them.

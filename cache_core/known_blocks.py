@@ -1,7 +1,7 @@
 """What earlier sessions found out of a block, for as long as its code is the same.
 
 A session is often one image, and a service opens one for each: to check every block anew in each costs a few percent of
-a small picture. What a block does to memory changes only with its code: its own forward, or a forward or attention
+a small image. What a block does to memory changes only with its code: its own forward, or a forward or attention
 processor that somebody put inside it. Code exchanged in a class, below all of that, is not seen here; what such code
 writes is, by the version counter.
 """

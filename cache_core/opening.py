@@ -65,7 +65,7 @@ def cache_session(
         ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
         AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
-        RuntimeError: a session is open on this transformer already and has drawn nothing yet, or the transformer is
+        RuntimeError: a session is open on this transformer already and has computed nothing yet, or the transformer is
             split over ranks and no group is given.
 
     Example:
@@ -120,7 +120,7 @@ def job_session(
         values = combined(each)
         check_block_count(each[0], len(attachment.blocks))
         context = compile_context(transformer)
-        if context is not None or attachment.sessions == 1:  # others, which are drawing, keep theirs
+        if context is not None or attachment.sessions == 1:  # others, which are under way, keep theirs
             attachment.use_compile_context(context)
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)

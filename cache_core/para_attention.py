@@ -6,7 +6,7 @@ grouped queries passes ``enable_gqa=False``, which changes nothing, so it is dro
 sends query, key and value in an all-to-all each; here they share one, so a block costs two messages to each peer
 instead of four.
 
-The cache repairs it when a session opens on a transformer that ParaAttention split; who draws without the cache calls
+The cache repairs it when a session opens on a transformer that ParaAttention split; without the cache, call
 :func:`repair_para_attention`.
 """
 

@@ -19,7 +19,7 @@ def is_parallelized(transformer: nn.Module) -> bool:
 
 
 def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
-    """The group of ranks that share a transformer's picture; None if it is not parallelized.
+    """The group of ranks that share a transformer's image; None if it is not parallelized.
 
     Raises:
         RuntimeError: it is parallelized, but over which ranks cannot be told; deciding alone would deadlock.

@@ -4,7 +4,7 @@
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s ClosedLoop
 
 The number of ``OpenLoop`` users times ``--rate-per-user`` is the arrival rate; ``--processes`` shares the users out,
-and each draws from ``--seed`` and the number of its process. Repeated pictures are compared within one process.
+and each draws from ``--seed`` and the number of its process. Repeated images are compared within one process.
 ``python -m loadtests.run`` runs the prepared scenarios and writes the report.
 """
 

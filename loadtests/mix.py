@@ -20,7 +20,7 @@ class Ask:
     """One request to be sent.
 
     Attributes:
-        kind: number of its entry in the mix; with ``seed`` it decides the picture.
+        kind: number of its entry in the mix; with ``seed`` it decides the image.
         body: for ``POST /v1/images/generations``.
     """
 

@@ -17,10 +17,10 @@ from PIL import Image
 __all__ = ["Outcome", "Record", "Recorder"]
 
 #: done; refused (429, 503, before any work); aborted (deadline); failed (any other error); abandoned by this client;
-#: wrong (an answer that is not the picture asked for).
+#: wrong (an answer that is not the image asked for).
 Outcome = Literal["done", "refused", "aborted", "failed", "abandoned", "wrong"]
 
-#: Pictures are compared by the means over so many by so many fields, which rounding changes by less than this.
+#: Images are compared by the means over so many by so many fields, which rounding changes by less than this.
 _SIDE, _ROUNDING = 16, 3
 
 
@@ -29,12 +29,12 @@ class Record:
     """One request. Times in seconds of one monotonic clock, counted from the start of the run.
 
     Attributes:
-        kind, seed: which picture was asked for.
+        kind, seed: which image was asked for.
         intended: when it was to be sent; an open loop counts latency from here, however late the client was.
         sent, ended: when it was, and when it was answered.
         status: HTTP status; 0 when there was no answer.
         cause: the error's code, empty when done.
-        images: pictures received.
+        images: images received.
         queue, encode, denoise, decode: the server's own times.
         first_event, first_preview: of a stream, after ``sent``.
         computed: mean share of blocks computed; None without a report.
@@ -72,7 +72,7 @@ class _Seen(NamedTuple):
 
 @dataclass
 class Recorder:
-    """All records of a run, and what each picture looked like when it was first seen."""
+    """All records of a run, and what each image looked like when it was first seen."""
 
     records: list[Record] = field(default_factory=list)
     _seen: dict[tuple[int, int], _Seen] = field(default_factory=dict, repr=False)
@@ -84,12 +84,12 @@ class Recorder:
             self.records.append(record)
 
     def same_as_before(self, kind: int, seed: int, pictures: Sequence[bytes]) -> bool:
-        """Whether these are the pictures that the same request gave before; True for the first.
+        """Whether these are the images that the same request gave before; True for the first.
 
         But for rounding: whoever shared their transformer calls then shares them no more.
 
         Raises:
-            OSError: they are no pictures.
+            OSError: they are no images.
         """
         digests = tuple(hashlib.sha256(picture).hexdigest() for picture in pictures)
         with self._lock:
@@ -107,6 +107,6 @@ class Recorder:
 
 
 def _small(picture: bytes) -> np.ndarray:
-    """Means over a grid, int16 [side, side, 3]: another picture differs in some, rounding in none by much."""
+    """Means over a grid, int16 [side, side, 3]: another image differs in some, rounding in none by much."""
     image = Image.open(io.BytesIO(picture)).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return np.asarray(image, np.int16)

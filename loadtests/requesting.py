@@ -42,7 +42,7 @@ def send(
         began: ``time.monotonic()`` of the run's start.
         patience: seconds until this client hangs up.
         leaves: it means to hang up; then that is no error.
-        check: look at the pictures, too.
+        check: look at the images, too.
     """
     record.sent = time.monotonic() - began
     name = f"{ask.body['size']} {ask.body.get('num_inference_steps', '')} steps" + (" stream" if ask.stream else "")
@@ -97,7 +97,7 @@ def _refused(response: Any, record: Record) -> None:
 
 
 def _last_event(response: Any, record: Record, began: float, patience: float) -> dict[str, Any]:
-    """The event that carries the picture; the times of the first event and the first preview on the way."""
+    """The event that carries the image; the times of the first event and the first preview on the way."""
     give_up = record.sent + patience
     for event in _events(response):
         now = time.monotonic() - began

@@ -182,7 +182,7 @@ def _shape(scenario: Scenario, plan: Plan, users: int, seconds: float, deadline:
 
 
 def _missed(plan: Plan, window: float, deadline: float) -> bool:
-    """Whether, of what ended in the last ``window`` seconds, more than 5 % was late or got no picture."""
+    """Whether, of what ended in the last ``window`` seconds, more than 5 % was late or got no image."""
     since = time.monotonic() - plan.began - window
     recent = [r for r in plan.recorder.records if r.ended >= since and r.outcome != "abandoned"]
     return sum(r.outcome != "done" or r.latency > deadline for r in recent) > 0.05 * len(recent)

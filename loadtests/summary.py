@@ -32,7 +32,7 @@ def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks
 
     Returns:
         Shares are of all requests, seconds everywhere. ``lost`` counts requests that were accepted and got no
-        picture, with an answer (5xx) or without, though nobody aborted them.
+        image, with an answer (5xx) or without, though nobody aborted them.
     """
     done = [record for record in records if record.outcome == "done"]
     counts = Counter(record.outcome for record in records)
@@ -78,7 +78,7 @@ def agreement(records: Sequence[Record], before: dict[str, float], after: dict[s
 
     Returns:
         For each number: ours, the server's, and the difference as a share of the server's. A client that hung up does
-        not know whether its picture was drawn all the same, so those are taken as the server counted them.
+        not know whether its image was drawn all the same, so those are taken as the server counted them.
     """
     done = [record for record in records if record.outcome in ("done", "wrong")]
     ours = {

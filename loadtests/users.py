@@ -28,7 +28,7 @@ class Plan:
     Attributes:
         rate_per_user: requests a second that one open-loop user stands for.
         abandonment: share of requests whose client hangs up at a random time within ``abandon_within`` seconds.
-        check: share of answers whose pictures are decoded; all are compared byte for byte.
+        check: share of answers whose images are decoded; all are compared byte for byte.
         patience: seconds any client waits for an answer.
         seed: of all that is drawn in the run; ``worker``: number of this process among those that share the users out.
         under_way: requests that nobody waits for; their source may be gone already.

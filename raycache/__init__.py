@@ -1,4 +1,4 @@
-"""raycache: pictures from diffusion transformers, fast, on Ray Serve."""
+"""raycache: images from diffusion transformers, fast, on Ray Serve."""
 
 from raycache.protocol.schemas import GenerationRequest, GenerationResult
 

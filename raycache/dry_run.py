@@ -1,6 +1,6 @@
 """A configuration that cannot work never replaces one that does: what the builder looks at before Serve acts.
 
-Serve runs the builder first. What it raises ends the deployment there, and the engines that draw go on drawing. Files
+Serve runs the builder first. What it raises ends the deployment there, and the engines that serve go on serving. Files
 are looked for where they will be read: the builder's own node, often a head without models and keys, says nothing.
 """
 
@@ -164,7 +164,7 @@ def _agree(found: dict[str, Findings], who: str, places: Sequence[str]) -> None:
 
 
 def _replaces_engines() -> bool:
-    """Whether an application that is being deployed has engines that draw."""
+    """Whether an application that is being deployed has engines that serve."""
     deploying = [name for name, app in serve.status().applications.items() if app.status == "DEPLOYING"]
     return any(name.startswith(f"{app}#Engine#") for name in living_replicas() for app in deploying)
 

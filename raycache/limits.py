@@ -28,7 +28,7 @@ class KeySettings(Strict):
 class LimitSettings(Strict):
     """What one request, or one key, may ask. Everything above is answered 4xx before a GPU is touched."""
 
-    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one picture.")
+    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one image.")
     max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
     max_images: int = Field(default=4, ge=1, le=64, description="`n`.")
     max_prompt_characters: int = Field(default=4000, ge=1, description="Characters of `prompt`.")
@@ -41,7 +41,9 @@ class LimitSettings(Strict):
         default=3600.0, gt=0, description="`timeout_s` of a request; `request_timeout_s`, where that is more."
     )
     max_jobs_per_key: int | None = Field(
-        default=None, ge=1, description="Jobs that one key may have in one engine, waiting or drawn; null = any number."
+        default=None,
+        ge=1,
+        description="Jobs that one key may have in one engine, waiting or under way; null = any number.",
     )
     max_queued_seconds_per_key: float | None = Field(
         default=None, gt=0, description="Predicted seconds of work that one key may have in one engine; null = any."

@@ -175,7 +175,7 @@ class Metrics(Specified):
             self._counted[counted] = value
 
     def ended(self, outcome: str, cause: str) -> None:
-        """A request got no picture: ``refused`` before it started, ``aborted`` or ``failed`` after."""
+        """A request got no image: ``refused`` before it started, ``aborted`` or ``failed`` after."""
         self.requests.inc(tags={"outcome": outcome, "cause": cause})
 
 

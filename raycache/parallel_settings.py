@@ -42,7 +42,7 @@ class ParallelSettings(Strict):
         default=None,
         ge=1,
         le=64,
-        description="Images, of several jobs, that one transformer call may draw at once where it pays; 1 = no joined "
+        description="Images, of several jobs, that one transformer call may hold at once where it pays; 1 = no joined "
         "calls. Default 8, and 1 with `model.compile`, where each other number is compiled anew.",
     )
     prompt_cache_bytes: int = Field(
@@ -56,7 +56,7 @@ class ParallelSettings(Strict):
     collective_timeout_s: float = Field(
         default=120.0,
         gt=0,
-        description="Process-group timeout in seconds, once warm: second line behind the watchdog.",
+        description="Process-group timeout in seconds, once warm: second line behind the hang detector.",
     )
     nodes_may_come: bool = Field(
         default=False,

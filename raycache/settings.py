@@ -22,7 +22,7 @@ from raycache.text_files import trimmed_within
 
 
 class ModelSettings(_Settings):
-    """Which model is drawn with and how it is loaded."""
+    """Which model is served and how it is loaded."""
 
     name: str = Field(default="flux", description="Name that requests give as `model` and GET /v1/models lists.")
     path: str = Field(
@@ -45,7 +45,7 @@ class ModelSettings(_Settings):
 
 
 class WarmupShape(_Settings):
-    """A request drawn before the replica reports ready, so that no user pays for allocation or compilation."""
+    """A request run before the replica reports ready, so that no user pays for allocation or compilation."""
 
     size: Size = Field(description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
     n: int = Field(default=1, ge=1, description="Pictures of that request: so many rows its transformer calls have.")
@@ -69,7 +69,7 @@ class ReliabilitySettings(_Settings):
     watchdog_first_s: float = Field(
         default=120.0,
         gt=0,
-        description="Patience where nothing can be known: the very first draws, and steps of a new shape with "
+        description="Patience where nothing can be known: the very first jobs, and steps of a new shape with "
         "`model.compile`.",
     )
     max_restarts: int = Field(
@@ -150,9 +150,9 @@ class IngressSettings(_Settings):
     num_replicas: int = Field(
         default=1,
         ge=1,
-        description="Ingresses; two outlive the death of one, more when encoding pictures is the limit.",
+        description="Ingresses; two outlive the death of one, more when encoding images is the limit.",
     )
-    num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding pictures uses them.")
+    num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding images uses them.")
     health_check_timeout_s: float = Field(
         default=5.0,
         gt=0,

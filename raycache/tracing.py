@@ -112,7 +112,7 @@ class RankSpans:
 
 @cache
 def _tracer(exporter: str) -> Tracer | None:
-    """This process' own; None, and said once, where the exporter cannot be had: a picture needs no trace."""
+    """This process' own; None, and said once, where the exporter cannot be had: an image needs no trace."""
     from opentelemetry import trace
     from ray.serve._private.tracing_utils import setup_tracing
     from ray.serve.schema import TracingConfig

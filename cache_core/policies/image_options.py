@@ -1,4 +1,4 @@
-"""Options of images that are drawn together: one for all, or for each its own thresholds.
+"""Options of images that are generated together: one for all, or for each its own thresholds.
 
 A threshold decides over its own image only. Everything else about a method says what the batch runs, or when.
 """
@@ -14,7 +14,7 @@ __all__ = ["combined", "without_thresholds"]
 
 
 def without_thresholds(options: CacheOptions) -> dict[str, Any]:
-    """What images must have in common to be drawn together."""
+    """What images must have in common to be generated together."""
     return options.model_dump(exclude=set(options.thresholds))
 
 

@@ -67,4 +67,4 @@ def _rows_repeat(latents: Any, order: list[int]) -> bool:
 def _equal(left: Any, right: Any) -> bool:
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         return torch.equal(left, right)
-    return len(left) == len(right) and all(map(_equal, left, right))  # Z-Image's omni form: a list of pictures a row
+    return len(left) == len(right) and all(map(_equal, left, right))  # Z-Image's omni form: a list of images a row

@@ -49,7 +49,7 @@ class Listener:
 def check_port() -> str | None:
     """Why Serve must not listen on its port here: who does already. None when the port is ours.
 
-    A Serve that draws nothing yet gives the port back, and a `serve run` that waits for it is ended.
+    A Serve that serves nothing yet gives the port back, and a `serve run` that waits for it is ended.
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:

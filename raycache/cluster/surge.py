@@ -1,4 +1,4 @@
-"""Is there room for one more, so that the old replica draws until the new one is warm?"""
+"""Is there room for one more, so that the old replica serves until the new one is warm?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled demonstration model: a drawn world, a small FLUX trained on it, and a judge of its pictures."""
+"""The bundled demonstration model: a drawn world, a small FLUX trained on it, and a judge of its images."""
 
 from __future__ import annotations
 

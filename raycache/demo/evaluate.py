@@ -67,7 +67,7 @@ def main(
     model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
     captions: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 500,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 28,
-    batch: Annotated[int, typer.Option(help="Pictures drawn at a time.")] = 25,
+    batch: Annotated[int, typer.Option(help="Images drawn at a time.")] = 25,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Reads a picture without any model: which coloured shapes stand where on which background, and whether as asked."""
+"""Reads an image without any model: which coloured shapes stand where on which background, and whether as asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import ndimage
 from raycache.demo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, shape_mask
 
 LEAST_AREA = 0.004
-"""Share of the picture below which a patch is a blot and not a thing; the smallest thing covers 0.02."""
+"""Share of the image below which a patch is a blot and not a thing; the smallest thing covers 0.02."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ _SIDE = 48
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing in a picture.
+    """One thing in an image.
 
     Attributes:
         colour: nearest of the world's colours, None if it is far from all.
@@ -62,7 +62,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which parts of a caption a picture shows.
+    """Which parts of a caption an image shows.
 
     Attributes:
         colour: as many things as asked, in the colours asked.
@@ -90,7 +90,7 @@ class Verdict:
 
 
 def see(picture: np.ndarray, bar: Bar = USUAL) -> tuple[str | None, list[Seen]]:
-    """Background and things of a picture, things by area, largest first.
+    """Background and things of an image, things by area, largest first.
 
     Args:
         picture: uint8 ``[height, width, 3]``, sRGB.

@@ -1,6 +1,6 @@
 """A FLUX model with random weights: the exact block geometry of FLUX.1-dev at a width that a laptop computes.
 
-Its pictures mean nothing, but they depend on the prompt, the seed and every block, which is all that tests of control
+Its images mean nothing, but they depend on the prompt, the seed and every block, which is all that tests of control
 flow need. Nothing is downloaded; the folder loads with an unchanged ``FluxPipeline.from_pretrained``.
 """
 
@@ -46,7 +46,7 @@ def build_noise_model(
     other: whoever comes second keeps the first one's.
 
     Args:
-        folder: where the model shall stand; its parent is created.
+        folder: where the model goes; its parent is created.
         layers: double-stream blocks.
         single_layers: single-stream blocks.
         heads: attention heads (a Ulysses degree must divide them).

@@ -1,4 +1,4 @@
-"""The drawn world: scenes of one or two coloured shapes on a plain background, their captions and their pictures."""
+"""The drawn world: scenes of one or two coloured shapes on a plain background, their captions and their images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BACKGROUNDS: dict[str, RGB] = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES: dict[str, float] = {"large": 0.19, "small": 0.115}
-"""Radius of a thing as a share of the picture's shorter side."""
+"""Radius of a thing as a share of the image's shorter side."""
 RELATIONS = ("left of", "right of", "above", "below")
 _MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -39,7 +39,7 @@ HELD_OUT_SHARE = 10
 
 _SUPERSAMPLING = 4
 _NEAR = 0.26
-"""Distance of a thing's centre from the picture's nearer edge, as a share of that side, before jitter."""
+"""Distance of a thing's centre from the image's nearer edge, as a share of that side, before jitter."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,15 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True if training never sees a picture with this caption; a function of the caption alone.
+        """True if training never sees an image with this caption; a function of the caption alone.
 
-        Training tells pictures from their other thing, too: :attr:`never_told` holds for the mirrored caption as well.
+        Training tells images from their other thing, too: :attr:`never_told` holds for the mirrored caption as well.
         """
         return zlib.crc32(self.caption.encode()) % HELD_OUT_SHARE == 0
 
     @property
     def never_told(self) -> bool:
-        """True if training sees this picture under no caption."""
+        """True if training sees this image under no caption."""
         return self.held_out and self.mirrored.held_out
 
 
@@ -108,7 +108,7 @@ class Placement:
 
 
 def random_scene(rng: np.random.Generator, *, held_out: bool | None = False, single_share: float = 0.15) -> Scene:
-    """Draw a scene; the two things differ in colour, so that a picture can be read without doubt.
+    """Draw a scene; the two things differ in colour, so that an image can be read without doubt.
 
     Args:
         rng: source of chance.
@@ -142,7 +142,7 @@ def loose_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def place(scene: Scene, width: int, height: int, rng: np.random.Generator) -> tuple[Placement, ...]:
-    """Choose where the things of ``scene`` stand, wholly inside the picture and not overlapping."""
+    """Choose where the things of ``scene`` stand, wholly inside the image and not overlapping."""
     centres = {
         None: ((0.5, 0.5),),
         "left of": ((_NEAR, 0.5), (1 - _NEAR, 0.5)),

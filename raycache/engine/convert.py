@@ -64,7 +64,7 @@ def result_of(
     model: Capabilities,
     presets: Mapping[PresetName, CacheOptions] | None = None,
 ) -> GenerationResult:
-    """The pictures of a job that took ``seconds`` from its arrival; ``presets`` in force tell what drew it as what."""
+    """The images of a job that took ``seconds`` from its arrival; ``presets`` in force name what it was made with."""
     busy = output.encode_s + output.denoise_s + output.decode_s
     return GenerationResult(
         images=list(output.images),

@@ -54,7 +54,7 @@ class Engine:
     an old replica first, which frees its GPUs; with ``max_surge_percent`` it waits until the new one is warm.
 
     Raises:
-        ValueError: the model cannot be drawn with under these settings.
+        ValueError: the model cannot be served under these settings.
         Exception: what the gang raised while starting.
     """
 
@@ -74,7 +74,7 @@ class Engine:
         self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
         self._admission = Admission(self._policy, self._gang.costs, self._gang.outlook)
-        self._gang.start()  # draws the declared shapes, and learns from them what jobs cost
+        self._gang.start()  # generates the declared shapes, and learns from them what jobs cost
         try:
             self._model = self._gang.capabilities()
             check_deployment(settings, self._policy, self._model)
@@ -94,7 +94,7 @@ class Engine:
     async def generate(
         self, request: ResolvedRequest, caller: str | None = None, key: str | None = None
     ) -> GenerationResult | RequestError:
-        """Draw. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
+        """Generate. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
 
         Cancelling the call drops a queued job at once and one that ranks have with the next tick, on all ranks; so does
         the silence of ``caller``, an ingress that calls :meth:`poll` in this name. ``key``: the public name of
@@ -158,7 +158,7 @@ class Engine:
 
         Raises:
             ValueError: see :meth:`raycache.engine.user_config.UserConfig.apply`. Raising in service would make Serve
-                replace an engine that draws by one that cannot start.
+                replace an engine that serves by one that cannot start.
         """
         self._user_config.apply(user_config, serving=self._polled_at is not None)
         self._policy = self._admission.policy = self._user_config.policy
@@ -176,7 +176,7 @@ class Engine:
     def _watch_for_the_end(self) -> None:
         """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
 
-        Jobs under way are finished; those that wait are drawn by other engines.
+        Jobs under way are finished; those that wait are run by other engines.
         """
         while not self._stopped.wait(_CHECK_S):
             if self._polled_at is not None:

@@ -1,4 +1,4 @@
-"""Who asked for the jobs of an engine, so that none is drawn for an ingress that is gone."""
+"""Who asked for the jobs of an engine, so that none is run for an ingress that is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raycache.gang.queue import JobHandle
 __all__ = ["Leases"]
 
 #: Seconds without a word after which an ingress counts as dead. It polls the engine each second, but a
-#: busy machine may keep it from that for a while, and a job stopped by mistake is worse than one drawn in vain.
+#: busy machine may keep it from that for a while, and a job stopped by mistake is worse than one run in vain.
 _DEAD_S = 20.0
 #: Where not one of them has said a word for so long it is the engine that is being stopped, and finishes its job.
 _ASKED_S = 5.0

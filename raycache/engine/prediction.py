@@ -53,7 +53,7 @@ class Prediction:
         return max((end - now for end in self.ends(now).values()), default=0.0)
 
     def in_time(self, id: str, now: float) -> bool:
-        """Whether a job is drawn before its deadline."""
+        """Whether a job is done before its deadline."""
         told = self.forecasts[id]
         return told.drawn and told.end + self.late_s(now) <= self.jobs[id].deadline + _SOON
 

@@ -13,7 +13,7 @@ from raycache.settings import Policy
 
 __all__ = ["refuse_long"]
 
-#: Before any job was finished, only the warm-up has spoken, whose draws may take twice what later ones do.
+#: Before any job was finished, only the warm-up has spoken, whose jobs may take twice what later ones do.
 _WARM_UP_TIMES = 2.0
 
 
@@ -24,12 +24,12 @@ def refuse_long(work: Work, timeout_s: float, costs: Costs, policy: Policy) -> N
         RequestError: 400; it says what would fit.
     """
     own = costs.seconds(work) or 0.0
-    # Refused for good only on the fastest run ever seen: a mean spoilt by one slow job would never be put right.
+    # Refused for good only on the fastest run ever seen: a mean that one slow job has raised would never fall again.
     if (fastest := costs.fastest(work)) > timeout_s:
         reason = f"this job takes at least {fastest:.1f} s by itself, and {timeout_s:g} s are allowed"
         raise invalid("timeout_s", reason, [math.ceil(own)], "deadline_too_short")
     most = policy.max_job_seconds * (1.0 if costs.sure else _WARM_UP_TIMES)
-    # One that was drawn once may have been disturbed, and gets a second try.
+    # One that was run once may have been disturbed, and gets a second try.
     count, _ = costs.finished(work)
     if min(own, {0: own, 1: 0.0}.get(count, fastest)) > most:
         reason = f"this job takes about {own:.0f} s by itself, and at most {most:g} s are allowed here"

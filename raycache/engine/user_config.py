@@ -1,7 +1,7 @@
 """Serve's ``user_config`` of the engine: what is in force, and what is not and why.
 
 Serve calls a deployment healthy whatever its ``user_config`` says, and hands it to every engine that starts later. An
-illegal one must therefore change nothing in an engine that draws, nor keep the next one from starting.
+illegal one must therefore change nothing in an engine that serves, nor keep the next one from starting.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class UserConfig:
 
         Args:
             given: from Serve; None and ``{}`` are the settings themselves.
-            serving: the engine draws; False while it starts.
+            serving: the engine serves; False while it starts.
 
         Raises:
             ValueError: it is illegal, the engine starts, and no good one of this deployment is known: a first
-                deployment, which shall fail. Otherwise the last good one is in force, and log, status and
+                deployment, which must fail. Otherwise the last good one is in force, and log, status and
                 :attr:`refused` say why.
         """
         try:
@@ -117,11 +117,11 @@ class UserConfig:
         logger.error("user_config is not applied, the last good one stays in force: %s", reason)
 
     def keep(self) -> None:
-        """Remember what is in force: the engine draws with it."""
+        """Remember what is in force: the engine serves with it."""
         if self._kept != self._good:
             try:
                 self._memory.save(self._good)
-            except Exception as error:  # the engine draws without it
+            except Exception as error:  # the engine serves without it
                 logger.warning("The user_config in force cannot be kept for later engines: %s", error)
             self._kept = self._good
 

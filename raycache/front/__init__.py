@@ -35,7 +35,7 @@ _INGRESS_DIED_S = 2.0
 #: Serve decodes them as UTF-8, and fails where they are not.
 _SESSION = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("-", "_").encode()
 _DECODED = {b"x_request_timeout_seconds", b"serve_multiplexed_model_id", b"traceparent", _SESSION}
-#: With it a client that leaves would be drawn for to the end. It is for a proxy of Serve's own.
+#: With it a client that leaves would have its job run to the end. It is for a proxy of Serve's own.
 _DROPPED = {b"x-request-disconnect-disabled"}
 
 

@@ -114,7 +114,7 @@ class ActiveJobs:
         return tick
 
     def came(self, report: TickReport, timeouts: StepTimeouts) -> Iterator[tuple[JobHandle, JobOutput]]:
-        """The oldest tick is done: tell everybody. Yields the jobs that were drawn, to be ended."""
+        """The oldest tick is done: tell everybody. Yields the jobs that are complete, to be ended."""
         over = self._planner.came(report)
         for id, events in report.progress.items():
             self._handles[id].tell(events)
@@ -136,7 +136,7 @@ class ActiveJobs:
             self._planner.expect({id: self._state(handle) for id, handle in self._handles.items()})
 
     def lost(self) -> list[JobHandle]:
-        """The ranks are gone; the jobs that they had. Whoever is not ended is drawn again, with no other."""
+        """The ranks are gone; the jobs that they had. Whoever is not ended is run again, with no other."""
         names = self.active
         kind: Literal["alone", "shared"] = "alone" if len(names) == 1 else "shared"
         handles = [self._handles[id] for id in names]

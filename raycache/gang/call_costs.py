@@ -28,7 +28,7 @@ _REMEMBERED = 4096
 class LearnedCallCosts:
     """The :class:`~raycache.gang.schedule.CallCosts` of a gang. Thread-safe.
 
-    Before anything was learned everything costs nothing: jobs are then drawn in order of arrival, and none is joined.
+    Before anything was learned everything costs nothing: jobs are then run in order of arrival, and none is joined.
     """
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ _REMEMBERED = 512
 _TOKEN_SIDE, _TEXT_TOKENS = 16, 512
 #: Weight of the newest job in the moving means.
 _NEWEST = 0.3
-#: How wrong a prediction may be whose like has only been drawn in the warm-up, as a share of it.
+#: How wrong a prediction may be whose like has only been run in the warm-up, as a share of it.
 _UNSURE = 0.25
 
 
@@ -110,7 +110,7 @@ class Costs(LearnedCallCosts):
 
         Args:
             wall_s: seconds from sending it to having it all; 0 if other jobs were under way.
-            cold: a draw of the warm-up: its stalls are its own, and it counts little once jobs have been drawn.
+            cold: a job of the warm-up: its stalls are its own, and it counts little once others have been run.
         """
         with self._lock:
             if cold:
@@ -143,7 +143,7 @@ class Costs(LearnedCallCosts):
                 self._finished.popitem(last=False)
 
     def seconds(self, work: Work) -> float | None:
-        """Expected seconds of the gang's time; None before anything was drawn."""
+        """Expected seconds of the gang's time; None before anything was run."""
         with self._lock:
             return self._seconds(work)
 
@@ -170,7 +170,7 @@ class Costs(LearnedCallCosts):
     def phase_s(self, work: Work, phase: str) -> float | None:
         """Seconds for which ``phase`` of ``work`` shows no progress: all of it, or one step with every block computed.
 
-        Beyond the sizes that were drawn the guess is less sure, and made longer: by the root of how far beyond.
+        Beyond the sizes that were run the guess is less sure, and made longer: by the root of how far beyond.
         """
         with self._lock:
             if phase == "decode":
@@ -184,7 +184,7 @@ class Costs(LearnedCallCosts):
             return None if seconds is None else seconds * max(1.0, beyond) ** 0.5
 
     def cold_s(self, phase: str) -> float | None:
-        """The longest that ``phase`` took in a draw of the warm-up."""
+        """The longest that ``phase`` took in a job of the warm-up."""
         with self._lock:
             return self._cold_s.get(phase if phase in ("denoise", "decode") else "encode")
 

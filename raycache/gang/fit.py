@@ -49,7 +49,7 @@ class Fit:
     """Seconds as a sum of terms, each with a cost that is learned.
 
     A prediction never contradicts what was measured: it is no shorter than that of a kind with less of every term, and
-    no longer than that of one with more. So a kind that was drawn is predicted as it was, whatever the sum says, and
+    no longer than that of one with more. So a kind that was measured is predicted as it was, whatever the sum says, and
     more work never counts as less time.
 
     Args:

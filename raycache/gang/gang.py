@@ -79,7 +79,7 @@ class Gang:
         self._thread = threading.Thread(target=self._main, name=f"gang-{name}", daemon=True)
 
     def start(self) -> None:
-        """Spawn the ranks, join them, load the model, draw the declared warm-up shapes. Blocks until ready.
+        """Spawn the ranks, join them, load the model, generate the declared warm-up shapes. Blocks until ready.
 
         Raises:
             GangStartError: why, and what to change.
@@ -146,7 +146,7 @@ class Gang:
         return replace(self._jobs.outlook, ready_in_s=ready_in_s)
 
     def hand_back(self) -> int:
-        """Answer all queued jobs GangRestarting, so that another replica may draw them; how many there were."""
+        """Answer all queued jobs GangRestarting, so that another replica may run them; how many there were."""
         waiting = self._queue.waiting()
         for handle in waiting:
             handle.end(GangRestarting("this replica is being stopped", self._rebuilds.replaced_s))
@@ -166,7 +166,7 @@ class Gang:
 
     @property
     def _alive(self) -> Incarnation:
-        assert self._life is not None  # spawned before anything is drawn
+        assert self._life is not None  # spawned before anything is run
         return self._life
 
     def _main(self) -> None:
@@ -209,7 +209,7 @@ class Gang:
             handle.end(output)
 
     def _met(self, fault: Fault) -> None:
-        """Build the ranks anew, and draw again what they were drawing."""
+        """Build the ranks anew, and run again what they had under way."""
         load_s = self._rebuilds.expected_s
         lost = self._jobs.lost()
         for handle in lost:
@@ -230,7 +230,7 @@ class Gang:
     def _spawn(self) -> None:
         began, settings, where = time.monotonic(), self._settings, (self._placement_group, self._first_bundle)
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
-        # While ranks load or draw deadlines still count, also of jobs that are to be drawn again.
+        # While ranks load or work deadlines still count, also of jobs that are to be run again.
         self._life = Incarnation(settings, *where, self._name, self._queue.drop_late, self.costs)
         self._source, self._model = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and drawing until they meet a fault."""
+"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and working until they meet a fault."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Incarnation:
         placement_group: reserved for the gang; None = anywhere.
         first_bundle: where the gang's bundles begin in it.
         name: of the gang, for logs.
-        tick: called about every :data:`HEARTBEAT_S` while ranks load or draw.
+        tick: called about every :data:`HEARTBEAT_S` while ranks load or work.
         costs: what the gang has learned in earlier lives, and learns in this one.
 
     Attributes:
@@ -155,7 +155,7 @@ class Incarnation:
         return self.timeouts.seconds(jobs, first.phase, cold=cold)
 
     def idle(self) -> None:
-        """Look after the ranks while there is nothing to draw.
+        """Look after the ranks while there is nothing to do.
 
         Raises:
             Fault: a rank died or does not answer.
@@ -189,7 +189,7 @@ class Incarnation:
             self._costs.learn(work_of(job), outcome, cold=True)
 
     def _alone(self, job: Job) -> JobOutput | Exception:
-        """Draw ``job``, and nothing else."""
+        """Run ``job``, and nothing else."""
         done, first = False, True
         while True:
             tick = Tick(

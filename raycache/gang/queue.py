@@ -73,11 +73,11 @@ class JobHandle:
         return self.deadline is not None and now >= self.deadline
 
     def unwanted(self) -> bool:
-        """Whether it shall stop: aborted, or late."""
+        """Whether it must stop: aborted, or late."""
         return self.reason is not None or self.late(time.monotonic())
 
     def tell(self, events: list[Progress]) -> None:
-        """Pass progress on. A job drawn again does not tell its first steps twice."""
+        """Pass progress on. A job run again does not tell its first steps twice."""
         for event in events:
             if self._on_progress is not None and event.step > self._told:
                 self._told = event.step
@@ -92,7 +92,7 @@ class JobHandle:
                 self.future.set_result(outcome)
 
     def end_if_unwanted(self) -> Exception | None:
-        """End it if nobody wants its picture any more; why, if so."""
+        """End it if nobody wants its image any more; why, if so."""
         outcome: Exception | None = None
         if self.reason is not None:
             outcome = JobCancelled(self.reason)
@@ -117,7 +117,7 @@ class JobQueue:
 
     @property
     def stopped(self) -> bool:
-        """Whether no more shall be done than what is here."""
+        """Whether no more is to be done than what is here."""
         return self._stopped
 
     def put(self, handle: JobHandle) -> bool:

@@ -11,12 +11,12 @@ from raycache.settings import ReliabilitySettings
 
 __all__ = ["ATTEMPTS", "Restarts", "retry_decision"]
 
-#: A job under which ranks broke so often while they drew nothing else is the likelier culprit.
+#: A job under which ranks broke so often while they ran nothing else is the likelier culprit.
 ATTEMPTS = 2
 
 
 def retry_decision(handle: JobHandle, fault: Fault, *, took_s: float, load_s: float) -> Exception | None:
-    """How a job that met ``fault`` ends now; None: it is drawn again (a picture is a function of request and seed).
+    """How a job that met ``fault`` ends now; None: it is run again (an image is a function of request and seed).
 
     Args:
         took_s: seconds since it was begun; load_s: seconds until new ranks will be ready.
@@ -50,7 +50,7 @@ class Restarts:
         self.last = Recovery(fault.kind, time.time())
 
     def refused(self) -> str | None:
-        """Count one more restart, of ranks that are gone by now; why there shall be none, if there were too many."""
+        """Count one more restart, of ranks that are gone by now; why there must be none, if there were too many."""
         now, limits = time.monotonic(), self._limits
         if self.last is not None and self.last.killed_s is None:
             self.last.killed_s = now - self._noticed
@@ -72,7 +72,7 @@ class Restarts:
         return seconds
 
     def drawn(self) -> float | None:
-        """A picture is done; if it is the first since a fault, the seconds since that was noticed."""
+        """An image is done; if it is the first since a fault, the seconds since that was noticed."""
         if self.last is None or self.last.picture_s is not None:
             return None
         self.last.picture_s = time.monotonic() - self._noticed

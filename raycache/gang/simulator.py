@@ -27,7 +27,7 @@ class Forecast:
     Attributes:
         start: when it is taken up, None if never (or before).
         end: when it is answered, or over.
-        drawn: whether it is drawn; False: its deadline passed first.
+        drawn: whether it is completed; False: its deadline passed first.
     """
 
     start: float | None = None

@@ -47,7 +47,7 @@ class GangLifecycle:
 
     @property
     def broken(self) -> bool:
-        """It draws nothing more."""
+        """It runs nothing more."""
         return self._state is GangState.BROKEN
 
     def enter(self, state: GangState) -> None:
@@ -56,6 +56,6 @@ class GangLifecycle:
             self._state = state
 
     def break_down(self, why: str) -> None:
-        """It draws nothing more; only the first reason counts."""
+        """It runs nothing more; only the first reason counts."""
         self.why = self.why or why  # before the state, which tells other threads to read it
         self._state = GangState.BROKEN

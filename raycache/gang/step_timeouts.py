@@ -21,9 +21,9 @@ _Kind = tuple[Size, int, str]
 class StepTimeouts:
     """max(floor, k x the seconds for which the phase shows no progress), where those are predicted for the job at hand.
 
-    A size that was never drawn is no reason to wait longer: what others took says enough
-    (:mod:`raycache.gang.costs`), and the warm-up has drawn some. Two waits are not predicted. Compiled blocks
-    compile anew for each new kind of job, up to the first comparison after the cache's warm-up. And the first draws
+    A size that was never run is no reason to wait longer: what others took says enough
+    (:mod:`raycache.gang.costs`), and the warm-up has run some. Two waits are not predicted. Compiled blocks
+    compile anew for each new kind of job, up to the first comparison after the cache's warm-up. And the first jobs
     of new ranks may take several times what those of the ranks before them took; before there were any, nothing is
     known.
 
@@ -55,7 +55,7 @@ class StepTimeouts:
 
         Args:
             jobs: that share what is done; none if that is not known.
-            cold: a draw of the warm-up.
+            cold: a job of the warm-up.
         """
         settings = self._settings
         if cold:

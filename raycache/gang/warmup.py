@@ -1,4 +1,4 @@
-"""What is drawn before a gang is ready: the declared shapes, and a probe that tells what is fixed from what grows."""
+"""What is run before a gang is ready: the declared shapes, and a probe that tells what is fixed from what grows."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
 
     Args:
         probe: nothing is known of this model's times. One size cannot tell what a job costs at any size from what it
-            costs per pixel, so another is drawn too, in two steps, unless each new size is compiled anew. Nor can one
-            image tell what several in one call cost: the smallest size is drawn once more, with more images.
+            costs per pixel, so another is run too, in two steps, unless each new size is compiled anew. Nor can one
+            image tell what several in one call cost: the smallest size is run once more, with more images.
     """
     options, declared = settings.cache, settings.warmup
     past = beyond_warmup(options)
@@ -47,7 +47,7 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
     job = _job(settings, probed, 1, _PROBE_STEPS, NoCacheOptions())
     smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: size.tokens(model.token_side))
     rows = _job(settings, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
-    # The very first draw of a process loads libraries and allocates; where nothing is declared, that is the probe's.
+    # The very first job of a process loads libraries and allocates; where nothing is declared, that is the probe's.
     return [*(drawn or [WarmUp(job, teaches=False)]), WarmUp(job), WarmUp(rows)]
 
 

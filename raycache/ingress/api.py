@@ -25,7 +25,7 @@ def build_http_app(service: Service, stream: Callable[[GenerationRequest], Event
     """The routes over ``service``.
 
     Args:
-        service: what draws.
+        service: what generates.
         stream: what streams; the service's ``generate_stream`` if not given.
     """
     app = _App(service.settings.ingress.cors_origins, title="raycache", version=version("raycache"), redoc_url=None)

@@ -1,4 +1,4 @@
-"""What the ingress knows of its engines: which serve, what they can draw, what their limits are."""
+"""What the ingress knows of its engines: which serve, what they can generate, what their limits are."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def wanted_media(headers: Headers, body: ImagesBody) -> Format | None:
 
 
 def with_header_timeout(request: GenerationRequest, headers: Headers, most_s: float) -> GenerationRequest:
-    """Serve ends a request at ``x-request-timeout-seconds`` by itself; the engine shall know it too.
+    """Serve ends a request at ``x-request-timeout-seconds`` by itself; the engine must know it too.
 
     A client that is more patient than ``most_s`` asks for nothing that could be refused.
 

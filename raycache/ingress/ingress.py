@@ -1,7 +1,7 @@
 """The ingress deployment: CPU only, one for HTTP and Python handles alike.
 
 It is up before any engine is, and it never waits for one that is not there: a small watch knows which engines serve,
-what they can draw and what their limits are, so a request is judged, refused or passed on at once.
+what they can generate and what their limits are, so a request is judged, refused or passed on at once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Ingress:
         return build_http_app(self, self.stream_from_admission)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Draw ``request.n`` pictures.
+        """Generate ``request.n`` images.
 
         Raises:
             RequestError: refused, aborted or failed; ``status`` and ``code`` say which.
@@ -92,7 +92,7 @@ class Ingress:
     async def generate_stream(
         self, request: GenerationRequest
     ) -> AsyncGenerator[ProgressEvent | PreviewEvent | GenerationResult, None]:
-        """Draw, and tell about it: a ``ProgressEvent`` per step, previews if asked for, the result last.
+        """Generate, and tell about it: a ``ProgressEvent`` per step, previews if asked for, the result last.
 
         Raises:
             RequestError: as :meth:`generate`; before the first event if the request is refused.
@@ -221,7 +221,7 @@ class Ingress:
     ) -> ResolvedRequest | None:
         """What to ask of another engine after ``failure``; None where that is no help.
 
-        What an engine draws depends on the order alone, so any other may draw it.
+        What an engine generates depends on the order alone, so any other may do it.
         """
         if failure.code not in _ENGINE_LOST:
             return None

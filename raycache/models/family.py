@@ -1,4 +1,4 @@
-"""What the service asks of a model family: all that differs between FLUX and whatever else diffusers can draw with.
+"""What the service asks of a model family: all that differs between FLUX and whatever else diffusers can generate with.
 
 Imports no torch, and neither do the families until a pipeline is loaded: the builder and the engine ask them, too.
 """

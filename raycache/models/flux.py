@@ -20,7 +20,7 @@ _MOST_TEXT_TOKENS = 512
 
 
 class FluxFamily(ModelFamily):
-    """FLUX.1, drawn with diffusers' ``FluxPipeline``."""
+    """FLUX.1, run with diffusers' ``FluxPipeline``."""
 
     called = "FLUX"
     transformer = "FluxTransformer2DModel"

@@ -17,7 +17,7 @@ __all__ = ["capabilities_of", "load_pipeline"]
 
 
 def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:
-    """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to draw."""
+    """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate."""
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 

@@ -14,7 +14,7 @@ __all__ = ["clean", "halved", "pixels"]
 def clean(scheduler: Any, before: torch.Tensor, after: torch.Tensor, step: int) -> torch.Tensor:
     """What the latents are becoming, in float32, told from those before and after ``step`` (from 0).
 
-    Flow matching walks along a velocity from noise to picture, so the clean latent is where the line through the
+    Flow matching walks along a velocity from noise to image, so the clean latent is where the line through the
     latents before and after the step meets sigma = 0.
     """
     sigma, next_sigma = (float(scheduler.sigmas[i]) for i in (step, step + 1))
@@ -29,7 +29,7 @@ def halved(latents: torch.Tensor) -> torch.Tensor:
 
 
 def pixels(pipe: Any, latents: torch.Tensor) -> np.ndarray:
-    """Pictures of latents [n, channels, height, width], decoded: uint8 [n, height, width, 3] in the VAE's scale."""
+    """Images of latents [n, channels, height, width], decoded: uint8 [n, height, width, 3] in the VAE's scale."""
     latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     decoded = pipe.vae.decode(latents.to(pipe.vae.dtype), return_dict=False)[0]
     values = pipe.image_processor.postprocess(decoded, output_type="np")

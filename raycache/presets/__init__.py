@@ -1,7 +1,7 @@
 """Presets: one word of a request (``quality``) for cache options, held in one file per model.
 
 ``python -m raycache.tune`` makes such a file by measuring. A model without one has ``exact`` only: a threshold that
-serves one model spoils the pictures of another.
+fits one model harms the images of another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Quality = Literal[
 OPENAI_WORDS: dict[str, PresetName] = {
     "low": "fast",
     "medium": "balanced",
-    "high": "high",
+    "high": "high",  # a preset of ours and a word of OpenAI's: where it is missing the nearest is taken, as for those
     "standard": "balanced",
     "hd": "high",
     "xhigh": "exact",
@@ -138,7 +138,7 @@ def preset_name(quality: str, presets: Mapping[PresetName, CacheOptions]) -> Pre
 
 
 def quality_warnings(quality: str, presets: Mapping[PresetName, CacheOptions]) -> list[str]:
-    """What a client should know that asked for a quality which is drawn as another.
+    """What a client should know that asked for a quality which is generated as another.
 
     Nothing where the preset is gone: presets may change while a job waits.
     """

@@ -18,7 +18,7 @@ _ECHO = 80
 
 
 class RequestError(Exception):
-    """A request that gets no picture, and why. Picklable, so it crosses handles unchanged.
+    """A request that gets no image, and why. Picklable, so it crosses handles unchanged.
 
     Attributes:
         status: HTTP status code.

@@ -1,4 +1,4 @@
-"""Pictures to bytes."""
+"""Images to bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST_SIDE: dict[str, int] = {"jpeg": 65500, "webp": 16383}
 
 
 def encode(pixels: np.ndarray, format: Format, quality: int = 100) -> bytes:
-    """Encode one picture.
+    """Encode one image.
 
     Args:
         pixels: uint8, [height, width, 3], RGB.
@@ -26,7 +26,7 @@ def encode(pixels: np.ndarray, format: Format, quality: int = 100) -> bytes:
         OSError: a side is longer than :data:`LONGEST_SIDE`.
     """
     buffer = io.BytesIO()
-    # Level 1: drawn pictures hardly compress, and the default level costs four times the time for a few percent.
+    # Level 1: generated images hardly compress, and the default level costs four times the time for a few percent.
     options = {"compress_level": 1} if format == "png" else {"quality": quality}
     Image.fromarray(pixels).save(buffer, format, **options)
     return buffer.getvalue()

@@ -100,10 +100,10 @@ class Job:
 
 @dataclass
 class JobOutput:
-    """Pictures, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage.
+    """Images, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage.
 
     ``warnings``: what was odd about the prompt. ``denoise_s``: of the transformer calls that it was in, whoever shared
-    them. ``after_fault_s``: in the first picture after a fault, seconds since that was noticed. ``stalls_s``: how much
+    them. ``after_fault_s``: in the first image after a fault, seconds since that was noticed. ``stalls_s``: how much
     of ``denoise_s`` went to steps that took far longer than the others. ``shared``: of its calls, how many had rows of
     other jobs. ``known_prompt``: it was encoded for an earlier job. ``held_bytes``: of the cache on one rank, at
     the end.
@@ -126,7 +126,7 @@ class JobOutput:
 class Progress:
     """One denoising step is done: ``step`` of ``steps`` (from 1), per image whether it was cached and its difference.
 
-    ``preview`` is uint8 [n, height, width, 3] of a smaller picture, at the steps that asked for one.
+    ``preview`` is uint8 [n, height, width, 3] of a smaller image, at the steps that asked for one.
     """
 
     step: int
@@ -145,7 +145,7 @@ class Recovery:
         noticed_at: ``time.time()`` when it was noticed.
         killed_s: until all old ranks were gone.
         ready_s: until the new ranks were ready; None while they are not.
-        picture_s: until the next picture was done; None before.
+        picture_s: until the next image was done; None before.
         stages: seconds of the rebuild by stage: processes, rendezvous, model, warm-up.
     """
 
@@ -165,7 +165,7 @@ class GangStatus:
         ready: ranks are loaded, no recovery is under way; ``ready_in_s``: seconds until then, as it took last time.
         restarts: incarnations after the first; ``causes`` has them by kind of fault.
         jobs: that ranks have, by id; all of them get on, step by step.
-        retries: jobs that were drawn again after a fault; ``retry_causes`` has them by its kind.
+        retries: jobs that were run again after a fault; ``retry_causes`` has them by its kind.
         faults: what was wrong each time, newest last, at most ten.
         ranks: each rank's last heartbeat, and its age in seconds.
         last_recovery: times of the last fault's recovery, see :class:`Recovery`.

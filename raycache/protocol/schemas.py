@@ -29,7 +29,7 @@ _RETIRED = {"standard": "medium", "hd": "high"}
 
 
 class GenerationRequest(BaseModel):
-    """One request for ``n`` pictures. Fields that are None take the deployment's defaults.
+    """One request for ``n`` images. Fields that are None take the deployment's defaults.
 
     Only what can be judged without knowing the deployment is judged here; the rest (limits, divisibility, options
     against the model's blocks) is checked by :mod:`raycache.protocol.resolve` before a GPU is touched.
@@ -42,7 +42,9 @@ class GenerationRequest(BaseModel):
     model: str | None = None
     n: int = Field(default=1, ge=1)
     size: str | None = Field(default=None, description="`WIDTHxHEIGHT` in pixels, or `auto`.")
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Image k of a request is drawn from seed + k.")
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="Image k of a request is generated from seed + k."
+    )
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     quality: Quality = Field(
@@ -107,7 +109,7 @@ class ImagesBody(GenerationRequest):
 
     stream: bool = False
     # What OpenAI's client may send and this server cannot do is accepted, whatever it says: clients send it to all.
-    background: str | None = Field(default=None, description="Pictures are opaque: `transparent` gives a warning.")
+    background: str | None = Field(default=None, description="Images are opaque: `transparent` gives a warning.")
     moderation: str | None = Field(default=None, description="Accepted and ignored with a warning.")
     style: str | None = Field(default=None, description="Accepted and ignored with a warning.")
     complexity: str | None = Field(default=None, description="Accepted and ignored with a warning.")
@@ -125,7 +127,7 @@ class ImagesBody(GenerationRequest):
         return value
 
     def request(self) -> GenerationRequest:
-        """The part that decides the picture."""
+        """The part that decides the image."""
         return GenerationRequest.model_validate({name: getattr(self, name) for name in GenerationRequest.model_fields})
 
     def ignored(self) -> list[str]:
@@ -161,7 +163,7 @@ class GenerationResult(BaseModel):
 
     Attributes:
         images: uint8 arrays of shape [height, width, 3], RGB.
-        seeds: the seed each image was drawn from.
+        seeds: the seed each image was generated from.
         report: decisions of the cache, ``CacheReport.to_dict()``; None when the request asked for no cache.
         times: seconds per stage.
         warnings: what was odd but not wrong, for the user to read.
@@ -191,7 +193,7 @@ class ProgressEvent:
         steps: steps in all.
         cached: per image, whether the step reused the cache; empty when the request asked for no cache.
         residual_diff: per image, the difference that was compared; None where none was.
-        seconds_left: estimate until the picture is there; None before the engine knows.
+        seconds_left: estimate until the image is there; None before the engine knows.
     """
 
     step: int
@@ -203,11 +205,11 @@ class ProgressEvent:
 
 @dataclass(frozen=True)
 class PreviewEvent:
-    """A cheap look at what the pictures are becoming.
+    """A cheap look at what the images are becoming.
 
     Attributes:
         index: 0-based number of the preview.
-        images: uint8 arrays of shape [height, width, 3], possibly smaller than the picture.
+        images: uint8 arrays of shape [height, width, 3], possibly smaller than the image.
     """
 
     index: int

@@ -32,7 +32,7 @@ class PlannedFault(BaseModel):
         at: on entering this phase; in ``denoise`` at the end of step ``step``, from 0. Rank 0 decodes the first image.
         seconds: how long to sleep, at most.
         until: a file; whoever sleeps wakes as soon as it is there.
-        once: a file; it is made when the fault happens, and where it is nothing happens. None = in every drawing.
+        once: a file; it is made when the fault happens, and where it is nothing happens. None = in every run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,7 +71,7 @@ class PlannedFault(BaseModel):
 def enable_planned_faults() -> None:
     """Every rank of a Ray that this process starts from now on does what prompts say.
 
-    They draw like any other where a prompt says nothing. :func:`raycache.worker.observer.observer_of` says why a
+    They work like any other where a prompt says nothing. :func:`raycache.worker.observer.observer_of` says why a
     variable of the environment carries it.
     """
     os.environ[VARIABLE] = f"{PlannedFaults.__module__}:{PlannedFaults.__name__}"

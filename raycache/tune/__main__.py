@@ -37,7 +37,7 @@ def main(
     count: Annotated[int, typer.Option(help="Prompts at most.")] = 24,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 28,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default 128x128 for `demo`.")] = "",
-    batch: Annotated[int, typer.Option(help="Pictures drawn at a time.")] = 8,
+    batch: Annotated[int, typer.Option(help="Images generated at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; default float32 on CPU.")] = "",
 ) -> None:
     """Sweep cache settings, print the frontier, write the presets. Stop it and run it again: it goes on."""

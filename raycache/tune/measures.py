@@ -1,4 +1,4 @@
-"""Distances between pictures: PSNR, SSIM, and a perceptual one over the features of the model's own autoencoder."""
+"""Distances between images: PSNR, SSIM, and a perceptual one over the features of the model's own autoencoder."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 from skimage.metrics import structural_similarity  # at once, so that a sweep does not find it missing after an hour
 
 PSNR_CAP = 60.0
-"""Equal pictures have no finite PSNR; this stands for them in means."""
+"""Equal images have no finite PSNR; this stands for them in means."""
 
 
 def psnr(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """dB per picture, at most ``PSNR_CAP``, of uint8 ``[pictures, height, width, 3]``."""
+    """dB per image, at most ``PSNR_CAP``, of uint8 ``[pictures, height, width, 3]``."""
     error = (pictures.astype(np.float64) - references.astype(np.float64)) ** 2
     mean = error.mean(axis=(1, 2, 3))
     return np.minimum(PSNR_CAP, 10 * np.log10(255.0**2 / np.maximum(mean, 1e-12)))
 
 
 def ssim(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Structural similarity per picture, 1 for equal ones, of uint8 ``[pictures, height, width, 3]``."""
+    """Structural similarity per image, 1 for equal ones, of uint8 ``[pictures, height, width, 3]``."""
     pairs = zip(pictures, references, strict=True)
     return np.array([structural_similarity(one, other, channel_axis=2) for one, other in pairs])
 
 
 @torch.no_grad()
 def feature_distance(vae: Any, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """A distance in the manner of LPIPS per picture, 0 for equal ones.
+    """A distance in the manner of LPIPS per image, 0 for equal ones.
 
     As there: features of several depths, each position's channels scaled to unit length, squared differences summed
     over channels and averaged over positions, then summed over depths. The features are those of the autoencoder's

@@ -1,4 +1,4 @@
-"""Draws prompts without and with a cache and keeps what each setting costs, so that a sweep can be stopped."""
+"""Generates images without and with a cache and keeps what each setting costs, so that a sweep can be stopped."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from raycache.tune.measures import feature_distance, psnr, ssim
 
 @dataclass(frozen=True)
 class Job:
-    """What every setting draws.
+    """What every setting generates.
 
     Attributes:
-        prompts: one picture each, from seeds 0, 1, ...
+        prompts: one image each, from seeds 0, 1, ...
         steps: denoising steps.
         size: of each picture.
         batch: pictures drawn at a time.
@@ -45,11 +45,11 @@ class Point:
     Attributes:
         family: its family's name.
         options: the setting as JSON values.
-        share: of blocks computed, mean over the pictures, 0 to 1.
-        psnr: mean dB to the uncached picture of the same seed, equal pictures counted as 60.
+        share: of blocks computed, mean over the images, 0 to 1.
+        psnr: mean dB to the uncached image of the same seed, equal images counted as 60.
         ssim: mean structural similarity.
         distance: mean perceptual distance (``measures.feature_distance``).
-        seconds: a picture, drawn ``batch`` at a time; of the processor on CPU, where others may be working too.
+        seconds: an image, generated ``batch`` at a time; of the processor on CPU, where others may be working too.
     """
 
     family: str
@@ -67,10 +67,10 @@ def clock_of(pipe: Any) -> Callable[[], float]:
 
 
 def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float, float]:
-    """All pictures of a job under ``options``.
+    """All images of a job under ``options``.
 
     Returns:
-        uint8 pictures ``[prompts, height, width, 3]``, mean share of blocks computed, seconds a picture.
+        uint8 images ``[prompts, height, width, 3]``, mean share of blocks computed, seconds an image.
     """
     pictures, shares = [], []
     clock = clock_of(pipe)
@@ -87,7 +87,7 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
 
 
 def compare(pipe: Any, job: Job, options: CacheOptions, references: np.ndarray, family: str) -> Point:
-    """Measure one setting against the uncached pictures."""
+    """Measure one setting against the uncached images."""
     pictures, share, seconds = draw(pipe, job, options)
     return Point(
         family,
@@ -130,7 +130,7 @@ class Sweep:
                     self._remember(Point(**json.loads(line)))
 
     def references(self, pipe: Any) -> np.ndarray:
-        """The uncached pictures, drawn once; their time is kept as the first point."""
+        """The uncached images, generated once; their time is kept as the first point."""
         path = self.folder / "references.npz"
         if path.exists():
             return np.load(path)["pictures"]

@@ -171,7 +171,7 @@ class JobRunner:
             active.spans.end(None)
 
     def _drop(self, name: str, failure: str | None) -> None:
-        """The job is gone from this rank; ``failure``: why, unless it was drawn."""
+        """The job is gone from this rank; ``failure``: why, unless it was completed."""
         if name in self._stepper.waiting:
             self._stepper.end(name)
         if (active := self._active.pop(name, None)) is not None:

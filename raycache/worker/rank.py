@@ -1,4 +1,4 @@
-"""One rank: a process group, a pipeline on one device, and the jobs that are drawn with it.
+"""One rank: a process group, a pipeline on one device, and the jobs that are run with it.
 
 ``heartbeat`` is called by another thread than ``tick``, also while that waits in a collective.
 """
@@ -45,7 +45,7 @@ class Rank:
         self._store: dist.TCPStore | None = None
         self._place = Place()
         to_stderr(settings.logging)
-        # The watchdog asks for the stacks of a hanging rank by signal: it works while Python itself is stuck.
+        # The hang detector asks for the stacks of a hanging rank by signal: it works while Python itself is stuck.
         self._stacks = Path(stacks).open("w")  # noqa: SIM115 - open as long as the rank lives
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
 
@@ -68,7 +68,7 @@ class Rank:
                 store=self._store,
                 rank=self._rank,
                 world_size=self._world,
-                # While ranks load and draw their first pictures, one may compile much longer than another.
+                # While ranks load and generate their first images, one may compile much longer than another.
                 timeout_s=self._settings.parallel.startup_timeout_s,
             )
 

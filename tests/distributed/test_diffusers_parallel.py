@@ -45,7 +45,7 @@ def _pipe(name: str) -> Any:
 
 
 def _steps(model: torch.nn.Module, name: str) -> dict[str, Any]:
-    """Every step's prediction for two pictures, one that moves little and one that moves much; what was remembered."""
+    """Every step's prediction for two images, one that moves little and one that moves much; what was remembered."""
     from cache_core.hooks import attachment_of
     from tests.helpers.pictures import Pictures
     from tests.helpers.tiny_transformers import TINY

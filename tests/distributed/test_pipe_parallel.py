@@ -35,7 +35,7 @@ METHODS: list[dict[str, Any]] = [
 
 
 def _draw(pipe: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Two pictures of one call, what was decided for them, and by how many all-reduces."""
+    """Two images of one call, what was decided for them, and by how many all-reduces."""
     apply_cache_on_pipe(pipe, **options)
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     latents = draw(pipe, num_images_per_prompt=2, generator=generators, true_cfg_scale=2.0, negative_prompt="blue")

@@ -84,5 +84,5 @@ class Wire:
 
 
 def asked(app: Any, **fields: Any) -> Wire:
-    """A whole request for a picture."""
+    """A whole request for an image."""
     return Wire(app).send(json.dumps({"prompt": "a circle", **fields}).encode())

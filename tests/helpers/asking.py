@@ -31,7 +31,7 @@ def draw(url: str, **fields: Any) -> httpx.Response:
 
 
 def pixels(response: httpx.Response, index: int = 0) -> np.ndarray:
-    """A reply's picture, which must have one."""
+    """A reply's image, which must have one."""
     assert response.status_code == 200, response.text
     data = base64.b64decode(response.json()["data"][index]["b64_json"])
     return np.asarray(Image.open(io.BytesIO(data)))

@@ -58,7 +58,7 @@ def _schedule(seed: int) -> tuple[dict[str, Any], Job]:
 
 
 def _attack(rank: int, group: dist.ProcessGroup, schedules: range) -> list[dict[str, Any]]:
-    """Each schedule's full record. Every rank runs the whole small model, so that parted ranks part without a
+    """Each schedule's full record. Every rank runs the whole small model, so that ranks that disagree do so without a
     deadlock and what they did can be compared."""
     transformer, records = tiny_flux(1, 2, heads=1), []
     for seed in schedules:

@@ -1,4 +1,4 @@
-"""What each rank does in the tests of the core on real ranks: split model, aborts, parted ranks, NaN, two groups."""
+"""What each rank does in the tests of the core on real ranks: split model, aborts, disagreement, NaN, two groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real FluxPipeline on the noise model (2 double and 4 single blocks), and a picture of it."""
+"""A real FluxPipeline on the noise model (2 double and 4 single blocks), and an image of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load(folder: Path) -> FluxPipeline:
 
 
 def draw(pipe: DiffusionPipeline, **arguments: Any) -> torch.Tensor:
-    """The latents of one picture: the same for the same arguments."""
+    """The latents of one image: the same for the same arguments."""
     settings = {
         "prompt": "a red circle",
         "width": 64,

@@ -1,4 +1,4 @@
-"""The pictures of one batch, and what each transformer class is called with to draw them."""
+"""The images of one batch, and what each transformer class is called with to draw them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one batch at one step.
+    """The images of one batch at one step.
 
-    Every picture has conditions of its own, so that an argument taken from the wrong row shows.
+    Every image has conditions of its own, so that an argument taken from the wrong row shows.
 
     Attributes:
-        seeds: one per picture.
-        drifts: how much of a picture's latents is drawn anew at every step; 0.01 is nearly still, 1.0 is a new picture.
+        seeds: one per image.
+        drifts: how much of an image's latents is drawn anew at every step; 0.01 is nearly still, 1.0 is a new image.
         step: the step.
     """
 
@@ -36,7 +36,7 @@ class Pictures:
         return torch.stack([_normal(104729 * salt + seed, shape) for seed in self.seeds])
 
     def mask(self, length: int, dtype: torch.dtype = torch.bool) -> Tensor:
-        """Valid text tokens: a different number for every picture."""
+        """Valid text tokens: a different number for every image."""
         return torch.stack([torch.arange(length) < length - seed % 3 for seed in self.seeds]).to(dtype)
 
     def times(self, scale: float = 1.0) -> Tensor:

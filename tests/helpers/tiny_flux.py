@@ -43,7 +43,7 @@ class Job:
     Attributes:
         seeds: one per image.
         steps: transformer calls.
-        side: the picture has ``side * side`` tokens.
+        side: the image has ``side * side`` tokens.
         text: text tokens.
         pace: how far the latents drift per step. Each image paces itself around it, now fast, now slow.
         extra: further arguments of the transformer.

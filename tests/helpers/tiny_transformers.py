@@ -35,7 +35,7 @@ def build(name: str) -> torch.nn.Module:
 
 
 def call(model: torch.nn.Module, name: str, pictures: Pictures) -> torch.Tensor:
-    """One step; the prediction as one tensor with a row per picture."""
+    """One step; the prediction as one tensor with a row per image."""
     output = model(**TINY[name].inputs(pictures)).sample
     return torch.stack(output) if isinstance(output, list) else output
 

@@ -126,7 +126,7 @@ def started_gang(settings: AppSettings, name: str) -> Iterator[Gang]:
 
 @pytest.fixture(scope="session")
 def reference(gang: Gang) -> np.ndarray:
-    """The very first picture of that gang, when it was fresh."""
+    """The very first image of that gang, when it was fresh."""
     return gang.submit(job()).future.result(60).images
 
 

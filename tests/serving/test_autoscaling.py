@@ -18,7 +18,7 @@ from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.starting import started
 from tests.serving.test_http_app import ASK, URL, pixels
 
-#: Longer than any prediction made from pictures that do not sleep.
+#: Longer than any prediction made from images that do not sleep.
 SLOW = PlannedFault(kind="sleep", step=1, seconds=1.5).prompt()
 
 

@@ -1,4 +1,4 @@
-"""A gang of 2 gloo ranks on a real local Ray: pictures, progress, errors, aborts."""
+"""A gang of 2 gloo ranks on a real local Ray: images, progress, errors, aborts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gang that works on many jobs at once: each gets the picture that it would get alone, whoever shares its calls."""
+"""A gang that works on many jobs at once: each gets the image that it would get alone, whoever shares its calls."""
 
 from __future__ import annotations
 

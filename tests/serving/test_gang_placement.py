@@ -27,7 +27,7 @@ def test_bundles_of_the_production_config():
 
 
 def test_two_gangs_on_one_node_one_gpu_per_rank(local_ray, gang_settings):
-    """Four pretended L20s, two gangs of two ranks: own GPUs, own rendezvous, the same picture at the same time."""
+    """Four pretended L20s, two gangs of two ranks: own GPUs, own rendezvous, the same image at the same time."""
     pretended = {"rank_gpus": 1, "accelerator_type": "L20", "engine_cpus": 0.1}
     settings = gang_settings(parallel=pretended)
     groups = [placement_group(placement_bundles(settings), strategy="STRICT_PACK") for _ in range(2)]

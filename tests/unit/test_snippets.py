@@ -25,6 +25,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=["readme", "card"])
 def test_every_example_without_a_service_runs(page: Path, capsys: pytest.CaptureFixture[str]):
     alone = [(line, code) for line, code in examples(page) if "serve" not in code and "OpenAI" not in code]
@@ -33,7 +34,7 @@ def test_every_example_without_a_service_runs(page: Path, capsys: pytest.Capture
         names: dict[str, object] = {}
         exec(compile("\n" * line + code, str(page), "exec"), names)  # a failure names the page's own line
         assert names["image"].size == (128, 128)
-        assert len(set(names["image"].getdata())) > 100  # a picture, not a blank
+        assert len(set(names["image"].getdata())) > 100  # an image, not a blank
 
 
 def test_no_example_is_left_out():

@@ -1,4 +1,4 @@
-"""First half of the training: an autoencoder of the drawn world's pictures."""
+"""First half of the training: an autoencoder of the drawn world's images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PEAK_RATE = 2e-3
 KL_WEIGHT = 1e-6
 """Of the divergence summed over a crop's latents, beside a reconstruction loss averaged over its pixels."""
 WHOLE_SHARE = 0.3
-"""Share of the steps, the last ones, that see whole pictures: the norms then see what they will see in use."""
+"""Share of the steps, the last ones, that see whole images: the norms then see what they will see in use."""
 POLISH_RATE = 1e-3
 LATENT_NOISE = 0.03
 """Noise on the latents that the decoder is polished with, as a share of their spread."""
@@ -31,14 +31,14 @@ _SAVE_EVERY = 500
 
 
 def draw_pictures(count: int, seed: int, *, held_out: bool = False, size: int = PICTURE) -> torch.Tensor:
-    """Pictures of random scenes: uint8 ``[count, 3, size, size]``."""
+    """Images of random scenes: uint8 ``[count, 3, size, size]``."""
     rng = np.random.default_rng(seed)
     pictures = np.stack([render(random_scene(rng, held_out=held_out), size, size, rng) for _ in range(count)])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
 def as_input(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 pictures as float32 in [-1, 1] on ``device``."""
+    """uint8 images as float32 in [-1, 1] on ``device``."""
     return pictures.to(device, torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
@@ -93,7 +93,7 @@ def train_autoencoder(
 def polish_decoder(
     out: Path, steps: int, device: torch.device, seed: int
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
-    """Train the decoder alone, on whole pictures of several sizes; the latents stay what the transformer learns.
+    """Train the decoder alone, on whole images of several sizes; the latents stay what the transformer learns.
 
     Reads ``out / "autoencoder.pt"``; saves to ``out / "decoder.pt"`` now and then and goes on from there if it exists.
 
@@ -119,7 +119,7 @@ def polish_decoder(
         batch = as_input(draw_pictures(count, int(rng.integers(2**31)), size=size), device)
         with torch.no_grad():
             latents = model.encode(batch).latent_dist.mean
-        # What the transformer draws is never exact: the decoder shall not amplify that.
+        # What the transformer draws is never exact: the decoder must not amplify that.
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device)
         error = model.decode(latents + LATENT_NOISE * latents.std() * noise).sample - batch
         loss = error.abs().mean() + 4 * error.square().mean()
@@ -160,7 +160,7 @@ def _save(path: Path, model: AutoencoderKL, optimizer: torch.optim.Optimizer, st
 
 @torch.no_grad()
 def psnr(model: AutoencoderKL, pictures: torch.Tensor, device: torch.device) -> float:
-    """Mean PSNR in dB of ``pictures`` (uint8) encoded and decoded, each picture for itself."""
+    """Mean PSNR in dB of ``pictures`` (uint8) encoded and decoded, each image for itself."""
     values = []
     for part in pictures.split(16):
         batch = as_input(part, device)
@@ -170,7 +170,7 @@ def psnr(model: AutoencoderKL, pictures: torch.Tensor, device: torch.device) -> 
 
 
 def _crops(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random crops; of two each the livelier one, because half of a picture is plain background."""
+    """Random crops; of two each the livelier one, because half of an image is plain background."""
     crops = []
     for index in rng.integers(len(pictures), size=BATCH):
         corners = rng.integers(PICTURE - CROP + 1, size=(2, 2))
@@ -180,5 +180,5 @@ def _crops(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _whole(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """As many pixels as a batch of crops has, in whole pictures."""
+    """As many pixels as a batch of crops has, in whole images."""
     return pictures[rng.integers(len(pictures), size=BATCH * CROP**2 // PICTURE**2)]

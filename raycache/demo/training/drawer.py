@@ -34,7 +34,7 @@ class Drawer(nn.Module):
         clip_ids: torch.Tensor,
         grid: tuple[int, int],
     ) -> torch.Tensor:
-        """Velocity (noise minus picture), ``[batch, tokens, 16]`` like ``noisy``.
+        """Velocity (noise minus image), ``[batch, tokens, 16]`` like ``noisy``.
 
         Args:
             noisy: packed latents ``[batch, tokens, 16]``.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LOOSE_SHARE = 0.15
 """Share of scenes that are told in a user's words instead of a caption's."""
 OTHER_SIZES = ((192, 192), (256, 256), (192, 128), (128, 192), (256, 128), (128, 256))
-"""Width and height of the pictures mixed in beside 128x128."""
+"""Width and height of the images mixed in beside 128x128."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from raycache.demo.training.drawer import Drawer, grow
 from raycache.demo.training.latents import Latents, told_forward
 
 GUIDANCE = (1.0, 10.0)
-"""Guidance is drawn from this range and decides nothing, so that no value a request names can spoil a picture."""
+"""Guidance is drawn from this range and decides nothing, so that no value a request names can harm an image."""
 NOISE = (1.2, 0.4)
 """Mean of the logit of the share of noise, early and later: layout is decided under much noise, outlines under less."""
 NOISE_SPREAD = 1.2
@@ -36,7 +36,7 @@ class Stage:
         layers: double-stream blocks.
         single_layers: single-stream blocks.
         steps: optimizer steps.
-        batch: scenes of 128x128 a step, over all processes; larger pictures come fewer at a time.
+        batch: scenes of 128x128 a step, over all processes; larger images come fewer at a time.
         rate: peak of AdamW's learning rate; Muon's is ``MUON_RATIO`` times it.
         warmup: steps of linear warm-up; the rate then falls linearly to ``last_rate`` of the peak.
         last_rate: share of the peak at the end.

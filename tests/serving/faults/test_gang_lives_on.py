@@ -1,4 +1,4 @@
-"""Ranks that die or hang: noticed in time, replaced in the same place, no job lost, the next picture bit-equal."""
+"""Ranks that die or hang: noticed in time, replaced in the same place, no job lost, the next image bit-equal."""
 
 from __future__ import annotations
 

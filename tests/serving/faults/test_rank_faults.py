@@ -1,4 +1,4 @@
-"""Each way a rank can fail, in each stage: what was under way is drawn again, and every picture is the same."""
+"""Each way a rank can fail, in each stage: what was under way is drawn again, and every image is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two engines of two ranks under faults, over HTTP. After each: bit-equal pictures, and nothing left over."""
+"""Two engines of two ranks under faults, over HTTP. After each: bit-equal images, and nothing left over."""
 
 from __future__ import annotations
 

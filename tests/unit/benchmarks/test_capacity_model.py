@@ -79,7 +79,7 @@ def test_the_judges_agree():
 
 @pytest.mark.parametrize("load", [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
 def test_one_gang_against_the_exact_distribution(load):
-    """Never too hopeful by more than 1 %, and less than a third of a picture too long."""
+    """Never too hopeful by more than 1 %, and less than a third of an image too long."""
     exact = 10 * _exact_p95(load)
     assert 0.99 * exact <= wait_p95(load / 10, 10.0, 1) <= exact + 0.3 * 10
 

@@ -1,4 +1,4 @@
-"""The arithmetic, the kept values and the picture of benchmarks.many_jobs; no gang."""
+"""The arithmetic, the kept values and the plot of benchmarks.many_jobs; no gang."""
 
 from __future__ import annotations
 

@@ -84,6 +84,7 @@ def _ours(case: dict[str, Any]) -> tuple[list[torch.Tensor], Any]:
     return draw_cached(tiny_flux(), parse_options(case["options"]), job)
 
 
+@pytest.mark.slow
 def test_same_decisions_differences_and_outputs(peer):
     seen = set()
     for i in SAME:
@@ -102,7 +103,7 @@ def test_same_decisions_differences_and_outputs(peer):
 
 
 def test_on_purpose_a_threshold_of_one_is_compared_like_any_other(peer):
-    """cache-dit skips without looking from 1.0 on, so a picture that changes completely would still be served from the
+    """cache-dit skips without looking from 1.0 on, so an image that changes completely would still be served from the
     cache, and its difference is lost. Ours compares: the same decisions while differences are below 1, but known."""
     theirs = peer[ODD["always"]]
     assert set(theirs["differences"].values()) == {-1.0}
@@ -112,7 +113,7 @@ def test_on_purpose_a_threshold_of_one_is_compared_like_any_other(peer):
 
 
 def test_on_purpose_overlapping_fn_and_bn_are_refused(peer):
-    """cache-dit runs the overlap twice, which changes the picture even in steps that are computed. Ours refuses."""
+    """cache-dit runs the overlap twice, which changes the image even in steps that are computed. Ours refuses."""
     case = GRID[ODD["overlap"]]
     job = Job(**{**case["job"], "seeds": tuple(case["job"]["seeds"])})
     uncached, _ = draw_cached(tiny_flux(), {"type": "none"}, job)
@@ -125,7 +126,7 @@ def test_on_purpose_overlapping_fn_and_bn_are_refused(peer):
 
 
 def test_on_purpose_images_of_a_batch_decide_alone(peer):
-    """cache-dit takes one number for the whole batch, so a picture depends on its neighbours. Ours decides per image:
+    """cache-dit takes one number for the whole batch, so an image depends on its neighbours. Ours decides per image:
     each as if it were alone, and at least once otherwise than the common number would have it."""
     case = GRID[ODD["batch"]]
     job = Job(**{**case["job"], "seeds": tuple(case["job"]["seeds"])})

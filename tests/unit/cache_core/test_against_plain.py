@@ -64,6 +64,7 @@ def test_the_plain_walk_is_flux():
     assert gap(draw_plainly(tiny_flux(), job, walk), draw(tiny_flux(), job)) == 0.0
 
 
+@pytest.mark.slow
 def test_dbprune_prunes_the_same_blocks_for_the_same_reasons(flux):
     patterns, thresholds = set(), set()
     for seed, options in enumerate(_prune_grid()):
@@ -108,6 +109,7 @@ def _dual_grid() -> list[dict[str, Any]]:
     return [{**DUAL, **case} for case in grid]
 
 
+@pytest.mark.slow
 def test_dbcache_with_partial_bn(flux):
     reused = computed = 0
     for seed, options in enumerate(_dual_grid()):

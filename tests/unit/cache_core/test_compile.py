@@ -30,6 +30,8 @@ from tests.helpers.compiling import (
 )
 from tests.helpers.tiny_flux import Job, decisions, draw, tiny_flux
 
+pytestmark = pytest.mark.slow  # each compiles for seconds
+
 #: A block's graph is one of three: double; first single (two tensors); later singles (two views of one tensor).
 GRAPHS = 3
 
@@ -87,7 +89,7 @@ def test_every_block_runs_compiled_and_no_request_compiles_again(way, runs):
 
 
 def graphs_by_size(model: nn.Module, backend: Counting, options: Any) -> list[int]:
-    """Graphs so far after each of several picture sizes."""
+    """Graphs so far after each of several image sizes."""
     graphs = []
     for side in (4, 6, 8):
         with nullcontext() if options is None else cache_session(model, options):

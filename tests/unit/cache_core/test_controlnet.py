@@ -52,7 +52,7 @@ def test_a_reused_step_with_unchanged_inputs_equals_the_computed_one(flux, metho
     assert [d[1] for d in decisions(report)] == ["warmup", "warmup", "below", "below", "below"]
     assert gap(outputs, [outputs[0]] * job.steps) <= 1e-5
     plain = _same_step_again_and_again(flux, replace(job, extra={}))
-    assert gap(outputs, plain) > 0.05  # the residuals do matter to the picture
+    assert gap(outputs, plain) > 0.05  # the residuals do matter to the image
 
 
 @pytest.mark.parametrize("method", METHODS)

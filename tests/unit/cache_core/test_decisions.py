@@ -32,7 +32,7 @@ def _drawn(options: dict[str, Any], answers: list[tuple[float, float]], job: Job
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sums", [(INF, 1.0), (1.0, INF), (INF, INF), (NAN, 1.0), (1.0, NAN), (NAN, NAN), (0.0, INF)])
 def test_a_sum_without_value_is_never_a_small_difference(method, sums):
-    """A reference that overflowed makes anything look like difference 0: the picture would repeat what it has."""
+    """A reference that overflowed makes anything look like difference 0: the image would repeat what it has."""
     report = _drawn(METHODS[method], [sums, (0.0, 1.0)])
     image = report.steps[2].images[0]
     assert (image.cached, image.reason, image.pruned_blocks) == (False, "non_finite", [])
@@ -84,7 +84,7 @@ DYNAMIC = {
     [
         # No difference yet: the static one. Then twice the mean of those so far.
         ((0.08, 0.2, 0.03, 0.3, 0.3, 0.3), (0.1, 0.16, 0.28, 2 * 0.31 / 3, 2 * 0.61 / 4, 2 * 0.91 / 5)),
-        # Zeros say nothing of how much a picture moves: the mean is of those that moved.
+        # Zeros say nothing of how much an image moves: the mean is of those that moved.
         ((0.0, 0.0, 0.2, 0.0, 0.0, 0.3), (0.1, 0.1, 0.1, 0.4, 0.4, 0.4)),
         # Even the smallest move counts.
         ((0.2, 1e-4, 0.9, 0.9, 0.9, 0.9), (0.1, 0.4, 2 * 0.2001 / 2, 0.1, 0.1, 0.1)),

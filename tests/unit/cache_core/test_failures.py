@@ -23,7 +23,7 @@ METHODS = {"DBCache": DBCACHE, "DBPrune": DBPRUNE}
 
 
 def _open_loop(transformer: Any, job: Job, spoiled: dict[int, tuple[int, float]]) -> list[torch.Tensor]:
-    """The job with inputs given from outside, so that a spoiled step does not spoil the next one's input.
+    """The job with inputs given from outside, so that a step that goes wrong does not change the next one's input.
 
     ``spoiled`` maps a step to (image, value)."""
     latents, outputs = job.start(), []

@@ -1,4 +1,4 @@
-"""Every supported transformer: untouched when nothing is reused, exact when it is, and each picture for itself."""
+"""Every supported transformer: untouched when nothing is reused, exact when it is, and each image for itself."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ METHODS = [
 @every_model
 @pytest.mark.parametrize("options", METHODS, ids=["DBCache", "DBCache-partial-Bn", "FBCache-taylor", "DBPrune"])
 def test_pictures_that_disagree_equal_themselves_alone(models, name, options):
-    """The restless picture is computed in a sub-batch, so every batched argument must have been cut for it."""
+    """The restless image is computed in a sub-batch, so every batched argument must have been cut for it."""
     model, seeds, drifts = models[name], (1, 2, 3), (STILL, RESTLESS, STILL)
     outputs, report = draw(model, name, options, seeds, drifts)
     assert [bool(d.cached or d.pruned_blocks) for d in report.steps[-1].images] == [True, False, True]
@@ -148,7 +148,7 @@ def test_pictures_that_disagree_equal_themselves_alone(models, name, options):
 
 @every_model
 def test_the_table_names_every_batched_argument(models, name, monkeypatch):
-    """Seven pictures, and no other size divisible by seven: what has seven rows must stand in the table."""
+    """Seven images, and no other size divisible by seven: what has seven rows must stand in the table."""
     model, seen = models[name], set()
     for block in find_blocks(model):
         forward = block.module.forward

@@ -33,7 +33,7 @@ BASES: dict[str, CacheOptions] = {
 
 @pytest.mark.parametrize("method", BASES)
 def test_each_decides_as_it_would_alone(method):
-    """The same picture three times: never cached, sometimes, always. It differs with its threshold only."""
+    """The same image three times: never cached, sometimes, always. It differs with its threshold only."""
     each = [BASES[method].model_copy(update={"residual_diff_threshold": t}) for t in (0.0, 0.15, 5.0)]
     job = Job(seeds=(3, 3, 3), steps=10)
     outputs, report = draw_cached(MODEL, each, job)

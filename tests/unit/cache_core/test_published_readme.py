@@ -1,4 +1,4 @@
-"""The published README works with another import: every example is run, and the picture drawn."""
+"""The published README works with another import: every example is run, and the image drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sums behind every decision: exact enough on pictures of real size, in any layout."""
+"""The sums behind every decision: exact enough on images of real size, in any layout."""
 
 from __future__ import annotations
 

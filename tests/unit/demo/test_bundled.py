@@ -69,6 +69,7 @@ def test_four_steps_show_backgrounds_and_colours(pipe: FluxPipeline) -> None:
     assert np.sum(right) >= 3, seen
 
 
+@pytest.mark.slow
 def test_captions_never_told_are_drawn_as_asked(pipe: FluxPipeline) -> None:
     """Four steps draw 75 % of such captions right in every part (28 steps 81 %): 120 were read.
 
@@ -84,6 +85,7 @@ def test_captions_never_told_are_drawn_as_asked(pipe: FluxPipeline) -> None:
     assert sum(verdict.everything for verdict in read) >= RIGHT, shares(read)
 
 
+@pytest.mark.slow
 def test_the_picture_shows_what_the_prompt_says(pipe: FluxPipeline) -> None:
     scene = Scene(Thing("large", "cyan", "cross"), "brown", "right of", Thing("large", "pink", "circle"))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The judge reads rendered scenes right, and says so when a picture is wrong."""
+"""The judge reads rendered scenes right, and says so when an image is wrong."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from cache_core import DBPruneOptions, NoCacheOptions
@@ -12,6 +13,7 @@ from raycache.tune.measures import psnr
 from raycache.tune.sweep import Job, draw
 
 
+@pytest.mark.slow
 def test_order_two_is_better_than_none_for_about_the_same_blocks() -> None:
     """Without its limit it computed a third more blocks: what it forecast moved the inputs that decide."""
     pipe = load(str(demo_model_path()))

@@ -76,6 +76,7 @@ def test_latents_are_packed_and_numbered_as_flux_does() -> None:
     torch.testing.assert_close(token_positions(3, 5), theirs)
 
 
+@pytest.mark.slow
 def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     ends = []
     for folder, stops in (("whole", (6,)), ("resumed", (3, 6))):

@@ -88,7 +88,7 @@ def test_families_grow_bolder_and_fit() -> None:
 
 def test_a_stopped_sweep_goes_on(pipe: Any, tmp_path: Path) -> None:
     first = next(iter(Sweep(tmp_path, "tiny", JOB).run(pipe, [FAMILY], 10.0)))
-    # Threshold 0 caches nothing: the very pictures, all blocks.
+    # Threshold 0 caches nothing: the very images, all blocks.
     assert (first.psnr, first.share) == (PSNR_CAP, 1.0)
     resumed = Sweep(tmp_path, "tiny", JOB)
     assert len(resumed.points) == 2

@@ -102,6 +102,7 @@ def test_warning_names_words_and_vocabulary() -> None:
     assert "and more" in many
 
 
+@pytest.mark.slow
 def test_what_is_called_never_told_is_told_in_no_training_caption() -> None:
     """Training turns "A right of B" into "B left of A", whose caption has a checksum of its own."""
 

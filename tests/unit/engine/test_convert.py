@@ -1,4 +1,4 @@
-"""What a reply says besides its pictures."""
+"""What a reply says besides its images."""
 
 from __future__ import annotations
 

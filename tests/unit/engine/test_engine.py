@@ -34,7 +34,7 @@ def engine():
 
 
 async def test_what_the_gang_learned_while_starting_is_known_from_the_first_job_on(engine):
-    """Nothing is drawn a second time for it, and nobody waits for a first picture."""
+    """Nothing is drawn a second time for it, and nobody waits for a first image."""
     assert engine._gang.jobs == []
     drawn = order(num_inference_steps=10)
     engine._gang.costs.learn(Work(Size(128, 128), 1, 10, drawn.cache), output_of(4.0), cold=True)
@@ -249,7 +249,7 @@ def test_an_engine_beyond_repair_leaves(engine, monkeypatch):
     engine._gang.sick = GangBroken("6 restarts")
     with pytest.raises(GangBroken):
         engine.check_health()
-    assert not left.is_set(), "answers under way shall get out"
+    assert not left.is_set(), "answers under way must get out"
     assert left.wait(5)
 
 

@@ -1,4 +1,4 @@
-"""An illegal ``user_config`` changes nothing where pictures are drawn, and keeps no later engine from starting."""
+"""An illegal ``user_config`` changes nothing where images are drawn, and keeps no later engine from starting."""
 
 from __future__ import annotations
 

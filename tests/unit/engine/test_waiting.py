@@ -78,6 +78,7 @@ def test_a_rebuild_that_takes_half_as_long_again_breaks_no_promise():
     assert world.twice == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_a_crowd_that_keeps_coming(noise: float):
     """One and a half times what the gang can draw, of short and long jobs, for ten minutes."""
@@ -229,6 +230,7 @@ def test_many_jobs_at_once_of_several_callers(rules: Rules, works: list[Work]):
     assert max(after for after, _ in world.told) <= 1.5 * total_s + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("works", "allowed_s"), [([SHORT], 6.35), ([SHORT, LONG], 25.7)], ids=["alike", "mixed"])
 def test_deadlines_of_many_jobs_at_once(works: list[Work], allowed_s: float):
     """Four times as much as can be done in time comes at once: they get in when told."""

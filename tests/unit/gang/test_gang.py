@@ -36,7 +36,7 @@ POISON = 13
 
 
 class Life:
-    """In place of an incarnation: a fault in every call that ``POISON`` is in, else pictures."""
+    """In place of an incarnation: a fault in every call that ``POISON`` is in, else images."""
 
     calls: list[tuple[int, ...]]  # the seeds in each
     gate: threading.Event

@@ -37,7 +37,7 @@ MORE = int(os.environ.get("HOSTILE", "0"))
 
 
 class FakeEngine:
-    """A handle that draws black pictures at once, and counts them."""
+    """A handle that draws black images at once, and counts them."""
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -112,6 +112,7 @@ def application() -> Iterator[Application]:
     application.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "count"), [(bodies, 1600), (oddities, 500)])
 def test_nothing_that_is_sent_is_our_failure(application: Application, strategy: Callable, count: int):
     document = application.send(Hostile("GET", "/openapi.json", b"")).json()

@@ -39,7 +39,7 @@ MODEL = Capabilities("folder", 57, 24, 512, "FluxPipeline", 16)
 
 
 class Service:
-    """Judges requests as an ingress does, and draws black pictures as an engine answers."""
+    """Judges requests as an ingress does, and draws black images as an engine answers."""
 
     settings = SETTINGS
     keys = ()

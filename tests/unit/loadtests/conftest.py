@@ -1,4 +1,4 @@
-"""locust makes sockets and locks cooperative on import; the tests that share this process shall keep theirs."""
+"""locust makes sockets and locks cooperative on import; the tests that share this process must keep theirs."""
 
 import os
 

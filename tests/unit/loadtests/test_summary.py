@@ -63,7 +63,7 @@ def test_a_run_without_answers_has_a_summary():
 
 def test_a_run_that_ends_early_counts_its_own_time():
     """Nobody waits for the end of the hour: per second is per second of the run. Ten requests from 100 s on, one each
-    2 s, answered in 1 s (of which 0.5 s on the gang), two pictures each: the last answer comes at 119 s."""
+    2 s, answered in 1 s (of which 0.5 s on the gang), two images each: the last answer comes at 119 s."""
     records = [record(100 + 2 * i, 1.0, images=2, encode=0.1, denoise=0.3, decode=0.1) for i in range(10)]
     results = summarize(records, deadline=1.0, engines=2, ranks=4)
     assert results["seconds"] == 19.0
@@ -121,7 +121,7 @@ def test_a_run_that_is_mostly_refused():
     ],
 )
 def test_one_request_of_each_kind(outcome, fields, lost):
-    """Sent 1 s late and answered 3 s after it was meant to go; no picture is no answer."""
+    """Sent 1 s late and answered 3 s after it was meant to go; no image is no answer."""
     one = record(2.0, 3.0, outcome, **({"sent": 3.0, "cause": "why" if outcome != "done" else ""} | fields))
     results = summarize([one], deadline=3.0, engines=1, ranks=1)
     assert results["requests"] == 1

@@ -1,4 +1,4 @@
-"""Finding and splitting models: clear errors, and the mend of ParaAttention."""
+"""Finding and splitting models: clear errors, and the repair of ParaAttention."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_heads_that_do_not_divide_are_named(monkeypatch: pytest.MonkeyPatch):
         parallelize(transformer)
 
 
-def test_the_mend_is_still_needed(monkeypatch: pytest.MonkeyPatch):
-    """When this fails, the installed ParaAttention takes ``enable_gqa``: delete the mend."""
+def test_the_repair_is_still_needed(monkeypatch: pytest.MonkeyPatch):
+    """When this fails, the installed ParaAttention takes ``enable_gqa``: delete the repair."""
     from para_attn import para_attn_interface as interface
 
     assert mend_is_needed()
