@@ -1,7 +1,7 @@
 """Logs of the engine's gang and of its ranks: text or JSON, each line with the id of the request it belongs to.
 
-Prompts are in no line: :class:`raycache.protocol.schemas.GenerationRequest` does not show its own, and nothing else
-has it.
+Prompts are in no line: neither requests (:mod:`raycache.protocol.schemas`) nor the images of a job
+(:class:`raycache.protocol.job.ImageSpec`) show theirs.
 """
 
 from __future__ import annotations

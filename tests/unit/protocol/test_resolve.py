@@ -136,6 +136,10 @@ def test_prompt_is_never_in_a_refusal():
     assert "secret" not in refusal(prompt="secret " * 50).message
 
 
+def test_no_repr_shows_the_prompt():
+    assert "secret" not in repr(ask(prompt="secret"))
+
+
 @given(
     st.integers(0, 99_999),
     st.integers(0, 99_999),
