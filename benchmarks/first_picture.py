@@ -67,7 +67,7 @@ def _start_up(config: Path, size: str, steps: int) -> Iterator[tuple[str, str]]:
 def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, str]]:
     import ray
 
-    from cache_core import DBCacheOptions, NoCacheOptions
+    from cache_core import CacheOptions, DBCacheOptions, NoCacheOptions
     from raycache.gang.gang import Gang
     from raycache.protocol.job import ImageSpec, Job
     from raycache.settings import AppSettings
@@ -76,7 +76,7 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
     arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]
     never = DBCacheOptions(warmup_steps=0, residual_diff_threshold=1e-9)
     cached = DBCacheOptions()
-    plans = {
+    plans: dict[int, dict[str, CacheOptions]] = {
         1: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
         2: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
         4: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},

@@ -184,13 +184,17 @@ def _draw(asked: list[Asked], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 5.5), layout="constrained")
-    points = [(one.real_s, one.predicted_s, one.caller) for one in asked if one.error is not None]
-    most = 1.05 * max(max(real or 0, predicted or 0) for real, predicted, _ in points)
+    points = [
+        (one.real_s, one.predicted_s, one.caller)
+        for one in asked
+        if one.real_s is not None and one.predicted_s is not None
+    ]
+    most = 1.05 * max(max(real, predicted) for real, predicted, _ in points)
     axes.plot([0, most], [0, most], color="0.6", lw=1)
     axes.fill_between([0, most], [0, most / 2], [0, 1.5 * most], color="0.93", label="within 50 %")
     for caller in CALLERS:
-        own = [(real, predicted) for real, predicted, whose in points if whose == caller]
-        axes.scatter(*zip(*own, strict=True) if own else ([], []), s=18, label=caller)
+        real, predicted = ([point[k] for point in points if point[2] == caller] for k in (0, 1))
+        axes.scatter(real, predicted, s=18, label=caller)
     axes.set(xlim=(0, most), ylim=(0, most), xlabel="seconds until the picture", ylabel="seconds told on admission")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

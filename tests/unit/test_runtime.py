@@ -16,11 +16,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-#: Tools that are started by hand, each with the extra that it needs besides.
+#: What no service starts, each with the extra that it needs besides.
 TOOLS = {
     "raycache/tune": "tune",
     "raycache/demo/training": "demo",
     "raycache/demo/evaluate.py": "demo",
+    "raycache/testing": "test",
     "raycache/reference.py": "test",  # writes our documents' tables
 }
 FILES = sorted(path for package in ("raycache", "cache_core") for path in (ROOT / package).rglob("*.py"))
