@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import functools
 import gc
-import platform
-import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +25,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks.agreement import agreement_rows, para_attention_first_block_cache
 from benchmarks.contenders import Contender, contenders
 from benchmarks.memory import memory_rows
+from benchmarks.report import Table, processor, quartiles, write
 from benchmarks.workload import Geometry, Schedule, Tokens, flux, flux_with_free_blocks, sharing_weights
 from cache_core.blocks import find_blocks
 
@@ -92,15 +89,16 @@ def main(
     torch.set_grad_enabled(False)
     if device == "cpu":
         torch.set_num_threads(1)
-    machine = torch.cuda.get_device_name() if device == "cuda" else _cpu_name()
-    lines = [f"Machine: {machine}, torch {torch.__version__}, {rounds} rounds, medians (quartiles)."]
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{processor()} (one thread)"
+    about = f"Machine: {machine}, torch {torch.__version__}, {rounds} rounds, medians (quartiles)."
+    tables = []
     for size, shape, steps in _FLUX_DEV if flux_dev else _SMALL:
         schedule = Schedule(steps, **shape, dtype=size["dtype"], device=device)
         first = min(8, size["doubles"] // 3)
         rivals = contenders(first=first, last=first, threshold=THRESHOLD, steps=steps)
         entries = _enter(flux(**size, device=device), rivals, compiled, device)
         _measure(entries, schedule, rounds, device, "real blocks")
-        lines += _efficiency_table(entries, steps, size, shape)
+        tables.append(_shown(_efficiency_table(entries, steps, size, shape)))
         del entries
 
     true = Geometry(doubles=4, singles=8, heads=24, head_dim=128, dtype=torch.bfloat16)
@@ -110,17 +108,22 @@ def main(
     schedule = Schedule(steps, **tokens, dtype=torch.bfloat16, device=device, jump=False)
     entries = _enter(free, contenders(first=2, last=2, threshold=THRESHOLD, steps=steps), False, device)
     _measure(entries, schedule, rounds, device, "free blocks")
-    lines += _decision_table(entries, steps)
+    tables.append(_shown(_decision_table(entries, steps)))
     del entries, free
     header = ["kind", "method", "decisions", "all-reduces per decision (abort looks included)"]
-    lines += _show("Agreement: collectives of one rank, every step deciding", header, agreement_rows(THRESHOLD))
-    lines += ["", f"ParaAttention's own first_block_cache {para_attention_first_block_cache()}."]
-    Console().print(lines[-1])
+    title = "Agreement: collectives of one rank, every step deciding"
+    tables.append(_shown(Table(title, header, agreement_rows(THRESHOLD))))
+    peer = f"ParaAttention's own first_block_cache {para_attention_first_block_cache()}."
+    Console().print(peer)
     title = "Memory kept between steps: FLUX.1-dev, 1024 x 1024, bfloat16, neighbours computed in the same step"
-    lines += _show(title, ["method", "cache_core GiB", "published GiB"], memory_rows(device))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(lines) + "\n")
+    tables.append(_shown(Table(title, ["method", "cache_core GiB", "published GiB"], memory_rows(device))))
+    write(out, *tables, about=f"{about} {peer}")
+
+
+def _shown(table: Table) -> Table:
+    """As soon as it is known: a run takes long."""
+    table.show()
+    return table
 
 
 def _enter(model: Any, candidates: list[Contender], compiled: bool, device: str) -> list[Entry]:
@@ -202,12 +205,7 @@ def _live_bytes() -> int:
     return sum(storages.values())
 
 
-def _spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle * scale:.{digits}f} ({low * scale:.{digits}f} - {high * scale:.{digits}f})"
-
-
-def _efficiency_table(entries: list[Entry], steps: int, size: Geometry, shape: Tokens) -> list[str]:
+def _efficiency_table(entries: list[Entry], steps: int, size: Geometry, shape: Tokens) -> Table:
     plain = entries[0]
     total = sum(plain.blocks.values())
     rows = []
@@ -218,10 +216,10 @@ def _efficiency_table(entries: list[Entry], steps: int, size: Geometry, shape: T
                 entry.contender.kind,
                 entry.contender.name,
                 f"{sum(entry.blocks.values()) / total:.1%}",
-                _spread(entry.seconds),
-                _spread([base / seconds for seconds, _, base in pairs]),
-                _spread([base / ideal for _, ideal, base in pairs]),
-                _spread([ideal / seconds for seconds, ideal, _ in pairs], digits=3),
+                quartiles(entry.seconds),
+                quartiles([base / seconds for seconds, _, base in pairs]),
+                quartiles([base / ideal for _, ideal, base in pairs]),
+                quartiles([ideal / seconds for seconds, ideal, _ in pairs], 3),
                 f"{entry.held / 2**20:.1f}",
             )
         )
@@ -234,36 +232,19 @@ def _efficiency_table(entries: list[Entry], steps: int, size: Geometry, shape: T
         f"{shape['tokens']} + {shape['text']} tokens, {size['dtype']}, {steps} steps; one block: {costs}"
     )
     header = ["kind", "method", "blocks computed", "seconds", "speed-up", "ideal", "efficiency", "MiB held"]
-    return _show(title, header, rows)
+    return Table(title, header, rows)
 
 
-def _decision_table(entries: list[Entry], steps: int) -> list[str]:
+def _decision_table(entries: list[Entry], steps: int) -> Table:
     total = sum(entries[0].blocks.values())
     rows = []
     for entry in entries[2:]:
         skipped_per_step = (total - sum(entry.blocks.values())) // (steps - 1)
         decisions = (steps - 1) * (skipped_per_step if entry.contender.kind == "prune" else 1)
-        own = [(seconds - ideal) / decisions for seconds, ideal in zip(entry.seconds, entry.ideal, strict=True)]
-        rows.append((entry.contender.kind, entry.contender.name, str(decisions), _spread(own, 1e6, 0)))
+        own = [1e6 * (seconds - ideal) / decisions for seconds, ideal in zip(entry.seconds, entry.ideal, strict=True)]
+        rows.append((entry.contender.kind, entry.contender.name, str(decisions), quartiles(own, 0)))
     title = "Cost per decision: blocks that cost nothing, 4096 + 512 tokens of 3072 channels, bfloat16"
-    return _show(title, ["kind", "method", "decisions", "microseconds per decision"], rows)
-
-
-def _show(title: str, header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    table = Table(*header, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=160).print(table)
-    bars = "|" + "|".join(" --- " for _ in header) + "|"
-    body = ["| " + " | ".join(row) + " |" for row in rows]
-    return ["", f"**{title}**", "", "| " + " | ".join(header) + " |", bars, *body]
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return f"{line.split(':', 1)[1].strip()} (one thread)"
-    return platform.processor() or platform.machine()
+    return Table(title, ["kind", "method", "decisions", "microseconds per decision"], rows)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import quantile
 from benchmarks.timeline import Line
-from benchmarks.ways import NO_CACHE, TIMEOUT_S, Amounts, Both, Row, Ticks, Way, in_turns, mean_rows, quantile
+from benchmarks.ways import NO_CACHE, TIMEOUT_S, Amounts, Both, Row, Ticks, Way, in_turns, mean_rows
 from raycache.protocol.job import Job
 
 __all__ = ["flood", "head_of_line", "mixed_steps", "scene", "small_mix", "throughput"]

@@ -10,13 +10,8 @@ of one that does not decide, per step.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import os
-import statistics
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +19,10 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
+from benchmarks.report import Table, machine, quartiles, write
+from benchmarks.serving import ask
+from raycache.testing.inject import readiness
 from raycache.testing.serve_run import serve_run
 
 URL = "http://127.0.0.1:8000"
@@ -39,18 +36,14 @@ def main(
     out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
 ) -> None:
     """Print the table."""
-    table = Table("what", "seconds", title=f"{config.name}, {size}, {steps} steps, {os.cpu_count()} CPU cores")
-    rows = []
+    rows: list[tuple[str, str]] = []
+    table = Table(f"{config.name}, {size}, {steps} steps; {machine()}", ["what", "seconds"], rows)
     for row in itertools.chain(_start_up(config, size, steps), _gangs(config, size, steps, rounds)):
         rows.append(row)
-        table.add_row(*row)
         # As soon as it is known: on a slow machine the rest takes minutes, and a run that is stopped keeps what it has.
         Console().print(f"{row[0]}: {row[1]}")
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            lines = ["| what | seconds |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in rows)]
-            out.write_text("\n".join(lines) + "\n")
-    Console().print(table)
+        write(out, table)
+    table.show()
 
 
 def _start_up(config: Path, size: str, steps: int) -> Iterator[tuple[str, str]]:
@@ -61,25 +54,14 @@ def _start_up(config: Path, size: str, steps: int) -> Iterator[tuple[str, str]]:
                 raise SystemExit(f"serve run ended with code {process.returncode}; run it by hand to see why")
             if time.monotonic() - start > 300:
                 raise SystemExit("not ready after 300 s; run it by hand to see why")
-            if _ready():
+            if readiness(URL, 2).get("ready"):
                 break
             time.sleep(0.2)
         yield "`serve run` to ready", f"{time.monotonic() - start:.1f}"
-        body = {"prompt": "a red circle left of a blue square", "size": size, "seed": 7, "num_inference_steps": steps}
-        request = urllib.request.Request(
-            f"{URL}/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as reply:
-            json.load(reply)
+        answer = ask(URL, 120, prompt="a red circle left of a blue square", size=size, num_inference_steps=steps)
+        if answer.picture is None:
+            raise SystemExit(f"no picture: {answer.body['error']['message']}")
         yield "`serve run` to the first picture", f"{time.monotonic() - start:.1f}"
-
-
-def _ready() -> bool:
-    try:
-        with urllib.request.urlopen(f"{URL}/readyz", timeout=2) as reply:
-            return reply.status == 200
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
 
 
 def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, str]]:
@@ -119,18 +101,13 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
             finally:
                 gang.shutdown()
             for name, values in seconds.items():
-                yield f"denoise, {ranks} rank(s), {name}", _spread(values)
+                yield f"denoise, {ranks} rank(s), {name}", quartiles(values)
             extra = [
                 (a - b) / steps for a, b in zip(seconds["deciding, never reusing"], seconds["no cache"], strict=True)
             ]
-            yield f"one decision, {ranks} rank(s), in microseconds", _spread([1e6 * value for value in extra], 0)
+            yield f"one decision, {ranks} rank(s), in microseconds", quartiles([1e6 * value for value in extra], 0)
     finally:
         ray.shutdown()
-
-
-def _spread(values: list[float], digits: int = 2) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ with ``--measure`` draws on 4 gangs of 1, 2 of 2 and 1 of 4 ranks on the machine
 from __future__ import annotations
 
 import logging
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -17,10 +16,9 @@ from pathlib import Path
 
 import typer
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.capacity_model import FLUX_DEV_1024, L20, PUBLISHED, gangs_needed, seconds
+from benchmarks.report import Table, machine, write
 
 _SHAPES = ((4, 1), (2, 2), (1, 4))
 
@@ -38,18 +36,19 @@ def main(
     out: Path | None = typer.Option(None, help="write the tables here as Markdown too"),
 ) -> None:
     """Print the tables."""
-    lines = _show("Predicted beside published: L20, FLUX.1-dev, 1024x1024, 28 steps", _HEAD, list(_published()))
+    tables = [Table("Predicted beside published: L20, FLUX.1-dev, 1024x1024, 28 steps", _HEAD, list(_published()))]
     title = (
         f"Four L20, {computed:.0%} of blocks computed, compute x {factor:.2f}; {per_minute:g} a minute in {goal:g} s"
     )
-    lines += _show(title, _PLAN, list(_plans(computed, factor, per_minute, goal)))
+    tables.append(Table(title, _PLAN, list(_plans(computed, factor, per_minute, goal))))
+    for table in tables:
+        table.show()
     if measure:
         rows = list(_measured(config, size, steps, rounds))
-        title = f"Measured: {config.name}, {size}, {steps} steps, no cache, {os.cpu_count()} CPU cores"
-        lines += _show(title, ("gangs x ranks", "seconds a picture", "pictures a minute"), rows)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(lines) + "\n")
+        title = f"Measured: {config.name}, {size}, {steps} steps, no cache; {machine()}"
+        tables.append(Table(title, ("gangs x ranks", "seconds a picture", "pictures a minute"), rows))
+        tables[-1].show()
+    write(out, *tables)
 
 
 _HEAD = ("what", "published s", "predicted s", "error")
@@ -109,15 +108,6 @@ def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tupl
             yield f"{count} x {ranks}", f"{statistics.median(alone):.2f}", f"{count * rounds / minutes:.1f}"
     finally:
         ray.shutdown()
-
-
-def _show(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    table = Table(*header, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    rule = "|" + " --- |" * len(header)
-    return ["", f"**{title}**", "", f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 if __name__ == "__main__":

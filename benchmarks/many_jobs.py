@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import crowd, scheduler_costs
-from benchmarks.serving import machine, settings_of, show_table
+from benchmarks.report import machine, show_table
+from benchmarks.serving import settings_of
 from benchmarks.timeline import bars_of, draw
 from benchmarks.ways import FAIR, FIFO, Amounts, Both, Row, Way, kept, mean_rows, ways
 

@@ -19,7 +19,8 @@ import numpy as np
 import typer
 from PIL import Image
 
-from benchmarks.serving import PATH, application, machine, settings_of, show_table
+from benchmarks.report import machine, quartiles, show_table
+from benchmarks.serving import PATH, application, settings_of
 from raycache.protocol.formats import encode
 
 COLUMNS = ["reply", "request, ms", "in the gang, ms", "PNG encoding, ms", "serving overhead, ms: median (quartiles)"]
@@ -69,9 +70,8 @@ def _measure(client: httpx.Client, body: dict[str, object], accept: str, rounds:
             gangs.append(gang)
             encodings.append(encoding)
             overheads.append(total - gang - encoding)
-    low, middle, high = statistics.quantiles(overheads, n=4)
     medians = [f"{statistics.median(values):.1f}" for values in (totals, gangs, encodings)]
-    return [*medians, f"{middle:.1f} ({low:.1f} - {high:.1f})"]
+    return [*medians, quartiles(overheads, 1)]
 
 
 if __name__ == "__main__":

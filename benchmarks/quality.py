@@ -33,8 +33,6 @@ from raycache.tune.measures import feature_distance, psnr, ssim
 from raycache.tune.sweep import Job, draw
 
 MARK = "<!-- quality table -->"
-
-
 Draw = Callable[[Job, float], tuple[np.ndarray, float, float]]
 
 

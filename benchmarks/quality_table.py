@@ -7,7 +7,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.report import Table
+
 STEPS = 28
+COLUMNS = ["setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "accuracy", "s a picture"]
 OURS, SAME, PEER = "raycache", "raycache, same captions", "cache-dit 1.5.3"
 """All captions with ours; those that the peer draws with ours, at the same threshold; with the peer, at that share."""
 
@@ -43,15 +46,13 @@ class Row:
 
 def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
     """The rows as Markdown, ours before the peer's row of the same setting."""
-    lines = [
+    about = (
         f"{prompts} held-out captions (cache-dit, and ours in the row above it: the first {peer_prompts}), "
         f"{STEPS} steps, 128x128, float32. "
         f"Seconds are of the processor, {torch.get_num_threads()} thread(s); ours drawn {batch} at a time, cache-dit "
-        "one at a time, so they compare only within one of the two.",
-        "",
-        "| setting | threshold | blocks computed | PSNR dB | SSIM | distance | accuracy | s a picture |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+        "one at a time, so they compare only within one of the two."
+    )
+    lines = []
     order = {row.setting: index for index, row in reversed(list(enumerate(rows)))}
     for row in sorted(rows, key=lambda row: (order[row.setting], (OURS, SAME, PEER).index(row.who))):
         named = {
@@ -59,12 +60,11 @@ def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
             SAME: f"&nbsp;&nbsp;the first {peer_prompts}",
             PEER: f"&nbsp;&nbsp;{PEER}, same share",
         }
-        name = named[row.who]
         threshold = "" if row.setting == "uncached" else f"{row.threshold:g}{' (re-tuned)' if row.tuned else ''}"
-        figures = f"{row.share:.1%} | {row.psnr:.1f} | {row.ssim:.4f} | {row.distance:.4f} | {row.accuracy:.1%}"
+        quality = [f"{row.psnr:.1f}", f"{row.ssim:.4f}", f"{row.distance:.4f}", f"{row.accuracy:.1%}"]
         seconds = f"{row.seconds:.2f}" if row.seconds else "-"
-        lines.append(f"| {name} | {threshold} | {figures} | {seconds} |")
-    return "\n".join(lines) + "\n"
+        lines.append([named[row.who], threshold, f"{row.share:.1%}", *quality, seconds])
+    return f"{about}\n\n{Table('', COLUMNS, lines).markdown()}"
 
 
 def _kind(row: Row) -> str:

@@ -20,7 +20,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from benchmarks.serving import Answer, application, ask, machine, settings_of, show_table
+from benchmarks.report import machine, show_table
+from benchmarks.serving import Answer, application, ask, settings_of
 from raycache.testing.faulty_rank import PlannedFault
 from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, wait_for
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.capacity_model import FLUX_DEV_1024, L20, seconds
+from benchmarks.report import quantile, show_table
 from raycache.gang.call_costs import LearnedCallCosts
 from raycache.gang.schedule import Accounts, CallCosts, JobState, Plan, Rules
 from raycache.gang.scheduler import left_s, plan
@@ -162,17 +161,12 @@ def row(outcome: Outcome, jobs: Sequence[JobState]) -> tuple[str, ...]:
     slower = [statistics.fmean(times) for times in by_caller.values()]
     fairness = sum(slower) ** 2 / (len(slower) * sum(each**2 for each in slower))
     figures = [
-        f"{_quantile(took, 0.5):.1f}",
-        f"{_quantile(took, 0.95):.1f}",
+        f"{quantile(took, 0.5):.1f}",
+        f"{quantile(took, 0.95):.1f}",
         f"{outcome.in_time:.0%}",
         f"{fairness:.2f}",
     ]
-    return (outcome.name, *figures, *(f"{_quantile(times, 0.95):.1f}" for times in by_caller.values()))
-
-
-def _quantile(values: Sequence[float], part: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+    return (outcome.name, *figures, *(f"{quantile(times, 0.95):.1f}" for times in by_caller.values()))
 
 
 def draw(outcomes: Sequence[Outcome], jobs: Sequence[JobState], path: Path, until_s: float) -> None:
@@ -226,13 +220,7 @@ def main(
     ]
     rows = [row(outcome, jobs) for outcome in outcomes]
     title = f"{len(jobs)} jobs in {length:g} s, load {load:g}, seed {seed}, cost model of 4 x L20 (nothing was drawn)"
-    table = Table(*head, title=title)
-    for figures in rows:
-        table.add_row(*figures)
-    Console().print(table)
-    if out is not None:
-        lines = [title, "", " | ".join(head), " | ".join("---" for _ in head), *(" | ".join(each) for each in rows)]
-        out.write_text("\n".join(lines) + "\n")
+    show_table(title, head, rows, out)
     if picture is not None:
         draw(outcomes, jobs, picture, until_s=length / 3)
 

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import socket
 import tempfile
 import time
@@ -20,12 +19,10 @@ import httpx
 import numpy as np
 import yaml
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from raycache.settings import AppSettings
 
-__all__ = ["PATH", "Answer", "application", "ask", "machine", "settings_of", "show_table"]
+__all__ = ["PATH", "Answer", "application", "ask", "settings_of"]
 
 PATH = "/v1/images/generations"
 
@@ -95,22 +92,3 @@ def ask(url: str, timeout_s: float = 600.0, **body: Any) -> Answer:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content["data"][0]["b64_json"]))))
         picture = hashlib.sha256(pixels.tobytes()).hexdigest()
     return Answer(status, now, now - began, content, picture)
-
-
-def machine() -> str:
-    """What a figure depends on besides the code."""
-    load = os.getloadavg()[0]
-    busy = ", shared with other work" if load > 1 else ""
-    return f"{os.cpu_count()} CPU cores, no GPU, load average {load:.1f} at the end{busy}, {time.strftime('%Y-%m-%d')}"
-
-
-def show_table(title: str, columns: list[str], rows: list[list[str]], out: Path | None) -> None:
-    """Print a table and, if ``out`` is given, write it there as Markdown."""
-    table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lines = [columns, ["---"] * len(columns), *rows]
-        out.write_text(f"{title}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines))

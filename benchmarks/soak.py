@@ -20,7 +20,8 @@ import httpx
 import typer
 from rich.progress import track
 
-from benchmarks.serving import PATH, application, machine, settings_of, show_table
+from benchmarks.report import machine, show_table
+from benchmarks.serving import PATH, application, settings_of
 from raycache.testing.inject import engines, kill_rank, wait_for
 
 SIZES = ["64x64", "128x64", "96x96", "128x128", "160x96"]

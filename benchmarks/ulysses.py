@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 import typer
 from rich.progress import track
 
-from benchmarks.serving import machine, show_table
+from benchmarks.report import machine, quartiles, show_table
 from benchmarks.workload import Schedule, flux
 
 COLUMNS = ["ranks", "width x tokens", "three all-to-alls, s", "one, s", "ratio: median (quartiles)"]
@@ -75,9 +75,8 @@ def _rank(rank: int, world: int, rounds: int, folder: str) -> None:
                     seen.append(time.perf_counter() - began)
         three, one = seconds[apart], seconds[together]
         ratios = [a / b for a, b in zip(three, one, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
         figures = [f"{statistics.median(three):.3f}", f"{statistics.median(one):.3f}"]
-        rows.append([str(world), size, *figures, f"{middle:.2f} ({low:.2f} - {high:.2f})"])
+        rows.append([str(world), size, *figures, quartiles(ratios)])
     if rank == 0:
         torch.save(rows, Path(folder) / "rows.pt")
     dist.destroy_process_group()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import spread
 from raycache.gang.gang import Gang
 from raycache.gang.queue import JobHandle
 from raycache.protocol.job import Job
@@ -25,7 +26,7 @@ from raycache.protocol.tick import TickReport
 from raycache.settings import AppSettings
 
 __all__ = ["FAIR", "FIFO", "NO_CACHE", "TIMEOUT_S", "Amounts", "Both", "Recorder", "Row", "Ticks", "Way"]
-__all__ += ["in_turns", "kept", "mean_rows", "quantile", "spread", "ways"]
+__all__ += ["in_turns", "kept", "mean_rows", "ways"]
 
 FIFO, FAIR = "fifo", "fair"
 NO_CACHE = {"type": "none"}
@@ -170,20 +171,6 @@ class Row:
         fifo, fair = self.values.get(FIFO, []), self.values.get(FAIR, [])
         ratios = [a / b for a, b in zip(fair, fifo, strict=False) if b > 0]
         return [self.what, self.unit, spread(fifo), spread(fair), spread(ratios)]
-
-
-def spread(values: Sequence[float]) -> str:
-    """The median and, of several, the least and the most."""
-    if not values:
-        return "-"
-    middle = f"{statistics.median(values):.3g}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3g} - {max(values):.3g})"
-
-
-def quantile(values: Sequence[float], part: float) -> float:
-    """The least value that is no less than this part of all."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
 def mean_rows(ticks: Ticks) -> float:

@@ -24,6 +24,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
+import httpx  # noqa: E402
 import typer  # noqa: E402
 from locust import LoadTestShape  # noqa: E402
 from locust.env import Environment  # noqa: E402
@@ -97,7 +98,7 @@ def main(
             console.print("comparing with the server's metrics")
             try:
                 results["agreement"] = _compare(plan, metrics, before)
-            except OSError as error:  # the answers are worth keeping all the same
+            except (httpx.HTTPError, ValueError) as error:  # the answers are worth keeping all the same
                 console.print(f"[red]no comparison: {metrics} does not answer: {error}")
     about = f"{host or config.name}, {engines} engine(s), {ranks} rank(s), {seconds:g} s; seed {seed}"
     _write(folder, about, results, plan, console)

@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import httpx
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from raycache.testing.inject import engines, readiness
 from raycache.testing.serve_run import serve_run
@@ -22,14 +22,14 @@ from raycache.yaml_files import load_yaml
 
 __all__ = ["METRICS", "address", "metrics_urls", "scrape", "serving", "sizes", "wait_ready"]
 
-#: What a run compares itself with; the sum over all label sets.
-METRICS = {
-    "done": r"ray_raycache_requests_total\{[^}]*outcome=\"done\"",
-    "images": r"ray_raycache_images_total\{",
-    "queue_seconds": r"ray_raycache_stage_seconds_total\{[^}]*stage=\"queue\"",
-    "denoise_seconds": r"ray_raycache_stage_seconds_total\{[^}]*stage=\"denoise\"",
-    "restarts": r"ray_raycache_rank_restarts_total\{",
-    "retries": r"ray_raycache_retries_total\{",
+#: What a run compares itself with: a counter, and labels of those series that are summed up.
+METRICS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "done": ("ray_raycache_requests_total", {"outcome": "done"}),
+    "images": ("ray_raycache_images_total", {}),
+    "queue_seconds": ("ray_raycache_stage_seconds_total", {"stage": "queue"}),
+    "denoise_seconds": ("ray_raycache_stage_seconds_total", {"stage": "denoise"}),
+    "restarts": ("ray_raycache_rank_restarts_total", {}),
+    "retries": ("ray_raycache_retries_total", {}),
 }
 
 
@@ -54,8 +54,8 @@ def serving(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         RuntimeError: another service has the address, or it ended by itself. TimeoutError: it does not get ready.
     """
     url = address(config)
-    parts = urllib.parse.urlsplit(url)
-    with contextlib.suppress(OSError), socket.create_connection((parts.hostname, parts.port), 5):
+    parts = httpx.URL(url)
+    with contextlib.suppress(OSError), socket.create_connection((parts.host, parts.port), 5):
         raise RuntimeError(f"{url} is taken: name it with --host to test what is there, or give --config another port")
     with serve_run(config, log) as process:
         wait_ready(url, 600.0, process, log)
@@ -88,14 +88,16 @@ def sizes(url: str) -> tuple[int, int]:
 
 
 def scrape(urls: Sequence[str]) -> dict[str, float]:
-    """The counters of :data:`METRICS` as Prometheus would read them, summed over the nodes that ``urls`` name."""
-    text = ""
-    for url in urls:
-        with urllib.request.urlopen(url, timeout=10) as reply:
-            text += reply.read().decode() + "\n"
+    """The counters of :data:`METRICS` as Prometheus would read them, summed over the nodes that ``urls`` name.
+
+    Raises:
+        httpx.HTTPError: an address does not answer. ValueError: it answers with something else.
+    """
+    pages = [httpx.get(url, timeout=10).raise_for_status().text for url in urls]
+    samples = [sample for page in pages for family in text_string_to_metric_families(page) for sample in family.samples]
     return {
-        name: sum(float(value) for value in re.findall(rf"^{pattern}.*\s(\S+)$", text, re.MULTILINE))
-        for name, pattern in METRICS.items()
+        name: sum(s.value for s in samples if s.name == metric and labels.items() <= s.labels.items())
+        for name, (metric, labels) in METRICS.items()
     }
 
 

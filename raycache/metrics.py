@@ -1,19 +1,21 @@
 """Every metric of the application: name, unit, help. Scraped from Ray's metrics port as ``ray_<name>``.
 
 Names end in their unit (``_seconds``, ``_ratio``) or in ``_total`` for counts. Inside a replica Serve adds the tags
-``deployment``, ``replica`` and ``application``.
+``deployment``, ``replica`` and ``application``. A new metric is one spec here and the place that sets it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from ray.serve import metrics as serve_metrics
-from ray.serve.metrics import Gauge
+from ray.serve.metrics import Counter, Gauge, Histogram
 
+from raycache.metric_specs import Spec, Specified
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import GangStatus
+
+__all__ = ["SPECS", "IngressMetrics", "Metrics"]
 
 #: From a preview-sized picture on a GPU to a large one on a CPU.
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -21,99 +23,108 @@ _RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _DIFFERENCES = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
-class Counter(serve_metrics.Counter):
-    """Serve's, whose types allow one tag where any number works; so does :class:`Histogram`."""
-
-    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
-        tags: dict[str, Any] = {"tag_keys": tag_keys}
-        super().__init__(name, description, **tags)
-
-
-class Histogram(serve_metrics.Histogram):
-    """Counts values by ``boundaries``."""
-
-    def __init__(
-        self, name: str, description: str, boundaries: Sequence[float], tag_keys: tuple[str, ...] = ()
-    ) -> None:
-        tags: dict[str, Any] = {"tag_keys": tag_keys}
-        super().__init__(name, description, list(boundaries), **tags)
-
-
-class Metrics:
+class Metrics(Specified):
     """What one engine counts and measures. ``size`` is ``WIDTHxHEIGHT`` where declared for warm-up, else ``other``."""
 
+    requests = Spec(
+        Counter,
+        "raycache_requests_total",
+        "Requests by outcome (done, refused, aborted, failed) and cause (the error's code; empty when done).",
+        ("outcome", "cause"),
+    )
+    images = Spec(Counter, "raycache_images_total", "Pictures drawn.", ("method", "size"))
+    queue_seconds = Spec(
+        Histogram,
+        "raycache_queue_seconds",
+        "Seconds in which a job waited: before its start, and while others had their turn.",
+        ("method",),
+        _SECONDS,
+    )
+    predicted_queue_seconds = Spec(
+        Gauge, "raycache_predicted_queue_seconds", "Seconds by which others delay a job that arrives now, as predicted."
+    )
+    queued_jobs = Spec(Gauge, "raycache_queued_jobs", "Jobs admitted and not started.")
+    encode_seconds = Spec(
+        Histogram, "raycache_encode_seconds", "Seconds in the text encoders.", ("method", "size"), _SECONDS
+    )
+    denoise_seconds = Spec(
+        Histogram,
+        "raycache_denoise_seconds",
+        "Seconds in transformer calls; one that several jobs share counts in full for each.",
+        ("method", "size"),
+        _SECONDS,
+    )
+    decode_seconds = Spec(
+        Histogram, "raycache_decode_seconds", "Seconds in the VAE decoder.", ("method", "size"), _SECONDS
+    )
+    # Ray sums a histogram up from the middles of its buckets; these sums are exact.
+    stage_seconds = Spec(
+        Counter,
+        "raycache_stage_seconds_total",
+        "Seconds that finished jobs spent in a stage: queue, encode, denoise, decode.",
+        ("stage",),
+    )
+    cached_steps_ratio = Spec(
+        Histogram,
+        "raycache_cached_steps_ratio",
+        "Share of an image's steps that reused the cache.",
+        ("method",),
+        _RATIOS,
+    )
+    computed_blocks_ratio = Spec(
+        Histogram,
+        "raycache_computed_blocks_ratio",
+        "Share of an image's block calls that were computed.",
+        ("method",),
+        _RATIOS,
+    )
+    residual_difference = Spec(
+        Histogram,
+        "raycache_residual_difference",
+        "Relative L1 difference behind each decision.",
+        ("method",),
+        _DIFFERENCES,
+    )
+    non_finite = Spec(Counter, "raycache_non_finite_total", "Differences that were not finite.", ("method",))
+    restarts = Spec(
+        Counter,
+        "raycache_rank_restarts_total",
+        "Times all ranks were replaced, by kind of fault (death, hang, error).",
+        ("cause",),
+    )
+    retries = Spec(
+        Counter,
+        "raycache_retries_total",
+        "Jobs drawn again after a fault, by its kind (death, hang, error).",
+        ("cause",),
+    )
+    fault_to_picture_seconds = Spec(
+        Histogram,
+        "raycache_fault_to_next_picture_seconds",
+        "Seconds from noticing a fault to the next picture.",
+        boundaries=_SECONDS,
+    )
+    collective_wait_seconds = Spec(
+        Counter,
+        "raycache_collective_wait_seconds_total",
+        "Seconds a rank waited for the others in the decisions' all-reduce; the slowest rank waits least.",
+        ("rank",),
+    )
+    rank_memory = Spec(Gauge, "raycache_rank_memory_bytes", "Resident memory of a rank's process.", ("rank",))
+    rank_device_memory = Spec(
+        Gauge, "raycache_rank_device_memory_bytes", "Peak memory a rank has allocated on its GPU.", ("rank",)
+    )
+    user_config_refused = Spec(
+        Gauge,
+        "raycache_user_config_refused",
+        "1 while the last `user_config` is illegal and an older one is in force, else 0.",
+    )
+    ready = Spec(Gauge, "raycache_engine_ready", "1 while a warm gang without faults serves, else 0.")
+
     def __init__(self, sizes: Iterable[str] = ()) -> None:
+        super().__init__()
         self._sizes = frozenset(sizes)
-        self.requests = Counter(
-            "raycache_requests_total",
-            "Requests by outcome (done, refused, aborted, failed) and cause (the error's code; empty when done).",
-            ("outcome", "cause"),
-        )
-        self.images = Counter("raycache_images_total", "Pictures drawn.", ("method", "size"))
-        self.queue_seconds = Histogram(
-            "raycache_queue_seconds",
-            "Seconds in which a job waited: before its start, and while others had their turn.",
-            _SECONDS,
-            ("method",),
-        )
-        self.predicted_queue_seconds = Gauge(
-            "raycache_predicted_queue_seconds", "Seconds by which others delay a job that arrives now, as predicted."
-        )
-        self.queued_jobs = Gauge("raycache_queued_jobs", "Jobs admitted and not started.")
-        stages = ("method", "size")
-        self.encode_seconds = Histogram("raycache_encode_seconds", "Seconds in the text encoders.", _SECONDS, stages)
-        self.denoise_seconds = Histogram(
-            "raycache_denoise_seconds",
-            "Seconds in transformer calls; one that several jobs share counts in full for each.",
-            _SECONDS,
-            stages,
-        )
-        self.decode_seconds = Histogram("raycache_decode_seconds", "Seconds in the VAE decoder.", _SECONDS, stages)
-        # Ray sums a histogram up from the middles of its buckets; these sums are exact.
-        self.stage_seconds = Counter(
-            "raycache_stage_seconds_total",
-            "Seconds that finished jobs spent in a stage: queue, encode, denoise, decode.",
-            ("stage",),
-        )
-        self.cached_steps_ratio = Histogram(
-            "raycache_cached_steps_ratio", "Share of an image's steps that reused the cache.", _RATIOS, ("method",)
-        )
-        self.computed_blocks_ratio = Histogram(
-            "raycache_computed_blocks_ratio",
-            "Share of an image's block calls that were computed.",
-            _RATIOS,
-            ("method",),
-        )
-        self.residual_difference = Histogram(
-            "raycache_residual_difference", "Relative L1 difference behind each decision.", _DIFFERENCES, ("method",)
-        )
-        self.non_finite = Counter("raycache_non_finite_total", "Differences that were not finite.", ("method",))
-        self.restarts = Counter(
-            "raycache_rank_restarts_total",
-            "Times all ranks were replaced, by kind of fault (death, hang, error).",
-            ("cause",),
-        )
-        self.retries = Counter(
-            "raycache_retries_total", "Jobs drawn again after a fault, by its kind (death, hang, error).", ("cause",)
-        )
-        self.fault_to_picture_seconds = Histogram(
-            "raycache_fault_to_next_picture_seconds", "Seconds from noticing a fault to the next picture.", _SECONDS
-        )
-        self.collective_wait_seconds = Counter(
-            "raycache_collective_wait_seconds_total",
-            "Seconds a rank waited for the others in the decisions' all-reduce; the slowest rank waits least.",
-            ("rank",),
-        )
-        self.rank_memory = Gauge("raycache_rank_memory_bytes", "Resident memory of a rank's process.", ("rank",))
-        self.rank_device_memory = Gauge(
-            "raycache_rank_device_memory_bytes", "Peak memory a rank has allocated on its GPU.", ("rank",)
-        )
-        self.user_config_refused = Gauge(
-            "raycache_user_config_refused",
-            "1 while the last `user_config` is illegal and an older one is in force, else 0.",
-        )
         self._counted: dict[tuple[str, str], float] = {}
-        self.ready = Gauge("raycache_engine_ready", "1 while a warm gang without faults serves, else 0.")
 
     def done(self, method: str, size: str, images: int, stages: dict[str, float]) -> None:
         """A job was finished; ``stages`` in seconds: queue, encode, denoise, decode."""
@@ -168,23 +179,23 @@ class Metrics:
         self.requests.inc(tags={"outcome": outcome, "cause": cause})
 
 
-class IngressMetrics:
+class IngressMetrics(Specified):
     """What one ingress counts: errors that it answered itself never reach an engine's counters."""
 
-    def __init__(self) -> None:
-        self.errors = Counter(
-            "raycache_http_errors_total", "Errors answered over HTTP, by status and code.", ("status", "code")
-        )
-        self.rerouted = Counter(
-            "raycache_rerouted_total",
-            "Jobs asked of another engine after the first was lost, by the code of that error.",
-            ("cause",),
-        )
-
-        self.ready = Gauge(
-            "raycache_service_ready",
-            "1 while a request would be drawn or would wake an engine, as `/readyz` says, else 0.",
-        )
+    errors = Spec(
+        Counter, "raycache_http_errors_total", "Errors answered over HTTP, by status and code.", ("status", "code")
+    )
+    rerouted = Spec(
+        Counter,
+        "raycache_rerouted_total",
+        "Jobs asked of another engine after the first was lost, by the code of that error.",
+        ("cause",),
+    )
+    ready = Spec(
+        Gauge,
+        "raycache_service_ready",
+        "1 while a request would be drawn or would wake an engine, as `/readyz` says, else 0.",
+    )
 
     def answered(self, error: RequestError) -> None:
         """An error went out to a client."""
@@ -193,3 +204,7 @@ class IngressMetrics:
     def asked_again(self, failure: RequestError) -> None:
         """``failure`` was not told to the client, but its job to another engine."""
         self.rerouted.inc(tags={"cause": failure.code})
+
+
+#: All of them, in the order of the documents.
+SPECS = (*Metrics.specs, *IngressMetrics.specs)

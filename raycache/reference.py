@@ -6,7 +6,6 @@ python -m raycache.reference docs/operating.md docs/design.md     # rewrites wha
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from raycache import metrics
+from raycache.metrics import SPECS
 from raycache.settings import AppSettings
 
 __all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
@@ -27,7 +26,7 @@ __all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
 _ELSEWHERE = {"cache"}
 _ROOT = Path(__file__).parents[1]
 #: Rooms in the order of a request's way; what is in none of them follows.
-_ROOMS = ("front", "ingress", "engine", "gang", "worker", "models", "protocol", "cluster")
+_ROOMS = ("front", "ingress", "ingress/routes", "engine", "gang", "worker", "models", "protocol", "cluster")
 
 
 def settings_table() -> str:
@@ -40,21 +39,9 @@ def settings_table() -> str:
 def metrics_table() -> str:
     """Every metric as it is scraped, with its kind, labels and meaning, as Markdown."""
     rows = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
-    stages = ("method", "size")  # the one name that stands for its value in metrics.py
-    for call in ast.walk(ast.parse(inspect.getsource(metrics))):
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
-            continue
-        if (kind := call.func.id) not in ("Counter", "Gauge", "Histogram"):
-            continue
-        name, text = (ast.literal_eval(argument) for argument in call.args[:2])
-        labels: tuple[str, ...] = ()
-        for argument in call.args[2:]:
-            if isinstance(argument, ast.Tuple):
-                labels = ast.literal_eval(argument)
-            elif isinstance(argument, ast.Name) and argument.id == "stages":
-                labels = stages
-        shown = ", ".join(f"`{label}`" for label in labels)
-        rows.append(f"| `ray_{name}` | {kind.lower()} | {shown} | {text} |")
+    for spec in SPECS:
+        labels = ", ".join(f"`{label}`" for label in spec.labels)
+        rows.append(f"| `ray_{spec.name}` | {spec.kind.__name__.lower()} | {labels} | {spec.help} |")
     return "\n".join(rows)
 
 

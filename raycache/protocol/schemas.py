@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from cache_core.options import CacheOptions
 from raycache.presets import Quality
+from raycache.protocol.errors import invalid
 from raycache.settings import Policy
 
 #: What a request gets that does not say, and the least that one which says may say.
@@ -93,6 +94,14 @@ class ImagesBody(GenerationRequest):
     frame_duration_ms: int | None = Field(default=None, description="Accepted and ignored with a warning: of gif only.")
     svg: dict[str, Any] | None = Field(default=None, description="Accepted and ignored with a warning: of svg only.")
     safety_identifier: str | None = Field(default=None, description="Accepted and ignored.")
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _no_urls(cls, value: Any) -> Any:
+        """OpenAI's other word. Raised past pydantic, whose list of faults would not say why."""
+        if value == "url":
+            raise invalid("response_format", "this server keeps no files that a url could name", ["b64_json"])
+        return value
 
     def request(self) -> GenerationRequest:
         """The part that decides the picture."""

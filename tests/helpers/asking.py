@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import io
 import json
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,8 @@ import httpx
 import numpy as np
 import ray
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 URL = "/v1/images/generations"
 ASK = {"prompt": "a red circle left of a blue square", "size": "64x64", "n": 1, "seed": 7}
@@ -85,10 +86,11 @@ def sent(url: str, **fields: Any) -> Iterator[None]:
         connection.close()
 
 
-def scraped() -> dict[str, str]:
-    """Names on this Ray's metrics port, each with all of its lines: other applications were here, too."""
+def scraped() -> dict[str, list[Sample]]:
+    """What this Ray's metrics port tells, by name: other applications were here, too."""
     node = ray.nodes()[0]
     text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30).text
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    names = {match[0] for line in lines if (match := re.match(r"\w+(?=\{)", line))}
-    return {name: "\n".join(line for line in lines if line.startswith(f"{name}{{")) for name in names}
+    names: dict[str, list[Sample]] = {}
+    for sample in (sample for family in text_string_to_metric_families(text) for sample in family.samples):
+        names.setdefault(sample.name, []).append(sample)
+    return names

@@ -213,7 +213,7 @@ def test_no_key_is_told_even_at_debug_level(deploy: Callable[..., str]):
         refused = ask(key)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
         assert key not in refused.text
-    told = "\n".join([*log_lines(""), *scraped().values()])
+    told = "\n".join([*log_lines(""), *map(str, scraped().values())])
     assert "ray_raycache_requests_total" in told
     for key in (KEY, WRONG_KEY):
         assert key not in told

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "tune": {"demo", "models", *SHARED},
     "testing": {"worker", "protocol"},
     "__init__": {"protocol"},
-    "metrics": {"protocol"},
+    "metrics": {"metric_specs", "protocol"},
     "logs": {"protocol", "settings"},
     "tracing": {"protocol"},
     "protocol": {"settings", "presets"},

@@ -11,9 +11,10 @@ from PIL import Image
 
 from benchmarks.crowd import mixed_steps, small_mix
 from benchmarks.many_jobs import MIX
+from benchmarks.report import quantile, spread
 from benchmarks.scheduler_costs import between_calls_s
 from benchmarks.timeline import Bar, Line, bars_of, draw
-from benchmarks.ways import FAIR, FIFO, Row, in_turns, kept, mean_rows, quantile, spread
+from benchmarks.ways import FAIR, FIFO, Row, in_turns, kept, mean_rows
 from raycache.protocol.job import JobOutput
 from raycache.protocol.tick import Called, TickReport
 

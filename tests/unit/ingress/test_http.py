@@ -6,16 +6,31 @@ import io
 import json
 import logging
 import os
+from typing import Annotated
 
 import httpx
 import pytest
+from fastapi import APIRouter, Depends, Request
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydantic import BaseModel
 
 from raycache.ingress.api import build_http_app
 from raycache.ingress.auth import Key, key_name
+from raycache.ingress.dependencies import InContext, body_document, json_body, require_key
+from raycache.ingress.replies import drawn
 from raycache.protocol.errors import RequestError, unavailable
+from raycache.protocol.schemas import ImagesBody
+from tests.helpers.asgi import Wire
 from tests.helpers.fake_service import READY, URL, FakeService, check_error, post
+
+
+class Strength(BaseModel):
+    of: float
+
+
+class EditBody(ImagesBody):
+    strength: Strength
 
 
 @pytest.fixture
@@ -108,7 +123,7 @@ def test_a_body_without_a_length_is_cut_off(client):
 
 
 async def test_a_body_that_does_not_end_frees_its_place(service, monkeypatch):
-    monkeypatch.setattr("raycache.ingress.api._BODY_S", 0.05)
+    monkeypatch.setattr("raycache.ingress.dependencies._BODY_S", 0.05)
 
     async def drip():
         yield b"{"
@@ -156,6 +171,37 @@ def test_keys(client, service):
     check_error(client.get("/v1/models"), 401, "invalid_api_key")
     assert client.post(URL, json={"prompt": "a"}, headers={"authorization": "Bearer alpha"}).status_code == 200
     assert client.get("/healthz").status_code == 200
+
+
+async def test_a_key_is_asked_for_before_the_body_is_read(service):
+    service.keys = (b"alpha",)
+    refused = await Wire(build_http_app(service)).done()  # its body never comes
+    assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
+
+
+def test_a_new_task_is_a_body_and_a_route(service):
+    """Same bounds, strictness, errors and document as the first one."""
+    app = build_http_app(service)
+    router = APIRouter(dependencies=[Depends(require_key)])
+
+    @router.post("/v1/images/edits", openapi_extra=body_document(EditBody))
+    async def edit(http: Request, body: Annotated[EditBody, Depends(json_body(EditBody))], context: InContext):
+        return await drawn(http, body, context)
+
+    app.include_router(router)
+    client = TestClient(app)
+    ask = {"prompt": "a", "strength": {"of": 0.5}, "seed": None}
+    assert client.post("/v1/images/edits", json=ask).json()["size"] == "32x16"
+    check_error(client.post("/v1/images/edits", json={"prompt": "a"}), 400, param="strength")
+    check_error(client.post("/v1/images/edits", json={**ask, "strength": {"of": "0.5"}}), 400, param="strength.of")
+    check_error(client.post("/v1/images/edits", content=b"{}"), 415)
+    check_error(client.post("/v1/images/edits", json={**ask, "prompt": "x" * 3000}), 413, "body_too_large")
+    document = client.get("/openapi.json").json()
+    schema = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["properties"]["strength"] == {"$ref": "#/components/schemas/Strength"}
+    assert {"Strength", "DBCacheOptions"} <= set(document["components"]["schemas"])
+    service.keys = (b"alpha",)
+    check_error(client.post("/v1/images/edits", json=ask), 401)
 
 
 def test_without_a_key_nothing_is_told_of_the_engines(client, service):

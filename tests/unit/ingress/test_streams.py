@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from raycache.ingress import api
+from raycache.ingress import replies
 from raycache.ingress.api import build_http_app
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.schemas import AdmittedEvent, GenerationResult, ProgressEvent
@@ -18,7 +18,7 @@ from tests.helpers.asgi import Wire, asked
 from tests.helpers.fake_service import FakeService, picture
 
 #: Before the tests make it faster.
-PROMISED_S = (api._COMMENT_S, api._UNDECIDED_S)
+PROMISED_S = (replies._COMMENT_S, replies._UNDECIDED_S)
 RESULT = GenerationResult(images=[picture(1)], seeds=[7])
 STEP = ProgressEvent(1, 2, [False], [0.1], 0.5)
 
@@ -52,7 +52,7 @@ def service():
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """What takes ten seconds takes a twentieth of one."""
-    monkeypatch.setattr("raycache.ingress.api._COMMENT_S", 0.05)
+    monkeypatch.setattr("raycache.ingress.replies._COMMENT_S", 0.05)
 
 
 def comments(text: str) -> list[str]:
@@ -137,7 +137,7 @@ async def test_a_refusal_after_admission_is_an_event(service):
 
 async def test_where_nobody_decides_for_long_the_status_goes_out_before_a_proxy_cuts(service, monkeypatch):
     """No engine runs, and one is woken: minutes."""
-    monkeypatch.setattr("raycache.ingress.api._UNDECIDED_S", 0.05)
+    monkeypatch.setattr("raycache.ingress.replies._UNDECIDED_S", 0.05)
     wire = asked(build_http_app(service), stream=True)
     await wire.until(": ")
     assert wire.status == 200
@@ -153,7 +153,7 @@ async def test_where_nobody_decides_for_long_the_status_goes_out_before_a_proxy_
 @pytest.mark.parametrize("undecided_s", [30.0, 0.01])
 @pytest.mark.parametrize("told", [[], [AdmittedEvent()], [AdmittedEvent(), STEP]])
 async def test_a_client_that_leaves_is_known_to_the_engine_at_once(service, monkeypatch, caplog, undecided_s, told):
-    monkeypatch.setattr("raycache.ingress.api._UNDECIDED_S", undecided_s)
+    monkeypatch.setattr("raycache.ingress.replies._UNDECIDED_S", undecided_s)
     with caplog.at_level(logging.WARNING):
         wire = asked(build_http_app(service), stream=True)
         for event in told:

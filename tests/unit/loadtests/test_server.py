@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
+from ray.serve.metrics import Counter
 
 from loadtests.server import METRICS, address, metrics_urls, scrape, serving
-from raycache.reference import metrics_table
+from raycache.metrics import SPECS
+from raycache.testing.inject import readiness
 
 PAGE = """# HELP ray_raycache_requests_total Requests by outcome
 ray_raycache_requests_total{Component="core",cause="",outcome="done",replica="a"} 4.0
@@ -21,20 +25,56 @@ ray_raycache_stage_seconds_total{stage="denoise"} 2.5e+01
 """
 
 
-def test_counters_are_summed_over_replicas(tmp_path):
-    page = tmp_path / "metrics"
-    page.write_text(PAGE)
-    seen = scrape([page.as_uri()])
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], str]:
+    """Has one address answer with this text and status, and tells which."""
+
+    def answers(text: str, status: int = 200) -> str:
+        def get(url: str, timeout: float) -> httpx.Response:
+            return httpx.Response(status, text=text, request=httpx.Request("GET", url))
+
+        monkeypatch.setattr(httpx, "get", get)
+        return "http://node:1/metrics"
+
+    return answers
+
+
+def test_counters_are_summed_over_replicas(page):
+    seen = scrape([url := page(PAGE)])
     assert (seen["done"], seen["images"], seen["queue_seconds"], seen["denoise_seconds"]) == (6.0, 7.0, 1.5, 25.0)
     assert seen["restarts"] == 0.0
-    assert scrape([page.as_uri()] * 2)["done"] == 12.0, "nodes are summed up"
+    assert scrape([url] * 2)["done"] == 12.0, "nodes are summed up"
+
+
+def test_what_is_no_page_of_metrics_is_no_zero(page):
+    with pytest.raises(httpx.HTTPError):
+        scrape([page("", 503)])
+    with pytest.raises(ValueError, match="name"):
+        scrape([page("<html> nothing here </html>")])
 
 
 def test_what_is_read_is_exported():
-    table = metrics_table()
-    for pattern in METRICS.values():
-        name, _, _ = pattern.partition("\\{")
-        assert f"`{name}`" in table
+    """With labels that it has: a series that nobody makes would be zero, too."""
+    exported = {f"ray_{spec.name}": spec for spec in SPECS}
+    for name, labels in METRICS.values():
+        assert exported[name].kind is Counter
+        assert set(labels) <= set(exported[name].labels)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "said"),
+    [(200, '{"ready": true}', {"ready": True}), (503, '{"ready": false}', {"ready": False}), (404, "Path / not", {})],
+)
+def test_readiness_is_read_whatever_the_status(monkeypatch, status, text, said):
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, text=text))
+    monkeypatch.setattr("raycache.testing.inject._client", lambda: httpx.Client(transport=transport))
+    assert readiness("http://here") == said
+
+
+def test_nobody_is_not_ready():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        assert readiness(f"http://127.0.0.1:{probe.getsockname()[1]}") == {}
 
 
 def test_the_address_is_the_configs():

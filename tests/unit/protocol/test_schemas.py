@@ -6,13 +6,13 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from raycache.ingress.api import parse_body
+from raycache.ingress.dependencies import parse_body
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.schemas import GenerationRequest
+from raycache.protocol.schemas import GenerationRequest, ImagesBody
 
 
 def parse(**fields):
-    return parse_body(json.dumps({"prompt": "a circle", **fields}).encode())
+    return parse_body(ImagesBody, json.dumps({"prompt": "a circle", **fields}).encode())
 
 
 def refusal(**fields) -> RequestError:
@@ -103,7 +103,7 @@ def test_all_faults_are_in_the_message():
 
 def test_missing_prompt():
     with pytest.raises(RequestError) as caught:
-        parse_body(b"{}")
+        parse_body(ImagesBody, b"{}")
     assert caught.value.code == "missing_required_parameter"
 
 
@@ -123,7 +123,7 @@ def test_missing_prompt():
 )
 def test_what_is_not_a_json_object_is_400(body):
     with pytest.raises(RequestError) as caught:
-        parse_body(body)
+        parse_body(ImagesBody, body)
     assert caught.value.status == 400
 
 

@@ -1,0 +1,132 @@
+"""What routes depend on: the service behind them, a valid key, a body of their own type."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol, TypeVar
+
+import pydantic_core
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from raycache.front.bodies import Bodies, read_body
+from raycache.ingress.asker import key_in_use
+from raycache.ingress.auth import check_key
+from raycache.ingress.sse import Events
+from raycache.metrics import IngressMetrics
+from raycache.protocol.errors import from_validation_error, invalid
+from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult
+from raycache.settings import AppSettings
+
+__all__ = ["Context", "InContext", "Service", "body_document", "context_of", "json_body", "parse_body", "require_key"]
+
+#: Seconds a client has to send its body: who never ends keeps a place in the ingress from those who do.
+_BODY_S = 30.0
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Service(Protocol):
+    """What the routes need; :class:`raycache.ingress.ingress.Ingress` is one."""
+
+    settings: AppSettings
+    metrics: IngressMetrics
+
+    @property
+    def keys(self) -> Sequence[bytes]: ...
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def max_timeout_s(self) -> float: ...
+    @property
+    def shortage(self) -> str | None: ...
+    @property
+    def ready_in_s(self) -> float: ...
+    @property
+    def asleep(self) -> bool: ...
+    async def generate(self, request: GenerationRequest) -> GenerationResult: ...
+    def generate_stream(self, request: GenerationRequest) -> Events: ...
+    async def status(self) -> list[EngineStatus]: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the routes of one application share.
+
+    Attributes:
+        service: what draws.
+        stream: what streams.
+        bodies: those that are being read.
+        began: ``time.time()`` of the start, in whole seconds.
+    """
+
+    service: Service
+    stream: Callable[[GenerationRequest], Events]
+    bodies: Bodies = field(default_factory=Bodies)
+    began: int = field(default_factory=lambda: int(time.time()))
+
+
+# Coroutines although they wait for nothing: FastAPI runs plain functions in threads, where context variables that they
+# set are lost.
+
+
+async def context_of(http: Request) -> Context:
+    """The context of the application that got this request."""
+    context: Context = http.app.state.context
+    return context
+
+
+InContext = Annotated[Context, Depends(context_of)]
+
+
+async def require_key(http: Request, context: InContext) -> None:
+    """Remembers who asks.
+
+    Raises:
+        RequestError: 401 when keys are set and the request carries none of them.
+    """
+    key_in_use.set(check_key(context.service.keys, http.headers.get("authorization")))
+
+
+def json_body(model: type[Body]) -> Callable[[Request, Context], Awaitable[Body]]:
+    """A dependency: the request's body as a ``model``, read within the bounds of size and time.
+
+    It raises what :func:`raycache.front.bodies.read_body` and :func:`parse_body` raise. The route says
+    ``openapi_extra=body_document(model)``, too: FastAPI documents the bodies that it reads by itself only.
+    """
+
+    async def read(http: Request, context: InContext) -> Body:
+        return parse_body(model, await read_body(http, context.service.max_body_bytes, _BODY_S, context.bodies))
+
+    return read
+
+
+def parse_body(model: type[Body], body: bytes) -> Body:
+    """Strict JSON to a ``model``; a field that is null counts as not given, as OpenAI's clients send it.
+
+    Raises:
+        RequestError: 400.
+    """
+    try:
+        fields = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid(None, f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(fields, dict):
+        raise invalid(None, "the body must be a JSON object", code="invalid_json")
+    # As JSON again: validated as Python objects, strictly, an array is no tuple and the messages speak of dictionaries.
+    given = pydantic_core.to_json({name: value for name, value in fields.items() if value is not None})
+    try:
+        return model.model_validate_json(given, strict=True)
+    except ValidationError as error:
+        raise from_validation_error(error, model.model_fields) from None
+
+
+def body_document(model: type[BaseModel]) -> dict[str, Any]:
+    """What an OpenAPI operation says of its body: a ``model`` as JSON.
+
+    Its ``$defs`` are referred to as components; the application moves them there.
+    """
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -1,0 +1,81 @@
+"""From a body to its reply: JSON, the bytes of one picture, or a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from raycache.ingress.dependencies import Context
+from raycache.ingress.headers import wanted_media, with_header_timeout
+from raycache.ingress.sse import Events, begin, keep_alive, stream_events
+from raycache.metrics import IngressMetrics
+from raycache.protocol.errors import RequestError
+from raycache.protocol.formats import MEDIA_TYPES, encode
+from raycache.protocol.schemas import GenerationResult, ImagesBody
+
+__all__ = ["drawn", "reply"]
+
+#: Seconds after which a stream says something, whatever the engine does: proxies cut a line that is silent for 60.
+_COMMENT_S = 10.0
+#: Seconds for which a refusal can still be a status: an engine that must be woken decides only minutes later.
+_UNDECIDED_S = 30.0
+
+
+async def drawn(http: Request, body: ImagesBody, context: Context) -> Response:
+    """What ``body`` asks for, in the form that it and the headers ask for.
+
+    Raises:
+        RequestError: refused, aborted or failed before the status was out.
+    """
+    service = context.service
+    raw = wanted_media(http.headers, body)
+    request = with_header_timeout(body.request(), http.headers, service.max_timeout_s)
+    if raw:
+        request = request.model_copy(update={"output_format": raw})
+    if body.stream:
+        return await _stream(context.stream(request), service.metrics, body)
+    result = await service.generate(request)
+    result.warnings[:0] = body.ignored()
+    format = request.output_format
+    pictures = await asyncio.gather(
+        *(asyncio.to_thread(encode, image, format, body.output_compression) for image in result.images)
+    )
+    if raw:
+        return Response(pictures[0], media_type=MEDIA_TYPES[raw], headers=_result_headers(result))
+    return JSONResponse(reply(result, pictures, body.output_format))
+
+
+def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -> dict[str, Any]:
+    """OpenAI's ``ImagesResponse`` with our report, times, seeds and warnings."""
+    height, width = result.images[0].shape[:2]
+    return {
+        "created": int(time.time()),
+        "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures],
+        "output_format": output_format,
+        "size": f"{width}x{height}",
+        "seeds": result.seeds,
+        "times": {stage: round(seconds, 4) for stage, seconds in result.times.model_dump().items()},
+        "report": result.report,
+        "warnings": result.warnings,
+    }
+
+
+async def _stream(events: Events, metrics: IngressMetrics, body: ImagesBody) -> Response:
+    try:
+        # A refusal must be a status code, not an event: it is out before the first event.
+        first, rest = await begin(events, _UNDECIDED_S)
+    except StopAsyncIteration:
+        raise RequestError(500, "the engine ended the stream without a picture", None, "job_failed") from None
+    texts = keep_alive(stream_events(first, rest, body, metrics.answered), _COMMENT_S)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
+
+
+def _result_headers(result: GenerationResult) -> dict[str, str]:
+    times = ", ".join(f"{stage};dur={1000 * s:.1f}" for stage, s in result.times.model_dump().items())
+    return {"server-timing": times, "x-seed": str(result.seeds[0])}

@@ -1,0 +1,42 @@
+"""What probes ask. Without a key they learn the status only."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from raycache.ingress.auth import has_key
+from raycache.ingress.dependencies import InContext
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+@router.head("/healthz", include_in_schema=False)
+async def healthz() -> dict[str, str]:
+    """The ingress lives; says nothing about engines."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+@router.head("/readyz", include_in_schema=False)
+async def readyz(http: Request, context: InContext) -> JSONResponse:
+    """200 while a request would be drawn: an engine with a warm gang serves, or all sleep and one may be woken.
+
+    Else 503; either way with what every engine says of itself, told to holders of a key where there are keys.
+    """
+    service = context.service
+    statuses = await service.status()
+    ready = service.asleep or any(status.ready for status in statuses)
+    engines = [{key: value for key, value in asdict(s).items() if key != "policy"} for s in statuses]
+    reason = "asleep" if service.asleep else None if ready else service.shortage or "starting"
+    content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
+    if not has_key(service.keys, http.headers.get("authorization")):
+        content = {"ready": ready, "reason": reason}
+    return JSONResponse(
+        content, 200 if ready else 503, None if ready else {"retry-after": str(math.ceil(service.ready_in_s))}
+    )

@@ -1,0 +1,63 @@
+"""Metrics as data: one spec each, out of which fall the objects that count and the rows of the documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, cast, overload
+
+from ray.util.metrics import Metric
+
+__all__ = ["Spec", "Specified"]
+
+M = TypeVar("M", bound=Metric)
+
+
+@dataclass(frozen=True)
+class Spec(Generic[M]):
+    """One metric. It stands in the body of a :class:`Specified` class, whose instances have the object in its place.
+
+    Attributes:
+        kind: Serve's Counter, Gauge or Histogram.
+        name: in Ray; scraped as ``ray_<name>``.
+        help: one or two sentences; the values of a label where they are few.
+        labels: names of the tags that come with every value.
+        boundaries: upper ends of a histogram's buckets, in the unit of the name.
+    """
+
+    kind: type[M]
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = ()
+
+    def made(self) -> M:
+        """The object of this process."""
+        # Not checked: Serve's types allow one tag where any number works.
+        options: dict[str, Any] = {"tag_keys": self.labels}
+        if self.boundaries:
+            options["boundaries"] = list(self.boundaries)
+        return self.kind(self.name, self.help, **options)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Spec[M]: ...
+    @overload
+    def __get__(self, instance: Specified, owner: type) -> M: ...
+    def __get__(self, instance: Specified | None, owner: type) -> Spec[M] | M:
+        return self if instance is None else cast(M, instance.made[self.name])
+
+
+class Specified:
+    """What one process counts and measures: all specs in the body of its class, made at once.
+
+    Attributes:
+        specs: in the order of the body.
+        made: the objects by name.
+    """
+
+    specs: ClassVar[tuple[Spec[Any], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.specs = tuple(value for value in vars(cls).values() if isinstance(value, Spec))
+
+    def __init__(self) -> None:
+        self.made: dict[str, Metric] = {spec.name: spec.made() for spec in self.specs}
