@@ -73,6 +73,7 @@ def traffic(
     return specs, draw(st.lists(st.integers(0, 6), min_size=count, max_size=count))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(traffic())
 def test_everybody_decides_as_alone(traffic: tuple[list[tuple[Job, CacheOptions]], list[int]]):
@@ -90,6 +91,7 @@ FAULTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(traffic(CACHING), st.dictionaries(st.integers(1, 9), FAULTS, min_size=3, max_size=9))
 def test_a_call_that_failed_and_is_made_again_never_was(

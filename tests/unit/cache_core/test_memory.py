@@ -76,6 +76,7 @@ def _control(which: str, job: Job) -> dict[str, Any]:
     return extra
 
 
+@pytest.mark.slow
 @several
 @given(
     seeds=st.lists(st.integers(0, 50), min_size=1, max_size=3),

@@ -216,6 +216,7 @@ def test_names_of_contexts_are_a_threads_own(flux):
     assert [(step.branch, step.step) for step in report.steps] == [("mine", k) for k in range(3)]
 
 
+@pytest.mark.slow
 def test_compiled_blocks_stay_compiled():
     """A session on the module inside, opened and closed meanwhile, changes nothing for the job that draws."""
     graphs: list[torch.fx.GraphModule] = []

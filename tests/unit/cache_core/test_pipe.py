@@ -215,6 +215,7 @@ def test_both_transformers_of_a_pipeline_have_reports_of_their_own(folder):
     assert attachment_of(first.transformer) is attachment_of(second.transformer) is None
 
 
+@pytest.mark.slow
 def test_compiling_the_transformer_of_a_cached_pipeline(pipe, uncached):
     graphs: list[torch.fx.GraphModule] = []
     torch._dynamo.reset()

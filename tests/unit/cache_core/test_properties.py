@@ -123,6 +123,7 @@ def test_dbprune_keeps_its_limits(options, seed, count, pace):
         assert image.computed_blocks == BLOCKS - len(blocks)
 
 
+@pytest.mark.slow
 @several
 @given(options=methods, seed=st.integers(0, 50), count=steps)
 def test_threshold_zero_is_no_cache_bit_for_bit(options, seed, count):
@@ -133,6 +134,7 @@ def test_threshold_zero_is_no_cache_bit_for_bit(options, seed, count):
     assert report.to_dict()["totals"]["cached_steps"] == [0, 0]
 
 
+@pytest.mark.slow
 @settings(several, max_examples=60)
 @given(options=methods, seeds=st.lists(st.integers(0, 50), min_size=2, max_size=3), count=steps, pace=paces)
 def test_an_image_of_a_batch_equals_the_image_alone(options, seeds, count, pace):
@@ -147,6 +149,7 @@ def test_an_image_of_a_batch_equals_the_image_alone(options, seeds, count, pace)
         assert report.computed_block_fraction[image] == single.computed_block_fraction[0]
 
 
+@pytest.mark.slow
 @settings(several, max_examples=60)
 @given(options=methods, own=st.lists(thresholds, min_size=2, max_size=3), seed=st.integers(0, 50), count=steps)
 def test_each_image_is_judged_by_its_own_thresholds(options, own, seed, count):
@@ -175,6 +178,7 @@ def test_images_of_a_batch_do_disagree():
         assert parted >= 3, options
 
 
+@pytest.mark.slow
 @several
 @given(options=methods, seeds=st.tuples(st.integers(0, 50), st.integers(0, 50)), count=steps, pace=paces)
 def test_branches_know_nothing_of_each_other(options, seeds, count, pace):
@@ -198,6 +202,7 @@ def test_branches_know_nothing_of_each_other(options, seeds, count, pace):
     assert [(s.branch, s.step) for s in report.steps] == [(n, i) for i in range(count) for n in ("cond", "uncond")]
 
 
+@pytest.mark.slow
 @several
 @given(options=methods, seeds=st.lists(st.integers(0, 50), min_size=1, max_size=2), count=steps)
 def test_nothing_is_left_behind(options, seeds, count):
@@ -208,6 +213,7 @@ def test_nothing_is_left_behind(options, seeds, count):
     assert [dict(module.__dict__) for module in MODEL.modules()] == before
 
 
+@pytest.mark.slow
 @several
 @given(options=methods, seed=st.integers(0, 50), count=steps)
 def test_the_same_job_twice_is_the_same_picture(options, seed, count):

@@ -132,6 +132,7 @@ def test_a_rank_sleeps_until_it_may_wake(faulty: Rank, tmp_path: Path):
     assert draw(faulty, {job("wakes", plan.prompt()): 0}).outputs
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # what is drawn of them, where numpy says so
 def test_latents_turn_into_nan(faulty: Rank):
     nan = draw(faulty, {job("nan", PlannedFault(kind="nan", step=1).prompt()): 0}).outputs["nan"]
     fine = draw(faulty, {job("fine"): 0}).outputs["fine"]
