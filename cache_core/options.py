@@ -20,6 +20,7 @@ __all__ = [
     "FBCacheOptions",
     "NoCacheOptions",
     "check_block_count",
+    "method_names",
     "option_names",
     "parse_options",
 ]
@@ -241,8 +242,15 @@ def check_block_count(options: MethodOptions, num_blocks: int) -> None:
     options.check(num_blocks)
 
 
+def method_names() -> list[str]:
+    """What ``type`` may be."""
+    return list(_models())
+
+
 def option_names(cache_type: CacheType | str) -> list[str]:
     """What may be set on a method, but for its ``type``."""
-    models = get_args(get_args(CacheOptions)[0])
-    fields = {model.model_fields["type"].default: list(model.model_fields) for model in models}
-    return [name for name in fields[str(cache_type)] if name != "type"]
+    return [name for name in _models()[str(cache_type)].model_fields if name != "type"]
+
+
+def _models() -> dict[str, type[MethodOptions]]:
+    return {model.model_fields["type"].default: model for model in get_args(get_args(CacheOptions)[0])}

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cache_core.cache_type import CacheType
+from cache_core.options import method_names
 
 #: pydantic names the member of a union in an error's path; a user never wrote it.
-_UNION_TAGS = frozenset(CacheType)
+_UNION_TAGS = frozenset(method_names())
 #: Characters of a user's own words that a message repeats at most.
 _ECHO = 80
 
