@@ -12,9 +12,10 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models import attention_processor
 from torch import nn
 
-from cache_core.block_specs import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
+from cache_core.block_specs import BLOCKS, SEAMS, STACKS, BlockSpec
 from cache_core.signatures import parameters_of
 from cache_core.stacks import stacks, without_wrapper
+from cache_core.supported import UNSUPPORTED
 
 if TYPE_CHECKING:
     from cache_core.buffers import Buffers

@@ -15,7 +15,7 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.modeling_utils import ModelMixin
 
 from cache_core import NoCacheOptions, UnsupportedModelError, cache_session, supported_models
-from cache_core.block_specs import UNSUPPORTED, models_table
+from cache_core.supported import UNSUPPORTED, models_table
 from tests.helpers.tiny_transformers import TINY
 
 
@@ -73,4 +73,4 @@ def test_the_published_table_is_this_one(document):
     path = Path(__file__).parents[3] / document
     parts = path.read_text().split("<!-- models -->")
     assert len(parts) == 3, f"{document} has no table between two <!-- models -->"
-    assert parts[1].strip() == models_table(), f"{document} is out of date: see cache_core.block_specs"
+    assert parts[1].strip() == models_table(), f"{document} is out of date: see cache_core.supported"
