@@ -27,17 +27,27 @@ class BlockSpec:
         batched: arguments (tensors, or tuples of tensors) with one entry per image, besides the two streams. An entry
             with another leading size than the batch (a broadcast ``temb``, say) is passed on whole.
         nested: ``{argument: keys}`` of batched entries inside a dict argument.
-        fused_text: text and image are one sequence inside the block, so text takes part when its input is compared.
+        with_shared: of these, arguments that may end with one entry more, which every image uses.
+        tokens_first: arguments, the image stream among them, whose second dimension is the batch.
+        fused_text: the second stream takes part when the block's input is compared: it is one sequence with the image
+            inside the block, or is drawn itself (sound).
+        without: key-value caches that must not be in use, and what to do instead. They fill while blocks run, so none
+            may be skipped, and are not split by image.
         metadata: where the streams stand, for blocks that diffusers' registry does not know or describes wrongly.
     """
 
     batched: tuple[str, ...] = ()
     nested: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    with_shared: tuple[str, ...] = ()
+    tokens_first: tuple[str, ...] = ()
     fused_text: bool = False
+    without: dict[str, str] = field(default_factory=dict)
     metadata: TransformerBlockMetadata | None = None
 
 
 _IP_ADAPTER = {"joint_attention_kwargs": ("ip_hidden_states",)}
+_IMAGE = TransformerBlockMetadata(return_hidden_states_index=0)
+_IMAGE_THEN_TEXT = TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
 _TEXT_THEN_IMAGE = TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0)
 
 BLOCKS: dict[str, BlockSpec] = {
@@ -48,7 +58,8 @@ BLOCKS: dict[str, BlockSpec] = {
     "QwenImageTransformerBlock": BlockSpec(
         ("temb", "encoder_hidden_states_mask", "modulate_index"), {"joint_attention_kwargs": ("attention_mask",)}
     ),
-    "WanTransformerBlock": BlockSpec(("temb",)),
+    # Three classes of that name: the registry knows Wan's own, and not ChronoEdit's and Wan-Animate's copies.
+    "WanTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
     "HunyuanVideoTransformerBlock": BlockSpec(("temb", "attention_mask")),
     "HunyuanVideoSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), fused_text=True),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockSpec(("temb", "attention_mask", "token_replace_emb")),
@@ -75,6 +86,65 @@ BLOCKS: dict[str, BlockSpec] = {
         ("attn_mask", "freqs_cis", "adaln_input", "noise_mask", "adaln_noisy", "adaln_clean"),
         metadata=TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
     ),
+    "ChromaTransformerBlock": BlockSpec(("temb", "attention_mask"), _IP_ADAPTER, metadata=_TEXT_THEN_IMAGE),
+    "ChromaSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), _IP_ADAPTER, metadata=_IMAGE),
+    "HunyuanVideo15TransformerBlock": BlockSpec(("temb", "attention_mask"), metadata=_IMAGE_THEN_TEXT),
+    # Text and pictures in one sequence; with a causal condition the modulation ends with the row of timestep 0.
+    "QwenImage21TransformerBlock": BlockSpec(
+        ("modulation", "key_valid", "attention_mask"),
+        with_shared=("modulation",),
+        without={"layer_cache": "call the pipeline with `use_kv_cache=False`"},
+        metadata=_IMAGE,
+    ),
+    "Lumina2TransformerBlock": BlockSpec(("attention_mask", "image_rotary_emb", "temb"), metadata=_IMAGE),
+    "SanaTransformerBlock": BlockSpec(
+        ("attention_mask", "encoder_hidden_states", "encoder_attention_mask", "timestep"), metadata=_IMAGE
+    ),
+    # The second stream is sound.
+    "LTX2VideoTransformerBlock": BlockSpec(
+        (
+            "encoder_hidden_states",
+            "audio_encoder_hidden_states",
+            "temb",
+            "temb_audio",
+            "temb_ca_scale_shift",
+            "temb_ca_audio_scale_shift",
+            "temb_ca_gate",
+            "temb_ca_audio_gate",
+            "temb_prompt",
+            "temb_prompt_audio",
+            "video_rotary_emb",
+            "audio_rotary_emb",
+            "ca_video_rotary_emb",
+            "ca_audio_rotary_emb",
+            "encoder_attention_mask",
+            "audio_encoder_attention_mask",
+            "self_attention_mask",
+            "audio_self_attention_mask",
+            "a2v_cross_attention_mask",
+            "v2a_cross_attention_mask",
+            "perturbation_mask",
+        ),
+        fused_text=True,
+        metadata=TransformerBlockMetadata(
+            return_hidden_states_index=0,
+            return_encoder_hidden_states_index=1,
+            encoder_hidden_states_argument_name="audio_hidden_states",
+        ),
+    ),
+    # Its blocks for one kind of token each come before these, and run at every step.
+    "Flux3SingleTransformerBlock": BlockSpec(
+        ("temb_mod", "temb_mod_context"), fused_text=True, metadata=_TEXT_THEN_IMAGE
+    ),
+    "ErnieImageSharedAdaLNBlock": BlockSpec(
+        ("rotary_pos_emb", "attention_mask"),
+        tokens_first=("x", "temb"),
+        metadata=TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
+    ),
+    "Krea2TransformerBlock": BlockSpec(("temb", "attention_mask"), metadata=_IMAGE),
+    "Ideogram4TransformerBlock": BlockSpec(("attention_mask", "image_rotary_emb", "adaln_input"), metadata=_IMAGE),
+    # Its mask of frames is one for all images.
+    "SkyReelsV2TransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
     "BasicTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep", "class_labels")),
 }
 
