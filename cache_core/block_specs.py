@@ -13,10 +13,25 @@ from typing import Any
 
 from diffusers.hooks._helpers import TransformerBlockMetadata
 
-__all__ = ["BLOCKS", "SEAMS", "STACKS", "BlockSpec"]
+__all__ = ["BLOCKS", "SEAMS", "STACKS", "WRAPPERS", "BlockSpec"]
 
 #: Children of a transformer that hold its blocks.
-STACKS = frozenset({"transformer_blocks", "single_transformer_blocks", "blocks", "layers", "visual_transformer_blocks"})
+STACKS = frozenset(
+    {
+        "transformer_blocks",
+        "single_transformer_blocks",
+        "joint_transformer_blocks",
+        "visual_transformer_blocks",
+        "double_stream_blocks",
+        "single_stream_blocks",
+        "double_blocks",
+        "blocks",
+        "layers",
+    }
+)
+
+#: Modules of diffusers around a block, with no work of their own.
+WRAPPERS = frozenset({"HiDreamBlock"})
 
 
 @dataclass(frozen=True)
@@ -145,6 +160,22 @@ BLOCKS: dict[str, BlockSpec] = {
     "Ideogram4TransformerBlock": BlockSpec(("attention_mask", "image_rotary_emb", "adaln_input"), metadata=_IMAGE),
     # Its mask of frames is one for all images.
     "SkyReelsV2TransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    # Each block's text ends with tokens of its own, which the next block's replace.
+    "HiDreamImageTransformerBlock": BlockSpec(
+        ("hidden_states_masks", "temb", "image_rotary_emb"), metadata=_IMAGE_THEN_TEXT
+    ),
+    "HiDreamImageSingleTransformerBlock": BlockSpec(
+        ("hidden_states_masks", "temb", "image_rotary_emb"), metadata=_IMAGE
+    ),
+    "GlmImageTransformerBlock": BlockSpec(
+        ("temb", "attention_mask"),
+        without={"kv_cache": "GLM-Image cannot be cached with pictures as conditions"},
+        metadata=_IMAGE_THEN_TEXT,
+    ),
+    "OvisImageTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "OvisImageSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
+    "LongCatImageTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "LongCatImageSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
     "BasicTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep", "class_labels")),
 }
 

@@ -38,6 +38,10 @@ MODELS: dict[str, tuple[str, ...]] = {
     "Ideogram 4": ("Ideogram4Transformer2DModel",),
     "SkyReels V2": ("SkyReelsV2Transformer3DModel",),
     "ChronoEdit": ("ChronoEditTransformer3DModel",),
+    "HiDream-I1": ("HiDreamImageTransformer2DModel",),
+    "GLM-Image": ("GlmImageTransformer2DModel",),
+    "Ovis-Image": ("OvisImageTransformer2DModel",),
+    "LongCat-Image": ("LongCatImageTransformer2DModel",),
 }
 
 #: Transformer classes whose blocks are in diffusers' registry and that cannot be had, with the reason.

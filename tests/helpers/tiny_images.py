@@ -21,6 +21,20 @@ _FLUX3 = _HEADS | {
     "timestep_channels": 16,
     "axes_dims_rope": (4, 4, 4, 4),
 }
+_HIDREAM = _HEADS | {
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "num_single_layers": 3,
+    "caption_channels": [16, 16],
+    "text_emb_dim": 8,
+    "num_routed_experts": 2,
+    "num_activated_experts": 1,
+    "axes_dims_rope": (4, 6, 6),
+    "max_resolution": (8, 8),
+    "llama_layers": [0, 1, 1, 0, 1],
+}
 _QWEN21 = _HEADS | {
     "in_channels": 16,
     "out_channels": 4,
@@ -132,6 +146,30 @@ def _ideogram4(p: Pictures) -> dict[str, Any]:
     }
 
 
+def _hidream(p: Pictures) -> dict[str, Any]:
+    return {
+        "hidden_states": p.latents(4, 8, 8),
+        "timesteps": p.times(1000),
+        "encoder_hidden_states_t5": p.fixed(6, 16, salt=1),
+        "encoder_hidden_states_llama3": [p.fixed(6, 16, salt=salt) for salt in (2, 3)],
+        "pooled_embeds": p.fixed(8, salt=4),
+    }
+
+
+def _glm(p: Pictures) -> dict[str, Any]:
+    size = torch.tensor([[64.0, 64.0]] * len(p.seeds))
+    return {
+        "hidden_states": p.latents(4, 8, 8),
+        "encoder_hidden_states": p.fixed(6, 16, salt=1),
+        "prior_token_id": (p.fixed(16, salt=2).abs() * 7).long() % 16,
+        "prior_token_drop": torch.zeros(len(p.seeds), 16, dtype=torch.bool),
+        "timestep": p.times(1000).long(),
+        "target_size": size,
+        "crop_coords": torch.zeros_like(size),
+        "attention_mask": p.mask(6, torch.float32),
+    }
+
+
 TINY: dict[str, Tiny] = {
     # diffusers' gradient checkpointing forgets the mask.
     "ChromaTransformer2DModel": Tiny(_CHROMA, _packed),
@@ -177,6 +215,25 @@ TINY: dict[str, Tiny] = {
         },
         _ernie,
     ),
+    "HiDreamImageTransformer2DModel": Tiny(_HIDREAM, _hidream),
+    "HiDreamImageTransformer2DModel+wide": Tiny(
+        _HIDREAM, lambda p: _hidream(p) | {"hidden_states": p.latents(4, 4, 8)}
+    ),
+    "GlmImageTransformer2DModel": Tiny(
+        _HEADS
+        | {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 4,
+            "text_embed_dim": 16,
+            "time_embed_dim": 8,
+            "condition_dim": 4,
+            "prior_vq_quantizer_codebook_size": 16,
+        },
+        _glm,
+    ),
+    "OvisImageTransformer2DModel": Tiny(_PACKED | _STACKS | {"out_channels": 8}, _packed),
+    "LongCatImageTransformer2DModel": Tiny(_PACKED | _STACKS, _packed),
     "Krea2Transformer2DModel": Tiny(
         _HEADS
         | {
