@@ -176,6 +176,44 @@ BLOCKS: dict[str, BlockSpec] = {
     "OvisImageSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
     "LongCatImageTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
     "LongCatImageSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
+    "AuraFlowJointTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "AuraFlowSingleTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    "CogView3PlusTransformerBlock": BlockSpec(("emb",), metadata=_IMAGE_THEN_TEXT),
+    "PRXBlock": BlockSpec(("temb", "image_rotary_emb", "attention_mask"), metadata=_IMAGE),
+    "OmniGenBlock": BlockSpec(("attention_mask",), metadata=_IMAGE),
+    # Half of the text's channels are each block's own: the model replaces them between the blocks.
+    "BriaFiboTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "BriaFiboSingleTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    "LuminaNextDiTBlock": BlockSpec(("attention_mask", "encoder_mask", "temb"), metadata=_IMAGE),
+    "JoyImageTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE_THEN_TEXT),
+    "JoyImageEditPlusTransformerBlock": BlockSpec(
+        ("temb", "image_rotary_emb", "attention_mask"), metadata=_IMAGE_THEN_TEXT
+    ),
+    "NucleusMoEImageTransformerBlock": BlockSpec(
+        ("temb",),
+        {"attention_kwargs": ("attention_mask", "cached_txt_key", "cached_txt_value")},
+        metadata=_IMAGE,
+    ),
+    "AllegroTransformerBlock": BlockSpec(("temb", "attention_mask", "encoder_attention_mask"), metadata=_IMAGE),
+    "ConsisIDBlock": BlockSpec(("temb",), metadata=_IMAGE_THEN_TEXT),
+    "CosmosTransformerBlock": BlockSpec(
+        ("embedded_timestep", "temb", "extra_pos_emb", "attention_mask", "controlnet_residual"), metadata=_IMAGE
+    ),
+    "EasyAnimateTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE_THEN_TEXT),
+    "HeliosTransformerBlock": BlockSpec(("temb", "rotary_emb"), metadata=_IMAGE),
+    "AnyFlowTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    "SanaVideoTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep"), metadata=_IMAGE),
+    # The second stream is sound, if there is any.
+    "Kandinsky6FusedTransformerDecoderBlock": BlockSpec(
+        ("text_v", "text_a", "time_embed", "attn_mask"),
+        fused_text=True,
+        metadata=TransformerBlockMetadata(
+            return_hidden_states_index=0,
+            return_encoder_hidden_states_index=1,
+            hidden_states_argument_name="vis",
+            encoder_hidden_states_argument_name="aud",
+        ),
+    ),
     "BasicTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep", "class_labels")),
 }
 

@@ -42,16 +42,58 @@ MODELS: dict[str, tuple[str, ...]] = {
     "GLM-Image": ("GlmImageTransformer2DModel",),
     "Ovis-Image": ("OvisImageTransformer2DModel",),
     "LongCat-Image": ("LongCatImageTransformer2DModel",),
+    "AuraFlow": ("AuraFlowTransformer2DModel",),
+    "CogView3-Plus": ("CogView3PlusTransformer2DModel",),
+    "PRX": ("PRXTransformer2DModel",),
+    "OmniGen": ("OmniGenTransformer2DModel",),
+    "Bria Fibo": ("BriaFiboTransformer2DModel",),
+    "Lumina-Next": ("LuminaNextDiT2DModel",),
+    "JoyImage": ("JoyImageEditTransformer3DModel", "JoyImageEditPlusTransformer3DModel"),
+    "Nucleus-Image": ("NucleusMoEImageTransformer2DModel",),
+    "Allegro": ("AllegroTransformer3DModel",),
+    "ConsisID": ("ConsisIDTransformer3DModel",),
+    "Cosmos": ("CosmosTransformer3DModel",),
+    "EasyAnimate": ("EasyAnimateTransformer3DModel",),
+    "Helios": ("HeliosTransformer3DModel",),
+    "AnyFlow": ("AnyFlowTransformer3DModel",),
+    "Sana Video": ("SanaVideoTransformer3DModel",),
+    "Kandinsky 6": ("Kandinsky6Transformer3DModel",),
 }
 
-#: Transformer classes whose blocks are in diffusers' registry and that cannot be had, with the reason.
+_SOUND = "draws sound alone, no picture or video"
+_U_NET_PART = "a part of a U-Net, which calls many of them per step"
+
+#: All other transformers that diffusers has, with the reason why they are refused.
 UNSUPPORTED: dict[str, str] = {
+    "AceStepTransformer1DModel": _SOUND,
+    "AnyFlowFARTransformer3DModel": "draws a video chunk after chunk and keeps keys and values of the chunks before, "
+    "which its blocks write",
+    "BriaFibo2Transformer2DModel": "not described yet",
     "Cosmos3OmniTransformer": "packs all samples of a call into one sequence without a batch dimension",
+    "DreamLiteTransformer2DModel": _U_NET_PART,
+    "HunyuanDiT2DModel": "its later blocks take the outputs of earlier ones (skip connections), which a reused middle "
+    "does not have",
+    "Kandinsky6SRTransformer3DModel": "its sparse attention chooses what to look at anew at every step, in a kernel "
+    "for GPUs: not tested",
     "LatteTransformer3DModel": "its spatial and temporal blocks take turns on the same states, batched once by frame "
     "and once by token, so a video has no row of its own",
+    "LongCatAudioDiTTransformer": _SOUND,
+    "MiniMaxH3Transformer3DModel": "packs sound and video with one table of noise levels for the whole batch, so a "
+    "picture has no row of its own in it: not tested",
+    "MiniMaxMusic3RVQDepthDecoder": _SOUND,
+    "MiniMaxMusic3Transformer1DModel": _SOUND,
     "PriorTransformer": "draws an embedding, not a picture: a handful of tokens, nothing to save",
-    "Transformer2DModel": "a part of a U-Net, which calls many of them per step",
-    "TransformerTemporalModel": "a part of a U-Net, which calls many of them per step",
+    "RFD4ProteinaTransformer": "draws proteins",
+    "SanaWMLTX2RefinerTransformer3DModel": "keeps keys and values of a sliding window, which its blocks write",
+    "SanaWMTransformer3DModel": "not described yet",
+    "StableAudio3DiTModel": _SOUND,
+    "StableAudioDiTModel": _SOUND,
+    "T5FilmDecoder": _SOUND,
+    "Transformer2DModel": _U_NET_PART,
+    "TransformerTemporalModel": _U_NET_PART,
+    "UVit2DModel": "fills in masked tokens of a codebook: there are no latents that change little from step to step",
+    "WanAnimate2Transformer3DModel": "keeps keys and values of the reference, which its blocks write, and leaves out a "
+    "block for the negative prompt",
 }
 
 
@@ -59,7 +101,7 @@ def supported_models() -> dict[str, tuple[str, ...]]:
     """Families whose diffusers transformers work with every method, with their class names.
 
     Supported means tested: uncached output unchanged, every method runs, pictures of a batch decide for themselves.
-    :data:`UNSUPPORTED` names those that diffusers registers and the cache refuses, with the reason.
+    :data:`UNSUPPORTED` names all others that diffusers has, with the reason.
     """
     return dict(MODELS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 import torch
 
-from tests.helpers import pictures, tiny_images, tiny_videos
+from tests.helpers import pictures, tiny_images, tiny_other_images, tiny_other_videos, tiny_videos
 from tests.helpers.pictures import Pictures, Tiny
 
 
@@ -219,4 +219,4 @@ TINY: dict[str, Tiny] = {
         _HEADS | {"num_layers": 4, "sample_size": 8, "norm_num_groups": 4, "num_embeds_ada_norm": 1000}, pictures.dit
     ),
 }
-TINY |= tiny_images.TINY | tiny_videos.TINY
+TINY |= tiny_images.TINY | tiny_videos.TINY | tiny_other_images.TINY | tiny_other_videos.TINY
