@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cache_core.block_specs import supported_models
     from cache_core.blocks import UnsupportedModelError
     from cache_core.cache_type import CacheType
     from cache_core.consensus import RanksParted
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from cache_core.policies.image_options import without_thresholds
     from cache_core.report import CacheReport
     from cache_core.session import JobAborted
+    from cache_core.supported import supported_models
 
 __all__ = [
     "AnotherCacheError",
@@ -65,7 +65,6 @@ __all__ = [
 _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),
-    "block_specs": ("supported_models",),
     "joined_calls": ("JobCall", "job_call", "joined"),
     "opening": ("cache_session", "job_session"),
     "cache_type": ("CacheType",),
@@ -86,6 +85,7 @@ _NAMES = {
     "pipe": ("apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cache"),
     "report": ("CacheReport",),
     "session": ("JobAborted",),
+    "supported": ("supported_models",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -1,10 +1,8 @@
-"""What the cache must know of a transformer beyond diffusers' own ``TransformerBlockRegistry``, and what is supported.
+"""What the cache must know of a transformer's blocks beyond diffusers' own ``TransformerBlockRegistry``.
 
 The registry says where the image and the text stream stand among a block's arguments and results. Per-image decisions
 need one thing more: which of the *other* arguments carry one entry per image, so that a block can be run for a part of
 the batch. That is written down here per block class; nothing is guessed from shapes.
-
-``python -c "import cache_core.block_specs as m; print(m.models_table())"`` prints the table of models in Markdown.
 """
 
 from __future__ import annotations
@@ -15,10 +13,25 @@ from typing import Any
 
 from diffusers.hooks._helpers import TransformerBlockMetadata
 
-__all__ = ["BLOCKS", "MODELS", "SEAMS", "STACKS", "UNSUPPORTED", "BlockSpec", "models_table", "supported_models"]
+__all__ = ["BLOCKS", "SEAMS", "STACKS", "WRAPPERS", "BlockSpec"]
 
 #: Children of a transformer that hold its blocks.
-STACKS = frozenset({"transformer_blocks", "single_transformer_blocks", "blocks", "layers", "visual_transformer_blocks"})
+STACKS = frozenset(
+    {
+        "transformer_blocks",
+        "single_transformer_blocks",
+        "joint_transformer_blocks",
+        "visual_transformer_blocks",
+        "double_stream_blocks",
+        "single_stream_blocks",
+        "double_blocks",
+        "blocks",
+        "layers",
+    }
+)
+
+#: Modules of diffusers around a block, with no work of their own.
+WRAPPERS = frozenset({"HiDreamBlock"})
 
 
 @dataclass(frozen=True)
@@ -29,17 +42,27 @@ class BlockSpec:
         batched: arguments (tensors, or tuples of tensors) with one entry per image, besides the two streams. An entry
             with another leading size than the batch (a broadcast ``temb``, say) is passed on whole.
         nested: ``{argument: keys}`` of batched entries inside a dict argument.
-        fused_text: text and image are one sequence inside the block, so text takes part when its input is compared.
+        with_shared: of these, arguments that may end with one entry more, which every image uses.
+        tokens_first: arguments, the image stream among them, whose second dimension is the batch.
+        fused_text: the second stream takes part when the block's input is compared: it is one sequence with the image
+            inside the block, or is drawn itself (sound).
+        without: key-value caches that must not be in use, and what to do instead. They fill while blocks run, so none
+            may be skipped, and are not split by image.
         metadata: where the streams stand, for blocks that diffusers' registry does not know or describes wrongly.
     """
 
     batched: tuple[str, ...] = ()
     nested: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    with_shared: tuple[str, ...] = ()
+    tokens_first: tuple[str, ...] = ()
     fused_text: bool = False
+    without: dict[str, str] = field(default_factory=dict)
     metadata: TransformerBlockMetadata | None = None
 
 
 _IP_ADAPTER: dict[str, tuple[str, ...]] = {"joint_attention_kwargs": ("ip_hidden_states",)}
+_IMAGE = TransformerBlockMetadata(return_hidden_states_index=0)
+_IMAGE_THEN_TEXT = TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
 _TEXT_THEN_IMAGE = TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0)
 
 BLOCKS: dict[str, BlockSpec] = {
@@ -50,7 +73,8 @@ BLOCKS: dict[str, BlockSpec] = {
     "QwenImageTransformerBlock": BlockSpec(
         ("temb", "encoder_hidden_states_mask", "modulate_index"), {"joint_attention_kwargs": ("attention_mask",)}
     ),
-    "WanTransformerBlock": BlockSpec(("temb",)),
+    # Three classes of that name: the registry knows Wan's own, and not ChronoEdit's and Wan-Animate's copies.
+    "WanTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
     "HunyuanVideoTransformerBlock": BlockSpec(("temb", "attention_mask")),
     "HunyuanVideoSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), fused_text=True),
     "HunyuanVideoTokenReplaceTransformerBlock": BlockSpec(("temb", "attention_mask", "token_replace_emb")),
@@ -77,6 +101,119 @@ BLOCKS: dict[str, BlockSpec] = {
         ("attn_mask", "freqs_cis", "adaln_input", "noise_mask", "adaln_noisy", "adaln_clean"),
         metadata=TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
     ),
+    "ChromaTransformerBlock": BlockSpec(("temb", "attention_mask"), _IP_ADAPTER, metadata=_TEXT_THEN_IMAGE),
+    "ChromaSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), _IP_ADAPTER, metadata=_IMAGE),
+    "HunyuanVideo15TransformerBlock": BlockSpec(("temb", "attention_mask"), metadata=_IMAGE_THEN_TEXT),
+    # Text and pictures in one sequence; with a causal condition the modulation ends with the row of timestep 0.
+    "QwenImage21TransformerBlock": BlockSpec(
+        ("modulation", "key_valid", "attention_mask"),
+        with_shared=("modulation",),
+        without={"layer_cache": "call the pipeline with `use_kv_cache=False`"},
+        metadata=_IMAGE,
+    ),
+    "Lumina2TransformerBlock": BlockSpec(("attention_mask", "image_rotary_emb", "temb"), metadata=_IMAGE),
+    "SanaTransformerBlock": BlockSpec(
+        ("attention_mask", "encoder_hidden_states", "encoder_attention_mask", "timestep"), metadata=_IMAGE
+    ),
+    # The second stream is sound.
+    "LTX2VideoTransformerBlock": BlockSpec(
+        (
+            "encoder_hidden_states",
+            "audio_encoder_hidden_states",
+            "temb",
+            "temb_audio",
+            "temb_ca_scale_shift",
+            "temb_ca_audio_scale_shift",
+            "temb_ca_gate",
+            "temb_ca_audio_gate",
+            "temb_prompt",
+            "temb_prompt_audio",
+            "video_rotary_emb",
+            "audio_rotary_emb",
+            "ca_video_rotary_emb",
+            "ca_audio_rotary_emb",
+            "encoder_attention_mask",
+            "audio_encoder_attention_mask",
+            "self_attention_mask",
+            "audio_self_attention_mask",
+            "a2v_cross_attention_mask",
+            "v2a_cross_attention_mask",
+            "perturbation_mask",
+        ),
+        fused_text=True,
+        metadata=TransformerBlockMetadata(
+            return_hidden_states_index=0,
+            return_encoder_hidden_states_index=1,
+            encoder_hidden_states_argument_name="audio_hidden_states",
+        ),
+    ),
+    # Its blocks for one kind of token each come before these, and run at every step.
+    "Flux3SingleTransformerBlock": BlockSpec(
+        ("temb_mod", "temb_mod_context"), fused_text=True, metadata=_TEXT_THEN_IMAGE
+    ),
+    "ErnieImageSharedAdaLNBlock": BlockSpec(
+        ("rotary_pos_emb", "attention_mask"),
+        tokens_first=("x", "temb"),
+        metadata=TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
+    ),
+    "Krea2TransformerBlock": BlockSpec(("temb", "attention_mask"), metadata=_IMAGE),
+    "Ideogram4TransformerBlock": BlockSpec(("attention_mask", "image_rotary_emb", "adaln_input"), metadata=_IMAGE),
+    # Its mask of frames is one for all images.
+    "SkyReelsV2TransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    # Each block's text ends with tokens of its own, which the next block's replace.
+    "HiDreamImageTransformerBlock": BlockSpec(
+        ("hidden_states_masks", "temb", "image_rotary_emb"), metadata=_IMAGE_THEN_TEXT
+    ),
+    "HiDreamImageSingleTransformerBlock": BlockSpec(
+        ("hidden_states_masks", "temb", "image_rotary_emb"), metadata=_IMAGE
+    ),
+    "GlmImageTransformerBlock": BlockSpec(
+        ("temb", "attention_mask"),
+        without={"kv_cache": "GLM-Image cannot be cached with pictures as conditions"},
+        metadata=_IMAGE_THEN_TEXT,
+    ),
+    "OvisImageTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "OvisImageSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
+    "LongCatImageTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "LongCatImageSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
+    "AuraFlowJointTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "AuraFlowSingleTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    "CogView3PlusTransformerBlock": BlockSpec(("emb",), metadata=_IMAGE_THEN_TEXT),
+    "PRXBlock": BlockSpec(("temb", "image_rotary_emb", "attention_mask"), metadata=_IMAGE),
+    "OmniGenBlock": BlockSpec(("attention_mask",), metadata=_IMAGE),
+    # Half of the text's channels are each block's own: the model replaces them between the blocks.
+    "BriaFiboTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
+    "BriaFiboSingleTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    "LuminaNextDiTBlock": BlockSpec(("attention_mask", "encoder_mask", "temb"), metadata=_IMAGE),
+    "JoyImageTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE_THEN_TEXT),
+    "JoyImageEditPlusTransformerBlock": BlockSpec(
+        ("temb", "image_rotary_emb", "attention_mask"), metadata=_IMAGE_THEN_TEXT
+    ),
+    "NucleusMoEImageTransformerBlock": BlockSpec(
+        ("temb",),
+        {"attention_kwargs": ("attention_mask", "cached_txt_key", "cached_txt_value")},
+        metadata=_IMAGE,
+    ),
+    "AllegroTransformerBlock": BlockSpec(("temb", "attention_mask", "encoder_attention_mask"), metadata=_IMAGE),
+    "ConsisIDBlock": BlockSpec(("temb",), metadata=_IMAGE_THEN_TEXT),
+    "CosmosTransformerBlock": BlockSpec(
+        ("embedded_timestep", "temb", "extra_pos_emb", "attention_mask", "controlnet_residual"), metadata=_IMAGE
+    ),
+    "EasyAnimateTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE_THEN_TEXT),
+    "HeliosTransformerBlock": BlockSpec(("temb", "rotary_emb"), metadata=_IMAGE),
+    "AnyFlowTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    "SanaVideoTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep"), metadata=_IMAGE),
+    # The second stream is sound, if there is any.
+    "Kandinsky6FusedTransformerDecoderBlock": BlockSpec(
+        ("text_v", "text_a", "time_embed", "attn_mask"),
+        fused_text=True,
+        metadata=TransformerBlockMetadata(
+            return_hidden_states_index=0,
+            return_encoder_hidden_states_index=1,
+            hidden_states_argument_name="vis",
+            encoder_hidden_states_argument_name="aud",
+        ),
+    ),
     "BasicTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep", "class_labels")),
 }
 
@@ -85,58 +222,3 @@ SEAMS: dict[str, Callable[[Any], int]] = {
     # The encoder's image stream becomes the decoder's text stream.
     "MotifVideoTransformer3DModel": lambda c: c.num_layers + c.num_single_layers - c.num_decoder_layers,
 }
-
-#: Transformer classes that are tested in tiny versions, by the name of their family.
-MODELS: dict[str, tuple[str, ...]] = {
-    "FLUX": ("FluxTransformer2DModel",),
-    "FLUX.2": ("Flux2Transformer2DModel",),
-    "Qwen-Image": ("QwenImageTransformer2DModel",),
-    "Stable Diffusion 3": ("SD3Transformer2DModel",),
-    "HunyuanImage": ("HunyuanImageTransformer2DModel",),
-    "Z-Image": ("ZImageTransformer2DModel",),
-    "CogView4": ("CogView4Transformer2DModel",),
-    "Bria": ("BriaTransformer2DModel",),
-    "PixArt": ("PixArtTransformer2DModel",),
-    "DiT": ("DiTTransformer2DModel",),
-    "Wan": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
-    "HunyuanVideo": ("HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel"),
-    "CogVideoX": ("CogVideoXTransformer3DModel",),
-    "Mochi": ("MochiTransformer3DModel",),
-    "LTX-Video": ("LTXVideoTransformer3DModel",),
-    "Kandinsky 5": ("Kandinsky5Transformer3DModel",),
-    "Motif-Video": ("MotifVideoTransformer3DModel",),
-}
-
-#: Transformer classes whose blocks are in diffusers' registry and that cannot be had, with the reason.
-UNSUPPORTED: dict[str, str] = {
-    "Cosmos3OmniTransformer": "packs all samples of a call into one sequence without a batch dimension",
-    "LatteTransformer3DModel": "its spatial and temporal blocks take turns on the same states, batched once by frame "
-    "and once by token, so a video has no row of its own",
-    "PriorTransformer": "draws an embedding, not an image: a handful of tokens, nothing to save",
-    "Transformer2DModel": "a part of a U-Net, which calls many of them per step",
-    "TransformerTemporalModel": "a part of a U-Net, which calls many of them per step",
-}
-
-
-def supported_models() -> dict[str, tuple[str, ...]]:
-    """Families whose diffusers transformers work with every method, with their class names.
-
-    Supported means tested: uncached output unchanged, every method runs, images of a batch decide for themselves.
-    :data:`UNSUPPORTED` names those that diffusers registers and the cache refuses, with the reason.
-    """
-    return dict(MODELS)
-
-
-def models_table() -> str:
-    """What :func:`supported_models` says, and what it does not, as Markdown."""
-    import diffusers
-
-    rows = ["| family | diffusers transformer | branches |", "|---|---|---|"]
-    for family, classes in MODELS.items():
-        for name in classes:
-            named = hasattr(getattr(diffusers, name), "cache_context")
-            branches = "by `cache_context`, else by call" if named else "by call"
-            rows.append(f"| {family} | `{name}` | {branches} |")
-    rows += ["", "| not supported | why |", "|---|---|"]
-    rows += [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()]
-    return "\n".join(rows)

@@ -12,9 +12,11 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models import attention_processor
 from torch import nn
 
-from cache_core.block_specs import BLOCKS, SEAMS, STACKS, UNSUPPORTED, BlockSpec
+from cache_core.block_specs import BLOCKS, SEAMS, STACKS, BlockSpec
 from cache_core.signatures import parameters_of
 from cache_core.stacks import stacks, without_wrapper
+from cache_core.sub_batch import argument_of_rows
+from cache_core.supported import UNSUPPORTED
 
 if TYPE_CHECKING:
     from cache_core.buffers import Buffers
@@ -159,20 +161,21 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
 class BlockCall:
     """One call of one block: its input states, and the means to run it for all images, some, or none."""
 
-    __slots__ = ("_args", "_buffers", "_forward", "_kwargs", "block", "states")
+    __slots__ = ("_args", "_buffers", "_forward", "_given", "_kwargs", "block", "states")
 
     def __init__(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.block, self._forward, self._args, self._kwargs = block, forward, args, kwargs
         encoder = None
         if block.encoder_result is not None:
             encoder = block.argument(block.encoder_argument, args, kwargs)
-        self.states = States(block.argument(block.hidden_argument, args, kwargs), encoder)
+        self._given = States(block.argument(block.hidden_argument, args, kwargs), encoder)
+        self.states = self._turned(self._given)
         self._buffers: Buffers | None = None
 
     def watch(self, buffers: Buffers) -> None:
         """Look after what is done to the memory of the block's streams, so that they may be kept."""
         self._buffers = buffers
-        buffers.take(self.states)
+        buffers.take(self._given)
 
     @property
     def handed(self) -> bool:
@@ -183,6 +186,15 @@ class BlockCall:
     def overwritten(self) -> bool:
         """Whether they are what the block before gave, but written into since."""
         return self._buffers is not None and self._buffers.overwritten
+
+    @property
+    def refused(self) -> str | None:
+        """What to do instead of giving the block a key-value cache that is in use; None if it was given none."""
+        for name, instead in self.block.spec.without.items():
+            cache = self.block.argument(name, self._args, self._kwargs)
+            if cache is not None and getattr(cache, "mode", "") is not None:  # GLM-Image's has no mode when unused
+                return f"{name}: {instead}"
+        return None
 
     @property
     def batch(self) -> int:
@@ -213,6 +225,7 @@ class BlockCall:
 
     def pack(self, states: States) -> Any:
         """States in the block's own result format."""
+        states = self._turned(states)
         if self._buffers is not None:
             states = self._buffers.give(states)
         if self.block.encoder_result is None:
@@ -228,18 +241,20 @@ class BlockCall:
         return self._unpack(self._buffers.run(self.block, self._forward, args, kwargs))
 
     def _take(self, name: str, value: Any, rows: list[int]) -> Any:
-        """The images ``rows`` of one argument, as the model's table says."""
-        block = self.block
-        if name in (block.hidden_argument, block.encoder_argument, *block.spec.batched):
-            return _take(value, rows, self.batch)
-        if value and (keys := block.spec.nested.get(name)):
-            return value | {key: _take(value[key], rows, self.batch) for key in keys if key in value}
-        return value
+        stream = name in (self.block.hidden_argument, self.block.encoder_argument)
+        return argument_of_rows(self.block.spec, name, value, rows, self.batch, stream)
 
     def _unpack(self, output: Any) -> States:
         if self.block.encoder_result is None:
-            return States(output[self.block.hidden_result] if isinstance(output, tuple) else output, None)
-        return States(output[self.block.hidden_result], output[self.block.encoder_result])
+            hidden = output[self.block.hidden_result] if isinstance(output, tuple) else output
+            return self._turned(States(hidden, None))
+        return self._turned(States(output[self.block.hidden_result], output[self.block.encoder_result]))
+
+    def _turned(self, states: States) -> States:
+        """From the block's order of dimensions to ours, and back: views, or the states themselves if it is the same."""
+        if self.block.hidden_argument not in self.block.spec.tokens_first:
+            return states
+        return States(states.hidden.transpose(0, 1), states.encoder)
 
 
 def _knows_rows_by_place(block: nn.Module) -> bool:
@@ -248,19 +263,3 @@ def _knows_rows_by_place(block: nn.Module) -> bool:
     Asked at every call: pipelines exchange the processors while they run.
     """
     return any(isinstance(getattr(module, "processor", None), _BY_PLACE) for module in block.modules())
-
-
-def _take(value: Any, rows: list[int], batch: int) -> Any:
-    """The entries of the images ``rows``; of several entries per image, stacked batch after batch, all of them.
-
-    By slices: an index tensor would have to travel to the device, and the host would wait for it at every block.
-    """
-    if isinstance(value, torch.Tensor):
-        repeats, rest = divmod(value.shape[0] if value.ndim else 0, batch)
-        if rest or not repeats:
-            return value
-        parts = [value[k : k + 1] for start in range(0, repeats * batch, batch) for k in (start + row for row in rows)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-    if isinstance(value, tuple | list):
-        return type(value)(_take(item, rows, batch) for item in value)
-    return value

@@ -30,28 +30,19 @@ from cache_core.signatures import parameters_of
 __all__ = ["CallInputs", "FailedCall", "StepCalls", "call_inputs"]
 
 #: The arguments' names over all supported transformers.
-_TIMESTEP = ("timestep", "t")
+_TIMESTEP = ("timestep", "t", "timesteps")
 _LATENTS = ("hidden_states", "x")
 #: What may change between the calls of a step. Not what ControlNet adds: it changes from step to step, too.
 _CONDITIONING = (
-    "encoder_hidden_states",
-    "pooled_projections",
-    "cap_feats",
-    "class_labels",
-    "encoder_hidden_states_image",
-    "image_embeds",
-    "encoder_hidden_states_2",
-    "encoder_attention_mask",
-    "encoder_attention_mask_2",
-    "encoder_hidden_states_mask",
-    "attention_mask",
-    "guidance",
-    "siglip_feats",
-    "control_hidden_states",
-    "added_cond_kwargs",
-    "joint_attention_kwargs",
-    "attention_kwargs",
-)
+    "encoder_hidden_states", "encoder_hidden_states_2", "encoder_hidden_states_t5", "encoder_hidden_states_llama3",
+    "audio_encoder_hidden_states", "pooled_projections", "pooled_embeds", "cap_feats", "text_bth", "text_lens",
+    "input_ids", "class_labels", "encoder_hidden_states_image", "image_embeds", "image_cond_hidden_states",
+    "siglip_feats", "control_hidden_states", "prior_token_id", "prior_token_drop", "encoder_attention_mask",
+    "encoder_attention_mask_2", "encoder_hidden_states_mask", "encoder_mask", "attention_mask", "guidance",
+    "added_cond_kwargs", "joint_attention_kwargs", "attention_kwargs",
+    # LTX-2 is guided by its own text, once more in another way.
+    "isolate_modalities", "spatio_temporal_guidance_blocks", "perturbation_mask",
+)  # fmt: skip
 
 
 class CallInputs(NamedTuple):

@@ -37,7 +37,8 @@ class _PassBy:
         self.given, self._in_session = given, in_session
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return module(*args, **kwargs) if self._in_session(module) else self.given(module, *args, **kwargs)
+        block = getattr(module, "__self__", module)  # PRX gives a block's `__call__`
+        return module(*args, **kwargs) if self._in_session(block) else self.given(module, *args, **kwargs)
 
 
 class _Checkpointed:

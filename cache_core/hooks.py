@@ -26,7 +26,7 @@ from cache_core.given import Given, given_to
 from cache_core.ownership import call_of, innermost, running
 from cache_core.placement import Placement
 from cache_core.session import Session
-from cache_core.stacks import block_modules
+from cache_core.stacks import block_modules, without_wrapper
 from cache_core.walking import registries
 
 __all__ = ["Attachment", "attachment_of"]
@@ -148,7 +148,7 @@ class Attachment:
             transformer,
             lambda module: (
                 (self.session is not None or running(transformer) is not None)
-                and any(module is own.module for own in self.blocks)
+                and any(without_wrapper(module) is own.module for own in self.blocks)
             ),
         )
         self._hooks = [_BlockHook(self, block) for block in self.blocks]

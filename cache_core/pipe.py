@@ -67,7 +67,8 @@ def apply_cache_on_pipe(
     """Cache every later call of ``pipe``. Calling it again replaces the options.
 
     Args:
-        pipe: a diffusers pipeline with a ``transformer`` (and perhaps a ``transformer_2``).
+        pipe: a diffusers pipeline with a ``transformer``, and perhaps a ``transformer_2`` (Wan 2.2) or an
+            ``unconditional_transformer`` (Ideogram 4).
         cache_type: the method; ``CacheType.NONE`` computes everything but still reports.
         group: ranks that decide together; None = those that ParaAttention (or diffusers) splits the transformer over,
             looked up at every call, so ``parallelize_pipe`` may come before or after.
@@ -203,7 +204,7 @@ def _check_is_pipeline(pipe: object, function: str) -> None:
 
 def _transformers(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
-    for name in ("transformer", "transformer_2"):
+    for name in ("transformer", "transformer_2", "unconditional_transformer"):
         module = getattr(pipe, name, None)
         # One module may have both parts: its steps are counted once, under the first name.
         if isinstance(module, nn.Module) and unwrap_compiled(module) not in map(unwrap_compiled, found.values()):

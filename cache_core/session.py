@@ -230,12 +230,17 @@ def shapes_of(call: BlockCall) -> Shapes:
 
 
 def check_due(blocks: Sequence[Block], number: int, call: BlockCall) -> None:
-    """Raise RuntimeError where a block is not the one that comes next."""
+    """Raise RuntimeError where a block is not the one that comes next, or is given what no step may skip."""
     if call.block.index != number:
         expected = blocks[min(number, len(blocks) - 1)].name
         raise RuntimeError(
             f"block {call.block.name} was called where {expected} was due: the cache needs every block of a step, "
             "in order (skip-layer guidance and the like need `type: none`)"
+        )
+    if refused := call.refused:
+        raise RuntimeError(
+            f"block {call.block.name} is given a key-value cache, which fills while blocks run, so that none may be "
+            f"skipped ({refused}, or use `type: none`)"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from cache_core.block_specs import BLOCKS, STACKS
+from cache_core.block_specs import BLOCKS, STACKS, WRAPPERS
 
 __all__ = ["block_modules", "stacks", "without_wrapper"]
 
@@ -27,9 +27,11 @@ def stacks(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 def without_wrapper(module: nn.Module) -> nn.Module:
     """The block inside what somebody put around it (an adapter, ``torch.compile(block)``, FSDP); else ``module``.
 
-    The wrapper itself runs in every step; diffusers' own modules are blocks, never wrappers.
+    The wrapper itself runs in every step; diffusers' own modules are blocks, but for those known to be wrappers.
     """
-    if type(module).__name__ in BLOCKS or type(module).__module__.startswith("diffusers."):
+    kind = type(module)
+    diffusers_own = kind.__module__.startswith("diffusers.") and kind.__name__ not in WRAPPERS
+    if kind.__name__ in BLOCKS or diffusers_own:
         return module
     inner = [found for child in module.children() if type(found := without_wrapper(child)).__name__ in BLOCKS]
     return inner[0] if len(inner) == 1 else module

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cache_core.block_specs import models_table
+from cache_core.supported import models_table
 from raycache.metrics import SPECS
 from raycache.settings import AppSettings
 

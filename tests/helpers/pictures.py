@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,14 @@ class Pictures:
 
     def times(self, scale: float = 1.0) -> Tensor:
         return torch.tensor([scale * (0.9 - 0.1 * (seed % 5)) for seed in self.seeds])
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How to build one class small, and what to call it with. A name ``Class+form`` is another form of ``Class``."""
+
+    config: dict[str, Any]
+    inputs: Callable[[Pictures], dict[str, Any]]
 
 
 def _normal(seed: int, shape: tuple[int, ...]) -> Tensor:

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import diffusers
 import torch
 
-from tests.helpers import pictures
-from tests.helpers.pictures import Pictures
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """How to build one class small, and what to call it with. A name ``Class+form`` is another form of ``Class``."""
-
-    config: dict[str, Any]
-    inputs: Callable[[Pictures], dict[str, Any]]
+from tests.helpers import pictures, tiny_images, tiny_other_images, tiny_other_videos, tiny_videos
+from tests.helpers.pictures import Pictures, Tiny
 
 
 def build(name: str) -> torch.nn.Module:
@@ -36,8 +24,10 @@ def build(name: str) -> torch.nn.Module:
 
 def call(model: torch.nn.Module, name: str, pictures: Pictures) -> torch.Tensor:
     """One step; the prediction as one tensor with a row per image."""
-    output = model(**TINY[name].inputs(pictures)).sample
-    return torch.stack(output) if isinstance(output, list) else output
+    output = model(**TINY[name].inputs(pictures))
+    if (audio := output.get("audio_sample")) is not None:
+        return torch.cat([output.sample.flatten(1), audio.flatten(1)], dim=1)
+    return torch.stack(output.sample) if isinstance(output.sample, list) else output.sample
 
 
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
@@ -229,3 +219,4 @@ TINY: dict[str, Tiny] = {
         _HEADS | {"num_layers": 4, "sample_size": 8, "norm_num_groups": 4, "num_embeds_ada_norm": 1000}, pictures.dit
     ),
 }
+TINY |= tiny_images.TINY | tiny_videos.TINY | tiny_other_images.TINY | tiny_other_videos.TINY

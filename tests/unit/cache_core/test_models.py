@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from cache_core import (
     CacheReport,
@@ -156,10 +154,14 @@ def test_the_table_names_every_batched_argument(models, name, monkeypatch):
         def spy(*args: Any, _block=block, _forward=forward, **kwargs: Any) -> Any:
             named = dict(zip(_block.parameters, args, strict=False)) | kwargs
             assert not any(seven(value) for value in args[len(_block.parameters) :])
-            assert seven(named[_block.hidden_argument])
+            turned = _block.spec.tokens_first
+            assert seven(named[_block.hidden_argument], int(_block.hidden_argument in turned))
             streams = {_block.hidden_argument, _block.encoder_argument}
             for key, value in named.items():
-                if isinstance(value, dict):
+                if key in turned:
+                    assert seven(value, 1), (_block.name, key)
+                    seen.add((type(_block.module).__name__, key))
+                elif isinstance(value, dict):
                     batched = {k for k, item in value.items() if seven(item)}
                     assert batched <= set(_block.spec.nested.get(key, ())), (_block.name, key, batched)
                 elif seven(value) and key not in streams:
@@ -172,18 +174,21 @@ def test_the_table_names_every_batched_argument(models, name, monkeypatch):
     assert seen
 
 
-def seven(value: Any) -> bool:
+def seven(value: Any, dim: int = 0) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.ndim > 0 and value.shape[0] % 7 == 0
-    return isinstance(value, tuple | list) and any(seven(item) for item in value)
+        return value.ndim > dim and value.shape[dim] % 7 == 0
+    return isinstance(value, tuple | list) and any(seven(item, dim) for item in value)
 
 
-def test_the_table_names_arguments_that_exist():
-    registered = {cls.__name__: cls for cls in TransformerBlockRegistry._registry}
-    for name, spec in BLOCKS.items():
-        if name in registered:
-            parameters = inspect.signature(registered[name].forward).parameters
-            assert {*spec.batched, *spec.nested} <= set(parameters), name
+def test_the_table_names_arguments_that_exist_of_blocks_that_are_tested(models):
+    described = set()
+    for block in (block for model in models.values() for block in find_blocks(model)):
+        spec = block.spec
+        named = {*spec.batched, *spec.nested, *spec.with_shared, *spec.tokens_first, *spec.without}
+        streams = {block.hidden_argument, *([] if block.encoder_result is None else [block.encoder_argument])}
+        assert named | streams <= set(block.parameters), type(block.module).__name__
+        described.add(type(block.module).__name__)
+    assert described == set(BLOCKS)
 
 
 @pytest.mark.parametrize("name", ["SD3Transformer2DModel", "ZImageTransformer2DModel"])
