@@ -1,0 +1,138 @@
+"""Every transformer class that can be split, over two gloo ranks: as one rank, with the cache and without it; and the
+self-check at load stops what would be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from raycache.worker.split_roads import SPLITS
+from tests.helpers.ranks import run_ranks
+
+METHODS: dict[str, dict[str, Any]] = {
+    "FBCache": {"warmup_steps": 1, "residual_diff_threshold": 0.2},
+    "DBPrune": {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 1, "residual_diff_threshold": 0.2},
+}
+STEPS = 4
+#: 23 % off, and nothing says so but the check.
+PLAN_ALONE = "SD3 with a plan alone"
+
+
+def _steps(model: torch.nn.Module, name: str) -> torch.Tensor:
+    """Every step's prediction for three images, one of which moves much."""
+    from tests.helpers.pictures import Pictures
+    from tests.helpers.tiny_transformers import TINY
+
+    outputs = []
+    for step in range(STEPS):
+        inputs = TINY[name].inputs(Pictures((1, 2, 3), (0.01, 1.0, 0.01), step))
+        if name.startswith("Flux2"):  # as its pipeline has them
+            inputs |= {key: inputs[key][None].repeat(3, 1, 1) for key in ("img_ids", "txt_ids")}
+        output = model(**inputs, return_dict=False)[0]
+        outputs.append(torch.stack(output) if isinstance(output, list) else output)
+    return torch.stack(outputs)
+
+
+def _drawn(model: Any, name: str, group: Any) -> dict[str, Any]:
+    from cache_core import cache_session
+
+    with torch.no_grad():
+        drawn: dict[str, Any] = {"uncached": _steps(model, name)}
+        for method, options in METHODS.items():
+            with cache_session(model, {"type": method, **options}, group=group) as report:
+                outputs = _steps(model, name)
+            decisions = [[(image.cached, image.pruned_blocks) for image in step.images] for step in report.steps]
+            drawn[method] = outputs, decisions
+    return drawn
+
+
+def _every_class(rank: int, world_size: int) -> dict[str, Any]:
+    from raycache.worker.context_parallel import parallelize
+    from tests.helpers.tiny_transformers import build
+
+    answers: dict[str, Any] = {}
+    for name in SPLITS:
+        alone, model = _drawn(build(name), name, None), build(name)
+        answers[name] = alone, _drawn(model, name, parallelize(model))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[dict[str, Any]]:
+    return run_ranks(2, _every_class, timeout=240)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_two_ranks_draw_and_decide_as_one(answers: list[dict[str, Any]], name: str):
+    for answer in answers:
+        alone, together = answer[name]
+        torch.testing.assert_close(together["uncached"], alone["uncached"], rtol=1e-4, atol=1e-4)
+        for method in METHODS:
+            (wanted, decided), (drawn, decisions) = alone[method], together[method]
+            assert decisions == decided
+            torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-4)
+            reused = {cached or bool(pruned) for step in decisions for cached, pruned in step}
+            assert reused == {True, False}, "both ways are taken"
+
+
+def _check(rank: int, world_size: int, case: str, dtype: torch.dtype) -> tuple[str, str]:
+    """Kind and text of what the start raises; empty if it goes on."""
+    from raycache.worker import split_roads
+    from raycache.worker.context_parallel import parallelize
+    from tests.helpers.tiny_transformers import build
+
+    name = "SD3Transformer2DModel" if case == PLAN_ALONE else "FluxTransformer2DModel"
+    model: Any = build(name).to(dtype)
+    if case == PLAN_ALONE:
+        plan = {"transformer_blocks.0": split_roads._BOTH, "proj_out": split_roads._WHOLE}
+        split_roads.SPLITS[name] = lambda transformer: split_roads.by_diffusers(transformer, plan)
+    elif case == "other weights on rank 1" and rank == 1:
+        model.transformer_blocks[0].attn.to_q.weight.mul_(1.5)
+    elif case == "fails":
+        split_roads.SPLITS[name] = lambda transformer: split_roads.by_diffusers(
+            transformer, {"proj_out": [None, split_roads._WHOLE]}
+        )
+    try:
+        parallelize(model, "A family")
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_check_stops_a_split_that_is_wrong_without_a_word(dtype: torch.dtype):
+    for kind, text in run_ranks(2, _check, PLAN_ALONE, dtype):
+        assert kind == "SplitWrong"
+        assert text.startswith("A family: SD3Transformer2DModel over 2 ranks is not what it is on one")
+        difference = float(text.split("differs by ")[1].split()[0])
+        assert difference > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_check_lets_a_split_pass_that_is_right(dtype: torch.dtype):
+    assert run_ranks(2, _check, "right", dtype) == [("", "")] * 2
+
+
+def test_ranks_with_other_weights_are_stopped_together():
+    kinds = [kind for kind, _ in run_ranks(2, _check, "other weights on rank 1", torch.float32)]
+    assert kinds == ["SplitWrong"] * 2
+
+
+def test_a_split_that_fails_is_told_by_name():
+    for kind, text in run_ranks(2, _check, "fails", torch.float32):
+        assert kind == "SplitWrong"
+        assert text.startswith("A family: FluxTransformer2DModel over 2 ranks failed in its first call")
+
+
+def test_the_group_is_the_one_of_all_ranks():
+    assert run_ranks(2, _group_of, timeout=60) == [[0, 1]] * 2
+
+
+def _group_of(rank: int, world_size: int) -> list[int]:
+    from raycache.worker.context_parallel import parallelize
+    from tests.helpers.tiny_transformers import build
+
+    return dist.get_process_group_ranks(parallelize(build("QwenImageTransformer2DModel")))
