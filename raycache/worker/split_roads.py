@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from cache_core.para_attention import repair_para_attention
 from cache_core.signatures import parameters_of
+from raycache.worker.fused_ulysses import fuse_ulysses
 
 __all__ = ["SPLITS", "by_diffusers", "by_para_attention"]
 
@@ -48,6 +49,7 @@ def by_diffusers(transformer: Any, plan: Mapping[str, Any] | None = None, whole:
         plan: what is split and put together where; None is the plan of the transformer's class.
         whole: patterns of names; attention below them has all tokens on every rank, and sends none.
     """
+    fuse_ulysses()
     ranks, device = dist.get_world_size(), transformer.device
     context = ContextParallelConfig(ulysses_degree=ranks)
     config = ParallelConfig(context_parallel_config=context)
