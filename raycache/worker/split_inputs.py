@@ -60,12 +60,13 @@ def _cogvideox(s: Source) -> Inputs:
     config = s.config
     frames, text = 2 * (config.patch_size_t or 1), s.text
     rows, columns = s.ranks * config.patch_size, 2 * config.patch_size  # ParaAttention splits the rows
-    if not config.use_rotary_positional_embeddings:
+    if config.use_learned_positional_embeddings or not config.use_rotary_positional_embeddings:
         text = config.max_text_seq_length  # positions are added to text and image as one sequence
     if config.use_learned_positional_embeddings:  # which were learned for videos of one size
         frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
         rows, columns = config.sample_height, config.sample_width
-    inputs = {"hidden_states": s.normal(1, frames, config.in_channels, rows, columns), "timestep": _time(500.0)}
+    latents = s.normal(1, frames, config.in_channels, rows, columns)
+    inputs: Inputs = {"hidden_states": latents, "timestep": _time(500.0)}
     if config.use_rotary_positional_embeddings:
         tokens = frames // (config.patch_size_t or 1) * rows * columns // config.patch_size**2
         angles = s.normal(tokens, config.attention_head_dim // 2).repeat_interleave(2, -1)

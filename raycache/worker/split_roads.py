@@ -14,10 +14,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.context_parallel import apply_context_parallel
-from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput, ParallelConfig
+from diffusers.models._modeling_parallel import (
+    ContextParallelConfig,
+    ContextParallelInput,
+    ContextParallelOutput,
+    ParallelConfig,
+)
 from torch.distributed.device_mesh import init_device_mesh
 
 from cache_core.para_attention import repair_para_attention
@@ -57,7 +61,7 @@ def by_diffusers(transformer: Any, plan: Mapping[str, Any] | None = None, whole:
     config.setup(dist.get_rank(), ranks, device, mesh=mesh)
     transformer._parallel_config = config
     for name, module in transformer.named_modules():
-        processor = getattr(module, "processor", None)
+        processor: Any = getattr(module, "processor", None)
         if hasattr(processor, "_parallel_config") and not any(fnmatch(name, pattern) for pattern in whole):
             processor._parallel_config = config
     apply_context_parallel(transformer, context, dict(transformer._cp_plan if plan is None else plan))
@@ -138,8 +142,9 @@ class _UlyssesAttention(ModelHook):
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         from para_attn.para_attn_interface import UnifiedAttnMode
 
+        forward: Any = self.fn_ref.original_forward  # looked up at each call: others may put a hook inside
         with UnifiedAttnMode(self._group):
-            return self.fn_ref.original_forward(*args, **kwargs)
+            return forward(*args, **kwargs)
 
 
 #: By the class name of the transformer. What is not here runs on one rank.

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from raycache.worker.split_roads import SPLITS
 from tests.helpers.ranks import run_ranks
@@ -19,6 +18,7 @@ METHODS: dict[str, dict[str, Any]] = {
 STEPS = 4
 #: 23 % off, and nothing says so but the check.
 PLAN_ALONE = "SD3 with a plan alone"
+RIGHT, OTHER_WEIGHTS, FAILS = "right", "other weights on rank 1", "fails in its first call"
 
 
 def _steps(model: torch.nn.Module, name: str) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_two_ranks_draw_and_decide_as_one(answers: list[dict[str, Any]], name: s
             assert reused == {True, False}, "both ways are taken"
 
 
-def _check(rank: int, world_size: int, case: str, dtype: torch.dtype) -> tuple[str, str]:
+def _check(rank: int, case: str, dtype: torch.dtype) -> tuple[str, str]:
     """Kind and text of what the start raises; empty if it goes on."""
     from raycache.worker import split_roads
     from raycache.worker.context_parallel import parallelize
@@ -86,53 +86,52 @@ def _check(rank: int, world_size: int, case: str, dtype: torch.dtype) -> tuple[s
 
     name = "SD3Transformer2DModel" if case == PLAN_ALONE else "FluxTransformer2DModel"
     model: Any = build(name).to(dtype)
-    if case == PLAN_ALONE:
-        plan = {"transformer_blocks.0": split_roads._BOTH, "proj_out": split_roads._WHOLE}
-        split_roads.SPLITS[name] = lambda transformer: split_roads.by_diffusers(transformer, plan)
-    elif case == "other weights on rank 1" and rank == 1:
-        model.transformer_blocks[0].attn.to_q.weight.mul_(1.5)
-    elif case == "fails":
-        split_roads.SPLITS[name] = lambda transformer: split_roads.by_diffusers(
-            transformer, {"proj_out": [None, split_roads._WHOLE]}
-        )
+    plans = {
+        PLAN_ALONE: {"transformer_blocks.0": split_roads._BOTH, "proj_out": split_roads._WHOLE},
+        FAILS: {"proj_out": [split_roads._WHOLE] * 2},
+    }
+    own = split_roads.SPLITS[name]
+    if case in plans:
+        split_roads.SPLITS[name] = lambda transformer: split_roads.by_diffusers(transformer, plans[case])
+    if case == OTHER_WEIGHTS and rank == 1:
+        model.transformer_blocks[0].attn.to_v.weight.mul_(1.5)
     try:
         parallelize(model, "A family")
     except Exception as error:
         return type(error).__name__, str(error)
+    finally:
+        split_roads.SPLITS[name] = own
     return "", ""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_check_stops_a_split_that_is_wrong_without_a_word(dtype: torch.dtype):
-    for kind, text in run_ranks(2, _check, PLAN_ALONE, dtype):
-        assert kind == "SplitWrong"
-        assert text.startswith("A family: SD3Transformer2DModel over 2 ranks is not what it is on one")
-        difference = float(text.split("differs by ")[1].split()[0])
-        assert difference > 0.1
+def _every_check(rank: int, world_size: int) -> dict[Any, tuple[str, str]]:
+    return {
+        (case, dtype): _check(rank, case, dtype)
+        for case in (PLAN_ALONE, RIGHT, OTHER_WEIGHTS, FAILS)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+
+
+@pytest.fixture(scope="module")
+def starts() -> list[dict[Any, tuple[str, str]]]:
+    return run_ranks(2, _every_check)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_check_lets_a_split_pass_that_is_right(dtype: torch.dtype):
-    assert run_ranks(2, _check, "right", dtype) == [("", "")] * 2
+class TestAStart:
+    def test_is_stopped_where_a_split_is_wrong_without_a_word(self, starts: Any, dtype: torch.dtype):
+        for kind, text in (start[PLAN_ALONE, dtype] for start in starts):
+            assert kind == "SplitWrong"
+            assert text.startswith("A family: SD3Transformer2DModel over 2 ranks is not what it is on one")
+            assert float(text.split("differs by ")[1].split()[0]) > 0.1
 
+    def test_goes_on_where_it_is_right(self, starts: Any, dtype: torch.dtype):
+        assert [start[RIGHT, dtype] for start in starts] == [("", "")] * 2
 
-def test_ranks_with_other_weights_are_stopped_together():
-    kinds = [kind for kind, _ in run_ranks(2, _check, "other weights on rank 1", torch.float32)]
-    assert kinds == ["SplitWrong"] * 2
+    def test_is_stopped_on_both_ranks_where_one_has_other_weights(self, starts: Any, dtype: torch.dtype):
+        assert [start[OTHER_WEIGHTS, dtype][0] for start in starts] == ["SplitWrong"] * 2
 
-
-def test_a_split_that_fails_is_told_by_name():
-    for kind, text in run_ranks(2, _check, "fails", torch.float32):
-        assert kind == "SplitWrong"
-        assert text.startswith("A family: FluxTransformer2DModel over 2 ranks failed in its first call")
-
-
-def test_the_group_is_the_one_of_all_ranks():
-    assert run_ranks(2, _group_of, timeout=60) == [[0, 1]] * 2
-
-
-def _group_of(rank: int, world_size: int) -> list[int]:
-    from raycache.worker.context_parallel import parallelize
-    from tests.helpers.tiny_transformers import build
-
-    return dist.get_process_group_ranks(parallelize(build("QwenImageTransformer2DModel")))
+    def test_that_fails_tells_the_name(self, starts: Any, dtype: torch.dtype):
+        for kind, text in (start[FAILS, dtype] for start in starts):
+            assert kind == "SplitWrong"
+            assert text.startswith("A family: FluxTransformer2DModel over 2 ranks failed in its first call: ")

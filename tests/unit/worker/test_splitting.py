@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -56,6 +58,12 @@ def other_form(name: str, config: dict[str, Any]) -> nn.Module:
 def test_each_class_that_is_split_has_inputs_for_the_check():
     assert SPLITS.keys() == INPUTS.keys()
     assert SPLITS.keys() <= TINY.keys()
+
+
+def test_the_document_tells_which_classes_are_split():
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    table = text.partition("**Several ranks**")[2].partition("Others run on one rank")[0]
+    assert sorted(re.findall(r"`(\w+DModel)`", table)) == sorted(SPLITS)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
