@@ -71,6 +71,16 @@ def _bria(transformer: Any) -> None:
     by_diffusers(transformer, {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE})
 
 
+def _cogvideox(transformer: Any) -> None:
+    """ParaAttention cuts places into latent frames; CogVideoX 1.5 has one place for several of them."""
+    if transformer.config.patch_size_t is not None:
+        raise ValueError(
+            f"{type(transformer).__name__} with patch_size_t (CogVideoX 1.5) gets wrong places of its tokens from "
+            "ParaAttention's adapter: it cannot be split; use one rank"
+        )
+    by_para_attention(transformer)
+
+
 def _hunyuan(transformer: Any) -> None:
     """HunyuanImage and HunyuanVideo. The text's refiner has the whole text on every rank."""
     if getattr(transformer.config, "image_condition_type", None) == "token_replace":
@@ -150,7 +160,7 @@ class _UlyssesAttention(ModelHook):
 #: By the class name of the transformer. What is not here runs on one rank.
 SPLITS: dict[str, Callable[[Any], None]] = {
     "BriaTransformer2DModel": _bria,
-    "CogVideoXTransformer3DModel": by_para_attention,
+    "CogVideoXTransformer3DModel": _cogvideox,
     "Flux2Transformer2DModel": by_para_attention,
     "FluxTransformer2DModel": by_para_attention,
     "HunyuanImageTransformer2DModel": _hunyuan,

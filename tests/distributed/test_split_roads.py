@@ -10,6 +10,7 @@ import torch
 
 from raycache.worker.split_roads import SPLITS
 from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny_forms import FORMS, other_form
 
 METHODS: dict[str, dict[str, Any]] = {
     "FBCache": {"warmup_steps": 1, "residual_diff_threshold": 0.2},
@@ -18,6 +19,8 @@ METHODS: dict[str, dict[str, Any]] = {
 STEPS = 4
 #: 23 % off, and nothing says so but the check.
 PLAN_ALONE = "SD3 with a plan alone"
+#: Its adapter deals out wrong places, without a word either.
+COGVIDEOX_1_5 = "CogVideoX 1.5 with ParaAttention's adapter"
 RIGHT, OTHER_WEIGHTS, FAILS = "right", "other weights on rank 1", "fails in its first call"
 
 
@@ -78,19 +81,30 @@ def test_two_ranks_draw_and_decide_as_one(answers: list[dict[str, Any]], name: s
             assert reused == {True, False}, "both ways are taken"
 
 
+def _model_of(case: str) -> tuple[str, Any]:
+    from tests.helpers.tiny_transformers import build
+
+    if case == COGVIDEOX_1_5:
+        name, config, _ = next(form for form in FORMS if "patch_size_t" in form[1])
+        return name, other_form(name, config)
+    name = "SD3Transformer2DModel" if case == PLAN_ALONE else "FluxTransformer2DModel"
+    return name, build(name)
+
+
 def _check(rank: int, case: str, dtype: torch.dtype) -> tuple[str, str]:
     """Kind and text of what the start raises; empty if it goes on."""
     from raycache.worker import split_roads
     from raycache.worker.context_parallel import parallelize
-    from tests.helpers.tiny_transformers import build
 
-    name = "SD3Transformer2DModel" if case == PLAN_ALONE else "FluxTransformer2DModel"
-    model: Any = build(name).to(dtype)
+    name, model = _model_of(case)
+    model = model.to(dtype)
     plans = {
         PLAN_ALONE: {"transformer_blocks.0": split_roads._BOTH, "proj_out": split_roads._WHOLE},
         FAILS: {"proj_out": [split_roads._WHOLE] * 2},
     }
     own = split_roads.SPLITS[name]
+    if case == COGVIDEOX_1_5:
+        split_roads.SPLITS[name] = split_roads.by_para_attention
     if case in plans:
         split_roads.SPLITS[name] = lambda transformer: split_roads.by_diffusers(transformer, plans[case])
     if case == OTHER_WEIGHTS and rank == 1:
@@ -107,7 +121,7 @@ def _check(rank: int, case: str, dtype: torch.dtype) -> tuple[str, str]:
 def _every_check(rank: int, world_size: int) -> dict[Any, tuple[str, str]]:
     return {
         (case, dtype): _check(rank, case, dtype)
-        for case in (PLAN_ALONE, RIGHT, OTHER_WEIGHTS, FAILS)
+        for case in (PLAN_ALONE, COGVIDEOX_1_5, RIGHT, OTHER_WEIGHTS, FAILS)
         for dtype in (torch.float32, torch.bfloat16)
     }
 
@@ -119,10 +133,12 @@ def starts() -> list[dict[Any, tuple[str, str]]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 class TestAStart:
-    def test_is_stopped_where_a_split_is_wrong_without_a_word(self, starts: Any, dtype: torch.dtype):
-        for kind, text in (start[PLAN_ALONE, dtype] for start in starts):
+    @pytest.mark.parametrize("case", [PLAN_ALONE, COGVIDEOX_1_5])
+    def test_is_stopped_where_a_split_is_wrong_without_a_word(self, starts: Any, dtype: torch.dtype, case: str):
+        name = _model_of(case)[0]
+        for kind, text in (start[case, dtype] for start in starts):
             assert kind == "SplitWrong"
-            assert text.startswith("A family: SD3Transformer2DModel over 2 ranks is not what it is on one")
+            assert text.startswith(f"A family: {name} over 2 ranks is not what it is on one")
             assert float(text.split("differs by ")[1].split()[0]) > 0.1
 
     def test_goes_on_where_it_is_right(self, starts: Any, dtype: torch.dtype):
@@ -135,3 +151,32 @@ class TestAStart:
         for kind, text in (start[FAILS, dtype] for start in starts):
             assert kind == "SplitWrong"
             assert text.startswith("A family: FluxTransformer2DModel over 2 ranks failed in its first call: ")
+
+
+def _every_form(rank: int, world_size: int) -> list[tuple[str, str]]:
+    from raycache.worker.context_parallel import parallelize
+
+    outcomes = []
+    for name, config, _ in FORMS:
+        try:
+            parallelize(other_form(name, config))
+            outcomes.append(("", ""))
+        except Exception as error:
+            outcomes.append((type(error).__name__, str(error)))
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def forms() -> list[list[tuple[str, str]]]:
+    return run_ranks(2, _every_form)
+
+
+@pytest.mark.parametrize("number", range(len(FORMS)), ids=lambda number: f"{FORMS[number][0]}-{number}")
+def test_other_forms_of_a_class_start_or_are_refused_by_name(forms: list[list[tuple[str, str]]], number: int):
+    _, config, _ = FORMS[number]
+    for kind, text in (outcome[number] for outcome in forms):
+        if "patch_size_t" in config:
+            assert kind == "ValueError"
+            assert "patch_size_t (CogVideoX 1.5)" in text
+        else:
+            assert (kind, text) == ("", "")
