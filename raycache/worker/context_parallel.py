@@ -1,39 +1,54 @@
-"""A transformer split over the ranks by ParaAttention, and the group its ranks share.
-
-Only ``parallelize_transformer`` is used: ``parallelize_pipe`` patches the pipeline's class. ParaAttention's repair for
-diffusers 0.42 is :mod:`cache_core.para_attention`.
-"""
+"""A transformer split over the ranks of its gang, checked against itself on one rank, and the group its ranks share."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 
 from cache_core import find_group
-from cache_core.para_attention import repair_para_attention as _mend
+from raycache.worker.split_check import call_alone, check_split
+from raycache.worker.split_roads import SPLITS
 
 __all__ = ["parallelize"]
 
+_logger = logging.getLogger("raycache.rank")
 
-def parallelize(transformer: nn.Module) -> dist.ProcessGroup:
+
+def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
     """Split the transformer's tokens over all ranks of the default group with Ulysses attention.
+
+    Args:
+        family: the model's, for errors.
 
     Returns:
         The context-parallel group, whose ranks decide together.
 
     Raises:
-        ValueError: the attention heads do not divide among the ranks.
+        ValueError: nothing is known of how to split this class, or its attention heads do not divide among the ranks.
+        SplitWrong: what all ranks compute together is not what one computes.
     """
-    from para_attn.context_parallel.diffusers_adapters import parallelize_transformer
-
-    config: Any = transformer.config  # diffusers types it as a dict, and reads its attributes
-    world, heads = dist.get_world_size(), config.num_attention_heads
+    world, name = dist.get_world_size(), type(transformer).__name__
+    split = SPLITS.get(name)
+    if split is None:
+        raise ValueError(
+            f"{name} cannot be split over {world} ranks: no way is known that keeps it right. Use one rank "
+            f"(parallel.ranks_per_replica: 1), or one of {', '.join(SPLITS)}"
+        )
+    heads = _heads(transformer)
     if heads % world:
         raise ValueError(f"{heads} attention heads do not divide among {world} ranks; use a divisor of {heads}")
-    _mend()
-    parallelize_transformer(transformer)
+    alone = call_alone(transformer, world)
+    split(transformer)
     group = find_group(transformer)
     assert group is not None
+    difference = check_split(transformer, alone, group, family or name)
+    _logger.info("%s over %d ranks: %.1e from one rank", name, world, difference)
     return group
+
+
+def _heads(transformer: nn.Module) -> int:
+    config: Any = transformer.config  # diffusers types it as a dict, and reads its attributes
+    return int(config.n_heads if hasattr(config, "n_heads") else config.num_attention_heads)

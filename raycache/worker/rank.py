@@ -90,7 +90,7 @@ class Rank:
         if self._world > 1:
             from raycache.worker.context_parallel import parallelize
 
-            self._group = parallelize(self._pipe.transformer)
+            self._group = parallelize(self._pipe.transformer, family_of(model.pipeline, kind).called)
         context = RankContext(
             self._pipe,
             family_of(model.pipeline, kind),

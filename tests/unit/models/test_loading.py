@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
 
 from cache_core.para_attention import mend_is_needed
 from raycache.models.source import ModelNotFound, prepare_model
 from raycache.settings import ModelSettings
-from raycache.worker.context_parallel import parallelize
 
 
 def test_a_hub_id_out_of_reach_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -56,14 +53,6 @@ def test_the_noise_model_is_built_once_and_known_as_noise(tmp_path: Path, monkey
     assert kind == "noise"
     assert built[0].parent == tmp_path
     assert prepare_model(ModelSettings(path=folder)) == (folder, "noise")
-
-
-def test_heads_that_do_not_divide_are_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    transformer = nn.Module()
-    transformer.config = type("Config", (), {"num_attention_heads": 3})
-    with pytest.raises(ValueError, match="3 attention heads do not divide among 2 ranks"):
-        parallelize(transformer)
 
 
 def test_the_repair_is_still_needed(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,142 @@
+"""Whether a split transformer still computes what it computed on one rank, asked once at load.
+
+A road may break with any version of diffusers or ParaAttention, and need not say so: SD3 with a plan alone is off by
+23 %. So the whole transformer is called on every rank before it is split, and on all of them together afterwards, with
+one small image (:mod:`raycache.worker.split_inputs`). It costs three calls of a few tokens each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from raycache.worker.split_inputs import INPUTS, Source
+
+__all__ = ["Alone", "SplitWrong", "call_alone", "check_split"]
+
+#: Relative differences that may always be, by dtype; bfloat16 and float16 have the last.
+_FLOOR = {torch.float64: 1e-4, torch.float32: 1e-4}
+_FLOOR_OF_HALF = 1e-2
+#: Ranks round in other places than one does. Up to this many times what rounding alone did, but never more than _MOST.
+_TIMES, _MOST = 3.0, 0.1
+_LATENTS = ("hidden_states", "x")
+
+
+class SplitWrong(RuntimeError):
+    """A transformer gives something else on all ranks together than on one."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one rank computed.
+
+    Attributes:
+        inputs: arguments of the transformer's forward, for one image.
+        output: its prediction.
+        tolerance: relative difference up to which another prediction counts as the same.
+    """
+
+    inputs: dict[str, Any]
+    output: torch.Tensor
+    tolerance: float
+
+
+def call_alone(transformer: Any, ranks: int) -> Alone:
+    """Call a transformer that is not split yet; no other rank is needed.
+
+    How far rounding can move the prediction differs between models and cannot be told from their dtype: bfloat16 moves
+    that of one with 57 blocks by more than 1 %. So it is measured, with latents that are changed in their last bit.
+
+    Args:
+        ranks: over how many it will be split.
+
+    Raises:
+        KeyError: there are no inputs for this class.
+        SplitWrong: the call failed, or gave zeros or what is not finite, with which nothing could be compared.
+    """
+    name = type(transformer).__name__
+    given = INPUTS[name](Source(transformer.config, ranks, torch.Generator().manual_seed(0)))
+    inputs = {key: _as(value, transformer) for key, value in given.items()}
+    try:
+        output = _call(transformer, inputs)
+    except Exception as error:
+        raise SplitWrong(
+            f"{name} cannot be called with inputs made from its config ({error}), so whether it is right on {ranks} "
+            "ranks cannot be told; use one rank"
+        ) from error
+    if not (bool(output.isfinite().all()) and bool(output.any())):
+        raise SplitWrong(
+            f"{name} predicts nothing but zeros, or something that is not finite, for small random inputs in "
+            f"{output.dtype}: whether it is right on {ranks} ranks cannot be told; use one rank"
+        )
+    nudged = {key: _nudged(value) if key in _LATENTS else value for key, value in inputs.items()}
+    rounding = _difference(_call(transformer, nudged), output)
+    tolerance = min(max(_FLOOR.get(output.dtype, _FLOOR_OF_HALF), _TIMES * rounding), _MOST)
+    return Alone(inputs, output, tolerance)
+
+
+def check_split(transformer: Any, alone: Alone, group: dist.ProcessGroup, family: str) -> float:
+    """Call the same transformer, which is split now, on all ranks of ``group``.
+
+    Args:
+        family: the model's, for the error.
+
+    Returns:
+        The largest relative difference on any rank, the same on all.
+
+    Raises:
+        SplitWrong: it is larger than the tolerance, on all ranks alike; or the call failed.
+    """
+    name, ranks = type(transformer).__name__, dist.get_world_size(group)
+    try:
+        output = _call(transformer, alone.inputs)
+    except Exception as error:
+        raise SplitWrong(f"{family}: {name} over {ranks} ranks failed in its first call: {error}") from error
+    own = _difference(output, alone.output)
+    seen = torch.tensor([own, own / alone.tolerance, alone.tolerance], device=alone.output.device)
+    dist.all_reduce(seen, dist.ReduceOp.MAX, group)
+    difference, times, tolerance = seen.tolist()
+    if times > 1:
+        raise SplitWrong(
+            f"{family}: {name} over {ranks} ranks is not what it is on one: a small image differs by {difference:.2g} "
+            f"of its size, and {tolerance:.2g} could be rounding. Its images would be wrong. Use one rank "
+            "(parallel.ranks_per_replica: 1), or versions of diffusers and para-attn that this release was tested with"
+        )
+    return difference
+
+
+@torch.no_grad()
+def _call(transformer: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """The prediction. Compiled blocks run uncompiled, or small shapes would be the first that they are compiled for."""
+    with torch.compiler.set_stance("force_eager"):
+        output = transformer(**inputs, return_dict=False)[0]
+    return torch.stack(output) if isinstance(output, list) else output
+
+
+def _difference(output: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative to what was wanted, over all elements; infinite if it cannot be told."""
+    if output.shape != wanted.shape:
+        return float("inf")
+    size = torch.linalg.vector_norm(wanted.float())
+    difference = float(torch.linalg.vector_norm(output.float() - wanted.float()) / size)
+    return difference if difference == difference else float("inf")
+
+
+def _nudged(value: Any) -> Any:
+    """Every other element larger by the least that its dtype can tell apart."""
+    if isinstance(value, list):
+        return [_nudged(part) for part in value]
+    sign = torch.arange(value.numel(), device=value.device).reshape(value.shape) % 2
+    return value * (1 + torch.finfo(value.dtype).eps * sign).to(value.dtype)
+
+
+def _as(value: Any, transformer: Any) -> Any:
+    """On the transformer's device and, if it has fractions, in its dtype."""
+    if isinstance(value, list | tuple):
+        return type(value)(_as(part, transformer) for part in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(transformer.device, transformer.dtype if value.is_floating_point() else None)
