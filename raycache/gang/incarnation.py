@@ -70,7 +70,7 @@ class Incarnation:
         self._number = 0
 
     def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, Capabilities]:
-        """Join the ranks, load the model, draw the declared warm-up shapes.
+        """Join the ranks, load the model, generate the declared warm-up shapes.
 
         Args:
             source: what was loaded in an earlier life; None = ask.
@@ -105,7 +105,7 @@ class Incarnation:
 
         Args:
             meanwhile: called again and again; returns in how many seconds it wants to be, at the latest.
-            cold: a draw of the warm-up.
+            cold: a job of the warm-up.
 
         Returns:
             What rank 0 says; all ranks say the same of what they do alike.
