@@ -154,11 +154,13 @@ class Incarnation:
         """How long the ranks may show no progress, wherever each is that has something to do."""
         known = [rank.known for rank in self._actors.detector.ranks]
         # Some ranks decode while others have nothing left to do, or wait for them in their next call.
-        places = {(each.jobs, each.phase) for each in known if each.phase != "idle"} or {((), known[0].phase)}
+        working = [each for each in known if each.phase != "idle"] or known[:1]
         drawing = list(self._drawing.values())
         return max(
-            self.timeouts.seconds([self._drawing[id] for id in ids if id in self._drawing] or drawing, phase, cold=cold)
-            for ids, phase in places
+            self.timeouts.seconds(
+                [self._drawing[id] for id in each.jobs if id in self._drawing] or drawing, each.phase, cold=cold
+            )
+            for each in working
         )
 
     def idle(self) -> None:
