@@ -64,6 +64,7 @@ bench-service: install
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.many_jobs
+	$(BIN)/python -m benchmarks.waits
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

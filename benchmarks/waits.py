@@ -195,7 +195,7 @@ def _draw(asked: list[Asked], path: Path) -> None:
     for caller in CALLERS:
         real, predicted = ([point[k] for point in points if point[2] == caller] for k in (0, 1))
         axes.scatter(real, predicted, s=18, label=caller)
-    axes.set(xlim=(0, most), ylim=(0, most), xlabel="seconds until the picture", ylabel="seconds told on admission")
+    axes.set(xlim=(0, most), ylim=(0, most), xlabel="seconds until the image", ylabel="seconds told on admission")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

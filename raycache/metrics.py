@@ -17,7 +17,7 @@ from raycache.protocol.job import GangStatus
 
 __all__ = ["SPECS", "IngressMetrics", "Metrics"]
 
-#: From a preview-sized picture on a GPU to a large one on a CPU.
+#: From a preview-sized image on a GPU to a large one on a CPU.
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 _RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _DIFFERENCES = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -32,7 +32,7 @@ class Metrics(Specified):
         "Requests by outcome (done, refused, aborted, failed) and cause (the error's code; empty when done).",
         ("outcome", "cause"),
     )
-    images = Spec(Counter, "raycache_images_total", "Pictures drawn.", ("method", "size"))
+    images = Spec(Counter, "raycache_images_total", "Images generated.", ("method", "size"))
     queue_seconds = Spec(
         Histogram,
         "raycache_queue_seconds",
@@ -95,13 +95,13 @@ class Metrics(Specified):
     retries = Spec(
         Counter,
         "raycache_retries_total",
-        "Jobs drawn again after a fault, by its kind (death, hang, error).",
+        "Jobs run again after a fault, by its kind (death, hang, error).",
         ("cause",),
     )
     fault_to_picture_seconds = Spec(
         Histogram,
         "raycache_fault_to_next_picture_seconds",
-        "Seconds from noticing a fault to the next picture.",
+        "Seconds from noticing a fault to the next image.",
         boundaries=_SECONDS,
     )
     collective_wait_seconds = Spec(
@@ -194,7 +194,7 @@ class IngressMetrics(Specified):
     ready = Spec(
         Gauge,
         "raycache_service_ready",
-        "1 while a request would be drawn or would wake an engine, as `/readyz` says, else 0.",
+        "1 while a request would be served or would wake an engine, as `/readyz` says, else 0.",
     )
 
     def answered(self, error: RequestError) -> None:

@@ -47,8 +47,8 @@ class ModelSettings(_Settings):
 class WarmupShape(_Settings):
     """A request run before the replica reports ready, so that no user pays for allocation or compilation."""
 
-    size: Size = Field(description="`WIDTHxHEIGHT` in pixels, drawn before ready.")
-    n: int = Field(default=1, ge=1, description="Pictures of that request: so many rows its transformer calls have.")
+    size: Size = Field(description="`WIDTHxHEIGHT` in pixels, generated before ready.")
+    n: int = Field(default=1, ge=1, description="Images of that request: so many rows its transformer calls have.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
 
 

@@ -79,7 +79,7 @@ class Scene:
 
     @property
     def mirrored(self) -> Scene:
-        """The same picture told from its other thing: "A left of B" is "B right of A". One thing is its own mirror."""
+        """The same image told from its other thing: "A left of B" is "B right of A". One thing is its own mirror."""
         if self.second is None or self.relation is None:
             return self
         return replace(self, first=self.second, relation=_MIRRORED[self.relation], second=self.first)

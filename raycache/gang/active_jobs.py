@@ -115,13 +115,15 @@ class ActiveJobs:
 
     def came(self, report: TickReport, timeouts: StepTimeouts) -> Iterator[tuple[JobHandle, JobOutput]]:
         """The oldest tick is done: tell everybody. Yields the jobs that are complete, to be ended."""
-        over = self._planner.came(report)
+        over = self._planner.came(report, time.monotonic())
         for id, events in report.progress.items():
             self._handles[id].tell(events)
         for call in report.calls:
             self._called(call, timeouts)
         for failure in report.failures:
             self._failed(failure)
+        if report.calls or report.started_s:  # images came with a tick that did others' work, too
+            self._others |= dict.fromkeys(report.outputs, True)
         for id, output in report.outputs.items():
             handle = self._handles[id]
             self._learn(handle, output, timeouts)

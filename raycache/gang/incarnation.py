@@ -70,7 +70,7 @@ class Incarnation:
         self._number = 0
 
     def assemble(self, source: ModelSource | None, timeout_s: float) -> tuple[ModelSource, Capabilities]:
-        """Join the ranks, load the model, draw the declared warm-up shapes.
+        """Join the ranks, load the model, generate the declared warm-up shapes.
 
         Args:
             source: what was loaded in an earlier life; None = ask.
@@ -105,7 +105,7 @@ class Incarnation:
 
         Args:
             meanwhile: called again and again; returns in how many seconds it wants to be, at the latest.
-            cold: a draw of the warm-up.
+            cold: a job of the warm-up.
 
         Returns:
             What rank 0 says; all ranks say the same of what they do alike.
@@ -131,7 +131,11 @@ class Incarnation:
             self._tick()
         self._sent.popleft()
         told = agreed([reports[rank] for rank in sorted(reports)])
-        over = [*tick.abort, *told.outputs, *(id for failure in told.failures for id in failure.jobs)]
+        over = [
+            *tick.abort,
+            *told.outputs,
+            *(id for failure in told.failures if failure.kind == "error" for id in failure.jobs),
+        ]
         for id in over:
             self._drawing.pop(id, None)
         return told
@@ -147,12 +151,17 @@ class Incarnation:
         return report
 
     def _patience_s(self, *, cold: bool) -> float:
-        """How long the ranks may show no progress, where the first is that has something to do."""
+        """How long the ranks may show no progress, wherever each is that has something to do."""
         known = [rank.known for rank in self._actors.detector.ranks]
-        # Some ranks decode while others have nothing left to do.
-        first = next((each for each in known if each.phase != "idle"), known[0])
-        jobs = [self._drawing[id] for id in first.jobs if id in self._drawing] or list(self._drawing.values())
-        return self.timeouts.seconds(jobs, first.phase, cold=cold)
+        # Some ranks decode while others have nothing left to do, or wait for them in their next call.
+        working = [each for each in known if each.phase != "idle"] or known[:1]
+        drawing = list(self._drawing.values())
+        return max(
+            self.timeouts.seconds(
+                [self._drawing[id] for id in each.jobs if id in self._drawing] or drawing, each.phase, cold=cold
+            )
+            for each in working
+        )
 
     def idle(self) -> None:
         """Look after the ranks while there is nothing to do.

@@ -110,6 +110,11 @@ class TickPlanner:
         last = self._sent[-1]
         return 0.0 if last.plan.seconds <= _LONG_S else max(0.0, last.at + last.plan.seconds - _AHEAD_S - now)
 
+    def _due_before(self, at: float) -> bool:
+        """Whether images that the next tick brings are due earlier."""
+        ends = (id for sent in self._sent for id in sent.plan.end)
+        return any(self._jobs[id].deadline < at for id in (*self._decoding, *ends) if id in self._jobs)
+
     def next(self, now: float) -> Tick | None:
         """The next tick to send; None if there is nothing to do, or enough under way."""
         if self.next_in_s(now) > 0:
@@ -121,6 +126,8 @@ class TickPlanner:
             ahead = tuple(job for job in ahead if job.id == self._alone[0] or (job.unwanted and not job.waiting))
         self._accounts = self._accounts.present({job.caller for job in ahead})
         planned = plan(ahead, self._costs, self._rules, self._accounts, now)
+        if self._due_before(now + planned.seconds):
+            planned = Plan(abort=planned.abort)  # images that are there must not wait for another's call
         if not planned.works and not planned.abort and (self._sent or not self._decoding):
             return None  # else an empty tick brings the images
         self._accounts = self._accounts.charged(planned.charges)
@@ -137,14 +144,17 @@ class TickPlanner:
         self._note()
         return tick
 
-    def came(self, report: TickReport) -> list[str]:
-        """The oldest tick under way is done, as all ranks say alike; ``report`` is rank 0's.
+    def came(self, report: TickReport, now: float) -> list[str]:
+        """The oldest tick under way is done at ``now``, as all ranks say alike; ``report`` is rank 0's.
 
         Returns:
             The jobs that are over by it.
         """
         sent = self._sent.popleft()
-        self._known, self._stale = sent.tick.number, bool(report.failures) or (self._stale and bool(self._sent))
+        if self._sent:
+            self._sent[0] = replace(self._sent[0], at=now)  # it begins only now
+        broken = any(failure.phase != "decode" for failure in report.failures)
+        self._known, self._stale = sent.tick.number, broken or (self._stale and bool(self._sent))
         if report.skipped:
             return []
         over = {*sent.tick.abort, *report.outputs}

@@ -24,7 +24,7 @@ class JobHandle:
         deadline: ``time.monotonic()`` after which the job is over, or None.
         caller, weight: whose it is, and what that caller weighs beside others, for fair shares.
         reason: why it shall be aborted, or None.
-        faults: how often ranks broke under it, while it was drawn with others and while it was drawn alone.
+        faults: how often ranks broke under it, while it was run with others and while it was run alone.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ class JobState:
         calls: transformer calls from beginning to end; with true CFG two per step.
         calls_done: None while it waits. A job with all calls done is still to be decoded.
         share: of the blocks, that it is expected to compute.
-        previews: small pictures that are decoded on the way.
+        previews: small images that are decoded on the way.
         unwanted: whoever asked for it does not want it any more.
     """
 

@@ -115,7 +115,7 @@ class Ingress:
                     if isinstance(event, RequestError):
                         failure = event
                         break
-                    # Drawn again elsewhere, it does not tell its first steps twice.
+                    # Run again elsewhere, it does not tell its first steps twice.
                     if isinstance(event, ProgressEvent):
                         if event.step <= steps:
                             continue

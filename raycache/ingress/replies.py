@@ -1,4 +1,4 @@
-"""From a body to its reply: JSON, the bytes of one picture, or a stream of events."""
+"""From a body to its reply: JSON, the bytes of one image, or a stream of events."""
 
 from __future__ import annotations
 

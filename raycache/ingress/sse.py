@@ -95,7 +95,7 @@ async def stream_events(
     """The events of one request as text.
 
     ``raycache.queued`` while it waits, ``raycache.progress`` after each step, ``image_generation.partial_image`` for
-    each preview of each picture, ``image_generation.completed`` for each picture; ``error`` in OpenAI's shape if the
+    each preview of each image, ``image_generation.completed`` for each image; ``error`` in OpenAI's shape if the
     job ends without, told to ``on_error``, too.
     """
     try:

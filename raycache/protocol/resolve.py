@@ -84,7 +84,7 @@ def check_model(asked: str | None, name: str) -> None:
 
 
 def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities) -> None:
-    """Refuse a deployment in which no request, or no request that names nothing, could be drawn.
+    """Refuse a deployment in which no request, or no request that names nothing, could be generated.
 
     Raises:
         ValueError: the model does not divide over the ranks, or the defaults break the limits.
@@ -139,7 +139,7 @@ def nearest_sizes(size: Size, *, side: int, ranks: int, max_pixels: int, count: 
     shrink = min(1.0, math.sqrt(max_pixels / max(1, size.pixels)))
     columns, rows = (max(1, round(length * shrink / side)) for length in (size.width, size.height))
     tokens = max_pixels // side**2
-    # Keep one side and move the other: both ways round, or a very long and thin picture finds nothing.
+    # Keep one side and move the other: both ways round, or a very long and thin image finds nothing.
     legal = {Size(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
     legal |= {Size(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
 
@@ -236,7 +236,7 @@ def _size(asked: str) -> Size:
 
 
 def _check_format(format: str, size: Size) -> None:
-    """A picture that cannot be encoded must not be drawn first."""
+    """An image that cannot be encoded must not be generated first."""
     if (longest := LONGEST_SIDE.get(format)) and max(size.width, size.height) > longest:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 

@@ -81,10 +81,10 @@ class GenerationRequest(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest:
-    """All that decides the pictures, checked and without a None; :func:`raycache.protocol.resolve.resolve` makes it.
+    """All that decides the images, checked and without a None; :func:`raycache.protocol.resolve.resolve` makes it.
 
     Attributes:
-        seed: of the first image; image k is drawn from seed + k.
+        seed: of the first image; image k is generated from seed + k.
         quality: what drew it was asked for by this word; ``auto`` where ``cache`` was given.
         timeout_s: seconds from arrival.
         partial_images: previews that a streaming call gets.
@@ -224,7 +224,7 @@ class QueuedEvent:
 
     Attributes:
         ahead: jobs that will be started before it, as predicted; None before an engine has taken it.
-        seconds_left: estimate until the picture is there; None before the engine knows.
+        seconds_left: estimate until the image is there; None before the engine knows.
     """
 
     ahead: int | None = None

@@ -28,8 +28,8 @@ class Job:
     Attributes:
         prompts: one image each, from seeds 0, 1, ...
         steps: denoising steps.
-        size: of each picture.
-        batch: pictures drawn at a time.
+        size: of each image.
+        batch: images generated at a time.
     """
 
     prompts: tuple[str, ...]

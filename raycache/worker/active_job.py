@@ -117,7 +117,7 @@ class ActiveJob:
             (job.prompt, len(rows)),
             lambda: family.encode(pipe, [job.prompt], rows, context.device, context.text_tokens),
         )
-        # Each picture has a generator of its own, on the CPU: its noise depends on its seed alone.
+        # Each image has a generator of its own, on the CPU: its noise depends on its seed alone.
         generators = [torch.Generator().manual_seed(image.seed) for image in job.images]
         self.latents = noise = family.noise(pipe, told, generators, job.size.height, job.size.width)
         if context.rank == 0:

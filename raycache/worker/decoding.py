@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ class Decoding:
     """Rows of a job that this rank decodes, perhaps none.
 
     Attributes:
+        rows: of the job, from 0.
         future: the images by row, uint8 [height, width, 3], and the seconds that it took.
     """
 
     name: str
     active: ActiveJob
+    rows: Sequence[int]
     future: Future[tuple[dict[int, np.ndarray], float]]
 
 
@@ -60,7 +63,21 @@ class Decoder:
         else:
             ready = torch.cuda.current_stream().record_event() if self._stream is not None else None
             future = self._pool.submit(self._beside, active, rows, ready)
-        self.begun.append(Decoding(active.job.id, active, future))
+        self.begun.append(Decoding(active.job.id, active, rows, future))
+
+    def result(self, decoding: Decoding) -> tuple[dict[int, np.ndarray], float]:
+        """Images by row, and the seconds they took; waits for them.
+
+        Raises:
+            Exception: what decoding raised.
+        """
+        try:
+            return decoding.future.result()
+        except torch.OutOfMemoryError:
+            if self._pool is None:
+                raise
+            # Beside a call there was no room for it; now no call runs.
+            return self._images(decoding.active, decoding.rows)
 
     def take(self) -> list[Decoding]:
         """What was begun, which is then forgotten."""
@@ -74,7 +91,11 @@ class Decoder:
         with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
             if self._stream is not None and ready is not None:
                 self._stream.wait_event(ready)
-            return self._images(active, rows)
+            try:
+                return self._images(active, rows)
+            except Exception as error:
+                traceback.clear_frames(error.__traceback__)  # which hold activations, while a call needs the memory
+                raise
 
     def _images(self, active: ActiveJob, rows: Sequence[int]) -> tuple[dict[int, np.ndarray], float]:
         began = time.monotonic()

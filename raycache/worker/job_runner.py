@@ -70,6 +70,8 @@ class JobRunner:
             self._end(tick.end, told)
         except _BrokenOff:
             self._failed_in = tick.number
+            if self._context.overlaps:  # no rank may be late with the news, because it waits for its own images
+                self._decoder.begun[:0], before = before, []
         try:
             self._collect(before, told)
             if self._context.overlaps:
@@ -161,7 +163,7 @@ class JobRunner:
             name, active = decoding.name, decoding.active
             self._context.at("decode", [active])
             try:
-                told.decoded[name], told.decode_s[name] = decoding.future.result()
+                told.decoded[name], told.decode_s[name] = self._decoder.result(decoding)
             except Exception as error:
                 told.failures.append(self._failure(active, (name,), "error", error))
                 active.spans.end(type(error).__name__)

@@ -1,4 +1,4 @@
-"""Tasks that end in pictures: OpenAI's images API. A new one is a body and a route like these."""
+"""Tasks that end in images: OpenAI's images API. A new one is a body and a route like these."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ router = APIRouter(dependencies=[Depends(require_key)])
 async def generate(
     http: Request, body: Annotated[ImagesBody, Depends(json_body(ImagesBody))], context: InContext
 ) -> Response:
-    """Draw pictures."""
+    """Draw images."""
     return await drawn(http, body, context)

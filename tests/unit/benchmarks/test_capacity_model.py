@@ -84,6 +84,7 @@ def test_one_gang_against_the_exact_distribution(load):
     assert 0.99 * exact <= wait_p95(load / 10, 10.0, 1) <= exact + 0.3 * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gangs", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("load", [0.3, 0.5, 0.7, 0.9])
 def test_several_gangs_against_a_simulation(gangs, load):

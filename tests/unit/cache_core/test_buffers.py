@@ -121,6 +121,7 @@ def _patched(patch: Callable[[Forward], Forward]) -> nn.Module:
     return flux
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("patch", PATCHES)
 @pytest.mark.parametrize("method", METHODS)

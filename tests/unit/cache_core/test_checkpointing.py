@@ -42,6 +42,7 @@ def same(left, right):
         torch.testing.assert_close(gradient, right[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False], ids=["backward in the session", "after it"])
 @pytest.mark.parametrize("method", ALL)
 def test_gradients_are_those_of_the_session_without_checkpointing(method, inside):

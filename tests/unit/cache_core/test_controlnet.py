@@ -41,6 +41,7 @@ def _same_step_again_and_again(transformer: Any, job: Job) -> list[torch.Tensor]
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
 @pytest.mark.parametrize("method", METHODS)

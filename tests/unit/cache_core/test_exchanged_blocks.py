@@ -42,6 +42,7 @@ class _Adapter(nn.Module):
 EXCHANGES = {"copied": copy.deepcopy, "wrapped": _Adapter, "compiled": lambda b: torch.compile(b, backend="eager")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("when", ["before", "after", "inside"])
 def test_a_block_is_exchanged(pipe, expected, exchange, when):

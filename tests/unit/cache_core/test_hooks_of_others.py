@@ -157,6 +157,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_first", [True, False])
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("method", METHODS)

@@ -107,6 +107,7 @@ def test_a_call_that_failed_and_is_made_again_never_was(
         assert report.non_finite == single.non_finite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [0, 300, 700, 1000, 1250, None])
 @pytest.mark.parametrize("method", CACHING)
 def test_every_call_fails_once(method: str, memory: int | None):

@@ -81,6 +81,7 @@ def cuts(blocks: int) -> list[dict[str, int]]:
     ]
 
 
+@pytest.mark.slow
 @every_model
 def test_a_still_picture_comes_out_of_the_cache_as_it_was_computed(models, name):
     """Equal inputs at every step: what is reused must be what would have been computed, wherever the model is cut."""
@@ -122,6 +123,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow
 @every_model
 @pytest.mark.parametrize("options", METHODS, ids=["DBCache", "DBCache-partial-Bn", "FBCache-taylor", "DBPrune"])
 def test_pictures_that_disagree_equal_themselves_alone(models, name, options):

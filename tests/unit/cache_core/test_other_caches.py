@@ -163,6 +163,7 @@ def test_a_removed_cache_of_ours_is_none(pipe: FluxPipeline):
         draw(pipe)
 
 
+@pytest.mark.slow
 def test_cache_dits(folder: Path):
     """In a process of its own: cache-dit patches classes."""
     import subprocess

@@ -36,6 +36,7 @@ def _check(pipe: Any, wanted: dict[str, Any]) -> None:
     assert set(reasons[warmup or 1 :]) <= {"below", "threshold", "limit"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", APPLIED)
 def test_a_whole_example(name, deep):
     source, wanted = APPLIED[name]

@@ -29,6 +29,7 @@ class _OutOfMemoryError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("order", [0, 2])
 @pytest.mark.parametrize("step", [1, 2, 5])

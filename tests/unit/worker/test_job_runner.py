@@ -244,6 +244,34 @@ def test_images_are_not_lost_where_ticks_are_skipped(pipe: FluxPipeline):
     assert list(runner.tick(Tick(4, 3)).outputs) == ["a"]
 
 
+def test_a_tick_that_breaks_off_does_not_wait_for_images(pipe: FluxPipeline):
+    """Other ranks have none to wait for: this one would be late with the news."""
+    runner = runner_of(pipe, observer=Failing("bad", "denoise", step=2), overlaps=True)
+    runner.tick(Tick(0, start=(job("a", steps=1), job("bad", 1, 5)), calls=(("a", "bad"),)))
+    assert runner.tick(Tick(1, 0, calls=(("bad",),), end=("a",))).decoding == ["a"]
+    broken = runner.tick(Tick(2, 1, calls=(("bad",),)))
+    assert (len(broken.failures), broken.decoding, broken.outputs) == (1, ["a"], {})
+    assert list(runner.tick(Tick(3, 2)).outputs) == ["a"]
+
+
+def test_what_finds_no_memory_beside_a_call_is_decoded_after_it(pipe: FluxPipeline):
+    class Full(Observer):
+        tries = 0
+
+        def entered(self, job: Job, phase: str) -> None:
+            if phase == "decode":
+                self.tries += 1
+                if self.tries == 1:
+                    raise torch.OutOfMemoryError("on purpose")
+
+    observer = Full()
+    runner = runner_of(pipe, observer=observer, overlaps=True)
+    runner.tick(Tick(0, start=(job("a", steps=1),), calls=(("a",),)))
+    runner.tick(Tick(1, 0, end=("a",)))
+    told = runner.tick(Tick(2, 1))
+    assert (list(told.outputs), told.failures, observer.tries) == (["a"], [], 2)
+
+
 def test_only_rank_0_tells(pipe: FluxPipeline):
     drawn = draw(runner_of(pipe, rank=1), {job("a", preview_steps=(1,)): 0})
     assert (drawn.outputs, drawn.progress) == ({}, {})
