@@ -1,0 +1,94 @@
+"""Whole pipelines of many families, small and with random weights, as folders that diffusers loads.
+
+Their images and videos mean nothing, but depend on the prompt, the seed and every block, which is all that tests of a
+service need. Nothing is downloaded. ``python -m raycache.testing.tiny_models FAMILY FOLDER`` makes one, for
+``model.path`` of a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from raycache.demo.built import build_once
+from raycache.testing.tiny_models import flux
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["TINY_FAMILIES", "TinyFamily", "build_tiny"]
+
+_IMAGE: Mapping[str, Any] = {"height": 64, "width": 64}
+_T5: Mapping[str, Any] = {"max_sequence_length": 32}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """One kind of pipeline.
+
+    Attributes:
+        pipeline: class that ``model_index.json`` names.
+        make: builds it on the CPU in float32; its weights are drawn anew afterwards.
+        ask: arguments of a small request besides prompt, steps and generator, as the pipeline's call takes them.
+        pictures: arguments that take a picture of 64x64 pixels, which the request cannot do without.
+        slow: a request takes seconds whatever it asks for; ``ask`` cannot help it.
+    """
+
+    pipeline: str
+    make: Callable[[], DiffusionPipeline]
+    ask: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[str, ...] = ()
+    slow: bool = False
+
+
+#: By the name that :func:`build_tiny` takes.
+TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
+    {
+        "flux": TinyFamily("FluxPipeline", flux.flux, {**_IMAGE, **_T5}),
+        "flux-schnell": TinyFamily("FluxPipeline", flux.flux_schnell, {**_IMAGE, **_T5}),
+        "flux-kontext": TinyFamily(
+            "FluxKontextPipeline",
+            flux.flux_kontext,
+            # Else both pictures are of 1 megapixel, whatever their size.
+            {**_IMAGE, **_T5, "max_area": 64 * 64, "_auto_resize": False},
+            pictures=("image",),
+        ),
+        "flux-fill": TinyFamily(
+            "FluxFillPipeline", flux.flux_fill, {**_IMAGE, **_T5}, pictures=("image", "mask_image")
+        ),
+    }
+)
+
+
+def build_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write a small pipeline of ``family`` into ``folder``, or return at once when it is there already.
+
+    Args:
+        family: a key of :data:`TINY_FAMILIES`.
+        folder: where the model goes, complete or not at all; its parent is created.
+        seed: of the weights; the same family and seed give the same bytes. The global torch generator is left alone.
+
+    Returns:
+        ``folder``, which ``DiffusionPipeline.from_pretrained`` loads.
+
+    Raises:
+        ValueError: there is no such family.
+        FileExistsError: if ``folder`` holds something else, or a model of another family or seed.
+    """
+    if family not in TINY_FAMILIES:
+        raise ValueError(f"no tiny model of {family!r} is known; known are {', '.join(sorted(TINY_FAMILIES))}")
+    record = {"kind": "tiny", "family": family, "seed": seed}
+    return build_once(Path(folder), record, lambda to: _pipeline(TINY_FAMILIES[family], seed).save_pretrained(to))
+
+
+def _pipeline(family: TinyFamily, seed: int) -> Any:
+    import torch
+
+    from raycache.testing.tiny_models.weights import spread
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return spread(family.make())
