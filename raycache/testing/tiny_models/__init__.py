@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from raycache.demo.built import build_once
-from raycache.testing.tiny_models import flux
+from raycache.testing.tiny_models import flux, qwen_image, wan
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["TINY_FAMILIES", "TinyFamily", "build_tiny"]
 
 _IMAGE: Mapping[str, Any] = {"height": 64, "width": 64}
+_VIDEO: Mapping[str, Any] = {**_IMAGE, "num_frames": 5}
 _T5: Mapping[str, Any] = {"max_sequence_length": 32}
+#: Guidance by a second call of the transformer in each step.
+_TRUE_CFG: Mapping[str, Any] = {"negative_prompt": "grey", "true_cfg_scale": 4.0}
+_CFG: Mapping[str, Any] = {"negative_prompt": "grey", "guidance_scale": 4.0}
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,27 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         ),
         "flux-fill": TinyFamily(
             "FluxFillPipeline", flux.flux_fill, {**_IMAGE, **_T5}, pictures=("image", "mask_image")
+        ),
+        "qwen-image": TinyFamily("QwenImagePipeline", qwen_image.qwen_image, {**_IMAGE, **_TRUE_CFG}),
+        "qwen-image-edit": TinyFamily(
+            "QwenImageEditPipeline",
+            qwen_image.qwen_image_edit,
+            {**_IMAGE, **_TRUE_CFG},
+            pictures=("image",),
+            slow=True,
+        ),
+        "qwen-image-edit-plus": TinyFamily(
+            "QwenImageEditPlusPipeline",
+            qwen_image.qwen_image_edit_plus,
+            {**_IMAGE, **_TRUE_CFG},
+            pictures=("image",),
+            slow=True,
+        ),
+        "wan": TinyFamily("WanPipeline", wan.wan, {**_VIDEO, **_T5, **_CFG}),
+        "wan-2.2": TinyFamily("WanPipeline", wan.wan_2_2, {**_VIDEO, **_T5, **_CFG}),
+        "wan-ti2v": TinyFamily("WanPipeline", wan.wan_text_or_image_to_video, {**_VIDEO, **_T5, **_CFG}),
+        "wan-i2v": TinyFamily(
+            "WanImageToVideoPipeline", wan.wan_image_to_video, {**_VIDEO, **_T5, **_CFG}, pictures=("image",)
         ),
     }
 )

@@ -36,8 +36,11 @@ def spread(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def _draw(module: torch.nn.Module) -> None:
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
+    for name, parameter in module.named_parameters():
+        if name.endswith("norm_added_k.weight"):
+            # Some tens of words stand beside thousands of tokens of a picture to edit, and would be lost there.
+            torch.nn.init.constant_(parameter, 4.0)
+        elif parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         elif not bool(parameter.any()):
             torch.nn.init.normal_(parameter, std=0.1)

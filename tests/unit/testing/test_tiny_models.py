@@ -81,5 +81,5 @@ def test_a_folder_of_another_model_is_left_as_it_is(tmp_path: Path, capsys: pyte
 
 
 def test_an_unknown_family_is_told_which_there_are(tmp_path: Path):
-    with pytest.raises(ValueError, match="'flux3' is known; known are .*flux-fill"):
+    with pytest.raises(ValueError, match=r"'flux3' is known; known are .*flux-fill"):
         build_tiny("flux3", tmp_path)
