@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from raycache.demo.built import build_once
-from raycache.testing.tiny_models import flux, qwen_image, wan
+from raycache.testing.tiny_models import chroma, flux, flux2, ltx, qwen_image, stable_diffusion_3, wan, z_image
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,6 +24,7 @@ __all__ = ["TINY_FAMILIES", "TinyFamily", "build_tiny"]
 _IMAGE: Mapping[str, Any] = {"height": 64, "width": 64}
 _VIDEO: Mapping[str, Any] = {**_IMAGE, "num_frames": 5}
 _T5: Mapping[str, Any] = {"max_sequence_length": 32}
+_CHAT: Mapping[str, Any] = {"max_sequence_length": 64}
 #: Guidance by a second call of the transformer in each step.
 _TRUE_CFG: Mapping[str, Any] = {"negative_prompt": "grey", "true_cfg_scale": 4.0}
 _CFG: Mapping[str, Any] = {"negative_prompt": "grey", "guidance_scale": 4.0}
@@ -84,6 +85,15 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         "wan-i2v": TinyFamily(
             "WanImageToVideoPipeline", wan.wan_image_to_video, {**_VIDEO, **_T5, **_CFG}, pictures=("image",)
         ),
+        "z-image": TinyFamily("ZImagePipeline", z_image.z_image, {**_IMAGE, **_CFG, **_CHAT}),
+        "z-image-3-heads": TinyFamily("ZImagePipeline", z_image.z_image_3_heads, {**_IMAGE, **_CFG, **_CHAT}),
+        "sd3": TinyFamily("StableDiffusion3Pipeline", stable_diffusion_3.stable_diffusion_3, {**_IMAGE, **_T5, **_CFG}),
+        "flux2-klein": TinyFamily("Flux2KleinPipeline", flux2.flux2_klein, {**_IMAGE, **_CHAT}),
+        "flux2-klein-base": TinyFamily(
+            "Flux2KleinPipeline", flux2.flux2_klein_base, {**_IMAGE, **_CHAT, "guidance_scale": 4.0}
+        ),
+        "ltx": TinyFamily("LTXPipeline", ltx.ltx, {**_IMAGE, **_T5, **_CFG, "num_frames": 9}),
+        "chroma": TinyFamily("ChromaPipeline", chroma.chroma, {**_IMAGE, **_T5, **_CFG}),
     }
 )
 

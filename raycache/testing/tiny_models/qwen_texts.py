@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PaddleOCRVLProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen3Model
+    from transformers import (
+        PaddleOCRVLProcessor,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2Tokenizer,
+        Qwen3ForCausalLM,
+        Qwen3Model,
+    )
 
-__all__ = ["qwen3", "qwen_processor", "qwen_tokenizer", "qwen_vl"]
+__all__ = ["qwen3", "qwen3_causal", "qwen_processor", "qwen_tokenizer", "qwen_vl"]
 
 # Pipelines cut their instruction off by its number of tokens, so each of its words must be one token, as for Qwen.
 _INSTRUCTIONS = """
@@ -62,6 +68,13 @@ def qwen3(width: int = 32, layers: int = 3) -> Qwen3Model:
     from transformers import Qwen3Config, Qwen3Model
 
     return Qwen3Model(Qwen3Config(**_sizes(width, layers), head_dim=8))
+
+
+def qwen3_causal(width: int, layers: int) -> Qwen3ForCausalLM:
+    """As :func:`qwen3`, with the head that tells the next word, which is not used."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**_sizes(width, layers), head_dim=8, tie_word_embeddings=True))
 
 
 def qwen_vl(width: int = 32) -> Qwen2_5_VLForConditionalGeneration:

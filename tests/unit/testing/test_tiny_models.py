@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 
 from raycache.testing.tiny_models import TINY_FAMILIES, TinyFamily, build_tiny
 from raycache.testing.tiny_models.__main__ import main
 
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if family.slow else []) for name, family in TINY_FAMILIES.items()]
+SLOW = [name for name, family in TINY_FAMILIES.items() if family.slow]
+#: Where each picture to edit is enlarged to a megapixel, as these modules' own function says.
+ENLARGING = [pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus]
 
 
 def picture(kind: str) -> Image.Image:
@@ -41,7 +44,16 @@ def draw(pipe: Any, family: TinyFamily, prompt: str, seed: int, steps: int = 2) 
     return np.asarray(next(iter(pipe(**asked).values())), np.float32)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture
+def enlarged_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture to edit is enlarged to 128x128, which takes a hundredth of the time and is drawn by the same code."""
+    for module in ENLARGING:
+        true = module.calculate_dimensions
+        monkeypatch.setattr(module, "calculate_dimensions", lambda _, ratio, true=true: true(128 * 128, ratio))
+
+
+@pytest.mark.usefixtures("enlarged_less")
+@pytest.mark.parametrize("name", TINY_FAMILIES)
 def test_the_folder_loads_as_what_it_says_and_draws(name: str, tmp_path: Path):
     family = TINY_FAMILIES[name]
     folder = build_tiny(name, tmp_path / name)
@@ -59,6 +71,20 @@ def test_the_folder_loads_as_what_it_says_and_draws(name: str, tmp_path: Path):
     np.testing.assert_array_equal(draw(pipe, family, "a red circle", 7), one)
     for prompt, seed in (("a green square", 7), ("a red circle", 8)):
         assert np.abs(draw(pipe, family, prompt, seed) - one).max() > 0.01, f"nothing of {prompt!r}, {seed} is seen"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_a_picture_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str, tmp_path: Path):
+    family = TINY_FAMILIES[name]
+    pipe = DiffusionPipeline.from_pretrained(build_tiny(name, tmp_path / name))
+    tokens = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
+    )
+    one, other = (draw(pipe, family, prompt, 7) for prompt in ("a red circle", "a green square"))
+    assert set(tokens) == {16 + 4096}
+    assert np.abs(one - other).max() > 0.01
 
 
 def test_same_seed_same_bytes_and_the_global_generator_is_left_alone(tmp_path: Path):
