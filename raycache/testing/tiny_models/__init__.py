@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from raycache.demo.built import build_once
-from raycache.testing.tiny_models import chroma, flux, flux2, ltx, qwen_image, stable_diffusion_3, wan, z_image
+from raycache.testing.tiny_models import chroma, flux, flux2, hunyuan, ltx, qwen_image, stable_diffusion_3, wan, z_image
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -93,6 +93,12 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
             "Flux2KleinPipeline", flux2.flux2_klein_base, {**_IMAGE, **_CHAT, "guidance_scale": 4.0}
         ),
         "ltx": TinyFamily("LTXPipeline", ltx.ltx, {**_IMAGE, **_T5, **_CFG, "num_frames": 9}),
+        "hunyuan-video-1.5": TinyFamily(
+            "HunyuanVideo15Pipeline", hunyuan.hunyuan_video_15, {**_VIDEO, "negative_prompt": "grey"}
+        ),
+        "hunyuan-image": TinyFamily(
+            "HunyuanImagePipeline", hunyuan.hunyuan_image, {**_IMAGE, "negative_prompt": "grey"}
+        ),
         "chroma": TinyFamily("ChromaPipeline", chroma.chroma, {**_IMAGE, **_T5, **_CFG}),
     }
 )

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from transformers import (
         PaddleOCRVLProcessor,
         Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLTextModel,
         Qwen2Tokenizer,
         Qwen3ForCausalLM,
         Qwen3Model,
     )
 
-__all__ = ["qwen3", "qwen3_causal", "qwen_processor", "qwen_tokenizer", "qwen_vl"]
+__all__ = ["qwen3", "qwen3_causal", "qwen_processor", "qwen_tokenizer", "qwen_vl", "qwen_vl_text"]
 
 # Pipelines cut their instruction off by its number of tokens, so each of its words must be one token, as for Qwen.
 _INSTRUCTIONS = """
@@ -23,6 +24,10 @@ Describe the image by detailing the color, shape, size, texture, quantity, text,
 and background: Describe the key features of the input image (color, shape, size, texture, objects, background), then
 explain how the user's text instruction should alter or modify the image. Generate a new image that meets the user's
 requirements while maintaining consistency with the original input where appropriate.
+You are a helpful assistant. Describe the video by detailing the following aspects: 1. The main content and theme of the
+video. 2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects. 3. Actions, events,
+behaviors temporal relationships, physical movement changes of the objects. 4. background environment, light, style and
+atmosphere. 5. camera angles, movements, and transitions used in the video.
 """
 _STARTS = (
     "system",
@@ -81,10 +86,9 @@ def qwen_vl(width: int = 32) -> Qwen2_5_VLForConditionalGeneration:
     """Qwen2.5-VL, ``width`` channels, with a vision encoder of two blocks."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [1, 1, 2]}
     ids = {f"{name}_token_id": _id(f"<|{token}|>") for name, token in _VISION.items()}
     config = Qwen2_5_VLConfig(
-        text_config={**_sizes(width, 2), "rope_parameters": rope},
+        text_config=_vl_sizes(width),
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -96,6 +100,13 @@ def qwen_vl(width: int = 32) -> Qwen2_5_VLForConditionalGeneration:
         **ids,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen_vl_text(width: int = 32) -> Qwen2_5_VLTextModel:
+    """The part of Qwen2.5-VL that reads text."""
+    from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+
+    return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_vl_sizes(width)))
 
 
 def qwen_processor(tokenizer: Qwen2Tokenizer) -> PaddleOCRVLProcessor:
@@ -136,6 +147,11 @@ def _chain(word: str) -> Iterator[tuple[str, str]]:
 
 def _id(token: str) -> int:
     return _vocabulary()[0].index(token)
+
+
+def _vl_sizes(width: int) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [1, 1, 2]}
+    return _sizes(width, 3) | {"rope_parameters": rope}
 
 
 def _sizes(width: int, layers: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import (
+        ByT5Tokenizer,
         CLIPTextModel,
         CLIPTextModelWithProjection,
         CLIPTokenizer,
@@ -14,12 +15,25 @@ if TYPE_CHECKING:
         UMT5EncoderModel,
     )
 
-__all__ = ["CLIP_TOKENS", "T5_TOKENS", "clip", "clip_projected", "clip_tokenizer", "t5", "t5_tokenizer", "umt5"]
+__all__ = [
+    "BYTE_TOKENS",
+    "CLIP_TOKENS",
+    "T5_TOKENS",
+    "byte_tokenizer",
+    "clip",
+    "clip_projected",
+    "clip_tokenizer",
+    "t5",
+    "t5_tokenizer",
+    "umt5",
+]
 
 #: Of every prompt, CLIP's own number.
 CLIP_TOKENS = 77
 #: What T5's tokenizers say of themselves; pipelines pad to their own numbers unless told.
 T5_TOKENS = 64
+#: Tokens that ByT5's tokenizer knows.
+BYTE_TOKENS = 384
 
 _T5_PIECES = ("<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127)))
 
@@ -54,6 +68,13 @@ def t5_tokenizer() -> T5Tokenizer:
 
     pieces = [(piece, 0.0 if index < 3 else -1.0) for index, piece in enumerate(_T5_PIECES)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_TOKENS)
+
+
+def byte_tokenizer() -> ByT5Tokenizer:
+    """ByT5's own: a token for each byte."""
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer()
 
 
 def t5(width: int = 32, words: int = len(_T5_PIECES)) -> T5EncoderModel:
