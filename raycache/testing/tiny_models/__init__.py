@@ -14,7 +14,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from raycache.demo.built import build_once
-from raycache.testing.tiny_models import chroma, flux, flux2, hunyuan, ltx, qwen_image, stable_diffusion_3, wan, z_image
+from raycache.testing.tiny_models import (
+    chroma,
+    cogvideox,
+    flux,
+    flux2,
+    hunyuan,
+    ltx,
+    ltx2,
+    qwen_image,
+    sana,
+    stable_diffusion_3,
+    wan,
+    z_image,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,6 +41,13 @@ _CHAT: Mapping[str, Any] = {"max_sequence_length": 64}
 #: Guidance by a second call of the transformer in each step.
 _TRUE_CFG: Mapping[str, Any] = {"negative_prompt": "grey", "true_cfg_scale": 4.0}
 _CFG: Mapping[str, Any] = {"negative_prompt": "grey", "guidance_scale": 4.0}
+#: LTX-2's guidance by two further calls, one with other blocks, one with picture and sound apart.
+_NO_MORE_CALLS: Mapping[str, Any] = {
+    "stg_scale": 0.0,
+    "audio_stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "audio_modality_scale": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +119,9 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         "hunyuan-image": TinyFamily(
             "HunyuanImagePipeline", hunyuan.hunyuan_image, {**_IMAGE, "negative_prompt": "grey"}
         ),
+        "ltx2": TinyFamily("LTX2Pipeline", ltx2.ltx2, {**_IMAGE, **_T5, **_CFG, **_NO_MORE_CALLS, "num_frames": 9}),
+        "cogvideox": TinyFamily("CogVideoXPipeline", cogvideox.cogvideox, {**_IMAGE, **_T5, **_CFG, "num_frames": 9}),
+        "sana": TinyFamily("SanaPipeline", sana.sana, {**_IMAGE, **_T5, **_CFG, "use_resolution_binning": False}),
         "chroma": TinyFamily("ChromaPipeline", chroma.chroma, {**_IMAGE, **_T5, **_CFG}),
     }
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from raycache.testing.tiny_models.texts import t5, t5_tokenizer
 
 if TYPE_CHECKING:
@@ -41,12 +43,16 @@ def ltx() -> DiffusionPipeline:
 
 
 def _autoencoder() -> AutoencoderKLLTXVideo:
+    """Latents are scaled by numbers that a training would have found."""
     from diffusers import AutoencoderKLLTXVideo
 
-    return AutoencoderKLLTXVideo(
+    vae = AutoencoderKLLTXVideo(
         latent_channels=8,
         block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1, 1),
     )
+    torch.nn.init.normal_(vae.latents_mean, std=0.2)
+    torch.nn.init.uniform_(vae.latents_std, 0.5, 2.0)
+    return vae
