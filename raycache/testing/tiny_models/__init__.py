@@ -23,6 +23,7 @@ from raycache.testing.tiny_models import (
     ltx,
     ltx2,
     qwen_image,
+    qwen_image_21,
     sana,
     stable_diffusion_3,
     wan,
@@ -98,6 +99,12 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
             {**_IMAGE, **_TRUE_CFG},
             pictures=("image",),
             slow=True,
+        ),
+        "qwen-image-2.1": TinyFamily(
+            # With the keys and values that the pipeline keeps by itself, no cache of ours is possible.
+            "QwenImage21Pipeline",
+            qwen_image_21.qwen_image_21,
+            {**_IMAGE, **_TRUE_CFG, "use_kv_cache": False},
         ),
         "wan": TinyFamily("WanPipeline", wan.wan, {**_VIDEO, **_T5, **_CFG}),
         "wan-2.2": TinyFamily("WanPipeline", wan.wan_2_2, {**_VIDEO, **_T5, **_CFG}),

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
         Qwen2Tokenizer,
         Qwen3ForCausalLM,
         Qwen3Model,
+        Qwen3VLForConditionalGeneration,
     )
 
-__all__ = ["qwen3", "qwen3_causal", "qwen_processor", "qwen_tokenizer", "qwen_vl", "qwen_vl_text"]
+__all__ = ["qwen3", "qwen3_causal", "qwen3_vl", "qwen_processor", "qwen_tokenizer", "qwen_vl", "qwen_vl_text"]
 
 # Pipelines cut their instruction off by its number of tokens, so each of its words must be one token, as for Qwen.
 _INSTRUCTIONS = """
@@ -44,7 +45,9 @@ _SPECIAL = (
     *("<|video_pad|>", "<think>", "</think>"),
 )
 _CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
@@ -86,7 +89,6 @@ def qwen_vl(width: int = 32) -> Qwen2_5_VLForConditionalGeneration:
     """Qwen2.5-VL, ``width`` channels, with a vision encoder of two blocks."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    ids = {f"{name}_token_id": _id(f"<|{token}|>") for name, token in _VISION.items()}
     config = Qwen2_5_VLConfig(
         text_config=_vl_sizes(width),
         vision_config={
@@ -97,9 +99,29 @@ def qwen_vl(width: int = 32) -> Qwen2_5_VLForConditionalGeneration:
             "out_hidden_size": width,
             "fullatt_block_indexes": [1],
         },
-        **ids,
+        **_vision_ids(),
     )
     return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3_vl(width: int = 32) -> Qwen3VLForConditionalGeneration:
+    """Qwen3-VL, ``width`` channels, with a vision encoder of two blocks."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    config = Qwen3VLConfig(
+        text_config={**_vl_sizes(width), "head_dim": 8},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": width,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        **_vision_ids(),
+    )
+    return Qwen3VLForConditionalGeneration(config)
 
 
 def qwen_vl_text(width: int = 32) -> Qwen2_5_VLTextModel:
@@ -109,25 +131,27 @@ def qwen_vl_text(width: int = 32) -> Qwen2_5_VLTextModel:
     return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_vl_sizes(width)))
 
 
-def qwen_processor(tokenizer: Qwen2Tokenizer) -> PaddleOCRVLProcessor:
-    """Prepares text and pictures as Qwen2-VL's own processor does.
+def qwen_processor(tokenizer: Qwen2Tokenizer, patch: int = 14) -> PaddleOCRVLProcessor:
+    """Prepares text, and pictures in squares of ``patch`` pixels, as the processors of Qwen's models do.
 
-    That one has a part for videos which no pipeline here asks for, and which cannot be loaded without torchvision. This
+    Those have a part for videos which no pipeline here asks for, and which cannot be loaded without torchvision. This
     one has the same two other parts, and puts as many tokens for a picture into the text.
     """
     from transformers import PaddleOCRVLProcessor, Qwen2VLImageProcessor
 
     # Few patches of a picture are enough for a small encoder.
     pixels = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-    return PaddleOCRVLProcessor(image_processor=Qwen2VLImageProcessor(size=pixels), tokenizer=tokenizer)
+    images = Qwen2VLImageProcessor(size=pixels, patch_size=patch)
+    return PaddleOCRVLProcessor(image_processor=images, tokenizer=tokenizer, chat_template=_CHAT)
 
 
-_VISION = {
-    "image": "image_pad",
-    "video": "video_pad",
-    "vision_start": "vision_start",
-    "vision_end": "vision_end",
-}
+def _vision_ids() -> dict[str, int]:
+    return {
+        "image_token_id": _id("<|image_pad|>"),
+        "video_token_id": _id("<|video_pad|>"),
+        "vision_start_token_id": _id("<|vision_start|>"),
+        "vision_end_token_id": _id("<|vision_end|>"),
+    }
 
 
 def _vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
