@@ -115,6 +115,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         "z-image": TinyFamily("ZImagePipeline", z_image.z_image, {**_IMAGE, **_CFG, **_CHAT}),
         "z-image-3-heads": TinyFamily("ZImagePipeline", z_image.z_image_3_heads, {**_IMAGE, **_CFG, **_CHAT}),
         "sd3": TinyFamily("StableDiffusion3Pipeline", stable_diffusion_3.stable_diffusion_3, {**_IMAGE, **_T5, **_CFG}),
+        "flux2": TinyFamily("Flux2Pipeline", flux2.flux2, {**_IMAGE, "max_sequence_length": 256}),
         "flux2-klein": TinyFamily("Flux2KleinPipeline", flux2.flux2_klein, {**_IMAGE, **_CHAT}),
         "flux2-klein-base": TinyFamily(
             "Flux2KleinPipeline", flux2.flux2_klein_base, {**_IMAGE, **_CHAT, "guidance_scale": 4.0}

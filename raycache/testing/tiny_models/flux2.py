@@ -1,4 +1,4 @@
-"""FLUX.2: klein, distilled and not."""
+"""FLUX.2: dev, and klein, distilled and not."""
 
 from __future__ import annotations
 
@@ -6,40 +6,55 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raycache.testing.tiny_models.mistral_texts import mistral3, mistral_tokenizer
 from raycache.testing.tiny_models.qwen_texts import qwen3_causal, qwen_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLFlux2, DiffusionPipeline
 
-__all__ = ["flux2_klein", "flux2_klein_base"]
+__all__ = ["flux2", "flux2_klein", "flux2_klein_base"]
 
 _LATENTS = 4
 _TEXT = 16
-_LAYERS = 28  # the prompt is read after the 9th, the 18th and the 27th
+_KLEIN_LAYERS = 28  # the prompt is read after the 9th, the 18th and the 27th
+_DEV_LAYERS = 31  # and here after the 10th, the 20th and the 30th
+
+
+def flux2() -> DiffusionPipeline:
+    """Dev: guidance embedded."""
+    from diffusers import Flux2Pipeline
+
+    return Flux2Pipeline(
+        **_parts(guidance_embeds=True),
+        text_encoder=mistral3(_TEXT, _DEV_LAYERS),
+        tokenizer=mistral_tokenizer(),
+    )
 
 
 def flux2_klein() -> DiffusionPipeline:
     """Klein, distilled: no guidance."""
     from diffusers import Flux2KleinPipeline
 
-    return Flux2KleinPipeline(**_parts(), is_distilled=True)
+    return Flux2KleinPipeline(**_parts(), **_klein_texts(), is_distilled=True)
 
 
 def flux2_klein_base() -> DiffusionPipeline:
     """Klein before it was distilled: guidance by a second call."""
     from diffusers import Flux2KleinPipeline
 
-    return Flux2KleinPipeline(**_parts())
+    return Flux2KleinPipeline(**_parts(), **_klein_texts())
 
 
-def _parts() -> dict[str, Any]:
+def _klein_texts() -> dict[str, Any]:
+    return {"text_encoder": qwen3_causal(_TEXT, _KLEIN_LAYERS), "tokenizer": qwen_tokenizer()}
+
+
+def _parts(guidance_embeds: bool = False) -> dict[str, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         "vae": _autoencoder(),
-        "text_encoder": qwen3_causal(_TEXT, _LAYERS),
-        "tokenizer": qwen_tokenizer(),
         "transformer": Flux2Transformer2DModel(
             in_channels=4 * _LATENTS,
             num_layers=2,
@@ -48,7 +63,7 @@ def _parts() -> dict[str, Any]:
             attention_head_dim=16,
             joint_attention_dim=3 * _TEXT,
             axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
+            guidance_embeds=guidance_embeds,
         ),
     }
 
