@@ -155,7 +155,7 @@ class Stepper:
             with ExitStack() as stack:
                 stack.enter_context(joined(transformer, calls))
                 if hasattr(transformer, "cache_context"):  # other hooks than the cache's may ask for a name
-                    stack.enter_context(transformer.cache_context(first.handed.context))
+                    stack.enter_context(transformer.cache_context(first.handed.context, **first.handed.told))
                 output = transformer(**stacked)
                 parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
         return [ended for job, part in zip(jobs, parts, strict=True) if (ended := self._resume(job, part))]
