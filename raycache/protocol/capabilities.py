@@ -50,3 +50,7 @@ class Capabilities:
     frame_step: int = 0
     fps: float = 0.0
     previews: bool = True
+
+    def calls_per_step(self, guidance_scale: float, true_cfg_scale: float) -> int:
+        """Of the transformer, with this guidance."""
+        return 2 if true_cfg_scale > 1 or (self.cfg_calls and guidance_scale > 1) else 1

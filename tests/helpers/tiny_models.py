@@ -26,12 +26,22 @@ def _root() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="tiny-models-")
 
 
-@functools.cache
-def tiny_pipe(name: str) -> Any:
-    """The loaded pipeline, silent."""
-    pipe = DiffusionPipeline.from_pretrained(build_tiny(name, Path(_root().name, name)))
+def tiny_folder(name: str) -> Path:
+    """Built once a run."""
+    return build_tiny(name, Path(_root().name, name))
+
+
+def load_tiny(folder: Path) -> Any:
+    """A pipeline of one's own, silent."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@functools.cache
+def tiny_pipe(name: str) -> Any:
+    """One for all who leave it as it is."""
+    return load_tiny(tiny_folder(name))
 
 
 def tiny_job(name: str, task: Any, id: str = "1", seeds: tuple[int, ...] = (7,), steps: int = 2, **fields: Any) -> Job:
