@@ -90,9 +90,10 @@ def _hunyuan(transformer: Any) -> None:
         )
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
     plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
-    by_diffusers(transformer, plan, whole=("context_embedder*",))
+    # Before the plan's hooks: a later one runs first, and the first block's must have split the text by then.
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         HookRegistry.check_if_exists_or_initialize(block).register_hook(_JointMask(), "cp_joint_mask")
+    by_diffusers(transformer, plan, whole=("context_embedder*",))
 
 
 def _ltx(transformer: Any) -> None:
