@@ -31,6 +31,7 @@ class LimitSettings(Strict):
     max_pixels: int = Field(default=2048 * 2048, ge=256, description="Width x height of one image.")
     max_steps: int = Field(default=100, ge=1, description="`num_inference_steps`.")
     max_images: int = Field(default=4, ge=1, le=64, description="`n`.")
+    max_frames: int = Field(default=161, ge=1, description="Frames of a video.")
     max_prompt_characters: int = Field(default=4000, ge=1, description="Characters of `prompt`.")
     max_job_seconds: float | None = Field(
         default=None,
@@ -66,4 +67,8 @@ class DefaultSettings(Strict):
 
     size: Size = Field(default=Size(1024, 1024), description="`WIDTHxHEIGHT` in pixels.")
     num_inference_steps: int = Field(default=28, ge=1, description="Denoising steps.")
-    guidance_scale: float = Field(default=3.5, ge=0, le=100, description="Strength of the guidance embedding.")
+    guidance_scale: float = Field(default=3.5, ge=0, le=100, description="How closely to follow the prompt.")
+    negative_prompt: str = Field(default="", description="What to guide away from; for models that read one.")
+    true_cfg_scale: float = Field(
+        default=1.0, ge=1, le=100, description="Guidance by the negative prompt, for models whose own is embedded."
+    )

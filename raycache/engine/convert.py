@@ -19,6 +19,7 @@ from raycache.protocol.job import (
     JobOutput,
     Progress,
     Trace,
+    made_steps,
     one_per_seed,
 )
 from raycache.protocol.resolve import silent_cache
@@ -39,7 +40,7 @@ def job_of(
         watch: somebody wants to see previews.
         trace: of the request, where it is traced.
     """
-    steps = request.num_inference_steps
+    steps = made_steps(request.num_inference_steps, request.inputs.strength)
     job = Job(
         id=id,
         size=request.size,
@@ -48,11 +49,14 @@ def job_of(
             prompt=request.prompt,
             guidance_scale=request.guidance_scale,
             cache=request.cache,
+            negative_prompt=request.negative_prompt,
+            true_cfg_scale=request.true_cfg_scale,
         ),
-        num_inference_steps=steps,
+        num_inference_steps=request.num_inference_steps,
         preview_steps=preview_steps(steps, request.partial_images) if watch else (),
         request_id=request_id,
         trace=trace,
+        inputs=request.inputs,
     )
     return job, work_of(job)
 

@@ -37,6 +37,9 @@ class Work:
     Attributes:
         cache: one of cache_core's options models.
         previews: how often rank 0 decodes one while the others wait.
+        calls_per_step: of the transformer; two where a negative prompt has calls of its own.
+        num_frames: of a video; 1 for images.
+        inputs: pictures that it begins with.
     """
 
     size: Size
@@ -44,11 +47,28 @@ class Work:
     steps: int
     cache: Any
     previews: int = 0
+    calls_per_step: int = 1
+    num_frames: int = 1
+    inputs: int = 0
+
+    @property
+    def calls(self) -> int:
+        """Of the transformer."""
+        return self.steps * self.calls_per_step
 
 
 def work_of(job: Job) -> Work:
     """What ``job`` is to the gang."""
-    return Work(job.size, len(job.images), job.num_inference_steps, job.cache, previews=len(job.preview_steps))
+    return Work(
+        job.size,
+        len(job.images),
+        job.steps,
+        job.cache,
+        previews=len(job.preview_steps),
+        calls_per_step=1 if job.images[0].true_cfg_scale <= 1 else 2,
+        num_frames=job.inputs.num_frames,
+        inputs=len(job.inputs.pictures),
+    )
 
 
 class Costs(LearnedCallCosts):
@@ -61,7 +81,7 @@ class Costs(LearnedCallCosts):
     def __init__(self) -> None:
         super().__init__()
         self._shares = Shares()
-        self._text_tokens, self._token_side = _TEXT_TOKENS, _TOKEN_SIDE
+        self._text_tokens, self._token_side, self._frame_step = _TEXT_TOKENS, _TOKEN_SIDE, 0
         self._finished: OrderedDict[Work, tuple[int, float]] = OrderedDict()  # how many, and the fastest
         self._cold_s: dict[str, float] = {}
         self.error = _UNSURE
@@ -81,6 +101,7 @@ class Costs(LearnedCallCosts):
         with self._lock:
             self._ranks = ranks
             self._text_tokens, self._token_side = model.text_tokens, model.token_side
+            self._frame_step = model.frame_step
             self._shares.num_blocks = model.num_blocks
             self._told.clear()
 
@@ -89,12 +110,12 @@ class Costs(LearnedCallCosts):
     ) -> JobState:
         """``work`` as the scheduler sees it, waiting; clocks are as in :class:`~raycache.gang.schedule.JobState`."""
         with self._lock:
-            tokens, share = self._tokens(work) + self._text_tokens, self._share(work)
+            tokens, share = self._row_tokens(work), self._share(work)
         return JobState(
             id=id,
             arrived=arrived,
-            shape=work.size,
-            calls=work.steps,
+            shape=(work.size, work.num_frames, work.inputs),
+            calls=work.calls,
             tokens=tokens,
             rows=work.images,
             joins=None if work.cache is None else work.cache.joins,
@@ -128,7 +149,7 @@ class Costs(LearnedCallCosts):
                 self._encode.learn(1, ONE_PROMPT, output.encode_s, cold)
             share = self._share(work) if share is None else share
             if not output.shared:
-                self._step.learn(key, self._step_terms(work, share), steps_s / work.steps, cold)
+                self._step.learn(key, self._step_terms(work, share), steps_s / work.calls, cold)
             self._decode.learn((work.size.pixels, work.images), self._decode_terms(work), output.decode_s, cold)
             self._told.clear()
             if cold or output.shared:
@@ -155,7 +176,8 @@ class Costs(LearnedCallCosts):
             if each is None or decode is None:
                 return None
             left = work.steps - step
-            return left * (each + work.previews * (self._preview_s(work) or 0.0) / work.steps) + decode
+            previews_s = work.previews * (self._preview_s(work) or 0.0) / work.steps
+            return left * (each * work.calls_per_step + previews_s) + decode
 
     def fastest(self, work: Work) -> float:
         """The fastest of at least two jobs of exactly this kind; 0 while there are fewer."""
@@ -195,13 +217,13 @@ class Costs(LearnedCallCosts):
         if encode is None or step is None or decode is None:
             return None
         previews_s = work.previews * (self._preview_s(work) or 0.0)
-        return encode + work.steps * step + decode + previews_s + self._between_s
+        return encode + work.calls * step + decode + previews_s + self._between_s
 
     def _share(self, work: Work) -> float:
         return self._shares.expected(work.cache, work.steps)
 
     def _step_terms(self, work: Work, share: float) -> tuple[float, ...]:
-        tokens = self._tokens(work) + self._text_tokens
+        tokens = self._row_tokens(work)
         rows = work.images * tokens
         return 1.0, share, share * rows, share * rows * tokens
 
@@ -214,9 +236,14 @@ class Costs(LearnedCallCosts):
         """Previews are decoded by rank 0 alone."""
         return decode_terms(work.images if preview else self._longest(work.images), self._tokens(work))
 
+    def _row_tokens(self, work: Work) -> float:
+        """Of one row of a call: a picture that a job begins with is about as long as what comes of it."""
+        return self._tokens(work) * (1 + work.inputs) + self._text_tokens
+
     def _tokens(self, work: Work) -> float:
-        """Of one image."""
-        return work.size.pixels / self._token_side**2
+        """Of one image, or video."""
+        frames = 1 + (work.num_frames - 1) // self._frame_step if self._frame_step else 1
+        return work.size.pixels / self._token_side**2 * frames
 
 
 def _by_phase(output: JobOutput) -> dict[str, float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.errors import invalid
 from raycache.protocol.formats import MEDIA_TYPES, Format
-from raycache.protocol.schemas import GenerationRequest, ImagesBody
+from raycache.protocol.schemas import GenerationRequest
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers

@@ -14,9 +14,10 @@ from raycache.ingress.dependencies import Context
 from raycache.ingress.headers import wanted_media, with_header_timeout
 from raycache.ingress.sse import Events, begin, keep_alive, stream_events
 from raycache.metrics import IngressMetrics
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.errors import RequestError
 from raycache.protocol.formats import MEDIA_TYPES, encode
-from raycache.protocol.schemas import GenerationResult, ImagesBody
+from raycache.protocol.schemas import GenerationResult
 from raycache.size import Size
 
 __all__ = ["drawn", "reply"]

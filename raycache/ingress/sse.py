@@ -14,9 +14,10 @@ from typing import Any
 import anyio
 import numpy as np
 
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.errors import RequestError, internal_error
 from raycache.protocol.formats import encode
-from raycache.protocol.schemas import GenerationResult, ImagesBody, PreviewEvent, ProgressEvent, QueuedEvent
+from raycache.protocol.schemas import GenerationResult, PreviewEvent, ProgressEvent, QueuedEvent
 from raycache.size import Size
 
 logger = logging.getLogger("ray.serve")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Capabilities", "ModelKind", "ModelSource"]
+__all__ = ["Capabilities", "ModelKind", "ModelSource", "Task"]
+
+#: What a request may be, told from what it brings: pictures, a mask, a number of frames.
+Task = Literal["text-to-image", "image-to-image", "edit", "inpaint", "text-to-video", "image-to-video"]
 
 ModelKind = Literal["noise", "demo", "folder", "hub"]
 #: A local folder in diffusers' layout, and what it is.
@@ -23,6 +26,14 @@ class Capabilities:
         text_tokens: tokens every prompt is padded to.
         pipeline: class name of the pipeline.
         token_side: pixels a side of what the transformer reads as one image token.
+        tasks: that the family can do.
+        negative_prompt: it reads one.
+        true_cfg: ``true_cfg_scale`` guides by a negative prompt, with two transformer calls a step.
+        cfg_calls: ``guidance_scale`` above 1 guides by the negative prompt with calls of its own.
+        max_inputs: pictures that a request may bring.
+        frame_step: 0 where images come out; else a video's number of frames is a multiple of it, plus one.
+        fps: frames a second that the model was trained at; 0 where images come out.
+        previews: latents can be decoded on the way.
     """
 
     kind: ModelKind
@@ -31,3 +42,11 @@ class Capabilities:
     text_tokens: int
     pipeline: str
     token_side: int
+    tasks: tuple[Task, ...] = ("text-to-image",)
+    negative_prompt: bool = False
+    true_cfg: bool = False
+    cfg_calls: bool = False
+    max_inputs: int = 0
+    frame_step: int = 0
+    fps: float = 0.0
+    previews: bool = True

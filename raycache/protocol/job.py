@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from cache_core.options import CacheOptions
+from raycache.protocol.capabilities import Task
 from raycache.size import Size
 
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "ImageSpec", "Job"]
-__all__ += ["JobCancelled", "JobFailed", "JobOutput", "Progress", "Recovery", "Trace", "one_per_seed", "stalls"]
+__all__ += ["TEXT_ONLY", "JobCancelled", "JobFailed", "JobInputs", "JobOutput", "Progress", "Recovery", "Trace"]
+__all__ += ["made_steps", "one_per_seed", "stalls"]
 
 
 def stalls(step_s: Sequence[float]) -> float:
@@ -22,6 +24,17 @@ def stalls(step_s: Sequence[float]) -> float:
         return 0.0
     usual = statistics.median(step_s[1:])
     return sum(max(0.0, seconds - 2 * usual) for seconds in step_s)
+
+
+def made_steps(steps: int, strength: float | None) -> int:
+    """Denoising steps that diffusers makes of ``steps``: from a picture the first ones are left out.
+
+    >>> made_steps(10, 0.6), made_steps(10, None)
+    (6, 10)
+    """
+    if strength is None:
+        return steps
+    return steps - int(max(steps - min(steps * strength, steps), 0))
 
 
 @dataclass(frozen=True)
@@ -39,19 +52,52 @@ class ImageSpec:
     Attributes:
         seed: of its noise, which depends on nothing else.
         cache: how blocks may be left out; the type says the method.
+        negative_prompt: what the image is guided away from, where the model reads one.
+        true_cfg_scale: how far, for models with an embedded guidance besides; 1 = not at all.
     """
 
     prompt: str = field(repr=False)
     seed: int
     guidance_scale: float
     cache: CacheOptions
+    negative_prompt: str = field(default="", repr=False)
+    true_cfg_scale: float = 1.0
 
 
 def one_per_seed(
-    seeds: Iterable[int], *, prompt: str, guidance_scale: float, cache: CacheOptions
+    seeds: Iterable[int],
+    *,
+    prompt: str,
+    guidance_scale: float,
+    cache: CacheOptions,
+    negative_prompt: str = "",
+    true_cfg_scale: float = 1.0,
 ) -> tuple[ImageSpec, ...]:
     """Images that are alike but for their seeds."""
-    return tuple(ImageSpec(prompt, seed, guidance_scale, cache) for seed in seeds)
+    return tuple(ImageSpec(prompt, seed, guidance_scale, cache, negative_prompt, true_cfg_scale) for seed in seeds)
+
+
+@dataclass(frozen=True)
+class JobInputs:
+    """What a job begins with besides its prompt: for text to image, nothing.
+
+    Attributes:
+        task: what is made of it.
+        pictures: uint8 [height, width, 3] each; the same arrays on every rank.
+        mask: uint8 [height, width] of the first picture; 255 where it is drawn anew, 0 where it is kept.
+        strength: how much of the first picture is given up, above 0 to 1; only steps of that share are made.
+        num_frames: of a video; 1 for images.
+    """
+
+    task: Task = "text-to-image"
+    pictures: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
+    mask: np.ndarray | None = field(default=None, repr=False, compare=False)
+    strength: float | None = None
+    num_frames: int = 1
+
+
+#: Of a job that begins with nothing but a prompt.
+TEXT_ONLY = JobInputs()
 
 
 @dataclass(frozen=True)
@@ -66,6 +112,7 @@ class Job:
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
         request_id: of the request, for logs; need not be unique.
         trace: of the request, where it is traced.
+        inputs: pictures and what else the task begins with.
 
     Raises:
         ValueError: no image, or images that differ in more than their seeds.
@@ -78,14 +125,20 @@ class Job:
     preview_steps: tuple[int, ...] = ()
     request_id: str = ""
     trace: Trace | None = None
+    inputs: JobInputs = TEXT_ONLY
 
     def __post_init__(self) -> None:
         if not self.images:
             raise ValueError(f"job {self.id} has no images, and needs one at least")
-        for name in ("prompt", "guidance_scale", "cache"):
+        for name in ("prompt", "guidance_scale", "cache", "negative_prompt", "true_cfg_scale"):
             first, *others = (getattr(image, name) for image in self.images)
             if any(other != first for other in others):
                 raise ValueError(f"images of job {self.id} differ in {name}: they must be alike in all but seed")
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps that are made; fewer than :attr:`num_inference_steps` from a picture with ``strength``."""
+        return made_steps(self.num_inference_steps, self.inputs.strength)
 
     @property
     def prompt(self) -> str:
@@ -100,7 +153,7 @@ class Job:
 
 @dataclass
 class JobOutput:
-    """Images, uint8 of shape [n, height, width, 3], the cache report, and seconds per stage.
+    """Images, uint8 [n, height, width, 3] (videos [n, frames, height, width, 3]), the cache report, seconds per stage.
 
     ``warnings``: what was odd about the prompt. ``denoise_s``: of the transformer calls that it was in, whoever shared
     them. ``after_fault_s``: in the first image after a fault, seconds since that was noticed. ``stalls_s``: how much

@@ -17,7 +17,9 @@ from raycache.presets import PRESET_NAMES, load_presets, preset_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
+from raycache.protocol.job import made_steps
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
+from raycache.protocol.tasks import check_inputs, check_length, guided_away
 from raycache.settings import AppSettings, Policy
 from raycache.size import Size
 
@@ -51,11 +53,9 @@ def resolve(
     size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
     check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
     _check_format(request.output_format, size)
-    _check_at_most("n", request.n, limits.max_images)
     steps = request.num_inference_steps or defaults.num_inference_steps
-    _check_at_most("num_inference_steps", steps, limits.max_steps)
-    if request.timeout_s is not None:
-        _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
+    _check_numbers(request, steps, policy)
+    negative_prompt, true_cfg_scale = guided_away(request, model, policy)
     return ResolvedRequest(
         prompt=request.prompt,
         model=model_name,
@@ -69,6 +69,10 @@ def resolve(
         timeout_s=request.timeout_s or policy.request_timeout_s,
         priority=request.priority,
         partial_images=request.partial_images,
+        negative_prompt=negative_prompt,
+        true_cfg_scale=true_cfg_scale,
+        inputs=check_inputs(request, model, limits, steps),
+        fps=model.fps,
     )
 
 
@@ -176,7 +180,8 @@ def check_cache(options: CacheOptions, model: Capabilities) -> None:
 
 def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
     """Warnings for legal options under which the cache can never save anything."""
-    why = request.cache.why_nothing_is_saved(request.num_inference_steps, model.num_blocks)
+    steps = made_steps(request.num_inference_steps, request.inputs.strength)
+    why = request.cache.why_nothing_is_saved(steps, model.num_blocks)
     return [f"cache: nothing can be saved: {reason}" for reason in why]
 
 
@@ -214,9 +219,7 @@ def _misfit(options: CacheOptions, model: Capabilities) -> str:
 def _check_prompt(prompt: str, limits: LimitSettings) -> None:
     if not prompt.strip():
         raise invalid("prompt", "must hold something besides white space")
-    if len(prompt) > limits.max_prompt_characters:
-        reason = f"{len(prompt)} characters, at most {limits.max_prompt_characters} are allowed here"
-        raise invalid("prompt", reason, code="string_above_max_length")
+    check_length("prompt", prompt, limits)
 
 
 def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) -> None:
@@ -239,6 +242,13 @@ def _check_format(format: str, size: Size) -> None:
     """An image that cannot be encoded must not be generated first."""
     if (longest := LONGEST_SIDE.get(format)) and max(size.width, size.height) > longest:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
+
+
+def _check_numbers(request: GenerationRequest, steps: int, policy: Policy) -> None:
+    _check_at_most("n", request.n, policy.limits.max_images)
+    _check_at_most("num_inference_steps", steps, policy.limits.max_steps)
+    if request.timeout_s is not None:
+        _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
 
 
 def _check_at_most(field: str, value: float, limit: float) -> None:

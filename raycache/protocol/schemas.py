@@ -13,7 +13,7 @@ from cache_core.options import CacheOptions
 from raycache.limits import Priority
 from raycache.presets import Quality
 from raycache.protocol.capabilities import Capabilities
-from raycache.protocol.errors import invalid
+from raycache.protocol.job import TEXT_ONLY, JobInputs
 from raycache.settings import Policy
 from raycache.size import Size
 
@@ -24,8 +24,6 @@ _LEFT_OUT: dict[str, tuple[str, float]] = {
     "guidance_scale": ("this server's default", 0),
     "timeout_s": ("this server's default", 1),
 }
-#: OpenAI's words for a stream's `quality` that its client's types no longer know.
-_RETIRED = {"standard": "medium", "hd": "high"}
 
 
 class GenerationRequest(BaseModel):
@@ -47,6 +45,16 @@ class GenerationRequest(BaseModel):
     )
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    negative_prompt: str | None = Field(
+        default=None, repr=False, description="What to guide away from; for models that read one."
+    )
+    true_cfg_scale: float | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        allow_inf_nan=False,
+        description="How far, for models whose `guidance_scale` is embedded; above 1 each step takes twice as long.",
+    )
     quality: Quality = Field(
         default="auto",
         description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's words take the "
@@ -66,6 +74,10 @@ class GenerationRequest(BaseModel):
     )
     partial_images: int = Field(default=0, ge=0, le=3, description="Previews sent by a streaming call.")
     user: str | None = None
+
+    def inputs(self) -> JobInputs:
+        """What the job begins with besides its prompt; other tasks' requests bring more."""
+        return TEXT_ONLY
 
     @field_validator(*_LEFT_OUT, mode="before")
     @classmethod
@@ -88,6 +100,8 @@ class ResolvedRequest:
         quality: what drew it was asked for by this word; ``auto`` where ``cache`` was given.
         timeout_s: seconds from arrival.
         partial_images: previews that a streaming call gets.
+        inputs: pictures and what else the task begins with.
+        fps: frames a second of a video; 0 for images.
     """
 
     prompt: str = field(repr=False)
@@ -102,51 +116,10 @@ class ResolvedRequest:
     timeout_s: float
     priority: Priority
     partial_images: int
-
-
-class ImagesBody(GenerationRequest):
-    """Body of ``POST /v1/images/generations``: a request, and what OpenAI's clients may send besides."""
-
-    stream: bool = False
-    # What OpenAI's client may send and this server cannot do is accepted, whatever it says: clients send it to all.
-    background: str | None = Field(default=None, description="Images are opaque: `transparent` gives a warning.")
-    moderation: str | None = Field(default=None, description="Accepted and ignored with a warning.")
-    style: str | None = Field(default=None, description="Accepted and ignored with a warning.")
-    complexity: str | None = Field(default=None, description="Accepted and ignored with a warning.")
-    frame_count: int | None = Field(default=None, description="Accepted and ignored with a warning: of gif only.")
-    frame_duration_ms: int | None = Field(default=None, description="Accepted and ignored with a warning: of gif only.")
-    svg: dict[str, Any] | None = Field(default=None, description="Accepted and ignored with a warning: of svg only.")
-    safety_identifier: str | None = Field(default=None, description="Accepted and ignored.")
-
-    @field_validator("response_format", mode="before")
-    @classmethod
-    def _no_urls(cls, value: Any) -> Any:
-        """OpenAI's other word. Raised past pydantic, whose list of faults would not say why."""
-        if value == "url":
-            raise invalid("response_format", "this server keeps no files that a url could name", ["b64_json"])
-        return value
-
-    def request(self) -> GenerationRequest:
-        """The part that decides the image."""
-        return GenerationRequest.model_validate({name: getattr(self, name) for name in GenerationRequest.model_fields})
-
-    def ignored(self) -> list[str]:
-        """One warning for each field that was set and has no effect."""
-        idle = {"background": (None, "auto", "opaque"), "moderation": (None, "auto")}
-        names = ("background", "moderation", "style", "complexity", "frame_count", "frame_duration_ms", "svg")
-        said = [name for name in names if getattr(self, name) not in idle.get(name, (None,))]
-        warnings = [f"`{name}` has no effect on this server" for name in said]
-        if self.quality != "auto" and self.cache is not None:
-            warnings.append("`quality` has no effect beside `cache`")
-        if self.partial_images and not self.stream:
-            warnings.append("`partial_images` has no effect without `stream: true`")
-        if self.output_compression != 100 and self.output_format == "png":
-            warnings.append("`output_compression` has no effect on png")
-        return warnings
-
-    def quality_told(self) -> str:
-        """``quality`` as a stream repeats it, in words of OpenAI's client where it was one of those."""
-        return _RETIRED.get(self.quality, self.quality)
+    negative_prompt: str = field(default="", repr=False)
+    true_cfg_scale: float = 1.0
+    inputs: JobInputs = TEXT_ONLY
+    fps: float = 0.0
 
 
 class StageTimes(BaseModel):
@@ -162,7 +135,7 @@ class GenerationResult(BaseModel):
     """What a handle call returns.
 
     Attributes:
-        images: uint8 arrays of shape [height, width, 3], RGB.
+        images: uint8 arrays of shape [height, width, 3], RGB; of a video [frames, height, width, 3].
         seeds: the seed each image was generated from.
         report: decisions of the cache, ``CacheReport.to_dict()``; None when the request asked for no cache.
         times: seconds per stage.

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from raycache.ingress.dependencies import InContext, body_document, json_body, require_key
 from raycache.ingress.replies import drawn
-from raycache.protocol.schemas import ImagesBody
+from raycache.protocol.bodies import ImagesBody
 
 router = APIRouter(dependencies=[Depends(require_key)])
 

@@ -19,8 +19,8 @@ from raycache.ingress.api import build_http_app
 from raycache.ingress.auth import Key, key_name
 from raycache.ingress.dependencies import InContext, body_document, json_body, require_key
 from raycache.ingress.replies import drawn
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.schemas import ImagesBody
 from tests.helpers.asgi import Wire
 from tests.helpers.fake_service import READY, URL, FakeService, check_error, post
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from raycache.ingress.api import build_http_app
 from raycache.ingress.sse import stream_events
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.errors import RequestError
-from raycache.protocol.schemas import ImagesBody
 from tests.helpers.fake_service import FakeService, post
 
 

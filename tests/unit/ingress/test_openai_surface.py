@@ -20,16 +20,11 @@ from pydantic import TypeAdapter
 from raycache.engine.convert import result_of
 from raycache.ingress.api import build_http_app
 from raycache.presets import PRESET_NAMES
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import resolve
-from raycache.protocol.schemas import (
-    GenerationRequest,
-    GenerationResult,
-    ImagesBody,
-    PreviewEvent,
-    ProgressEvent,
-)
+from raycache.protocol.schemas import GenerationRequest, GenerationResult, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
 
 SETTINGS = AppSettings.model_validate(

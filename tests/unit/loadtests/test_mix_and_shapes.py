@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import loadtests
 from loadtests.mix import load_mix
 from loadtests.shapes import Burst, Constant, Steps
-from raycache.protocol.schemas import ImagesBody
+from raycache.protocol.bodies import ImagesBody
 
 MIX = Path(loadtests.__file__).with_name("mix.yaml")
 

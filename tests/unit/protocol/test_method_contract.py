@@ -15,11 +15,12 @@ from cache_core.options import CacheOptions, DBCacheOptions, method_names
 from raycache.engine.convert import result_of
 from raycache.gang.step_timeouts import beyond_warmup
 from raycache.ingress.dependencies import parse_body
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import resolve, silent_cache
-from raycache.protocol.schemas import GenerationRequest, ImagesBody, ResolvedRequest
+from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.settings import AppSettings
 
 MODEL = Capabilities("noise", 57, 4, 64, "FluxPipeline", 16)

@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from raycache.ingress.dependencies import parse_body
+from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.schemas import GenerationRequest, ImagesBody
+from raycache.protocol.schemas import GenerationRequest
 
 
 def parse(**fields):

@@ -1,0 +1,103 @@
+"""What a task needs of a request, checked against what the model can do: pictures, a mask, strength, frames."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raycache.limits import LimitSettings
+from raycache.protocol.capabilities import Capabilities, Task
+from raycache.protocol.errors import invalid
+from raycache.protocol.job import JobInputs, made_steps
+
+if TYPE_CHECKING:
+    from raycache.protocol.schemas import GenerationRequest
+    from raycache.settings import Policy
+
+__all__ = ["check_inputs", "check_length", "guided_away", "nearest_frames"]
+
+#: The field with which a request asks for each task.
+_FIELD: dict[Task, str] = {
+    "text-to-image": "image",
+    "image-to-image": "strength",
+    "edit": "image",
+    "inpaint": "mask",
+    "text-to-video": "num_frames",
+    "image-to-video": "image",
+}
+
+
+def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitSettings, steps: int) -> JobInputs:
+    """What the job begins with besides its prompt, if this model can begin with it.
+
+    Args:
+        steps: denoising steps that the request asks for.
+
+    Raises:
+        RequestError: 400 with the field, and what this model can do.
+    """
+    inputs = request.inputs()
+    if inputs.task not in model.tasks:
+        known = ", ".join(model.tasks)
+        reason = f"this model ({model.pipeline or 'not loaded yet'}) has no {inputs.task}; what it has: {known}"
+        raise invalid(_FIELD[inputs.task], reason, code="unsupported_task")
+    if len(inputs.pictures) > model.max_inputs:
+        reason = f"{len(inputs.pictures)} pictures, of which this model takes at most {model.max_inputs}"
+        raise invalid("image", reason)
+    if inputs.strength is not None and made_steps(steps, inputs.strength) < 1:
+        reason = f"{inputs.strength:g} of {steps} steps is less than one step"
+        raise invalid("strength", reason, [f"{1 / steps:.4g}"])
+    if model.frame_step:
+        _check_frames(inputs.num_frames, model.frame_step, limits.max_frames)
+    return inputs
+
+
+def guided_away(request: GenerationRequest, model: Capabilities, policy: Policy) -> tuple[str, float]:
+    """The negative prompt, and ``true_cfg_scale``.
+
+    Raises:
+        RequestError: 400 where they would have no effect on this model, or are too long.
+    """
+    prompt, defaults = request.negative_prompt, policy.defaults
+    if prompt is None:
+        prompt = defaults.negative_prompt if model.negative_prompt else ""
+    elif prompt and not model.negative_prompt:
+        raise invalid("negative_prompt", f"this model ({model.pipeline}) reads none; leave it out")
+    scale = request.true_cfg_scale
+    if scale is None:
+        scale = defaults.true_cfg_scale if model.true_cfg else 1.0
+    elif scale > 1 and not model.true_cfg:
+        raise invalid("true_cfg_scale", f"this model ({model.pipeline}) has none; `guidance_scale` guides it", [1])
+    if request.negative_prompt and model.true_cfg and scale == 1:
+        raise invalid("true_cfg_scale", "a negative prompt has no effect unless it is above 1", [4])
+    check_length("negative_prompt", prompt, policy.limits)
+    return prompt, scale
+
+
+def check_length(field: str, prompt: str, limits: LimitSettings) -> None:
+    """Not too many characters.
+
+    Raises:
+        RequestError: 400.
+    """
+    if len(prompt) > limits.max_prompt_characters:
+        reason = f"{len(prompt)} characters, at most {limits.max_prompt_characters} are allowed here"
+        raise invalid(field, reason, code="string_above_max_length")
+
+
+def nearest_frames(frames: int, step: int, most: int) -> list[int]:
+    """Legal numbers of frames next to ``frames``: multiples of ``step`` plus one, at most ``most``.
+
+    >>> nearest_frames(80, 4, 121)
+    [81, 77]
+    """
+    below = max(0, (min(frames, most) - 1) // step) * step + 1
+    near = {value for value in (below, below + step) if value <= most}
+    return sorted(near, key=lambda value: (abs(value - frames), -value))
+
+
+def _check_frames(frames: int, step: int, most: int) -> None:
+    if frames > most:
+        raise invalid("num_frames", f"{frames} is more than the {most} allowed here", nearest_frames(most, step, most))
+    if frames % step != 1 % step:
+        reason = f"{frames} frames, and this model makes a multiple of {step}, plus one"
+        raise invalid("num_frames", reason, nearest_frames(frames, step, most))
