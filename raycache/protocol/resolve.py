@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cache_core.method_options import BlockCountError
 from cache_core.options import CacheOptions, check_block_count
@@ -104,9 +105,11 @@ def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities)
     for name, options in policy.presets.items():
         if misfit := _misfit(options, model):
             raise ValueError(f"presets.{name} does not fit the model: {misfit}; `model.presets` names a file that does")
+    # What a request brings besides is its own affair, and a model that edits needs a picture.
+    bare = replace(model, tasks=("text-to-image",), frame_step=0)
     try:
         sample = GenerationRequest(prompt="defaults")
-        resolve(sample, policy, model, model_name=settings.model.name, ranks=ranks)
+        resolve(sample, policy, bare, model_name=settings.model.name, ranks=ranks)
     except RequestError as error:
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
 
