@@ -31,7 +31,7 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
         ValueError: the job needs an argument that this pipeline has not.
     """
     image, inputs = job.images[0], job.inputs
-    known = parameters_of_call(type(pipe))
+    known = parameters_of_call(pipe)
     offered: dict[str, Any] = {
         "prompt": job.prompt,
         "guidance_scale": image.guidance_scale,
@@ -83,10 +83,14 @@ def _needed(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
     return needed
 
 
-@cache
-def parameters_of_call(pipeline: type) -> Mapping[str, inspect.Parameter]:
+def parameters_of_call(pipe: object) -> Mapping[str, inspect.Parameter]:
     """Of the pipeline's ``__call__``, by name."""
-    return inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
+    return _parameters(type(pipe))
+
+
+@cache
+def _parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(pipeline.__call__).parameters
 
 
 def _embeds_guidance(pipe: Any) -> bool:

@@ -89,6 +89,8 @@ def _file_of(name: str) -> str:
     """Of a component of this class."""
     if "Scheduler" in name:
         return "scheduler_config.json"
+    if name.endswith("Guidance"):
+        return "guider_config.json"
     return "*" if re.search("Tokenizer|Processor|FeatureExtractor", name) else "config.json"
 
 

@@ -103,10 +103,11 @@ def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities)
     for name, options in policy.presets.items() if model.num_blocks else ():
         if misfit := misfit_of(options, model):
             raise ValueError(f"presets.{name} does not fit the model: {misfit}; `model.presets` names a file that does")
+    # What a request brings besides is its own affair, and a model that edits needs a picture.
+    bare = replace(model, tasks=("text-to-image",), frame_step=0)
     try:
         sample = GenerationRequest(prompt="defaults")
-        any_task = replace(model, tasks=(*model.tasks, "text-to-image"), frame_step=0)
-        resolve(sample, policy, any_task, model_name=settings.model.name, ranks=ranks)
+        resolve(sample, policy, bare, model_name=settings.model.name, ranks=ranks)
     except RequestError as error:
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
 

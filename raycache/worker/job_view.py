@@ -70,9 +70,9 @@ class _InPlaceOf:
     def __init__(self, real: Any, view: JobView) -> None:
         self._real, self._view = real, view
 
-    @property
-    def __class__(self) -> Any:  # pipelines ask for a component's class, and look for modules among their components
-        return type(self._real)
+    def __getattribute__(self, name: str) -> Any:
+        # Pipelines ask for a component's class, and look for modules among their components.
+        return type(self._real) if name == "__class__" else object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

@@ -168,17 +168,18 @@ class Stepper:
         return Ended(name, None, None, job.reports)
 
     def _resume(self, job: _Suspended, answer: Any = None) -> Ended | None:
-        result, error = None, None
+        result: Any = None
+        error, tail = None, None
         try:
             result = job.greenlet.switch(answer)
         except Exception as raised:
             error = raised
-        tail = None
         if not job.greenlet.dead:
-            if result.of != "vae":
-                self._waits(job, result)
+            handed: Handed = result
+            if handed.of != "vae":
+                self._waits(job, handed)
                 return None
-            tail, result = Tail(job, result, job.pipe.vae), None
+            tail, result = Tail(job, handed, job.pipe.vae), None
         del self._jobs[job.name]
         held_bytes = sum(session.bytes_held() for session in job.sessions.values())
         job.stack.close()
