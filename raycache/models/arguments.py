@@ -85,7 +85,8 @@ def _needed(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def parameters_of_call(pipe: object) -> Mapping[str, inspect.Parameter]:
     """Of the pipeline's ``__call__``, by name."""
-    return _parameters(type(pipe))
+    pipeline: Any = type(pipe)  # to the checker a class has the hash of its instances
+    return _parameters(pipeline)
 
 
 @cache
