@@ -10,7 +10,8 @@ from ray import cloudpickle
 
 from raycache.app import build
 from raycache.engine.autoscaling import JOBS, QUEUED_S, QueuedSeconds, autoscaling_config
-from raycache.settings import AppSettings, AutoscalingSettings
+from raycache.engine_settings import AutoscalingSettings
+from raycache.settings import AppSettings
 
 SETTINGS = AutoscalingSettings(min_replicas=0, max_replicas=3, target_queued_seconds=10, metrics_interval_s=1.5)
 
