@@ -19,7 +19,7 @@ from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
 from raycache.protocol.job import made_steps
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
-from raycache.protocol.tasks import check_inputs, guided_away
+from raycache.protocol.tasks import check_inputs, check_length, guided_away
 from raycache.settings import AppSettings, Policy
 from raycache.size import Size
 
@@ -55,9 +55,7 @@ def resolve(
     _check_format(request.output_format, size)
     steps = request.num_inference_steps or defaults.num_inference_steps
     _check_numbers(request, steps, policy)
-    inputs = check_inputs(request, model, limits, steps)
-    negative_prompt, true_cfg_scale = guided_away(request, model, defaults)
-    _check_prompt_length("negative_prompt", negative_prompt, limits)
+    negative_prompt, true_cfg_scale = guided_away(request, model, policy)
     return ResolvedRequest(
         prompt=request.prompt,
         model=model_name,
@@ -73,7 +71,7 @@ def resolve(
         partial_images=request.partial_images,
         negative_prompt=negative_prompt,
         true_cfg_scale=true_cfg_scale,
-        inputs=inputs,
+        inputs=check_inputs(request, model, limits, steps),
         fps=model.fps,
     )
 
@@ -221,13 +219,7 @@ def _misfit(options: CacheOptions, model: Capabilities) -> str:
 def _check_prompt(prompt: str, limits: LimitSettings) -> None:
     if not prompt.strip():
         raise invalid("prompt", "must hold something besides white space")
-    _check_prompt_length("prompt", prompt, limits)
-
-
-def _check_prompt_length(field: str, prompt: str, limits: LimitSettings) -> None:
-    if len(prompt) > limits.max_prompt_characters:
-        reason = f"{len(prompt)} characters, at most {limits.max_prompt_characters} are allowed here"
-        raise invalid(field, reason, code="string_above_max_length")
+    check_length("prompt", prompt, limits)
 
 
 def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) -> None:

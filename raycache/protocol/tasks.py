@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raycache.limits import DefaultSettings, LimitSettings
+from raycache.limits import LimitSettings
 from raycache.protocol.capabilities import Capabilities, Task
 from raycache.protocol.errors import invalid
 from raycache.protocol.job import JobInputs, made_steps
 
 if TYPE_CHECKING:
     from raycache.protocol.schemas import GenerationRequest
+    from raycache.settings import Policy
 
-__all__ = ["check_inputs", "guided_away", "nearest_frames"]
+__all__ = ["check_inputs", "check_length", "guided_away", "nearest_frames"]
 
 #: The field with which a request asks for each task.
 _FIELD: dict[Task, str] = {
@@ -50,13 +51,13 @@ def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitS
     return inputs
 
 
-def guided_away(request: GenerationRequest, model: Capabilities, defaults: DefaultSettings) -> tuple[str, float]:
+def guided_away(request: GenerationRequest, model: Capabilities, policy: Policy) -> tuple[str, float]:
     """The negative prompt, and ``true_cfg_scale``.
 
     Raises:
-        RequestError: 400 where they would have no effect on this model.
+        RequestError: 400 where they would have no effect on this model, or are too long.
     """
-    prompt = request.negative_prompt
+    prompt, defaults = request.negative_prompt, policy.defaults
     if prompt is None:
         prompt = defaults.negative_prompt if model.negative_prompt else ""
     elif prompt and not model.negative_prompt:
@@ -68,7 +69,19 @@ def guided_away(request: GenerationRequest, model: Capabilities, defaults: Defau
         raise invalid("true_cfg_scale", f"this model ({model.pipeline}) has none; `guidance_scale` guides it", [1])
     if request.negative_prompt and model.true_cfg and scale == 1:
         raise invalid("true_cfg_scale", "a negative prompt has no effect unless it is above 1", [4])
+    check_length("negative_prompt", prompt, policy.limits)
     return prompt, scale
+
+
+def check_length(field: str, prompt: str, limits: LimitSettings) -> None:
+    """Not too many characters.
+
+    Raises:
+        RequestError: 400.
+    """
+    if len(prompt) > limits.max_prompt_characters:
+        reason = f"{len(prompt)} characters, at most {limits.max_prompt_characters} are allowed here"
+        raise invalid(field, reason, code="string_above_max_length")
 
 
 def nearest_frames(frames: int, step: int, most: int) -> list[int]:
