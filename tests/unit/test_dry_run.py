@@ -147,15 +147,19 @@ def test_files_of_people_are_refused_with_the_line(tmp_path: Path):
 
 
 def test_a_node_that_lacks_it_is_not_all_nodes(caplog: pytest.LogCaptureFixture):
-    found = {"head": Findings(engine=["no model"]), "a": Findings(engine=["no model"]), "b": Findings()}
+    found = {
+        "head": Findings(engines={"flux": ["no model"]}),
+        "a": Findings(engines={"flux": ["no model"]}),
+        "b": Findings(),
+    }
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        _agree(found, "engine", ["a", "b"])
+        _agree(found, "flux", ["a", "b"])
     assert "node a: no model" in caplog.text
     with pytest.raises(CannotWork, match="no model"):
-        _agree(found, "engine", ["head", "a"])
-    _agree(found, "engine", [])  # nobody could hold it yet: nodes may be on their way
-    _agree(found, "engine", ["silent"])
-    _agree(found, "ingress", ["head", "a"])
+        _agree(found, "flux", ["head", "a"])
+    _agree(found, "flux", [])  # nobody could hold it yet: nodes may be on their way
+    _agree(found, "flux", ["silent"])
+    _agree(found, None, ["head", "a"])
 
 
 @pytest.mark.parametrize(("engines", "may_come", "refused"), [(0, False, False), (1, False, True), (1, True, False)])
@@ -170,9 +174,9 @@ def test_a_gang_that_no_node_holds_does_not_replace_one_that_draws(
     monkeypatch.setattr("raycache.dry_run._replaces_engines", lambda: engines > 0)
     greedy = settings(parallel={"rank_cpus": 2, "nodes_may_come": may_come})
     if not refused:
-        return refuse_what_cannot_work(greedy, placement_bundles(greedy))
+        return refuse_what_cannot_work(greedy, {"flux": placement_bundles(greedy)})
     with pytest.raises(CannotWork, match="cannot hold 1 gang"):
-        refuse_what_cannot_work(greedy, placement_bundles(greedy))
+        refuse_what_cannot_work(greedy, {"flux": placement_bundles(greedy)})
 
 
 def test_looking_needs_no_torch():

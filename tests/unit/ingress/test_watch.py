@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from raycache.cluster.capacity import Gangs
 from raycache.ingress import engine_watch
 from raycache.ingress.engine_watch import EngineWatch
 from raycache.protocol.capabilities import Capabilities
@@ -19,6 +20,7 @@ from raycache.settings import AppSettings
 
 POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy
 ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, Capabilities("noise", 57, 4, 64, "FluxPipeline", 16), POLICY)
+ONE = Gangs("flux", [{"CPU": 1.0}])
 NONE_THERE = DeploymentUnavailableError(DeploymentID("Engine", "flux"))
 
 
@@ -74,7 +76,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def watch(handle, clock):
-    return EngineWatch(handle, [{"CPU": 1.0}], 1)
+    return EngineWatch(handle, ONE)
 
 
 async def told(watch, handle, answer) -> list[EngineStatus]:
@@ -167,7 +169,7 @@ async def test_the_reason_is_given_when_it_is_known(watch, handle):
 
 
 async def test_a_request_wakes_an_engine_where_all_may_sleep(handle, clock):
-    watch = EngineWatch(handle, [{"CPU": 1.0}], 0)
+    watch = EngineWatch(handle, replace(ONE, number=0))
     await told(watch, handle, NONE_THERE)
     with pytest.raises(RequestError) as caught:
         await watch.serving(patience_s=0.05)
