@@ -176,5 +176,6 @@ class EngineWatch:
             logger.error("%s", self.shortage[0].upper() + self.shortage[1:])
 
     def _lacking(self, nodes: Sequence[Bundle]) -> str | None:
-        """What the cluster lacks for these engines, or for those of all models together."""
-        return shortage_of_all([self._wanted], nodes) or shortage_of_all([self._wanted, *self._beside], nodes)
+        """What the cluster lacks for these engines, beside those of other models that could be there without them."""
+        beside = [replace(it, number=0) if shortage_of_all([it], nodes) else it for it in self._beside]
+        return shortage_of_all([self._wanted, *beside], nodes)

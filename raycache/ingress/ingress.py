@@ -62,7 +62,7 @@ class Ingress:
             self._pools[name] = EnginePool(one, engines[name], wanted[name], beside, self._name, self.metrics)
         if not os.environ.get(VARIABLE):
             logger.warning("Serve's proxy reads headers and bodies without bounds: set %s=%s", VARIABLE, CALLBACK)
-        self._polling = asyncio.gather(*(pool.run(self._tell_ready) for pool in self._pools.values()))
+        self._polling = asyncio.get_running_loop().create_task(self._poll())
 
     def __serve_build_asgi_app__(self) -> object:
         return build_http_app(self, self.stream_from_admission)
@@ -152,6 +152,10 @@ class Ingress:
     def shortage(self) -> str | None:
         """What the cluster lacks for engines to start, if that was found out."""
         return next((reason for pool in self._pools.values() if (reason := pool.watch.shortage)), None)
+
+    async def _poll(self) -> None:
+        """Ask all engines for ever: those of one model wait for none of another's."""
+        await asyncio.gather(*(pool.run(self._tell_ready) for pool in self._pools.values()))
 
     def _tell_ready(self) -> None:
         self.metrics.ready.set(float(any(pool.ready for pool in self._pools.values())))

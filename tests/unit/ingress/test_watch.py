@@ -200,3 +200,22 @@ async def test_a_first_start_is_expected_to_go_on_for_half_of_what_it_took(watch
     assert watch.ready_in_s == 5
     clock.now += 60
     assert watch.ready_in_s == 30
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ([Gangs("two", [{"CPU": 1.0}])], None),
+        ([Gangs("two", [{"CPU": 1.5}])], "not all together"),
+        ([Gangs("two", [{"CPU": 1.5}], 0)], None),  # they sleep
+        ([Gangs("two", [{"CPU": 9.0}])], None),  # what cannot be there takes no room
+    ],
+)
+def test_engines_of_other_models_take_room(handle, monkeypatch, beside, told):
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    watch = EngineWatch(handle, ONE, beside=beside)
+    watch._explain()
+    assert (watch.shortage is None) if told is None else told in watch.shortage
+    small = EngineWatch(handle, Gangs("flux", [{"CPU": 5.0}]), beside=beside)
+    small._explain()
+    assert small.shortage.startswith("model 'flux': this cluster cannot hold")
