@@ -9,17 +9,16 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 
-from cache_core.method_options import BlockCountError
-from cache_core.options import CacheOptions, check_block_count
 from raycache.limits import PRIORITIES, LimitSettings, Priority
-from raycache.presets import PRESET_NAMES, load_presets, preset_of
+from raycache.presets import load_presets
+from raycache.protocol.cache_choice import cache_options, misfit_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
-from raycache.protocol.job import made_steps
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
-from raycache.protocol.tasks import check_inputs, check_length, guided_away
+from raycache.protocol.tasks import check_inputs, check_length, guided
 from raycache.settings import AppSettings, Policy
 from raycache.size import Size
 
@@ -53,9 +52,8 @@ def resolve(
     size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
     check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
     _check_format(request.output_format, size)
-    steps = request.num_inference_steps or defaults.num_inference_steps
-    _check_numbers(request, steps, policy)
-    negative_prompt, true_cfg_scale = guided_away(request, model, policy)
+    steps = _steps(request, policy)
+    guidance, negative_prompt, true_cfg_scale = guided(request, model, policy)
     return ResolvedRequest(
         prompt=request.prompt,
         model=model_name,
@@ -63,9 +61,9 @@ def resolve(
         size=size,
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
         num_inference_steps=steps,
-        guidance_scale=defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        guidance_scale=guidance,
         quality=request.quality if request.cache is None else "auto",  # what had no effect is not told of
-        cache=_options(request, policy, model),
+        cache=cache_options(request, policy, model),
         timeout_s=request.timeout_s or policy.request_timeout_s,
         priority=request.priority,
         partial_images=request.partial_images,
@@ -73,6 +71,7 @@ def resolve(
         true_cfg_scale=true_cfg_scale,
         inputs=check_inputs(request, model, limits, steps),
         fps=model.fps,
+        calls_per_step=model.calls_per_step(guidance, true_cfg_scale),
     )
 
 
@@ -101,12 +100,13 @@ def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities)
                 f"parallel.ranks_per_replica={ranks}: the model's {count} {name} do not divide over {ranks} ranks; "
                 f"legal values: {fitting}"
             )
-    for name, options in policy.presets.items():
-        if misfit := _misfit(options, model):
+    for name, options in policy.presets.items() if model.num_blocks else ():
+        if misfit := misfit_of(options, model):
             raise ValueError(f"presets.{name} does not fit the model: {misfit}; `model.presets` names a file that does")
     try:
         sample = GenerationRequest(prompt="defaults")
-        resolve(sample, policy, model, model_name=settings.model.name, ranks=ranks)
+        any_task = replace(model, tasks=(*model.tasks, "text-to-image"), frame_step=0)
+        resolve(sample, policy, any_task, model_name=settings.model.name, ranks=ranks)
     except RequestError as error:
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
 
@@ -116,6 +116,8 @@ def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabiliti
     warnings = []
     if set(policy.presets) <= {"exact"}:
         warnings.append(load_presets(settings.model.path, settings.model.presets).source)
+    if not model.num_blocks:
+        warnings.append(f"The cache does not know the blocks of {model.pipeline}: every step computes all of them.")
     if model.kind == "noise":
         warnings.append("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
     return warnings
@@ -166,56 +168,6 @@ def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[i
         yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
 
 
-def check_cache(options: CacheOptions, model: Capabilities) -> None:
-    """Cache options against the model's blocks.
-
-    Raises:
-        RequestError: 400 naming the option.
-    """
-    try:
-        check_block_count(options, model.num_blocks)
-    except BlockCountError as error:
-        raise invalid(f"cache.{error.field}", error.reason, [error.nearest]) from None
-
-
-def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
-    """Warnings for legal options under which the cache can never save anything."""
-    steps = made_steps(request.num_inference_steps, request.inputs.strength)
-    why = request.cache.why_nothing_is_saved(steps, model.num_blocks)
-    return [f"cache: nothing can be saved: {reason}" for reason in why]
-
-
-def _options(request: GenerationRequest, policy: Policy, model: Capabilities) -> CacheOptions:
-    if request.cache is None:
-        return _preset(request.quality, policy, model)
-    check_cache(request.cache, model)
-    return request.cache
-
-
-def _preset(quality: str, policy: Policy, model: Capabilities) -> CacheOptions:
-    """What ``quality`` stands for. A client that named it never sent these options: they are not what it did wrong."""
-    try:
-        options = preset_of(quality, policy.presets, policy.cache)
-    except KeyError as missing:
-        known = [name for name in PRESET_NAMES if name == "exact" or name in policy.presets]
-        reason = f"this deployment has no preset {missing.args[0]!r}"
-        raise invalid("quality", reason, [*known, "auto"]) from None
-    if quality == "auto":
-        check_cache(options, model)
-        return options
-    if misfit := _misfit(options, model):
-        raise invalid("quality", f"its preset does not fit this model: {misfit}", ["exact", "auto"])
-    return options
-
-
-def _misfit(options: CacheOptions, model: Capabilities) -> str:
-    try:
-        check_block_count(options, model.num_blocks)
-    except BlockCountError as error:
-        return f"{error.field}: {error.reason}"
-    return ""
-
-
 def _check_prompt(prompt: str, limits: LimitSettings) -> None:
     if not prompt.strip():
         raise invalid("prompt", "must hold something besides white space")
@@ -244,11 +196,14 @@ def _check_format(format: str, size: Size) -> None:
         raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
 
 
-def _check_numbers(request: GenerationRequest, steps: int, policy: Policy) -> None:
+def _steps(request: GenerationRequest, policy: Policy) -> int:
+    """Of denoising; checked like the other numbers that have a limit."""
+    steps = request.num_inference_steps or policy.defaults.num_inference_steps
     _check_at_most("n", request.n, policy.limits.max_images)
     _check_at_most("num_inference_steps", steps, policy.limits.max_steps)
     if request.timeout_s is not None:
         _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
+    return steps
 
 
 def _check_at_most(field: str, value: float, limit: float) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raycache.protocol.schemas import GenerationRequest
     from raycache.settings import Policy
 
-__all__ = ["check_inputs", "check_length", "guided_away", "nearest_frames"]
+__all__ = ["check_inputs", "check_length", "guided", "nearest_frames"]
 
 #: The field with which a request asks for each task.
 _FIELD: dict[Task, str] = {
@@ -51,8 +51,8 @@ def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitS
     return inputs
 
 
-def guided_away(request: GenerationRequest, model: Capabilities, policy: Policy) -> tuple[str, float]:
-    """The negative prompt, and ``true_cfg_scale``.
+def guided(request: GenerationRequest, model: Capabilities, policy: Policy) -> tuple[float, str, float]:
+    """``guidance_scale``, the negative prompt, and ``true_cfg_scale``.
 
     Raises:
         RequestError: 400 where they would have no effect on this model, or are too long.
@@ -70,7 +70,7 @@ def guided_away(request: GenerationRequest, model: Capabilities, policy: Policy)
     if request.negative_prompt and model.true_cfg and scale == 1:
         raise invalid("true_cfg_scale", "a negative prompt has no effect unless it is above 1", [4])
     check_length("negative_prompt", prompt, policy.limits)
-    return prompt, scale
+    return defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale, prompt, scale
 
 
 def check_length(field: str, prompt: str, limits: LimitSettings) -> None:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_core.options import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions
+from raycache.protocol.cache_choice import silent_cache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size, nearest_sizes, resolve, silent_cache
+from raycache.protocol.resolve import check_deployment, check_size, nearest_sizes, resolve
 from raycache.protocol.schemas import GenerationRequest
 from raycache.settings import AppSettings, LimitSettings
 from raycache.size import Size
