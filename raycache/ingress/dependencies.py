@@ -17,8 +17,9 @@ from raycache.ingress.auth import check_key
 from raycache.ingress.sse import Events
 from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import from_validation_error, invalid
+from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult
-from raycache.settings import AppSettings
+from raycache.settings import ServiceSettings
 
 __all__ = ["Context", "InContext", "Service", "body_document", "context_of", "json_body", "parse_body", "require_key"]
 
@@ -31,7 +32,7 @@ Body = TypeVar("Body", bound=BaseModel)
 class Service(Protocol):
     """What the routes need; :class:`raycache.ingress.ingress.Ingress` is one."""
 
-    settings: AppSettings
+    settings: ServiceSettings
     metrics: IngressMetrics
 
     @property
@@ -39,16 +40,16 @@ class Service(Protocol):
     @property
     def max_body_bytes(self) -> int: ...
     @property
-    def max_timeout_s(self) -> float: ...
-    @property
     def shortage(self) -> str | None: ...
     @property
     def ready_in_s(self) -> float: ...
     @property
     def asleep(self) -> bool: ...
+    def longest_timeout_s(self, model: str | None) -> float: ...
     async def generate(self, request: GenerationRequest) -> GenerationResult: ...
     def generate_stream(self, request: GenerationRequest) -> Events: ...
     async def status(self) -> list[EngineStatus]: ...
+    async def models(self) -> list[ModelCard]: ...
 
 
 @dataclass(frozen=True)
