@@ -21,6 +21,8 @@ import torch.distributed as dist
 from greenlet import getcurrent, greenlet
 
 from cache_core import CacheOptions, CacheReport, job_call, job_session, joined
+from cache_core.compiled import unwrap_compiled
+from cache_core.signatures import parameters_of
 from raycache.worker.stacking import join_key, stack_arguments, unstack
 
 __all__ = ["Ended", "Stepper"]
@@ -127,9 +129,8 @@ class Stepper:
         except Exception as raised:
             error = raised
         if not job.greenlet.dead:
-            job.key = (join_key(job.transformer, job.kwargs), job.session.each[0].joins)
-            if job.key[0] is None:
-                job.key = None
+            arguments = join_key(job.transformer, job.kwargs)
+            job.key = None if arguments is None else (arguments, job.session.each[0].joins)
             return None
         del self._jobs[job.name]
         held_bytes = job.session.bytes_held()
@@ -181,9 +182,8 @@ class _InPlaceOf:
         return getattr(self._job.transformer, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if args:
-            raise TypeError("a step scheduler's transformer is called with arguments by name, as diffusers does")
-        return self._job.wait(kwargs)
+        names = parameters_of(type(unwrap_compiled(self._job.transformer)).forward)
+        return self._job.wait(dict(zip(names, args, strict=False)) | kwargs)  # Z-Image's pipeline calls by position
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
