@@ -50,7 +50,7 @@ def resolve(
     _check_prompt(request.prompt, limits)
     _check_priority(request.priority, limits, key)
     size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
-    check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
+    check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels, uneven=model.uneven)
     _check_format(request.output_format, size)
     steps = _steps(request, policy)
     guidance, negative_prompt, true_cfg_scale = guided(request, model, policy)
@@ -93,13 +93,7 @@ def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities)
         ValueError: the model does not divide over the ranks, or the defaults break the limits.
     """
     ranks = settings.parallel.ranks_per_replica
-    for name, count in (("attention heads", model.num_heads), ("text tokens", model.text_tokens)):
-        if count % ranks:
-            fitting = ", ".join(str(d) for d in range(1, 9) if model.num_heads % d == 0 and model.text_tokens % d == 0)
-            raise ValueError(
-                f"parallel.ranks_per_replica={ranks}: the model's {count} {name} do not divide over {ranks} ranks; "
-                f"legal values: {fitting}"
-            )
+    _check_ranks(ranks, model)
     for name, options in policy.presets.items() if model.num_blocks else ():
         if misfit := misfit_of(options, model):
             raise ValueError(f"presets.{name} does not fit the model: {misfit}; `model.presets` names a file that does")
@@ -110,6 +104,20 @@ def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities)
         resolve(sample, policy, bare, model_name=settings.model.name, ranks=ranks)
     except RequestError as error:
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
+
+
+def _check_ranks(ranks: int, model: Capabilities) -> None:
+    def fits(count: int, over: int) -> bool:
+        return count >= over if model.uneven else count % over == 0
+
+    for name, count in (("attention heads", model.num_heads), ("text tokens", model.text_tokens)):
+        if not fits(count, ranks):
+            fitting = (str(d) for d in range(1, 9) if fits(model.num_heads, d) and fits(model.text_tokens, d))
+            does = "are fewer than" if model.uneven else "do not divide over"
+            raise ValueError(
+                f"parallel.ranks_per_replica={ranks}: the model's {count} {name} {does} {ranks} ranks; "
+                f"legal values: {', '.join(fitting)}"
+            )
 
 
 def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabilities) -> list[str]:
@@ -124,8 +132,11 @@ def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabiliti
     return warnings
 
 
-def check_size(size: Size, *, side: int, ranks: int, max_pixels: int) -> None:
+def check_size(size: Size, *, side: int, ranks: int, max_pixels: int, uneven: bool = False) -> None:
     """Both sides multiples of a token's, not too large, image tokens divisible by the number of ranks.
+
+    Args:
+        uneven: they need not divide; one for each rank is enough.
 
     Raises:
         RequestError: 400 with the two nearest legal sizes.
@@ -134,21 +145,26 @@ def check_size(size: Size, *, side: int, ranks: int, max_pixels: int) -> None:
         reason = f"width and height must be positive multiples of {side}, got {size}"
     elif size.pixels > max_pixels:
         reason = f"{size} is {size.pixels} pixels, at most {max_pixels} are allowed here"
-    elif (tokens := size.tokens(side)) % ranks:
+    elif (tokens := size.tokens(side)) % ranks and not uneven:
         reason = f"{size} makes {tokens} image tokens, which do not divide over {ranks} ranks"
+    elif tokens < ranks:
+        reason = f"{size} makes {tokens} image tokens, of which each of {ranks} ranks needs one"
     else:
         return
-    raise invalid("size", reason, nearest_sizes(size, side=side, ranks=ranks, max_pixels=max_pixels))
+    raise invalid("size", reason, nearest_sizes(size, side=side, ranks=ranks, max_pixels=max_pixels, uneven=uneven))
 
 
-def nearest_sizes(size: Size, *, side: int, ranks: int, max_pixels: int, count: int = 2) -> list[Size]:
+def nearest_sizes(
+    size: Size, *, side: int, ranks: int, max_pixels: int, count: int = 2, uneven: bool = False
+) -> list[Size]:
     """Legal sizes closest to ``size``, nearest first, by the sum of the changes of both sides."""
     shrink = min(1.0, math.sqrt(max_pixels / max(1, size.pixels)))
     columns, rows = (max(1, round(length * shrink / side)) for length in (size.width, size.height))
     tokens = max_pixels // side**2
     # Keep one side and move the other: both ways round, or a very long and thin image finds nothing.
-    legal = {Size(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
-    legal |= {Size(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
+    divisor = 1 if uneven else ranks
+    legal = {Size(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks, divisor)}
+    legal |= {Size(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks, divisor)}
 
     legal = {each for each in legal if max(each.width, each.height) < 100_000}  # five digits can be said
 
@@ -161,12 +177,12 @@ def nearest_sizes(size: Size, *, side: int, ranks: int, max_pixels: int, count: 
     return sorted(legal, key=change)[:count]
 
 
-def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[int, int]]:
-    """Pairs near (kept, moved), in tokens, whose product is divisible by ``ranks`` and at most ``most``."""
+def _divisible(kept: int, moved: int, most: int, ranks: int, divisor: int) -> Iterator[tuple[int, int]]:
+    """Pairs near (kept, moved), in tokens, whose product is divisible by ``divisor``, and from ``ranks`` to ``most``."""
     for a in range(max(1, kept - ranks), kept + ranks + 1):
-        step = ranks // math.gcd(a, ranks)
+        step = divisor // math.gcd(a, divisor)
         below = min(moved, most // a) // step * step
-        yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
+        yield from ((a, b) for b in (below, below + step) if b > 0 and ranks <= a * b <= most)
 
 
 def _check_prompt(prompt: str, limits: LimitSettings) -> None:
