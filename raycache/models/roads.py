@@ -1,4 +1,4 @@
-"""How the transformers of each class are split over ranks; :mod:`raycache.worker.split_roads` does it. Imports no torch."""
+"""How each class of transformer is split over ranks; :mod:`raycache.worker.split_roads` does it. Imports no torch."""
 
 from __future__ import annotations
 

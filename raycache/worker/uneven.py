@@ -47,8 +47,8 @@ class TokenSplit:
         """
         if tokens < self.ranks:
             raise ValueError(
-                f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, of which each needs one: generate "
-                "with more of them, or on fewer ranks (parallel.ranks_per_replica)"
+                f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, of which each needs one: "
+                "generate with more of them, or on fewer ranks (parallel.ranks_per_replica)"
             )
         setattr(self, stream, tokens)
 
