@@ -17,6 +17,7 @@ from raycache.origins import check_origin
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
 from raycache.size import Size
+from raycache.store_settings import StoreSettings
 from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
 
@@ -189,6 +190,9 @@ class AppSettings(_Settings):
         description="Let the number of engines follow the queue, instead of `num_replicas`; null = do not.",
     )
     ingress: IngressSettings = IngressSettings()
+    store: StoreSettings | None = Field(
+        default=None, description="Keep jobs that nobody waits for: videos, asynchronous images; null = do not."
+    )
     logging: LoggingSettings = LoggingSettings()
 
     @property

@@ -15,12 +15,23 @@ from raycache.front.bodies import Bodies, read_body
 from raycache.ingress.asker import key_in_use
 from raycache.ingress.auth import check_key
 from raycache.ingress.sse import Events
+from raycache.ingress.store_handle import StoreClient
 from raycache.metrics import IngressMetrics
-from raycache.protocol.errors import from_validation_error, invalid
+from raycache.protocol.errors import RequestError, from_validation_error, invalid
 from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult
 from raycache.settings import AppSettings
 
-__all__ = ["Context", "InContext", "Service", "body_document", "context_of", "json_body", "parse_body", "require_key"]
+__all__ = [
+    "Context",
+    "InContext",
+    "InStore",
+    "Service",
+    "body_document",
+    "context_of",
+    "json_body",
+    "parse_body",
+    "require_key",
+]
 
 #: Seconds a client has to send its body: who never ends keeps a place in the ingress from those who do.
 _BODY_S = 30.0
@@ -58,12 +69,14 @@ class Context:
     Attributes:
         service: what draws.
         stream: what streams.
+        store: what keeps jobs, where there is one.
         bodies: those that are being read.
         began: ``time.time()`` of the start, in whole seconds.
     """
 
     service: Service
     stream: Callable[[GenerationRequest], Events]
+    store: StoreClient | None = None
     bodies: Bodies = field(default_factory=Bodies)
     began: int = field(default_factory=lambda: int(time.time()))
 
@@ -79,6 +92,20 @@ async def context_of(http: Request) -> Context:
 
 
 InContext = Annotated[Context, Depends(context_of)]
+
+
+async def store_of(context: InContext) -> StoreClient:
+    """The store behind this application.
+
+    Raises:
+        RequestError: 501 where there is none.
+    """
+    if context.store is None:
+        raise RequestError(501, "this service keeps no jobs; its operator may set `store.folder`", None, "no_store")
+    return context.store
+
+
+InStore = Annotated[StoreClient, Depends(store_of)]
 
 
 async def require_key(http: Request, context: InContext) -> None:

@@ -25,6 +25,7 @@ from raycache.ingress.auth import Key, KeyFile, warn_of_unknown
 from raycache.ingress.engine_handle import EngineEvent, EngineHandle
 from raycache.ingress.engine_watch import EngineWatch
 from raycache.ingress.sse import Events
+from raycache.ingress.store_handle import StoreClient, StoreHandle
 from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.resolve import check_model, resolve
@@ -55,9 +56,17 @@ class Ingress:
         settings: of the application.
         engine: handle of the engine deployment.
         bundles: what one engine asks of the cluster, to explain why none comes up.
+        store: handle of the store deployment, where there is one.
     """
 
-    def __init__(self, settings: AppSettings, engine: EngineHandle, bundles: Sequence[Bundle]) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        engine: EngineHandle,
+        bundles: Sequence[Bundle],
+        store: StoreHandle | None = None,
+    ) -> None:
+        self._store = StoreClient(store) if store else None
         self.settings, self._own_policy = settings, settings.policy
         self._keys = KeyFile(settings.ingress.api_keys_file)
         warn_of_unknown(self.keys, settings.limits.keys)
@@ -70,7 +79,7 @@ class Ingress:
         self._polling = asyncio.get_running_loop().create_task(self._watch.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
-        return build_http_app(self, self.stream_from_admission)
+        return build_http_app(self, self.stream_from_admission, self._store)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Generate ``request.n`` images.
@@ -131,6 +140,16 @@ class Ingress:
             if again is None:
                 raise failure
             order, lost = again, True
+
+    async def judge(self, request: GenerationRequest) -> ResolvedRequest:
+        """What engines would be asked, by what they said last: none needs to serve now.
+
+        Raises:
+            RequestError: 400 to 404 for what is wrong with it; 503 while no engine has ever said what it can do.
+        """
+        if (last := self._watch.last) is not None:
+            return self._judged(request, last)
+        return await self._ordered(request)
 
     async def status(self) -> list[EngineStatus]:
         """Every engine that answers, at most a second old; an empty list while none does."""

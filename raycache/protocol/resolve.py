@@ -48,6 +48,7 @@ def resolve(
     """
     check_model(request.model, model_name)
     defaults, limits = policy.defaults, policy.limits
+    request = request.fitted(model, limits)
     _check_prompt(request.prompt, limits)
     _check_priority(request.priority, limits, key)
     size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
@@ -72,7 +73,7 @@ def resolve(
         negative_prompt=negative_prompt,
         true_cfg_scale=true_cfg_scale,
         inputs=check_inputs(request, model, limits, steps),
-        fps=model.fps,
+        fps=request.frames_a_second(model),
     )
 
 
