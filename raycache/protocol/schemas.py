@@ -85,7 +85,7 @@ class GenerationRequest(BaseModel):
 
     def frames_a_second(self, model: Capabilities) -> float:
         """Of the video that is made; 0 for images."""
-        return model.fps
+        return 0.0
 
     @field_validator(*_LEFT_OUT, mode="before")
     @classmethod

@@ -210,11 +210,18 @@ class Store:
         settings: of the application, with a store.
         engine: handle of the engine deployment.
         bundles: what one engine asks of the cluster.
+        asker: through whom engines are asked, in place of an ingress of its own.
     """
 
-    def __init__(self, settings: AppSettings, engine: EngineHandle, bundles: Sequence[Bundle]) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        engine: EngineHandle,
+        bundles: Sequence[Bundle],
+        asker: Asker | None = None,
+    ) -> None:
         assert settings.store is not None  # the builder makes a store of nothing else
-        self._store = JobStore(settings.store, Ingress(_without_keys(settings), engine, bundles))
+        self._store = JobStore(settings.store, asker or Ingress(_without_keys(settings), engine, bundles))
 
     async def submit(
         self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str] = ()
