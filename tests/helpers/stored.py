@@ -113,7 +113,6 @@ def video_request(**fields: Any) -> VideoRequest:
     return VideoRequest(**{"prompt": "a secret circle", "size": "64x48", "num_frames": 5, **fields})
 
 
-
 async def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
     """Wait until ``what()`` holds, and give it."""
     async with asyncio.timeout(seconds):
@@ -138,5 +137,3 @@ def handle_of(store: Any) -> Any:
         return SimpleNamespace(remote=remote)
 
     return SimpleNamespace(**{name: method(name) for name in ("submit", "find", "page", "delete", "read")})
-
-
