@@ -1,5 +1,6 @@
-"""raycache: images from diffusion transformers, fast, on Ray Serve."""
+"""raycache: images and videos from diffusion transformers, fast, on Ray Serve."""
 
 from raycache.protocol.schemas import GenerationRequest, GenerationResult
+from raycache.protocol.videos import VideoRequest
 
-__all__ = ["GenerationRequest", "GenerationResult"]
+__all__ = ["GenerationRequest", "GenerationResult", "VideoRequest"]

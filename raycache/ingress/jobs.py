@@ -13,6 +13,7 @@ from raycache.protocol.stored import Order, Page, StoredJob
 __all__ = ["InListing", "Listing", "job_told", "listed", "told_of_job"]
 
 _USUAL = 20
+_ORDERS: dict[str, Order] = {"asc": "asc", "desc": "desc"}
 
 
 class Listing(NamedTuple):
@@ -33,9 +34,9 @@ async def _listing(http: Request) -> Listing:
     limit, order = query.get("limit", str(_USUAL)), query.get("order", "desc")
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 10):
         raise invalid("limit", f"must be a whole number, got {limit[:80]!r}", [_USUAL])
-    if order == "asc" or order == "desc":
-        return Listing(query.get("after"), int(limit), order)
-    raise invalid("order", f"there is no {order[:80]!r}", ["asc", "desc"])
+    if order not in _ORDERS:
+        raise invalid("order", f"there is no {order[:80]!r}", _ORDERS)
+    return Listing(query.get("after"), int(limit), _ORDERS[order])
 
 
 InListing = Annotated[Listing, Depends(_listing)]

@@ -49,8 +49,7 @@ def resolve(
     check_model(request.model, model_name)
     defaults, limits = policy.defaults, policy.limits
     request = request.fitted(model, limits)
-    _check_prompt(request.prompt, limits)
-    _check_priority(request.priority, limits, key)
+    _check_words(request, limits, key)
     size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
     check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
     _check_format(request.output_format, size)
@@ -217,10 +216,11 @@ def _misfit(options: CacheOptions, model: Capabilities) -> str:
     return ""
 
 
-def _check_prompt(prompt: str, limits: LimitSettings) -> None:
-    if not prompt.strip():
+def _check_words(request: GenerationRequest, limits: LimitSettings, key: str | None) -> None:
+    if not request.prompt.strip():
         raise invalid("prompt", "must hold something besides white space")
-    check_length("prompt", prompt, limits)
+    check_length("prompt", request.prompt, limits)
+    _check_priority(request.priority, limits, key)
 
 
 def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) -> None:

@@ -48,6 +48,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, codec: VideoCodec = 
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream(encoder, rate, options={**options, "crf": str(usual if crf is None else crf)})
+        assert isinstance(stream, av.VideoStream)  # as each of these encoders makes
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         # Said, or players guess by the size, and colours are off in some.
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU709, ColorRange.MPEG

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, GenerationResult, ProgressEvent, ResolvedRequest, StageTimes
 from raycache.protocol.videos import VideoRequest
 from raycache.settings import AppSettings
-from raycache.size import Size
 from raycache.store.store import JobStore
 from raycache.store_settings import StoreSettings
 

@@ -91,7 +91,7 @@ async def test_images_are_kept_as_they_would_have_been_sent(start: Start):
 
 async def test_what_is_wrong_with_a_request_is_said_at_once(start: Start):
     store = await start(FakeAsker())
-    with pytest.raises(RequestError, match="num_frames.*81") as refused:
+    with pytest.raises(RequestError, match=r"num_frames.*81") as refused:
         await store.submit("video", video_request(num_frames=82), None)
     assert refused.value.status == 400
     assert not list(store._index)
@@ -302,7 +302,7 @@ async def test_results_are_bounded_in_bytes(start: Start):
     mine = await over(store, await store.submit("video", video_request(seed=1), "blue"))
     assert (mine.status, mine.error.code) == ("failed", "too_many_stored")
     store = await start(FakeAsker(), max_bytes=2 * size)
-    with pytest.raises(RequestError, match="bytes of results that may be kept.*expires at") as refused:
+    with pytest.raises(RequestError, match=r"bytes of results that may be kept.*expires at") as refused:
         await store.submit("video", video_request(), None)
     assert refused.value.status == 507
 
