@@ -6,19 +6,16 @@ flow need. Nothing is downloaded; the folder loads with an unchanged ``FluxPipel
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from raycache.demo.built import build_once
 
 if TYPE_CHECKING:
     import torch
     from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # whose types diffusers' top does not tell
     from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
-MARKER = "raycache_model.json"
 TEXT_TOKENS = 64
 CLIP_TOKENS = 77
 LATENT_CHANNELS = 4
@@ -42,11 +39,8 @@ def build_noise_model(
 ) -> Path:
     """Write a FLUX pipeline with random weights into ``folder``, or return at once when it is there already.
 
-    The folder appears in one rename, so a reader never sees half a model and concurrent builders do not disturb each
-    other: whoever comes second keeps the first one's.
-
     Args:
-        folder: where the model goes; its parent is created.
+        folder: where the model goes, complete or not at all; its parent is created.
         layers: double-stream blocks.
         single_layers: single-stream blocks.
         heads: attention heads (a Ulysses degree must divide them).
@@ -69,41 +63,10 @@ def build_noise_model(
         "head_dim": head_dim,
         "seed": seed,
     }
-    if _is_complete(folder, record):
-        return folder
     axes = rope_axes(head_dim)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _pipeline(layers, single_layers, heads, head_dim, axes, seed).save_pretrained(scratch)
-        (scratch / MARKER).write_text(json.dumps(record, indent=2) + "\n")
-        make_readable(scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:
-            if not _is_complete(folder, record):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-def make_readable(folder: Path) -> None:
-    """Open ``folder`` to readers of other uids: safetensors writes mode 0600 and ``mkdtemp`` 0700."""
-    os.chmod(folder, 0o755)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-def _is_complete(folder: Path, record: dict[str, object]) -> bool:
-    """True if ``folder`` is this very model, False if nothing is there; anything else raises FileExistsError."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    marker = folder / MARKER
-    found = json.loads(marker.read_text()) if marker.is_file() else None
-    if found != record:
-        raise FileExistsError(f"{folder} holds {found or 'files of something else'}, wanted {record}; remove it")
-    return True
+    return build_once(
+        folder, record, lambda to: _pipeline(layers, single_layers, heads, head_dim, axes, seed).save_pretrained(to)
+    )
 
 
 def _pipeline(

@@ -1,120 +1,135 @@
 """What the service asks of a model family: all that differs between FLUX and whatever else diffusers can generate with.
 
+Most of it is data. A pipeline brings its own encoding and its own tail, and takes arguments by name
+(:mod:`raycache.models.arguments`); a family says what a request may ask of it, and what cannot be read from the files.
 Imports no torch, and neither do the families until a pipeline is loaded: the builder and the engine ask them, too.
 """
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from raycache.protocol.capabilities import Task
 from raycache.size import Size
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["ModelFamily", "OwnModel"]
+    from raycache.protocol.job import Job
+
+__all__ = ["ModelFamily", "OwnModel", "VideoFamily", "tokens_told"]
 
 
-class ModelFamily(ABC):
+class ModelFamily:
     """A family without state: a pipeline is handed to each method that needs one.
 
     Attributes:
-        transformer: class of the transformer that ``model_index.json`` must name; ``called`` is the family for people.
+        called: the family for people; transformer: class that ``model_index.json`` must name, empty for any.
         parts: what the pipeline is loaded from, and the file without which a part cannot be; of a tokenizer, any.
-        with_weights: those of the parts that have weights.
+            Empty: what ``model_index.json`` names.
+        with_weights: those of the parts that have weights; empty: all that are models by their class.
         token_side: pixels a side of what the transformer reads as one image token.
+        layers, heads: names in the transformer's config of the numbers of blocks of each stack, and of attention heads.
+        text: tokens of a prompt, where neither settings nor the pipeline name a number.
+        tasks: what it can do, and the class of pipeline over the same components that does it.
+        max_inputs, frame_step, fps, negative_prompt, true_cfg, cfg_calls:
+            see :class:`raycache.protocol.capabilities.Capabilities`.
+        fixed: arguments of the call that no request chooses.
     """
 
-    called: ClassVar[str]
-    transformer: ClassVar[str]
-    parts: ClassVar[Mapping[str, str]]
-    with_weights: ClassVar[Sequence[str]]
-    token_side: ClassVar[int]
+    called: ClassVar[str] = "diffusers"
+    transformer: ClassVar[str] = ""
+    parts: ClassVar[Mapping[str, str]] = {}
+    with_weights: ClassVar[Sequence[str]] = ()
+    token_side: ClassVar[int] = 16
+    layers: ClassVar[Sequence[str]] = ("num_layers",)
+    heads: ClassVar[str] = "num_attention_heads"
+    text: ClassVar[int] = 512
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": ""}
+    max_inputs: ClassVar[int] = 0
+    frame_step: ClassVar[int] = 0
+    fps: ClassVar[float] = 0.0
+    negative_prompt: ClassVar[bool] = False
+    true_cfg: ClassVar[bool] = False
+    cfg_calls: ClassVar[bool] = False
+    fixed: ClassVar[Mapping[str, Any]] = {}
 
-    @abstractmethod
     def num_blocks(self, config: Mapping[str, Any]) -> int:
         """Transformer blocks over all stacks, as the transformer's ``config.json`` tells them.
 
         Raises:
             KeyError: it does not tell.
         """
+        return sum(int(config[name]) for name in self.layers)
 
-    @abstractmethod
     def num_heads(self, config: Mapping[str, Any]) -> int:
         """Attention heads, as the transformer's ``config.json`` tells them.
 
         Raises:
             KeyError: it does not tell.
         """
+        return int(config[self.heads])
 
-    @abstractmethod
     def text_tokens_told(self, folder: Path) -> int:
         """:meth:`text_tokens` of the model in ``folder``, which is not loaded.
 
         Raises:
             OSError, ValueError, KeyError, TypeError: the files do not tell.
         """
+        return self.text
 
-    @abstractmethod
-    def load(self, folder: str, dtype: torch.dtype) -> Any:
-        """The pipeline in ``folder``, on the CPU."""
-
-    @abstractmethod
     def text_tokens(self, pipe: Any) -> int:
         """Tokens to which every prompt is padded or cut off where the settings name no number."""
+        return self.text
 
-    @abstractmethod
     def prompt_warnings(self, pipe: Any, prompt: str, text_tokens: int) -> list[str]:
         """What is odd about ``prompt`` for a model that reads ``text_tokens`` of it."""
+        return []
 
     def request_warnings(self, prompt: str, size: Size) -> list[str]:
         """What to tell of a request for ``size`` besides; most models have nothing to say."""
         return []
 
-    @abstractmethod
-    def encode(
-        self, pipe: Any, prompts: Sequence[str], rows: Sequence[int], device: torch.device, text_tokens: int
-    ) -> dict[str, Any]:
-        """Arguments of the pipeline's call that stand for the prompts.
+    def arguments(self, job: Job) -> Mapping[str, Any]:
+        """Arguments of the pipeline's call that are this family's own, for ``job``; they go before all others."""
+        return self.fixed
 
-        Args:
-            prompts: different ones, each encoded once.
-            rows: for each image, which of the prompts it has.
-            text_tokens: of each prompt.
-        """
+    def latents_to_decode(self, pipe: Any, latents: torch.Tensor, size: Size) -> torch.Tensor | None:
+        """The pipeline's latents as its VAE takes them, [n, channels, height, width]; None: it makes no previews."""
+        return None
 
-    @abstractmethod
-    def noise(
-        self, pipe: Any, encoded: Mapping[str, Any], generators: Sequence[torch.Generator], height: int, width: int
-    ) -> torch.Tensor:
-        """Latents to begin with, as the pipeline takes them, on the device of what :meth:`encode` gave.
+    @property
+    def previews(self) -> bool:
+        """Whether :meth:`preview` makes any."""
+        return type(self).latents_to_decode is not ModelFamily.latents_to_decode
 
-        Args:
-            generators: one for each image; its noise depends on nothing else.
-            height, width: pixels.
-        """
-
-    @abstractmethod
-    def decode(self, pipe: Any, latents: torch.Tensor, height: int, width: int) -> np.ndarray:
-        """Images of the latents that the pipeline's call gave: uint8 [n, height, width, 3]. Calls no collective."""
-
-    @abstractmethod
-    def preview(
-        self, pipe: Any, before: torch.Tensor, after: torch.Tensor, step: int, height: int, width: int
-    ) -> np.ndarray:
+    def preview(self, pipe: Any, before: torch.Tensor, after: torch.Tensor, step: int, size: Size) -> np.ndarray | None:
         """Smaller images of what the latents are becoming: uint8 [n, height / 2, width / 2, 3]. Calls no collective.
 
         Args:
+            pipe: the job's own view, whose scheduler is where the job is.
             before, after: the pipeline's latents around ``step``, from 0.
-            height, width: pixels of the whole image.
+            size: of the whole image.
         """
+        from raycache.models.latents import clean, halved, pixels
+
+        latents = self.latents_to_decode(pipe, clean(pipe.scheduler, before, after, step), size)
+        return None if latents is None else pixels(pipe, halved(latents))
 
 
-class OwnModel(ModelFamily):
+class VideoFamily(ModelFamily):
+    """Text to video, and no previews: a frame cannot be decoded without those before it."""
+
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": ""}
+    negative_prompt = True
+
+
+class OwnModel(ModelFamily, ABC):
     """A model that this project makes: settings name it by one word instead of a folder or a hub id."""
 
     @abstractmethod
@@ -128,3 +143,13 @@ class OwnModel(ModelFamily):
     @abstractmethod
     def outline(self, cache: Path) -> Path | None:
         """Where the model is; None while it is not built."""
+
+
+def tokens_told(folder: Path, tokenizer: str, most: int) -> int:
+    """How long a prompt the tokenizer in ``folder`` takes, at most ``most`` tokens.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: its files do not tell.
+    """
+    told = json.loads((folder / tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return min(int(told["model_max_length"]), most)

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raycache.models.family import ModelFamily
+from raycache.models.family import ModelFamily, tokens_told
+from raycache.protocol.capabilities import Task
+from raycache.size import Size
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-__all__ = ["FluxFamily"]
+    from raycache.protocol.job import Job
+
+__all__ = ["FluxFamily", "FluxFillFamily", "FluxKontextFamily"]
 
 #: More than this FluxPipeline does not take.
 _MOST_TEXT_TOKENS = 512
 
 
 class FluxFamily(ModelFamily):
-    """FLUX.1, run with diffusers' ``FluxPipeline``."""
+    """FLUX.1 dev and schnell, run with diffusers' ``FluxPipeline`` and its relatives over the same components."""
 
     called = "FLUX"
     transformer = "FluxTransformer2DModel"
@@ -34,26 +36,17 @@ class FluxFamily(ModelFamily):
         "scheduler": "scheduler_config.json",
     }
     with_weights = ("transformer", "vae", "text_encoder", "text_encoder_2")
-    token_side = 16  # the VAE shrinks by 8, and 2x2 latents are packed into one token
-
-    def num_blocks(self, config: Mapping[str, Any]) -> int:
-        """Double-stream and single-stream blocks."""
-        return int(config["num_layers"] + config["num_single_layers"])
-
-    def num_heads(self, config: Mapping[str, Any]) -> int:
-        """Of both kinds of blocks."""
-        return int(config["num_attention_heads"])
+    layers = ("num_layers", "num_single_layers")
+    tasks: ClassVar[Mapping[Task, str]] = {
+        "text-to-image": "FluxPipeline",
+        "image-to-image": "FluxImg2ImgPipeline",
+        "inpaint": "FluxInpaintPipeline",
+    }
+    max_inputs, negative_prompt, true_cfg = 1, True, True
 
     def text_tokens_told(self, folder: Path) -> int:
         """As :meth:`text_tokens`, from T5's tokenizer."""
-        told = json.loads((folder / "tokenizer_2" / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return min(int(told["model_max_length"]), _MOST_TEXT_TOKENS)
-
-    def load(self, folder: str, dtype: torch.dtype) -> Any:
-        """A ``FluxPipeline``."""
-        from diffusers import FluxPipeline
-
-        return FluxPipeline.from_pretrained(folder, dtype=dtype)
+        return tokens_told(folder, "tokenizer_2", _MOST_TEXT_TOKENS)
 
     def text_tokens(self, pipe: Any) -> int:
         """What T5's tokenizer says, as far as the pipeline goes along."""
@@ -66,47 +59,30 @@ class FluxFamily(ModelFamily):
             return []
         return [f"prompt: {tokens} tokens, of which this model reads the first {text_tokens}"]
 
-    def encode(
-        self, pipe: Any, prompts: Sequence[str], rows: Sequence[int], device: torch.device, text_tokens: int
-    ) -> dict[str, Any]:
-        """T5's states [images, tokens, width] and CLIP's pooled one [images, width]."""
-        embeds, pooled, _ = pipe.encode_prompt(
-            prompt=list(prompts), prompt_2=None, device=device, max_sequence_length=text_tokens
-        )
-        index = list(rows)
-        return {
-            "prompt_embeds": embeds[index],
-            "pooled_prompt_embeds": pooled[index],
-            "max_sequence_length": text_tokens,
-        }
-
-    def noise(
-        self, pipe: Any, encoded: Mapping[str, Any], generators: Sequence[torch.Generator], height: int, width: int
-    ) -> torch.Tensor:
-        """Packed latents [images, image tokens, channels]."""
-        embeds: torch.Tensor = encoded["prompt_embeds"]
-        channels = pipe.transformer.config.in_channels // 4
-        shape = len(generators), channels, height, width
-        noise: torch.Tensor = pipe.prepare_latents(*shape, embeds.dtype, embeds.device, list(generators), None)[0]
-        return noise
-
-    def decode(self, pipe: Any, latents: torch.Tensor, height: int, width: int) -> np.ndarray:
-        """Unpacked, scaled, decoded."""
-        from raycache.models.picture import pixels
-
-        return pixels(pipe, _unpacked(pipe, latents, height, width))
-
-    def preview(
-        self, pipe: Any, before: torch.Tensor, after: torch.Tensor, step: int, height: int, width: int
-    ) -> np.ndarray:
-        """Where flow matching's step leads; halved before it is decoded."""
-        from raycache.models.picture import clean, halved, pixels
-
-        latents = clean(pipe.scheduler, before, after, step)
-        return pixels(pipe, halved(_unpacked(pipe, latents, height, width)))
+    def latents_to_decode(self, pipe: Any, latents: torch.Tensor, size: Size) -> torch.Tensor:
+        """[images, tokens, channels] to [images, channels / 4, height / 8, width / 8]."""
+        unpacked: torch.Tensor = pipe._unpack_latents(latents, size.height, size.width, pipe.vae_scale_factor)
+        return unpacked
 
 
-def _unpacked(pipe: Any, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[images, tokens, channels] to [images, channels / 4, height / 8, width / 8]."""
-    unpacked: torch.Tensor = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
-    return unpacked
+class FluxKontextFamily(FluxFamily):
+    """FLUX.1 Kontext: a picture and what to do with it; the picture's tokens stand behind the image's."""
+
+    called = "FLUX Kontext"
+    tasks: ClassVar[Mapping[Task, str]] = {
+        "text-to-image": "FluxKontextPipeline",
+        "edit": "FluxKontextPipeline",
+        "inpaint": "FluxKontextInpaintPipeline",
+    }
+
+    def arguments(self, job: Job) -> Mapping[str, Any]:
+        """Size is what the request says: the pipeline would choose another, with the area that it was trained at."""
+        return {"max_area": job.size.pixels, "_auto_resize": False}
+
+
+class FluxFillFamily(FluxFamily):
+    """FLUX.1 Fill: what a mask leaves of a picture, as further channels of the latents."""
+
+    called = "FLUX Fill"
+    tasks: ClassVar[Mapping[Task, str]] = {"inpaint": "FluxFillPipeline"}
+    negative_prompt = true_cfg = False

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raycache.models.family import ModelFamily
 from raycache.models.registry import family_of
 from raycache.protocol.capabilities import Capabilities
 
@@ -25,13 +28,14 @@ def folder_faults(folder: Path, *, weights: bool = True) -> list[str]:
     if not isinstance(index, dict):
         return [f"{folder / 'model_index.json'} is not JSON of a diffusers pipeline"]
     family, named = family_of(pipeline_class(folder)), index.get("transformer")
-    if isinstance(named, list) and named[-1] != family.transformer:
+    if isinstance(named, list) and family.transformer and named[-1] != family.transformer:
         held = f"{folder} holds {index.get('_class_name')} with {named[-1]}"
-        return [f"{held}; this service draws with {family.called} pipelines"]
-    parts = family.parts.items()
-    faults = [f"{folder} lacks {part}/{file}" for part, file in parts if not any((folder / part).glob(file))]
+        return [f"{held}; a model of {family.called} has {family.transformer}"]
+    parts = family.parts or _parts_named(index)
+    faults = [f"{folder} lacks {part}/{file}" for part, file in parts.items() if not any((folder / part).glob(file))]
     if weights:
-        faults += [fault for part in family.with_weights for fault in _weight_faults(folder / part)]
+        models = family.with_weights or [part for part, file in parts.items() if file == "config.json"]
+        faults += [fault for part in models for fault in _weight_faults(folder / part)]
     return faults
 
 
@@ -40,22 +44,52 @@ def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabili
     config, pipeline = _json(folder / "transformer" / "config.json"), pipeline_class(folder)
     family = family_of(pipeline)
     try:
-        return Capabilities(
+        return told_by(
+            family,
             kind="folder",
             num_blocks=family.num_blocks(config),
             num_heads=family.num_heads(config),
             text_tokens=max_sequence_length or family.text_tokens_told(folder),
             pipeline=pipeline,
-            token_side=family.token_side,
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
+def told_by(family: ModelFamily, *, pipeline: str, **found: Any) -> Capabilities:
+    """What can be asked of a model of ``family``; ``found``: what its files, or the loaded pipeline, tell of it."""
+    return Capabilities(
+        **found,
+        pipeline=pipeline,
+        token_side=family.token_side,
+        tasks=tuple(family.tasks),
+        negative_prompt=family.negative_prompt,
+        true_cfg=family.true_cfg,
+        cfg_calls=family.cfg_calls,
+        max_inputs=family.max_inputs,
+        frame_step=family.frame_step,
+        fps=family.fps,
+        previews=family.previews,
+    )
+
+
 def pipeline_class(folder: Path) -> str:
     """Class name of the pipeline that the index in ``folder`` names; "None" where it names none."""
-    index = _json(folder / "model_index.json")
+    index = _json(folder / "model_index.json") or _json(folder / "modular_model_index.json")
     return str(index.get("_class_name")) if isinstance(index, dict) else "None"
+
+
+def _parts_named(index: Mapping[str, Any]) -> dict[str, str]:
+    """By its folder each part that an index names, and the file without which it cannot be loaded."""
+    named = {part: value[-1] for part, value in index.items() if isinstance(value, list) and value and value[-1]}
+    return {part: _file_of(str(name)) for part, name in named.items() if part[0] != "_"}
+
+
+def _file_of(name: str) -> str:
+    """Of a component of this class."""
+    if "Scheduler" in name:
+        return "scheduler_config.json"
+    return "*" if re.search("Tokenizer|Processor|FeatureExtractor", name) else "config.json"
 
 
 def _weight_faults(part: Path) -> list[str]:

@@ -25,11 +25,10 @@ def generate_images(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, 
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"each prompt needs a seed of its own: {len(prompts)} prompts, {len(seeds)} seeds")
-    family = family_of(type(pipe).__name__)
     with torch.no_grad():
-        told = family.encode(pipe, prompts, range(len(prompts)), pipe.device, family.text_tokens(pipe))
         images: np.ndarray = pipe(
-            **told,
+            list(prompts),
+            max_sequence_length=family_of(type(pipe).__name__).text_tokens(pipe),
             width=size.width,
             height=size.height,
             num_inference_steps=steps,

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from cache_core.blocks import find_blocks
-from raycache.models.folder import pipeline_class
+from raycache.models.denoisers import blocks_of, denoisers_of
+from raycache.models.folder import pipeline_class, told_by
 from raycache.models.registry import family_of
 from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.settings import ModelSettings
@@ -23,24 +23,39 @@ def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) ->
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = family_of(pipeline_class(Path(folder))).load(folder, getattr(torch, settings.dtype)).to(device)
+    pipe = (
+        _class_of(pipeline_class(Path(folder))).from_pretrained(folder, dtype=getattr(torch, settings.dtype)).to(device)
+    )
     pipe.set_progress_bar_config(disable=True)
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
-        for block in find_blocks(pipe.transformer):
-            module: Any = block.module  # a method is exchanged, which types do not foresee
-            module.forward = torch.compile(module.forward)
+        for denoiser in denoisers_of(pipe).values():
+            for block in blocks_of(denoiser):
+                module: Any = block.module  # a method is exchanged, which types do not foresee
+                module.forward = torch.compile(module.forward)
     return pipe
 
 
 def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capabilities:
     """What a loaded pipeline is."""
     family = family_of(type(pipe).__name__, kind)
-    return Capabilities(
+    denoisers = list(denoisers_of(pipe).values())
+    try:
+        heads = family.num_heads(denoisers[0].config)
+    except (KeyError, TypeError, IndexError):
+        heads = 0  # of a family that nobody described; splitting it looks for itself
+    return told_by(
+        family,
         kind=kind,
-        num_blocks=len(find_blocks(pipe.transformer)),
-        num_heads=family.num_heads(pipe.transformer.config),
+        num_blocks=min((len(blocks_of(denoiser)) for denoiser in denoisers), default=0),
+        num_heads=heads,
         text_tokens=settings.max_sequence_length or family.text_tokens(pipe),
         pipeline=type(pipe).__name__,
-        token_side=family.token_side,
     )
+
+
+def _class_of(pipeline: str) -> Any:
+    """diffusers' class of this name, or what finds out by itself which one it is."""
+    import diffusers
+
+    return getattr(diffusers, pipeline, diffusers.DiffusionPipeline)

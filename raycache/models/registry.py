@@ -10,26 +10,47 @@ from importlib import import_module
 
 from raycache.models.family import ModelFamily, OwnModel
 
-__all__ = ["family_of", "own_model"]
+__all__ = ["FAMILIES", "family_of", "own_model"]
 
 #: Class name of a diffusers pipeline: import path of its family.
-_FAMILIES = {"FluxPipeline": "raycache.models.flux:FluxFamily"}
+FAMILIES = {
+    "ChromaPipeline": "raycache.models.images:ChromaFamily",
+    "CogVideoXPipeline": "raycache.models.videos:CogVideoXFamily",
+    "Flux2KleinPipeline": "raycache.models.flux2:Flux2KleinFamily",
+    "Flux2Pipeline": "raycache.models.flux2:Flux2Family",
+    "FluxFillPipeline": "raycache.models.flux:FluxFillFamily",
+    "FluxKontextPipeline": "raycache.models.flux:FluxKontextFamily",
+    "FluxPipeline": "raycache.models.flux:FluxFamily",
+    "HunyuanImagePipeline": "raycache.models.images:HunyuanImageFamily",
+    "HunyuanVideo15Pipeline": "raycache.models.videos:HunyuanVideo15Family",
+    "LTX2Pipeline": "raycache.models.videos:LTX2Family",
+    "LTXPipeline": "raycache.models.videos:LTXFamily",
+    "QwenImage21Pipeline": "raycache.models.qwen_image:QwenImage21Family",
+    "QwenImageEditPipeline": "raycache.models.qwen_image:QwenImageEditFamily",
+    "QwenImageEditPlusPipeline": "raycache.models.qwen_image:QwenImageEditPlusFamily",
+    "QwenImagePipeline": "raycache.models.qwen_image:QwenImageFamily",
+    "SanaPipeline": "raycache.models.images:SanaFamily",
+    "StableDiffusion3Pipeline": "raycache.models.images:StableDiffusion3Family",
+    "WanImageToVideoPipeline": "raycache.models.videos:WanImageFamily",
+    "WanPipeline": "raycache.models.videos:WanFamily",
+    "ZImagePipeline": "raycache.models.images:ZImageFamily",
+}
 #: Models that this project makes, by the word that settings and their marker files have for them. Named and not
 #: imported: they are built upon their family, and this room knows nothing above it.
 _OWN = {"demo": "raycache.demo.family:DemoFamily", "noise": "raycache.demo.family:NoiseFamily"}
-#: Folders of other FLUX pipelines (Kontext, img2img, ...) are loaded as this one; what it cannot load it refuses.
-_OF_UNKNOWN = "FluxPipeline"
+#: Of a pipeline that no family names: text to image, with what can be read from its files.
+_UNKNOWN = "raycache.models.family:ModelFamily"
 
 
 def family_of(pipeline: str, kind: str = "") -> ModelFamily:
     """The family of a model.
 
     Args:
-        pipeline: class name of the model's pipeline; one that no family names is FLUX's.
+        pipeline: class name of the model's pipeline; one that no family names is run as it is.
         kind: of the model, as :class:`raycache.protocol.capabilities.Capabilities` has it; models of this project have
             their own words.
     """
-    return _family(_OWN.get(kind) or _FAMILIES.get(pipeline) or _FAMILIES[_OF_UNKNOWN])
+    return _family(_OWN.get(kind) or FAMILIES.get(pipeline) or _UNKNOWN)
 
 
 def own_model(path: str) -> OwnModel | None:

@@ -29,6 +29,7 @@ class Capabilities:
         tasks: that the family can do.
         negative_prompt: it reads one.
         true_cfg: ``true_cfg_scale`` guides by a negative prompt, with two transformer calls a step.
+        cfg_calls: ``guidance_scale`` above 1 guides by the negative prompt with calls of its own.
         max_inputs: pictures that a request may bring.
         frame_step: 0 where images come out; else a video's number of frames is a multiple of it, plus one.
         fps: frames a second that the model was trained at; 0 where images come out.
@@ -44,6 +45,7 @@ class Capabilities:
     tasks: tuple[Task, ...] = ("text-to-image",)
     negative_prompt: bool = False
     true_cfg: bool = False
+    cfg_calls: bool = False
     max_inputs: int = 0
     frame_step: int = 0
     fps: float = 0.0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +15,17 @@ import torch
 
 from cache_core import CacheReport
 from raycache.logs import about
+from raycache.models.arguments import call_arguments, to_uint8
 from raycache.models.family import ModelFamily
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
 from raycache.tracing import RankSpans
+from raycache.worker.encoding import remember_prompts
 from raycache.worker.observer import Observer
 from raycache.worker.prompt_cache import PromptCache
+from raycache.worker.reports import merged
+from raycache.worker.step_ends import StepEnds
+from raycache.worker.stepper import Ended, Tail
 
 __all__ = ["ActiveJob", "Place", "RankContext"]
 
@@ -45,12 +52,13 @@ class RankContext:
     """What all jobs of a rank share.
 
     Attributes:
-        pipe: a loaded pipeline of ``family``.
+        pipe: a loaded pipeline of ``family``; pipes: for each task the one that does it, none: ``pipe`` does all.
         rank: of this process; 0 tells. world: number of ranks.
         overlaps: images are decoded beside the next calls of the transformer.
         text_tokens: of each prompt.
         prompts: those encoded lately.
         place: is kept up to date.
+        vae_lock: held while the VAE is used, by whichever thread.
     """
 
     pipe: Any
@@ -63,6 +71,8 @@ class RankContext:
     prompts: PromptCache = field(default_factory=lambda: PromptCache(0))
     place: Place = field(default_factory=Place)
     observer: Observer = field(default_factory=Observer)
+    pipes: Mapping[str, Any] = field(default_factory=dict)
+    vae_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def now(self) -> float:
         """The time at which all work that this thread handed to the device is done."""
@@ -91,9 +101,9 @@ class ActiveJob:
 
     Attributes:
         step: finished denoising steps.
-        latents: after the step before, and of the whole job when ``done``.
         encode_s: until its first call of the transformer; calls_s: of each call that it was in.
-        report: what the cache decided; held_bytes: what it held at the end; progress: rank 0's, until it is told.
+        reports: what the cache decided for each denoiser; held_bytes: what it held at the end; progress: rank 0's,
+            until it is told.
     """
 
     def __init__(self, job: Job, context: RankContext) -> None:
@@ -101,78 +111,86 @@ class ActiveJob:
         self.spans = RankSpans(job, context.rank)
         self.phase: Phase = "idle"
         self.step, self.done = 0, False
-        self.latents: torch.Tensor | None = None
         self.encode_s, self.calls_s = 0.0, list[float]()
-        self.report: CacheReport | None = None
+        self.reports: tuple[CacheReport, ...] = ()
         self.held_bytes = 0
         self.progress: list[Progress] = []
         self._warnings: list[str] = []
-        self._waited_s, self._known_prompt = 0.0, False
+        self._waited_s = 0.0
+        self._known_prompt: Callable[[], bool] = bool
+        self._tail: Tail | None = None
+        self._images: np.ndarray | None = None
 
-    def draw(self, pipe: Any) -> torch.Tensor:
-        """Encode the prompt and call ``pipe``, the job's own view of the pipeline; returns its latents."""
+    @property
+    def pipe(self) -> Any:
+        """The pipeline that does the job's task."""
+        return self._context.pipes.get(self.job.inputs.task, self._context.pipe)
+
+    @property
+    def report(self) -> CacheReport | None:
+        """What the cache decided so far; None where it knows no denoiser."""
+        return merged(self.reports)
+
+    def draw(self, pipe: Any) -> Any:
+        """Call ``pipe``, the job's own view of its pipeline; returns images, floats [n, height, width, 3]."""
         job, context, family = self.job, self._context, self._context.family
-        rows = [0] * len(job.images)
-        told, self._known_prompt = context.prompts.encoded(
-            (job.prompt, len(rows)),
-            lambda: family.encode(pipe, [job.prompt], rows, context.device, context.text_tokens),
-        )
-        # Each image has a generator of its own, on the CPU: its noise depends on its seed alone.
-        generators = [torch.Generator().manual_seed(image.seed) for image in job.images]
-        self.latents = noise = family.noise(pipe, told, generators, job.size.height, job.size.width)
+        arguments = call_arguments(pipe, family, job, context.text_tokens)
+        self._known_prompt = remember_prompts(pipe, context.prompts)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
-        latents: torch.Tensor = pipe(
-            **told,
-            height=job.size.height,
-            width=job.size.width,
-            num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.images[0].guidance_scale,
-            latents=noise,
-            output_type="latent",
-            callback_on_step_end=self._step_done,
-            callback_on_step_end_tensor_inputs=["latents"],
-        ).images
-        return latents
+        return pipe(**arguments, **StepEnds(pipe, self._step_done).arguments)[0]
 
     def called(self, seconds: float) -> float:
         """It was in a call of the transformer; returns the seconds of it that this rank waited for others."""
         self.calls_s.append(seconds)
-        before, self._waited_s = self._waited_s, 0.0 if self.report is None else self.report.collective_wait_s
+        before, self._waited_s = self._waited_s, sum(report.collective_wait_s for report in self.reports)
         return self._waited_s - before
 
     def computed_share(self) -> float:
         """Of the blocks, in its last call; all where nothing is decided."""
-        if self.job.cache.type == "none" or self.report is None or not self.report.steps:
+        report = self.report
+        if self.job.cache.type == "none" or report is None or not report.steps:
             return 1.0
-        images = self.report.steps[-1].images
-        return sum(image.computed_blocks for image in images) / (self.report.num_blocks * len(images))
+        images = report.steps[-1].images
+        return sum(image.computed_blocks for image in images) / (report.num_blocks * len(images))
 
-    def decoded(self, rows: Sequence[int]) -> dict[int, np.ndarray]:
-        """Images of these rows, uint8 [height, width, 3]. Other ranks decode others, so nothing in it is a collective.
+    def over(self, ended: Ended) -> None:
+        """Its pipeline made its last call of a denoiser, and returned or stands where it decodes."""
+        self._tail, self.held_bytes, self.done = ended.tail, ended.held_bytes, True
+        self._images = None if ended.result is None else to_uint8(ended.result)
 
-        One by one: so an image is the same whoever decodes it, and takes the memory of one.
-        """
-        context, latents, size = self._context, self.latents, self.job.size
-        context.observer.entered(self.job, "decode")
-        assert latents is not None  # it is done
-        decode = context.family.decode
-        return {row: decode(context.pipe, latents[row : row + 1], size.height, size.width)[0] for row in rows}
+    def decoded(self, rows: Sequence[int]) -> Any:
+        """Of these rows, what the VAE gives. Other ranks decode others, so nothing in it is a collective."""
+        self._context.observer.entered(self.job, "decode")
+        return None if self._tail is None else self._tail.decode(len(self.job.images), rows)
+
+    def images(self, rows: Sequence[int], decoded: Any) -> dict[int, np.ndarray]:
+        """What the pipeline makes of :meth:`decoded`: uint8 [height, width, 3] by row, of a video [frames, ...]."""
+        if self._tail is not None and rows:
+            return dict(zip(rows, to_uint8(self._tail.finish(decoded)), strict=True))
+        self.drop()
+        return {} if self._images is None else {row: self._images[row] for row in rows}
+
+    def drop(self) -> None:
+        """Nothing more is wanted of it on this rank."""
+        if self._tail is not None:
+            self._tail.drop()
+            self._tail = None
 
     def output(self) -> JobOutput:
         """What rank 0 says of the job; images and the seconds of decoding come from all ranks."""
-        job, denoise_s = self.job, sum(self.calls_s)
-        words = f"drew {job.size}, {job.num_inference_steps} steps, in {self.encode_s + denoise_s:.2f} s"
+        job, denoise_s, report = self.job, sum(self.calls_s), self.report
+        words = f"drew {job.size}, {job.steps} steps, in {self.encode_s + denoise_s:.2f} s"
         _logger.info(words, extra=about(job, rank=self._context.rank))
         return JobOutput(
             images=np.empty((0, job.size.height, job.size.width, 3), np.uint8),
             warnings=self._warnings,
-            report=None if job.cache.type == "none" or self.report is None else self.report.to_dict(),
+            report=None if job.cache.type == "none" or report is None else report.to_dict(),
             encode_s=self.encode_s,
             denoise_s=denoise_s,
             decode_s=0.0,
             stalls_s=stalls(self.calls_s),
-            known_prompt=self._known_prompt,
+            known_prompt=self._known_prompt(),
             held_bytes=self.held_bytes,
         )
 
@@ -181,32 +199,39 @@ class ActiveJob:
         events, self.progress = self.progress, []
         return events
 
-    def _step_done(self, _: object, step: int, __: object, state: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's callback at the end of a step."""
-        latents: torch.Tensor = state["latents"]
-        changed = self._context.observer.step_ends(self.job, step, latents)
+    def _step_done(self, pipe: Any, step: int, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
+        """At the end of a step, from 0: the latents around it. Returns others to go on with, None for these."""
+        changed = self._context.observer.step_ends(self.job, step, after)
         self.step = step + 1
         if self._context.rank == 0:
-            self.progress.append(self._event(step, latents))
-        self.latents = latents if changed is None else changed
-        return {} if changed is None else {"latents": changed}
+            self.progress.append(self._event(pipe, step, before, after))
+        return changed
 
-    def _event(self, step: int, latents: torch.Tensor) -> Progress:
-        decided = self.job.cache.type != "none" and self.report is not None
-        decisions = self.report.steps[-1].images if decided and self.report is not None else []
+    def _event(self, pipe: Any, step: int, before: torch.Tensor, after: torch.Tensor) -> Progress:
+        report = self.report
+        decided = report is not None and report.steps and self.job.cache.type != "none"
+        decisions = report.steps[-1].images if decided and report is not None else []
         cached = [decision.cached or bool(decision.pruned_blocks) for decision in decisions]
         differences = [decision.residual_diff for decision in decisions]
-        event = Progress(step + 1, self.job.num_inference_steps, cached, differences)
+        steps = self.job.steps
+        event = Progress(min(step + 1, steps), steps, cached, differences)
         if step in self.job.preview_steps:
-            event.preview = self._preview(step, latents)
+            event.preview = self._preview(pipe, step, before, after)
         return event
 
-    def _preview(self, step: int, latents: torch.Tensor) -> np.ndarray | None:
+    def _preview(self, pipe: Any, step: int, before: torch.Tensor, after: torch.Tensor) -> np.ndarray | None:
         """None where it fails: the other ranks go on, and a preview that finds no memory must not break the gang."""
-        job, context, size = self.job, self._context, self.job.size
-        assert self.latents is not None  # set before the first step
+        job, context = self.job, self._context
         try:
-            return context.family.preview(context.pipe, self.latents, latents, step, size.height, size.width)
+            with context.vae_lock:
+                return context.family.preview(_with_real_vae(pipe, context.pipe), before, after, step, job.size)
         except RuntimeError as error:  # out of memory is one
             _logger.warning(f"no preview: {type(error).__name__}: {error}", extra=about(job, rank=context.rank))
             return None
+
+
+def _with_real_vae(own: Any, pipe: Any) -> Any:
+    """The job's own view, whose VAE decodes here and now."""
+    seen = copy.copy(own)
+    object.__setattr__(seen, "vae", pipe.vae)
+    return seen

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +29,13 @@ class Decoding:
 
     Attributes:
         rows: of the job, from 0.
-        future: the images by row, uint8 [height, width, 3], and the seconds that it took.
+        future: what the VAE gives for them, and the seconds that it took.
     """
 
     name: str
     active: ActiveJob
     rows: Sequence[int]
-    future: Future[tuple[dict[int, np.ndarray], float]]
+    future: Future[tuple[Any, float]]
 
 
 class Decoder:
@@ -55,9 +56,9 @@ class Decoder:
     def begin(self, active: ActiveJob, rows: Sequence[int]) -> None:
         """Decode these rows of a job that is done."""
         if self._pool is None:
-            future = Future[tuple[dict[int, np.ndarray], float]]()
+            future = Future[tuple[Any, float]]()
             try:
-                future.set_result(self._images(active, rows))
+                future.set_result(self._decoded(active, rows))
             except Exception as error:
                 future.set_exception(error)
         else:
@@ -71,33 +72,38 @@ class Decoder:
         Raises:
             Exception: what decoding raised.
         """
+        active, rows = decoding.active, decoding.rows
         try:
-            return decoding.future.result()
+            decoded, seconds = decoding.future.result()
         except torch.OutOfMemoryError:
             if self._pool is None:
+                active.drop()
                 raise
             # Beside a call there was no room for it; now no call runs.
-            return self._images(decoding.active, decoding.rows)
+            decoded, seconds = self._decoded(active, rows)
+        except Exception:
+            active.drop()
+            raise
+        began = time.monotonic()
+        return active.images(rows, decoded), seconds + time.monotonic() - began
 
     def take(self) -> list[Decoding]:
         """What was begun, which is then forgotten."""
         begun, self.begun = self.begun, []
         return begun
 
-    def _beside(
-        self, active: ActiveJob, rows: Sequence[int], ready: torch.cuda.Event | None
-    ) -> tuple[dict[int, np.ndarray], float]:
+    def _beside(self, active: ActiveJob, rows: Sequence[int], ready: torch.cuda.Event | None) -> tuple[Any, float]:
         # The latents were made on the other thread's stream, and are kept until the images are collected.
         with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
             if self._stream is not None and ready is not None:
                 self._stream.wait_event(ready)
             try:
-                return self._images(active, rows)
+                return self._decoded(active, rows)
             except Exception as error:
                 traceback.clear_frames(error.__traceback__)  # which hold activations, while a call needs the memory
                 raise
 
-    def _images(self, active: ActiveJob, rows: Sequence[int]) -> tuple[dict[int, np.ndarray], float]:
+    def _decoded(self, active: ActiveJob, rows: Sequence[int]) -> tuple[Any, float]:
         began = time.monotonic()
-        images = active.decoded(rows) if rows else {}
-        return images, self._context.now() - began
+        decoded = active.decoded(rows) if rows else None
+        return decoded, self._context.now() - began

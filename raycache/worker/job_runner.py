@@ -48,7 +48,7 @@ class JobRunner:
     ) -> None:
         self._context = context
         self._decoder = Decoder(context, claim)
-        self._stepper = Stepper(context.pipe, group)
+        self._stepper = Stepper(context.pipe, group, context.vae_lock)
         self._active: dict[str, ActiveJob] = {}
         self._failed_in = -1
 
@@ -89,10 +89,10 @@ class JobRunner:
         began = time.monotonic()
         try:
             self._context.enter("encode", [active])
-            ended = self._stepper.start(job.id, active.draw, job.cache)
+            ended = self._stepper.start(job.id, active.draw, job.cache, active.pipe)
         except Exception as error:  # options that do not fit the model, for one
             self._fail((job.id,), _kind_of(error), error, told)
-        active.report = self._stepper.report(job.id) if ended is None else ended.report
+        active.reports = self._stepper.reports(job.id) if ended is None else ended.reports
         active.encode_s = told.started_s[job.id] = self._context.now() - began
         if ended is not None:
             self._over([ended], told)
@@ -128,8 +128,7 @@ class JobRunner:
         """Jobs' pipelines came to their end; an error of one must not hide that another is done."""
         for one in ended:
             if one.error is None:
-                active = self._active[one.name]
-                active.latents, active.held_bytes, active.done = one.result, one.held_bytes, True
+                self._active[one.name].over(one)
                 told.done.append(one.name)
         broken = False
         for one in ended:
@@ -177,6 +176,7 @@ class JobRunner:
         if name in self._stepper.waiting:
             self._stepper.end(name)
         if (active := self._active.pop(name, None)) is not None:
+            active.drop()
             active.spans.end(failure)
 
     def _fail(

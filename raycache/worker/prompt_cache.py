@@ -12,7 +12,7 @@ __all__ = ["PromptCache"]
 
 
 class PromptCache:
-    """What a family's :meth:`~raycache.models.family.ModelFamily.encode` gave; the least recently used goes first.
+    """What pipelines' ``encode_prompt`` gave; the least recently used goes first.
 
     Args:
         most_bytes: of all tensors together; what is larger by itself is not kept.
@@ -20,14 +20,14 @@ class PromptCache:
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._held = most_bytes, 0
-        self._entries: OrderedDict[Hashable, Mapping[str, Any]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Any] = OrderedDict()
 
     @property
     def held_bytes(self) -> int:
         """Of what is kept."""
         return self._held
 
-    def encoded(self, key: Hashable, encode: Callable[[], Mapping[str, Any]]) -> tuple[Mapping[str, Any], bool]:
+    def encoded(self, key: Hashable, encode: Callable[[], Any]) -> tuple[Any, bool]:
         """What ``encode`` gives, or gave for this key before; and whether it was known."""
         if (known := self._entries.get(key)) is not None:
             self._entries.move_to_end(key)
@@ -42,5 +42,9 @@ class PromptCache:
         return made, False
 
 
-def _bytes_of(encoded: Mapping[str, Any]) -> int:
-    return sum(value.nbytes for value in encoded.values() if isinstance(value, torch.Tensor))
+def _bytes_of(encoded: Any) -> int:
+    """Of all tensors in it."""
+    if isinstance(encoded, torch.Tensor):
+        return encoded.nbytes
+    values = encoded.values() if isinstance(encoded, Mapping) else encoded if isinstance(encoded, list | tuple) else ()
+    return sum(_bytes_of(value) for value in values)

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from raycache.logs import to_stderr
+from raycache.models.arguments import pipelines_of
+from raycache.models.denoisers import denoisers_of
 from raycache.models.loading import capabilities_of, load_pipeline
 from raycache.models.registry import family_of
 from raycache.models.source import prepare_model
@@ -87,13 +89,15 @@ class Rank:
         self._claim_thread()
         self._pipe = load_pipeline(self._settings.model, source, self._device)
         model = capabilities_of(self._pipe, self._settings.model, kind)
+        family = family_of(model.pipeline, kind)
         if self._world > 1:
             from raycache.worker.context_parallel import parallelize
 
-            self._group = parallelize(self._pipe.transformer, family_of(model.pipeline, kind).called)
+            for denoiser in denoisers_of(self._pipe).values():
+                self._group = parallelize(denoiser, family.called)
         context = RankContext(
             self._pipe,
-            family_of(model.pipeline, kind),
+            family,
             self._rank,
             self._device,
             model.text_tokens,
@@ -102,6 +106,7 @@ class Rank:
             PromptCache(self._settings.parallel.prompt_cache_bytes),
             self._place,
             observer_of(self._rank),
+            pipelines_of(self._pipe, family),
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()

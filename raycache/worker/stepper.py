@@ -1,18 +1,18 @@
-"""Many jobs on one rank, step by step: each is a pipeline call of its own, suspended where it calls its transformer.
+"""Many jobs on one rank, step by step: each is a pipeline call of its own, suspended where it calls a denoiser.
 
-A job runs an unmodified diffusers pipeline in a greenlet. In the place of its transformer stands an object that passes
-everything on but the call: that hands the arguments over and switches away. The job's whole state is its own stack.
-Whoever drives the stepper says which of the waiting calls are run together; a job goes on with its rows of the answer
-to its next call, or to its end. So jobs come and go at any step, whatever their task and number of steps.
+A job runs an unmodified diffusers pipeline in a greenlet, with a view of its own (:mod:`raycache.worker.job_view`).
+The job's whole state is its own stack. Whoever drives the stepper says which of the waiting calls are run together; a
+job goes on with its rows of the answer to its next call, to where it decodes, or to its end. So jobs come and go at any
+step, whatever their task and number of steps.
 
 A call that fails leaves its jobs suspended, arguments, caches and all: it may be run again in smaller parts.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,26 +21,56 @@ import torch.distributed as dist
 from greenlet import getcurrent, greenlet
 
 from cache_core import CacheOptions, CacheReport, job_call, job_session, joined
+from raycache.models.denoisers import blocks_of, denoisers_of
+from raycache.worker.job_view import Handed, JobView, decode_rows
 from raycache.worker.stacking import join_key, stack_arguments, unstack
 
-__all__ = ["Ended", "Stepper"]
+__all__ = ["Ended", "Stepper", "Tail"]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that is over.
+    """A job that is over, but perhaps for decoding.
 
     Attributes:
-        result: what its pipeline call returned; None if it was told to end, or raised.
+        result: what its pipeline call returned; None if it was told to end, raised, or stands before its ``tail``.
         error: what it raised.
+        reports: what the cache decided, one for each denoiser that it knows.
         held_bytes: of its cache, on this rank, when it ended.
+        tail: what is left where the pipeline decodes.
     """
 
     name: str
     result: Any
     error: Exception | None
-    report: CacheReport
+    reports: tuple[CacheReport, ...]
     held_bytes: int = 0
+    tail: Tail | None = None
+
+    @property
+    def report(self) -> CacheReport:
+        """Of the only denoiser, or the first."""
+        return self.reports[0]
+
+
+class Tail:
+    """The end of a job's pipeline, from the call of ``vae.decode`` on."""
+
+    def __init__(self, job: _Suspended, handed: Handed, vae: Any) -> None:
+        self._job, self._handed, self._vae = job, handed, vae
+
+    def decode(self, images: int, rows: Sequence[int]) -> Any:
+        """What ``vae.decode`` gives for these of the job's images; in any thread."""
+        with self._job.view.vae_lock:
+            return decode_rows(self._vae, self._handed, images, rows)
+
+    def finish(self, decoded: Any) -> Any:
+        """What the pipeline makes of it and returns; in the stepper's thread, once."""
+        return self._job.greenlet.switch(decoded)
+
+    def drop(self) -> None:
+        """Nothing of it is wanted here: the pipeline unwinds, as from an exception; in the stepper's thread."""
+        self._job.greenlet.throw()
 
 
 class Stepper:
@@ -50,23 +80,29 @@ class Stepper:
     that take turns would restore each other's mode.
 
     Args:
-        pipe: a diffusers pipeline with a ``transformer``; its components are shared, but for the scheduler.
+        pipe: a diffusers pipeline; its components are shared, but for the scheduler.
         group: the ranks that decide together; None = this process alone.
+        vae_lock: held while the VAE is used.
     """
 
-    def __init__(self, pipe: Any, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self, pipe: Any, group: dist.ProcessGroup | None = None, vae_lock: threading.Lock | None = None
+    ) -> None:
         self._pipe, self._group = pipe, group
+        self._vae_lock = vae_lock or threading.Lock()
         self._jobs: dict[str, _Suspended] = {}
+        self._known: dict[type, bool] = {}
 
     def start(self, name: str, draw: Callable[[Any], Any], options: CacheOptions, pipe: Any = None) -> Ended | None:
-        """Begin a job, up to its first call of the transformer.
+        """Begin a job, up to its first call of a denoiser.
 
         Args:
             draw: calls the pipeline that it is given and returns what is to be kept.
-            pipe: another pipeline over the same transformer, for another task.
+            options: of the cache; those of a denoiser whose blocks are unknown to it have no effect.
+            pipe: another pipeline over the same components, for another task.
 
         Returns:
-            The job, if it came to its end without any call.
+            The job, if it came to its end, or to its tail, without any call.
 
         Raises:
             ValueError: a job of this name is under way.
@@ -74,8 +110,10 @@ class Stepper:
         if name in self._jobs:
             raise ValueError(f"job {name!r} is under way already: each needs a name of its own")
         torch.set_grad_enabled(False)
-        job = _Suspended(name, self._pipe if pipe is None else pipe, draw)
-        job.session = job.stack.enter_context(job_session(job.transformer, options, self._group, name=name))
+        job = _Suspended(name, self._pipe if pipe is None else pipe, draw, self._vae_lock)
+        for of, module in job.denoisers.items():
+            if self._cacheable(module):
+                job.sessions[of] = job.stack.enter_context(job_session(module, options, self._group, name=name))
         self._jobs[name] = job
         return self._resume(job)
 
@@ -84,16 +122,20 @@ class Stepper:
         """By job, what must be equal for its waiting call to join others'; None where it cannot."""
         return {name: job.key for name, job in self._jobs.items()}
 
+    def reports(self, name: str) -> tuple[CacheReport, ...]:
+        """What the cache decided so far for a job under way, one for each denoiser that it knows."""
+        return self._jobs[name].reports
+
     def report(self, name: str) -> CacheReport:
-        """What the cache decided so far for a job under way."""
-        report: CacheReport = self._jobs[name].session.report
-        return report
+        """Of the only denoiser, or the first."""
+        return self.reports(name)[0]
 
     def step(self, names: Sequence[str]) -> list[Ended]:
         """Run the waiting calls of these jobs as one, and let each go on to its next.
 
         Returns:
-            The jobs that came to their end by it. One that raised in its own code is among them, with its error.
+            The jobs that came to their end, or tail, by it. One that raised in its own code is among them, with its
+            error.
 
         Raises:
             KeyError: no job of a name. ValueError: calls that cannot be stacked.
@@ -103,14 +145,19 @@ class Stepper:
         first = jobs[0]
         if len(jobs) > 1 and (first.key is None or any(job.key != first.key for job in jobs)):
             raise ValueError(f"the calls of {', '.join(names)} differ in more than rows and cannot be stacked")
-        calls = [job_call(job.session, job.transformer, (), job.kwargs, job.context) for job in jobs]
-        stacked = stack_arguments(first.transformer, [job.kwargs for job in jobs])
-        with ExitStack() as stack:
-            stack.enter_context(joined(first.transformer, calls))
-            if hasattr(first.transformer, "cache_context"):  # other hooks than the cache's may ask for a name
-                stack.enter_context(first.transformer.cache_context(first.context))
-            output = first.transformer(**stacked)
-            parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
+        transformer, of = first.denoisers[first.handed.of], first.handed.of
+        if of not in first.sessions:
+            parts = [transformer(**first.handed.kwargs)]
+        else:
+            handed = [(job.sessions[of], transformer, (), job.handed.kwargs, job.handed.context) for job in jobs]
+            calls = [job_call(*each) for each in handed]
+            stacked = stack_arguments(transformer, [job.handed.kwargs for job in jobs])
+            with ExitStack() as stack:
+                stack.enter_context(joined(transformer, calls))
+                if hasattr(transformer, "cache_context"):  # other hooks than the cache's may ask for a name
+                    stack.enter_context(transformer.cache_context(first.handed.context))
+                output = transformer(**stacked)
+                parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
         return [ended for job, part in zip(jobs, parts, strict=True) if (ended := self._resume(job, part))]
 
     def end(self, name: str) -> Ended:
@@ -118,7 +165,7 @@ class Stepper:
         job = self._jobs.pop(name)
         with job.stack:
             job.greenlet.throw()  # GreenletExit, which no `except Exception` of a pipeline keeps
-        return Ended(name, None, None, job.session.report)
+        return Ended(name, None, None, job.reports)
 
     def _resume(self, job: _Suspended, answer: Any = None) -> Ended | None:
         result, error = None, None
@@ -126,69 +173,57 @@ class Stepper:
             result = job.greenlet.switch(answer)
         except Exception as raised:
             error = raised
+        tail = None
         if not job.greenlet.dead:
-            job.key = (join_key(job.transformer, job.kwargs), job.session.each[0].joins)
-            if job.key[0] is None:
-                job.key = None
-            return None
+            if result.of != "vae":
+                self._waits(job, result)
+                return None
+            tail, result = Tail(job, result, job.pipe.vae), None
         del self._jobs[job.name]
-        held_bytes = job.session.bytes_held()
+        held_bytes = sum(session.bytes_held() for session in job.sessions.values())
         job.stack.close()
-        return Ended(job.name, result, error, job.session.report, held_bytes)
+        return Ended(job.name, result, error, job.reports, held_bytes, tail)
+
+    def _waits(self, job: _Suspended, handed: Handed) -> None:
+        job.handed, job.key, of = handed, None, handed.of
+        if of in job.sessions and (key := join_key(job.denoisers[of], handed.kwargs)) is not None:
+            job.key = of, key, job.sessions[of].each[0].joins
+
+    def _cacheable(self, module: Any) -> bool:
+        """Whether the cache knows its blocks."""
+        if type(module) not in self._known:
+            self._known[type(module)] = bool(blocks_of(module))
+        return self._known[type(module)]
 
 
 @dataclass
 class _Suspended:
-    """A job between two calls of its transformer.
+    """A job between two calls of its denoisers.
 
     Attributes:
-        kwargs: of the call that waits; context: the cache context it is made in.
+        handed: the call that waits; key: what must be equal for it to join others'.
     """
 
     name: str
     pipe: Any
     draw: Callable[[Any], Any]
-    session: Any = None
-    context: str = "default"
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    vae_lock: threading.Lock
+    sessions: dict[str, Any] = field(default_factory=dict)
+    handed: Handed = field(default_factory=lambda: Handed("", {}))
     key: Any = None
     stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
-        self.transformer = self.pipe.transformer
-        own = copy.copy(self.pipe)
-        # Not through DiffusionPipeline.__setattr__, which would write the config that all copies share.
-        object.__setattr__(own, "scheduler", copy.deepcopy(self.pipe.scheduler))
-        object.__setattr__(own, "transformer", _InPlaceOf(self))
-        hub = getcurrent()
-        self.greenlet = greenlet(lambda _: self.draw(own), parent=hub)
+        self.denoisers = denoisers_of(self.pipe)
+        self.view = JobView(self.pipe, self._wait, self.vae_lock)
+        self.greenlet = greenlet(lambda _: self.draw(self.view.pipe), parent=getcurrent())
 
-    def wait(self, kwargs: Mapping[str, Any]) -> Any:
+    @property
+    def reports(self) -> tuple[CacheReport, ...]:
+        return tuple(session.report for session in self.sessions.values())
+
+    def _wait(self, handed: Handed) -> Any:
         """In the job: hand over a call and come back with its answer."""
-        self.kwargs = kwargs
         parent = self.greenlet.parent
         assert parent is not None
-        return parent.switch()
-
-
-class _InPlaceOf:
-    """A transformer for one job: all of the real one but its call and the name of the branch."""
-
-    def __init__(self, job: _Suspended) -> None:
-        self._job = job
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._job.transformer, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if args:
-            raise TypeError("a step scheduler's transformer is called with arguments by name, as diffusers does")
-        return self._job.wait(kwargs)
-
-    @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        before, self._job.context = self._job.context, name
-        try:
-            yield
-        finally:
-            self._job.context = before
+        return parent.switch(handed)

@@ -19,6 +19,8 @@ def make_job(
     prompt: str = "a red circle",
     guidance_scale: float = 3.5,
     cache: Any = None,
+    negative_prompt: str = "",
+    true_cfg_scale: float = 1.0,
     **fields: Any,
 ) -> Job:
     """A small one, without a cache unless ``cache`` says which; ``fields``: others of :class:`Job`."""
@@ -30,6 +32,8 @@ def make_job(
             prompt=prompt,
             guidance_scale=guidance_scale,
             cache=NoCacheOptions() if cache is None else cache,
+            negative_prompt=negative_prompt,
+            true_cfg_scale=true_cfg_scale,
         ),
         num_inference_steps=steps,
         **fields,

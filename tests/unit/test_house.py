@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "cluster": {"ray_errors"},
     "demo": {"models", "size"},
     "tune": {"demo", "models", *SHARED},
-    "testing": {"worker", "protocol"},
+    "testing": {"demo", "worker", "protocol"},
     "__init__": {"protocol"},
     "metrics": {"metric_specs", "protocol"},
     "logs": {"protocol", "settings"},

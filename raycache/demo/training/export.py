@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from raycache.demo.noise import MARKER, make_readable
+from raycache.demo.built import MARKER, make_readable
 from raycache.demo.training.autoencoder import load_autoencoder
 from raycache.demo.training.drawer import Drawer
 from raycache.demo.training.latents import load_latents

@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from raycache.demo.noise import MARKER, build_noise_model, rope_axes
+from raycache.demo.built import MARKER
+from raycache.demo.noise import build_noise_model, rope_axes
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,20 @@
-"""Families: found by name without torch, and FLUX's for every name that none of them has."""
+"""Families: found by name without torch, and what stands in for those that nobody described."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 
 from raycache.demo.family import DemoFamily, NoiseFamily
-from raycache.models.flux import FluxFamily
+from raycache.models.family import ModelFamily
 from raycache.models.folder import capabilities_told, folder_faults, pipeline_class
-from raycache.models.registry import family_of, own_model
+from raycache.models.registry import FAMILIES, family_of, own_model
 
 
 def test_asking_families_loads_neither_torch_nor_diffusers():
@@ -32,9 +34,20 @@ print(sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
 
 
 @pytest.mark.parametrize("kind", ["folder", "hub", ""])
-@pytest.mark.parametrize("pipeline", ["FluxPipeline", "FluxKontextPipeline", "None", ""])
-def test_what_no_family_names_is_flux(pipeline: str, kind: str):
-    assert type(family_of(pipeline, kind)) is FluxFamily
+@pytest.mark.parametrize("pipeline", ["StableDiffusionXLPipeline", "None", ""])
+def test_what_no_family_names_is_run_as_it_is(pipeline: str, kind: str):
+    assert type(family_of(pipeline, kind)) is ModelFamily
+
+
+@pytest.mark.parametrize("pipeline", FAMILIES)
+def test_every_pipeline_that_is_named_is_one_of_diffusers(pipeline: str):
+    family = family_of(pipeline)
+    for name in (pipeline, *family.tasks.values()):
+        assert issubclass(getattr(diffusers, name), diffusers.DiffusionPipeline)
+    signature = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+    assert not family.negative_prompt or "negative_prompt" in signature
+    assert family.true_cfg == ("true_cfg_scale" in signature) or pipeline == "FluxPipeline"
+    assert bool(family.frame_step) == ("num_frames" in signature)
 
 
 def test_models_of_this_project_are_known_by_their_kind():
@@ -45,9 +58,9 @@ def test_models_of_this_project_are_known_by_their_kind():
 
 
 def test_a_pipeline_with_another_transformer_is_refused_by_name(tmp_path: Path):
-    index = {"_class_name": "QwenImagePipeline", "transformer": ["diffusers", "QwenImageTransformer2DModel"]}
+    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "QwenImageTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    told = "QwenImagePipeline with QwenImageTransformer2DModel; this service draws with FLUX pipelines"
+    told = "FluxPipeline with QwenImageTransformer2DModel; a model of FLUX has FluxTransformer2DModel"
     assert folder_faults(tmp_path) == [f"{tmp_path} holds {told}"]
     assert capabilities_told(tmp_path, None) is None
 

@@ -296,13 +296,13 @@ def test_a_preview_that_fails_is_left_out(pipe: FluxPipeline, monkeypatch: pytes
 
 def test_a_prompt_is_encoded_once(pipe: FluxPipeline, monkeypatch: pytest.MonkeyPatch):
     encoded: list[str] = []
-    encode = FluxFamily.encode
+    encode = FluxPipeline.encode_prompt
 
-    def counted(self: FluxFamily, own: Any, prompts: Any, *args: Any) -> Any:
-        encoded.extend(prompts)
-        return encode(self, own, prompts, *args)
+    def counted(self: FluxPipeline, prompt: str, *args: Any, **kwargs: Any) -> Any:
+        encoded.append(prompt)
+        return encode(self, prompt, *args, **kwargs)
 
-    monkeypatch.setattr(FluxFamily, "encode", counted)
+    monkeypatch.setattr(FluxPipeline, "encode_prompt", counted)
     context = RankContext(pipe, FluxFamily(), 0, torch.device("cpu"), 64, prompts=PromptCache(1 << 20))
     jobs = {job("a"): 0, job("b", 1): 1, job("c", 2, prompt="a blue square"): 1, job("d"): 9}
     drawn = draw(JobRunner(context, None), jobs)

@@ -1,13 +1,12 @@
-"""A rank draws with whatever its family says, and knows nothing of FLUX itself."""
+"""A rank draws with whatever its pipeline is: arguments by name, the pipeline's own encoding and tail, any VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 
 from raycache.models.family import ModelFamily
@@ -21,73 +20,85 @@ JOB = make_job(size="32x64", seeds=(7, 8, 9), steps=2, prompt="b")
 
 
 class Strokes(ModelFamily):
-    """Plain latents [n, 1, height / 8, width / 8], and prompts that are lists of letters."""
+    """Warns of every prompt."""
 
-    called, transformer, with_weights, token_side = "strokes", "Strokes", (), 8
-    parts: ClassVar[Mapping[str, str]] = {}
-
-    def num_blocks(self, config: Mapping[str, Any]) -> int:
-        return 1
-
-    def num_heads(self, config: Mapping[str, Any]) -> int:
-        return 1
-
-    def text_tokens_told(self, folder: Path) -> int:
-        return 4
-
-    def load(self, folder: str, dtype: torch.dtype) -> Any:
-        raise AssertionError("the test has one")
-
-    def text_tokens(self, pipe: Any) -> int:
-        return 4
+    called, fixed = "strokes", {"brush": "thick", "pencil": "is no argument of the pipeline"}
 
     def prompt_warnings(self, pipe: Any, prompt: str, text_tokens: int) -> list[str]:
         return [f"{prompt}: {text_tokens}"]
 
-    def encode(
-        self, pipe: Any, prompts: Sequence[str], rows: Sequence[int], device: torch.device, text_tokens: int
-    ) -> dict[str, Any]:
-        assert len(set(prompts)) == len(prompts)
-        return {"letters": [prompts[row] for row in rows]}
 
-    def noise(
-        self, pipe: Any, encoded: Mapping[str, Any], generators: Sequence[torch.Generator], height: int, width: int
-    ) -> torch.Tensor:
-        return torch.stack([torch.rand(1, height // 8, width // 8, generator=generator) for generator in generators])
+class Grey:
+    """A VAE that makes 8x8 pixels of each latent, and notes how many rows it is given at once."""
 
-    def decode(self, pipe: Any, latents: torch.Tensor, height: int, width: int) -> np.ndarray:
-        grey = latents.repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, 3).expand(-1, height, width, 3)
-        return (grey * 255).numpy().astype(np.uint8)
+    def __init__(self) -> None:
+        self.rows: list[int] = []
 
-    def preview(
-        self, pipe: Any, before: torch.Tensor, after: torch.Tensor, step: int, height: int, width: int
-    ) -> np.ndarray:
-        raise AssertionError("nobody asked for one")
+    def decode(self, latents: torch.Tensor, shift: torch.Tensor, return_dict: bool = True) -> Any:
+        self.rows.append(len(latents))
+        grey = (latents - shift).repeat_interleave(8, 2).repeat_interleave(8, 3).movedim(1, 3)
+        return SimpleNamespace(sample=grey) if return_dict else (grey,)
 
 
 class Pipe:
-    """Its call takes what the family gives and what every pipeline of diffusers takes."""
+    """It has no `num_images_per_prompt`, no `prepare_latents` and a tail of its own; `guidance_scale` it has not."""
 
     seen: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
-        self.transformer, self.scheduler = build("WanTransformer3DModel"), None
+        self.transformer, self.scheduler, self.vae = build("WanTransformer3DModel"), None, Grey()
 
-    def __call__(self, *, callback_on_step_end: Any, latents: torch.Tensor, **arguments: Any) -> Any:
-        self.seen.update(arguments)
-        for step in range(arguments["num_inference_steps"]):
+    def encode_prompt(self, prompt: list[str]) -> list[str]:
+        return [letter.upper() for letter in prompt]
+
+    def __call__(
+        self,
+        prompt: Any,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        generator: list[torch.Generator],
+        brush: str,
+        output_type: str,
+        callback_on_step_end: Any,
+    ) -> Any:
+        self.seen.update(letters=self.encode_prompt(prompt), brush=brush, output_type=output_type)
+        latents = torch.stack([torch.rand(1, height // 8, width // 8, generator=own) for own in generator])
+        for step in range(num_inference_steps):
             callback_on_step_end(self, step, 0, {"latents": latents})
-        return SimpleNamespace(images=latents)
+        shift = torch.linspace(0, 0.1, len(latents)).reshape(-1, 1, 1, 1)
+        return (self.vae.decode(latents, shift, return_dict=False)[0].expand(-1, -1, -1, 3).numpy(),)
 
 
 def test_a_family_that_is_not_flux_is_drawn_with():
-    family, pipe = Strokes(), Pipe()
-    runner = JobRunner(RankContext(pipe, family, 0, torch.device("cpu"), 4), None)
+    pipe = Pipe()
+    runner = JobRunner(RankContext(pipe, Strokes(), 0, torch.device("cpu"), 4), None)
     drawn = draw(runner, {JOB: 0})
     output = drawn.outputs["1"]
     assert output.images.shape == (3, 64, 32, 3)
     assert output.warnings == ["b: 4"]
-    assert pipe.seen["letters"] == ["b", "b", "b"]
+    assert Pipe.seen == {"letters": ["B", "B", "B"], "brush": "thick", "output_type": "np"}
     assert [event.step for event in drawn.progress["1"]] == [1, 2]
-    alone = torch.rand(1, 8, 4, generator=torch.Generator().manual_seed(8))
-    assert output.images[1, 0, 0, 0] == int(alone[0, 0, 0] * 255), "its noise depends on its seed alone"
+    for row, shift in ((0, 0.0), (1, 0.05), (2, 0.1)):
+        alone = torch.rand(1, 8, 4, generator=torch.Generator().manual_seed(7 + row))
+        grey = max(0.0, float(alone[0, 0, 0]) - shift)
+        assert abs(output.images[row, 0, 0, 0] - grey * 255) <= 1, "noise depends on the seed, what goes with it on row"
+    assert pipe.vae.rows == [1, 1, 1], "an image is decoded alone, whatever stands beside it"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_decode_rows_in_turn_and_the_tail_sees_no_others(rank: int):
+    pipe = Pipe()
+    runner = JobRunner(RankContext(pipe, Strokes(), rank, torch.device("cpu"), 4, world=2), None)
+    drawn = draw(runner, {JOB: 0})
+    assert sorted(drawn.decoded["1"]) == ([0, 2] if rank == 0 else [1])
+    whole = draw(JobRunner(RankContext(Pipe(), Strokes(), 0, torch.device("cpu"), 4), None), {JOB: 0}).outputs["1"]
+    for row, image in drawn.decoded["1"].items():
+        assert np.array_equal(image, whole.images[row])
+
+
+def test_a_job_that_asks_for_what_the_pipeline_has_not_ends_with_the_reason():
+    runner = JobRunner(RankContext(Pipe(), Strokes(), 0, torch.device("cpu"), 4), None)
+    drawn = draw(runner, {make_job(size="32x64", steps=2, negative_prompt="grey"): 0})
+    assert str(drawn.failures[0]).startswith("ValueError: Pipe has no negative_prompt")
+    assert not drawn.outputs

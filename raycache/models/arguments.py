@@ -1,0 +1,115 @@
+"""A job as arguments of its pipeline's call: by name, and only those that the pipeline has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from raycache.models.family import ModelFamily
+from raycache.protocol.job import Job
+
+__all__ = ["call_arguments", "encoded_by", "parameters_of_call", "pipelines_of", "to_uint8"]
+
+#: What diffusers calls the number of rows for one prompt.
+_ROWS = ("num_images_per_prompt", "num_videos_per_prompt")
+#: A prompt that says nothing, for pipelines that guide only where they are given one to guide away from.
+_NOTHING = " "
+
+
+def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -> dict[str, Any]:
+    """Arguments for ``pipe``, of the family, that make ``job`` end in float images of its own scale.
+
+    Each image has a generator of its own, on the CPU: its noise depends on its seed alone.
+
+    Raises:
+        ValueError: the job needs an argument that this pipeline has not.
+    """
+    image, inputs = job.images[0], job.inputs
+    known = parameters_of_call(type(pipe))
+    offered: dict[str, Any] = {
+        "prompt": job.prompt,
+        "guidance_scale": image.guidance_scale,
+        "height": job.size.height,
+        "width": job.size.width,
+        "num_inference_steps": job.num_inference_steps,
+        "max_sequence_length": text_tokens,
+        "generator": [torch.Generator().manual_seed(each.seed) for each in job.images],
+        "output_type": "np",
+    }
+    needed = _needed(job, known)
+    if missing := [name for name in needed if name not in known]:
+        raise ValueError(f"{type(pipe).__name__} has no {', '.join(missing)}, which a job of {inputs.task} needs")
+    if "true_cfg_scale" in known and not _embeds_guidance(pipe):
+        del offered["guidance_scale"]  # the pipeline would warn of it each time
+    offered |= needed
+    rows = next((name for name in _ROWS if name in known), None)
+    offered |= {rows: len(job.images)} if rows else {"prompt": [job.prompt] * len(job.images)}
+    return {name: value for name, value in (offered | dict(family.arguments(job))).items() if name in known}
+
+
+def _needed(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the job must not lose."""
+    image, inputs, needed = job.images[0], job.inputs, dict[str, Any]()
+    if image.true_cfg_scale > 1 or "true_cfg_scale" in known:
+        needed["true_cfg_scale"] = image.true_cfg_scale
+    if image.true_cfg_scale > 1:
+        needed["negative_prompt"] = image.negative_prompt or _NOTHING
+    elif image.negative_prompt:
+        needed["negative_prompt"] = image.negative_prompt
+    pictures = [Image.fromarray(picture) for picture in inputs.pictures]
+    if pictures:
+        needed["image"] = pictures[0] if len(pictures) == 1 else pictures
+    if inputs.mask is not None:
+        needed["mask_image"] = Image.fromarray(inputs.mask)
+    if inputs.strength is not None:
+        needed["strength"] = inputs.strength
+    if inputs.num_frames > 1:
+        needed["num_frames"] = inputs.num_frames
+    elif "num_frames" in known:
+        needed["num_frames"] = 1
+    return needed
+
+
+@cache
+def parameters_of_call(pipeline: type) -> Mapping[str, inspect.Parameter]:
+    """Of the pipeline's ``__call__``, by name."""
+    return inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
+
+
+def _embeds_guidance(pipe: Any) -> bool:
+    return bool(pipe.transformer.config.get("guidance_embeds", False))
+
+
+def pipelines_of(pipe: Any, family: ModelFamily) -> dict[str, Any]:
+    """For each task that the family has, the loaded pipeline, or another over the same components."""
+    import diffusers
+
+    made: dict[str, Any] = {type(pipe).__name__: pipe}
+    for name in family.tasks.values():
+        if name and name not in made:
+            made[name] = _other(getattr(diffusers, name), pipe)
+    return {task: made.get(name, pipe) for task, name in family.tasks.items()}
+
+
+def _other(pipeline: Any, pipe: Any) -> Any:
+    components = pipe.components | {name: pipe.config[name] for name in pipe.config if not name.startswith("_")}
+    takes = inspect.signature(pipeline.__init__).parameters
+    made = pipeline(**{name: getattr(pipe, name, value) for name, value in components.items() if name in takes})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def encoded_by(pipeline: type) -> Any:
+    """The pipeline's function that encodes prompts, unbound; None where it has none."""
+    return getattr(pipeline, "encode_prompt", None)
+
+
+def to_uint8(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Floats from 0 to 1 as diffusers gives them for ``output_type="np"``: uint8 of the same shape."""
+    return np.rint(np.clip(np.asarray(values, dtype=np.float32), 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,29 @@
+"""FLUX.2: one text encoder that reads chat, pictures to edit as further tokens, a VAE behind a batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from raycache.models.family import ModelFamily
+from raycache.protocol.capabilities import Task
+
+__all__ = ["Flux2Family", "Flux2KleinFamily"]
+
+
+class Flux2Family(ModelFamily):
+    """FLUX.2 dev: guidance embedded, no negative prompt."""
+
+    called = "FLUX.2"
+    transformer = "Flux2Transformer2DModel"
+    layers = ("num_layers", "num_single_layers")
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": "Flux2Pipeline", "edit": "Flux2Pipeline"}
+    max_inputs = 10
+
+
+class Flux2KleinFamily(Flux2Family):
+    """FLUX.2 klein: few steps; guided, where it is, by a second call in each."""
+
+    called = "FLUX.2 klein"
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": "Flux2KleinPipeline", "edit": "Flux2KleinPipeline"}
+    cfg_calls = True

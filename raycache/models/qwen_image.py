@@ -1,0 +1,48 @@
+"""Qwen-Image: text of free length, guided by a negative prompt in calls of its own, a VAE that is Wan's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from raycache.models.family import ModelFamily
+from raycache.protocol.capabilities import Task
+
+__all__ = ["QwenImage21Family", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily"]
+
+
+class QwenImageFamily(ModelFamily):
+    """Qwen-Image and its 2512 release."""
+
+    called = "Qwen-Image"
+    transformer = "QwenImageTransformer2DModel"
+    tasks: ClassVar[Mapping[Task, str]] = {
+        "text-to-image": "QwenImagePipeline",
+        "image-to-image": "QwenImageImg2ImgPipeline",
+        "inpaint": "QwenImageInpaintPipeline",
+    }
+    max_inputs, negative_prompt, true_cfg = 1, True, True
+
+
+class QwenImageEditFamily(QwenImageFamily):
+    """One picture, which the text encoder sees, too; the pipeline brings it to one megapixel whatever was asked."""
+
+    called = "Qwen-Image-Edit"
+    tasks: ClassVar[Mapping[Task, str]] = {"edit": "QwenImageEditPipeline"}
+
+
+class QwenImageEditPlusFamily(QwenImageFamily):
+    """Several pictures (2509 and later)."""
+
+    called = "Qwen-Image-Edit Plus"
+    tasks: ClassVar[Mapping[Task, str]] = {"edit": "QwenImageEditPlusPipeline"}
+    max_inputs = 3
+
+
+class QwenImage21Family(ModelFamily):
+    """Qwen-Image 2.1: one model for text and edits; a VAE that shrinks by 16."""
+
+    called = "Qwen-Image 2.1"
+    transformer = "QwenImage21Transformer2DModel"
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": "QwenImage21Pipeline", "edit": "QwenImage21Pipeline"}
+    max_inputs, negative_prompt, true_cfg = 3, True, True

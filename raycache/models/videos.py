@@ -1,0 +1,68 @@
+"""Families of videos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from raycache.models.family import VideoFamily
+from raycache.protocol.capabilities import Task
+
+__all__ = ["CogVideoXFamily", "HunyuanVideo15Family", "LTX2Family", "LTXFamily", "WanFamily", "WanImageFamily"]
+
+
+class WanFamily(VideoFamily):
+    """Wan 2.1 and 2.2, text to video: with two transformers, one for noisy steps; guided in calls of its own."""
+
+    called = "Wan"
+    transformer = "WanTransformer3DModel"
+    frame_step, fps, cfg_calls = 4, 16.0, True
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "WanPipeline"}
+
+
+class WanImageFamily(WanFamily):
+    """Wan, from a first frame."""
+
+    called = "Wan image to video"
+    tasks: ClassVar[Mapping[Task, str]] = {"image-to-video": "WanImageToVideoPipeline"}
+    max_inputs = 1
+
+
+class LTXFamily(VideoFamily):
+    """LTX-Video: a VAE that shrinks by 32, and time by 8."""
+
+    called = "LTX-Video"
+    transformer = "LTXVideoTransformer3DModel"
+    token_side, frame_step, fps, text = 32, 8, 25.0, 128
+    tasks: ClassVar[Mapping[Task, str]] = {
+        "text-to-video": "LTXPipeline",
+        "image-to-video": "LTXImageToVideoPipeline",
+    }
+    max_inputs = 1
+
+
+class LTX2Family(VideoFamily):
+    """LTX-2: image and sound together, of which the sound is not returned."""
+
+    called = "LTX-2"
+    transformer = "LTX2VideoTransformer3DModel"
+    token_side, frame_step, fps, text = 32, 8, 24.0, 1024
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "LTX2Pipeline"}
+
+
+class HunyuanVideo15Family(VideoFamily):
+    """HunyuanVideo 1.5, text to video. Its guidance belongs to the model's ``guider``, and no request names it."""
+
+    called = "HunyuanVideo 1.5"
+    transformer = "HunyuanVideo15Transformer3DModel"
+    frame_step, fps, cfg_calls = 4, 24.0, True
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "HunyuanVideo15Pipeline"}
+
+
+class CogVideoXFamily(VideoFamily):
+    """CogVideoX."""
+
+    called = "CogVideoX"
+    transformer = "CogVideoXTransformer3DModel"
+    frame_step, fps, text = 4, 8.0, 226
+    tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "CogVideoXPipeline"}

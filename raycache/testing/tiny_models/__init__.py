@@ -1,0 +1,166 @@
+"""Whole pipelines of many families, small and with random weights, as folders that diffusers loads.
+
+Their images and videos mean nothing, but depend on the prompt, the seed and every block, which is all that tests of a
+service need. Nothing is downloaded. ``python -m raycache.testing.tiny_models FAMILY FOLDER`` makes one, for
+``model.path`` of a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from raycache.demo.built import build_once
+from raycache.testing.tiny_models import (
+    chroma,
+    cogvideox,
+    flux,
+    flux2,
+    hunyuan,
+    ltx,
+    ltx2,
+    qwen_image,
+    qwen_image_21,
+    sana,
+    stable_diffusion_3,
+    wan,
+    z_image,
+)
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["TINY_FAMILIES", "TinyFamily", "build_tiny"]
+
+_IMAGE: Mapping[str, Any] = {"height": 64, "width": 64}
+_VIDEO: Mapping[str, Any] = {**_IMAGE, "num_frames": 5}
+_T5: Mapping[str, Any] = {"max_sequence_length": 32}
+_CHAT: Mapping[str, Any] = {"max_sequence_length": 64}
+#: Guidance by a second call of the transformer in each step.
+_TRUE_CFG: Mapping[str, Any] = {"negative_prompt": "grey", "true_cfg_scale": 4.0}
+_CFG: Mapping[str, Any] = {"negative_prompt": "grey", "guidance_scale": 4.0}
+#: LTX-2's guidance by two further calls, one with other blocks, one with picture and sound apart.
+_NO_MORE_CALLS: Mapping[str, Any] = {
+    "stg_scale": 0.0,
+    "audio_stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "audio_modality_scale": 1.0,
+}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """One kind of pipeline.
+
+    Attributes:
+        pipeline: class that ``model_index.json`` names.
+        make: builds it on the CPU in float32; its weights are drawn anew afterwards.
+        ask: arguments of a small request besides prompt, steps and generator, as the pipeline's call takes them.
+        pictures: arguments that take a picture of 64x64 pixels, which the request cannot do without.
+        slow: a request takes seconds whatever it asks for; ``ask`` cannot help it.
+    """
+
+    pipeline: str
+    make: Callable[[], DiffusionPipeline]
+    ask: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[str, ...] = ()
+    slow: bool = False
+
+
+#: By the name that :func:`build_tiny` takes.
+TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
+    {
+        "flux": TinyFamily("FluxPipeline", flux.flux, {**_IMAGE, **_T5}),
+        "flux-schnell": TinyFamily("FluxPipeline", flux.flux_schnell, {**_IMAGE, **_T5}),
+        "flux-kontext": TinyFamily(
+            "FluxKontextPipeline",
+            flux.flux_kontext,
+            # Else both pictures are of 1 megapixel, whatever their size.
+            {**_IMAGE, **_T5, "max_area": 64 * 64, "_auto_resize": False},
+            pictures=("image",),
+        ),
+        "flux-fill": TinyFamily(
+            "FluxFillPipeline", flux.flux_fill, {**_IMAGE, **_T5}, pictures=("image", "mask_image")
+        ),
+        "qwen-image": TinyFamily("QwenImagePipeline", qwen_image.qwen_image, {**_IMAGE, **_TRUE_CFG}),
+        "qwen-image-edit": TinyFamily(
+            "QwenImageEditPipeline",
+            qwen_image.qwen_image_edit,
+            {**_IMAGE, **_TRUE_CFG},
+            pictures=("image",),
+            slow=True,
+        ),
+        "qwen-image-edit-plus": TinyFamily(
+            "QwenImageEditPlusPipeline",
+            qwen_image.qwen_image_edit_plus,
+            {**_IMAGE, **_TRUE_CFG},
+            pictures=("image",),
+            slow=True,
+        ),
+        "qwen-image-2.1": TinyFamily(
+            # With the keys and values that the pipeline keeps by itself, no cache of ours is possible.
+            "QwenImage21Pipeline",
+            qwen_image_21.qwen_image_21,
+            {**_IMAGE, **_TRUE_CFG, "use_kv_cache": False},
+        ),
+        "wan": TinyFamily("WanPipeline", wan.wan, {**_VIDEO, **_T5, **_CFG}),
+        "wan-2.2": TinyFamily("WanPipeline", wan.wan_2_2, {**_VIDEO, **_T5, **_CFG}),
+        "wan-ti2v": TinyFamily("WanPipeline", wan.wan_text_or_image_to_video, {**_VIDEO, **_T5, **_CFG}),
+        "wan-i2v": TinyFamily(
+            "WanImageToVideoPipeline", wan.wan_image_to_video, {**_VIDEO, **_T5, **_CFG}, pictures=("image",)
+        ),
+        "z-image": TinyFamily("ZImagePipeline", z_image.z_image, {**_IMAGE, **_CFG, **_CHAT}),
+        "z-image-3-heads": TinyFamily("ZImagePipeline", z_image.z_image_3_heads, {**_IMAGE, **_CFG, **_CHAT}),
+        "sd3": TinyFamily("StableDiffusion3Pipeline", stable_diffusion_3.stable_diffusion_3, {**_IMAGE, **_T5, **_CFG}),
+        "flux2": TinyFamily("Flux2Pipeline", flux2.flux2, {**_IMAGE, "max_sequence_length": 256}),
+        "flux2-klein": TinyFamily("Flux2KleinPipeline", flux2.flux2_klein, {**_IMAGE, **_CHAT}),
+        "flux2-klein-base": TinyFamily(
+            "Flux2KleinPipeline", flux2.flux2_klein_base, {**_IMAGE, **_CHAT, "guidance_scale": 4.0}
+        ),
+        "ltx": TinyFamily("LTXPipeline", ltx.ltx, {**_IMAGE, **_T5, **_CFG, "num_frames": 9}),
+        "hunyuan-video-1.5": TinyFamily(
+            "HunyuanVideo15Pipeline", hunyuan.hunyuan_video_15, {**_VIDEO, "negative_prompt": "grey"}
+        ),
+        "hunyuan-image": TinyFamily(
+            "HunyuanImagePipeline", hunyuan.hunyuan_image, {**_IMAGE, "negative_prompt": "grey"}
+        ),
+        "ltx2": TinyFamily("LTX2Pipeline", ltx2.ltx2, {**_IMAGE, **_T5, **_CFG, **_NO_MORE_CALLS, "num_frames": 9}),
+        "cogvideox": TinyFamily("CogVideoXPipeline", cogvideox.cogvideox, {**_IMAGE, **_T5, **_CFG, "num_frames": 9}),
+        "sana": TinyFamily("SanaPipeline", sana.sana, {**_IMAGE, **_T5, **_CFG, "use_resolution_binning": False}),
+        "chroma": TinyFamily("ChromaPipeline", chroma.chroma, {**_IMAGE, **_T5, **_CFG}),
+    }
+)
+
+
+def build_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write a small pipeline of ``family`` into ``folder``, or return at once when it is there already.
+
+    Args:
+        family: a key of :data:`TINY_FAMILIES`.
+        folder: where the model goes, complete or not at all; its parent is created.
+        seed: of the weights; the same family and seed give the same bytes. The global torch generator is left alone.
+
+    Returns:
+        ``folder``, which ``DiffusionPipeline.from_pretrained`` loads.
+
+    Raises:
+        ValueError: there is no such family.
+        FileExistsError: if ``folder`` holds something else, or a model of another family or seed.
+    """
+    if family not in TINY_FAMILIES:
+        raise ValueError(f"no tiny model of {family!r} is known; known are {', '.join(sorted(TINY_FAMILIES))}")
+    record = {"kind": "tiny", "family": family, "seed": seed}
+    return build_once(Path(folder), record, lambda to: _pipeline(TINY_FAMILIES[family], seed).save_pretrained(to))
+
+
+def _pipeline(family: TinyFamily, seed: int) -> Any:
+    import torch
+
+    from raycache.testing.tiny_models.weights import spread
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return spread(family.make())

@@ -1,0 +1,72 @@
+"""Qwen-Image: text to image, and edits, whose text encoder sees the picture, too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raycache.testing.tiny_models.autoencoders import qwen_autoencoder
+from raycache.testing.tiny_models.qwen_texts import qwen_processor, qwen_tokenizer, qwen_vl
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = ["qwen_image", "qwen_image_edit", "qwen_image_edit_plus"]
+
+
+def qwen_image() -> DiffusionPipeline:
+    """Qwen-Image; 2512 is of the same make."""
+    from diffusers import QwenImagePipeline
+
+    return QwenImagePipeline(**_parts())
+
+
+def qwen_image_edit() -> DiffusionPipeline:
+    """Edit: one picture, as further tokens and in the prompt."""
+    from diffusers import QwenImageEditPipeline
+
+    parts = _edit_parts()
+    return QwenImageEditPipeline(**parts, processor=qwen_processor(parts["tokenizer"]))
+
+
+def qwen_image_edit_plus() -> DiffusionPipeline:
+    """Edit 2511: several pictures, which the transformer sees at a timestep of zero."""
+    from diffusers import QwenImageEditPlusPipeline
+
+    parts = _edit_parts(zero_cond_t=True)
+    return QwenImageEditPlusPipeline(**parts, processor=qwen_processor(parts["tokenizer"]))
+
+
+def _edit_parts(**transformer: Any) -> dict[str, Any]:
+    """Smaller than text to image needs them: each picture is enlarged to a megapixel, which is 4096 tokens."""
+    sizes = {"num_layers": 4, "attention_head_dim": 8, "axes_dims_rope": (4, 2, 2)}
+    return _parts(base=4, **sizes, **transformer)
+
+
+def _parts(base: int = 8, **transformer: Any) -> dict[str, Any]:
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_image_seq_len=256,
+            max_image_seq_len=8192,
+            base_shift=0.5,
+            max_shift=0.9,
+            shift_terminal=0.02,
+        ),
+        "vae": qwen_autoencoder(base),
+        "text_encoder": qwen_vl(32),
+        "tokenizer": qwen_tokenizer(),
+        "transformer": QwenImageTransformer2DModel(
+            **{
+                "in_channels": 16,  # 2 x 2 latents of 4 channels
+                "out_channels": 4,
+                "num_layers": 5,
+                "num_attention_heads": 4,
+                "attention_head_dim": 16,
+                "joint_attention_dim": 32,
+                "axes_dims_rope": (4, 6, 6),
+            }
+            | transformer
+        ),
+    }

@@ -1,0 +1,59 @@
+"""A pipeline's own ``encode_prompt`` with a memory: what was asked with equal arguments before is not encoded again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from raycache.worker.prompt_cache import PromptCache
+
+__all__ = ["remember_prompts"]
+
+
+def remember_prompts(pipe: Any, prompts: PromptCache) -> Callable[[], bool]:
+    """Give ``pipe``, a job's own view, an ``encode_prompt`` that looks into ``prompts`` first.
+
+    Returns:
+        Tells whether all that was encoded since was known.
+    """
+    encode, asked = getattr(pipe, "encode_prompt", None), list[bool]()
+    if encode is None:
+        return lambda: False
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        key = type(pipe).__name__, _key(args), _key(kwargs)
+        made, known = prompts.encoded(key, lambda: encode(*args, **kwargs))
+        asked.append(known)
+        return _copied(made)
+
+    object.__setattr__(pipe, "encode_prompt", remembered)
+    return lambda: bool(asked) and all(asked)
+
+
+def _key(value: Any) -> Hashable:
+    """Equal for equal arguments. Pictures and tensors count by what they hold, since edits encode theirs, too."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().to("cpu", torch.float32).contiguous().numpy()
+    if isinstance(value, Image.Image):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, str(value.dtype), hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    if isinstance(value, Mapping):
+        return tuple((name, _key(value[name])) for name in sorted(value))
+    if isinstance(value, list | tuple):
+        return tuple(_key(each) for each in value)
+    return value if isinstance(value, str | int | float | None) else repr(value)
+
+
+def _copied(value: Any) -> Any:
+    """New lists of the same tensors: pipelines put theirs together in place."""
+    if isinstance(value, list):
+        return [_copied(each) for each in value]
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_copied(each) for each in value)
+    return value

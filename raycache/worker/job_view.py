@@ -1,0 +1,147 @@
+"""One job's own view of a pipeline: all of the real one, but what computes is handed over to whoever drives the job.
+
+In the place of each denoiser and of the VAE stands an object that passes everything on but the call: a job is
+suspended there. So a pipeline runs unmodified, from its arguments to its images, and its own tail (unpacking, scaling,
+trimming frames) is all that is ever needed to decode what it made.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cache_core.signatures import parameters_of
+from raycache.models.denoisers import denoisers_of
+
+__all__ = ["Handed", "JobView", "decode_rows", "one_after_the_other"]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A call that a job waits for.
+
+    Attributes:
+        of: name of the component, ``vae`` for a decoding.
+        context: the cache context it is made in.
+    """
+
+    of: str
+    kwargs: Mapping[str, Any]
+    args: tuple[Any, ...] = ()
+    context: str = "default"
+
+
+class JobView:
+    """A copy of ``pipe`` for one job, with a scheduler of its own.
+
+    Args:
+        hand_over: takes the call that the job waits for, and returns its answer.
+        vae_lock: held around every use of the VAE: some keep the state of a call in the module.
+
+    Attributes:
+        pipe: the copy.
+        tail: the denoisers were called for the last time; decoding is done at once from now on.
+    """
+
+    def __init__(self, pipe: Any, hand_over: Callable[[Handed], Any], vae_lock: threading.Lock) -> None:
+        self.hand_over, self.vae_lock, self.tail = hand_over, vae_lock, False
+        self.pipe = own = copy.copy(pipe)
+        # Not through DiffusionPipeline.__setattr__, which would write the config that all copies share.
+        object.__setattr__(own, "scheduler", copy.deepcopy(pipe.scheduler))
+        for name, module in denoisers_of(pipe).items():
+            object.__setattr__(own, name, _Denoiser(module, name, self))
+        if getattr(pipe, "vae", None) is not None:
+            object.__setattr__(own, "vae", _Decoder(pipe.vae, self))
+
+
+class _InPlaceOf:
+    """Everything of ``real``, its class included, for what pipelines ask of a component besides calling it."""
+
+    def __init__(self, real: Any, view: JobView) -> None:
+        self._real, self._view = real, view
+
+    @property
+    def __class__(self) -> Any:  # pipelines ask for a component's class, and look for modules among their components
+        return type(self._real)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class _Denoiser(_InPlaceOf):
+    def __init__(self, real: Any, name: str, view: JobView) -> None:
+        super().__init__(real, view)
+        self._name, self._context = name, "default"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(parameters_of(type(self._real).forward), args, strict=False)) | kwargs
+        return self._view.hand_over(Handed(self._name, named, context=self._context))
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        before, self._context = self._context, name
+        try:
+            yield
+        finally:
+            self._context = before
+
+
+class _Decoder(_InPlaceOf):
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        with self._view.vae_lock:
+            return self._real.encode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._view.tail:
+            self._view.tail = True
+            return self._view.hand_over(Handed("vae", kwargs, args))
+        with self._view.vae_lock:
+            return self._real.decode(*args, **kwargs)
+
+
+def decode_rows(vae: Any, handed: Handed, images: int, rows: Sequence[int]) -> Any:
+    """Decode these images of a handed over call, one by one: each is the same whatever stands beside it.
+
+    Args:
+        images: of the job; latents [images * k, ...] have k rows for each.
+        rows: of the job's images, at least one.
+
+    Returns:
+        As ``vae.decode`` would, for those images alone.
+
+    Raises:
+        ValueError: latents whose rows are not the same number for each image.
+    """
+    args, kwargs = handed.args, dict(handed.kwargs)
+    latents = args[0] if args else next(iter(kwargs.values()))
+    each, over = divmod(len(latents), images)
+    if over or not each:
+        raise ValueError(f"{len(latents)} rows of latents for {images} images: what belongs to which is not known")
+
+    def of(row: int, value: Any) -> Any:
+        own = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == len(latents)
+        return value[row * each : (row + 1) * each] if own else value
+
+    parts = [
+        vae.decode(*(of(row, value) for value in args), **{name: of(row, value) for name, value in kwargs.items()})
+        for row in rows
+    ]
+    return one_after_the_other(parts)
+
+
+def one_after_the_other(parts: Sequence[Any]) -> Any:
+    """What several calls returned as if it were one call's: tensors, tuples of them, or diffusers' output objects."""
+    first = parts[0]
+    if len(parts) == 1 or first is None:
+        return first
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, tuple):
+        return tuple(one_after_the_other(own) for own in zip(*parts, strict=True))
+    return type(first)(**{name: one_after_the_other([part[name] for part in parts]) for name in first})

@@ -1,0 +1,112 @@
+"""Tiny models of all families: their folders load as what they say, and draw what depends on prompt and seed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from PIL import Image
+
+from raycache.testing.tiny_models import TINY_FAMILIES, TinyFamily, build_tiny
+from raycache.testing.tiny_models.__main__ import main
+
+SLOW = [name for name, family in TINY_FAMILIES.items() if family.slow]
+#: Where each picture to edit is enlarged to a megapixel, as these modules' own function says.
+ENLARGING = [pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus]
+
+
+def picture(kind: str) -> Image.Image:
+    """A gradient; of a mask, the left half is to be kept."""
+    rows, columns = np.mgrid[:64, :64].astype(np.uint8)
+    if "mask" in kind:
+        return Image.fromarray(np.where(columns < 32, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1))
+
+
+def draw(pipe: Any, family: TinyFamily, prompt: str, seed: int, steps: int = 2) -> np.ndarray:
+    """What the pipeline's own call gives, as float32."""
+    asked = {
+        "prompt": prompt,
+        "num_inference_steps": steps,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "np",
+        **family.ask,
+        **{name: picture(name) for name in family.pictures},
+    }
+    assert set(asked) <= set(inspect.signature(type(pipe).__call__).parameters)
+    return np.asarray(next(iter(pipe(**asked).values())), np.float32)
+
+
+@pytest.fixture
+def enlarged_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture to edit is enlarged to 128x128, which takes a hundredth of the time and is drawn by the same code."""
+    for module in ENLARGING:
+        true = module.calculate_dimensions
+        monkeypatch.setattr(module, "calculate_dimensions", lambda _, ratio, true=true: true(128 * 128, ratio))
+
+
+@pytest.mark.usefixtures("enlarged_less")
+@pytest.mark.parametrize("name", TINY_FAMILIES)
+def test_the_folder_loads_as_what_it_says_and_draws(name: str, tmp_path: Path):
+    family = TINY_FAMILIES[name]
+    folder = build_tiny(name, tmp_path / name)
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == family.pipeline
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    assert type(pipe).__name__ == family.pipeline
+    pipe.set_progress_bar_config(disable=True)
+
+    one = draw(pipe, family, "a red circle", 7)
+    channels = 4 if name == "qwen-image-2.1" else 3
+    assert one.shape[-3:] == (family.ask["height"], family.ask["width"], channels)
+    if "num_frames" in family.ask:
+        assert one.shape[-4] == family.ask["num_frames"]
+    assert np.isfinite(one).all()
+    assert one.std() > 0.02, "a plain area shows nothing"
+    np.testing.assert_array_equal(draw(pipe, family, "a red circle", 7), one)
+    for prompt, seed in (("a green square", 7), ("a red circle", 8)):
+        assert np.abs(draw(pipe, family, prompt, seed) - one).max() > 0.01, f"nothing of {prompt!r}, {seed} is seen"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_a_picture_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str, tmp_path: Path):
+    family = TINY_FAMILIES[name]
+    pipe = DiffusionPipeline.from_pretrained(build_tiny(name, tmp_path / name))
+    tokens = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
+    )
+    one, other = (draw(pipe, family, prompt, 7) for prompt in ("a red circle", "a green square"))
+    assert set(tokens) == {16 + 4096}
+    assert np.abs(one - other).max() > 0.01
+
+
+def test_same_seed_same_bytes_and_the_global_generator_is_left_alone(tmp_path: Path):
+    before = torch.get_rng_state()
+    one, two, other = (build_tiny("flux", tmp_path / str(index), seed) for index, seed in enumerate((0, 0, 1)))
+    assert torch.equal(torch.get_rng_state(), before)
+    files = [path.relative_to(one) for path in one.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+    weights = Path("transformer", "diffusion_pytorch_model.safetensors")
+    assert (one / weights).read_bytes() != (other / weights).read_bytes()
+
+
+def test_a_folder_of_another_model_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["flux", str(tmp_path / "here")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "here")
+    assert main(["flux", str(tmp_path / "here")]) == 0
+    assert main(["flux-fill", str(tmp_path / "here")]) == 1
+    assert "'family': 'flux'" in capsys.readouterr().err
+
+
+def test_an_unknown_family_is_told_which_there_are(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"'flux3' is known; known are .*flux-fill"):
+        build_tiny("flux3", tmp_path)
