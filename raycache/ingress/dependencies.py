@@ -18,8 +18,9 @@ from raycache.ingress.sse import Events
 from raycache.ingress.store_handle import StoreClient
 from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, from_validation_error, invalid
+from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult
-from raycache.settings import AppSettings
+from raycache.settings import ServiceSettings
 
 __all__ = [
     "Context",
@@ -42,7 +43,7 @@ Body = TypeVar("Body", bound=BaseModel)
 class Service(Protocol):
     """What the routes need; :class:`raycache.ingress.ingress.Ingress` is one."""
 
-    settings: AppSettings
+    settings: ServiceSettings
     metrics: IngressMetrics
 
     @property
@@ -50,16 +51,16 @@ class Service(Protocol):
     @property
     def max_body_bytes(self) -> int: ...
     @property
-    def max_timeout_s(self) -> float: ...
-    @property
     def shortage(self) -> str | None: ...
     @property
     def ready_in_s(self) -> float: ...
     @property
     def asleep(self) -> bool: ...
+    def longest_timeout_s(self, model: str | None) -> float: ...
     async def generate(self, request: GenerationRequest) -> GenerationResult: ...
     def generate_stream(self, request: GenerationRequest) -> Events: ...
     async def status(self) -> list[EngineStatus]: ...
+    async def models(self) -> list[ModelCard]: ...
 
 
 @dataclass(frozen=True)

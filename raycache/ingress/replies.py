@@ -39,7 +39,7 @@ async def drawn(http: Request, body: ImagesBody, context: Context) -> Response:
         return await _kept(body, context)
     service = context.service
     raw = wanted_media(http.headers, body)
-    request = with_header_timeout(body.request(), http.headers, service.max_timeout_s)
+    request = with_header_timeout(body.request(), http.headers, service.longest_timeout_s(body.model))
     if raw:
         request = request.model_copy(update={"output_format": raw})
     if body.stream:

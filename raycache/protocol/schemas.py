@@ -223,7 +223,7 @@ class EngineStatus:
         running: ranks have a job, or several.
         predicted_queue_s: seconds by which others delay a job that arrives now, as predicted.
         gang: the gang's own words: jobs under way, ranks with their steps, restarts, faults.
-        model: that is loaded.
+        model: that is loaded; requests give ``model_name``.
         policy: limits and defaults in force.
         user_config_refused: why the last ``user_config`` is not in force; None when it is.
         start_s: how long it took to be ready, which another one would take too.
@@ -242,3 +242,4 @@ class EngineStatus:
     told_at: float = 0.0
     start_s: float = 0.0
     user_config_refused: str | None = None
+    model_name: str = ""

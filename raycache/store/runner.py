@@ -30,12 +30,11 @@ _LEAST_S = 0.2
 
 
 class Asker(Protocol):
-    """Who asks engines; :class:`raycache.ingress.ingress.Ingress` is one."""
+    """Who asks engines; :class:`raycache.ingress.engine_pools.EnginePools` is one."""
 
-    @property
-    def max_timeout_s(self) -> float: ...
+    def longest_timeout_s(self, model: str | None) -> float: ...
     async def judge(self, request: GenerationRequest) -> ResolvedRequest: ...
-    def stream_from_admission(self, request: GenerationRequest) -> Events: ...
+    def stream(self, request: GenerationRequest) -> Events: ...
 
 
 class JobRunner:
@@ -109,7 +108,7 @@ class JobRunner:
     async def _try(self, job: StoredJob) -> None:
         deadline = job.created_at + (job.request.get("timeout_s") or self._settings.timeout_s)
         while (left := deadline - self._clock()) > 0:
-            request = request_of(job, min(left, self._asker.max_timeout_s))
+            request = request_of(job, min(left, self._asker.longest_timeout_s(job.model)))
             try:
                 result = await self._generated(job.id, request)
             except RequestError as error:
@@ -131,7 +130,7 @@ class JobRunner:
 
     async def _generated(self, id: str, request: GenerationRequest) -> GenerationResult:
         begun = False
-        async with contextlib.aclosing(self._asker.stream_from_admission(request)) as events:
+        async with contextlib.aclosing(self._asker.stream(request)) as events:
             async for event in events:
                 if isinstance(event, GenerationResult):
                     return event

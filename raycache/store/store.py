@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from raycache.cluster.capacity import Bundle
 from raycache.ingress.asker import key_in_use
 from raycache.ingress.engine_handle import EngineHandle
-from raycache.ingress.ingress import Ingress
+from raycache.ingress.engine_pools import EnginePools
+from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.protocol.stored import JobKind, Order, Page, StoredJob, new_job_id
-from raycache.settings import AppSettings
+from raycache.settings import ServiceSettings
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
 from raycache.store.runner import Asker, JobRunner, interrupted
@@ -187,8 +188,7 @@ class JobStore:
             await asyncio.to_thread(self._folder.remove, job.id)
 
     async def _keep(self, job: StoredJob) -> None:
-        """What a job has become: shown at once, then written, in this order."""
-        self._index.put(job)
+        """What a job has become: written, then shown, so that no death takes back what was told."""
         async with self._writing:
             if job.id not in self._index:
                 return
@@ -197,6 +197,8 @@ class JobStore:
             except OSError as error:
                 # It is told as it is; only a restart would know it as it was before.
                 logger.error("Job %s could not be written: %s", job.id, error.strerror or type(error).__name__)
+            if job.id in self._index:  # not deleted meanwhile
+                self._index.put(job)
 
     def _check_ours(self) -> None:
         if not self._ours:
@@ -208,20 +210,20 @@ class Store:
 
     Args:
         settings: of the application, with a store.
-        engine: handle of the engine deployment.
-        bundles: what one engine asks of the cluster.
-        asker: through whom engines are asked, in place of an ingress of its own.
+        engines: by each model's name the handle of its engines' deployment.
+        bundles: by the same names what one engine asks of the cluster.
     """
 
     def __init__(
         self,
-        settings: AppSettings,
-        engine: EngineHandle,
-        bundles: Sequence[Bundle],
-        asker: Asker | None = None,
+        settings: ServiceSettings,
+        engines: Mapping[str, EngineHandle],
+        bundles: Mapping[str, Sequence[Bundle]],
     ) -> None:
         assert settings.store is not None  # the builder makes a store of nothing else
-        self._store = JobStore(settings.store, asker or Ingress(_without_keys(settings), engine, bundles))
+        pools = EnginePools(settings, engines, bundles, IngressMetrics())
+        self._watching = asyncio.get_running_loop().create_task(pools.run())
+        self._store = JobStore(settings.store, pools)
 
     async def submit(
         self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str] = ()
@@ -278,9 +280,3 @@ def _pinned(request: GenerationRequest, order: ResolvedRequest) -> GenerationReq
     if order.fps:
         chosen |= {"fps": order.fps, "num_frames": order.inputs.num_frames, "seconds": None}
     return request.model_copy(update=chosen)
-
-
-def _without_keys(settings: AppSettings) -> AppSettings:
-    """For an asker that is told who asks: the file may lie where no store runs."""
-    ingress = settings.ingress.model_copy(update={"api_keys_file": None})
-    return settings.model_copy(update={"ingress": ingress, "limits": settings.limits.model_copy(update={"keys": {}})})

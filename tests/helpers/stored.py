@@ -54,7 +54,6 @@ class FakeAsker:
     """
 
     settings = SETTINGS
-    max_timeout_s = 3600.0
 
     def __init__(self, *answers: Exception) -> None:
         self.answers = list(answers)
@@ -67,7 +66,13 @@ class FakeAsker:
     async def judge(self, request: GenerationRequest) -> ResolvedRequest:
         return resolve(request, SETTINGS.policy, VIDEOS, model_name="wan", ranks=2, key=key_in_use.get())
 
-    async def stream_from_admission(self, request: GenerationRequest) -> AsyncIterator[object]:
+    async def run(self) -> None:
+        """Watches nothing."""
+
+    def longest_timeout_s(self, model: str | None) -> float:
+        return 3600.0
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[object]:
         order = await self.judge(request)
         self.asked.append(request)
         self.keys.append(key_in_use.get())

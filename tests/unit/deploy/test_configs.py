@@ -8,15 +8,15 @@ from ray.serve.schema import ServeDeploySchema
 
 from raycache.cluster.capacity import shortage, total
 from raycache.gang.placement import placement_bundles
-from raycache.settings import AppSettings
+from raycache.settings import AppSettings, ServiceSettings
 
 FOLDER = Path(__file__).parents[3] / "serve_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 
-def load(name: str) -> tuple[dict, AppSettings]:
+def load(name: str) -> tuple[dict, ServiceSettings]:
     document = yaml.safe_load((FOLDER / name).read_text())
-    return document, AppSettings.model_validate(document["applications"][0]["args"])
+    return document, ServiceSettings.model_validate(document["applications"][0]["args"])
 
 
 def test_the_public_ones_are_there():

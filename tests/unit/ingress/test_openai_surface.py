@@ -23,6 +23,7 @@ from raycache.presets import PRESET_NAMES
 from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import JobOutput
+from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, GenerationResult, PreviewEvent, ProgressEvent
 from raycache.settings import AppSettings
@@ -39,7 +40,6 @@ class Service:
     settings = SETTINGS
     keys = ()
     max_body_bytes = 1 << 20
-    max_timeout_s = 3600.0
     shortage = None
     asleep = False
     policy = SETTINGS.policy
@@ -48,6 +48,12 @@ class Service:
         """Counts nothing."""
 
         answered = staticmethod(lambda error: None)
+
+    def longest_timeout_s(self, model: str | None) -> float:
+        return 3600.0
+
+    async def models(self) -> list[ModelCard]:
+        return [ModelCard("org/flux", (), True, True, None, MODEL, 1, self.policy)]
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         order = resolve(request, self.policy, MODEL, model_name="org/flux", ranks=1)

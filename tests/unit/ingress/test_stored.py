@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from ray.exceptions import ActorDiedError
 
+import raycache.store.store
 from raycache.ingress.api import build_http_app
 from raycache.ingress.auth import Key
 from raycache.ingress.contents import byte_range
@@ -61,14 +62,16 @@ class Application:
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Application]:
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application]:
     service, handle = FakeService(), SimpleNamespace()
     service.keys = (Key(b"blue-key", "blue"), Key(b"green-key", "green"))
     service.max_body_bytes = 20_000
     settings = SETTINGS.model_copy(update={"store": settings_of(tmp_path / "jobs", max_jobs_per_key=8)})
 
     async def begin() -> tuple[Store, FakeAsker]:
-        store = Store(settings, None, (), asker := FakeAsker())
+        asker = FakeAsker()
+        monkeypatch.setattr(raycache.store.store, "EnginePools", lambda *_: asker)
+        store = Store(settings, {}, {})
         vars(handle).update(vars(handle_of(store)))
         await until(lambda: store._store._ours)
         return store, asker
