@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from cache_core.supported import models_table
 from raycache.metrics import SPECS
-from raycache.settings import AppSettings
+from raycache.settings import ServiceSettings
 
 __all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
 
@@ -40,7 +40,9 @@ _ROOMS = (
 def settings_table() -> str:
     """Every setting by its path in the YAML, with type, default and meaning, as Markdown."""
     rows = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-    rows += (f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in _fields(AppSettings, ""))
+    rows += (
+        f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in _fields(ServiceSettings, "")
+    )
     return "\n".join(rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -36,7 +37,7 @@ async def readyz(http: Request, context: InContext) -> JSONResponse:
     ready = serves or service.asleep
     engines = [{key: value for key, value in asdict(s).items() if key != "policy"} for s in statuses]
     reason = None if serves else "asleep" if service.asleep else service.shortage or "starting"
-    content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
+    content: dict[str, Any] = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
     if service.settings.models:
         cards = await service.models()
         content["models"] = {card.name: {"ready": card.ready, "reason": card.reason} for card in cards}
