@@ -99,10 +99,10 @@ async def store_of(context: InContext) -> StoreClient:
     """The store behind this application.
 
     Raises:
-        RequestError: 501 where there is none.
+        RequestError: 404 where there is none.
     """
     if context.store is None:
-        raise RequestError(501, "this service keeps no jobs; its operator may set `store.folder`", None, "no_store")
+        raise RequestError(404, "this service keeps no jobs; its operator may set `store.folder`", None, "no_store")
     return context.store
 
 

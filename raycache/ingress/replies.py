@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from raycache.ingress.dependencies import Context, store_of
+from raycache.ingress.dependencies import Context
 from raycache.ingress.headers import wanted_media, wants_later, with_header_timeout
 from raycache.ingress.jobs import job_told
 from raycache.ingress.sse import Events, begin, keep_alive, stream_events
 from raycache.metrics import IngressMetrics
 from raycache.protocol.bodies import ImagesBody
-from raycache.protocol.errors import RequestError
+from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import MEDIA_TYPES, encode
 from raycache.protocol.schemas import GenerationResult
 from raycache.size import Size
@@ -57,8 +57,10 @@ async def drawn(http: Request, body: ImagesBody, context: Context) -> Response:
 
 async def _kept(body: ImagesBody, context: Context) -> Response:
     """202: where the job is, which nobody waits for."""
-    store = await store_of(context)
-    job = await store.submit("image", body.request(), body.ignored())
+    if context.store is None:
+        reason = "`respond-async` asks for a kept job, and this service keeps none; leave the header out"
+        raise invalid("prefer", reason, code="no_store")
+    job = await context.store.submit("image", body.request(), body.ignored())
     headers = {"location": f"/v1/jobs/{job.id}", "preference-applied": "respond-async"}
     return JSONResponse(job_told(job), 202, headers)
 

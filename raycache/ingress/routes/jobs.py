@@ -31,7 +31,8 @@ async def job(id: str, store: InStore) -> dict[str, Any]:
     return job_told(await store.find("image", id))
 
 
-@router.api_route("/v1/jobs/{id}/content", methods=["GET", "HEAD"])
+@router.get("/v1/jobs/{id}/content")
+@router.head("/v1/jobs/{id}/content", include_in_schema=False)
 async def job_content(http: Request, id: str, store: InStore) -> Response:
     """The answer that a client who had waited would have got; with `index` one image as it is, in part with `Range`."""
     job, index = await store.find("image", id), http.query_params.get("index")

@@ -40,7 +40,8 @@ async def video(id: str, store: InStore) -> dict[str, Any]:
     return _video(job) | ({"report": job.about.get("report")} if job.status == "completed" else {})
 
 
-@router.api_route("/v1/videos/{id}/content", methods=["GET", "HEAD"])
+@router.get("/v1/videos/{id}/content")
+@router.head("/v1/videos/{id}/content", include_in_schema=False)
 async def video_content(http: Request, id: str, store: InStore) -> Response:
     """The file, or its thumbnail; a part of it where `Range` asks for one."""
     variant = http.query_params.get("variant", "video")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import av
+import httpx
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from ray.exceptions import ActorDiedError
 
@@ -26,6 +30,7 @@ from raycache.ingress.store_handle import StoreClient
 from raycache.protocol.errors import RequestError
 from raycache.store.store import Store
 from tests.helpers.fake_service import FakeService, check_error
+from tests.helpers.hostile import bodies, check, oddities
 from tests.helpers.stored import SETTINGS, FakeAsker, handle_of, settings_of, stopped, until
 
 BLUE, GREEN = ({"authorization": f"Bearer {name}"} for name in ("blue-key", "green-key"))
@@ -66,12 +71,12 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application
     service, handle = FakeService(), SimpleNamespace()
     service.keys = (Key(b"blue-key", "blue"), Key(b"green-key", "green"))
     service.max_body_bytes = 20_000
-    settings = SETTINGS.model_copy(update={"store": settings_of(tmp_path / "jobs", max_jobs_per_key=8)})
+    configured = SETTINGS.model_copy(update={"store": settings_of(tmp_path / "jobs", max_jobs_per_key=8)})
 
     async def begin() -> tuple[Store, FakeAsker]:
         asker = FakeAsker()
         monkeypatch.setattr(raycache.store.store, "EnginePools", lambda *_: asker)
-        store = Store(settings, {}, {})
+        store = Store(configured, {}, {})
         vars(handle).update(vars(handle_of(store)))
         await until(lambda: store._store._ours)
         return store, asker
@@ -280,6 +285,24 @@ def test_refusals(app: Application):
     assert app.http.post("/v1/videos", json=VIDEO, headers=GREEN).status_code == 200
 
 
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_nothing_that_is_sent_is_our_failure(app: Application, data: st.DataObject):
+    app.hold()
+    document = app.http.get("/openapi.json").json()
+    attack = data.draw(bodies(document) | oddities(document))
+    path = data.draw(st.sampled_from(["/v1/videos", "/v1/videos/{id}", attack.path]))
+    request = dataclasses.replace(attack, path=path)
+    try:
+        response = app.http.request(
+            request.method, request.path, content=request.body, headers={**BLUE, **request.headers}
+        )
+    except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError):
+        return  # a client that cannot even say it
+    check(request, response.status_code, response.headers.get("content-type", ""), response.text)
+
+
 def test_a_priority_that_the_key_may_not_name(app: Application):
     response = app.http.post("/v1/videos", json={**VIDEO, "priority": "high"})
     check_error(response, 403, "priority_not_allowed", "priority")
@@ -288,9 +311,9 @@ def test_a_priority_that_the_key_may_not_name(app: Application):
 def test_a_service_without_a_store_says_so():
     with TestClient(build_http_app(FakeService())) as http:
         for method, path in (("POST", "videos"), ("GET", "videos"), ("GET", "videos/x"), ("DELETE", "jobs/x")):
-            error = check_error(http.request(method, f"/v1/{path}", json=VIDEO), 501, "no_store")
+            error = check_error(http.request(method, f"/v1/{path}", json=VIDEO), 404, "no_store")
             assert "store.folder" in error["message"]
-        check_error(http.post("/v1/images/generations", json=IMAGE, headers=LATER), 501, "no_store")
+        check_error(http.post("/v1/images/generations", json=IMAGE, headers=LATER), 400, "no_store", "prefer")
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), TimeoutError()])
