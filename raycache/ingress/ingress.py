@@ -25,7 +25,9 @@ from raycache.ingress.auth import Key, KeyFile, warn_of_unknown
 from raycache.ingress.engine_handle import EngineEvent, EngineHandle
 from raycache.ingress.engine_watch import EngineWatch
 from raycache.ingress.sse import Events
+from raycache.limits import LimitSettings
 from raycache.metrics import IngressMetrics
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.resolve import check_model, resolve
 from raycache.protocol.schemas import (
@@ -153,6 +155,16 @@ class Ingress:
     def max_body_bytes(self) -> int:
         """The limit in force: the engines', once one has told it."""
         return self._policy.limits.max_body_bytes
+
+    @property
+    def limits(self) -> LimitSettings:
+        """Those in force."""
+        return self._policy.limits
+
+    @property
+    def model(self) -> Capabilities | None:
+        """What the engines told of their model, once one has."""
+        return self._watch.last.model if self._watch.last else None
 
     @property
     def max_timeout_s(self) -> float:
