@@ -17,8 +17,8 @@ from raycache.protocol.pictures import OpenedPicture, open_picture
 
 __all__ = ["File", "PictureRoom"]
 
-#: Pictures decoded at once; requests that are being read into pictures; bytes of pixels of all requests under way.
-_THREADS, _MOST_AT_ONCE, _MOST_BYTES = 2, 16, 1 << 30
+#: Requests that are decoded at once; bytes of bodies that are, or wait for it; bytes of pixels of all under way.
+_THREADS, _MOST_BODY_BYTES, _MOST_BYTES = 2, 256 << 20, 1 << 30
 _SOON_S = 2.0
 
 #: A file, and the field of the request that it came in.
@@ -33,16 +33,18 @@ class PictureRoom:
 
     Args:
         threads: that decode.
-        most_at_once: requests whose bodies are parsed or decoded, or wait for that.
-        most_bytes: of pixels of all requests, decoded and not yet answered. A request that is alone may have more.
+        most_body_bytes: of bodies that are parsed or decoded, or wait for that.
+        most_bytes: of pixels of all requests, decoded and not yet answered.
+
+    A request that is alone may have more of both: its own bounds are the limits of the settings.
     """
 
     def __init__(
-        self, threads: int = _THREADS, most_at_once: int = _MOST_AT_ONCE, most_bytes: int = _MOST_BYTES
+        self, threads: int = _THREADS, most_body_bytes: int = _MOST_BODY_BYTES, most_bytes: int = _MOST_BYTES
     ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
-        self._most_at_once, self._most_bytes = most_at_once, most_bytes
-        self._at_once = self._reserved = 0
+        self._most_body_bytes, self._most_bytes = most_body_bytes, most_bytes
+        self._body_bytes = self._reserved = 0
         self._alive: list[weakref.ref[np.ndarray]] = []
 
     @property
@@ -53,19 +55,19 @@ class PictureRoom:
         return self._reserved + sum(array.nbytes for array in arrays)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place for one request, from its body to its pictures.
+    def place(self, size: int) -> Iterator[None]:
+        """A place for one request whose body has ``size`` bytes, until its pictures are decoded.
 
         Raises:
             RequestError: 503 when there is none.
         """
-        if self._at_once >= self._most_at_once:
+        if self._body_bytes and self._body_bytes + size > self._most_body_bytes:
             raise _crowded()
-        self._at_once += 1
+        self._body_bytes += size
         try:
             yield
         finally:
-            self._at_once -= 1
+            self._body_bytes -= size
 
     async def run(self, work: Callable[Given, Made], *args: Given.args, **kwargs: Given.kwargs) -> Made:
         """What ``work`` makes, in one of the few threads."""

@@ -40,7 +40,7 @@ async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequ
     service, room = context.service, context.pictures
     limits = service.limits
     raw, coding = await read_upload(http, limits.max_upload_bytes, context.uploads)
-    with room.place():
+    with room.place(len(raw)):
         content_type = http.headers["content-type"]
         if content_type.lower().lstrip().startswith("multipart/"):
             raw = await room.run(inflated, raw, coding, limits.max_upload_bytes)
