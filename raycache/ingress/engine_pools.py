@@ -78,7 +78,11 @@ class EnginePools(Mapping[str, EnginePool]):
 
     def longest_timeout_s(self, model: str | None) -> float:
         """The longest deadline that a request which gives this as ``model`` may name."""
-        return self[named(self.names, model)].policy.max_timeout_s
+        return self.of(model).policy.max_timeout_s
+
+    def of(self, model: str | None) -> EnginePool:
+        """The engines for requests that give this as ``model``."""
+        return self[named(self.names, model)]
 
     def _routed(self, request: GenerationRequest) -> tuple[EnginePool, GenerationRequest]:
         """The engines that a request is for, and the request with their model's own name."""

@@ -20,7 +20,9 @@ from raycache.ingress.engine_handle import EngineHandle
 from raycache.ingress.engine_pools import EnginePools
 from raycache.ingress.sse import Events
 from raycache.ingress.store_handle import StoreClient, StoreHandle
+from raycache.limits import LimitSettings
 from raycache.metrics import IngressMetrics
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import (
     EngineStatus,
@@ -129,6 +131,27 @@ class Ingress:
     def max_body_bytes(self) -> int:
         """The largest limit in force: which model a body is for is known when it has been read."""
         return max(pool.policy.limits.max_body_bytes for pool in self._pools.values())
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """The same of bodies that bring pictures."""
+        return max(pool.policy.limits.max_upload_bytes for pool in self._pools.values())
+
+    def limits_of(self, model: str | None) -> LimitSettings:
+        """The limits of requests that give this as ``model``.
+
+        Raises:
+            RequestError: 404 where there is no such model.
+        """
+        return self._pools.of(model).policy.limits
+
+    def capabilities_of(self, model: str | None) -> Capabilities | None:
+        """What the engines told of the model that is asked for so, once one has.
+
+        Raises:
+            RequestError: 404 where there is no such model.
+        """
+        return self._pools.of(model).capabilities
 
     def longest_timeout_s(self, model: str | None) -> float:
         """The longest deadline that a request which gives this as ``model`` may name.

@@ -18,7 +18,7 @@ from raycache.metrics import IngressMetrics
 from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import MEDIA_TYPES, encode
-from raycache.protocol.schemas import GenerationResult
+from raycache.protocol.schemas import GenerationRequest, GenerationResult
 from raycache.size import Size
 
 __all__ = ["drawn", "reply", "told_of"]
@@ -29,8 +29,13 @@ _COMMENT_S = 10.0
 _UNDECIDED_S = 30.0
 
 
-async def drawn(http: Request, body: ImagesBody, context: Context) -> Response:
+async def drawn(
+    http: Request, body: ImagesBody, context: Context, request: GenerationRequest | None = None
+) -> Response:
     """What ``body`` asks for, in the form that it and the headers ask for.
+
+    Args:
+        request: what decides the result, where the body alone does not say it; its pictures are decoded there.
 
     Raises:
         RequestError: refused, aborted or failed before the status was out.
@@ -39,7 +44,7 @@ async def drawn(http: Request, body: ImagesBody, context: Context) -> Response:
         return await _kept(body, context)
     service = context.service
     raw = wanted_media(http.headers, body)
-    request = with_header_timeout(body.request(), http.headers, service.longest_timeout_s(body.model))
+    request = with_header_timeout(request or body.request(), http.headers, service.longest_timeout_s(body.model))
     if raw:
         request = request.model_copy(update={"output_format": raw})
     if body.stream:

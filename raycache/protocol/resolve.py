@@ -17,7 +17,7 @@ from raycache.presets import PRESET_NAMES, load_presets, preset_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
-from raycache.protocol.job import made_steps
+from raycache.protocol.job import JobInputs, made_steps
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.protocol.tasks import check_inputs, check_length, guided_away
 from raycache.settings import AppSettings, Policy
@@ -50,11 +50,11 @@ def resolve(
     defaults, limits = policy.defaults, policy.limits
     request = request.fitted(model, limits)
     _check_words(request, limits, key)
-    size = defaults.size if request.size is None or request.size == "auto" else _size(request.size)
-    check_size(size, side=model.token_side, ranks=ranks, max_pixels=limits.max_pixels)
-    _check_format(request.output_format, size)
     steps = request.num_inference_steps or defaults.num_inference_steps
     _check_numbers(request, steps, policy)
+    inputs = check_inputs(request, model, limits, steps)
+    size = _size_of(request.size, inputs, policy, side=model.token_side, ranks=ranks)
+    _check_format(request.output_format, size)
     negative_prompt, true_cfg_scale = guided_away(request, model, policy)
     return ResolvedRequest(
         prompt=request.prompt,
@@ -71,7 +71,7 @@ def resolve(
         partial_images=request.partial_images,
         negative_prompt=negative_prompt,
         true_cfg_scale=true_cfg_scale,
-        inputs=check_inputs(request, model, limits, steps),
+        inputs=inputs,
         fps=request.frames_a_second(model),
     )
 
@@ -228,6 +228,24 @@ def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) 
     if PRIORITIES[priority] > PRIORITIES[highest]:
         message = f"priority: {priority!r} is more than the {highest!r} allowed to this key"
         raise RequestError(403, message, "priority", "priority_not_allowed")
+
+
+def _size_of(asked: str | None, inputs: JobInputs, policy: Policy, *, side: int, ranks: int) -> Size:
+    """The size that is asked for; else that of the first picture, or the default.
+
+    A picture that has more pixels than the default keeps its shape only: what came out of a camera is no size that a
+    model was made for.
+    """
+    size, most = policy.defaults.size, policy.limits.max_pixels
+    if asked is not None and asked != "auto":
+        size = _size(asked)
+    elif inputs.pictures:
+        given, most = Size.of(inputs.pictures[0]), min(size.pixels, most)
+        shrink = min(1.0, math.sqrt(most / given.pixels))
+        size = Size(round(given.width * shrink), round(given.height * shrink))
+        return nearest_sizes(size, side=side, ranks=ranks, max_pixels=most)[0]
+    check_size(size, side=side, ranks=ranks, max_pixels=most)
+    return size
 
 
 def _size(asked: str) -> Size:

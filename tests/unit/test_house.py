@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "app": {"dry_run", "ingress", "store", "engine", "gang", "cluster", *SHARED},
     "dry_run": {"ingress", "models", "cluster", *SHARED},
     "reference": SHARED,
-    "front": {"protocol"},
+    "front": {"protocol", "limits"},
     "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
     "store": {"ingress", "cluster", *SHARED},  # asks engines as an ingress does
     "engine": {"gang", "models", *SHARED},  # the family's words on a request
