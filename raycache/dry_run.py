@@ -28,7 +28,8 @@ from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size
+from raycache.protocol.resolve import check_deployment
+from raycache.protocol.sizes import check_size
 from raycache.settings import AppSettings, ServiceSettings
 
 __all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]

@@ -29,7 +29,8 @@ _ELSEWHERE = {"cache"}
 _ROOT = Path(__file__).parents[1]
 #: Rooms in the order of a request's way, then what all of them share, then tools.
 _ROOMS = (
-    *("raycache/front", "raycache/ingress", "raycache/ingress/routes", "raycache/engine", "raycache/gang"),
+    *("raycache/front", "raycache/ingress", "raycache/ingress/routes"),
+    *("raycache/store", "raycache/engine", "raycache/gang"),
     *("raycache/worker", "raycache/models", "raycache/protocol", "raycache/presets", "raycache/cluster", "raycache"),
     *("raycache/demo", "raycache/demo/training", "raycache/tune", "raycache/testing", "raycache/testing/tiny_models"),
     *("cache_core", "cache_core/policies"),

@@ -10,7 +10,7 @@ from cache_core.options import CacheOptions, NoCacheOptions
 from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import Job, JobInputs, one_per_seed
-from raycache.protocol.resolve import nearest_sizes
+from raycache.protocol.sizes import nearest_sizes
 from raycache.settings import AppSettings
 from raycache.size import Size
 

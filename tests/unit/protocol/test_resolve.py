@@ -10,8 +10,9 @@ from cache_core.options import DBCacheOptions, DBPruneOptions, FBCacheOptions, N
 from raycache.protocol.cache_choice import silent_cache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size, nearest_sizes, resolve
+from raycache.protocol.resolve import check_deployment, resolve
 from raycache.protocol.schemas import GenerationRequest
+from raycache.protocol.sizes import check_size, nearest_sizes
 from raycache.settings import AppSettings, LimitSettings
 from raycache.size import Size
 
