@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -18,16 +19,18 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycache.cluster.capacity import Bundle, shortage
+from raycache.cluster.capacity import Bundle, Gangs, shortage, shortage_of_all
 from raycache.cluster.port_check import check_port, living_replicas
 from raycache.ingress.auth import read_keys
+from raycache.model_names import ENGINE
 from raycache.models.folder import capabilities_told, folder_faults
 from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size
-from raycache.settings import AppSettings
+from raycache.protocol.resolve import check_deployment
+from raycache.protocol.sizes import check_size
+from raycache.settings import AppSettings, ServiceSettings
 
 __all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]
 
@@ -46,42 +49,70 @@ class CannotWork(RayServeException, ValueError):
 
 @dataclass
 class Findings:
-    """What speaks against the settings on one node: for an engine there, and for an ingress there."""
+    """What speaks against the settings on one node: for an ingress there, and for engines there, by their model."""
 
-    engine: list[str] = field(default_factory=list)
     ingress: list[str] = field(default_factory=list)
+    engines: dict[str, list[str]] = field(default_factory=dict)
+
+    def of(self, model: str | None) -> list[str]:
+        """For engines of a model; None: for an ingress."""
+        return self.ingress if model is None else self.engines.get(model, [])
 
 
-def refuse_what_cannot_work(settings: AppSettings, bundles: Sequence[Bundle]) -> None:
-    """Look at everything that can be known without loading the model.
+def refuse_what_cannot_work(settings: ServiceSettings, bundles: Mapping[str, Sequence[Bundle]]) -> None:
+    """Look at everything that can be known without loading a model.
 
     Args:
         settings: of the application.
-        bundles: what one gang asks of the cluster.
+        bundles: what one gang of each model asks of the cluster.
 
     Raises:
         CannotWork: and nothing has been changed yet.
     """
-    _refuse(_contradictions(settings))
+    _refuse(_of_model(settings, one, wrong) for one in settings.engines for wrong in _contradictions(one))
     if not ray.is_initialized():  # `serve run` of an application object: the cluster comes later
         here = look_here(settings)
-        _refuse([*here.engine, *here.ingress])
+        _refuse([*(wrong for one in here.engines.values() for wrong in one), *here.ingress])
         return
     if problem := check_port():
         raise CannotWork(problem)
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     front = [{"CPU": settings.ingress.num_cpus}]
-    if _replaces_engines() and not settings.parallel.nodes_may_come:
+    if _replaces_engines():
         # Where nothing serves yet, nodes may still be on their way; the ingress says what they lack.
-        _refuse(reason for asked in (bundles, front) if (reason := shortage(asked, list(nodes.values()))))
+        _refuse(_lacking(settings, bundles, front, list(nodes.values())))
     found = _look(settings, list(nodes))
-    _agree(found, "engine", [name for name, node in nodes.items() if shortage(bundles, [node]) is None])
-    _agree(found, "ingress", [name for name, node in nodes.items() if shortage(front, [node]) is None])
+    for model, asked in bundles.items():
+        _agree(found, model, [name for name, node in nodes.items() if shortage(asked, [node]) is None])
+    _agree(found, None, [name for name, node in nodes.items() if shortage(front, [node]) is None])
 
 
-def look_here(settings: AppSettings) -> Findings:
-    """What speaks against the settings on this node: the model, presets and keys as they are here."""
-    return Findings(engine=_said(lambda: _check_engine(settings)), ingress=_said(lambda: _check_ingress(settings)))
+def look_here(settings: ServiceSettings) -> Findings:
+    """What speaks against the settings on this node: models, presets and keys as they are here."""
+    engines = {}
+    for one in settings.engines:
+        wrong = _said(partial(_check_engine, one))
+        engines[one.model.name] = [_of_model(settings, one, reason) for reason in wrong]
+    return Findings(ingress=_said(lambda: _check_ingress(settings)), engines=engines)
+
+
+def _lacking(
+    settings: ServiceSettings, bundles: Mapping[str, Sequence[Bundle]], front: Sequence[Bundle], nodes: Sequence[Bundle]
+) -> Iterable[str]:
+    """What the cluster lacks for one gang of each model, and for an ingress."""
+    settled = [one for one in settings.engines if not one.parallel.nodes_may_come]
+    # Engines that may all sleep take no place from those of other models.
+    number = {one.model.name: min(1, one.engines_kept) if len(settled) > 1 else 1 for one in settled}
+    gangs = [Gangs(name, bundles[name], count) for name, count in number.items()]
+    if gangs and (reason := shortage_of_all(gangs, nodes)):
+        yield reason
+    if gangs and (reason := shortage(front, nodes)):
+        yield reason
+
+
+def _of_model(settings: ServiceSettings, one: AppSettings, reason: str) -> str:
+    """``reason`` with the model that it is about, where there are several."""
+    return f"model {one.model.name!r}: {reason}" if settings.models else reason
 
 
 def _check_engine(settings: AppSettings) -> None:
@@ -98,19 +129,25 @@ def _check_engine(settings: AppSettings) -> None:
     # Of a model that tells nothing, nothing is held against the settings.
     ranks = settings.parallel.ranks_per_replica
     side = _token_side(settings)
-    check_deployment(settings, policy, model or Capabilities("folder", 1_000_000, ranks, ranks, "", side))
+    check_deployment(settings, policy, model or Capabilities("folder", 1_000_000, ranks, ranks, "", side, uneven=True))
+    if model and (faults := list(_warmup_faults(settings, model.token_side, model.uneven))):
+        raise ValueError("; ".join(faults))
 
 
-def _check_ingress(settings: AppSettings) -> None:
+def _check_ingress(settings: ServiceSettings) -> None:
     read_keys(settings.ingress.api_keys_file)
 
 
 def _contradictions(settings: AppSettings) -> Iterable[str]:
-    """What is wrong wherever it runs."""
+    """What is wrong wherever it runs. How a folder's model can be split is seen where the folder is."""
+    return _warmup_faults(settings, _token_side(settings), uneven=own_model(settings.model.path) is None)
+
+
+def _warmup_faults(settings: AppSettings, side: int, uneven: bool) -> Iterable[str]:
     ranks = settings.parallel.ranks_per_replica
     for shape in settings.warmup:
         try:
-            check_size(shape.size, side=_token_side(settings), ranks=ranks, max_pixels=max(shape.size.pixels, 1))
+            check_size(shape.size, side=side, ranks=ranks, max_pixels=max(shape.size.pixels, 1), uneven=uneven)
         except RequestError as error:
             yield f"warmup: {error}"
 
@@ -130,7 +167,7 @@ def _said(check: Callable[[], None]) -> list[str]:
     return []
 
 
-def _look(settings: AppSettings, nodes: Iterable[str]) -> dict[str, Findings]:
+def _look(settings: ServiceSettings, nodes: Iterable[str]) -> dict[str, Findings]:
     """Each node's findings, by its id; a node that does not answer is left out."""
     here = ray.get_runtime_context().get_node_id()
     there = {
@@ -143,18 +180,19 @@ def _look(settings: AppSettings, nodes: Iterable[str]) -> dict[str, Findings]:
         try:
             found[there[ref]] = ray.get(ref)
         except RayError as error:
-            logger.warning("Node %s could not look at model and keys: %s", there[ref], error)
+            logger.warning("Node %s could not look at models and keys: %s", there[ref], error)
     return found
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look_there(settings: AppSettings) -> Findings:
+def _look_there(settings: ServiceSettings) -> Findings:
     return look_here(settings)
 
 
-def _agree(found: dict[str, Findings], who: str, places: Sequence[str]) -> None:
-    """Refuse when every node that could hold one objects; say it when some do."""
-    said = {node: getattr(found[node], who) for node in places if node in found}
+def _agree(found: Mapping[str, Findings], model: str | None, places: Sequence[str]) -> None:
+    """Refuse when every node that could hold an engine of ``model`` objects; say it when some do. None: an ingress."""
+    said = {node: found[node].of(model) for node in places if node in found}
+    who = "ingress" if model is None else "engine"
     objections = {node: reasons for node, reasons in said.items() if reasons}
     for node, reasons in objections.items():
         if len(objections) < len(said):
@@ -166,7 +204,8 @@ def _agree(found: dict[str, Findings], who: str, places: Sequence[str]) -> None:
 def _replaces_engines() -> bool:
     """Whether an application that is being deployed has engines that serve."""
     deploying = [name for name, app in serve.status().applications.items() if app.status == "DEPLOYING"]
-    return any(name.startswith(f"{app}#Engine#") for name in living_replicas() for app in deploying)
+    engines = [f"{app}#{ENGINE}{mark}" for app in deploying for mark in ("#", "-")]
+    return any(name.startswith(tuple(engines)) for name in living_replicas())
 
 
 def _refuse(reasons: Iterable[str]) -> None:

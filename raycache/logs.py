@@ -13,8 +13,8 @@ import sys
 import warnings
 from typing import Any
 
+from raycache.front_settings import LoggingSettings
 from raycache.protocol.request_ids import clean
-from raycache.settings import LoggingSettings
 
 __all__ = ["about", "join_serve_log", "quiet_libraries", "request_id", "to_stderr"]
 

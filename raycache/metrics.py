@@ -189,7 +189,7 @@ class IngressMetrics(Specified):
         Counter,
         "raycache_rerouted_total",
         "Jobs asked of another engine after the first was lost, by the code of that error.",
-        ("cause",),
+        ("model", "cause"),
     )
     ready = Spec(
         Gauge,
@@ -197,13 +197,20 @@ class IngressMetrics(Specified):
         "1 while a request would be served or would wake an engine, as `/readyz` says, else 0.",
     )
 
+    model_ready = Spec(
+        Gauge,
+        "raycache_model_ready",
+        "1 while a request for this model would be served or would wake an engine, else 0.",
+        ("model",),
+    )
+
     def answered(self, error: RequestError) -> None:
         """An error went out to a client."""
         self.errors.inc(tags={"status": str(error.status), "code": error.code})
 
-    def asked_again(self, failure: RequestError) -> None:
-        """``failure`` was not told to the client, but its job to another engine."""
-        self.rerouted.inc(tags={"cause": failure.code})
+    def asked_again(self, failure: RequestError, model: str) -> None:
+        """``failure`` was not told to the client, but its job to another engine of the model."""
+        self.rerouted.inc(tags={"model": model, "cause": failure.code})
 
 
 #: All of them, in the order of the documents.

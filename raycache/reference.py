@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from cache_core.supported import models_table
 from raycache.metrics import SPECS
-from raycache.settings import AppSettings
+from raycache.settings import ServiceSettings
 
 __all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
 
@@ -29,7 +29,8 @@ _ELSEWHERE = {"cache"}
 _ROOT = Path(__file__).parents[1]
 #: Rooms in the order of a request's way, then what all of them share, then tools.
 _ROOMS = (
-    *("raycache/front", "raycache/ingress", "raycache/ingress/routes", "raycache/engine", "raycache/gang"),
+    *("raycache/front", "raycache/ingress", "raycache/ingress/routes"),
+    *("raycache/store", "raycache/engine", "raycache/gang"),
     *("raycache/worker", "raycache/models", "raycache/protocol", "raycache/presets", "raycache/cluster", "raycache"),
     *("raycache/demo", "raycache/demo/training", "raycache/tune", "raycache/testing", "raycache/testing/tiny_models"),
     *("cache_core", "cache_core/policies"),
@@ -39,7 +40,9 @@ _ROOMS = (
 def settings_table() -> str:
     """Every setting by its path in the YAML, with type, default and meaning, as Markdown."""
     rows = ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-    rows += (f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in _fields(AppSettings, ""))
+    rows += (
+        f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in _fields(ServiceSettings, "")
+    )
     return "\n".join(rows)
 
 

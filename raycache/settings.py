@@ -6,17 +6,22 @@ Note for maintainers: Ray Serve passes the builder a pydantic model only if its 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from cache_core.options import CacheOptions, DBCacheOptions
+from raycache.engine_settings import AutoscalingSettings, ReliabilitySettings
+from raycache.filling import filled_up, said
+from raycache.front_settings import IngressSettings, LoggingSettings
 from raycache.limits import DefaultSettings, LimitSettings
-from raycache.origins import check_origin
+from raycache.model_names import ENGINE, ModelNames, deployment_name, wrong_names
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
 from raycache.size import Size
+from raycache.store_settings import StoreSettings
 from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
 
@@ -24,7 +29,9 @@ from raycache.text_files import trimmed_within
 class ModelSettings(_Settings):
     """Which model is served and how it is loaded."""
 
-    name: str = Field(default="flux", description="Name that requests give as `model` and GET /v1/models lists.")
+    name: str = Field(
+        default="flux", min_length=1, description="Name that requests give as `model` and GET /v1/models lists."
+    )
     path: str = Field(
         description="Folder in diffusers' layout, a Hugging Face hub id, `demo` (the bundled model) or `noise` "
         "(random weights, built in the cache folder at first start)."
@@ -50,38 +57,6 @@ class WarmupShape(_Settings):
     size: Size = Field(description="`WIDTHxHEIGHT` in pixels, generated before ready.")
     n: int = Field(default=1, ge=1, description="Images of that request: so many rows its transformer calls have.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
-
-
-class ReliabilitySettings(_Settings):
-    """How long things may take, and how often they may fail, before the service acts."""
-
-    max_queued_requests: int = Field(
-        default=32, ge=0, description="Jobs that may wait in one engine, besides those that may be under way."
-    )
-    max_queued_seconds: float = Field(default=120.0, gt=0, description="Predicted seconds of queued work admitted.")
-    request_timeout_s: float = Field(default=300.0, gt=0, description="Deadline of a request that names none.")
-    watchdog_floor_s: float = Field(default=5.0, gt=0, description="No progress for less than this is never a hang.")
-    watchdog_steps: float = Field(
-        default=3.0,
-        gt=1,
-        description="Hang = no progress for so many times what the step, encoding or decoding takes.",
-    )
-    watchdog_first_s: float = Field(
-        default=120.0,
-        gt=0,
-        description="Patience where nothing can be known: the very first jobs, and steps of a new shape with "
-        "`model.compile`.",
-    )
-    max_restarts: int = Field(
-        default=5, ge=0, description="Gang restarts within `restart_window_s`; then Serve replaces it."
-    )
-    restart_window_s: float = Field(default=600.0, gt=0, description="Seconds over which restarts are counted.")
-    drain_timeout_s: float = Field(
-        default=60.0, gt=0, description="Seconds a replica that is shut down may take to finish its admitted jobs."
-    )
-    health_check_period_s: float = Field(
-        default=2.0, gt=0, description="Serve replaces a replica after three failed checks in a row."
-    )
 
 
 class Policy(_Settings):
@@ -118,65 +93,10 @@ class Policy(_Settings):
         return Policy.model_validate(values)
 
 
-class AutoscalingSettings(_Settings):
-    """How many engines run, by predicted seconds of queued work. One replica = one gang."""
+class EngineSettings(_Settings):
+    """What the engines of one model need."""
 
-    min_replicas: int = Field(
-        default=1, ge=0, description="Engines kept; 0 = none while nothing is asked, and the first request waits."
-    )
-    max_replicas: int = Field(ge=1, description="Engines at most; each reserves a gang's GPUs.")
-    target_queued_seconds: float = Field(
-        default=30.0, gt=0, description="Predicted seconds of work that one engine may have queued."
-    )
-    upscale_delay_s: float = Field(default=10.0, ge=0, description="More must be wanted for so long, in seconds.")
-    downscale_delay_s: float = Field(default=600.0, ge=0, description="Fewer must be wanted for so long, in seconds.")
-    downscale_to_zero_delay_s: float | None = Field(
-        default=None, ge=0, description="The same for the last engine; null = `downscale_delay_s`."
-    )
-    metrics_interval_s: float = Field(
-        default=2.0, gt=0, description="Seconds between two reports of an engine; means of three are looked at."
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> AutoscalingSettings:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}: swap them")
-        return self
-
-
-class IngressSettings(_Settings):
-    """The HTTP front: validates, encodes, streams. Holds no GPU."""
-
-    num_replicas: int = Field(
-        default=1,
-        ge=1,
-        description="Ingresses; two outlive the death of one, more when encoding images is the limit.",
-    )
-    num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved per replica; encoding images uses them.")
-    health_check_timeout_s: float = Field(
-        default=5.0,
-        gt=0,
-        description="Seconds in which it must say that it lives; after three in a row Serve replaces it.",
-    )
-    api_keys_file: Path | None = Field(
-        default=None, description="File of bearer keys, one a line; read again when it changes; null = open."
-    )
-    cors_origins: list[Annotated[str, AfterValidator(check_origin)]] = Field(
-        default_factory=list, description="Origins whose pages browsers let in (CORS), `*` for all; empty = none."
-    )
-
-
-class LoggingSettings(_Settings):
-    """Logs of ingress, engine and ranks. Prompts are in none of them."""
-
-    encoding: Literal["TEXT", "JSON"] = Field(default="TEXT", description="`JSON`: one object a line.")
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level.")
-
-
-class AppSettings(_Settings):
-    """Everything ``raycache.app:build`` needs. Every field can be set under ``args:`` in the YAML."""
-
-    model: ModelSettings
+    model: ModelSettings | None = None
     parallel: ParallelSettings = ParallelSettings()
     cache: CacheOptions = Field(default_factory=DBCacheOptions, description="Cache options of requests that name none.")
     defaults: DefaultSettings = DefaultSettings()
@@ -188,8 +108,107 @@ class AppSettings(_Settings):
         default=None,
         description="Let the number of engines follow the queue, instead of `num_replicas`; null = do not.",
     )
+
+    @property
+    def engines_kept(self) -> int:
+        """Engines that are there while nothing is asked."""
+        return self.autoscaling.min_replicas if self.autoscaling else self.num_replicas
+
+    @model_validator(mode="after")
+    def _one_number_of_engines(self) -> Self:
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas and autoscaling exclude each other: leave num_replicas out")
+        return self
+
+
+class ModelEntry(EngineSettings):
+    """One of several models, with engines of its own."""
+
+    model: ModelSettings
+
+
+class ServiceSettings(EngineSettings):
+    """What ``raycache.app:build`` takes: every field can be set under ``args:`` in the YAML."""
+
     ingress: IngressSettings = IngressSettings()
+    store: StoreSettings | None = Field(
+        default=None, description="Keep jobs that nobody waits for: videos, asynchronous images; null = do not."
+    )
     logging: LoggingSettings = LoggingSettings()
+    models: list[ModelEntry] | None = Field(
+        default=None,
+        min_length=1,
+        description="Several models in place of `model`: each entry has the settings above for engines of its own, but "
+        "for `ingress`, `store` and `logging`. What an entry does not say is what stands beside `models`.",
+    )
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="Other names that requests may give as `model`, each with the model's own."
+    )
+    default_model: str | None = Field(
+        default=None, description="Name of the model of requests that give none; null = the first of `models`."
+    )
+
+    @property
+    def engines(self) -> tuple[AppSettings, ...]:
+        """The settings of each model's engines, as those of a service that has this model only."""
+        shared = {"ingress": self.ingress, "store": self.store, "logging": self.logging}
+        entries: Iterable[EngineSettings] = self.models or (self,)
+        return tuple(AppSettings.model_validate({**said(entry), **shared}) for entry in entries)
+
+    @property
+    def names(self) -> ModelNames:
+        """What requests may give as `model`."""
+        names = [entry.model.name for entry in self._entries]
+        return ModelNames(names, self.aliases, self.default_model or names[0])
+
+    def deployment(self, model: str) -> str:
+        """Serve's name of the engines' deployment of a model."""
+        return deployment_name(model) if self.models else ENGINE
+
+    @property
+    def _entries(self) -> Sequence[AppSettings | ModelEntry]:
+        return self.models or self.engines
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = trimmed_within(value)
+        one, several = (value.get(name) is not None for name in ("model", "models"))
+        if one and several:
+            raise ValueError(
+                "`model` and `models` exclude each other: `model` is one model, `models` a list of several"
+            )
+        if not one and not several:
+            raise ValueError(
+                "`model` is required: give at least `model: {path: ...}` (a folder, a hub id, `demo` or `noise`), or "
+                "`models`, a list of entries with one each"
+            )
+        if isinstance(value.get("models"), list):
+            value["models"] = [
+                filled_up(entry, value, set(ModelEntry.model_fields) - {"model"}) for entry in value["models"]
+            ]
+        return value
+
+    @model_validator(mode="after")
+    def _names_are_clear(self) -> Self:
+        names = [entry.model.name for entry in self._entries]
+        if wrong := list(wrong_names(names, self.aliases, self.default_model)):
+            raise ValueError("; ".join(wrong))
+        return self
+
+
+class AppSettings(ServiceSettings):
+    """The settings of a service of one model, which are also those of its engines, gangs and ranks."""
+
+    model: ModelSettings
+    models: None = None
+
+    @property
+    def engines(self) -> tuple[AppSettings, ...]:
+        """This one."""
+        return (self,)
 
     @property
     def policy(self) -> Policy:
@@ -202,18 +221,3 @@ class AppSettings(_Settings):
             limits=self.limits,
             **self.reliability.model_dump(include=keep),
         )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _reject_empty(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "model" not in value:
-            raise ValueError(
-                "`model` is required: give at least `model: {path: ...}` (a folder, a hub id, `demo` or `noise`)"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _one_number_of_engines(self) -> AppSettings:
-        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
-            raise ValueError("num_replicas and autoscaling exclude each other: leave num_replicas out")
-        return self

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Bundle", "Gangs", "fit_together", "room_for_each", "shortage", "shortage_of_all", "total"]
 
 Bundle = Mapping[str, float]
+
+#: Ways of placing gangs that are tried at most; what is not refuted by then is not refused.
+_WAYS = 500
+
+
+@dataclass(frozen=True)
+class Gangs:
+    """The gangs of one model.
+
+    Attributes:
+        model: its name.
+        bundles: what one gang asks.
+        number: gangs wanted.
+    """
+
+    model: str
+    bundles: Sequence[Bundle]
+    number: int = 1
 
 
 def total(bundles: Sequence[Bundle]) -> dict[str, float]:
@@ -30,6 +51,65 @@ def shortage(bundles: Sequence[Bundle], nodes: Sequence[Bundle], replicas: int =
     there = "; ".join(_words(node, asked) for node in nodes) or "no node"
     what = f"{replicas} gang{'s' if replicas > 1 else ''}, each on one node with {_words(asked, asked)}"
     return f"this cluster cannot hold {what}. It has {there}. {_advice(asked, nodes, places)}"
+
+
+def shortage_of_all(gangs: Sequence[Gangs], nodes: Sequence[Bundle]) -> str | None:
+    """:func:`shortage` for the gangs of several models: of each alone, then of all together."""
+    if len(gangs) == 1:
+        return shortage(gangs[0].bundles, nodes, gangs[0].number)
+    for of_one in gangs:
+        if reason := shortage(of_one.bundles, nodes, of_one.number):
+            return f"model {of_one.model!r}: {reason}"
+    if fit_together([of_one.bundles for of_one in gangs for _ in range(of_one.number)], nodes):
+        return None
+    asked = [(of_one, total(of_one.bundles)) for of_one in gangs if of_one.number]
+    wanted = "; ".join(f"{of_one.number} of {of_one.model!r} with {_words(one, one)} each" for of_one, one in asked)
+    names = dict.fromkeys(name for _, one in asked for name in one)
+    there = "; ".join(_words(node, names) for node in nodes)
+    advice = "Lower num_replicas or parallel.ranks_per_replica of a model, serve fewer, or add nodes."
+    return f"this cluster holds each model's gangs, but not all together: {wanted}. It has {there}. {advice}"
+
+
+def fit_together(gangs: Sequence[Sequence[Bundle]], nodes: Sequence[Bundle]) -> bool:
+    """Whether all these gangs find a place at once, each on one node.
+
+    False is proved: every way was tried. Where there are too many ways the answer is True, because nothing may be
+    refused on a guess.
+    """
+    # The largest first: they have the fewest places, and what is hopeless is known early.
+    asked = sorted(map(total, gangs), key=lambda one: sorted(one.values(), reverse=True), reverse=True)
+    hopeless: set[tuple[int, tuple[tuple[float, ...], ...]]] = set()
+    names = dict.fromkeys(name for one in asked for name in one)
+    ways = 0
+
+    def placed(index: int, free: tuple[tuple[float, ...], ...]) -> bool:
+        nonlocal ways
+        ways += 1
+        if index == len(asked) or ways > _WAYS:
+            return True
+        if (index, free) in hopeless:
+            return False
+        takes = [asked[index].get(name, 0.0) for name in names]
+        for node in dict.fromkeys(free):
+            left = tuple(round(there - taken, 6) for there, taken in zip(node, takes, strict=True))
+            if min(left, default=0.0) >= 0:
+                others = list(free)
+                others.remove(node)
+                if placed(index + 1, tuple(sorted([*others, left]))):
+                    return True
+        hopeless.add((index, free))
+        return False
+
+    return placed(0, tuple(sorted(tuple(node.get(name, 0.0) for name in names) for node in nodes)))
+
+
+def room_for_each(gangs: Sequence[Sequence[Bundle]], nodes: Sequence[Bundle]) -> list[bool]:
+    """Of each of these gangs, one a model, whether it finds a node wherever the others are put before it."""
+    asked = [total(bundles) for bundles in gangs]
+    together = total(asked)
+    whole = any(_gangs_on(node, together) for node in nodes)
+    # Each other takes room on one node.
+    return [whole or sum(_gangs_on(node, one) > 0 for node in nodes) >= len(asked) for one in asked]
 
 
 def _gangs_on(node: Bundle, asked: Bundle) -> int:

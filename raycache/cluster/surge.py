@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import ray
 
-from raycache.cluster.capacity import Bundle, shortage
+from raycache.cluster.capacity import Bundle, room_for_each
 
-__all__ = ["surge_percent"]
+__all__ = ["surge_percents"]
 
 
-def surge_percent(bundles: Sequence[Bundle]) -> int:
-    """Serve's ``max_surge_percent`` for replicas that take ``bundles`` on one node.
+def surge_percents(replicas: Sequence[Sequence[Bundle]]) -> list[int]:
+    """Serve's ``max_surge_percent`` for deployments that are updated together, by the bundles of one replica of each.
 
     1 is one replica beside the others in a rolling update: a new one that never gets warm then costs none that does.
     Without room Serve would wait for it for ever, so it is 0: the old replica goes first.
     """
     if not ray.is_initialized():
-        return 0
+        return [0] * len(replicas)
     free = ray._private.state.available_resources_per_node()
-    return 1 if shortage(bundles, list(free.values())) is None else 0
+    return [int(room) for room in room_for_each(replicas, list(free.values()))]

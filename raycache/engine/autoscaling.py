@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 if TYPE_CHECKING:
-    from raycache.settings import AutoscalingSettings
+    from raycache.engine_settings import AutoscalingSettings
 
 __all__ = ["JOBS", "QUEUED_S", "QueuedSeconds", "autoscaling_config"]
 

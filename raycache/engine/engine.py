@@ -145,6 +145,7 @@ class Engine:
             user_config_refused=self._user_config.refused,
             pid=os.getpid(),
             told_at=time.time(),
+            model_name=self._settings.model.name,
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

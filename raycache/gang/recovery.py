@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from raycache.engine_settings import ReliabilitySettings
 from raycache.gang.queue import JobHandle
 from raycache.gang.worker_group import Fault
 from raycache.protocol.job import GangRestarting, JobFailed, Recovery
-from raycache.settings import ReliabilitySettings
 
 __all__ = ["ATTEMPTS", "Restarts", "retry_decision"]
 

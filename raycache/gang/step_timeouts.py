@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from cache_core.options import CacheOptions
+from raycache.engine_settings import ReliabilitySettings
 from raycache.gang.costs import Costs, work_of
 from raycache.protocol.job import Job
 from raycache.rebuilds import RELOAD_TIMES
-from raycache.settings import ReliabilitySettings
 from raycache.size import Size
 
 __all__ = ["StepTimeouts", "beyond_warmup"]

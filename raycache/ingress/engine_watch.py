@@ -1,4 +1,4 @@
-"""What the ingress knows of its engines: which serve, what they can generate, what their limits are."""
+"""What the ingress knows of the engines of a model: which serve, what they can generate, what their limits are."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from raycache.cluster.capacity import Bundle, shortage
+from raycache.cluster.capacity import Bundle, Gangs, shortage_of_all
 from raycache.ingress.engine_handle import EngineHandle
 from raycache.protocol.errors import unavailable
 from raycache.protocol.schemas import EngineStatus
@@ -36,21 +37,22 @@ _SOON_S = 5.0
 
 
 class EngineWatch:
-    """What the engines last said of themselves.
+    """What the engines of one model last said of themselves.
 
     Args:
-        engine: handle of the engine deployment.
-        bundles: what one engine asks of the cluster.
-        replicas: engines wanted; 0 = none while nothing is asked, see :meth:`serving`.
+        engine: handle of their deployment.
+        wanted: engines that are to be there; 0 = none while nothing is asked, see :meth:`serving`.
         caller: whose watch this is; while it asks, engines know that it waits for its jobs.
+        beside: engines of other models, which take room in the same cluster.
     """
 
     def __init__(
-        self, engine: EngineHandle, bundles: Sequence[Bundle], replicas: int, caller: str | None = None
+        self, engine: EngineHandle, wanted: Gangs, caller: str | None = None, beside: Sequence[Gangs] = ()
     ) -> None:
         self._caller = caller
-        self._engine, self._bundles, self._replicas = engine, bundles, max(1, replicas)
-        self.may_sleep = replicas == 0
+        self._engine, self._beside = engine, beside
+        self._wanted = replace(wanted, number=max(1, wanted.number))
+        self.may_sleep = wanted.number == 0
         self.last: EngineStatus | None = None
         self.statuses: list[EngineStatus] = []
         self.shortage: str | None = None
@@ -155,12 +157,13 @@ class EngineWatch:
         return max(needed_s - gone_s, 0.5 * gone_s, _SOON_S)
 
     def _announce(self, served: bool) -> None:
+        model = f"model {self._wanted.model!r}: " if self._beside else ""
         if served:
-            logger.info("Serving POST /v1/images/generations; engines ready: %d", len(self.statuses))
+            logger.info("%sServing POST /v1/images/generations; engines ready: %d", model, len(self.statuses))
         elif self.may_sleep:
-            logger.info("All engines sleep; the next request wakes one")
+            logger.info("%sAll engines sleep; the next request wakes one", model)
         else:
-            logger.warning("No engine is ready; requests are answered 503 until one is")
+            logger.warning("%sNo engine is ready; requests are answered 503 until one is", model)
 
     def _explain(self) -> None:
         """Say every 30 s what the cluster lacks: Ray waits for it in silence."""
@@ -168,6 +171,11 @@ class EngineWatch:
             return
         self._logged_at = time.monotonic()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.shortage = shortage(self._bundles, nodes, self._replicas)
+        self.shortage = self._lacking(nodes)
         if self.shortage:
             logger.error("%s", self.shortage[0].upper() + self.shortage[1:])
+
+    def _lacking(self, nodes: Sequence[Bundle]) -> str | None:
+        """What the cluster lacks for these engines, beside those of other models that could be there without them."""
+        beside = [replace(it, number=0) if shortage_of_all([it], nodes) else it for it in self._beside]
+        return shortage_of_all([self._wanted, *beside], nodes)

@@ -10,24 +10,20 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
-import uuid
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
-
-from ray.serve.exceptions import DeploymentUnavailableError
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from raycache.cluster.capacity import Bundle
 from raycache.front import CALLBACK, VARIABLE
 from raycache.ingress.api import build_http_app
-from raycache.ingress.asker import asked_by, key_in_use
 from raycache.ingress.auth import Key, KeyFile, warn_of_unknown
-from raycache.ingress.engine_handle import EngineEvent, EngineHandle
-from raycache.ingress.engine_watch import EngineWatch
+from raycache.ingress.engine_handle import EngineHandle
+from raycache.ingress.engine_pools import EnginePools
 from raycache.ingress.sse import Events
+from raycache.ingress.store_handle import StoreClient, StoreHandle
+from raycache.limits import LimitSettings
 from raycache.metrics import IngressMetrics
-from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.resolve import check_model, resolve
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import (
     EngineStatus,
     GenerationRequest,
@@ -35,59 +31,48 @@ from raycache.protocol.schemas import (
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
-    ResolvedRequest,
 )
-from raycache.ray_errors import DEATHS
-from raycache.settings import AppSettings, Policy
+from raycache.settings import ServiceSettings
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds past a job's deadline after which an engine that says nothing is given up.
-_GRACE_S = 5.0
-#: Answers after which another engine may do better: it died, its ranks did and there was no time, it is being stopped.
-_ENGINE_LOST = frozenset({"engine_died", "gang_restarting"})
-
 
 class Ingress:
-    """Front of the application: ``generate``, ``generate_stream`` and ``status`` for handles; HTTP besides.
+    """Front of the application: ``generate``, ``generate_stream``, ``models`` and ``status`` for handles; HTTP besides.
 
     Args:
         settings: of the application.
-        engine: handle of the engine deployment.
-        bundles: what one engine asks of the cluster, to explain why none comes up.
+        engines: by each model's name the handle of its engines' deployment.
+        bundles: by the same names what one engine asks of the cluster, to explain why none comes up.
+        store: handle of the store, where there is one.
     """
 
-    def __init__(self, settings: AppSettings, engine: EngineHandle, bundles: Sequence[Bundle]) -> None:
-        self.settings, self._own_policy = settings, settings.policy
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        engines: Mapping[str, EngineHandle],
+        bundles: Mapping[str, Sequence[Bundle]],
+        store: StoreHandle | None = None,
+    ) -> None:
+        self.settings, self._store = settings, StoreClient(store) if store else None
         self._keys = KeyFile(settings.ingress.api_keys_file)
-        warn_of_unknown(self.keys, settings.limits.keys)
-        self._engine = engine
-        wanted = settings.autoscaling.min_replicas if settings.autoscaling else settings.num_replicas
-        self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
-        self._watch = EngineWatch(engine, bundles, wanted, self._name)
+        warn_of_unknown(self.keys, {key for one in settings.engines for key in one.limits.keys})
+        self.metrics = IngressMetrics()
+        self._pools = EnginePools(settings, engines, bundles, self.metrics)
         if not os.environ.get(VARIABLE):
             logger.warning("Serve's proxy reads headers and bodies without bounds: set %s=%s", VARIABLE, CALLBACK)
-        self._polling = asyncio.get_running_loop().create_task(self._watch.run(self._tell_ready))
+        self._polling = asyncio.get_running_loop().create_task(self._pools.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
-        return build_http_app(self, self.stream_from_admission)
+        return build_http_app(self, self.stream_from_admission, self._store)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Generate ``request.n`` images.
+        """Generate ``request.n`` images with the model that the request names.
 
         Raises:
             RequestError: refused, aborted or failed; ``status`` and ``code`` say which.
         """
-        order = await self._resolve(request)
-        deadline = time.monotonic() + order.timeout_s
-        answer, lost = await self._call(order), False
-        while isinstance(answer, RequestError):
-            again = await self._again(order, answer, deadline, lost)
-            if again is None:
-                raise answer
-            order, lost = again, True
-            answer = await self._call(order)
-        return answer
+        return await self._pools.generate(request)
 
     async def generate_stream(
         self, request: GenerationRequest
@@ -104,37 +89,30 @@ class Ingress:
 
     async def stream_from_admission(self, request: GenerationRequest) -> Events:
         """As :meth:`generate_stream`, with an ``QueuedEvent`` first: over HTTP the status goes out with it."""
-        order = await self._resolve(request)
-        deadline = time.monotonic() + order.timeout_s
-        steps = previews = 0
-        lost = False
-        while True:
-            failure = None
-            async with contextlib.aclosing(self._stream(order)) as events:
-                async for event in events:
-                    if isinstance(event, RequestError):
-                        failure = event
-                        break
-                    # Run again elsewhere, it does not tell its first steps twice.
-                    if isinstance(event, ProgressEvent):
-                        if event.step <= steps:
-                            continue
-                        steps = event.step
-                    elif isinstance(event, PreviewEvent):
-                        if event.index < previews:
-                            continue
-                        previews = event.index + 1
-                    yield event
-            if failure is None:
-                return
-            again = await self._again(order, failure, deadline, lost)
-            if again is None:
-                raise failure
-            order, lost = again, True
+        async with contextlib.aclosing(self._pools.stream(request)) as events:
+            async for event in events:
+                yield event
 
     async def status(self) -> list[EngineStatus]:
-        """Every engine that answers, at most a second old; an empty list while none does."""
-        return await self._watch.latest()
+        """Every engine of every model that answers, at most a second old; an empty list while none does."""
+        told = await asyncio.gather(*(pool.watch.latest() for pool in self._pools.values()))
+        return [status for statuses in told for status in statuses]
+
+    async def models(self) -> list[ModelCard]:
+        """The models in the order of the settings, as far as their engines have told of them."""
+        return [
+            ModelCard(
+                name=name,
+                aliases=self._pools.names.aliases_of(name),
+                default=name == self._pools.names.default,
+                ready=pool.ready,
+                reason=pool.reason,
+                capabilities=pool.capabilities,
+                ranks=pool.ranks,
+                policy=pool.policy,
+            )
+            for name, pool in self._pools.items()
+        ]
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -146,125 +124,52 @@ class Ingress:
 
     @property
     def asleep(self) -> bool:
-        """No engine runs because nothing is asked: the next request starts one, and waits for it."""
-        return self._watch.may_sleep and not self._watch.statuses and not self._watch.shortage
+        """A model's engines do not run because nothing is asked: its next request starts one, and waits for it."""
+        return any(pool.asleep for pool in self._pools.values())
 
     @property
     def max_body_bytes(self) -> int:
-        """The limit in force: the engines', once one has told it."""
-        return self._policy.limits.max_body_bytes
+        """The largest limit in force: which model a body is for is known when it has been read."""
+        return max(pool.policy.limits.max_body_bytes for pool in self._pools.values())
 
     @property
-    def max_timeout_s(self) -> float:
-        """The longest deadline that a request may name."""
-        return self._policy.max_timeout_s
+    def max_upload_bytes(self) -> int:
+        """The same of bodies that bring pictures."""
+        return max(pool.policy.limits.max_upload_bytes for pool in self._pools.values())
 
-    @property
-    def _policy(self) -> Policy:
-        return self._watch.last.policy if self._watch.last else self._own_policy
+    def limits_of(self, model: str | None) -> LimitSettings:
+        """The limits of requests that give this as ``model``.
+
+        Raises:
+            RequestError: 404 where there is no such model.
+        """
+        return self._pools.of(model).policy.limits
+
+    def capabilities_of(self, model: str | None) -> Capabilities | None:
+        """What the engines told of the model that is asked for so, once one has.
+
+        Raises:
+            RequestError: 404 where there is no such model.
+        """
+        return self._pools.of(model).capabilities
+
+    def longest_timeout_s(self, model: str | None) -> float:
+        """The longest deadline that a request which gives this as ``model`` may name.
+
+        Raises:
+            RequestError: 404 where there is no such model.
+        """
+        return self._pools.longest_timeout_s(model)
 
     @property
     def ready_in_s(self) -> float:
-        """Seconds until an engine should be ready."""
-        return self._watch.ready_in_s
+        """Seconds until an engine of any model should be ready."""
+        return min(pool.watch.ready_in_s for pool in self._pools.values())
 
     @property
     def shortage(self) -> str | None:
-        """What the cluster lacks for the engines to start, if that was found out."""
-        return self._watch.shortage
+        """What the cluster lacks for engines to start, if that was found out."""
+        return next((reason for pool in self._pools.values() if (reason := pool.watch.shortage)), None)
 
     def _tell_ready(self) -> None:
-        self.metrics.ready.set(float(self.asleep or any(status.ready for status in self._watch.statuses)))
-
-    async def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
-        order = await self._ordered(request)
-        steps, method = order.num_inference_steps, order.cache.type
-        logger.debug("Asking an engine for %d of %s, %d steps, %s", order.n, order.size, steps, method)
-        return order
-
-    async def _ordered(self, request: GenerationRequest) -> ResolvedRequest:
-        check_model(request.model, self.settings.model.name)  # no engine is needed to know that
-        if self._watch.may_sleep and self._watch.last:
-            self._judged(request, self._watch.last)  # what is wrong with it wakes nobody
-        patience_s = request.timeout_s or self.settings.reliability.request_timeout_s
-        return self._judged(request, await self._watch.serving(patience_s))
-
-    def _judged(self, request: GenerationRequest, engine: EngineStatus) -> ResolvedRequest:
-        return resolve(
-            request,
-            engine.policy,
-            engine.model,
-            model_name=self.settings.model.name,
-            ranks=self.settings.parallel.ranks_per_replica,
-            key=key_in_use.get(),
-        )
-
-    async def _again(
-        self, order: ResolvedRequest, failure: RequestError, deadline: float, lost: bool
-    ) -> ResolvedRequest | None:
-        """What to ask after ``failure``, once it is time to; None if the failure is the answer.
-
-        Only one engine may be ``lost``. The job was admitted by it, so where the next has no place, it waits for one.
-        """
-        if not lost:
-            return await self._elsewhere(order, failure, deadline)
-        if failure.code != "queue_full" or failure.retry_after_s is None:
-            return None
-        left = deadline - time.monotonic() - failure.retry_after_s
-        if left <= 0:
-            return None
-        await asyncio.sleep(failure.retry_after_s)
-        return replace(order, timeout_s=left)
-
-    async def _elsewhere(
-        self, order: ResolvedRequest, failure: RequestError, deadline: float
-    ) -> ResolvedRequest | None:
-        """What to ask of another engine after ``failure``; None where that is no help.
-
-        What an engine generates depends on the order alone, so any other may do it.
-        """
-        if failure.code not in _ENGINE_LOST:
-            return None
-        await self._watch.refresh()
-        left = deadline - time.monotonic()
-        if left <= 0 or not any(status.ready for status in self._watch.statuses):
-            return None
-        logger.warning("Asking another engine: %s", failure.message)
-        self.metrics.asked_again(failure)
-        return replace(order, timeout_s=left)
-
-    async def _call(self, order: ResolvedRequest) -> GenerationResult | RequestError:
-        response = self._engine.generate.remote(order, self._name, **asked_by())
-        try:
-            return await asyncio.wait_for(response, order.timeout_s + _GRACE_S)
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
-            # The engine aborts on its own deadline; a timeout is for one that cannot even say so.
-            response.cancel()
-            return await self._lost(error)
-
-    async def _stream(self, order: ResolvedRequest) -> AsyncGenerator[EngineEvent, None]:
-        """One engine's events; the last is a result or an error."""
-        events = self._engine.options(stream=True).generate_stream.remote(order, self._name, **asked_by())
-        patience = time.monotonic() + order.timeout_s + _GRACE_S
-        try:
-            while True:
-                # Not asyncio.timeout: a generator may be resumed by another task than the one that began it.
-                yield await asyncio.wait_for(anext(events), patience - time.monotonic())
-        except StopAsyncIteration:
-            return
-        except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
-            yield await self._lost(error)
-        finally:
-            events.cancel()
-
-    async def _lost(self, error: Exception) -> RequestError:
-        """What is said of an engine that gave no answer."""
-        if isinstance(error, TimeoutError):
-            return RequestError(504, "no engine answered in time", "timeout_s", "deadline_exceeded")
-        await self._watch.refresh()  # what was known before counts this one as ready
-        if isinstance(error, DEATHS):
-            return unavailable("the engine died while drawing; try again", self._watch.ready_in_s, "engine_died")
-        return unavailable("no engine is ready: it failed to start, the log has the reason", self._watch.ready_in_s)
+        self.metrics.ready.set(float(any(pool.ready for pool in self._pools.values())))

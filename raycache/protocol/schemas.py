@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from cache_core.options import CacheOptions
-from raycache.limits import Priority
+from raycache.limits import LimitSettings, Priority
 from raycache.presets import Quality
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import TEXT_ONLY, JobInputs
@@ -79,6 +79,14 @@ class GenerationRequest(BaseModel):
         """What the job begins with besides its prompt; other tasks' requests bring more."""
         return TEXT_ONLY
 
+    def fitted(self, model: Capabilities, limits: LimitSettings) -> GenerationRequest:
+        """This request in what ``model`` can make: a video's has a number of frames."""
+        return self
+
+    def frames_a_second(self, model: Capabilities) -> float:
+        """Of the video that is made; 0 for images."""
+        return 0.0
+
     @field_validator(*_LEFT_OUT, mode="before")
     @classmethod
     def _chosen_here(cls, value: Any, info: ValidationInfo) -> Any:
@@ -102,6 +110,7 @@ class ResolvedRequest:
         partial_images: previews that a streaming call gets.
         inputs: pictures and what else the task begins with.
         fps: frames a second of a video; 0 for images.
+        calls_per_step: of the transformer.
     """
 
     prompt: str = field(repr=False)
@@ -120,6 +129,7 @@ class ResolvedRequest:
     true_cfg_scale: float = 1.0
     inputs: JobInputs = TEXT_ONLY
     fps: float = 0.0
+    calls_per_step: int = 1
 
 
 class StageTimes(BaseModel):
@@ -215,7 +225,7 @@ class EngineStatus:
         running: ranks have a job, or several.
         predicted_queue_s: seconds by which others delay a job that arrives now, as predicted.
         gang: the gang's own words: jobs under way, ranks with their steps, restarts, faults.
-        model: that is loaded.
+        model: that is loaded; requests give ``model_name``.
         policy: limits and defaults in force.
         user_config_refused: why the last ``user_config`` is not in force; None when it is.
         start_s: how long it took to be ready, which another one would take too.
@@ -234,3 +244,4 @@ class EngineStatus:
     told_at: float = 0.0
     start_s: float = 0.0
     user_config_refused: str | None = None
+    model_name: str = ""

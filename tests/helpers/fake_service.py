@@ -3,7 +3,9 @@
 import numpy as np
 
 from raycache.ingress.asker import asked_by
+from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
+from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import EngineStatus, GenerationResult, PreviewEvent, ProgressEvent, StageTimes
 from raycache.settings import AppSettings
 
@@ -31,7 +33,7 @@ class FakeService:
     settings = SETTINGS
     keys: tuple[bytes, ...] = ()
     max_body_bytes = SETTINGS.limits.max_body_bytes
-    max_timeout_s = SETTINGS.policy.max_timeout_s
+    capabilities: Capabilities | None = None
     shortage: str | None = None
     asleep = False
     ready_in_s = 41.3
@@ -73,6 +75,18 @@ class FakeService:
 
     async def status(self):
         return self.engines
+
+    def longest_timeout_s(self, model):
+        return self.settings.policy.max_timeout_s
+
+    async def models(self):
+        names, policy = self.settings.names, self.settings.policy
+        ready = bool(self.engines) or self.asleep
+        reason = None if self.engines else self.shortage
+        return [
+            ModelCard(name, names.aliases_of(name), name == names.default, ready, reason, self.capabilities, 4, policy)
+            for name in names.names
+        ]
 
 
 def post(client, **fields):

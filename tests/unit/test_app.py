@@ -49,7 +49,9 @@ async def test_where_it_is_not_the_ingress_says_so(monkeypatch, caplog, callback
     monkeypatch.delenv(front.VARIABLE, raising=False)
     if callback:
         monkeypatch.setenv(front.VARIABLE, callback)
-    ingress = Ingress(AppSettings.model_validate({"model": {"path": "noise"}}), Engines(), [{"CPU": 1.0}])
+    ingress = Ingress(
+        AppSettings.model_validate({"model": {"path": "noise"}}), {"flux": Engines()}, {"flux": [{"CPU": 1.0}]}
+    )
     assert (front.CALLBACK in caplog.text) == (callback is None)
     await ingress.check_health()
 

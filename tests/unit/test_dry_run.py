@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from ray.serve.exceptions import RayServeException
 
 from raycache.app import build
 from raycache.demo import demo_model_path
-from raycache.dry_run import CannotWork, Findings, _agree, refuse_what_cannot_work
+from raycache.dry_run import CannotWork, Findings, _agree, _replaces_engines, refuse_what_cannot_work
 from raycache.gang.placement import placement_bundles
-from raycache.settings import AppSettings
+from raycache.settings import AppSettings, ServiceSettings
 
 DEMO = {
     "model": {"path": "demo", "dtype": "float32"},
@@ -147,15 +148,19 @@ def test_files_of_people_are_refused_with_the_line(tmp_path: Path):
 
 
 def test_a_node_that_lacks_it_is_not_all_nodes(caplog: pytest.LogCaptureFixture):
-    found = {"head": Findings(engine=["no model"]), "a": Findings(engine=["no model"]), "b": Findings()}
+    found = {
+        "head": Findings(engines={"flux": ["no model"]}),
+        "a": Findings(engines={"flux": ["no model"]}),
+        "b": Findings(),
+    }
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        _agree(found, "engine", ["a", "b"])
+        _agree(found, "flux", ["a", "b"])
     assert "node a: no model" in caplog.text
     with pytest.raises(CannotWork, match="no model"):
-        _agree(found, "engine", ["head", "a"])
-    _agree(found, "engine", [])  # nobody could hold it yet: nodes may be on their way
-    _agree(found, "engine", ["silent"])
-    _agree(found, "ingress", ["head", "a"])
+        _agree(found, "flux", ["head", "a"])
+    _agree(found, "flux", [])  # nobody could hold it yet: nodes may be on their way
+    _agree(found, "flux", ["silent"])
+    _agree(found, None, ["head", "a"])
 
 
 @pytest.mark.parametrize(("engines", "may_come", "refused"), [(0, False, False), (1, False, True), (1, True, False)])
@@ -170,9 +175,85 @@ def test_a_gang_that_no_node_holds_does_not_replace_one_that_draws(
     monkeypatch.setattr("raycache.dry_run._replaces_engines", lambda: engines > 0)
     greedy = settings(parallel={"rank_cpus": 2, "nodes_may_come": may_come})
     if not refused:
-        return refuse_what_cannot_work(greedy, placement_bundles(greedy))
+        return refuse_what_cannot_work(greedy, {"flux": placement_bundles(greedy)})
     with pytest.raises(CannotWork, match="cannot hold 1 gang"):
-        refuse_what_cannot_work(greedy, placement_bundles(greedy))
+        refuse_what_cannot_work(greedy, {"flux": placement_bundles(greedy)})
+
+
+def several(*entries: dict[str, Any], **beside: Any) -> ServiceSettings:
+    """Two models, or what is said, with the settings of the bundled one beside."""
+    named = [
+        {"model": {"name": f"m{k}", "path": "demo", **entry.pop("model", {})}, **entry}
+        for k, entry in enumerate(entries)
+    ]
+    return ServiceSettings.model_validate({**DEMO, "model": None, "models": named, **beside})
+
+
+def test_several_models_have_a_deployment_each():
+    cut = {"cache": {"type": "none"}, "limits": {"max_images": 1}, "reliability": {"drain_timeout_s": 99}}
+    made = build(several({"model": {"name": "org/a"}, **cut}, {"autoscaling": {"max_replicas": 3}}))._bound_deployment
+    service, engines, bundles = made.init_args
+    bound = {name: engine._bound_deployment for name, engine in engines.items()}
+    assert {name: engine.name for name, engine in bound.items()} == {"org/a": "Engine-org-a", "m1": "Engine-m1"}
+    assert [engine.init_args[0] for engine in bound.values()] == list(service.engines)
+    assert [engine.init_args[0].cache.type for engine in bound.values()] == ["none", "DBCache"]
+    assert bound["m1"]._deployment_config.autoscaling_config.max_replicas == 3
+    assert bound["org/a"]._deployment_config.autoscaling_config is None
+    drained = [one._deployment_config.graceful_shutdown_timeout_s for one in (bound["org/a"], bound["m1"], made)]
+    assert drained == [99, 60, 99], "an ingress waits for the slowest"
+    assert {name: len(one) for name, one in bundles.items()} == {"org/a": 3, "m1": 3}
+    assert build(settings())._bound_deployment.init_args[1]["flux"]._bound_deployment.name == "Engine"
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"model": {"path": "/no/such/model"}}, "model 'm1': .*/no/such/model"),
+        ({"cache": {"type": "DBCache", "Fn_compute_blocks": 60}}, "model 'm1': .*Fn_compute_blocks"),
+        ({"warmup": [{"size": "128x130"}]}, "model 'm1': warmup.*128x130"),
+        ({"limits": {"max_steps": 3}}, "model 'm1': .*num_inference_steps"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_model(entry: dict[str, Any], words: str):
+    build(several({}, {}))
+    with pytest.raises(CannotWork, match=words) as caught:
+        build(several({}, entry))
+    assert "'m0'" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "cpus", "words"),
+    [
+        ([{}, {}], 6.0, None),
+        ([{}, {}], 5.0, "not all together"),
+        ([{}, {"autoscaling": {"min_replicas": 0, "max_replicas": 1}}], 3.0, None),
+        ([{}, {"parallel": {"nodes_may_come": True}}], 3.0, None),
+        ([{}, {"parallel": {"rank_cpus": 9}}], 6.0, "model 'm1': this cluster cannot hold 1 gang"),
+    ],
+    ids=str,
+)
+def test_gangs_of_all_models_must_find_a_place_together(
+    monkeypatch: pytest.MonkeyPatch, entries: list[dict[str, Any]], cpus: float, words: str | None
+):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "n", "Alive": True, "Resources": {"CPU": cpus}}])
+    monkeypatch.setattr("raycache.dry_run.check_port", lambda: None)
+    monkeypatch.setattr("raycache.dry_run._look", lambda settings, nodes: {})
+    monkeypatch.setattr("raycache.dry_run._replaces_engines", lambda: True)
+    service = several(*(dict(entry) for entry in entries))
+    bundles = {one.model.name: placement_bundles(one) for one in service.engines}
+    if words is None:
+        return refuse_what_cannot_work(service, bundles)
+    with pytest.raises(CannotWork, match=words):
+        refuse_what_cannot_work(service, bundles)
+
+
+@pytest.mark.parametrize("replica", ["flux#Engine#x", "flux#Engine-org-a#x", "flux#Ingress#x", "other#Engine#x"])
+def test_engines_of_any_model_are_engines_that_serve(monkeypatch: pytest.MonkeyPatch, replica: str):
+    status = SimpleNamespace(applications={"flux": SimpleNamespace(status="DEPLOYING")})
+    monkeypatch.setattr("raycache.dry_run.serve.status", lambda: status)
+    monkeypatch.setattr("raycache.dry_run.living_replicas", lambda: [replica])
+    assert _replaces_engines() == replica.startswith("flux#Engine")
 
 
 def test_looking_needs_no_torch():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -27,14 +28,19 @@ async def healthz() -> dict[str, str]:
 async def readyz(http: Request, context: InContext) -> JSONResponse:
     """200 while a request would be drawn: an engine with a warm gang serves, or all sleep and one may be woken.
 
-    Else 503; either way with what every engine says of itself, told to holders of a key where there are keys.
+    Of several models one that serves is enough: `models` has each. Else 503; either way with what every engine says of
+    itself, told to holders of a key where there are keys.
     """
     service = context.service
     statuses = await service.status()
-    ready = service.asleep or any(status.ready for status in statuses)
+    serves = any(status.ready for status in statuses)
+    ready = serves or service.asleep
     engines = [{key: value for key, value in asdict(s).items() if key != "policy"} for s in statuses]
-    reason = "asleep" if service.asleep else None if ready else service.shortage or "starting"
-    content = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
+    reason = None if serves else "asleep" if service.asleep else service.shortage or "starting"
+    content: dict[str, Any] = {"ready": ready, "reason": reason, "pid": os.getpid(), "engines": engines}
+    if service.settings.models:
+        cards = await service.models()
+        content["models"] = {card.name: {"ready": card.ready, "reason": card.reason} for card in cards}
     if not has_key(service.keys, http.headers.get("authorization")):
         content = {"ready": ready, "reason": reason}
     return JSONResponse(

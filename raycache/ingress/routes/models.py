@@ -1,4 +1,4 @@
-"""The models of this service, as OpenAI's clients list them: one."""
+"""The models of this service and their other names, as OpenAI's clients list them, with what each can do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends
 
 from raycache.ingress.dependencies import Context, InContext, require_key
-from raycache.protocol.resolve import check_model
+from raycache.protocol.model_cards import ModelCard, named
 
 router = APIRouter(dependencies=[Depends(require_key)])
 
@@ -16,17 +16,20 @@ router = APIRouter(dependencies=[Depends(require_key)])
 @router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models/", include_in_schema=False)
 async def models(context: InContext) -> dict[str, Any]:
-    """The one model of this service."""
-    return {"object": "list", "data": [_model(context)]}
+    """All that a request may give as `model`: models, then aliases."""
+    cards = await _cards(context)
+    return {"object": "list", "data": [cards[name].document(context.began) for name in context.service.settings.names]}
 
 
 @router.get("/v1/models/{model:path}")
 async def model(model: str, context: InContext) -> dict[str, Any]:
-    """This service's model, if it is the one that was asked for."""
-    check_model(model, context.service.settings.model.name)
-    return _model(context)
+    """One of them."""
+    named(context.service.settings.names, model)
+    return (await _cards(context))[model].document(context.began)
 
 
-def _model(context: Context) -> dict[str, Any]:
-    name = context.service.settings.model.name
-    return {"id": name, "object": "model", "created": context.began, "owned_by": "raycache"}
+async def _cards(context: Context) -> dict[str, ModelCard]:
+    """By every name that there is."""
+    own = {card.name: card for card in await context.service.models()}
+    aliases = context.service.settings.names.aliases
+    return {**own, **{alias: own[model].called(alias) for alias, model in aliases.items()}}

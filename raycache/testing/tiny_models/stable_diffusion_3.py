@@ -16,8 +16,8 @@ def stable_diffusion_3() -> Pipeline:
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=8,
-            in_channels=4,
-            out_channels=4,
+            in_channels=16,  # painting within a mask takes no other number
+            out_channels=16,
             num_layers=5,
             num_attention_heads=4,
             attention_head_dim=16,
@@ -29,7 +29,7 @@ def stable_diffusion_3() -> Pipeline:
             qk_norm="rms_norm",
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=image_autoencoder(),
+        vae=image_autoencoder(16),
         text_encoder=clip_projected(16),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip_projected(16),

@@ -39,9 +39,14 @@ def series(name: str, value: Value, **labels: str) -> Series:
     return Series(f"ray_raycache_{name}", {"application": "flux", **labels}, value)
 
 
+def ready(value: Value, model: str = "flux", **labels: str) -> Series:
+    """What an ingress tells of a model."""
+    return series("model_ready", value, model=model, **labels)
+
+
 #: What is scraped of a service that works, and has seen a fault or two in its life.
 SOUND = [
-    series("service_ready", always(1), deployment="Ingress"),
+    series("model_ready", always(1), model="flux", deployment="Ingress"),
     series("engine_ready", always(1), deployment="Engine"),
     series("predicted_queue_seconds", always(3)),
     series("requests_total", growing(10, fault=0), outcome="done", cause=""),
@@ -54,9 +59,9 @@ SOUND = [
     series("user_config_refused", always(0)),
 ]
 #: The same service while all of its engines sleep on purpose.
-ASLEEP = [one for one in SOUND if "service" in one.name or "http" in one.name]
+ASLEEP = [one for one in SOUND if "model_ready" in one.name or "http" in one.name]
 #: Its engines are gone, and their series with them; the ingress tells it.
-NO_ENGINE = [series("service_ready", since(FAULT, 0, 1)), *(one for one in ASLEEP if "service" not in one.name)]
+NO_ENGINE = [ready(since(FAULT, 0, 1)), *(one for one in ASLEEP if "model_ready" not in one.name)]
 
 
 def but(*changed: Series) -> list[Series]:
@@ -73,14 +78,15 @@ CASES = {
     "sound": (SOUND, set()),
     "asleep on purpose": (ASLEEP, set()),
     "nothing is scraped at all": ([], {"RaycacheNotReady"}),
-    "every series ended": ([series("service_ready", lambda t: 1 if t < FAULT else None)], {"RaycacheNotReady"}),
+    "every series ended": ([ready(lambda t: 1 if t < FAULT else None)], {"RaycacheNotReady"}),
     "no engine, so no series of one": (NO_ENGINE, {"RaycacheNotReady"}),
-    "never had an engine": ([series("service_ready", always(0))], {"RaycacheNotReady"}),
+    "never had an engine": ([ready(always(0))], {"RaycacheNotReady"}),
     "of two applications one is down": (
-        [*SOUND, Series("ray_raycache_service_ready", {"application": "other"}, always(0))],
+        [*SOUND, Series("ray_raycache_model_ready", {"application": "other", "model": "flux"}, always(0))],
         {"RaycacheNotReady"},
     ),
-    "a gang is rebuilt for two minutes": (but(series("service_ready", since(NOW - 2 * MINUTE, 0, 1))), set()),
+    "of two models one is down": ([*SOUND, ready(since(FAULT, 0, 1), model="klein")], {"RaycacheNotReady"}),
+    "a gang is rebuilt for two minutes": (but(ready(since(NOW - 2 * MINUTE, 0, 1), deployment="Ingress")), set()),
     "the first fault of an engine's life, three times": (
         but(series("rank_restarts_total", since(FAULT, 3), cause="hang", replica="new")),
         {"RaycacheRestarts"},

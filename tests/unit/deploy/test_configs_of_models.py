@@ -12,7 +12,8 @@ import yaml
 from raycache.models.folder import told_by
 from raycache.models.registry import family_of
 from raycache.protocol.capabilities import Capabilities
-from raycache.protocol.resolve import check_deployment, check_size
+from raycache.protocol.resolve import check_deployment
+from raycache.protocol.sizes import check_size
 from raycache.settings import AppSettings
 
 FOLDER = Path(__file__).parents[3] / "serve_configs"

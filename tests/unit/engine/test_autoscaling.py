@@ -10,7 +10,8 @@ from ray import cloudpickle
 
 from raycache.app import build
 from raycache.engine.autoscaling import JOBS, QUEUED_S, QueuedSeconds, autoscaling_config
-from raycache.settings import AppSettings, AutoscalingSettings
+from raycache.engine_settings import AutoscalingSettings
+from raycache.settings import AppSettings
 
 SETTINGS = AutoscalingSettings(min_replicas=0, max_replicas=3, target_queued_seconds=10, metrics_interval_s=1.5)
 
@@ -47,7 +48,7 @@ def test_serve_gets_the_settings_and_a_policy_that_it_can_unpickle():
 
 def _engine_options(**fields):
     settings = AppSettings.model_validate({"model": {"path": "noise"}, **fields})
-    return build(settings)._bound_deployment.init_args[1]._bound_deployment
+    return build(settings)._bound_deployment.init_args[1]["flux"]._bound_deployment
 
 
 def test_the_application_scales_only_where_it_is_told_to():

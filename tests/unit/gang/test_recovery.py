@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from raycache import rebuilds
+from raycache.engine_settings import ReliabilitySettings
 from raycache.gang import recovery
 from raycache.gang.recovery import Restarts
 from raycache.gang.worker_group import Fault
 from raycache.rebuilds import Rebuilds
-from raycache.settings import ReliabilitySettings
 
 
 class Clock:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cache_core import DBCacheOptions, NoCacheOptions
+from raycache.engine_settings import ReliabilitySettings
 from raycache.gang.costs import Costs, work_of
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.protocol.job import Job, JobOutput
-from raycache.settings import ReliabilitySettings
 from tests.helpers.jobs import make_job
 
 SETTINGS = ReliabilitySettings(watchdog_floor_s=5, watchdog_steps=3, watchdog_first_s=100)

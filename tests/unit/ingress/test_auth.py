@@ -213,7 +213,7 @@ async def test_the_ingress_asks_the_file_for_each_request(file: Path, clock: Clo
 
     write(file, "alpha\n")
     settings = AppSettings.model_validate({"model": {"path": "noise"}, "ingress": {"api_keys_file": str(file)}})
-    ingress = Ingress(settings, Engine(), [{"CPU": 1.0}])
+    ingress = Ingress(settings, {"flux": Engine()}, {"flux": [{"CPU": 1.0}]})
     ingress._polling.cancel()
     transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -91,7 +91,7 @@ class Application:
         self._runner.run(self._start())
 
     async def _start(self) -> None:
-        self.ingress = Ingress(SETTINGS, self.engine, [{"CPU": 1.0}])
+        self.ingress = Ingress(SETTINGS, {"flux": self.engine}, {"flux": [{"CPU": 1.0}]})
         transport = httpx.ASGITransport(self.ingress.__serve_build_asgi_app__(), raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 

@@ -90,7 +90,7 @@ class _Call:
 
 @pytest.fixture
 def ingress() -> Callable[..., Ingress]:
-    return lambda engines: Ingress(SETTINGS, engines, [{"CPU": 1.0}])
+    return lambda engines: Ingress(SETTINGS, {"flux": engines}, {"flux": [{"CPU": 1.0}]})
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ async def test_who_lost_the_only_engine_is_told_when_there_is_another(ingress, m
     monkeypatch.setattr(sys.modules[__name__], "STATUS", replace(STATUS, start_s=90.0))
     front = ingress(Engines([ActorDiedError()], [ActorDiedError()], alive=alive))
     front._polling.cancel()
-    await front._watch.refresh()
+    await front._pools["flux"].watch.refresh()
     with pytest.raises(RequestError) as caught:
         _ = [event async for event in front.generate_stream(ASK)] if streamed else await front.generate(ASK)
     assert caught.value.code == "engine_died"
@@ -195,7 +195,7 @@ async def test_limits_that_change_hold_for_bodies_too(ingress):
     front = ingress(Engines())
     assert front.max_body_bytes == SETTINGS.limits.max_body_bytes
     policy = SETTINGS.policy.changed({"limits": {"max_body_bytes": 2048}})
-    front._watch.last = replace(STATUS, policy=policy)
+    front._pools["flux"].watch.last = replace(STATUS, policy=policy)
     assert front.max_body_bytes == 2048
 
 
@@ -205,7 +205,7 @@ async def test_another_models_name_is_refused_before_any_engine_is_there(ingress
     async def never(patience_s: float) -> EngineStatus:
         raise RequestError(503, "no engine", None, "not_ready", 5.0)
 
-    monkeypatch.setattr(front._watch, "serving", never)
+    monkeypatch.setattr(front._pools["flux"].watch, "serving", never)
     with pytest.raises(RequestError, match="it has 'flux'") as caught:
         await front.generate(ASK.model_copy(update={"model": "dall-e-3"}))
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")

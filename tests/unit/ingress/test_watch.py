@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from raycache.cluster.capacity import Gangs
 from raycache.ingress import engine_watch
 from raycache.ingress.engine_watch import EngineWatch
 from raycache.protocol.capabilities import Capabilities
@@ -19,6 +20,7 @@ from raycache.settings import AppSettings
 
 POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy
 ALIVE = EngineStatus("r1", True, 0, False, 0.0, {}, Capabilities("noise", 57, 4, 64, "FluxPipeline", 16), POLICY)
+ONE = Gangs("flux", [{"CPU": 1.0}])
 NONE_THERE = DeploymentUnavailableError(DeploymentID("Engine", "flux"))
 
 
@@ -74,7 +76,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def watch(handle, clock):
-    return EngineWatch(handle, [{"CPU": 1.0}], 1)
+    return EngineWatch(handle, ONE)
 
 
 async def told(watch, handle, answer) -> list[EngineStatus]:
@@ -167,7 +169,7 @@ async def test_the_reason_is_given_when_it_is_known(watch, handle):
 
 
 async def test_a_request_wakes_an_engine_where_all_may_sleep(handle, clock):
-    watch = EngineWatch(handle, [{"CPU": 1.0}], 0)
+    watch = EngineWatch(handle, replace(ONE, number=0))
     await told(watch, handle, NONE_THERE)
     with pytest.raises(RequestError) as caught:
         await watch.serving(patience_s=0.05)
@@ -198,3 +200,22 @@ async def test_a_first_start_is_expected_to_go_on_for_half_of_what_it_took(watch
     assert watch.ready_in_s == 5
     clock.now += 60
     assert watch.ready_in_s == 30
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ([Gangs("two", [{"CPU": 1.0}])], None),
+        ([Gangs("two", [{"CPU": 1.5}])], "not all together"),
+        ([Gangs("two", [{"CPU": 1.5}], 0)], None),  # they sleep
+        ([Gangs("two", [{"CPU": 9.0}])], None),  # what cannot be there takes no room
+    ],
+)
+def test_engines_of_other_models_take_room(handle, monkeypatch, beside, told):
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    watch = EngineWatch(handle, ONE, beside=beside)
+    watch._explain()
+    assert (watch.shortage is None) if told is None else told in watch.shortage
+    small = EngineWatch(handle, Gangs("flux", [{"CPU": 5.0}]), beside=beside)
+    small._explain()
+    assert small.shortage.startswith("model 'flux': this cluster cannot hold")

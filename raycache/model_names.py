@@ -1,0 +1,89 @@
+"""Names of the models in one service: which one a request means, and what each model's engines are called in Serve."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["ENGINE", "ModelNames", "deployment_name", "wrong_names"]
+
+#: Serve's name of the engines' deployment where `model` names the only one; of several each has a name behind it.
+ENGINE = "Engine"
+#: Serve puts `#` between the parts of a replica's name, and the name into those of log files.
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """What requests may give as `model`.
+
+    Attributes:
+        names: of the models, in the order of the settings.
+        aliases: other names, each for one of them.
+        default: the model of a request that names none.
+    """
+
+    names: Sequence[str]
+    aliases: Mapping[str, str]
+    default: str
+
+    def find(self, asked: str | None) -> str | None:
+        """Name of the model that a request means; None where there is no such model."""
+        if asked is None:
+            return self.default
+        name = self.aliases.get(asked, asked)
+        return name if name in self.names else None
+
+    def aliases_of(self, name: str) -> tuple[str, ...]:
+        """Other names of a model, in the order of the settings."""
+        return tuple(alias for alias, model in self.aliases.items() if model == name)
+
+    def __iter__(self) -> Iterator[str]:
+        """All that may be given: models, then aliases."""
+        return iter((*self.names, *self.aliases))
+
+    def __str__(self) -> str:
+        return ", ".join(repr(name) for name in self)
+
+
+def deployment_name(model: str) -> str:
+    """Serve's name of the engines' deployment of one model of several: what is unsafe in a name becomes ``-``.
+
+    >>> deployment_name("black-forest-labs/FLUX.1-dev")
+    'Engine-black-forest-labs-FLUX.1-dev'
+    """
+    return f"{ENGINE}-{_UNSAFE.sub('-', model)}"
+
+
+def wrong_names(names: Sequence[str], aliases: Mapping[str, str], default: str | None) -> Iterator[str]:
+    """What is wrong with the names of a service's models, one reason each; nothing where all is well.
+
+    Args:
+        names: of the models, in their order.
+        aliases: other names.
+        default: the model of requests that name none; None: the first.
+    """
+    known = ", ".join(repr(name) for name in dict.fromkeys(names))
+    for name in _repeated(names):
+        places = " and ".join(str(place) for place, one in enumerate(names, 1) if one == name)
+        yield f"models: entries {places} share the name {name!r}; give each its own `model.name`"
+    for name in _repeated([deployment_name(name) for name in dict.fromkeys(names)]):
+        both = ", ".join(repr(one) for one in dict.fromkeys(names) if deployment_name(one) == name)
+        yield f"models: {both} would all be the deployment {name!r} in Serve; rename one of them"
+    for alias, model in aliases.items():
+        if not alias:
+            yield "aliases: an alias is empty, and no request could name it"
+        elif alias in names:
+            yield f"aliases.{alias}: a model is called so, and the alias would hide it; take another word"
+        if model not in names:
+            chain = f" ({model!r} is an alias itself)" if model in aliases else ""
+            yield f"aliases.{alias}: must name a model{chain}; there are {known}, got {model!r}"
+    if default is not None and default not in names:
+        chain = f" and no alias; {aliases[default]!r} is what it stands for" if default in aliases else ""
+        yield f"default_model: must name a model{chain}; there are {known}, got {default!r}"
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,0 +1,97 @@
+"""What clients are told of a model: its names, what it can do, what is in force, and whether it serves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from raycache.model_names import ModelNames
+from raycache.presets import PRESET_NAMES
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.errors import RequestError
+from raycache.settings import Policy
+
+__all__ = ["ModelCard", "named"]
+
+
+def named(models: ModelNames, asked: str | None) -> str:
+    """Name of the model that a request means.
+
+    Raises:
+        RequestError: 404 where there is no such model; it names those that there are.
+    """
+    name = models.find(asked)
+    if name is None:
+        message = f"model: this server does not have {str(asked)[:80]!r}; it has {models}"
+        raise RequestError(404, message, "model", "model_not_found")
+    return name
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One name in the list of models.
+
+    Attributes:
+        name: that requests give as ``model``.
+        alias_of: the model's own name where this is another name of it, else None.
+        aliases: all other names of the model.
+        default: requests that name no model get this one.
+        ready: a request would be served, or would wake an engine.
+        reason: why not, or ``asleep``; None while an engine serves.
+        capabilities: of the model; None until an engine has told them.
+        ranks: of one engine.
+        policy: presets, defaults and limits in force.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    default: bool
+    ready: bool
+    reason: str | None
+    capabilities: Capabilities | None
+    ranks: int
+    policy: Policy
+    alias_of: str | None = None
+
+    def called(self, alias: str) -> ModelCard:
+        """The same model by another of its names."""
+        return replace(self, name=alias, alias_of=self.name)
+
+    @property
+    def presets(self) -> list[str]:
+        """Presets that ``quality`` may name; ``exact`` is always there."""
+        return [name for name in PRESET_NAMES if name == "exact" or name in self.policy.presets]
+
+    def document(self, created: int) -> dict[str, Any]:
+        """OpenAI's ``Model`` with our fields.
+
+        Args:
+            created: ``time.time()`` in whole seconds.
+        """
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": created,
+            "owned_by": "raycache",
+            "alias_of": self.alias_of,
+            "aliases": list(self.aliases),
+            "default": self.default,
+            "ready": self.ready,
+            "reason": self.reason,
+            "ranks": self.ranks,
+            "capabilities": None if self.capabilities is None else _told(self.capabilities),
+            "presets": self.presets,
+            "defaults": self.policy.defaults.model_dump(mode="json"),
+            # What keys are worth is nobody's business but the operator's.
+            "limits": {
+                **self.policy.limits.model_dump(mode="json", exclude={"keys"}),
+                "max_job_seconds": self.policy.max_job_seconds,
+                "max_timeout_s": self.policy.max_timeout_s,
+            },
+        }
+
+
+def _told(capabilities: Capabilities) -> dict[str, Any]:
+    """Field by field; what is drawn must be a multiple of a token's side."""
+    fields = asdict(capabilities)
+    return {"size_multiple": fields.pop("token_side"), **fields}
