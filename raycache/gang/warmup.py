@@ -62,7 +62,9 @@ def _probe_size(settings: AppSettings, model: Capabilities) -> Size:
     while side**2 > most and side > model.token_side:
         side //= 2
     ranks = settings.parallel.ranks_per_replica
-    return nearest_sizes(Size(side, side), side=model.token_side, ranks=ranks, max_pixels=4 * side**2, uneven=model.uneven)[0]
+    return nearest_sizes(
+        Size(side, side), side=model.token_side, ranks=ranks, max_pixels=4 * side**2, uneven=model.uneven
+    )[0]
 
 
 def _job(settings: AppSettings, size: Size, images: int, steps: int, options: CacheOptions) -> Job:

@@ -1,4 +1,4 @@
-"""How the transformers of each class are split over ranks; :mod:`raycache.worker.split_roads` does it. Imports no torch."""
+"""How transformers are split over ranks, by class; :mod:`raycache.worker.split_roads` does it. Imports no torch."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def nearest_sizes(
 
 
 def _divisible(kept: int, moved: int, most: int, ranks: int, divisor: int) -> Iterator[tuple[int, int]]:
-    """Pairs near (kept, moved), in tokens, whose product is divisible by ``divisor``, and from ``ranks`` to ``most``."""
+    """Pairs near (kept, moved), in tokens, with a product from ``ranks`` to ``most`` that ``divisor`` divides."""
     for a in range(max(1, kept - ranks), kept + ranks + 1):
         step = divisor // math.gcd(a, divisor)
         below = min(moved, most // a) // step * step

@@ -40,7 +40,9 @@ def split_by_plan(transformer: torch.nn.Module, context: Any, plan: Mapping[str,
             if isinstance(steps, dict):
                 hooks.register_hook(_Split(steps, context), f"cp_input---{name}")
             else:
-                hooks.register_hook(_Gather(steps if isinstance(steps, list) else [steps], context), f"cp_output---{name}")
+                hooks.register_hook(
+                    _Gather(steps if isinstance(steps, list) else [steps], context), f"cp_output---{name}"
+                )
 
 
 class _Split(ContextParallelSplitHook):

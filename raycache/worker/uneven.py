@@ -47,8 +47,8 @@ class TokenSplit:
         """
         if tokens < self.ranks:
             raise ValueError(
-                f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, of which each needs one: generate "
-                "with more of them, or on fewer ranks (parallel.ranks_per_replica)"
+                f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, of which each needs one: "
+                "generate with more of them, or on fewer ranks (parallel.ranks_per_replica)"
             )
         setattr(self, stream, tokens)
 
@@ -120,9 +120,7 @@ def scatter_heads(
     Returns:
         [batch, own tokens, heads, channels] each.
     """
-    by_rank = list(
-        zip(*(part.split(list(tokens), 1) for part, tokens in zip(states, sizes, strict=True)), strict=True)
-    )
+    by_rank = list(zip(*(part.split(list(tokens), 1) for part, tokens in zip(states, sizes, strict=True)), strict=True))
     packed = torch.cat([part.reshape(-1) for parts in by_rank for part in parts])
     sent = [sum(part.numel() for part in parts) for parts in by_rank]
     shapes = [

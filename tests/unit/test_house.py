@@ -19,7 +19,7 @@ SHARED |= {"limits", "size"}
 MAY_IMPORT = {
     "app": {"dry_run", "ingress", "engine", "gang", "cluster", *SHARED},
     "dry_run": {"ingress", "models", "cluster", *SHARED},
-    "reference": SHARED,
+    "reference": {"models", "worker", "testing", *SHARED},  # tables of all registries
     "front": {"protocol"},
     "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
     "engine": {"gang", "models", *SHARED},  # the family's words on a request

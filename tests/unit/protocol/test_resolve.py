@@ -177,9 +177,9 @@ def test_a_model_that_splits_unevenly_needs_one_head_and_one_text_token_for_each
     model = replace(MODEL, num_heads=3, text_tokens=333, uneven=True)
     for ranks in (1, 2, 3):
         check_deployment(over_ranks(ranks), SETTINGS.policy, model)
-    with pytest.raises(ValueError, match="3 attention heads are fewer than 4 ranks; legal values: 1, 2, 3$"):
+    with pytest.raises(ValueError, match=r"3 attention heads are fewer than 4 ranks; legal values: 1, 2, 3$"):
         check_deployment(over_ranks(4), SETTINGS.policy, model)
-    with pytest.raises(ValueError, match="2 text tokens are fewer than 3 ranks; legal values: 1, 2$"):
+    with pytest.raises(ValueError, match=r"2 text tokens are fewer than 3 ranks; legal values: 1, 2$"):
         check_deployment(over_ranks(3), SETTINGS.policy, replace(model, text_tokens=2))
 
 
