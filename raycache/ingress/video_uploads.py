@@ -47,8 +47,7 @@ async def _of_form(raw: bytes, content_type: str) -> tuple[VideoBody, bytes | No
     form = await read_form(raw, content_type, VideoBody, 1)
     files = form.files.pop(_PICTURE, [])
     for name in form.files:
-        # Named among the fields, it is refused as one that is unknown, or that takes no file.
-        form.fields.setdefault(name, True)
+        raise invalid(name, "takes no file", [_PICTURE], "unknown_parameter")
     if files and _PICTURE in form.fields:
         raise invalid(_PICTURE, "is given as a file and as a text")
     body = parse_fields(VideoBody, form.fields)
