@@ -9,6 +9,7 @@ from cache_core.options import CacheOptions
 from raycache.gang.costs import Work, work_of
 from raycache.models.registry import family_of
 from raycache.presets import PresetName, quality_warnings
+from raycache.protocol.cache_choice import silent_cache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.job import (
@@ -22,7 +23,6 @@ from raycache.protocol.job import (
     made_steps,
     one_per_seed,
 )
-from raycache.protocol.resolve import silent_cache
 from raycache.protocol.schemas import GenerationResult, ResolvedRequest, StageTimes
 
 __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
@@ -57,6 +57,7 @@ def job_of(
         request_id=request_id,
         trace=trace,
         inputs=request.inputs,
+        calls_per_step=request.calls_per_step,
     )
     return job, work_of(job)
 

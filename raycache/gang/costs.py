@@ -65,7 +65,7 @@ def work_of(job: Job) -> Work:
         job.steps,
         job.cache,
         previews=len(job.preview_steps),
-        calls_per_step=1 if job.images[0].true_cfg_scale <= 1 else 2,
+        calls_per_step=job.calls_per_step,
         num_frames=job.inputs.num_frames,
         inputs=len(job.inputs.pictures),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cache_core.options import CacheOptions, NoCacheOptions
 from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.capabilities import Capabilities
-from raycache.protocol.job import Job, one_per_seed
-from raycache.protocol.resolve import nearest_sizes
+from raycache.protocol.job import Job, JobInputs, one_per_seed
+from raycache.protocol.sizes import nearest_sizes
 from raycache.settings import AppSettings
 from raycache.size import Size
 
@@ -39,14 +41,15 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
     options, declared = settings.cache, settings.warmup
     past = beyond_warmup(options)
     drawn = [
-        WarmUp(_job(settings, shape.size, shape.n, max(shape.num_inference_steps, past), options)) for shape in declared
+        WarmUp(_job(settings, model, shape.size, shape.n, max(shape.num_inference_steps, past), options))
+        for shape in declared
     ]
     if not probe or settings.model.compile:
         return drawn
     probed = _probe_size(settings, model)
-    job = _job(settings, probed, 1, _PROBE_STEPS, NoCacheOptions())
+    job = _job(settings, model, probed, 1, _PROBE_STEPS, NoCacheOptions())
     smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: size.tokens(model.token_side))
-    rows = _job(settings, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
+    rows = _job(settings, model, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
     # The very first job of a process loads libraries and allocates; where nothing is declared, that is the probe's.
     return [*(drawn or [WarmUp(job, teaches=False)]), WarmUp(job), WarmUp(rows)]
 
@@ -62,14 +65,33 @@ def _probe_size(settings: AppSettings, model: Capabilities) -> Size:
     while side**2 > most and side > model.token_side:
         side //= 2
     ranks = settings.parallel.ranks_per_replica
-    return nearest_sizes(Size(side, side), side=model.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
+    return nearest_sizes(
+        Size(side, side), side=model.token_side, ranks=ranks, max_pixels=4 * side**2, uneven=model.uneven
+    )[0]
 
 
-def _job(settings: AppSettings, size: Size, images: int, steps: int, options: CacheOptions) -> Job:
-    guidance = settings.defaults.guidance_scale
+def _job(settings: AppSettings, model: Capabilities, size: Size, images: int, steps: int, options: CacheOptions) -> Job:
+    """For the model's first task, with what that needs: a grey picture, all of it to be drawn anew, few frames."""
+    guidance, true_cfg = settings.defaults.guidance_scale, settings.defaults.true_cfg_scale if model.true_cfg else 1.0
+    task = model.tasks[0]
+    grey = np.full((size.height, size.width, 3), 128, np.uint8)
+    inputs = JobInputs(
+        task,
+        pictures=() if task.startswith("text-") else (grey,),
+        mask=np.full(grey.shape[:2], 255, np.uint8) if task == "inpaint" else None,
+        num_frames=model.frame_step + 1 if model.frame_step else 1,
+    )
     return Job(
         id=f"warm-up-{size}-{images}",
         size=size,
-        images=one_per_seed(range(images), prompt="warm-up", guidance_scale=guidance, cache=options),
+        images=one_per_seed(
+            range(images),
+            prompt="warm-up",
+            guidance_scale=guidance,
+            cache=options if model.num_blocks else NoCacheOptions(),
+            true_cfg_scale=true_cfg,
+        ),
         num_inference_steps=steps,
+        inputs=inputs,
+        calls_per_step=model.calls_per_step(guidance, true_cfg),
     )

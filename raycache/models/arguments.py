@@ -14,7 +14,7 @@ from PIL import Image
 from raycache.models.family import ModelFamily
 from raycache.protocol.job import Job
 
-__all__ = ["call_arguments", "encoded_by", "parameters_of_call", "pipelines_of", "to_uint8"]
+__all__ = ["call_arguments", "parameters_of_call", "pipelines_of", "to_uint8"]
 
 #: What diffusers calls the number of rows for one prompt.
 _ROWS = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -31,7 +31,7 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
         ValueError: the job needs an argument that this pipeline has not.
     """
     image, inputs = job.images[0], job.inputs
-    known = parameters_of_call(type(pipe))
+    known = parameters_of_call(pipe)
     offered: dict[str, Any] = {
         "prompt": job.prompt,
         "guidance_scale": image.guidance_scale,
@@ -39,6 +39,7 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
         "width": job.size.width,
         "num_inference_steps": job.num_inference_steps,
         "max_sequence_length": text_tokens,
+        "strength": 1.0,  # pipelines that paint within a mask would keep some of what is under it
         "generator": [torch.Generator().manual_seed(each.seed) for each in job.images],
         "output_type": "np",
     }
@@ -48,8 +49,14 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
     if "true_cfg_scale" in known and not _embeds_guidance(pipe):
         del offered["guidance_scale"]  # the pipeline would warn of it each time
     offered |= needed
-    rows = next((name for name in _ROWS if name in known), None)
-    offered |= {rows: len(job.images)} if rows else {"prompt": [job.prompt] * len(job.images)}
+    rows, images = next((name for name in _ROWS if name in known), None), len(job.images)
+    if rows and not family.repeats:
+        offered[rows] = images
+    elif images > 1:
+        offered |= {name: [offered[name]] * images for name in ("prompt", "negative_prompt") if name in offered}
+    if images > 1 and inputs.task != "edit" and family.picture_by_row:
+        # Encoded with that row's generator, so that image k depends on its seed alone. Pictures to edit are no rows.
+        offered |= {name: [offered[name]] * images for name in ("image", "mask_image") if name in offered}
     return {name: value for name, value in (offered | dict(family.arguments(job))).items() if name in known}
 
 
@@ -76,10 +83,15 @@ def _needed(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
     return needed
 
 
-@cache
-def parameters_of_call(pipeline: type) -> Mapping[str, inspect.Parameter]:
+def parameters_of_call(pipe: object) -> Mapping[str, inspect.Parameter]:
     """Of the pipeline's ``__call__``, by name."""
-    return inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
+    pipeline: Any = type(pipe)  # to the checker a class has the hash of its instances
+    return _parameters(pipeline)
+
+
+@cache
+def _parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(pipeline.__call__).parameters
 
 
 def _embeds_guidance(pipe: Any) -> bool:
@@ -105,11 +117,6 @@ def _other(pipeline: Any, pipe: Any) -> Any:
     return made
 
 
-def encoded_by(pipeline: type) -> Any:
-    """The pipeline's function that encodes prompts, unbound; None where it has none."""
-    return getattr(pipeline, "encode_prompt", None)
-
-
 def to_uint8(values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Floats from 0 to 1 as diffusers gives them for ``output_type="np"``: uint8 of the same shape."""
-    return np.rint(np.clip(np.asarray(values, dtype=np.float32), 0, 1) * 255).astype(np.uint8)
+    """Floats from 0 to 1 as diffusers gives them for ``output_type="np"``: uint8 of the same shape, without alpha."""
+    return np.rint(np.clip(np.asarray(values, dtype=np.float32)[..., :3], 0, 1) * 255).astype(np.uint8)

@@ -40,6 +40,8 @@ class ModelFamily:
         max_inputs, frame_step, fps, negative_prompt, true_cfg, cfg_calls:
             see :class:`raycache.protocol.capabilities.Capabilities`.
         fixed: arguments of the call that no request chooses.
+        repeats: for several images arguments are repeated, where the pipeline's own number of images does not work.
+        picture_by_row: its pipelines take a picture for each row, and encode it with noise.
     """
 
     called: ClassVar[str] = "diffusers"
@@ -58,6 +60,8 @@ class ModelFamily:
     true_cfg: ClassVar[bool] = False
     cfg_calls: ClassVar[bool] = False
     fixed: ClassVar[Mapping[str, Any]] = {}
+    repeats: ClassVar[bool] = False
+    picture_by_row: ClassVar[bool] = True
 
     def num_blocks(self, config: Mapping[str, Any]) -> int:
         """Transformer blocks over all stacks, as the transformer's ``config.json`` tells them.

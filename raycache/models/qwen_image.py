@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from raycache.models.family import ModelFamily
 from raycache.protocol.capabilities import Task
+
+if TYPE_CHECKING:
+    from raycache.protocol.job import Job
 
 __all__ = ["QwenImage21Family", "QwenImageEditFamily", "QwenImageEditPlusFamily", "QwenImageFamily"]
 
@@ -46,3 +49,8 @@ class QwenImage21Family(ModelFamily):
     transformer = "QwenImage21Transformer2DModel"
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": "QwenImage21Pipeline", "edit": "QwenImage21Pipeline"}
     max_inputs, negative_prompt, true_cfg = 3, True, True
+
+    def arguments(self, job: Job) -> Mapping[str, Any]:
+        """Pictures are brought to the area of the image. What the pipeline would keep of keys and values stays
+        unchanged from step to step, which a cache of blocks cannot go along with."""
+        return {"use_kv_cache": False, "output_resolution": round(job.size.pixels**0.5)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from raycache.models.family import VideoFamily
 from raycache.protocol.capabilities import Task
@@ -25,7 +25,7 @@ class WanImageFamily(WanFamily):
 
     called = "Wan image to video"
     tasks: ClassVar[Mapping[Task, str]] = {"image-to-video": "WanImageToVideoPipeline"}
-    max_inputs = 1
+    max_inputs, picture_by_row = 1, False
 
 
 class LTXFamily(VideoFamily):
@@ -42,12 +42,21 @@ class LTXFamily(VideoFamily):
 
 
 class LTX2Family(VideoFamily):
-    """LTX-2: image and sound together, of which the sound is not returned."""
+    """LTX-2: image and sound together, of which the sound is not returned.
+
+    Its further kinds of guidance, in calls that leave blocks out or keep image and sound apart, are off.
+    """
 
     called = "LTX-2"
     transformer = "LTX2VideoTransformer3DModel"
     token_side, frame_step, fps, text = 32, 8, 24.0, 1024
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "LTX2Pipeline"}
+    fixed: ClassVar[Mapping[str, Any]] = {
+        "stg_scale": 0.0,
+        "audio_stg_scale": 0.0,
+        "modality_scale": 1.0,
+        "audio_modality_scale": 1.0,
+    }
 
 
 class HunyuanVideo15Family(VideoFamily):
@@ -55,14 +64,14 @@ class HunyuanVideo15Family(VideoFamily):
 
     called = "HunyuanVideo 1.5"
     transformer = "HunyuanVideo15Transformer3DModel"
-    frame_step, fps, cfg_calls = 4, 24.0, True
+    frame_step, fps, cfg_calls, repeats = 4, 24.0, True, True
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "HunyuanVideo15Pipeline"}
 
 
 class CogVideoXFamily(VideoFamily):
-    """CogVideoX."""
+    """CogVideoX; its VAE decodes two latent frames at a time, and the first alone."""
 
     called = "CogVideoX"
     transformer = "CogVideoXTransformer3DModel"
-    frame_step, fps, text = 4, 8.0, 226
+    frame_step, fps, text, repeats = 8, 8.0, 226, True
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "CogVideoXPipeline"}

@@ -34,6 +34,7 @@ class Capabilities:
         frame_step: 0 where images come out; else a video's number of frames is a multiple of it, plus one.
         fps: frames a second that the model was trained at; 0 where images come out.
         previews: latents can be decoded on the way.
+        uneven: tokens and heads need not divide among the ranks.
     """
 
     kind: ModelKind
@@ -50,3 +51,8 @@ class Capabilities:
     frame_step: int = 0
     fps: float = 0.0
     previews: bool = True
+    uneven: bool = False
+
+    def calls_per_step(self, guidance_scale: float, true_cfg_scale: float) -> int:
+        """Of the transformer, with this guidance."""
+        return 2 if true_cfg_scale > 1 or (self.cfg_calls and guidance_scale > 1) else 1

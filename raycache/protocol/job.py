@@ -113,6 +113,7 @@ class Job:
         request_id: of the request, for logs; need not be unique.
         trace: of the request, where it is traced.
         inputs: pictures and what else the task begins with.
+        calls_per_step: of the transformer; two where what it is guided away from has calls of its own.
 
     Raises:
         ValueError: no image, or images that differ in more than their seeds.
@@ -126,6 +127,7 @@ class Job:
     request_id: str = ""
     trace: Trace | None = None
     inputs: JobInputs = TEXT_ONLY
+    calls_per_step: int = 1
 
     def __post_init__(self) -> None:
         if not self.images:

@@ -6,22 +6,18 @@ everything: no None is left for the ranks to interpret, so what runs is a pure f
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Iterator
+from dataclasses import replace
 
-from cache_core.method_options import BlockCountError
-from cache_core.options import CacheOptions, check_block_count
 from raycache.limits import PRIORITIES, LimitSettings, Priority
-from raycache.presets import PRESET_NAMES, load_presets, preset_of
+from raycache.presets import load_presets
+from raycache.protocol.cache_choice import cache_options, misfit_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
-from raycache.protocol.formats import LONGEST_SIDE
-from raycache.protocol.job import JobInputs, made_steps
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
-from raycache.protocol.tasks import check_inputs, check_length, guided_away
+from raycache.protocol.sizes import check_format, size_of
+from raycache.protocol.tasks import check_inputs, check_length, guided
 from raycache.settings import AppSettings, Policy
-from raycache.size import Size
 
 
 def resolve(
@@ -47,15 +43,14 @@ def resolve(
         RequestError: 400, 403 for a priority that the key may not name, or 404 for another model's name.
     """
     check_model(request.model, model_name)
-    defaults, limits = policy.defaults, policy.limits
+    limits = policy.limits
     request = request.fitted(model, limits)
     _check_words(request, limits, key)
-    steps = request.num_inference_steps or defaults.num_inference_steps
-    _check_numbers(request, steps, policy)
+    steps = _steps(request, policy)
     inputs = check_inputs(request, model, limits, steps)
-    size = _size_of(request.size, inputs, policy, side=model.token_side, ranks=ranks)
-    _check_format(request.output_format, size)
-    negative_prompt, true_cfg_scale = guided_away(request, model, policy)
+    size = size_of(request.size, inputs, policy, side=model.token_side, ranks=ranks, uneven=model.uneven)
+    check_format(request.output_format, size)
+    guidance, negative_prompt, true_cfg_scale = guided(request, model, policy)
     return ResolvedRequest(
         prompt=request.prompt,
         model=model_name,
@@ -63,9 +58,9 @@ def resolve(
         size=size,
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
         num_inference_steps=steps,
-        guidance_scale=defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        guidance_scale=guidance,
         quality=request.quality if request.cache is None else "auto",  # what had no effect is not told of
-        cache=_options(request, policy, model),
+        cache=cache_options(request, policy, model),
         timeout_s=request.timeout_s or policy.request_timeout_s,
         priority=request.priority,
         partial_images=request.partial_images,
@@ -73,6 +68,7 @@ def resolve(
         true_cfg_scale=true_cfg_scale,
         inputs=inputs,
         fps=request.frames_a_second(model),
+        calls_per_step=model.calls_per_step(guidance, true_cfg_scale),
     )
 
 
@@ -94,21 +90,31 @@ def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities)
         ValueError: the model does not divide over the ranks, or the defaults break the limits.
     """
     ranks = settings.parallel.ranks_per_replica
-    for name, count in (("attention heads", model.num_heads), ("text tokens", model.text_tokens)):
-        if count % ranks:
-            fitting = ", ".join(str(d) for d in range(1, 9) if model.num_heads % d == 0 and model.text_tokens % d == 0)
-            raise ValueError(
-                f"parallel.ranks_per_replica={ranks}: the model's {count} {name} do not divide over {ranks} ranks; "
-                f"legal values: {fitting}"
-            )
-    for name, options in policy.presets.items():
-        if misfit := _misfit(options, model):
+    _check_ranks(ranks, model)
+    for name, options in policy.presets.items() if model.num_blocks else ():
+        if misfit := misfit_of(options, model):
             raise ValueError(f"presets.{name} does not fit the model: {misfit}; `model.presets` names a file that does")
+    # What a request brings besides is its own affair, and a model that edits needs a picture.
+    bare = replace(model, tasks=("text-to-image",), frame_step=0)
     try:
         sample = GenerationRequest(prompt="defaults")
-        resolve(sample, policy, model, model_name=settings.model.name, ranks=ranks)
+        resolve(sample, policy, bare, model_name=settings.model.name, ranks=ranks)
     except RequestError as error:
         raise ValueError(f"the deployment's defaults break its own limits: {error}") from None
+
+
+def _check_ranks(ranks: int, model: Capabilities) -> None:
+    def fits(count: int, over: int) -> bool:
+        return count >= over if model.uneven else count % over == 0
+
+    for name, count in (("attention heads", model.num_heads), ("text tokens", model.text_tokens)):
+        if not fits(count, ranks):
+            fitting = (str(d) for d in range(1, 9) if fits(model.num_heads, d) and fits(model.text_tokens, d))
+            does = "are fewer than" if model.uneven else "do not divide over"
+            raise ValueError(
+                f"parallel.ranks_per_replica={ranks}: the model's {count} {name} {does} {ranks} ranks; "
+                f"legal values: {', '.join(fitting)}"
+            )
 
 
 def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabilities) -> list[str]:
@@ -116,104 +122,11 @@ def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabiliti
     warnings = []
     if set(policy.presets) <= {"exact"}:
         warnings.append(load_presets(settings.model.path, settings.model.presets).source)
+    if not model.num_blocks:
+        warnings.append(f"The cache does not know the blocks of {model.pipeline}: every step computes all of them.")
     if model.kind == "noise":
         warnings.append("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
     return warnings
-
-
-def check_size(size: Size, *, side: int, ranks: int, max_pixels: int) -> None:
-    """Both sides multiples of a token's, not too large, image tokens divisible by the number of ranks.
-
-    Raises:
-        RequestError: 400 with the two nearest legal sizes.
-    """
-    if size.width % side or size.height % side or not size.pixels:
-        reason = f"width and height must be positive multiples of {side}, got {size}"
-    elif size.pixels > max_pixels:
-        reason = f"{size} is {size.pixels} pixels, at most {max_pixels} are allowed here"
-    elif (tokens := size.tokens(side)) % ranks:
-        reason = f"{size} makes {tokens} image tokens, which do not divide over {ranks} ranks"
-    else:
-        return
-    raise invalid("size", reason, nearest_sizes(size, side=side, ranks=ranks, max_pixels=max_pixels))
-
-
-def nearest_sizes(size: Size, *, side: int, ranks: int, max_pixels: int, count: int = 2) -> list[Size]:
-    """Legal sizes closest to ``size``, nearest first, by the sum of the changes of both sides."""
-    shrink = min(1.0, math.sqrt(max_pixels / max(1, size.pixels)))
-    columns, rows = (max(1, round(length * shrink / side)) for length in (size.width, size.height))
-    tokens = max_pixels // side**2
-    # Keep one side and move the other: both ways round, or a very long and thin image finds nothing.
-    legal = {Size(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks)}
-    legal |= {Size(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks)}
-
-    legal = {each for each in legal if max(each.width, each.height) < 100_000}  # five digits can be said
-
-    def change(other: Size) -> tuple[int, ...]:
-        # Ties go to the size of nearly the same shape, then to the larger one.
-        changed = abs(other.width - size.width) + abs(other.height - size.height)
-        skewed = abs(other.width * size.height - other.height * size.width)
-        return changed, skewed, -other.pixels, other.width
-
-    return sorted(legal, key=change)[:count]
-
-
-def _divisible(kept: int, moved: int, most: int, ranks: int) -> Iterator[tuple[int, int]]:
-    """Pairs near (kept, moved), in tokens, whose product is divisible by ``ranks`` and at most ``most``."""
-    for a in range(max(1, kept - ranks), kept + ranks + 1):
-        step = ranks // math.gcd(a, ranks)
-        below = min(moved, most // a) // step * step
-        yield from ((a, b) for b in (below, below + step) if b > 0 and a * b <= most)
-
-
-def check_cache(options: CacheOptions, model: Capabilities) -> None:
-    """Cache options against the model's blocks.
-
-    Raises:
-        RequestError: 400 naming the option.
-    """
-    try:
-        check_block_count(options, model.num_blocks)
-    except BlockCountError as error:
-        raise invalid(f"cache.{error.field}", error.reason, [error.nearest]) from None
-
-
-def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
-    """Warnings for legal options under which the cache can never save anything."""
-    steps = made_steps(request.num_inference_steps, request.inputs.strength)
-    why = request.cache.why_nothing_is_saved(steps, model.num_blocks)
-    return [f"cache: nothing can be saved: {reason}" for reason in why]
-
-
-def _options(request: GenerationRequest, policy: Policy, model: Capabilities) -> CacheOptions:
-    if request.cache is None:
-        return _preset(request.quality, policy, model)
-    check_cache(request.cache, model)
-    return request.cache
-
-
-def _preset(quality: str, policy: Policy, model: Capabilities) -> CacheOptions:
-    """What ``quality`` stands for. A client that named it never sent these options: they are not what it did wrong."""
-    try:
-        options = preset_of(quality, policy.presets, policy.cache)
-    except KeyError as missing:
-        known = [name for name in PRESET_NAMES if name == "exact" or name in policy.presets]
-        reason = f"this deployment has no preset {missing.args[0]!r}"
-        raise invalid("quality", reason, [*known, "auto"]) from None
-    if quality == "auto":
-        check_cache(options, model)
-        return options
-    if misfit := _misfit(options, model):
-        raise invalid("quality", f"its preset does not fit this model: {misfit}", ["exact", "auto"])
-    return options
-
-
-def _misfit(options: CacheOptions, model: Capabilities) -> str:
-    try:
-        check_block_count(options, model.num_blocks)
-    except BlockCountError as error:
-        return f"{error.field}: {error.reason}"
-    return ""
 
 
 def _check_words(request: GenerationRequest, limits: LimitSettings, key: str | None) -> None:
@@ -230,44 +143,14 @@ def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) 
         raise RequestError(403, message, "priority", "priority_not_allowed")
 
 
-def _size_of(asked: str | None, inputs: JobInputs, policy: Policy, *, side: int, ranks: int) -> Size:
-    """The size that is asked for; else that of the first picture, or the default.
-
-    A picture that has more pixels than the default keeps its shape only: what came out of a camera is no size that a
-    model was made for.
-    """
-    size, most = policy.defaults.size, policy.limits.max_pixels
-    if asked is not None and asked != "auto":
-        size = _size(asked)
-    elif inputs.pictures:
-        given, most = Size.of(inputs.pictures[0]), min(size.pixels, most)
-        shrink = min(1.0, math.sqrt(most / given.pixels))
-        size = Size(round(given.width * shrink), round(given.height * shrink))
-        return nearest_sizes(size, side=side, ranks=ranks, max_pixels=most)[0]
-    check_size(size, side=side, ranks=ranks, max_pixels=most)
-    return size
-
-
-def _size(asked: str) -> Size:
-    """What a request says of its size."""
-    try:
-        return Size.parse(asked)
-    except ValueError:
-        reason = f"must be WIDTHxHEIGHT in pixels or `auto`, got {asked[:80]!r}"
-        raise invalid("size", reason, ["1024x1024"]) from None
-
-
-def _check_format(format: str, size: Size) -> None:
-    """An image that cannot be encoded must not be generated first."""
-    if (longest := LONGEST_SIDE.get(format)) and max(size.width, size.height) > longest:
-        raise invalid("output_format", f"{format} allows {longest} pixels a side, and {size} has more", ["png"])
-
-
-def _check_numbers(request: GenerationRequest, steps: int, policy: Policy) -> None:
+def _steps(request: GenerationRequest, policy: Policy) -> int:
+    """Of denoising; checked like the other numbers that have a limit."""
+    steps = request.num_inference_steps or policy.defaults.num_inference_steps
     _check_at_most("n", request.n, policy.limits.max_images)
     _check_at_most("num_inference_steps", steps, policy.limits.max_steps)
     if request.timeout_s is not None:
         _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
+    return steps
 
 
 def _check_at_most(field: str, value: float, limit: float) -> None:

@@ -110,6 +110,7 @@ class ResolvedRequest:
         partial_images: previews that a streaming call gets.
         inputs: pictures and what else the task begins with.
         fps: frames a second of a video; 0 for images.
+        calls_per_step: of the transformer.
     """
 
     prompt: str = field(repr=False)
@@ -128,6 +129,7 @@ class ResolvedRequest:
     true_cfg_scale: float = 1.0
     inputs: JobInputs = TEXT_ONLY
     fps: float = 0.0
+    calls_per_step: int = 1
 
 
 class StageTimes(BaseModel):

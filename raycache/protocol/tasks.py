@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raycache.protocol.schemas import GenerationRequest
     from raycache.settings import Policy
 
-__all__ = ["USUAL_STRENGTH", "check_inputs", "check_length", "check_task", "guided_away", "nearest_frames", "task_of"]
+__all__ = ["USUAL_STRENGTH", "check_inputs", "check_length", "check_task", "guided", "nearest_frames", "task_of"]
 
 #: Of image to image where the request names none, as in diffusers' pipelines.
 USUAL_STRENGTH = 0.6
@@ -82,8 +82,8 @@ def check_task(task: Task, pictures: int, model: Capabilities) -> Task:
     return task
 
 
-def guided_away(request: GenerationRequest, model: Capabilities, policy: Policy) -> tuple[str, float]:
-    """The negative prompt, and ``true_cfg_scale``.
+def guided(request: GenerationRequest, model: Capabilities, policy: Policy) -> tuple[float, str, float]:
+    """``guidance_scale``, the negative prompt, and ``true_cfg_scale``.
 
     Raises:
         RequestError: 400 where they would have no effect on this model, or are too long.
@@ -101,7 +101,7 @@ def guided_away(request: GenerationRequest, model: Capabilities, policy: Policy)
     if request.negative_prompt and model.true_cfg and scale == 1:
         raise invalid("true_cfg_scale", "a negative prompt has no effect unless it is above 1", [4])
     check_length("negative_prompt", prompt, policy.limits)
-    return prompt, scale
+    return defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale, prompt, scale
 
 
 def check_length(field: str, prompt: str, limits: LimitSettings) -> None:

@@ -11,7 +11,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from raycache.models.denoisers import denoisers_of
 
 __all__ = ["Handed", "JobView", "decode_rows", "one_after_the_other"]
 
+#: Name of the cache context where none is open, and what was told of it.
+_DEFAULT: tuple[str, dict[str, Any]] = ("default", {})
+
 
 @dataclass(frozen=True)
 class Handed:
@@ -28,13 +31,14 @@ class Handed:
 
     Attributes:
         of: name of the component, ``vae`` for a decoding.
-        context: the cache context it is made in.
+        context: the cache context it is made in; told: what else was said of that (``step_index``).
     """
 
     of: str
     kwargs: Mapping[str, Any]
     args: tuple[Any, ...] = ()
     context: str = "default"
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 class JobView:
@@ -66,9 +70,9 @@ class _InPlaceOf:
     def __init__(self, real: Any, view: JobView) -> None:
         self._real, self._view = real, view
 
-    @property
-    def __class__(self) -> Any:  # pipelines ask for a component's class, and look for modules among their components
-        return type(self._real)
+    def __getattribute__(self, name: str) -> Any:
+        # Pipelines ask for a component's class, and look for modules among their components.
+        return type(self._real) if name == "__class__" else object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -77,15 +81,16 @@ class _InPlaceOf:
 class _Denoiser(_InPlaceOf):
     def __init__(self, real: Any, name: str, view: JobView) -> None:
         super().__init__(real, view)
-        self._name, self._context = name, "default"
+        self._name, self._context = name, _DEFAULT
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(parameters_of(type(self._real).forward), args, strict=False)) | kwargs
-        return self._view.hand_over(Handed(self._name, named, context=self._context))
+        context, told = self._context
+        return self._view.hand_over(Handed(self._name, named, context=context, told=told))
 
     @contextmanager
-    def cache_context(self, name: str) -> Iterator[None]:
-        before, self._context = self._context, name
+    def cache_context(self, name: str, **told: Any) -> Iterator[None]:
+        before, self._context = self._context, (name, told)
         try:
             yield
         finally:

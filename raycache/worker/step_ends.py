@@ -33,7 +33,7 @@ class StepEnds:
         self.arguments: dict[str, Any] = {}
         if hasattr(pipe, "prepare_latents"):
             object.__setattr__(pipe, "prepare_latents", self._noted(pipe.prepare_latents))
-        if "callback_on_step_end" in parameters_of_call(type(pipe)):
+        if "callback_on_step_end" in parameters_of_call(pipe):
             self.arguments = {"callback_on_step_end": self._called_back}
         elif pipe.scheduler is not None:
             pipe.scheduler.step = self._watched(pipe.scheduler.step)

@@ -155,7 +155,7 @@ class Stepper:
             with ExitStack() as stack:
                 stack.enter_context(joined(transformer, calls))
                 if hasattr(transformer, "cache_context"):  # other hooks than the cache's may ask for a name
-                    stack.enter_context(transformer.cache_context(first.handed.context))
+                    stack.enter_context(transformer.cache_context(first.handed.context, **first.handed.told))
                 output = transformer(**stacked)
                 parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
         return [ended for job, part in zip(jobs, parts, strict=True) if (ended := self._resume(job, part))]
@@ -168,17 +168,18 @@ class Stepper:
         return Ended(name, None, None, job.reports)
 
     def _resume(self, job: _Suspended, answer: Any = None) -> Ended | None:
-        result, error = None, None
+        result: Any = None
+        error, tail = None, None
         try:
             result = job.greenlet.switch(answer)
         except Exception as raised:
             error = raised
-        tail = None
         if not job.greenlet.dead:
-            if result.of != "vae":
-                self._waits(job, result)
+            handed: Handed = result
+            if handed.of != "vae":
+                self._waits(job, handed)
                 return None
-            tail, result = Tail(job, result, job.pipe.vae), None
+            tail, result = Tail(job, handed, job.pipe.vae), None
         del self._jobs[job.name]
         held_bytes = sum(session.bytes_held() for session in job.sessions.values())
         job.stack.close()

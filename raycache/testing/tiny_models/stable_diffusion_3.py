@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from raycache.testing.tiny_models.autoencoders import image_autoencoder
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.texts import clip_projected, clip_tokenizer, t5, t5_tokenizer
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["stable_diffusion_3"]
 
 
-def stable_diffusion_3() -> DiffusionPipeline:
+def stable_diffusion_3() -> Pipeline:
     """As 3.5 Medium is made: Large has no second attention."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=8,
-            in_channels=4,
-            out_channels=4,
+            in_channels=16,  # painting within a mask takes no other number
+            out_channels=16,
             num_layers=5,
             num_attention_heads=4,
             attention_head_dim=16,
@@ -33,7 +29,7 @@ def stable_diffusion_3() -> DiffusionPipeline:
             qk_norm="rms_norm",
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=image_autoencoder(),
+        vae=image_autoencoder(16),
         text_encoder=clip_projected(16),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip_projected(16),

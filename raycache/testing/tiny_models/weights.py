@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
 
 import torch
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from raycache.testing.tiny_models.family import Pipeline
 
 __all__ = ["spread"]
 
 _LEFT_AS_THEY_ARE = {"vae", "audio_vae", "vocoder"}
+#: What the timestep passes before the blocks see it, as transformers call it.
+_TIMESTEP = re.compile(
+    r"(timestep_embedder|time_embedder|t_embedder|time_embedding|distilled_guidance_layer\.in_proj)\b"
+)
+#: How loud the timestep speaks: reusing a block at neighbouring steps then is as wrong as for trained models.
+_TIMESTEP_GAIN = 0.3
 
 
-def spread(pipe: DiffusionPipeline) -> DiffusionPipeline:
+def spread(pipe: Pipeline) -> Pipeline:
     """Draw the weights of the encoders and transformers in ``pipe`` anew, wide enough for their small widths.
 
     As libraries draw them (0.02, and zeros where a block starts as the identity), residuals would be so small that
@@ -36,11 +41,28 @@ def spread(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def _draw(module: torch.nn.Module) -> None:
-    for name, parameter in module.named_parameters():
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        timestep = _TIMESTEP.search(name) is not None
         if name.endswith("norm_added_k.weight"):
             # Some tens of words stand beside thousands of tokens of a picture to edit, and would be lost there.
             torch.nn.init.constant_(parameter, 4.0)
         elif parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            with_bias = name.removesuffix("weight") + "bias" in parameters
+            gain = _TIMESTEP_GAIN if timestep and with_bias else 1.0
+            torch.nn.init.normal_(parameter, std=gain * parameter[0].numel() ** -0.5)
+            if timestep and not with_bias and name.endswith("linear_1.weight"):
+                parameter.mul_(_slow_waves(parameter.shape[1]))
+        elif timestep:
+            torch.nn.init.normal_(parameter, std=1.0)  # blocks are as strong at all steps
         elif not bool(parameter.any()):
             torch.nn.init.normal_(parameter, std=0.1)
+
+
+def _slow_waves(count: int) -> torch.Tensor:
+    """What to multiply a timestep's ``count`` waves by, half of them sines and from fast to slow: [count].
+
+    Where an embedder has no bias, the slow ones are all that is alike at all steps.
+    """
+    slow = torch.linspace(0, 1, count // 2) > 0.65
+    return torch.where(slow, 1.7, 0.1).repeat(2)

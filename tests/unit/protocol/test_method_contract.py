@@ -16,10 +16,11 @@ from raycache.engine.convert import result_of
 from raycache.gang.step_timeouts import beyond_warmup
 from raycache.ingress.dependencies import parse_body
 from raycache.protocol.bodies import ImagesBody
+from raycache.protocol.cache_choice import silent_cache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
-from raycache.protocol.resolve import resolve, silent_cache
+from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.settings import AppSettings
 

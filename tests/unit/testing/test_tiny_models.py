@@ -14,10 +14,14 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 
+from cache_core import FBCacheOptions, cache_session
 from raycache.testing.tiny_models import TINY_FAMILIES, TinyFamily, build_tiny
 from raycache.testing.tiny_models.__main__ import main
 
 SLOW = [name for name, family in TINY_FAMILIES.items() if family.slow]
+#: One of each kind: an image, a text encoder with a chat, a video by two transformers.
+QUICK = {"flux", "qwen-image", "wan-2.2"}
+NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in TINY_FAMILIES]
 #: Where each picture to edit is enlarged to a megapixel, as these modules' own function says.
 ENLARGING = [pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus]
 
@@ -53,7 +57,7 @@ def enlarged_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("enlarged_less")
-@pytest.mark.parametrize("name", TINY_FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_folder_loads_as_what_it_says_and_draws(name: str, tmp_path: Path):
     family = TINY_FAMILIES[name]
     folder = build_tiny(name, tmp_path / name)
@@ -69,9 +73,27 @@ def test_the_folder_loads_as_what_it_says_and_draws(name: str, tmp_path: Path):
         assert one.shape[-4] == family.ask["num_frames"]
     assert np.isfinite(one).all()
     assert one.std() > 0.02, "a plain area shows nothing"
-    np.testing.assert_array_equal(draw(pipe, family, "a red circle", 7), one)
     for prompt, seed in (("a green square", 7), ("a red circle", 8)):
         assert np.abs(draw(pipe, family, prompt, seed) - one).max() > 0.01, f"nothing of {prompt!r}, {seed} is seen"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "threshold"), [("flux", 0.2), ("wan", 0.1), ("z-image-3-heads", 0.3), ("flux2-klein", 0.3), ("ltx2", 0.3)]
+)
+def test_blocks_differ_from_step_to_step_as_a_trained_models_do(name: str, threshold: float, tmp_path: Path):
+    """Thresholds of real models decide both ways here, and what is reused shows."""
+    family = TINY_FAMILIES[name]
+    pipe = DiffusionPipeline.from_pretrained(build_tiny(name, tmp_path / name))
+    pipe.set_progress_bar_config(disable=True)
+    one = draw(pipe, family, "a red circle", 7, steps=8)
+    options = FBCacheOptions(warmup_steps=1, residual_diff_threshold=threshold)
+    np.testing.assert_array_equal(draw(pipe, family, "a red circle", 7, steps=8), one)
+    with cache_session(pipe.transformer, options) as report:
+        other = draw(pipe, family, "a red circle", 7, steps=8)
+    decided = [image.cached for step in report.steps if step.step > 0 for image in step.images]
+    assert set(decided) == {True, False}
+    assert np.abs(other - one).max() > 0.005
 
 
 @pytest.mark.slow

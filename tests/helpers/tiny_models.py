@@ -1,0 +1,68 @@
+"""Tiny models of all families as tests ask them: built once a run, and what a request for each task brings."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import DiffusionPipeline
+
+from raycache.models.registry import family_of
+from raycache.protocol.job import Job, JobInputs
+from raycache.testing.tiny_models import TINY_FAMILIES, build_tiny
+from tests.helpers.jobs import make_job
+
+#: Families and tasks that draw in about a second. Those that are left out enlarge pictures to a megapixel.
+CASES = [
+    (name, task) for name, tiny in TINY_FAMILIES.items() for task in family_of(tiny.pipeline).tasks if not tiny.slow
+]
+
+
+@functools.cache
+def _root() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="tiny-models-")
+
+
+def tiny_folder(name: str) -> Path:
+    """Built once a run."""
+    return build_tiny(name, Path(_root().name, name))
+
+
+def load_tiny(folder: Path) -> Any:
+    """A pipeline of one's own, silent."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@functools.cache
+def tiny_pipe(name: str) -> Any:
+    """One for all who leave it as it is."""
+    return load_tiny(tiny_folder(name))
+
+
+def tiny_job(name: str, task: Any, id: str = "1", seeds: tuple[int, ...] = (7,), steps: int = 2, **fields: Any) -> Job:
+    """A small job that uses all that the family has: a negative prompt, pictures, a mask, frames."""
+    family = family_of(TINY_FAMILIES[name].pipeline)
+    rows, columns = np.mgrid[:64, :64].astype(np.uint8)
+    picture = np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1)
+    inputs = JobInputs(
+        task,
+        pictures=(picture,) if task in ("image-to-image", "edit", "inpaint", "image-to-video") else (),
+        mask=np.where(columns < 32, 0, 255).astype(np.uint8) if task == "inpaint" else None,
+        strength=0.7 if task == "image-to-image" else None,
+        num_frames=family.frame_step + 1 if family.frame_step else 1,
+    )
+    return make_job(
+        id,
+        seeds=seeds,
+        steps=steps,
+        guidance_scale=4.0,
+        negative_prompt="grey" if family.negative_prompt else "",
+        true_cfg_scale=4.0 if family.true_cfg else 1.0,
+        inputs=inputs,
+        **fields,
+    )

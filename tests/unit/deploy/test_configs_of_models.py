@@ -1,0 +1,93 @@
+"""Each production configuration against what is published of its model: it is legal there, and fits its card."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raycache.models.folder import told_by
+from raycache.models.registry import family_of
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.resolve import check_deployment
+from raycache.protocol.sizes import check_size
+from raycache.settings import AppSettings
+
+FOLDER = Path(__file__).parents[3] / "serve_configs"
+#: GB of an L20, less what CUDA, NCCL and a call's activations take.
+ROOM_GB = 48 - 8
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model as its files on the hub describe it; ``weights_gb``: of all parts, in bfloat16."""
+
+    pipeline: str
+    blocks: int
+    heads: int
+    weights_gb: float
+
+
+MODELS = {
+    "black-forest-labs/FLUX.1-dev": Published("FluxPipeline", 57, 24, 34),
+    "black-forest-labs/FLUX.1-Kontext-dev": Published("FluxKontextPipeline", 57, 24, 34),
+    "black-forest-labs/FLUX.1-Fill-dev": Published("FluxFillPipeline", 57, 24, 34),
+    "black-forest-labs/FLUX.2-klein-4B": Published("Flux2KleinPipeline", 25, 24, 16),
+    "Tongyi-MAI/Z-Image-Turbo": Published("ZImagePipeline", 30, 30, 20),
+    "stabilityai/stable-diffusion-3.5-large": Published("StableDiffusion3Pipeline", 38, 38, 28),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Published("WanPipeline", 30, 24, 23),
+}
+
+
+def told(path: str) -> Capabilities:
+    model = MODELS[path]
+    family = family_of(model.pipeline)
+    return told_by(
+        family,
+        kind="folder",
+        num_blocks=model.blocks,
+        num_heads=model.heads,
+        text_tokens=family.text,
+        pipeline=model.pipeline,
+    )
+
+
+def one_model(file: Path) -> dict | None:
+    args = yaml.safe_load(file.read_text())["applications"][0]["args"]
+    return args if "model" in args and args["model"]["path"] != "demo" else None
+
+
+PRODUCTION = [file for file in sorted(FOLDER.glob("*.yaml")) if one_model(file) is not None]
+
+
+@pytest.mark.parametrize("file", PRODUCTION, ids=lambda file: file.stem)
+def test_it_fits_its_model_and_its_card(file: Path):
+    settings = AppSettings.model_validate(one_model(file))
+    model = told(settings.model.path)
+    assert MODELS[settings.model.path].weights_gb <= ROOM_GB
+    assert settings.parallel.accelerator_type == "L20"
+    check_deployment(settings, settings.policy, model)
+    for shape in settings.warmup:
+        ranks = settings.parallel.ranks_per_replica
+        check_size(shape.size, side=model.token_side, ranks=ranks, max_pixels=settings.limits.max_pixels)
+
+
+@pytest.mark.parametrize("file", PRODUCTION, ids=lambda file: file.stem)
+def test_what_it_caches_can_save_something(file: Path):
+    settings = AppSettings.model_validate(one_model(file))
+    model, steps = told(settings.model.path), settings.defaults.num_inference_steps
+    said = list(settings.cache.why_nothing_is_saved(steps, model.num_blocks))
+    assert said == [] or settings.cache.type == "none"
+
+
+def test_documents_name_every_model_s_configuration():
+    guide = (FOLDER.parent / "docs" / "models.md").read_text().partition("**GPUs.**")[2]
+    named = set(re.findall(r"`(\w+\.yaml)`", guide))
+    assert named <= {file.name for file in FOLDER.glob("*.yaml")}
+    others = {file.name for file in PRODUCTION if one_model(file)["model"]["path"] != "black-forest-labs/FLUX.1-dev"}
+    assert others <= named
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert [name for name in others if name not in readme] == []

@@ -1,0 +1,34 @@
+"""Nothing that is looked at before a deployment speaks against a tiny model of any family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raycache.models.folder import capabilities_told, folder_faults
+from raycache.protocol.resolve import check_deployment
+from raycache.settings import AppSettings
+from raycache.testing.tiny_models import TINY_FAMILIES, build_tiny
+
+#: A video, an edit, and a pipeline with a guider among its parts.
+QUICK = {"wan", "flux-fill", "hunyuan-image"}
+NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in TINY_FAMILIES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_service_of_it_would_be_deployed(name: str, tmp_path: Path):
+    folder = build_tiny(name, tmp_path / name)
+    assert folder_faults(folder) == []
+    model = capabilities_told(folder, None)
+    assert model is not None
+    assert model.pipeline == TINY_FAMILIES[name].pipeline
+    settings = AppSettings.model_validate(
+        {
+            "model": {"path": str(folder), "dtype": "float32"},
+            "parallel": {"ranks_per_replica": 1, "device": "cpu"},
+            "cache": {"type": "FBCache"},
+            "defaults": {"size": "96x96"},
+        }
+    )
+    check_deployment(settings, settings.policy, model)
