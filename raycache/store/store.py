@@ -23,6 +23,7 @@ from raycache.protocol.stored import JobKind, Order, Page, StoredJob, new_job_id
 from raycache.settings import ServiceSettings
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
+from raycache.store.requests import asked_as, kept_request, picture_files
 from raycache.store.runner import Asker, JobRunner, interrupted
 from raycache.store_settings import StoreSettings
 
@@ -73,19 +74,25 @@ class JobStore:
         self._check_ours()
         key_in_use.set(key)  # of this call; whose limits count
         order = await self._asker.judge(request)
+        files = await asyncio.to_thread(picture_files, request)
+        pictures = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
         async with self._adding:  # none comes between the look at what there is and what comes to it
             self._index.check_room(key)
+            if pictures:
+                self._index.check_room(key, sum(pictures.values()))
             job = StoredJob(
                 id=new_job_id(kind, self._clock()),
                 kind=kind,
                 owner=key,
                 model=order.model,
                 created_at=self._clock(),
-                request=_pinned(request, order).model_dump(mode="json", exclude_none=True),
+                request=kept_request(_pinned(request, order)),
+                asked_as=asked_as(request),
+                pictures=pictures,
                 about={"warnings": list(notes)},
             )
             try:
-                await asyncio.to_thread(self._folder.add, job)
+                await asyncio.to_thread(self._folder.add, job, files)
             except OSError as error:
                 logger.error("A job could not be kept: %s", error.strerror or type(error).__name__)
                 message = "the job could not be kept; the log has the reason"
