@@ -17,7 +17,7 @@ from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, GenerationResult, ProgressEvent, ResolvedRequest, StageTimes
 from raycache.protocol.videos import VideoRequest
 from raycache.settings import AppSettings
-from raycache.store.store import JobStore
+from raycache.store.job_store import JobStore
 from raycache.store_settings import StoreSettings
 
 __all__ = ["EDITS", "SETTINGS", "VIDEOS", "Clock", "FakeAsker", "settings_of", "stopped", "until", "video_request"]
