@@ -7,6 +7,7 @@ nothing for what is null. Which of it is meant as text, the model of the body sa
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +32,9 @@ _CHUNK = 16 << 10
 #: `name`, then keys inside it: `cache[type]`, `image[]`.
 _NAME = re.compile(r"([^\[\]]{1,100})((?:\[[^\[\]]{0,100}\]){0,4})")
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1")
+
+# Its warnings are of what clients send; they are told themselves.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 @dataclass

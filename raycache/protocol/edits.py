@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from pydantic import ConfigDict, Field, SkipValidation, field_validator
 
+from raycache.protocol.errors import invalid
 from raycache.protocol.job import JobInputs
 from raycache.protocol.pictures import PictureSource, as_mask, as_picture
 from raycache.protocol.schemas import GenerationRequest
@@ -47,6 +48,8 @@ class EditRequest(GenerationRequest):
     @classmethod
     def _pictures(cls, value: Any) -> tuple[np.ndarray, ...]:
         sources = list(value) if isinstance(value, list | tuple) else [value]
+        if not sources:
+            raise invalid("image", "an edit needs a picture at least")
         if len(sources) == 1:
             return (as_picture(sources[0]),)
         return tuple(as_picture(source, f"image[{index}]") for index, source in enumerate(sources))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["apng", "chunk", "file", "jpeg_of_size", "png_of", "scene", "webp_of_size"]
+__all__ = ["apng", "chunk", "file", "jpeg_of_size", "png_of", "scene", "webp_of_size", "with_checksums"]
 
 
 def scene(width: int = 24, height: int = 16) -> np.ndarray:
@@ -61,3 +61,15 @@ def webp_of_size(width: int, height: int) -> bytes:
     canvas = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + canvas + inner
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def with_checksums(data: bytes) -> bytes:
+    """A PNG whose chunks were tampered with, and do not show it; other bytes as they are."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return data
+    out, at = data[:8], 8
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        out += chunk(data[at + 4 : at + 8], data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return out
