@@ -32,7 +32,7 @@ VARIABLE, CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "raycache.fron
 _MOST_HEADERS, _MOST_HEADER_BYTES, _MOST_ADDRESS, _MOST_BODY = 100, 32 << 10, 8 << 10, 16 << 20
 _BODY_S = 30.0
 #: Where bodies bring pictures, under whatever prefix the application has; they take none of the others' places.
-_UPLOADS = ("/v1/images/edits",)
+_UPLOADS = ("/v1/images/edits", "/v1/videos")
 #: After it, Serve's router knows that an ingress is dead: it asks another, or holds what comes until there is one.
 _INGRESS_DIED_S = 2.0
 #: Serve decodes them as UTF-8, and fails where they are not.

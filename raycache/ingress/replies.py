@@ -41,7 +41,7 @@ async def drawn(
         RequestError: refused, aborted or failed before the status was out.
     """
     if wants_later(http.headers, body):
-        return await _kept(body, context)
+        return await _kept(body, request or body.request(), context)
     service = context.service
     raw = wanted_media(http.headers, body)
     request = with_header_timeout(request or body.request(), http.headers, service.longest_timeout_s(body.model))
@@ -60,12 +60,12 @@ async def drawn(
     return JSONResponse(reply(result, pictures, body.output_format))
 
 
-async def _kept(body: ImagesBody, context: Context) -> Response:
+async def _kept(body: ImagesBody, request: GenerationRequest, context: Context) -> Response:
     """202: where the job is, which nobody waits for."""
     if context.store is None:
         reason = "`respond-async` asks for a kept job, and this service keeps none; leave the header out"
         raise invalid("prefer", reason, code="no_store")
-    job = await context.store.submit("image", body.request(), body.ignored())
+    job = await context.store.submit("image", request, body.ignored())
     headers = {"location": f"/v1/jobs/{job.id}", "preference-applied": "respond-async"}
     return JSONResponse(job_told(job), 202, headers)
 

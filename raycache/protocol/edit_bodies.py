@@ -13,7 +13,7 @@ from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.edits import EditRequest
 from raycache.protocol.errors import RequestError, invalid
 
-__all__ = ["MOST_FILES", "EditBody", "file_of", "missing_image"]
+__all__ = ["MOST_FILES", "PICTURE_SCHEMA", "EditBody", "file_of", "missing_image", "text_of"]
 
 #: Pictures that a request may bring at most, whatever the model takes; as many as OpenAI's API has.
 MOST_FILES = 16
@@ -22,8 +22,9 @@ _WAYS = "send it as base64, as a data URL, or as a file in multipart/form-data"
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _REFERENCE: dict[str, Any] = {"type": "object", "properties": {"image_url": _TEXT}, "required": ["image_url"]}
-_ONE: dict[str, Any] = {"anyOf": [_TEXT, _REFERENCE]}
-_LIST: dict[str, Any] = {"type": "array", "items": _ONE}
+#: How OpenAPI has one picture in JSON.
+PICTURE_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT, _REFERENCE]}
+_LIST: dict[str, Any] = {"type": "array", "items": PICTURE_SCHEMA}
 
 
 class EditBody(ImagesBody):
@@ -34,13 +35,13 @@ class EditBody(ImagesBody):
 
     events: ClassVar[str] = "image_edit"
 
-    image: Annotated[list[str] | None, WithJsonSchema({"anyOf": [*_ONE["anyOf"], _LIST]})] = Field(
+    image: Annotated[list[str] | None, WithJsonSchema({"anyOf": [*PICTURE_SCHEMA["anyOf"], _LIST]})] = Field(
         default=None, repr=False, description="Base64 or a data URL of a png, jpeg or webp, or a list of them."
     )
     images: Annotated[list[str] | None, WithJsonSchema(_LIST)] = Field(
         default=None, repr=False, description="In place of `image`, as OpenAI has it in JSON."
     )
-    mask: Annotated[str | None, WithJsonSchema(_ONE)] = Field(
+    mask: Annotated[str | None, WithJsonSchema(PICTURE_SCHEMA)] = Field(
         default=None,
         repr=False,
         description="What is transparent in it (or white, where nothing is) is drawn anew; as large as the first "
@@ -62,13 +63,13 @@ class EditBody(ImagesBody):
     def _texts(cls, value: Any, info: ValidationInfo) -> list[str]:
         name = str(info.field_name)
         if isinstance(value, list):
-            return [_text(f"{name}[{index}]", each) for index, each in enumerate(value)]
-        return [_text(name, value)]
+            return [text_of(f"{name}[{index}]", each) for index, each in enumerate(value)]
+        return [text_of(name, value)]
 
     @field_validator("mask", mode="before")
     @classmethod
     def _mask_text(cls, value: Any) -> str:
-        return _text("mask", value)
+        return text_of("mask", value)
 
     @field_validator("markup", mode="before")
     @classmethod
@@ -116,8 +117,12 @@ def file_of(field: str, text: str) -> bytes:
         raise invalid(field, f"is no base64; {_WAYS}") from None
 
 
-def _text(field: str, given: Any) -> str:
-    """Of one picture, that is given as a text or as OpenAI's object around it."""
+def text_of(field: str, given: Any) -> str:
+    """Of one picture, that is given as a text or as OpenAI's object around it.
+
+    Raises:
+        RequestError: 400: it is neither.
+    """
     if isinstance(given, dict):
         if "file_id" in given:
             raise invalid(f"{field}.file_id", f"this server keeps no files; {_WAYS}")

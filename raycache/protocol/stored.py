@@ -11,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raycache.protocol.errors import RequestError
 
-__all__ = ["JobKind", "JobStatus", "Order", "Page", "StoredError", "StoredFile", "StoredJob", "is_job_id", "new_job_id"]
+__all__ = ["AskedAs", "JobKind", "JobStatus", "Order", "Page", "StoredError", "StoredFile", "StoredJob", "is_job_id"]
+__all__ += ["new_job_id"]
 
 JobKind = Literal["video", "image"]
+#: Words for the types of requests, see :mod:`raycache.store.requests`.
+AskedAs = Literal["generation", "edit", "video"]
 JobStatus = Literal["queued", "in_progress", "completed", "failed"]
 Order = Literal["asc", "desc"]
 
@@ -77,6 +80,8 @@ class StoredJob(BaseModel):
         progress: percent of the denoising steps; 100 once the result is there.
         created_at, completed_at, expires_at: ``time.time()``.
         request: as JSON; with the prompt, because the API tells it again. It is in no log.
+        asked_as: what kind of request that is.
+        pictures: sizes of the pictures that it brought, in bytes, by what they are.
         attempts: how often it was begun.
         files: the result by what a client calls it: ``video``, ``thumbnail``, ``0``, ``1``.
         about: what else is told of the result.
@@ -96,6 +101,8 @@ class StoredJob(BaseModel):
     expires_at: float | None = None
     attempts: int = 0
     error: StoredError | None = None
+    asked_as: AskedAs = "generation"
+    pictures: dict[str, int] = Field(default_factory=dict)
     files: dict[str, StoredFile] = Field(default_factory=dict)
     about: dict[str, Any] = Field(default_factory=dict)
 
@@ -106,8 +113,8 @@ class StoredJob(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """Of its result."""
-        return sum(file.bytes for file in self.files.values())
+        """Of its result, and of the pictures that it began with."""
+        return sum(file.bytes for file in self.files.values()) + sum(self.pictures.values())
 
 
 class Page(BaseModel):

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,8 +85,8 @@ class JobFolder:
                 found.append(job)
         return found
 
-    def add(self, job: StoredJob) -> None:
-        """Keep a new job.
+    def add(self, job: StoredJob, files: Mapping[str, bytes] | None = None) -> None:
+        """Keep a new job, with ``files`` beside its record.
 
         Raises:
             OSError: no room, or no such right; nothing is left of it.
@@ -94,6 +94,10 @@ class JobFolder:
         folder = self._jobs / job.id
         folder.mkdir(mode=0o700)
         try:
+            for name, data in (files or {}).items():
+                with self.scratch() as scratch:
+                    (scratch / name).write_bytes(data)
+                    self.adopt(job.id, scratch / name)
             self.write(job)
         except OSError:
             self.remove(job.id)
@@ -140,6 +144,10 @@ class JobFolder:
             except FileNotFoundError:
                 return
         _sync(self._jobs)
+
+    def path_of(self, id: str, name: str) -> Path:
+        """Where a file of a job lies."""
+        return self._jobs / id / name
 
     def read(self, id: str, name: str, start: int, length: int) -> bytes:
         """``length`` bytes of a file from ``start`` on, fewer at its end.

@@ -16,16 +16,7 @@ from raycache.store.encoding import THUMBNAIL_TYPE, VIDEO_TYPE, write_thumbnail,
 from raycache.store.folder import JobFolder
 from raycache.store_settings import StoreSettings
 
-__all__ = ["REQUESTS", "keep_result", "request_of"]
-
-#: What a job's request is read as again, by its kind.
-REQUESTS: dict[str, type[GenerationRequest]] = {"video": VideoRequest, "image": GenerationRequest}
-
-
-def request_of(job: StoredJob, timeout_s: float) -> GenerationRequest:
-    """What an engine is asked for ``job``, with so many seconds left."""
-    request = REQUESTS[job.kind].model_validate(job.request)
-    return request.model_copy(update={"timeout_s": timeout_s, "partial_images": 0})
+__all__ = ["keep_result"]
 
 
 def keep_result(

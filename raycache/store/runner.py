@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 from raycache.ingress.asker import key_in_use
@@ -16,7 +17,8 @@ from raycache.protocol.schemas import GenerationRequest, GenerationResult, Progr
 from raycache.protocol.stored import StoredError, StoredJob
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
-from raycache.store.results import keep_result, request_of
+from raycache.store.requests import request_of
+from raycache.store.results import keep_result
 from raycache.store_settings import StoreSettings
 
 __all__ = ["MOST_ATTEMPTS", "Asker", "JobRunner", "interrupted"]
@@ -108,7 +110,7 @@ class JobRunner:
     async def _try(self, job: StoredJob) -> None:
         deadline = job.created_at + (job.request.get("timeout_s") or self._settings.timeout_s)
         while (left := deadline - self._clock()) > 0:
-            request = request_of(job, min(left, self._asker.longest_timeout_s(job.model)))
+            request = await self._request(job, min(left, self._asker.longest_timeout_s(job.model)))
             try:
                 result = await self._generated(job.id, request)
             except RequestError as error:
@@ -119,6 +121,14 @@ class JobRunner:
             await self._complete(job.id, request, result)
             return
         raise RequestError(504, "the deadline passed before the job was done", "timeout_s", "deadline_exceeded")
+
+    async def _request(self, job: StoredJob, timeout_s: float) -> GenerationRequest:
+        try:
+            return await asyncio.to_thread(request_of, job, partial(self._folder.path_of, job.id), timeout_s)
+        except OSError as error:
+            logger.error("A picture of job %s cannot be read: %s", job.id, error.strerror or type(error).__name__)
+            message = "a picture of the request cannot be read any more; the log has the reason"
+            raise RequestError(500, message, None, "picture_lost") from None
 
     def _again_in(self, id: str, error: RequestError) -> float:
         """Seconds after which trying again makes sense; raises ``error`` when it does not."""

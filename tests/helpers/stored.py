@@ -17,10 +17,10 @@ from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, GenerationResult, ProgressEvent, ResolvedRequest, StageTimes
 from raycache.protocol.videos import VideoRequest
 from raycache.settings import AppSettings
-from raycache.store.store import JobStore
+from raycache.store.job_store import JobStore
 from raycache.store_settings import StoreSettings
 
-__all__ = ["VIDEOS", "Clock", "FakeAsker", "settings_of", "stopped", "until", "video_request"]
+__all__ = ["EDITS", "SETTINGS", "VIDEOS", "Clock", "FakeAsker", "settings_of", "stopped", "until", "video_request"]
 
 SETTINGS = AppSettings.model_validate(
     {
@@ -32,8 +32,18 @@ SETTINGS = AppSettings.model_validate(
 )
 #: Of a model that makes both, as none does; so one service is enough.
 VIDEOS = Capabilities(
-    "noise", 57, 4, 64, "Any", 16, tasks=("text-to-image", "text-to-video", "image-to-video"), frame_step=4, fps=16.0
+    "noise",
+    57,
+    4,
+    64,
+    "Any",
+    16,
+    tasks=("text-to-image", "text-to-video", "image-to-video"),
+    frame_step=4,
+    fps=16.0,
+    max_inputs=1,
 )
+EDITS = Capabilities("noise", 57, 4, 64, "Any", 16, tasks=("inpaint",), max_inputs=2)
 
 
 class Clock:
@@ -53,7 +63,7 @@ class FakeAsker:
     A job is begun at once, and ends when ``go`` is set, as it is unless a test clears it.
     """
 
-    settings = SETTINGS
+    model = VIDEOS
 
     def __init__(self, *answers: Exception) -> None:
         self.answers = list(answers)
@@ -64,7 +74,7 @@ class FakeAsker:
         self.under_way = self.dropped = self.most = 0
 
     async def judge(self, request: GenerationRequest) -> ResolvedRequest:
-        return resolve(request, SETTINGS.policy, VIDEOS, model_name="wan", ranks=2, key=key_in_use.get())
+        return resolve(request, SETTINGS.policy, self.model, model_name="wan", ranks=2, key=key_in_use.get())
 
     async def run(self) -> None:
         """Watches nothing."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from raycache.ingress.contents import content, result_file
-from raycache.ingress.dependencies import InStore, body_document, json_body, require_key
+from raycache.ingress.dependencies import InContext, InStore, require_key
 from raycache.ingress.jobs import InListing, listed, told_of_job
+from raycache.ingress.video_uploads import read_video, video_document
 from raycache.protocol.errors import invalid
 from raycache.protocol.stored import StoredJob
-from raycache.protocol.videos import VideoRequest
 
 router = APIRouter(dependencies=[Depends(require_key)])
 
@@ -21,10 +21,11 @@ router = APIRouter(dependencies=[Depends(require_key)])
 _VARIANTS = ("video", "thumbnail")
 
 
-@router.post("/v1/videos", openapi_extra=body_document(VideoRequest))
-async def create(body: Annotated[VideoRequest, Depends(json_body(VideoRequest))], store: InStore) -> dict[str, Any]:
+@router.post("/v1/videos", openapi_extra=video_document())
+async def create(http: Request, context: InContext, store: InStore) -> dict[str, Any]:
     """Ask for a video."""
-    return _video(await store.submit("video", body))
+    body, request = await read_video(http, context)
+    return _video(await store.submit("video", request, body.ignored()))
 
 
 @router.get("/v1/videos")

@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import httpx
+import numpy as np
 import openai
 import pytest
 from fastapi.testclient import TestClient
@@ -28,10 +29,11 @@ from raycache.ingress.auth import Key
 from raycache.ingress.contents import byte_range
 from raycache.ingress.store_handle import StoreClient
 from raycache.protocol.errors import RequestError
+from raycache.protocol.formats import encode
 from raycache.store.store import Store
 from tests.helpers.fake_service import FakeService, check_error
 from tests.helpers.hostile import bodies, check, oddities
-from tests.helpers.stored import SETTINGS, FakeAsker, handle_of, settings_of, stopped, until
+from tests.helpers.stored import EDITS, SETTINGS, FakeAsker, handle_of, settings_of, stopped, until
 
 BLUE, GREEN = ({"authorization": f"Bearer {name}"} for name in ("blue-key", "green-key"))
 VIDEO = {"prompt": "a circle", "size": "64x48", "num_frames": 5, "seed": 7}
@@ -384,4 +386,129 @@ def test_a_video_is_no_image_job(app: Application):
 
 @pytest.fixture
 def client(app: Application) -> openai.OpenAI:
+    """The client, which sends no header of its own that its transport has."""
     return openai.OpenAI(base_url="http://testserver/v1", api_key="blue-key", max_retries=0, http_client=app.http)
+
+
+PICTURE = np.random.default_rng(5).integers(0, 255, (48, 64, 3), np.uint8)
+PNG = encode(PICTURE, "png")
+URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API")
+class TestOpenAisClient:
+    """It sends forms, whatever it is told."""
+
+    def test_from_create_to_delete(self, client: openai.OpenAI, app: Application, tmp_path: Path):
+        video = client.videos.create_and_poll(
+            prompt="a circle",
+            model="wan",
+            seconds="4",
+            size="64x48",
+            poll_interval_ms=20,
+            extra_body={"seed": 7, "num_inference_steps": 3, "cache": {"type": "FBCache", "warmup_steps": 2}},
+        )
+        assert (video.status, video.progress, video.size, video.error) == ("completed", 100, "64x48", None)
+        assert (video.model_extra["num_frames"], float(video.seconds)) == (65, 65 / 16)
+        (asked,) = app.asker.asked
+        assert (asked.seed, asked.num_inference_steps, asked.cache.type) == (7, 3, "FBCache")
+        assert asked.cache.warmup_steps == 2
+        client.videos.download_content(video.id).write_to_file(tmp_path / "video.mp4")
+        assert len(frames_of((tmp_path / "video.mp4").read_bytes())) == 65
+        thumbnail = client.videos.download_content(video.id, variant="thumbnail").read()
+        assert Image.open(io.BytesIO(thumbnail)).format == "WEBP"
+        assert client.videos.retrieve(video.id).status == "completed"
+        assert client.videos.delete(video.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.videos.retrieve(video.id)
+
+    def test_lists_page_by_page(self, client: openai.OpenAI, app: Application):
+        app.hold()
+        ids = [app.made(seed=seed)["id"] for seed in range(5)]
+        assert [video.id for video in client.videos.list(limit=2)] == ids[::-1]
+        assert [video.id for video in client.videos.list(limit=3, order="asc", after=ids[0])] == ids[1:]
+
+    def test_a_failure_is_told_not_raised(self, client: openai.OpenAI, app: Application):
+        app.asker.answers = [RequestError(500, "drawing failed", None, "job_failed")]
+        video = client.videos.create_and_poll(prompt="a", size="64x48", poll_interval_ms=20)
+        assert (video.status, video.error.code, video.error.message) == ("failed", "job_failed", "drawing failed")
+
+    def test_what_is_wrong_is_raised(self, client: openai.OpenAI):
+        with pytest.raises(openai.BadRequestError, match="seconds"):
+            client.videos.create(prompt="a", seconds="12")
+        with pytest.raises(openai.NotFoundError):
+            client.videos.create(prompt="a", model="sora-2")
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"input_reference": ("first.png", PNG, "image/png")},
+            {"input_reference": PNG},
+            # Its types allow an object, and its code does not.
+            {"extra_body": {"input_reference": {"image_url": URL}}},
+        ],
+        ids=["file", "bytes", "url"],
+    )
+    def test_a_picture_to_begin_with(self, client: openai.OpenAI, app: Application, given: dict[str, Any]):
+        video = client.videos.create_and_poll(prompt="a", size="64x48", poll_interval_ms=20, **given)
+        assert video.status == "completed"
+        (asked,) = app.asker.asked
+        assert asked.inputs().task == "image-to-video"
+        np.testing.assert_array_equal(asked.inputs().pictures[0], PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("https://example.org/a.png", "fetches nothing"),
+        ("data:image/png;base64,AAAA", "no picture that can be read"),
+        ({"file_id": "file_1"}, "keeps no files"),
+        ({"image_url": 5}, "must be a text"),
+        ([URL], "must be a text"),
+        ("", "empty"),
+        (URL[:-400], "broken"),
+    ],
+)
+def test_pictures_that_cannot_be(app: Application, reference: object, words: str):
+    response = app.http.post("/v1/videos", json={**VIDEO, "input_reference": reference})
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+    assert response.json()["error"]["param"].startswith("input_reference")
+
+
+def test_forms_that_cannot_be(app: Application):
+    fields = {key: str(value) for key, value in VIDEO.items()}
+    for files, param in [
+        ([("input_reference", PNG), ("input_reference", PNG)], None),
+        ([("picture", PNG)], "picture"),
+        ([("prompt", PNG)], "prompt"),
+    ]:
+        response = app.http.post("/v1/videos", data=fields, files=files)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    response = app.http.post("/v1/videos", data={**fields, "input_reference": URL}, files=[("input_reference", PNG)])
+    check_error(response, 400, "invalid_value", "input_reference")
+    check_error(app.http.post("/v1/videos", data={"prompt": "a"}), 415, "unsupported_media")
+
+
+def test_what_has_no_effect_is_said(app: Application):
+    made = app.made(output_format="webp", partial_images=2)
+    assert made["warnings"] == [
+        "`output_format` has no effect on a video",
+        "`partial_images` has no effect on a video",
+    ]
+
+
+def test_an_edit_for_later(app: Application):
+    app.asker.model = EDITS
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:20] = 255
+    files = [("image[]", PNG), ("image[]", encode(PICTURE[::-1].copy(), "png")), ("mask", encode(mask, "png"))]
+    response = app.http.post("/v1/images/edits", data={"prompt": "a", "size": "64x48"}, files=files, headers=LATER)
+    assert response.status_code == 202, response.text
+    app.once(response.headers["location"], lambda told: told["status"] == "completed")
+    (asked,) = app.asker.asked
+    inputs = asked.inputs()
+    assert inputs.task == "inpaint"
+    for kept, sent in zip(inputs.pictures, (PICTURE, PICTURE[::-1]), strict=True):
+        np.testing.assert_array_equal(kept, sent)
+    np.testing.assert_array_equal(inputs.mask, mask)

@@ -12,8 +12,8 @@ import pytest
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.stored import StoredJob
+from raycache.store.job_store import JobStore
 from raycache.store.runner import MOST_ATTEMPTS
-from raycache.store.store import JobStore
 from tests.helpers.stored import Clock, FakeAsker, settings_of, stopped, until, video_request
 
 Start = Callable[..., Awaitable[JobStore]]
