@@ -38,7 +38,7 @@ class Service:
     settings = SETTINGS
     keys = ()
     max_body_bytes = 1 << 20
-    max_upload_bytes = SETTINGS.limits.max_upload_bytes
+    limits = SETTINGS.limits
     model = MODEL
     shortage = None
     asleep = False
@@ -52,11 +52,15 @@ class Service:
 
         answered = staticmethod(lambda error: None)
 
+    @property
+    def max_upload_bytes(self) -> int:
+        return self.limits.max_upload_bytes
+
     def longest_timeout_s(self, model: str | None) -> float:
         return 3600.0
 
     def limits_of(self, model: str | None) -> LimitSettings:
-        return self.policy.limits
+        return self.limits
 
     def capabilities_of(self, model: str | None) -> Capabilities | None:
         return self.model
