@@ -150,5 +150,10 @@ def test_metrics_tell_the_models_apart(url: str):
         return {one.labels["deployment"] for one in samples if one.labels.get("application") == "pair"}
 
     wait_for(lambda: counted() == set(DEPLOYMENT.values()), 60, every_s=1.0)
-    known = [one for one in scraped()["ray_raycache_model_ready"] if one.labels.get("application") == "pair"]
-    assert {one.labels["model"]: one.value for one in known} == {ONE: 1.0, OTHER: 1.0}
+
+    def ready() -> dict[str, float]:
+        samples = scraped().get("ray_raycache_model_ready", [])
+        return {one.labels["model"]: one.value for one in samples if one.labels.get("application") == "pair"}
+
+    # What is scraped is some seconds old, and one of them was dead before.
+    wait_for(lambda: ready() == {ONE: 1.0, OTHER: 1.0}, 60, every_s=1.0)
