@@ -184,6 +184,14 @@ BLOCKS: dict[str, BlockSpec] = {
     # Half of the text's channels are each block's own: the model replaces them between the blocks.
     "BriaFiboTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
     "BriaFiboSingleTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
+    # Gist of the text, image and pictures to edit in one sequence; some blocks read the text besides.
+    "BriaFibo2TransformerBlock": BlockSpec(
+        (
+            *("attn_mask", "freqs_cis", "adaln_input", "noise_mask", "adaln_noisy", "adaln_clean"),
+            *("encoder_hidden_states", "encoder_attention_mask"),
+        ),
+        metadata=TransformerBlockMetadata(return_hidden_states_index=0, hidden_states_argument_name="x"),
+    ),
     "LuminaNextDiTBlock": BlockSpec(("attention_mask", "encoder_mask", "temb"), metadata=_IMAGE),
     "JoyImageTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE_THEN_TEXT),
     "JoyImageEditPlusTransformerBlock": BlockSpec(

@@ -20,14 +20,15 @@ class CallRows:
             dimensions has no rows, and counts as one of ``whole``.
         layers: a list of tensors with rows, or one tensor of all, in which layers come before rows.
         whole: tensors without rows, which must be equal.
-        told_together: what the transformer tells from all rows at once, which must be equal, too.
+        told_together: from the transformer's config and the arguments, what it tells of all rows at once, which must be
+            equal, too.
     """
 
     each: tuple[str, ...]
     same: Mapping[str, int] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
-    told_together: Callable[[Mapping[str, Any]], Hashable] = lambda kwargs: None
+    told_together: Callable[[Any, Mapping[str, Any]], Hashable] = lambda config, kwargs: None
 
 
 def _rows(more: str = "", **others: Any) -> CallRows:
@@ -35,17 +36,34 @@ def _rows(more: str = "", **others: Any) -> CallRows:
     return CallRows(("hidden_states", "timestep", "encoder_hidden_states", *more.split()), **others)
 
 
-def _text_alone(kwargs: Mapping[str, Any]) -> bool:
+def _text_alone(config: Any, kwargs: Mapping[str, Any]) -> bool:
     """HunyuanVideo 1.5 takes image embeddings for a picture as soon as one row of them is not zero."""
     return not bool(kwargs["image_embeds"].any())
 
 
-def _longest_text(kwargs: Mapping[str, Any]) -> int:
+def _longest_text(config: Any, kwargs: Mapping[str, Any]) -> int:
     """Lumina 2 cuts the text of all rows to the longest."""
     return int(kwargs["encoder_attention_mask"].sum(1).max())
 
 
-def _padded_text(kwargs: Mapping[str, Any]) -> int:
+def _gist(config: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Fibo 2 has as many tokens of gist as its longest text needs, and puts them last where another needs fewer."""
+    from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count
+
+    mask = kwargs.get("encoder_attention_mask")
+    lengths = [kwargs["encoder_hidden_states"].shape[2]] if mask is None else mask.sum(1).tolist()
+    counts = compute_gist_count(
+        lengths,
+        min_gist=config.min_num_gist_tokens,
+        max_gist=config.max_num_gist_tokens,
+        gist_step=config.gist_step,
+        min_text_len=config.gist_min_text_len,
+        max_text_len=config.gist_max_text_len,
+    )
+    return tuple(sorted(set(counts)))
+
+
+def _padded_text(config: Any, kwargs: Mapping[str, Any]) -> int:
     """Z-Image fills up each text to a multiple of 32 tokens, and then all of them to the longest."""
     return max(-(-len(text) // 32) for text in kwargs["cap_feats"])
 
@@ -62,6 +80,7 @@ STACKED: dict[str, CallRows] = {
     "AllegroTransformer3DModel": _rows(f"attention_mask {_MASK}", whole=_ROPE),
     "AnyFlowTransformer3DModel": _rows(f"r_timestep {_IMAGE}"),
     "AuraFlowTransformer2DModel": _rows(),
+    "BriaFibo2Transformer2DModel": _rows(_MASK, layers=("context_latents",), told_together=_gist),
     "BriaFiboTransformer2DModel": _rows(
         "pooled_projections guidance", same=_POSITIONS, layers=("text_encoder_layers",)
     ),

@@ -33,7 +33,8 @@ def join_key(transformer: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Any, ..
 
     Shapes count without their rows. Of tensors that are not stacked the values count.
     """
-    table = STACKED.get(type(unwrap_compiled(transformer)).__name__)
+    inner: Any = unwrap_compiled(transformer)
+    table = STACKED.get(type(inner).__name__)
     if table is None:
         return None
     rows = _rows_of(kwargs)
@@ -41,7 +42,7 @@ def join_key(transformer: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Any, ..
         keys = tuple((name, _key(table, name, kwargs[name], rows)) for name in sorted(kwargs))
     except _StaysAlone:
         return None
-    return *keys, table.told_together(kwargs)
+    return *keys, table.told_together(inner.config, kwargs)
 
 
 def stack_arguments(transformer: nn.Module, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

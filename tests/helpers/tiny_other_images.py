@@ -61,6 +61,15 @@ def _fibo(p: Pictures) -> dict[str, Any]:
     }
 
 
+def _fibo2(p: Pictures) -> dict[str, Any]:
+    return {
+        "hidden_states": p.latents(4, 8, 8),
+        "encoder_hidden_states": p.fixed(3, 6, 16, salt=1),  # for the gist, then for each block that reads it
+        "encoder_attention_mask": p.mask(6),
+        "timestep": p.times(),
+    }
+
+
 def _lumina_next(p: Pictures) -> dict[str, Any]:
     angles = torch.outer(torch.arange(16.0), torch.arange(1.0, 9.0)).reshape(4, 4, 8)
     return _image(p) | {
@@ -90,7 +99,28 @@ def _nucleus(p: Pictures) -> dict[str, Any]:
     }
 
 
+_FIBO2 = {
+    "in_channels": 4,
+    "dim": 32,
+    "n_layers": 4,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "cap_feat_dim": 16,
+    "injection_layer_ids": (1, 2),
+    "perceiver_num_layers": 1,
+    "min_num_gist_tokens": 2,
+    "max_num_gist_tokens": 6,
+    "gist_step": 2,
+    "gist_min_text_len": 2,
+    "gist_max_text_len": 6,
+    "axes_dims": (4, 6, 6),
+    "axes_lens": (64, 32, 32),
+}
 TINY: dict[str, Tiny] = {
+    "BriaFibo2Transformer2DModel": Tiny(_FIBO2, _fibo2),
+    "BriaFibo2Transformer2DModel+edit": Tiny(
+        _FIBO2, lambda p: _fibo2(p) | {"context_latents": [p.fixed(4, 4, 8, salt=2)]}
+    ),
     "AuraFlowTransformer2DModel": Tiny(
         _HEADS
         | _CHANNELS

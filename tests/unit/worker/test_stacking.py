@@ -161,6 +161,8 @@ def joins(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
         ("Lumina2Transformer2DModel", {"encoder_attention_mask": torch.arange(6).expand(2, 6) < 3}),
         ("ZImageTransformer2DModel", {"cap_feats": [torch.zeros(5, 16), torch.zeros(33, 16)]}),
         ("ZImageTransformer2DModel", {"x": [torch.zeros(4, 1, 8, 4)] * 2}),
+        # 2 tokens of gist where the others have 6: padded, and behind the image.
+        ("BriaFibo2Transformer2DModel", {"encoder_attention_mask": torch.arange(6) < torch.tensor([[2], [6]])}),
         # One row with a picture makes that of the others count, which is zeros.
         ("HunyuanVideo15Transformer3DModel", {"image_embeds": torch.ones(2, 2, 8)}),
     ],
