@@ -40,9 +40,8 @@ def split_by_plan(transformer: torch.nn.Module, context: Any, plan: Mapping[str,
             if isinstance(steps, dict):
                 hooks.register_hook(_Split(steps, context), f"cp_input---{name}")
             else:
-                hooks.register_hook(
-                    _Gather(steps if isinstance(steps, list) else [steps], context), f"cp_output---{name}"
-                )
+                outputs: Any = steps if isinstance(steps, list) else [steps]
+                hooks.register_hook(_Gather(outputs, context), f"cp_output---{name}")
 
 
 class _Split(ContextParallelSplitHook):
@@ -71,15 +70,17 @@ class _Gather(ContextParallelGatherHook):
     """diffusers' hook, for parts of different lengths."""
 
     def post_forward(self, module: Any, output: Any) -> Any:
-        split: TokenSplit = self.parallel_config.split
+        context: Any = self.parallel_config
+        split: TokenSplit = context.split
         if split.latents % split.ranks == 0:
             return super().post_forward(module, output)
         parts = [output] if isinstance(output, torch.Tensor) else list(output)
+        steps: Any = self.metadata  # a list, which diffusers' own hook is typed as a dict for
         whole = [
             part
             if step is None
             else gather_tokens(split, part, step.gather_dim, split.sizes(part.shape[step.gather_dim]))
-            for part, step in zip(parts, self.metadata, strict=True)
+            for part, step in zip(parts, steps, strict=True)
         ]
         return whole[0] if isinstance(output, torch.Tensor) else tuple(whole)
 

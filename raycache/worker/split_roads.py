@@ -98,10 +98,8 @@ def _hunyuan(transformer: Any) -> None:
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
     plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
     split = TokenSplit()
-    for block in (
-        *transformer.transformer_blocks,
-        *transformer.single_transformer_blocks,
-    ):  # before, so inside, the split
+    # Before the plan's hooks: a later one runs first, and the first block's must have split the text by then.
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         HookRegistry.check_if_exists_or_initialize(block).register_hook(JointMask(split), "cp_joint_mask")
     by_diffusers(transformer, plan, ("context_embedder*",), split)
 

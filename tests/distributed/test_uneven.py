@@ -78,7 +78,7 @@ def _every_case(rank: int, world_size: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def answers() -> list[dict[str, Any]]:
-    return run_ranks(2, _every_case)
+    return run_ranks(2, _every_case, timeout=240)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -89,10 +89,6 @@ def test_two_ranks_draw_and_decide_as_one(answers: list[dict[str, Any]], case: s
         assert float((cached_too - cached).norm() / cached.norm()) <= 1e-5
         assert decided_too == decided
         assert {hit for step in decided for hit in step} == {True, False}, "both ways are taken"
-
-
-def _blocks(model: Any) -> list[Any]:
-    return [*model.transformer_blocks]
 
 
 def _compiled(rank: int, world_size: int, case: str) -> dict[str, Any]:
@@ -111,13 +107,13 @@ def _compiled(rank: int, world_size: int, case: str) -> dict[str, Any]:
     answer = {}
     for compiled in (False, True):
         model = other_form(name, config)
-        for block in _blocks(model) if compiled else ():
+        for block in model.transformer_blocks if compiled else ():
             block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
         parallelize(model)
         TokenSplit.exchange = exchange if compiled else counted  # type: ignore[method-assign]
         with torch.no_grad():
             answer[str(compiled)] = model(**_inputs(case, 0))[0]
-    return answer | {"sent": len(sent), "blocks": len(_blocks(model))}
+    return answer | {"sent": len(sent), "blocks": len(model.transformer_blocks)}
 
 
 @pytest.mark.parametrize("case", ["Qwen-Image with odd text", "SD3 with odd text"])
@@ -132,20 +128,18 @@ def _gradients(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     from raycache.worker.context_parallel import parallelize
     from tests.helpers.tiny_forms import other_form
 
-    case, found = "Wan with odd latents", []
-    model = other_form(WAN, THREE)
+    """Of one attention, whose tokens the hooks did not split."""
+    model, found = other_form(WAN, THREE), []
     for split in (False, True):
         if split:
             parallelize(model)
-        inputs = _inputs(case, 0)
-        inputs["hidden_states"].requires_grad_()
-        blocks = model.blocks[0].attn1
+        attention = model.blocks[0].attn1
         states = torch.randn(1, 15, 48, generator=torch.Generator().manual_seed(0))
         own = states.tensor_split(2, 1)[rank] if split else states
         own = own.clone().requires_grad_()
         if split:
             model._parallel_config.context_parallel_config.split.note("latents", 15)
-        blocks(own).square().sum().backward()
+        attention(own).square().sum().backward()
         found.append(own.grad if split else own.grad.tensor_split(2, 1)[rank])
     return found[0], found[1]
 

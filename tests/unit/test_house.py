@@ -19,7 +19,7 @@ SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names",
 MAY_IMPORT = {
     "app": {"dry_run", "ingress", "store", "engine", "gang", "cluster", *SHARED},
     "dry_run": {"ingress", "models", "cluster", *SHARED},
-    "reference": SHARED,
+    "reference": {"models", "worker", "testing", *SHARED},  # tables of all registries
     "front": {"protocol", "limits"},
     "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
     "store": {"ingress", "cluster", *SHARED},  # asks engines as an ingress does
