@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from raycache.ingress.asker import key_in_use
 from raycache.protocol.errors import RequestError, unavailable
@@ -20,6 +21,8 @@ from raycache.store_settings import StoreSettings
 __all__ = ["JobStore"]
 
 logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
 
 #: Seconds between two looks at what has expired, and between two tries to get the folder.
 _SWEEP_S, _TAKE_S = 2.0, 0.25
@@ -42,6 +45,7 @@ class JobStore:
         self._folder, self._index = JobFolder(settings.folder), JobIndex(settings)
         self._runner = JobRunner(settings, asker, self._index, self._folder, self._keep, clock)
         self._adding, self._writing = asyncio.Lock(), asyncio.Lock()
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._ours = False
         self._working = asyncio.get_running_loop().create_task(self._work())
 
@@ -63,32 +67,7 @@ class JobStore:
         key_in_use.set(key)  # of this call; whose limits count
         order = await self._asker.judge(request)
         files = await asyncio.to_thread(picture_files, request)
-        pictures = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
-        async with self._adding:  # none comes between the look at what there is and what comes to it
-            self._index.check_room(key)
-            if pictures:
-                self._index.check_room(key, sum(pictures.values()))
-            job = StoredJob(
-                id=new_job_id(kind, self._clock()),
-                kind=kind,
-                owner=key,
-                model=order.model,
-                created_at=self._clock(),
-                request=kept_request(_pinned(request, order)),
-                asked_as=asked_as(request),
-                pictures=pictures,
-                about={"warnings": list(notes)},
-            )
-            try:
-                await asyncio.to_thread(self._folder.add, job, files)
-            except OSError as error:
-                logger.error("A job could not be kept: %s", error.strerror or type(error).__name__)
-                message = "the job could not be kept; the log has the reason"
-                raise RequestError(507, message, None, "store_full") from None
-            self._index.put(job)
-        logger.info("Keeping job %s", job.id)
-        self._runner.wake()
-        return job
+        return await self._whole(self._add(kind, _pinned(request, order), key, notes, files))
 
     def find(self, kind: JobKind, id: str, key: str | None) -> StoredJob:
         """How a job is.
@@ -115,7 +94,7 @@ class JobStore:
             RequestError: 404.
         """
         job = self.find(kind, id, key)
-        await self._forget(job)
+        await self._whole(self._forget(job))
         return job
 
     async def read(self, kind: JobKind, id: str, key: str | None, what: str, start: int, length: int) -> bytes:
@@ -176,11 +155,48 @@ class JobStore:
             await self.sweep()
             await asyncio.sleep(_SWEEP_S)
 
+    async def _add(
+        self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str], files: dict[str, bytes]
+    ) -> StoredJob:
+        pictures = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
+        async with self._adding:  # none comes between the look at what there is and what comes to it
+            self._index.check_room(key)
+            if pictures:
+                self._index.check_room(key, sum(pictures.values()))
+            job = StoredJob(
+                id=new_job_id(kind, self._clock()),
+                kind=kind,
+                owner=key,
+                model=request.model or "",
+                created_at=self._clock(),
+                request=kept_request(request),
+                asked_as=asked_as(request),
+                pictures=pictures,
+                about={"warnings": list(notes)},
+            )
+            try:
+                await asyncio.to_thread(self._folder.add, job, files)
+            except OSError as error:
+                logger.error("A job could not be kept: %s", error.strerror or type(error).__name__)
+                message = "the job could not be kept; the log has the reason"
+                raise RequestError(507, message, None, "store_full") from None
+            self._index.put(job)
+        logger.info("Keeping job %s", job.id)
+        self._runner.wake()
+        return job
+
     async def _forget(self, job: StoredJob) -> None:
         self._index.drop(job.id)
         await self._runner.drop(job.id)
         async with self._writing:
             await asyncio.to_thread(self._folder.remove, job.id)
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for ``work``, which ends as it should also when whoever asked leaves: memory and disk say the same."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
 
     async def _keep(self, job: StoredJob) -> None:
         """What a job has become: written, then shown, so that no death takes back what was told."""
@@ -202,8 +218,12 @@ class JobStore:
 
 def _pinned(request: GenerationRequest, order: ResolvedRequest) -> GenerationRequest:
     """``request`` with what was chosen for it, so that the same comes of it however often it is begun."""
-    chosen = {"seed": order.seed, "size": str(order.size), "num_inference_steps": order.num_inference_steps}
-    chosen |= {"guidance_scale": order.guidance_scale}
+    chosen: dict[str, object] = {
+        "seed": order.seed,
+        "size": str(order.size),
+        "num_inference_steps": order.num_inference_steps,
+    }
+    chosen |= {"guidance_scale": order.guidance_scale, "model": order.model}
     if order.fps:
         chosen |= {"fps": order.fps, "num_frames": order.inputs.num_frames, "seconds": None}
     return request.model_copy(update=chosen)

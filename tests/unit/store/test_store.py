@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -209,6 +209,29 @@ async def test_deleting_drops_a_job_on_the_engine_before_it_is_answered(start: S
             store.find("video", job.id, None)
         assert gone.value.status == 404
     assert not list((tmp_path / "jobs/jobs").iterdir())
+
+
+async def test_who_leaves_while_a_job_is_kept_or_deleted_leaves_nothing_half_done(start: Start, tmp_path: Path):
+    """Serve cancels what a client who left had asked for; what memory and disk say must not differ after that."""
+    asker = FakeAsker()
+    asker.go.clear()
+    store = await start(asker)
+
+    async def left(call: Coroutine[object, object, object]) -> None:
+        task = asyncio.create_task(call)
+        while not store._under_way:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not store._under_way)
+
+    await left(store.submit("video", video_request(), None))
+    (job,) = store.page("video", None, None, 10, "asc").jobs
+    assert [folder.name for folder in (tmp_path / "jobs/jobs").iterdir()] == [job.id]
+    await left(store.delete("video", job.id, None))
+    assert not list((tmp_path / "jobs/jobs").iterdir())
+    assert not (await start(FakeAsker())).page("video", None, None, 10, "asc").jobs
 
 
 async def test_what_has_expired_is_gone_also_from_the_disk(start: Start, tmp_path: Path, clock: Clock):
