@@ -11,6 +11,7 @@ from raycache.models.denoisers import blocks_of, denoisers_of
 from raycache.models.folder import pipeline_class, told_by
 from raycache.models.registry import family_of
 from raycache.protocol.capabilities import Capabilities, ModelKind
+from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
 
 __all__ = ["capabilities_of", "load_pipeline"]
@@ -51,6 +52,7 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
         num_heads=heads,
         text_tokens=settings.max_sequence_length or family.text_tokens(pipe),
         pipeline=type(pipe).__name__,
+        loras=tuple(LoraChoice(name, lora.scale) for name, lora in settings.loras.items()),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raycache.protocol.lora import LoraChoice
+
 __all__ = ["Capabilities", "ModelKind", "ModelSource", "Task"]
 
 #: What a request may be, told from what it brings: pictures, a mask, a number of frames.
@@ -34,6 +36,7 @@ class Capabilities:
         frame_step: 0 where images come out; else a video's number of frames is a multiple of it, plus one.
         fps: frames a second that the model was trained at; 0 where images come out.
         previews: latents can be decoded on the way.
+        loras: that requests may name, each with its default scale.
     """
 
     kind: ModelKind
@@ -50,6 +53,7 @@ class Capabilities:
     frame_step: int = 0
     fps: float = 0.0
     previews: bool = True
+    loras: tuple[LoraChoice, ...] = ()
 
     def calls_per_step(self, guidance_scale: float, true_cfg_scale: float) -> int:
         """Of the transformer, with this guidance."""

@@ -17,6 +17,7 @@ from raycache.protocol.cache_choice import cache_options, misfit_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import LONGEST_SIDE
+from raycache.protocol.lora import check_lora
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.protocol.tasks import check_inputs, check_length, guided
 from raycache.settings import AppSettings, Policy
@@ -72,6 +73,7 @@ def resolve(
         inputs=check_inputs(request, model, limits, steps),
         fps=model.fps,
         calls_per_step=model.calls_per_step(guidance, true_cfg_scale),
+        lora=check_lora(request.lora, model),
     )
 
 
