@@ -129,6 +129,7 @@ def _alive(transformer: torch.nn.Module) -> tuple[int, int, int]:
     return len(tensors), sum(one.nbytes for one in tensors), sum(len(vars(module)) for module in transformer.modules())
 
 
+@pytest.mark.slow
 def test_switching_and_reloading_twenty_times_leaves_memory_flat(files: dict[str, Path], pipe: FluxPipeline):
     """There is room for one, so each job puts away that of the job before."""
     adapters = made(pipe, files, lora_bytes=60_000)
