@@ -74,6 +74,7 @@ def _cached(drawn: Drawn, name: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_two_ranks_draw_what_fused_weights_draw_and_agree_on_what_is_broken(tmp_path: Path):
     folder = build_noise_model(tmp_path / "noise", layers=1, single_layers=2)
     transformer = load(folder).transformer
@@ -83,7 +84,7 @@ def test_two_ranks_draw_what_fused_weights_draw_and_agree_on_what_is_broken(tmp_
     }
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(files["b"].read_bytes()[:-7])
-    ranks = run_ranks(2, _ranks, folder, files, [files["b"], files["b"], cut, files["a"]], timeout=280)
+    ranks = run_ranks(2, _ranks, folder, files, [files["b"], files["b"], cut, files["a"]], timeout=380)
     first = ranks[0]
     drawn = whole([told["good"] for told in ranks])
     for name in ("a", "none", "b", "uncached"):
