@@ -1,5 +1,7 @@
-"""raycache: images from diffusion transformers, fast, on Ray Serve."""
+"""raycache: images and videos from diffusion transformers, fast, on Ray Serve."""
 
+from raycache.protocol.edits import EditRequest
 from raycache.protocol.schemas import GenerationRequest, GenerationResult
+from raycache.protocol.videos import VideoRequest
 
-__all__ = ["GenerationRequest", "GenerationResult"]
+__all__ = ["EditRequest", "GenerationRequest", "GenerationResult", "VideoRequest"]

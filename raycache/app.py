@@ -6,7 +6,7 @@ No ``from __future__ import annotations`` here: Serve hands the builder a model 
 from typing import Any
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
 from raycache.cluster.surge import surge_percents
@@ -16,6 +16,8 @@ from raycache.engine.engine import Engine
 from raycache.gang.placement import placement_bundles
 from raycache.ingress.ingress import Ingress
 from raycache.settings import AppSettings, ServiceSettings
+from raycache.store.store import Store
+from raycache.store_settings import StoreSettings
 
 #: Calls an ingress or engine replica takes at once beyond its jobs: status, and requests that are refused at once.
 #: Serve's own queue never refuses before ours does, because its refusal is plain text without a reason.
@@ -55,7 +57,9 @@ def build(settings: ServiceSettings) -> Application:
         graceful_shutdown_timeout_s=max(one.reliability.drain_timeout_s for one in settings.engines),
         logging_config=LoggingConfig(encoding=settings.logging.encoding, log_level=settings.logging.level),
     )
-    return ingress.bind(settings, engines, bundles)
+    if settings.store is None:
+        return ingress.bind(settings, engines, bundles)
+    return ingress.bind(settings, engines, bundles, _store(settings, settings.store).bind(settings, engines, bundles))
 
 
 def _engines(settings: AppSettings, name: str, bundles: list[dict[str, float]], surge: int) -> Application:
@@ -82,3 +86,19 @@ def _engines(settings: AppSettings, name: str, bundles: list[dict[str, float]], 
         logging_config=LoggingConfig(encoding=encoding, log_level=level, enable_access_log=False),
     )
     return engine.bind(settings)
+
+
+def _store(settings: ServiceSettings, store: StoreSettings) -> Deployment:
+    """One replica, and never a second beside it, which would run every job: an old one goes first."""
+    encoding, level = settings.logging.encoding, settings.logging.level
+    return serve.deployment()(Store).options(
+        name="Store",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": store.num_cpus},
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        health_check_period_s=settings.reliability.health_check_period_s,
+        health_check_timeout_s=30,  # a shared folder may hang for a while
+        # Nothing that it is asked takes long, and jobs go on in the next one.
+        graceful_shutdown_timeout_s=5,
+        logging_config=LoggingConfig(encoding=encoding, log_level=level, enable_access_log=False),
+    )

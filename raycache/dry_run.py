@@ -29,7 +29,8 @@ from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size
+from raycache.protocol.resolve import check_deployment
+from raycache.protocol.sizes import check_size
 from raycache.settings import AppSettings, ServiceSettings
 
 __all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]
@@ -130,7 +131,9 @@ def _check_engine(settings: AppSettings) -> None:
     # Of a model that tells nothing, nothing is held against the settings.
     ranks = settings.parallel.ranks_per_replica
     side = _token_side(settings)
-    check_deployment(settings, policy, model or Capabilities("folder", 1_000_000, ranks, ranks, "", side))
+    check_deployment(settings, policy, model or Capabilities("folder", 1_000_000, ranks, ranks, "", side, uneven=True))
+    if model and (faults := list(_warmup_faults(settings, model.token_side, model.uneven))):
+        raise ValueError("; ".join(faults))
 
 
 def _check_ingress(settings: ServiceSettings) -> None:
@@ -138,11 +141,15 @@ def _check_ingress(settings: ServiceSettings) -> None:
 
 
 def _contradictions(settings: AppSettings) -> Iterable[str]:
-    """What is wrong wherever it runs."""
+    """What is wrong wherever it runs. How a folder's model can be split is seen where the folder is."""
+    return _warmup_faults(settings, _token_side(settings), uneven=own_model(settings.model.path) is None)
+
+
+def _warmup_faults(settings: AppSettings, side: int, uneven: bool) -> Iterable[str]:
     ranks = settings.parallel.ranks_per_replica
     for shape in settings.warmup:
         try:
-            check_size(shape.size, side=_token_side(settings), ranks=ranks, max_pixels=max(shape.size.pixels, 1))
+            check_size(shape.size, side=side, ranks=ranks, max_pixels=max(shape.size.pixels, 1), uneven=uneven)
         except RequestError as error:
             yield f"warmup: {error}"
 

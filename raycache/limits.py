@@ -9,7 +9,10 @@ from pydantic import Field
 from raycache.size import Size
 from raycache.strict import Strict
 
-__all__ = ["PRIORITIES", "DefaultSettings", "KeySettings", "LimitSettings", "Priority"]
+__all__ = ["MOST_UPLOAD", "PRIORITIES", "DefaultSettings", "KeySettings", "LimitSettings", "Priority"]
+
+#: Bytes of a body with pictures that Serve's proxy lets through, where no setting is known.
+MOST_UPLOAD = 64 << 20
 
 Priority = Literal["low", "normal", "high"]
 #: What a request weighs beside those of others. A caller has an account for each, so its own are set apart, too.
@@ -54,6 +57,11 @@ class LimitSettings(Strict):
         description="By the public name of a key its `weight` beside others (1) and its `max_priority` (`normal`).",
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Size of an HTTP request body.")
+    max_upload_bytes: int = Field(
+        default=32 << 20, ge=1024, le=MOST_UPLOAD, description="The same of a body that brings pictures."
+    )
+    max_input_bytes: int = Field(default=16 << 20, ge=64, description="Size of the file of one input picture.")
+    max_input_pixels: int = Field(default=4096 * 4096, ge=1, description="Width x height of one input picture.")
 
     def of_key(self, key: str | None) -> KeySettings:
         """What is said of a key. None: no key is asked for, or a Python handle asks; any priority may be named."""

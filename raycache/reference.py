@@ -1,4 +1,4 @@
-"""The tables of the documents, made from the settings, the metrics, the modules and the supported models themselves.
+"""The tables of the documents, made from settings, metrics, modules and registries of models themselves.
 
 python -m raycache.reference docs/operating.md docs/design.md docs/models.md README.md
 rewrites what stands between the markers.
@@ -18,18 +18,24 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cache_core.supported import models_table
+from cache_core.cache_type import CacheType
+from cache_core.supported import MODELS, models_table
 from raycache.metrics import SPECS
+from raycache.models.registry import FAMILIES, family_of
+from raycache.models.roads import ROADS
 from raycache.settings import ServiceSettings
+from raycache.testing.tiny_models import TINY_FAMILIES
+from raycache.worker.call_rows import STACKED
 
-__all__ = ["metrics_table", "modules_table", "settings_table", "updated"]
+__all__ = ["metrics_table", "modules_table", "service_table", "settings_table", "updated"]
 
 #: Explained elsewhere: the options of the cache methods.
 _ELSEWHERE = {"cache"}
 _ROOT = Path(__file__).parents[1]
 #: Rooms in the order of a request's way, then what all of them share, then tools.
 _ROOMS = (
-    *("raycache/front", "raycache/ingress", "raycache/ingress/routes", "raycache/engine", "raycache/gang"),
+    *("raycache/front", "raycache/ingress", "raycache/ingress/routes"),
+    *("raycache/store", "raycache/engine", "raycache/gang"),
     *("raycache/worker", "raycache/models", "raycache/protocol", "raycache/presets", "raycache/cluster", "raycache"),
     *("raycache/demo", "raycache/demo/training", "raycache/tune", "raycache/testing", "raycache/testing/tiny_models"),
     *("cache_core", "cache_core/policies"),
@@ -65,7 +71,32 @@ def modules_table() -> str:
     return "\n".join(rows)
 
 
+def service_table() -> str:
+    """What the service does with each transformer, and what of it was tested, as Markdown."""
+    methods = ", ".join(method for method in CacheType if method != CacheType.NONE)
+    tiny = {family.pipeline for family in TINY_FAMILIES.values()}
+    rows = [
+        "| model | transformer | tasks | several ranks | jobs share calls | cache methods | tested with |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for model, classes in MODELS.items():
+        for name in classes:
+            pipelines = [pipeline for pipeline in FAMILIES if family_of(pipeline).transformer == name]
+            tasks = dict.fromkeys(task for pipeline in pipelines for task in family_of(pipeline).tasks)
+            tested = ["transformer", *["2 ranks"][: name in ROADS], *(f"`{own}`" for own in pipelines if own in tiny)]
+            cells = (
+                model,
+                f"`{name}`",
+                ", ".join(tasks) or "-",
+                ROADS.get(name, "-"),
+                "yes" if name in STACKED else "-",
+            )
+            rows.append(f"| {' | '.join(cells)} | {methods} | {', '.join(tested)} |")
+    return "\n".join(rows)
+
+
 _TABLES = {
+    "service": service_table,
     "settings": settings_table,
     "metrics": metrics_table,
     "modules": modules_table,

@@ -22,6 +22,7 @@ from raycache.model_names import ENGINE, ModelNames, deployment_name, wrong_name
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
 from raycache.size import Size
+from raycache.store_settings import StoreSettings
 from raycache.strict import Strict as _Settings
 from raycache.text_files import trimmed_within
 
@@ -140,12 +141,15 @@ class ServiceSettings(EngineSettings):
     """What ``raycache.app:build`` takes: every field can be set under ``args:`` in the YAML."""
 
     ingress: IngressSettings = IngressSettings()
+    store: StoreSettings | None = Field(
+        default=None, description="Keep jobs that nobody waits for: videos, asynchronous images; null = do not."
+    )
     logging: LoggingSettings = LoggingSettings()
     models: list[ModelEntry] | None = Field(
         default=None,
         min_length=1,
         description="Several models in place of `model`: each entry has the settings above for engines of its own, but "
-        "for `ingress` and `logging`. What an entry does not say is what stands beside `models`.",
+        "for `ingress`, `store` and `logging`. What an entry does not say is what stands beside `models`.",
     )
     aliases: dict[str, str] = Field(
         default_factory=dict, description="Other names that requests may give as `model`, each with the model's own."
@@ -157,7 +161,7 @@ class ServiceSettings(EngineSettings):
     @property
     def engines(self) -> tuple[AppSettings, ...]:
         """The settings of each model's engines, as those of a service that has this model only."""
-        shared = {"ingress": self.ingress, "logging": self.logging}
+        shared = {"ingress": self.ingress, "store": self.store, "logging": self.logging}
         entries: Iterable[EngineSettings] = self.models or (self,)
         return tuple(AppSettings.model_validate({**said(entry), **shared}) for entry in entries)
 

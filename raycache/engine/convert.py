@@ -84,9 +84,16 @@ def result_of(
             *([] if presets is None else quality_warnings(request.quality, presets)),
             *output.warnings,
             *silent_cache(request, model),
+            *_no_previews(request, model),
             *family_of(model.pipeline, model.kind).request_warnings(request.prompt, request.size),
         ],
     )
+
+
+def _no_previews(request: ResolvedRequest, model: Capabilities) -> list[str]:
+    if model.previews or not request.partial_images:
+        return []
+    return ["`partial_images` has no effect: this model makes no previews"]
 
 
 def preview_steps(steps: int, count: int) -> tuple[int, ...]:

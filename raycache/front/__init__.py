@@ -17,7 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raycache.front.bodies import Bodies, read_whole
+from raycache.front.bodies import UPLOAD_S, Bodies, read_whole, upload_bodies
+from raycache.limits import MOST_UPLOAD
 from raycache.protocol.errors import RequestError, internal_error, unavailable
 from raycache.protocol.request_ids import clean
 
@@ -30,6 +31,8 @@ VARIABLE, CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "raycache.fron
 #: Headers of one request by number and bytes, bytes of its address, bytes of its body whatever an engine would allow.
 _MOST_HEADERS, _MOST_HEADER_BYTES, _MOST_ADDRESS, _MOST_BODY = 100, 32 << 10, 8 << 10, 16 << 20
 _BODY_S = 30.0
+#: Where bodies bring pictures, under whatever prefix the application has; they take none of the others' places.
+_UPLOADS = ("/v1/images/edits", "/v1/videos")
 #: After it, Serve's router knows that an ingress is dead: it asks another, or holds what comes until there is one.
 _INGRESS_DIED_S = 2.0
 #: Serve decodes them as UTF-8, and fails where they are not.
@@ -50,7 +53,7 @@ class Front:
     """Passes on whole requests within bounds, and answers what Serve would not say in OpenAI's shape."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app, self._bodies = app, Bodies()
+        self._app, self._bodies, self._uploads = app, Bodies(), upload_bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -60,10 +63,11 @@ class Front:
             return await self._app(scope, receive, send)
         answer = _Answer(send)
         try:
-            _check(scope)
+            upload = scope["path"].endswith(_UPLOADS)
+            _check(scope, most_body := MOST_UPLOAD if upload else _MOST_BODY)
             if _has_body(scope):
-                body = await read_whole(receive, _MOST_BODY, _BODY_S, self._bodies)
-                receive = _again(body, receive)
+                patience, place = (UPLOAD_S, self._uploads) if upload else (_BODY_S, self._bodies)
+                receive = _again(await read_whole(receive, most_body, patience, place), receive)
             await self._app(scope, receive, answer)
             error = unavailable("the ingress died; try again", _INGRESS_DIED_S, "ingress_died")
         except RequestError as refused:
@@ -134,7 +138,7 @@ def _cleaned(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, by
         yield name, value
 
 
-def _check(scope: Scope) -> None:
+def _check(scope: Scope, most_body: int) -> None:
     headers = scope["headers"]
     size = sum(len(name) + len(value) for name, value in headers)
     if len(headers) > _MOST_HEADERS or size > _MOST_HEADER_BYTES:
@@ -143,8 +147,8 @@ def _check(scope: Scope) -> None:
     if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MOST_ADDRESS:
         raise RequestError(414, f"the address is longer than {_MOST_ADDRESS} bytes", None, "address_too_long")
     length = dict(headers).get(b"content-length", b"0")
-    if length.isdigit() and int(length[:20]) > _MOST_BODY:
-        raise RequestError(413, f"the body is larger than {_MOST_BODY} bytes", None, "body_too_large")
+    if length.isdigit() and int(length[:20]) > most_body:
+        raise RequestError(413, f"the body is larger than {most_body} bytes", None, "body_too_large")
 
 
 def _has_body(scope: Scope) -> bool:

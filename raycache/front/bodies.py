@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -17,10 +18,13 @@ from starlette.types import Receive
 
 from raycache.protocol.errors import RequestError, invalid, unavailable
 
-__all__ = ["Bodies", "decoded", "read_body", "read_whole"]
+__all__ = ["UPLOAD_S", "Bodies", "decoded", "inflated", "read_body", "read_upload", "read_whole", "upload_bodies"]
 
 #: Bodies of one process that may take their time; all of them, those that just came too; and the bytes they hold.
 _SLOW, _MOST, _MOST_BYTES = 256, 2048, 64 << 20
+#: The same where bodies bring pictures; and the seconds that one of them may take.
+_SLOW_UPLOADS, _MOST_UPLOADS, _MOST_UPLOAD_BYTES = 32, 128, 256 << 20
+UPLOAD_S = 120.0
 #: Seconds in which a body is no slow one: it is rather part of a burst than of somebody who never ends.
 _YOUNG_S = 1.0
 #: Names of `Content-Encoding` that are undone, with zlib's window bits.
@@ -145,11 +149,34 @@ async def read_body(http: Request, limit: int, seconds: float, bodies: Bodies) -
         RequestError: as :func:`read_whole`; 415 for anything but JSON or an encoding we do not know; 400 when its
             encoding is broken.
     """
-    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise RequestError(415, f"content-type must be application/json, got {media[:80]!r}", None, "unsupported_media")
+    _check_media(http, ("application/json",))
     coding = _coding(http)
     return decoded(await read_whole(http.receive, limit, seconds, bodies), coding, limit)
+
+
+async def read_upload(http: Request, limit: int, bodies: Bodies) -> tuple[bytes, str]:
+    """The body of a request that brings pictures, as it came, and the encoding that is to be undone (or none).
+
+    Raises:
+        RequestError: as :func:`read_whole`; 415 for anything but a form of parts, JSON, or an encoding we do not know.
+    """
+    _check_media(http, ("multipart/form-data", "application/json"))
+    coding = _coding(http)
+    return await read_whole(http.receive, limit, UPLOAD_S, bodies), coding
+
+
+def upload_bodies() -> Bodies:
+    """A process's place for bodies that bring pictures: fewer, and larger."""
+    return Bodies(_SLOW_UPLOADS, _MOST_UPLOADS, _MOST_UPLOAD_BYTES)
+
+
+def inflated(raw: bytes, coding: str, limit: int) -> bytes:
+    """``raw`` with ``coding`` undone; empty: it has none.
+
+    Raises:
+        RequestError: 400 when it is not what it says, 413 when more than ``limit`` bytes come out.
+    """
+    return _inflated(raw, coding, limit) if coding else raw
 
 
 def decoded(raw: bytes, coding: str, limit: int) -> bytes:
@@ -158,8 +185,7 @@ def decoded(raw: bytes, coding: str, limit: int) -> bytes:
     Raises:
         RequestError: 400 when it is not what it says, 413 when more than ``limit`` bytes come out.
     """
-    if coding:
-        raw = _inflated(raw, coding, limit)
+    raw = inflated(raw, coding, limit)
     encoding = json.detect_encoding(raw)
     if encoding == "utf-8":
         return raw
@@ -167,6 +193,13 @@ def decoded(raw: bytes, coding: str, limit: int) -> bytes:
         return raw.decode(encoding).encode()
     except UnicodeError:
         raise invalid(None, f"the body begins as {encoding} and is not", ["utf-8"], "invalid_encoding") from None
+
+
+def _check_media(http: Request, known: Sequence[str]) -> None:
+    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media not in known:
+        wanted = " or ".join(known)
+        raise RequestError(415, f"content-type must be {wanted}, got {media[:80]!r}", None, "unsupported_media")
 
 
 def _coding(http: Request) -> str:

@@ -10,7 +10,7 @@ from cache_core.options import CacheOptions, NoCacheOptions
 from raycache.gang.step_timeouts import beyond_warmup
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import Job, JobInputs, one_per_seed
-from raycache.protocol.resolve import nearest_sizes
+from raycache.protocol.sizes import nearest_sizes
 from raycache.settings import AppSettings
 from raycache.size import Size
 
@@ -65,7 +65,9 @@ def _probe_size(settings: AppSettings, model: Capabilities) -> Size:
     while side**2 > most and side > model.token_side:
         side //= 2
     ranks = settings.parallel.ranks_per_replica
-    return nearest_sizes(Size(side, side), side=model.token_side, ranks=ranks, max_pixels=4 * side**2)[0]
+    return nearest_sizes(
+        Size(side, side), side=model.token_side, ranks=ranks, max_pixels=4 * side**2, uneven=model.uneven
+    )[0]
 
 
 def _job(settings: AppSettings, model: Capabilities, size: Size, images: int, steps: int, options: CacheOptions) -> Job:

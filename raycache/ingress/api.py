@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 
 from raycache.ingress.cors import CorsFastAPI
 from raycache.ingress.dependencies import Context, Service
-from raycache.ingress.routes import health, images, models
+from raycache.ingress.routes import health, images, jobs, models, videos
 from raycache.ingress.sse import Events
+from raycache.ingress.store_handle import StoreClient
 from raycache.metrics import IngressMetrics
 from raycache.protocol.errors import RequestError, internal_error
 from raycache.protocol.schemas import GenerationRequest
@@ -21,17 +22,22 @@ from raycache.protocol.schemas import GenerationRequest
 __all__ = ["build_http_app"]
 
 
-def build_http_app(service: Service, stream: Callable[[GenerationRequest], Events] | None = None) -> FastAPI:
+def build_http_app(
+    service: Service,
+    stream: Callable[[GenerationRequest], Events] | None = None,
+    store: StoreClient | None = None,
+) -> FastAPI:
     """The routes over ``service``.
 
     Args:
         service: what generates.
         stream: what streams; the service's ``generate_stream`` if not given.
+        store: what keeps jobs, where there is one.
     """
     app = _App(service.settings.ingress.cors_origins, title="raycache", version=version("raycache"), redoc_url=None)
-    app.state.context = Context(service, stream or service.generate_stream)
+    app.state.context = Context(service, stream or service.generate_stream, store)
     _answer_errors(app, service.metrics)
-    for routes in (images, models, health):
+    for routes in (images, videos, jobs, models, health):
         app.include_router(routes.router)
     return app
 

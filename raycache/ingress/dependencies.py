@@ -11,17 +11,22 @@ import pydantic_core
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
-from raycache.front.bodies import Bodies, read_body
+from raycache.front.bodies import Bodies, read_body, upload_bodies
 from raycache.ingress.asker import key_in_use
 from raycache.ingress.auth import check_key
+from raycache.ingress.picture_room import PictureRoom
 from raycache.ingress.sse import Events
+from raycache.ingress.store_handle import StoreClient
+from raycache.limits import LimitSettings
 from raycache.metrics import IngressMetrics
-from raycache.protocol.errors import from_validation_error, invalid
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.errors import RequestError, from_validation_error, invalid
 from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import EngineStatus, GenerationRequest, GenerationResult
 from raycache.settings import ServiceSettings
 
-__all__ = ["Context", "InContext", "Service", "body_document", "context_of", "json_body", "parse_body", "require_key"]
+__all__ = ["Context", "InContext", "InStore", "Service", "body_document", "context_of", "json_body", "parse_body"]
+__all__ += ["parse_fields", "require_key"]
 
 #: Seconds a client has to send its body: who never ends keeps a place in the ingress from those who do.
 _BODY_S = 30.0
@@ -40,12 +45,16 @@ class Service(Protocol):
     @property
     def max_body_bytes(self) -> int: ...
     @property
+    def max_upload_bytes(self) -> int: ...
+    @property
     def shortage(self) -> str | None: ...
     @property
     def ready_in_s(self) -> float: ...
     @property
     def asleep(self) -> bool: ...
     def longest_timeout_s(self, model: str | None) -> float: ...
+    def limits_of(self, model: str | None) -> LimitSettings: ...
+    def capabilities_of(self, model: str | None) -> Capabilities | None: ...
     async def generate(self, request: GenerationRequest) -> GenerationResult: ...
     def generate_stream(self, request: GenerationRequest) -> Events: ...
     async def status(self) -> list[EngineStatus]: ...
@@ -59,13 +68,19 @@ class Context:
     Attributes:
         service: what draws.
         stream: what streams.
+        store: what keeps jobs, where there is one.
         bodies: those that are being read.
+        uploads: those of them that bring pictures.
+        pictures: room for what is decoded of these.
         began: ``time.time()`` of the start, in whole seconds.
     """
 
     service: Service
     stream: Callable[[GenerationRequest], Events]
+    store: StoreClient | None = None
     bodies: Bodies = field(default_factory=Bodies)
+    uploads: Bodies = field(default_factory=upload_bodies)
+    pictures: PictureRoom = field(default_factory=PictureRoom)
     began: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -80,6 +95,20 @@ async def context_of(http: Request) -> Context:
 
 
 InContext = Annotated[Context, Depends(context_of)]
+
+
+async def store_of(context: InContext) -> StoreClient:
+    """The store behind this application.
+
+    Raises:
+        RequestError: 404 where there is none.
+    """
+    if context.store is None:
+        raise RequestError(404, "this service keeps no jobs; its operator may set `store.folder`", None, "no_store")
+    return context.store
+
+
+InStore = Annotated[StoreClient, Depends(store_of)]
 
 
 async def require_key(http: Request, context: InContext) -> None:
@@ -116,6 +145,15 @@ def parse_body(model: type[Body], body: bytes) -> Body:
         raise invalid(None, f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(fields, dict):
         raise invalid(None, "the body must be a JSON object", code="invalid_json")
+    return parse_fields(model, fields)
+
+
+def parse_fields(model: type[Body], fields: dict[str, Any]) -> Body:
+    """As :func:`parse_body`, of what JSON said.
+
+    Raises:
+        RequestError: 400.
+    """
     # As JSON again: validated as Python objects, strictly, an array is no tuple and the messages speak of dictionaries.
     given = pydantic_core.to_json({name: value for name, value in fields.items() if value is not None})
     try:

@@ -162,6 +162,16 @@ class EnginePool:
                 raise failure
             order, lost = again, True
 
+    async def judge(self, request: GenerationRequest) -> ResolvedRequest:
+        """What engines would be asked, by what they said last: none needs to serve now.
+
+        Raises:
+            RequestError: what is wrong with it; 503 while no engine has ever said what it can do.
+        """
+        if (last := self.watch.last) is not None:
+            return self._judged(request, last)
+        return await self._ordered(request)
+
     async def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         order = await self._ordered(request)
         steps, method = order.num_inference_steps, order.cache.type

@@ -1,4 +1,4 @@
-"""What a request's headers ask for besides its body: raw bytes in place of JSON, and a deadline."""
+"""What a request's headers ask for besides its body: raw bytes in place of JSON, a deadline, an answer later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raycache.protocol.schemas import GenerationRequest
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
-__all__ = ["wanted_media", "with_header_timeout"]
+__all__ = ["wanted_media", "wants_later", "with_header_timeout"]
 
 _TIMEOUT_HEADER = "x-request-timeout-seconds"
 #: Of that time, what the engine leaves for its answer to be on its way: Serve's own is a 408 in plain text.
@@ -32,6 +32,20 @@ def wanted_media(headers: Headers, body: ImagesBody) -> Format | None:
     if body.n != 1 or body.stream:
         raise invalid("n" if body.n != 1 else "stream", f"`Accept: {MEDIA_TYPES[raw]}` carries one picture, unstreamed")
     return raw
+
+
+def wants_later(headers: Headers, body: ImagesBody) -> bool:
+    """Whether ``Prefer: respond-async`` (RFC 7240) asks for a kept job in place of the images.
+
+    Raises:
+        RequestError: 400 beside ``stream``: nobody would read it.
+    """
+    preferred = [part.partition(";")[0].strip().lower() for part in ",".join(headers.getlist("prefer")).split(",")]
+    if "respond-async" not in preferred:
+        return False
+    if body.stream:
+        raise invalid("stream", "`Prefer: respond-async` keeps the images for later, and streams nothing", ["false"])
+    return True
 
 
 def with_header_timeout(request: GenerationRequest, headers: Headers, most_s: float) -> GenerationRequest:

@@ -10,18 +10,20 @@ import asyncio
 import contextlib
 import logging
 import os
-import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from raycache.cluster.capacity import Bundle, Gangs
+from raycache.cluster.capacity import Bundle
 from raycache.front import CALLBACK, VARIABLE
 from raycache.ingress.api import build_http_app
 from raycache.ingress.auth import Key, KeyFile, warn_of_unknown
 from raycache.ingress.engine_handle import EngineHandle
-from raycache.ingress.engine_pool import EnginePool
+from raycache.ingress.engine_pools import EnginePools
 from raycache.ingress.sse import Events
+from raycache.ingress.store_handle import StoreClient, StoreHandle
+from raycache.limits import LimitSettings
 from raycache.metrics import IngressMetrics
-from raycache.protocol.model_cards import ModelCard, named
+from raycache.protocol.capabilities import Capabilities
+from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import (
     EngineStatus,
     GenerationRequest,
@@ -42,6 +44,7 @@ class Ingress:
         settings: of the application.
         engines: by each model's name the handle of its engines' deployment.
         bundles: by the same names what one engine asks of the cluster, to explain why none comes up.
+        store: handle of the store, where there is one.
     """
 
     def __init__(
@@ -49,23 +52,19 @@ class Ingress:
         settings: ServiceSettings,
         engines: Mapping[str, EngineHandle],
         bundles: Mapping[str, Sequence[Bundle]],
+        store: StoreHandle | None = None,
     ) -> None:
-        self.settings, self._models = settings, settings.names
+        self.settings, self._store = settings, StoreClient(store) if store else None
         self._keys = KeyFile(settings.ingress.api_keys_file)
         warn_of_unknown(self.keys, {key for one in settings.engines for key in one.limits.keys})
-        self._name, self.metrics = uuid.uuid4().hex, IngressMetrics()
-        by_name = {one.model.name: one for one in settings.engines}
-        wanted = {name: Gangs(name, bundles[name], one.engines_kept) for name, one in by_name.items()}
-        self._pools = {}
-        for name, one in by_name.items():
-            beside = [gangs for model, gangs in wanted.items() if model != name]
-            self._pools[name] = EnginePool(one, engines[name], wanted[name], beside, self._name, self.metrics)
+        self.metrics = IngressMetrics()
+        self._pools = EnginePools(settings, engines, bundles, self.metrics)
         if not os.environ.get(VARIABLE):
             logger.warning("Serve's proxy reads headers and bodies without bounds: set %s=%s", VARIABLE, CALLBACK)
-        self._polling = asyncio.get_running_loop().create_task(self._poll())
+        self._polling = asyncio.get_running_loop().create_task(self._pools.run(self._tell_ready))
 
     def __serve_build_asgi_app__(self) -> object:
-        return build_http_app(self, self.stream_from_admission)
+        return build_http_app(self, self.stream_from_admission, self._store)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Generate ``request.n`` images with the model that the request names.
@@ -73,8 +72,7 @@ class Ingress:
         Raises:
             RequestError: refused, aborted or failed; ``status`` and ``code`` say which.
         """
-        pool, request = self._routed(request)
-        return await pool.generate(request)
+        return await self._pools.generate(request)
 
     async def generate_stream(
         self, request: GenerationRequest
@@ -91,8 +89,7 @@ class Ingress:
 
     async def stream_from_admission(self, request: GenerationRequest) -> Events:
         """As :meth:`generate_stream`, with an ``QueuedEvent`` first: over HTTP the status goes out with it."""
-        pool, request = self._routed(request)
-        async with contextlib.aclosing(pool.stream(request)) as events:
+        async with contextlib.aclosing(self._pools.stream(request)) as events:
             async for event in events:
                 yield event
 
@@ -106,8 +103,8 @@ class Ingress:
         return [
             ModelCard(
                 name=name,
-                aliases=self._models.aliases_of(name),
-                default=name == self._models.default,
+                aliases=self._pools.names.aliases_of(name),
+                default=name == self._pools.names.default,
                 ready=pool.ready,
                 reason=pool.reason,
                 capabilities=pool.capabilities,
@@ -135,13 +132,34 @@ class Ingress:
         """The largest limit in force: which model a body is for is known when it has been read."""
         return max(pool.policy.limits.max_body_bytes for pool in self._pools.values())
 
+    @property
+    def max_upload_bytes(self) -> int:
+        """The same of bodies that bring pictures."""
+        return max(pool.policy.limits.max_upload_bytes for pool in self._pools.values())
+
+    def limits_of(self, model: str | None) -> LimitSettings:
+        """The limits of requests that give this as ``model``.
+
+        Raises:
+            RequestError: 404 where there is no such model.
+        """
+        return self._pools.of(model).policy.limits
+
+    def capabilities_of(self, model: str | None) -> Capabilities | None:
+        """What the engines told of the model that is asked for so, once one has.
+
+        Raises:
+            RequestError: 404 where there is no such model.
+        """
+        return self._pools.of(model).capabilities
+
     def longest_timeout_s(self, model: str | None) -> float:
         """The longest deadline that a request which gives this as ``model`` may name.
 
         Raises:
             RequestError: 404 where there is no such model.
         """
-        return self._pools[named(self._models, model)].policy.max_timeout_s
+        return self._pools.longest_timeout_s(model)
 
     @property
     def ready_in_s(self) -> float:
@@ -153,18 +171,5 @@ class Ingress:
         """What the cluster lacks for engines to start, if that was found out."""
         return next((reason for pool in self._pools.values() if (reason := pool.watch.shortage)), None)
 
-    async def _poll(self) -> None:
-        """Ask all engines for ever: those of one model wait for none of another's."""
-        await asyncio.gather(*(pool.run(self._tell_ready) for pool in self._pools.values()))
-
     def _tell_ready(self) -> None:
         self.metrics.ready.set(float(any(pool.ready for pool in self._pools.values())))
-
-    def _routed(self, request: GenerationRequest) -> tuple[EnginePool, GenerationRequest]:
-        """The engines that a request is for, and the request with their model's own name.
-
-        Raises:
-            RequestError: 404 where there is no such model; no engine is needed to know that.
-        """
-        name = named(self._models, request.model)
-        return self._pools[name], request.model_copy(update={"model": name})

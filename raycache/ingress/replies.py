@@ -11,16 +11,17 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from raycache.ingress.dependencies import Context
-from raycache.ingress.headers import wanted_media, with_header_timeout
+from raycache.ingress.headers import wanted_media, wants_later, with_header_timeout
+from raycache.ingress.jobs import job_told
 from raycache.ingress.sse import Events, begin, keep_alive, stream_events
 from raycache.metrics import IngressMetrics
 from raycache.protocol.bodies import ImagesBody
-from raycache.protocol.errors import RequestError
+from raycache.protocol.errors import RequestError, invalid
 from raycache.protocol.formats import MEDIA_TYPES, encode
-from raycache.protocol.schemas import GenerationResult
+from raycache.protocol.schemas import GenerationRequest, GenerationResult
 from raycache.size import Size
 
-__all__ = ["drawn", "reply"]
+__all__ = ["drawn", "reply", "told_of"]
 
 #: Seconds after which a stream says something, whatever the engine does: proxies cut a line that is silent for 60.
 _COMMENT_S = 10.0
@@ -28,15 +29,22 @@ _COMMENT_S = 10.0
 _UNDECIDED_S = 30.0
 
 
-async def drawn(http: Request, body: ImagesBody, context: Context) -> Response:
+async def drawn(
+    http: Request, body: ImagesBody, context: Context, request: GenerationRequest | None = None
+) -> Response:
     """What ``body`` asks for, in the form that it and the headers ask for.
+
+    Args:
+        request: what decides the result, where the body alone does not say it; its pictures are decoded there.
 
     Raises:
         RequestError: refused, aborted or failed before the status was out.
     """
+    if wants_later(http.headers, body):
+        return await _kept(body, request or body.request(), context)
     service = context.service
     raw = wanted_media(http.headers, body)
-    request = with_header_timeout(body.request(), http.headers, service.longest_timeout_s(body.model))
+    request = with_header_timeout(request or body.request(), http.headers, service.longest_timeout_s(body.model))
     if raw:
         request = request.model_copy(update={"output_format": raw})
     if body.stream:
@@ -52,6 +60,16 @@ async def drawn(http: Request, body: ImagesBody, context: Context) -> Response:
     return JSONResponse(reply(result, pictures, body.output_format))
 
 
+async def _kept(body: ImagesBody, request: GenerationRequest, context: Context) -> Response:
+    """202: where the job is, which nobody waits for."""
+    if context.store is None:
+        reason = "`respond-async` asks for a kept job, and this service keeps none; leave the header out"
+        raise invalid("prefer", reason, code="no_store")
+    job = await context.store.submit("image", request, body.ignored())
+    headers = {"location": f"/v1/jobs/{job.id}", "preference-applied": "respond-async"}
+    return JSONResponse(job_told(job), 202, headers)
+
+
 def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -> dict[str, Any]:
     """OpenAI's ``ImagesResponse`` with our report, times, seeds and warnings."""
     return {
@@ -59,6 +77,13 @@ def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -
         "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures],
         "output_format": output_format,
         "size": str(Size.of(result.images[0])),
+        **told_of(result),
+    }
+
+
+def told_of(result: GenerationResult) -> dict[str, Any]:
+    """What is told of a result besides its images."""
+    return {
         "seeds": result.seeds,
         "times": {stage: round(seconds, 4) for stage, seconds in result.times.model_dump().items()},
         "report": result.report,

@@ -96,8 +96,8 @@ async def stream_events(
     """The events of one request as text.
 
     ``raycache.queued`` while it waits, ``raycache.progress`` after each step, ``image_generation.partial_image`` for
-    each preview of each image, ``image_generation.completed`` for each image; ``error`` in OpenAI's shape if the
-    job ends without, told to ``on_error``, too.
+    each preview of each image, ``image_generation.completed`` for each image (of an edit ``image_edit...``); ``error``
+    in OpenAI's shape if the job ends without, told to ``on_error``, too.
     """
     try:
         for text in await _event_texts(first, body):
@@ -125,7 +125,7 @@ async def _event_texts(event: Event, body: ImagesBody) -> list[str]:
         return [_text("raycache.queued", {"type": "raycache.queued", **asdict(event)})]
     if isinstance(event, ProgressEvent):
         return [_text("raycache.progress", {"type": "raycache.progress", **asdict(event)})]
-    name = "image_generation.partial_image" if isinstance(event, PreviewEvent) else "image_generation.completed"
+    name = f"{body.events}.{'partial_image' if isinstance(event, PreviewEvent) else 'completed'}"
     texts = []
     for index, image in enumerate(event.images):
         data = {

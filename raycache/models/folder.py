@@ -10,6 +10,7 @@ from typing import Any
 
 from raycache.models.family import ModelFamily
 from raycache.models.registry import family_of
+from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities
 
 __all__ = ["capabilities_told", "folder_faults", "is_whole", "pipeline_class", "safetensors_header"]
@@ -51,6 +52,7 @@ def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabili
             num_heads=family.num_heads(config),
             text_tokens=max_sequence_length or family.text_tokens_told(folder),
             pipeline=pipeline,
+            uneven=splits_unevenly(_transformer_class(folder)),
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -92,6 +94,13 @@ def _file_of(name: str) -> str:
     if name.endswith("Guidance"):
         return "guider_config.json"
     return "*" if re.search("Tokenizer|Processor|FeatureExtractor", name) else "config.json"
+
+
+def _transformer_class(folder: Path) -> str:
+    """As the index names it; empty where it names none."""
+    index = _json(folder / "model_index.json")
+    named = index.get("transformer") if isinstance(index, dict) else None
+    return str(named[-1]) if isinstance(named, list) and named else ""
 
 
 def _weight_faults(part: Path) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from raycache.models.denoisers import blocks_of, denoisers_of
 from raycache.models.folder import pipeline_class, told_by
 from raycache.models.registry import family_of
+from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
@@ -52,6 +53,7 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
         num_heads=heads,
         text_tokens=settings.max_sequence_length or family.text_tokens(pipe),
         pipeline=type(pipe).__name__,
+        uneven=all(splits_unevenly(type(denoiser).__name__) for denoiser in denoisers),
         loras=tuple(LoraChoice(name, lora.scale) for name, lora in settings.loras.items()),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -17,6 +17,9 @@ _RETIRED = {"standard": "medium", "hd": "high"}
 
 class ImagesBody(GenerationRequest):
     """Body of ``POST /v1/images/generations``: a request, and what OpenAI's clients may send besides."""
+
+    #: What a stream's events are called before the dot.
+    events: ClassVar[str] = "image_generation"
 
     stream: bool = False
     # What OpenAI's client may send and this server cannot do is accepted, whatever it says: clients send it to all.

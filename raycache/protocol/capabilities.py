@@ -36,6 +36,7 @@ class Capabilities:
         frame_step: 0 where images come out; else a video's number of frames is a multiple of it, plus one.
         fps: frames a second that the model was trained at; 0 where images come out.
         previews: latents can be decoded on the way.
+        uneven: tokens and heads need not divide among the ranks.
         loras: that requests may name, each with its default scale.
     """
 
@@ -53,6 +54,7 @@ class Capabilities:
     frame_step: int = 0
     fps: float = 0.0
     previews: bool = True
+    uneven: bool = False
     loras: tuple[LoraChoice, ...] = ()
 
     def calls_per_step(self, guidance_scale: float, true_cfg_scale: float) -> int:

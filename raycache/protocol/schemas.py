@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from cache_core.options import CacheOptions
-from raycache.limits import Priority
+from raycache.limits import LimitSettings, Priority
 from raycache.presets import Quality
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import TEXT_ONLY, JobInputs
@@ -82,6 +82,14 @@ class GenerationRequest(BaseModel):
     def inputs(self) -> JobInputs:
         """What the job begins with besides its prompt; other tasks' requests bring more."""
         return TEXT_ONLY
+
+    def fitted(self, model: Capabilities, limits: LimitSettings) -> GenerationRequest:
+        """This request in what ``model`` can make: a video's has a number of frames."""
+        return self
+
+    def frames_a_second(self, model: Capabilities) -> float:
+        """Of the video that is made; 0 for images."""
+        return 0.0
 
     @field_validator(*_LEFT_OUT, mode="before")
     @classmethod

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raycache.limits import LimitSettings
 from raycache.protocol.capabilities import Capabilities, Task
 from raycache.protocol.errors import invalid
 from raycache.protocol.job import JobInputs, made_steps
+from raycache.size import Size
 
 if TYPE_CHECKING:
     from raycache.protocol.schemas import GenerationRequest
     from raycache.settings import Policy
 
-__all__ = ["check_inputs", "check_length", "guided", "nearest_frames"]
+__all__ = ["USUAL_STRENGTH", "check_inputs", "check_length", "check_task", "guided", "nearest_frames", "task_of"]
+
+#: Of image to image where the request names none, as in diffusers' pipelines.
+USUAL_STRENGTH = 0.6
 
 #: The field with which a request asks for each task.
 _FIELD: dict[Task, str] = {
@@ -36,19 +41,45 @@ def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitS
         RequestError: 400 with the field, and what this model can do.
     """
     inputs = request.inputs()
-    if inputs.task not in model.tasks:
-        known = ", ".join(model.tasks)
-        reason = f"this model ({model.pipeline or 'not loaded yet'}) has no {inputs.task}; what it has: {known}"
-        raise invalid(_FIELD[inputs.task], reason, code="unsupported_task")
-    if len(inputs.pictures) > model.max_inputs:
-        reason = f"{len(inputs.pictures)} pictures, of which this model takes at most {model.max_inputs}"
-        raise invalid("image", reason)
+    task = check_task(inputs.task, len(inputs.pictures), model)
+    if task != inputs.task:
+        inputs = replace(inputs, task=task, strength=USUAL_STRENGTH)
+    _check_pixels(inputs, limits.max_input_pixels)
     if inputs.strength is not None and made_steps(steps, inputs.strength) < 1:
         reason = f"{inputs.strength:g} of {steps} steps is less than one step"
         raise invalid("strength", reason, [f"{1 / steps:.4g}"])
     if model.frame_step:
         _check_frames(inputs.num_frames, model.frame_step, limits.max_frames)
     return inputs
+
+
+def task_of(*, mask: bool, strength: float | None) -> Task:
+    """What a request with pictures asks for, told from what it brings besides."""
+    if mask:
+        return "inpaint"
+    return "edit" if strength is None else "image-to-image"
+
+
+def check_task(task: Task, pictures: int, model: Capabilities) -> Task:
+    """What a model makes of ``task`` with so many pictures.
+
+    That is ``task``, but for an edit by a model that has none: of one picture it makes what image to image does.
+
+    Raises:
+        RequestError: 400 with the field that asks for what it cannot do, and what it can.
+    """
+    if task == "edit" and task not in model.tasks and pictures == 1 and "image-to-image" in model.tasks:
+        task = "image-to-image"
+    if task not in model.tasks:
+        known = ", ".join(model.tasks)
+        reason = f"this model ({model.pipeline or 'not loaded yet'}) has no {task}; what it has: {known}"
+        if task == "edit" and "inpaint" in model.tasks:
+            reason += "; with a `mask` this would be inpaint"
+        raise invalid(_FIELD[task], reason, code="unsupported_task")
+    most = 1 if task == "image-to-image" else model.max_inputs
+    if pictures > most:
+        raise invalid("image", f"{pictures} pictures, of which this model takes at most {most} for {task}")
+    return task
 
 
 def guided(request: GenerationRequest, model: Capabilities, policy: Policy) -> tuple[float, str, float]:
@@ -93,6 +124,21 @@ def nearest_frames(frames: int, step: int, most: int) -> list[int]:
     below = max(0, (min(frames, most) - 1) // step) * step + 1
     near = {value for value in (below, below + step) if value <= most}
     return sorted(near, key=lambda value: (abs(value - frames), -value))
+
+
+def _check_pixels(inputs: JobInputs, most: int) -> None:
+    """Pictures may come as arrays, from Python; those that came as files were checked before they were decoded."""
+    sizes = [Size.of(picture) for picture in inputs.pictures]
+    for size in sizes:
+        if size.pixels > most:
+            raise invalid("image", f"{size} is {size.pixels} pixels, at most {most} are allowed here")
+    if inputs.mask is None:
+        return
+    if (own := Size.of(inputs.mask)) != sizes[0]:
+        raise invalid("mask", f"it is {own}, and the first picture is {sizes[0]}; they must have one size")
+    if not inputs.mask.any():
+        reason = "nothing of it is to be drawn anew: that is what is transparent or, where all is opaque, white"
+        raise invalid("mask", reason)
 
 
 def _check_frames(frames: int, step: int, most: int) -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cache_core import find_group
+from raycache.models.roads import splits_unevenly
 from raycache.worker.split_check import call_alone, check_split
 from raycache.worker.split_roads import SPLITS
 
@@ -27,7 +28,8 @@ def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
         The context-parallel group, whose ranks decide together.
 
     Raises:
-        ValueError: nothing is known of how to split this class, or its attention heads do not divide among the ranks.
+        ValueError: nothing is known of how to split this class, or its attention heads are too few, or do not divide
+            among the ranks where they must.
         SplitWrong: what all ranks compute together is not what one computes.
     """
     world, name = dist.get_world_size(), type(transformer).__name__
@@ -38,8 +40,10 @@ def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
             f"(parallel.ranks_per_replica: 1), or one of {', '.join(SPLITS)}"
         )
     heads = _heads(transformer)
-    if heads % world:
+    if heads % world and not splits_unevenly(name):
         raise ValueError(f"{heads} attention heads do not divide among {world} ranks; use a divisor of {heads}")
+    if heads < world:
+        raise ValueError(f"{heads} attention heads are fewer than {world} ranks; use at most {heads}")
     alone = call_alone(transformer, world)
     split(transformer)
     group = find_group(transformer)

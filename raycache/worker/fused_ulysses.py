@@ -1,6 +1,7 @@
 """diffusers' Ulysses attention with query, key and value in one all-to-all, where it sends one for each.
 
-An attention then costs two messages to each peer instead of four, and gives the same bits.
+An attention then costs two messages to each peer instead of four, and gives the same bits. Tokens and heads need not
+divide among the ranks (:mod:`raycache.worker.uneven`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import torch.distributed as dist
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import TemplatedUlyssesAttention
 
+from raycache.worker.uneven import TokenSplit, gather_heads, gather_tokens, scatter_heads
+
 __all__ = ["FusedUlysses", "fuse_ulysses"]
 
 
 class FusedUlysses(TemplatedUlyssesAttention):
-    """diffusers' attention in all but the first exchange; its backward, too."""
+    """diffusers' attention in all but the exchanges; its backward, too."""
 
     @staticmethod
     def forward(
@@ -41,13 +44,17 @@ class FusedUlysses(TemplatedUlyssesAttention):
             attn_mask: of all tokens, or of this rank's alone in its last dimension.
         """
         options = (dropout_p, is_causal, scale, enable_gqa, return_lse)
+        ctx.forward_op, ctx.backward_op, ctx._parallel_config = forward_op, backward_op, _parallel_config
+        ctx.uneven = None
+        context = _parallel_config.context_parallel_config
+        more = {"_save_ctx": True, "_parallel_config": _parallel_config}
+        if (split := getattr(context, "split", None)) is not None and not _divides(split, query, key):
+            return _uneven(ctx, split, (query, key, value), attn_mask, options, forward_op, more)
         alike = query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
         if not alike or return_lse:
             return TemplatedUlyssesAttention.forward(
                 ctx, query, key, value, attn_mask, *options, forward_op, backward_op, _parallel_config
             )
-        ctx.forward_op, ctx.backward_op, ctx._parallel_config = forward_op, backward_op, _parallel_config
-        context = _parallel_config.context_parallel_config
         ranks, group = context.ulysses_degree, context._ulysses_mesh.get_group()
         batch, tokens, _, channels = query.shape
         gathered = _gather_heads((query, key, value), ranks, group)
@@ -55,11 +62,52 @@ class FusedUlysses(TemplatedUlyssesAttention):
             masks = [torch.empty_like(attn_mask) for _ in range(ranks)]
             dist.all_gather(masks, attn_mask, group=group)
             attn_mask = torch.cat(masks, dim=-1)
-        more = {"_save_ctx": True, "_parallel_config": _parallel_config}
         out = forward_op(ctx, *gathered, attn_mask, *options, **more)
         out = out.reshape(batch, ranks, tokens, -1, channels).permute(1, 3, 0, 2, 4).contiguous()
         out = attention_dispatch._all_to_all_single(out, group)
         return out.flatten(0, 1).permute(1, 2, 0, 3).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor, *args: Any) -> Any:
+        """The exchanges in the other direction."""
+        if ctx.uneven is None:
+            return TemplatedUlyssesAttention.backward(ctx, grad_out, *args)
+        split, sizes, heads = ctx.uneven
+        (whole,) = gather_heads(split, [grad_out], sizes[:1])
+        gradients = ctx.backward_op(ctx, whole)[:3]
+        return *scatter_heads(split, gradients, sizes, heads), *[None] * 9
+
+
+def _divides(split: TokenSplit, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether each rank has as many tokens and heads as every other."""
+    even = (sum(split.sizes(states.shape[1])) % split.ranks == 0 for states in (query, key))
+    streams = split.latents % split.ranks == 0 and split.text % split.ranks == 0
+    return streams and all(even) and query.shape[2] % split.ranks == 0
+
+
+def _uneven(
+    ctx: Any,
+    split: TokenSplit,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    options: tuple[Any, ...],
+    forward_op: Any,
+    more: dict[str, Any],
+) -> torch.Tensor:
+    """The same where ranks have unlike numbers of tokens or heads.
+
+    Raises:
+        ValueError: the log-sum-exp is asked for, which only ring attention needs.
+    """
+    if options[-1]:
+        raise ValueError("attention over ranks with unlike numbers of tokens or heads has no log-sum-exp (return_lse)")
+    sizes, heads = [split.sizes(part.shape[1]) for part in states], states[0].shape[2]
+    ctx.uneven = split, sizes, heads
+    if mask is not None and mask.shape[-1] == states[1].shape[1]:
+        mask = gather_tokens(split, mask, -1, sizes[1])
+    out = forward_op(ctx, *gather_heads(split, states, sizes), mask, *options, **more)
+    (own,) = scatter_heads(split, [out], sizes[:1], heads)
+    return own
 
 
 def _gather_heads(states: tuple[torch.Tensor, ...], ranks: int, group: dist.ProcessGroup) -> tuple[torch.Tensor, ...]:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.hooks import HookRegistry
 from diffusers.models._modeling_parallel import (
     ContextParallelConfig,
     ContextParallelInput,
@@ -25,8 +23,9 @@ from diffusers.models._modeling_parallel import (
 from torch.distributed.device_mesh import init_device_mesh
 
 from cache_core.para_attention import repair_para_attention
-from cache_core.signatures import parameters_of
 from raycache.worker.fused_ulysses import fuse_ulysses
+from raycache.worker.split_hooks import JointMask, SplitAttention, split_by_plan
+from raycache.worker.uneven import TokenSplit
 
 __all__ = ["SPLITS", "by_diffusers", "by_para_attention"]
 
@@ -44,27 +43,35 @@ def by_para_attention(transformer: Any) -> None:
     parallelize_transformer(transformer)
 
 
-def by_diffusers(transformer: Any, plan: Mapping[str, Any] | None = None, whole: tuple[str, ...] = ()) -> None:
-    """With diffusers' hooks and attention.
+def by_diffusers(
+    transformer: Any,
+    plan: Mapping[str, Any] | None = None,
+    whole: tuple[str, ...] = (),
+    split: TokenSplit | None = None,
+) -> None:
+    """With diffusers' attention, and its plans in hooks of our own, which split tokens that do not divide, too.
 
     It is what ``enable_parallelism`` does, which divides by the number of accelerators, and a CPU has none.
 
     Args:
         plan: what is split and put together where; None is the plan of the transformer's class.
         whole: patterns of names; attention below them has all tokens on every rank, and sends none.
+        split: what others ask of the split.
     """
     fuse_ulysses()
     ranks, device = dist.get_world_size(), transformer.device
-    context = ContextParallelConfig(ulysses_degree=ranks)
+    context: Any = ContextParallelConfig(ulysses_degree=ranks)
     config = ParallelConfig(context_parallel_config=context)
     mesh = init_device_mesh(device.type, context.mesh_shape, mesh_dim_names=context.mesh_dim_names)
     config.setup(dist.get_rank(), ranks, device, mesh=mesh)
+    context.split = split or TokenSplit()
+    context.split.join(context._ulysses_mesh.get_group())
     transformer._parallel_config = config
     for name, module in transformer.named_modules():
         processor: Any = getattr(module, "processor", None)
         if hasattr(processor, "_parallel_config") and not any(fnmatch(name, pattern) for pattern in whole):
             processor._parallel_config = config
-    apply_context_parallel(transformer, context, dict(transformer._cp_plan if plan is None else plan))
+    split_by_plan(transformer, context, dict(transformer._cp_plan if plan is None else plan))
 
 
 def _bria(transformer: Any) -> None:
@@ -90,10 +97,11 @@ def _hunyuan(transformer: Any) -> None:
         )
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
     plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
+    split = TokenSplit()
     # Before the plan's hooks: a later one runs first, and the first block's must have split the text by then.
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        HookRegistry.check_if_exists_or_initialize(block).register_hook(_JointMask(), "cp_joint_mask")
-    by_diffusers(transformer, plan, whole=("context_embedder*",))
+        HookRegistry.check_if_exists_or_initialize(block).register_hook(JointMask(split), "cp_joint_mask")
+    by_diffusers(transformer, plan, ("context_embedder*",), split)
 
 
 def _ltx(transformer: Any) -> None:
@@ -105,11 +113,10 @@ def _ltx(transformer: Any) -> None:
 
 
 def _sd3(transformer: Any) -> None:
-    """Its processors call torch's attention themselves, so it is exchanged for ParaAttention's there."""
+    """Its processors call torch's attention themselves, so it is exchanged there."""
     by_diffusers(transformer, {"transformer_blocks.0": _BOTH, "proj_out": _WHOLE})
-    repair_para_attention()
-    group = transformer._parallel_config.context_parallel_config._ulysses_mesh.get_group()
-    HookRegistry.check_if_exists_or_initialize(transformer).register_hook(_UlyssesAttention(group), "cp_attention")
+    hook = SplitAttention(transformer._parallel_config)
+    HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, "cp_attention")
 
 
 def _wan_vace(transformer: Any) -> None:
@@ -127,35 +134,6 @@ def _z_image(transformer: Any) -> None:
     }
     plan |= {f"all_final_layer.{size}": _WHOLE for size in transformer.all_final_layer}  # one for each patch size
     by_diffusers(transformer, plan, whole=("noise_refiner.*", "context_refiner.*", "siglip_refiner.*"))
-
-
-class _JointMask(ModelHook):
-    """Cuts a block's mask over image and text, [batch, 1, 1, image + text], into the part that belongs to this rank.
-
-    Attention gathers those parts as it gathers keys: the image tokens of rank 0, its text tokens, then those of rank 1.
-    """
-
-    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = dict(zip(parameters_of(type(module).forward), args, strict=False)) | kwargs
-        mask, ranks = given["attention_mask"], dist.get_world_size()
-        text = given["encoder_hidden_states"].shape[1] * ranks
-        own = (part.chunk(ranks, -1)[dist.get_rank()] for part in mask.split([mask.shape[-1] - text, text], -1))
-        return (), given | {"attention_mask": torch.cat(list(own), -1)}
-
-
-class _UlyssesAttention(ModelHook):
-    """Runs a module with ParaAttention's Ulysses in place of torch's attention, over ``group``."""
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        super().__init__()
-        self._group = group
-
-    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        from para_attn.para_attn_interface import UnifiedAttnMode
-
-        forward: Any = self.fn_ref.original_forward  # looked up at each call: others may put a hook inside
-        with UnifiedAttnMode(self._group):
-            return forward(*args, **kwargs)
 
 
 #: By the class name of the transformer. What is not here runs on one rank.

@@ -33,6 +33,7 @@ class FakeService:
     settings = SETTINGS
     keys: tuple[bytes, ...] = ()
     max_body_bytes = SETTINGS.limits.max_body_bytes
+    max_upload_bytes = SETTINGS.limits.max_upload_bytes
     capabilities: Capabilities | None = None
     shortage: str | None = None
     asleep = False
@@ -45,6 +46,12 @@ class FakeService:
         self.engines: list[EngineStatus] = []
         self.closed = False
         self.askers: list[dict[str, str]] = []
+
+    def limits_of(self, model):
+        return self.settings.limits
+
+    def capabilities_of(self, model):
+        return self.capabilities
 
     async def generate(self, request):
         self.requests.append(request)

@@ -14,14 +14,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: What every room may use: facts, files and words that all processes share.
 SHARED = {"protocol", "presets", "settings", "metrics", "logs", "tracing", "ray_errors", "rebuilds", "text_files"}
-SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names"}
+SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names", "store_settings"}
 #: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
 MAY_IMPORT = {
-    "app": {"dry_run", "ingress", "engine", "gang", "cluster", *SHARED},
+    "app": {"dry_run", "ingress", "store", "engine", "gang", "cluster", *SHARED},
     "dry_run": {"ingress", "models", "cluster", *SHARED},
-    "reference": SHARED,
-    "front": {"protocol"},
+    "reference": {"models", "worker", "testing", *SHARED},  # tables of all registries
+    "front": {"protocol", "limits"},
     "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
+    "store": {"ingress", "cluster", *SHARED},  # asks engines as an ingress does
     "engine": {"gang", "models", *SHARED},  # the family's words on a request
     "gang": {"worker", *SHARED},
     "worker": {"models", *SHARED},
@@ -36,9 +37,10 @@ MAY_IMPORT = {
     "tracing": {"protocol"},
     "protocol": {"limits", "model_names", "settings", "presets", "size"},
     "settings": {"engine_settings", "filling", "front_settings", "limits", "model_names", "parallel_settings"}
-    | {"presets", "size", "strict", "text_files"},
+    | {"presets", "size", "store_settings", "strict", "text_files"},
     "engine_settings": {"strict"},
     "front_settings": {"origins", "strict"},
+    "store_settings": {"strict"},
     "presets": {"yaml_files"},
     "limits": {"size", "strict"},
     "parallel_settings": {"strict"},

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 from ray.serve.metrics import Histogram
 
+from cache_core import supported_models
 from raycache.metrics import IngressMetrics, Metrics
-from raycache.reference import metrics_table, settings_table, updated
+from raycache.models.registry import FAMILIES, family_of
+from raycache.models.roads import ROADS
+from raycache.reference import metrics_table, service_table, settings_table, updated
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = DOCS / "operating.md"
 
 
-@pytest.mark.parametrize("name", ["operating.md", "design.md"])
+@pytest.mark.parametrize("name", ["operating.md", "design.md", "models.md", "../README.md"])
 def test_the_tables_are_up_to_date(name: str):
     text = (DOCS / name).read_text()
     assert updated(text) == text, f"run: python -m raycache.reference docs/{name}"
@@ -32,6 +35,18 @@ def test_every_module_is_in_the_table():
             name = name.parent if name.stem == "__init__" else name
             assert len(told.pop(str(name)).split()) >= 2, name
     assert not told, "modules that are gone"
+
+
+def test_every_transformer_has_a_row_with_its_tasks_and_way():
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in service_table().splitlines()[2:]]
+    told = {row[1]: row for row in rows}
+    assert sorted(told) == sorted(name for classes in supported_models().values() for name in classes)
+    for name, (_, _, tasks, way, *_) in told.items():
+        assert way == ROADS.get(name, "-")
+        families = [family_of(pipeline) for pipeline in FAMILIES]
+        known = {task for family in families if family.transformer == name for task in family.tasks}
+        assert set(tasks.split(", ")) == (known or {"-"})
+    assert told["FluxTransformer2DModel"][-1].startswith("transformer, 2 ranks, `Flux")
 
 
 def test_every_setting_is_explained():

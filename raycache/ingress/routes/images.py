@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from raycache.ingress.dependencies import InContext, body_document, json_body, require_key
 from raycache.ingress.replies import drawn
+from raycache.ingress.uploads import edit_document, read_edit
 from raycache.protocol.bodies import ImagesBody
 
 router = APIRouter(dependencies=[Depends(require_key)])
@@ -20,3 +21,10 @@ async def generate(
 ) -> Response:
     """Draw images."""
     return await drawn(http, body, context)
+
+
+@router.post("/v1/images/edits", openapi_extra=edit_document())
+async def edit(http: Request, context: InContext) -> Response:
+    """Draw images that are made of others."""
+    body, request = await read_edit(http, context)
+    return await drawn(http, body, context, request)

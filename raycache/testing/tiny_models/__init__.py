@@ -7,11 +7,10 @@ service need. Nothing is downloaded. ``python -m raycache.testing.tiny_models FA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raycache.demo.built import build_once
 from raycache.testing.tiny_models import (
@@ -29,9 +28,7 @@ from raycache.testing.tiny_models import (
     wan,
     z_image,
 )
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from raycache.testing.tiny_models.family import Pipeline, TinyFamily
 
 __all__ = ["TINY_FAMILIES", "TinyFamily", "build_tiny"]
 
@@ -49,25 +46,6 @@ _NO_MORE_CALLS: Mapping[str, Any] = {
     "modality_scale": 1.0,
     "audio_modality_scale": 1.0,
 }
-
-
-@dataclass(frozen=True)
-class TinyFamily:
-    """One kind of pipeline.
-
-    Attributes:
-        pipeline: class that ``model_index.json`` names.
-        make: builds it on the CPU in float32; its weights are drawn anew afterwards.
-        ask: arguments of a small request besides prompt, steps and generator, as the pipeline's call takes them.
-        pictures: arguments that take a picture of 64x64 pixels, which the request cannot do without.
-        slow: a request takes seconds whatever it asks for; ``ask`` cannot help it.
-    """
-
-    pipeline: str
-    make: Callable[[], DiffusionPipeline]
-    ask: Mapping[str, Any] = field(default_factory=dict)
-    pictures: tuple[str, ...] = ()
-    slow: bool = False
 
 
 #: By the name that :func:`build_tiny` takes.
@@ -156,7 +134,7 @@ def build_tiny(family: str, folder: Path, seed: int = 0) -> Path:
     return build_once(Path(folder), record, lambda to: _pipeline(TINY_FAMILIES[family], seed).save_pretrained(to))
 
 
-def _pipeline(family: TinyFamily, seed: int) -> Any:
+def _pipeline(family: TinyFamily, seed: int) -> Pipeline:
     import torch
 
     from raycache.testing.tiny_models.weights import spread

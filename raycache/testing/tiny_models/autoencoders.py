@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderKLWan
 
-__all__ = ["image_autoencoder", "qwen_autoencoder", "wan_autoencoder"]
+__all__ = ["as_if_trained", "image_autoencoder", "qwen_autoencoder", "wan_autoencoder"]
 
 #: Of each latent channel; none is 0 or 1, so that leaving one out is seen.
 _MEAN, _STD = (0.1, 0.2, 0.3, -0.4), (1.0, 2.0, 1.5, 0.5)
@@ -48,6 +50,17 @@ def wan_autoencoder(**sizes: Any) -> AutoencoderKLWan:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(**_causal(8) | sizes)
+
+
+def as_if_trained(vae: torch.nn.Module, *, mean: str, spread: str) -> None:
+    """Give the buffers by which latents are scaled numbers that a training might have found, instead of 0 and 1.
+
+    Args:
+        vae: has both buffers.
+        mean, spread: their names; ``spread`` may be a deviation or a variance.
+    """
+    torch.nn.init.normal_(vae.get_buffer(mean), std=0.2)
+    torch.nn.init.uniform_(vae.get_buffer(spread), 0.5, 2.0)
 
 
 def _causal(base: int) -> dict[str, Any]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.texts import t5, t5_tokenizer
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["cogvideox"]
 
 
-def cogvideox() -> DiffusionPipeline:
+def cogvideox() -> Pipeline:
     """As the 5B is made, with positions as rotations."""
     from diffusers import (
         AutoencoderKLCogVideoX,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raycache.testing.tiny_models.autoencoders import image_autoencoder
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.texts import clip, clip_tokenizer, t5, t5_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, FluxTransformer2DModel
+    from diffusers import FluxTransformer2DModel
 
 __all__ = ["flux", "flux_fill", "flux_kontext", "flux_schnell"]
 
@@ -16,14 +17,14 @@ _PACKED = 16  # 2 x 2 latents of 4 channels
 _MASK = 256  # one number for each of 16 x 16 pixels
 
 
-def flux() -> DiffusionPipeline:
+def flux() -> Pipeline:
     """Dev: guidance embedded."""
     from diffusers import FluxPipeline
 
     return FluxPipeline(**_parts(_transformer()))
 
 
-def flux_schnell() -> DiffusionPipeline:
+def flux_schnell() -> Pipeline:
     """Schnell: no guidance, and the same schedule at every size."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
@@ -31,14 +32,14 @@ def flux_schnell() -> DiffusionPipeline:
     return FluxPipeline(**parts | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0)})
 
 
-def flux_kontext() -> DiffusionPipeline:
+def flux_kontext() -> Pipeline:
     """Kontext: the picture to edit comes as further tokens."""
     from diffusers import FluxKontextPipeline
 
     return FluxKontextPipeline(**_parts(_transformer()))
 
 
-def flux_fill() -> DiffusionPipeline:
+def flux_fill() -> Pipeline:
     """Fill: the masked picture and the mask come as further channels."""
     from diffusers import FluxFillPipeline
 

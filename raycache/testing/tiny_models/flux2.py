@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from raycache.testing.tiny_models.autoencoders import as_if_trained
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.mistral_texts import mistral3, mistral_tokenizer
 from raycache.testing.tiny_models.qwen_texts import qwen3_causal, qwen_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLFlux2, DiffusionPipeline
+    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 
 __all__ = ["flux2", "flux2_klein", "flux2_klein_base"]
 
@@ -20,7 +20,7 @@ _KLEIN_LAYERS = 28  # the prompt is read after the 9th, the 18th and the 27th
 _DEV_LAYERS = 31  # and here after the 10th, the 20th and the 30th
 
 
-def flux2() -> DiffusionPipeline:
+def flux2() -> Pipeline:
     """Dev: guidance embedded."""
     from diffusers import Flux2Pipeline
 
@@ -31,14 +31,14 @@ def flux2() -> DiffusionPipeline:
     )
 
 
-def flux2_klein() -> DiffusionPipeline:
+def flux2_klein() -> Pipeline:
     """Klein, distilled: no guidance."""
     from diffusers import Flux2KleinPipeline
 
     return Flux2KleinPipeline(**_parts(), **_klein_texts(), is_distilled=True)
 
 
-def flux2_klein_base() -> DiffusionPipeline:
+def flux2_klein_base() -> Pipeline:
     """Klein before it was distilled: guidance by a second call."""
     from diffusers import Flux2KleinPipeline
 
@@ -70,11 +70,10 @@ def _parts(guidance_embeds: bool = False) -> dict[str, Any]:
 
 def _autoencoder() -> AutoencoderKLFlux2:
     """A side shrinks by 8; latents are whitened in packs of 2 x 2, by numbers that a training would have found."""
-    from diffusers import AutoencoderKLFlux2
+    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 
     vae = AutoencoderKLFlux2(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=_LATENTS, norm_num_groups=4
     )
-    torch.nn.init.normal_(vae.bn.running_mean, std=0.2)
-    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    as_if_trained(vae, mean="bn.running_mean", spread="bn.running_var")
     return vae

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.qwen_texts import qwen_tokenizer, qwen_vl, qwen_vl_text
 from raycache.testing.tiny_models.texts import BYTE_TOKENS, byte_tokenizer, t5
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLHunyuanImage, AutoencoderKLHunyuanVideo15, DiffusionPipeline
+    from diffusers import AutoencoderKLHunyuanImage, AutoencoderKLHunyuanVideo15
 
 __all__ = ["hunyuan_image", "hunyuan_video_15"]
 
@@ -16,7 +17,7 @@ _LATENTS = 4
 _TEXT, _LETTERS = 32, 16
 
 
-def hunyuan_video_15() -> DiffusionPipeline:
+def hunyuan_video_15() -> Pipeline:
     """Text to video: guidance by a second call, from a part of its own."""
     from diffusers import (
         ClassifierFreeGuidance,
@@ -50,7 +51,7 @@ def hunyuan_video_15() -> DiffusionPipeline:
     )
 
 
-def hunyuan_image() -> DiffusionPipeline:
+def hunyuan_image() -> Pipeline:
     """Text to image; an image's side shrinks by 32."""
     from diffusers import (
         AdaptiveProjectedMixGuidance,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
+from raycache.testing.tiny_models.autoencoders import as_if_trained
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.texts import t5, t5_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 
 __all__ = ["ltx"]
 
 
-def ltx() -> DiffusionPipeline:
+def ltx() -> Pipeline:
     """LTX-Video 0.9."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
 
@@ -44,7 +44,7 @@ def ltx() -> DiffusionPipeline:
 
 def _autoencoder() -> AutoencoderKLLTXVideo:
     """Latents are scaled by numbers that a training would have found."""
-    from diffusers import AutoencoderKLLTXVideo
+    from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 
     vae = AutoencoderKLLTXVideo(
         latent_channels=8,
@@ -53,6 +53,5 @@ def _autoencoder() -> AutoencoderKLLTXVideo:
         layers_per_block=(1, 1, 1, 1, 1),
         decoder_layers_per_block=(1, 1, 1, 1, 1),
     )
-    torch.nn.init.normal_(vae.latents_mean, std=0.2)
-    torch.nn.init.uniform_(vae.latents_std, 0.5, 2.0)
+    as_if_trained(vae, mean="latents_mean", spread="latents_std")
     return vae

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
+from raycache.testing.tiny_models.autoencoders import as_if_trained
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.gemma_texts import GEMMA_LAYERS, gemma3, gemma_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import (
         AutoencoderKLLTX2Audio,
-        AutoencoderKLLTX2Video,
-        DiffusionPipeline,
         LTX2VideoTransformer3DModel,
     )
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
 __all__ = ["ltx2"]
@@ -24,7 +23,7 @@ _VIDEO, _SOUND = 8, 4  # latent channels
 _MEL = 16  # bands of sound, of which the autoencoder makes a quarter
 
 
-def ltx2() -> DiffusionPipeline:
+def ltx2() -> Pipeline:
     """LTX-2, text to video with sound."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
 
@@ -85,7 +84,7 @@ def _connectors() -> LTX2TextConnectors:
 
 def _video_autoencoder() -> AutoencoderKLLTX2Video:
     """A side shrinks by 32, frames but the first by 8; latents are scaled by numbers a training would have found."""
-    from diffusers import AutoencoderKLLTX2Video
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 
     vae = AutoencoderKLLTX2Video(
         latent_channels=_VIDEO,
@@ -96,8 +95,7 @@ def _video_autoencoder() -> AutoencoderKLLTX2Video:
         spatial_compression_ratio=32,
         temporal_compression_ratio=8,
     )
-    torch.nn.init.normal_(vae.latents_mean, std=0.2)
-    torch.nn.init.uniform_(vae.latents_std, 0.5, 2.0)
+    as_if_trained(vae, mean="latents_mean", spread="latents_std")
     return vae
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raycache.testing.tiny_models.autoencoders import qwen_autoencoder
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.qwen_texts import qwen_processor, qwen_tokenizer, qwen_vl
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["qwen_image", "qwen_image_edit", "qwen_image_edit_plus"]
 
 
-def qwen_image() -> DiffusionPipeline:
+def qwen_image() -> Pipeline:
     """Qwen-Image; 2512 is of the same make."""
     from diffusers import QwenImagePipeline
 
     return QwenImagePipeline(**_parts())
 
 
-def qwen_image_edit() -> DiffusionPipeline:
+def qwen_image_edit() -> Pipeline:
     """Edit: one picture, as further tokens and in the prompt."""
     from diffusers import QwenImageEditPipeline
 
@@ -28,7 +26,7 @@ def qwen_image_edit() -> DiffusionPipeline:
     return QwenImageEditPipeline(**parts, processor=qwen_processor(parts["tokenizer"]))
 
 
-def qwen_image_edit_plus() -> DiffusionPipeline:
+def qwen_image_edit_plus() -> Pipeline:
     """Edit 2511: several pictures, which the transformer sees at a timestep of zero."""
     from diffusers import QwenImageEditPlusPipeline
 

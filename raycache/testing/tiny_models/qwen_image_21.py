@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.qwen_texts import qwen3_vl, qwen_processor, qwen_tokenizer
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["qwen_image_21"]
 
 
-def qwen_image_21() -> DiffusionPipeline:
+def qwen_image_21() -> Pipeline:
     """Text to image, and edits by the same pipeline."""
     from diffusers import (
         AutoencoderKLQwenImage21,

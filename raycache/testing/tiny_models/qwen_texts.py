@@ -60,9 +60,10 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     from transformers import Qwen2Tokenizer
 
     vocabulary, merges = _vocabulary()
+    pairs: dict[str, Any] = {"merges": merges}  # taken, but not declared
     tokenizer = Qwen2Tokenizer(
         vocab={piece: index for index, piece in enumerate(vocabulary)},
-        merges=merges,
+        **pairs,
         model_max_length=_TOKENS,
         extra_special_tokens={"image_token": "<|image_pad|>"},
     )
@@ -145,7 +146,7 @@ def qwen_processor(tokenizer: Qwen2Tokenizer, patch: int = 14) -> PaddleOCRVLPro
     return PaddleOCRVLProcessor(image_processor=images, tokenizer=tokenizer, chat_template=_CHAT)
 
 
-def _vision_ids() -> dict[str, int]:
+def _vision_ids() -> dict[str, Any]:
     return {
         "image_token_id": _id("<|image_pad|>"),
         "video_token_id": _id("<|video_pad|>"),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.gemma_texts import gemma2, gemma_tokenizer
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderDC, DiffusionPipeline
+    from diffusers import AutoencoderDC
 
 __all__ = ["sana"]
 
 _LATENTS = 4
 
 
-def sana() -> DiffusionPipeline:
+def sana() -> Pipeline:
     """Sana at 1024 pixels, to which its pipeline rounds sizes unless told not to."""
     from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 

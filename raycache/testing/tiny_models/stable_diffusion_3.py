@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from raycache.testing.tiny_models.autoencoders import image_autoencoder
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.texts import clip_projected, clip_tokenizer, t5, t5_tokenizer
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["stable_diffusion_3"]
 
 
-def stable_diffusion_3() -> DiffusionPipeline:
+def stable_diffusion_3() -> Pipeline:
     """As 3.5 Medium is made: Large has no second attention."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 

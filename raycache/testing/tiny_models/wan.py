@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raycache.testing.tiny_models.autoencoders import wan_autoencoder
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.texts import t5_tokenizer, umt5
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, WanTransformer3DModel
+    from diffusers import WanTransformer3DModel
 
 __all__ = ["wan", "wan_2_2", "wan_image_to_video", "wan_text_or_image_to_video"]
 
 _BOUNDARY = 0.875  # of A14B: noisier steps are the first transformer's
 
 
-def wan() -> DiffusionPipeline:
+def wan() -> Pipeline:
     """Wan 2.1, text to video."""
     from diffusers import WanPipeline
 
     return WanPipeline(**_parts(), transformer=_transformer())
 
 
-def wan_2_2() -> DiffusionPipeline:
+def wan_2_2() -> Pipeline:
     """Wan 2.2 A14B, text to video: two transformers."""
     from diffusers import WanPipeline
 
@@ -30,7 +31,7 @@ def wan_2_2() -> DiffusionPipeline:
     return WanPipeline(**parts, transformer=_transformer(), transformer_2=_transformer(), boundary_ratio=_BOUNDARY)
 
 
-def wan_text_or_image_to_video() -> DiffusionPipeline:
+def wan_text_or_image_to_video() -> Pipeline:
     """Wan 2.2 TI2V 5B, text to video: another autoencoder, and a timestep for each token."""
     from diffusers import WanPipeline
 
@@ -39,7 +40,7 @@ def wan_text_or_image_to_video() -> DiffusionPipeline:
     return WanPipeline(**_parts() | {"vae": vae}, transformer=_transformer(), expand_timesteps=True)
 
 
-def wan_image_to_video() -> DiffusionPipeline:
+def wan_image_to_video() -> Pipeline:
     """Wan 2.2 A14B, image to video: two transformers, the first frame and its mask as further channels."""
     from diffusers import WanImageToVideoPipeline
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from raycache.testing.tiny_models.family import Pipeline
 
 __all__ = ["spread"]
 
@@ -21,7 +19,7 @@ _TIMESTEP = re.compile(
 _TIMESTEP_GAIN = 0.3
 
 
-def spread(pipe: DiffusionPipeline) -> DiffusionPipeline:
+def spread(pipe: Pipeline) -> Pipeline:
     """Draw the weights of the encoders and transformers in ``pipe`` anew, wide enough for their small widths.
 
     As libraries draw them (0.02, and zeros where a block starts as the identity), residuals would be so small that
@@ -54,7 +52,7 @@ def _draw(module: torch.nn.Module) -> None:
             gain = _TIMESTEP_GAIN if timestep and with_bias else 1.0
             torch.nn.init.normal_(parameter, std=gain * parameter[0].numel() ** -0.5)
             if timestep and not with_bias and name.endswith("linear_1.weight"):
-                parameter *= _slow_waves(parameter.shape[1])
+                parameter.mul_(_slow_waves(parameter.shape[1]))
         elif timestep:
             torch.nn.init.normal_(parameter, std=1.0)  # blocks are as strong at all steps
         elif not bool(parameter.any()):

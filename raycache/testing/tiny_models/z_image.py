@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from raycache.testing.tiny_models.autoencoders import image_autoencoder
+from raycache.testing.tiny_models.family import Pipeline
 from raycache.testing.tiny_models.qwen_texts import qwen3, qwen_tokenizer
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = ["z_image", "z_image_3_heads"]
 
 
-def z_image() -> DiffusionPipeline:
+def z_image() -> Pipeline:
     """Z-Image; Turbo is of the same make."""
     return _pipeline(heads=4)
 
 
-def z_image_3_heads() -> DiffusionPipeline:
+def z_image_3_heads() -> Pipeline:
     """Heads that do not divide among two ranks, as the real one's 30 do not among four."""
     return _pipeline(heads=3)
 
 
-def _pipeline(heads: int) -> DiffusionPipeline:
+def _pipeline(heads: int) -> Pipeline:
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 
     return ZImagePipeline(

@@ -105,6 +105,7 @@ def test_checkpointing_around_the_whole_transformer_is_refused_by_name():
             output.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n for n in TINY if "+" not in n and getattr(diffusers, n)._supports_gradient_checkpointing]
 )

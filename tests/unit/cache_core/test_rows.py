@@ -31,7 +31,7 @@ def pipes():
     return {name: make() for name, (make, _) in GUIDED.items()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["DBCache", pytest.param("DBPrune", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", GUIDED)
 def test_image_k_with_options_k_is_what_it_is_alone(pipes, name, method):
     pipe, each = pipes[name], [_options(method, threshold) for threshold in THRESHOLDS]

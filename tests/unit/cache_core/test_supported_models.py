@@ -70,7 +70,7 @@ def test_a_model_without_known_blocks_is_refused_by_name():
         pass
 
 
-@pytest.mark.parametrize("document", ["docs/models.md", "README.md"])
+@pytest.mark.parametrize("document", ["docs/models.md"])
 def test_the_published_table_is_this_one(document):
     path = Path(__file__).parents[3] / document
     parts = path.read_text().split("<!-- models -->")

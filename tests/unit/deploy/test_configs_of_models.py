@@ -11,8 +11,10 @@ import yaml
 
 from raycache.models.folder import told_by
 from raycache.models.registry import family_of
+from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities
-from raycache.protocol.resolve import check_deployment, check_size
+from raycache.protocol.resolve import check_deployment
+from raycache.protocol.sizes import check_size
 from raycache.settings import AppSettings
 
 FOLDER = Path(__file__).parents[3] / "serve_configs"
@@ -51,6 +53,7 @@ def told(path: str) -> Capabilities:
         num_heads=model.heads,
         text_tokens=family.text,
         pipeline=model.pipeline,
+        uneven=splits_unevenly(family.transformer),
     )
 
 
@@ -71,7 +74,8 @@ def test_it_fits_its_model_and_its_card(file: Path):
     check_deployment(settings, settings.policy, model)
     for shape in settings.warmup:
         ranks = settings.parallel.ranks_per_replica
-        check_size(shape.size, side=model.token_side, ranks=ranks, max_pixels=settings.limits.max_pixels)
+        most = settings.limits.max_pixels
+        check_size(shape.size, side=model.token_side, ranks=ranks, max_pixels=most, uneven=model.uneven)
 
 
 @pytest.mark.parametrize("file", PRODUCTION, ids=lambda file: file.stem)

@@ -20,3 +20,11 @@ def test_the_bundled_model_warns_of_sizes_it_was_not_trained_at(kind: str, size:
     model = Capabilities(kind=kind, num_blocks=57, num_heads=4, text_tokens=16, pipeline="FluxPipeline", token_side=16)
     warnings = result_of(request, output, 1.0, model).warnings
     assert any("128x128" in warning and size in warning for warning in warnings) == warned
+
+
+@pytest.mark.parametrize(("previews", "count", "warned"), [(True, 2, False), (False, 2, True), (False, 0, False)])
+def test_previews_that_a_model_cannot_make_are_told_of(previews: bool, count: int, warned: bool):
+    request = order(partial_images=count)
+    output = JobOutput(np.zeros((1, 8, 8, 3), np.uint8), None, 0.1, 0.1, 0.1)
+    model = Capabilities("folder", 57, 4, 16, "QwenImagePipeline", 16, previews=previews)
+    assert any("no previews" in warning for warning in result_of(request, output, 1.0, model).warnings) == warned

@@ -169,3 +169,33 @@ async def test_serves_own_health_stays_as_it_is(serve):
     serve.answer = (503, b"draining", [PLAIN])
     wire = await Wire(Front(serve), "/-/healthz", "GET").done()
     assert (wire.status, wire.text) == (503, "draining")
+
+
+async def test_bodies_with_pictures_have_bounds_and_places_of_their_own(serve, monkeypatch):
+    """Under whatever prefix the application has."""
+    edits = "/flux/v1/images/edits"
+    large = [("content-length", "17000000")]
+    assert (await Wire(Front(serve), edits, headers=large).send(b"{}").done()).status == 200
+    wire = await Wire(Front(serve), edits, headers=[("content-length", str((64 << 20) + 1))]).send(b"{}").done()
+    assert (wire.status, wire.error["code"]) == (413, "body_too_large")
+    monkeypatch.setattr(front, "MOST_UPLOAD", 30)
+    monkeypatch.setattr(front, "_MOST_BODY", 10)
+    chunked = [("transfer-encoding", "chunked")]
+    for path, status in ((edits, 200), (URL, 413)):
+        assert (await Wire(Front(serve), path, headers=chunked).send(b"x" * 20).done()).status == status
+    wire = await Wire(Front(serve), edits, headers=chunked).send(b"x" * 31).done()
+    assert (wire.status, wire.error["code"]) == (413, "body_too_large")
+
+
+async def test_uploads_that_never_end_take_no_place_of_a_prompt(serve, monkeypatch):
+    monkeypatch.setattr(bodies, "_MOST_UPLOADS", 2)
+    app = Front(serve)
+    length = [("content-length", "9")]
+    waiting = [Wire(app, "/v1/images/edits", headers=length).send(b"x", more=True) for _ in range(2)]
+    await asyncio.sleep(0)
+    wire = await Wire(app, "/v1/images/edits", headers=length).send(b"x").done()
+    assert (wire.status, wire.error["code"]) == (503, "too_many_bodies")
+    assert (await Wire(app, headers=[("content-length", "2")]).send(b"{}").done()).status == 200
+    for wire in waiting:
+        await wire.leave().done()
+    assert (await Wire(app, "/v1/images/edits", headers=length).send(b"x").done()).status == 200

@@ -29,7 +29,7 @@ class Strength(BaseModel):
     of: float
 
 
-class EditBody(ImagesBody):
+class OddBody(ImagesBody):
     strength: Strength
 
 
@@ -184,24 +184,24 @@ def test_a_new_task_is_a_body_and_a_route(service):
     app = build_http_app(service)
     router = APIRouter(dependencies=[Depends(require_key)])
 
-    @router.post("/v1/images/edits", openapi_extra=body_document(EditBody))
-    async def edit(http: Request, body: Annotated[EditBody, Depends(json_body(EditBody))], context: InContext):
+    @router.post("/v1/images/variations", openapi_extra=body_document(OddBody))
+    async def vary(http: Request, body: Annotated[OddBody, Depends(json_body(OddBody))], context: InContext):
         return await drawn(http, body, context)
 
     app.include_router(router)
     client = TestClient(app)
     ask = {"prompt": "a", "strength": {"of": 0.5}, "seed": None}
-    assert client.post("/v1/images/edits", json=ask).json()["size"] == "32x16"
-    check_error(client.post("/v1/images/edits", json={"prompt": "a"}), 400, param="strength")
-    check_error(client.post("/v1/images/edits", json={**ask, "strength": {"of": "0.5"}}), 400, param="strength.of")
-    check_error(client.post("/v1/images/edits", content=b"{}"), 415)
-    check_error(client.post("/v1/images/edits", json={**ask, "prompt": "x" * 3000}), 413, "body_too_large")
+    assert client.post("/v1/images/variations", json=ask).json()["size"] == "32x16"
+    check_error(client.post("/v1/images/variations", json={"prompt": "a"}), 400, param="strength")
+    check_error(client.post("/v1/images/variations", json={**ask, "strength": {"of": "0.5"}}), 400, param="strength.of")
+    check_error(client.post("/v1/images/variations", content=b"{}"), 415)
+    check_error(client.post("/v1/images/variations", json={**ask, "prompt": "x" * 3000}), 413, "body_too_large")
     document = client.get("/openapi.json").json()
-    schema = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = document["paths"]["/v1/images/variations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"]["strength"] == {"$ref": "#/components/schemas/Strength"}
     assert {"Strength", "DBCacheOptions"} <= set(document["components"]["schemas"])
     service.keys = (b"alpha",)
-    check_error(client.post("/v1/images/edits", json=ask), 401)
+    check_error(client.post("/v1/images/variations", json=ask), 401)
 
 
 def test_without_a_key_nothing_is_told_of_the_engines(client, service):

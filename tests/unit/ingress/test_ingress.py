@@ -194,9 +194,11 @@ async def test_a_stream_that_is_lost_twice_says_so(ingress):
 async def test_limits_that_change_hold_for_bodies_too(ingress):
     front = ingress(Engines())
     assert front.max_body_bytes == SETTINGS.limits.max_body_bytes
-    policy = SETTINGS.policy.changed({"limits": {"max_body_bytes": 2048}})
+    policy = SETTINGS.policy.changed({"limits": {"max_body_bytes": 2048, "max_upload_bytes": 4096}})
     front._pools["flux"].watch.last = replace(STATUS, policy=policy)
     assert front.max_body_bytes == 2048
+    assert front.max_upload_bytes == 4096
+    assert front.limits_of(None).max_upload_bytes == 4096
 
 
 async def test_another_models_name_is_refused_before_any_engine_is_there(ingress, monkeypatch):

@@ -10,8 +10,9 @@ from cache_core.options import DBCacheOptions, DBPruneOptions, FBCacheOptions, N
 from raycache.protocol.cache_choice import silent_cache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.protocol.resolve import check_deployment, check_size, nearest_sizes, resolve
+from raycache.protocol.resolve import check_deployment, resolve
 from raycache.protocol.schemas import GenerationRequest
+from raycache.protocol.sizes import check_size, nearest_sizes
 from raycache.settings import AppSettings, LimitSettings
 from raycache.size import Size
 
@@ -147,12 +148,13 @@ def test_no_repr_shows_the_prompt():
     st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8]),
     st.integers(32 * 32 * 8, 4_000_000),
     st.sampled_from([8, 16, 32]),
+    st.booleans(),
 )
-def test_nearest_sizes_are_legal(width, height, ranks, max_pixels, side):
-    sizes = nearest_sizes(Size(width, height), side=side, ranks=ranks, max_pixels=max_pixels)
+def test_nearest_sizes_are_legal(width, height, ranks, max_pixels, side, uneven):
+    sizes = nearest_sizes(Size(width, height), side=side, ranks=ranks, max_pixels=max_pixels, uneven=uneven)
     assert sizes
     for size in sizes:
-        check_size(size, side=side, ranks=ranks, max_pixels=max_pixels)
+        check_size(size, side=side, ranks=ranks, max_pixels=max_pixels, uneven=uneven)
 
 
 def test_nearest_size_of_a_legal_size_is_itself():
@@ -166,6 +168,29 @@ def test_a_model_that_does_not_divide_is_refused_at_start(ranks, legal):
     )
     with pytest.raises(ValueError, match=f"legal values: {legal}"):
         check_deployment(settings, settings.policy, MODEL)
+
+
+def over_ranks(ranks: int) -> AppSettings:
+    parallel = SETTINGS.parallel.model_copy(update={"ranks_per_replica": ranks})
+    return SETTINGS.model_copy(update={"parallel": parallel})
+
+
+def test_a_model_that_splits_unevenly_needs_one_head_and_one_text_token_for_each_rank():
+    model = replace(MODEL, num_heads=3, text_tokens=333, uneven=True)
+    for ranks in (1, 2, 3):
+        check_deployment(over_ranks(ranks), SETTINGS.policy, model)
+    with pytest.raises(ValueError, match=r"3 attention heads are fewer than 4 ranks; legal values: 1, 2, 3$"):
+        check_deployment(over_ranks(4), SETTINGS.policy, model)
+    with pytest.raises(ValueError, match=r"2 text tokens are fewer than 3 ranks; legal values: 1, 2$"):
+        check_deployment(over_ranks(3), SETTINGS.policy, replace(model, text_tokens=2))
+
+
+def test_sizes_of_a_model_that_splits_unevenly_need_not_divide():
+    model = replace(MODEL, uneven=True)
+    request = GenerationRequest(prompt="x", size="144x144")
+    assert str(resolve(request, SETTINGS.policy, model, model_name="flux", ranks=4).size) == "144x144"
+    with pytest.raises(RequestError, match=r"16x48 makes 3 image tokens, of which each of 4 ranks needs one.*16x64"):
+        resolve(request.model_copy(update={"size": "16x48"}), SETTINGS.policy, model, model_name="flux", ranks=4)
 
 
 def test_defaults_that_break_the_limits_are_refused_at_start():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,23 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from raycache.models.roads import ROADS, splits_unevenly
 from raycache.worker.context_parallel import parallelize
 from raycache.worker.split_check import SplitWrong, call_alone
 from raycache.worker.split_inputs import INPUTS, Source
-from raycache.worker.split_roads import SPLITS
+from raycache.worker.split_roads import SPLITS, by_diffusers
+from raycache.worker.uneven import TokenSplit, shares
 from tests.helpers.tiny_forms import FORMS, other_form
 from tests.helpers.tiny_transformers import TINY, build
 
 
 def test_each_class_that_is_split_has_inputs_for_the_check():
-    assert SPLITS.keys() == INPUTS.keys()
+    assert SPLITS.keys() == INPUTS.keys() == ROADS.keys()
     assert SPLITS.keys() <= TINY.keys()
-
-
-def test_the_document_tells_which_classes_are_split():
-    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
-    table = text.partition("**Several ranks**")[2].partition("Others run on one rank")[0]
-    assert sorted(re.findall(r"`(\w+DModel)`", table)) == sorted(SPLITS)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -98,10 +92,16 @@ def test_a_class_of_which_nothing_is_known_is_named(monkeypatch: pytest.MonkeyPa
         parallelize(build("DiTTransformer2DModel"))
 
 
-@pytest.mark.parametrize(("name", "heads"), [("FluxTransformer2DModel", 2), ("ZImageTransformer2DModel", 2)])
-def test_heads_that_do_not_divide_are_named(monkeypatch: pytest.MonkeyPatch, name: str, heads: int):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("FluxTransformer2DModel", "2 attention heads do not divide among 3 ranks; use a divisor of 2"),
+        ("ZImageTransformer2DModel", "2 attention heads are fewer than 3 ranks; use at most 2"),
+    ],
+)
+def test_heads_that_ranks_cannot_share_are_named(monkeypatch: pytest.MonkeyPatch, name: str, words: str):
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
-    with pytest.raises(ValueError, match=f"{heads} attention heads do not divide among 3 ranks"):
+    with pytest.raises(ValueError, match=words):
         parallelize(build(name))
 
 
@@ -118,3 +118,43 @@ def test_numbers_of_the_inputs_come_from_the_generator_alone():
         return tensor
 
     assert torch.equal(latents(), latents())
+
+
+def test_whom_a_road_is_by_is_told_as_it_is():
+    """Without torch it cannot be asked, so it stands in a table of its own."""
+    for name, split in SPLITS.items():
+        names = {*split.__code__.co_names, split.__name__}
+        assert ("by_para_attention" in names) == (ROADS[name] == "ParaAttention") == (not splits_unevenly(name))
+        assert (split is by_diffusers or "_cp_plan" in names) == (ROADS[name] == "diffusers")
+    assert not splits_unevenly("DiTTransformer2DModel")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+def test_shares_are_those_of_tensor_split(ranks: int):
+    for total in range(ranks, 30):
+        assert shares(total, ranks) == tuple(map(len, torch.arange(total).tensor_split(ranks)))
+
+
+def _split(rank: int, ranks: int) -> TokenSplit:
+    split = TokenSplit()
+    split.rank, split.ranks = rank, ranks
+    return split
+
+
+def test_every_rank_tells_all_sizes_from_its_own():
+    for ranks in (2, 3, 4):
+        for latents, text in ((ranks, ranks), (10, 7), (9, 8), (16, 12)):
+            for rank in range(ranks):
+                split = _split(rank, ranks)
+                split.note("latents", latents)
+                split.note("text", text)
+                image, words = shares(latents, ranks), shares(text, ranks)
+                assert split.sizes(image[rank]) == image
+                assert split.sizes(image[rank] + words[rank]) == tuple(map(sum, zip(image, words, strict=True)))
+                with pytest.raises(ValueError, match=f"attention to 99 tokens on rank {rank}"):
+                    split.sizes(99)
+
+
+def test_a_stream_of_fewer_tokens_than_ranks_is_refused():
+    with pytest.raises(ValueError, match="2 tokens of text cannot be split over 3 ranks, of which each needs one"):
+        _split(0, 3).note("text", 2)

@@ -1,0 +1,115 @@
+"""Room for input pictures in one process: few are decoded at once, off the event loop; what they hold is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from raycache.limits import LimitSettings
+from raycache.protocol.errors import RequestError, unavailable
+from raycache.protocol.pictures import OpenedPicture, open_picture
+
+__all__ = ["File", "PictureRoom"]
+
+#: Requests that are decoded at once; bytes of bodies that are, or wait for it; bytes of pixels of all under way.
+_THREADS, _MOST_BODY_BYTES, _MOST_BYTES = 2, 256 << 20, 1 << 30
+_SOON_S = 2.0
+
+#: A file, and the field of the request that it came in.
+File = tuple[str, bytes]
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+class PictureRoom:
+    """Who may decode, and how much there is.
+
+    Args:
+        threads: that decode.
+        most_body_bytes: of bodies that are parsed or decoded, or wait for that.
+        most_bytes: of pixels of all requests, decoded and not yet answered.
+
+    A request that is alone may have more of both: its own bounds are the limits of the settings.
+    """
+
+    def __init__(
+        self, threads: int = _THREADS, most_body_bytes: int = _MOST_BODY_BYTES, most_bytes: int = _MOST_BYTES
+    ) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+        self._most_body_bytes, self._most_bytes = most_body_bytes, most_bytes
+        self._body_bytes = self._reserved = 0
+        self._alive: list[weakref.ref[np.ndarray]] = []
+
+    @property
+    def held(self) -> int:
+        """Bytes of pixels that requests under way have, or will have when they are decoded."""
+        arrays = [array for array in (ref() for ref in self._alive) if array is not None]
+        self._alive = [weakref.ref(array) for array in arrays]
+        return self._reserved + sum(array.nbytes for array in arrays)
+
+    @contextmanager
+    def place(self, size: int) -> Iterator[None]:
+        """A place for one request whose body has ``size`` bytes, until its pictures are decoded.
+
+        Raises:
+            RequestError: 503 when there is none.
+        """
+        if self._body_bytes and self._body_bytes + size > self._most_body_bytes:
+            raise _crowded()
+        self._body_bytes += size
+        try:
+            yield
+        finally:
+            self._body_bytes -= size
+
+    async def run(self, work: Callable[Given, Made], *args: Given.args, **kwargs: Given.kwargs) -> Made:
+        """What ``work`` makes, in one of the few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+
+    async def decoded(
+        self, files: Sequence[File], mask: File | None, limits: LimitSettings
+    ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
+        """The pictures, uint8 [height, width, 3], and the mask, uint8 [height, width].
+
+        Raises:
+            RequestError: 400: see :mod:`raycache.protocol.pictures`; 503 when others hold too much.
+        """
+        opened = await self.run(_opened, [*files, *([mask] if mask else [])], limits)
+        pixels = [each.pixels for each in opened]
+        needed = 3 * sum(pixels) - (2 * pixels[-1] if mask else 0)
+        with self._reserve(needed):
+            arrays = await self.run(_decoded, opened, bool(mask))
+            self._alive += map(weakref.ref, arrays)
+        return (tuple(arrays[:-1]), arrays[-1]) if mask else (tuple(arrays), None)
+
+    @contextmanager
+    def _reserve(self, needed: int) -> Iterator[None]:
+        held = self.held
+        if held and held + needed > self._most_bytes:
+            raise _crowded()
+        self._reserved += needed
+        try:
+            yield
+        finally:
+            self._reserved -= needed
+
+
+def _opened(files: Iterable[File], limits: LimitSettings) -> list[OpenedPicture]:
+    bounds = {"max_bytes": limits.max_input_bytes, "max_pixels": limits.max_input_pixels}
+    return [open_picture(data, field, **bounds) for field, data in files]
+
+
+def _decoded(opened: Sequence[OpenedPicture], with_mask: bool) -> list[np.ndarray]:
+    pictures = [each.decoded() for each in (opened[:-1] if with_mask else opened)]
+    return [*pictures, opened[-1].decoded_mask()] if with_mask else pictures
+
+
+def _crowded() -> RequestError:
+    return unavailable("too many pictures of other requests are held here", _SOON_S, "too_many_pictures")

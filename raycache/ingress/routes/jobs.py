@@ -1,0 +1,59 @@
+"""Images asked for with `Prefer: respond-async`: kept jobs, whose result is what a client who waits would get."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from raycache.ingress.contents import content, result_file
+from raycache.ingress.dependencies import InStore, require_key
+from raycache.ingress.jobs import InListing, job_told, listed
+from raycache.ingress.store_handle import StoreClient
+from raycache.protocol.stored import StoredJob
+
+router = APIRouter(dependencies=[Depends(require_key)])
+
+
+@router.get("/v1/jobs")
+async def jobs(store: InStore, listing: InListing) -> dict[str, Any]:
+    """Jobs that this key asked for, done or not, newest first."""
+    return listed(await store.page("image", *listing), job_told)
+
+
+@router.get("/v1/jobs/{id}")
+async def job(id: str, store: InStore) -> dict[str, Any]:
+    """How one is."""
+    return job_told(await store.find("image", id))
+
+
+@router.get("/v1/jobs/{id}/content")
+@router.head("/v1/jobs/{id}/content", include_in_schema=False)
+async def job_content(http: Request, id: str, store: InStore) -> Response:
+    """The answer that a client who had waited would have got; with `index` one image as it is, in part with `Range`."""
+    job, index = await store.find("image", id), http.query_params.get("index")
+    if index is not None:
+        return await content(http, job, result_file(job, index), partial(store.read, "image", id, index))
+    result_file(job, "0")  # there is a result
+    return JSONResponse(await _reply(job, store))
+
+
+@router.delete("/v1/jobs/{id}")
+async def delete(id: str, store: InStore) -> dict[str, Any]:
+    """Forget one; if it is being drawn, that ends on all ranks."""
+    job = await store.delete("image", id)
+    return {"id": job.id, "object": "job.deleted", "deleted": True}
+
+
+async def _reply(job: StoredJob, store: StoreClient) -> dict[str, Any]:
+    """As :func:`raycache.ingress.replies.reply`."""
+    files = [job.files[str(index)] for index in range(len(job.files))]
+    pictures = await asyncio.gather(
+        *(store.read("image", job.id, str(index), 0, file.bytes) for index, file in enumerate(files))
+    )
+    data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
+    return {"created": int(job.completed_at or job.created_at), "data": data, **job.about}

@@ -1,0 +1,98 @@
+"""From the body of an edit to a request: a form of parts or JSON, its files, their pixels. All of it within bounds."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from raycache.front.bodies import decoded, inflated, read_upload
+from raycache.ingress.dependencies import Context, body_document, parse_body, parse_fields
+from raycache.ingress.forms import read_form
+from raycache.ingress.picture_room import File
+from raycache.protocol.edit_bodies import MOST_FILES, EditBody, file_of, missing_image
+from raycache.protocol.edits import EditRequest
+from raycache.protocol.errors import invalid
+from raycache.protocol.tasks import check_task, task_of
+
+__all__ = ["edit_document", "read_edit"]
+
+
+@dataclass
+class _Upload:
+    """A body, and the files that it brought."""
+
+    body: EditBody
+    pictures: list[File]
+    mask: File | None
+
+
+async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequest]:
+    """What ``http`` asks for, its pictures decoded.
+
+    What the model cannot do anyway is refused before anything is decoded.
+
+    Raises:
+        RequestError: what is wrong with the body, a field or a picture; 503 where there is no room for it now.
+    """
+    service, room = context.service, context.pictures
+    most = service.max_upload_bytes
+    raw, coding = await read_upload(http, most, context.uploads)
+    with room.place(len(raw)):
+        content_type = http.headers["content-type"]
+        if content_type.lower().lstrip().startswith("multipart/"):
+            raw = await room.run(inflated, raw, coding, most)
+            upload = await _of_form(raw, content_type)
+        else:
+            upload = await room.run(_of_json, raw, coding, most)
+        if not upload.pictures:
+            raise missing_image()
+        if len(upload.pictures) > MOST_FILES:
+            raise invalid("image", f"{len(upload.pictures)} pictures, at most {MOST_FILES} are read")
+        if (model := service.capabilities_of(upload.body.model)) is not None:
+            task = task_of(mask=upload.mask is not None, strength=upload.body.strength)
+            check_task(task, len(upload.pictures), model)
+        arrays = await room.decoded(upload.pictures, upload.mask, service.limits_of(upload.body.model))
+        return upload.body, upload.body.edit(*arrays)
+
+
+async def _of_form(raw: bytes, content_type: str) -> _Upload:
+    form = await read_form(raw, content_type, EditBody, MOST_FILES + 1)
+    pictures, masks = form.files.pop("image", []), form.files.pop("mask", [])
+    for name in form.files:
+        # Named among the fields, it is refused as one that is unknown, or that takes no file.
+        form.fields.setdefault(name, True)
+    if len(masks) > 1 or (masks and "mask" in form.fields):
+        raise invalid("mask", "is given twice")
+    if pictures and form.fields.keys() & {"image", "images"}:
+        raise invalid("image", "is given as a file and as a text")
+    upload = _of_body(parse_fields(EditBody, form.fields))
+    names = ["image"] if len(pictures) == 1 else [f"image[{index}]" for index in range(len(pictures))]
+    upload.pictures += zip(names, pictures, strict=True)
+    if masks:
+        upload.mask = "mask", masks[0]
+    return upload
+
+
+def _of_json(raw: bytes, coding: str, limit: int) -> _Upload:
+    return _of_body(parse_body(EditBody, decoded(raw, coding, limit)))
+
+
+def _of_body(body: EditBody) -> _Upload:
+    pictures = [(name, file_of(name, text)) for name, text in body.picture_texts()]
+    return _Upload(body, pictures, None if body.mask is None else ("mask", file_of("mask", body.mask)))
+
+
+def edit_document() -> dict[str, Any]:
+    """What OpenAPI says of the body: JSON, and the same as a form whose pictures are files."""
+    document = body_document(EditBody)
+    content = document["requestBody"]["content"]
+    form = deepcopy(content["application/json"])
+    properties, file = form["schema"]["properties"], {"type": "string", "format": "binary"}
+    del properties["images"]
+    for name, schema in (("image", {"type": "array", "items": file}), ("mask", file)):
+        properties[name] = {"description": properties[name]["description"], **schema}
+    content["multipart/form-data"] = form
+    return document

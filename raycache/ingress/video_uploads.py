@@ -1,0 +1,69 @@
+"""From the body of a video's request to the request: a form of parts or JSON, and the picture that it may bring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+
+from raycache.front.bodies import decoded, inflated, read_upload
+from raycache.ingress.dependencies import Context, body_document, parse_body, parse_fields
+from raycache.ingress.forms import read_form
+from raycache.protocol.errors import invalid
+from raycache.protocol.tasks import check_task
+from raycache.protocol.video_bodies import VideoBody
+from raycache.protocol.videos import VideoRequest
+
+__all__ = ["read_video", "video_document"]
+
+_PICTURE = "input_reference"
+
+
+async def read_video(http: Request, context: Context) -> tuple[VideoBody, VideoRequest]:
+    """What ``http`` asks for, its picture decoded; what the model cannot do anyway is refused before that.
+
+    Raises:
+        RequestError: what is wrong with the body, a field or the picture; 503 where there is no room for it now.
+    """
+    service, room = context.service, context.pictures
+    most = service.max_upload_bytes
+    raw, coding = await read_upload(http, most, context.uploads)
+    with room.place(len(raw)):
+        content_type = http.headers["content-type"]
+        if content_type.lower().lstrip().startswith("multipart/"):
+            body, file = await _of_form(await room.run(inflated, raw, coding, most), content_type)
+        else:
+            body = await room.run(_of_json, raw, coding, most)
+            file = await room.run(body.reference_file)
+        if (model := service.capabilities_of(body.model)) is not None:
+            check_task("image-to-video" if file else "text-to-video", int(bool(file)), model)
+        if file is None:
+            return body, body.video(None)
+        (picture,), _ = await room.decoded([(_PICTURE, file)], None, service.limits_of(body.model))
+        return body, body.video(picture)
+
+
+async def _of_form(raw: bytes, content_type: str) -> tuple[VideoBody, bytes | None]:
+    form = await read_form(raw, content_type, VideoBody, 1)
+    files = form.files.pop(_PICTURE, [])
+    for name in form.files:
+        raise invalid(name, "takes no file", [_PICTURE], "unknown_parameter")
+    if files and _PICTURE in form.fields:
+        raise invalid(_PICTURE, "is given as a file and as a text")
+    body = parse_fields(VideoBody, form.fields)
+    return body, files[0] if files else body.reference_file()
+
+
+def _of_json(raw: bytes, coding: str, limit: int) -> VideoBody:
+    return parse_body(VideoBody, decoded(raw, coding, limit))
+
+
+def video_document() -> dict[str, Any]:
+    """What OpenAPI says of the body: JSON, and the same as a form whose picture is a file."""
+    document = body_document(VideoBody)
+    content = document["requestBody"]["content"]
+    schema = content["application/json"]["schema"]
+    file = {"description": "The picture that the video begins with.", "type": "string", "format": "binary"}
+    form = {**schema, "properties": {**schema["properties"], _PICTURE: file}}
+    content["multipart/form-data"] = {"schema": form}
+    return document

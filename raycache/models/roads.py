@@ -1,0 +1,32 @@
+"""How each class of transformer is split over ranks; :mod:`raycache.worker.split_roads` does it. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["ROADS", "Road", "splits_unevenly"]
+
+#: By whom tokens are split and attention is exchanged.
+Road = Literal["ParaAttention", "diffusers", "a plan of ours"]
+
+#: By the class name of the transformer. What is not here runs on one rank.
+ROADS: dict[str, Road] = {
+    "BriaTransformer2DModel": "a plan of ours",
+    "CogVideoXTransformer3DModel": "ParaAttention",
+    "Flux2Transformer2DModel": "ParaAttention",
+    "FluxTransformer2DModel": "ParaAttention",
+    "HunyuanImageTransformer2DModel": "a plan of ours",
+    "HunyuanVideoTransformer3DModel": "a plan of ours",
+    "LTXVideoTransformer3DModel": "diffusers",
+    "MochiTransformer3DModel": "ParaAttention",
+    "QwenImageTransformer2DModel": "diffusers",
+    "SD3Transformer2DModel": "a plan of ours",
+    "WanTransformer3DModel": "diffusers",
+    "WanVACETransformer3DModel": "a plan of ours",
+    "ZImageTransformer2DModel": "a plan of ours",
+}
+
+
+def splits_unevenly(transformer: str) -> bool:
+    """Whether tokens and heads of this class need not divide among the ranks."""
+    return ROADS.get(transformer, "ParaAttention") != "ParaAttention"

@@ -1,0 +1,44 @@
+"""Bodies of HTTP requests for videos, as JSON or as a form of parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, WithJsonSchema, field_validator
+
+from raycache.protocol.edit_bodies import PICTURE_SCHEMA, file_of, text_of
+from raycache.protocol.videos import VideoFields, VideoRequest
+
+__all__ = ["VideoBody"]
+
+
+class VideoBody(VideoFields):
+    """Body of ``POST /v1/videos``. In a form of parts ``input_reference`` is a file, too."""
+
+    input_reference: Annotated[str | None, WithJsonSchema(PICTURE_SCHEMA)] = Field(
+        default=None, repr=False, description="The picture that the video begins with: base64 or a data URL."
+    )
+
+    @field_validator("input_reference", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> str:
+        return text_of("input_reference", value)
+
+    def reference_file(self) -> bytes | None:
+        """The file of the picture that the body holds, if there is one.
+
+        Raises:
+            RequestError: 400: it is another kind of URL, or no base64.
+        """
+        return None if self.input_reference is None else file_of("input_reference", self.input_reference)
+
+    def video(self, picture: np.ndarray | None) -> VideoRequest:
+        """The part that decides the video, with what was decoded."""
+        given = {name: getattr(self, name) for name in VideoRequest.model_fields}
+        return VideoRequest.model_validate({**given, "input_reference": picture})
+
+    def ignored(self) -> list[str]:
+        """One warning for each field that was set and has no effect."""
+        idle = ("response_format", "output_format", "output_compression", "partial_images")
+        return [f"`{name}` has no effect on a video" for name in idle if name in self.model_fields_set]

@@ -1,0 +1,122 @@
+"""All jobs of the store by what is asked of them: whose they are, what comes next, which are over. No disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from raycache.limits import PRIORITIES
+from raycache.protocol.errors import RequestError, invalid
+from raycache.protocol.stored import JobKind, Order, Page, StoredJob, is_job_id
+from raycache.store_settings import StoreSettings
+
+__all__ = ["MOST_LISTED", "JobIndex"]
+
+#: Jobs of one page, as OpenAI allows.
+MOST_LISTED = 100
+
+
+class JobIndex:
+    """The jobs that are kept.
+
+    Args:
+        settings: how many there may be.
+    """
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._jobs: dict[str, StoredJob] = {}
+
+    def __iter__(self) -> Iterator[StoredJob]:
+        return iter(list(self._jobs.values()))
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._jobs
+
+    def __getitem__(self, id: str) -> StoredJob:
+        return self._jobs[id]
+
+    def put(self, job: StoredJob) -> None:
+        """Add it, or what it has become."""
+        self._jobs[job.id] = job
+
+    def drop(self, id: str) -> None:
+        """Forget it, if it is known."""
+        self._jobs.pop(id, None)
+
+    def find(self, kind: JobKind, id: str, owner: str | None) -> StoredJob:
+        """The job of this id, if ``owner`` asked for it: others cannot tell that it exists.
+
+        Raises:
+            RequestError: 404.
+        """
+        job = self._jobs.get(id)
+        if job is None or job.kind != kind or job.owner != owner:
+            noun = "video" if kind == "video" else "job"
+            message = f"no {noun} with the id {id[:80]!r}: it was never asked for with this key, was deleted or expired"
+            raise RequestError(404, message, "id", "not_found")
+        return job
+
+    def page(self, kind: JobKind, owner: str | None, after: str | None, limit: int, order: Order) -> Page:
+        """The jobs of ``owner`` behind the id ``after``, which may be gone by now: ids sort by time.
+
+        Raises:
+            RequestError: 400 for a limit of none or too many, or an ``after`` that is no id.
+        """
+        if not 1 <= limit <= MOST_LISTED:
+            raise invalid("limit", f"must be from 1 to {MOST_LISTED}, got {limit}", [1 if limit < 1 else MOST_LISTED])
+        if after is not None and not is_job_id(after):
+            raise invalid("after", f"must be an id from an earlier page, got {after[:80]!r}")
+        own = sorted(job.id for job in self if job.kind == kind and job.owner == owner)
+        if order == "desc":
+            own.reverse()
+        if after is not None:
+            own = [id for id in own if (id < after if order == "desc" else id > after)]
+        return Page(jobs=[self._jobs[id] for id in own[:limit]], has_more=len(own) > limit)
+
+    def check_room(self, owner: str | None, bytes: int = 0) -> None:
+        """Whether one more job, or ``bytes`` more of a result, may be kept for ``owner``.
+
+        Raises:
+            RequestError: 429 where the key has its share, 507 where all that there is is in use.
+        """
+        limits, own = self._settings, [job for job in self if job.owner == owner]
+        one_more = 0 if bytes else 1
+        if owner is not None:
+            _at_most(len(own) + one_more, limits.max_jobs_per_key, own, "jobs", 429)
+            _at_most(_bytes(own) + max(1, bytes), limits.max_bytes_per_key, own, "bytes of results", 429)
+        _at_most(len(self) + one_more, limits.max_jobs, self, "jobs", 507)
+        _at_most(_bytes(self) + max(1, bytes), limits.max_bytes, self, "bytes of results", 507)
+
+    def expired(self, now: float) -> list[StoredJob]:
+        """Those whose time is up."""
+        return [job for job in self if job.expires_at is not None and job.expires_at <= now]
+
+    def next_to_begin(self, active: Iterable[str]) -> StoredJob | None:
+        """Of those that nobody works on one of the owner who has the fewest ``active``; then by priority and age."""
+        active = set(active)
+        busy = Counter(job.owner for job in self if job.id in active)
+        waiting = [job for job in self if not job.over and job.id not in active]
+
+        def rank(job: StoredJob) -> tuple[float, float, str]:
+            return busy[job.owner], -PRIORITIES[job.request.get("priority", "normal")], job.id
+
+        return min(waiting, key=rank, default=None)
+
+
+def _bytes(jobs: Iterable[StoredJob]) -> int:
+    return sum(job.bytes for job in jobs)
+
+
+def _at_most(wanted: int, limit: int | None, jobs: Iterable[StoredJob], what: str, status: int) -> None:
+    if limit is None or wanted <= limit:
+        return
+    whose = "this key has" if status == 429 else "the store has"
+    ends = sorted(job.expires_at for job in jobs if job.expires_at is not None)
+    until = f"; the next one expires at {int(ends[0])} (Unix time)" if ends else ""
+    # No Retry-After: clients would hold a line for a day, and whoever deletes one need not wait.
+    message = f"{whose} the {limit} {what} that may be kept; delete some that are over{until}"
+    raise RequestError(status, message, None, "store_full" if status == 507 else "too_many_stored")

@@ -1,0 +1,71 @@
+"""Requests as they are kept: JSON, and a file for each picture that they bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from raycache.protocol.edits import EditRequest
+from raycache.protocol.formats import encode
+from raycache.protocol.schemas import GenerationRequest
+from raycache.protocol.stored import AskedAs, StoredJob
+from raycache.protocol.videos import VideoRequest
+
+__all__ = ["asked_as", "kept_request", "picture_files", "request_of"]
+
+#: What a request is read as again, by what is kept of its type.
+_TYPES: dict[AskedAs, type[GenerationRequest]] = {
+    "generation": GenerationRequest,
+    "edit": EditRequest,
+    "video": VideoRequest,
+}
+#: Fields that hold pixels.
+_PICTURES = frozenset({"image", "mask", "input_reference"})
+
+
+def asked_as(request: GenerationRequest) -> AskedAs:
+    """The word for the type of ``request``."""
+    return next(word for word, kind in _TYPES.items() if type(request) is kind)
+
+
+def kept_request(request: GenerationRequest) -> dict[str, Any]:
+    """``request`` as JSON, but for its pictures."""
+    return request.model_dump(mode="json", exclude_none=True, exclude=set(_PICTURES))
+
+
+def picture_files(request: GenerationRequest) -> dict[str, bytes]:
+    """The pictures of ``request`` as PNG, which loses nothing, by what :func:`request_of` calls them. Blocks."""
+    return {f"input-{name}.png": encode(pixels, "png") for name, pixels in _pictures(request).items()}
+
+
+def request_of(job: StoredJob, path_of: Callable[[str], Path], timeout_s: float) -> GenerationRequest:
+    """What an engine is asked for ``job``. Blocks while its pictures are read.
+
+    Args:
+        job: as it is kept.
+        path_of: where a file of the job lies.
+        timeout_s: seconds that are left for it.
+
+    Raises:
+        OSError: a picture is gone.
+    """
+    paths = {name: path_of(f"input-{name}.png") for name in job.pictures}
+    given: dict[str, Any] = {name: path for name, path in paths.items() if not name.startswith("image-")}
+    if job.asked_as == "edit":
+        given["image"] = [paths[f"image-{index}"] for index in range(len(paths) - len(given))]
+    request = _TYPES[job.asked_as].model_validate({**job.request, **given})
+    return request.model_copy(update={"timeout_s": timeout_s, "partial_images": 0})
+
+
+def _pictures(request: GenerationRequest) -> dict[str, np.ndarray]:
+    if isinstance(request, VideoRequest):
+        named = {"input_reference": request.input_reference}
+    elif isinstance(request, EditRequest):
+        images = cast(tuple[np.ndarray, ...], request.image)
+        named = {"mask": request.mask, **{f"image-{index}": image for index, image in enumerate(images)}}
+    else:
+        named = {}
+    return {name: cast(np.ndarray, pixels) for name, pixels in named.items() if pixels is not None}

@@ -1,0 +1,93 @@
+"""The store deployment: one replica that keeps jobs and has them generated, whoever asked and whatever became of them.
+
+It asks engines as an ingress does, in its own name: its leases, its deadlines, its second engine after a loss. So a job
+hangs neither on a connection nor on an ingress. Errors that are answers are *returned*, as the engine's are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TypeVar
+
+from raycache.cluster.capacity import Bundle
+from raycache.ingress.engine_handle import EngineHandle
+from raycache.ingress.engine_pools import EnginePools
+from raycache.metrics import IngressMetrics
+from raycache.protocol.errors import RequestError
+from raycache.protocol.schemas import GenerationRequest
+from raycache.protocol.stored import JobKind, Order, Page, StoredJob
+from raycache.settings import ServiceSettings
+from raycache.store.job_store import JobStore
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+
+class Store:
+    """The deployment around a :class:`JobStore`: its answers are values, its errors too.
+
+    Args:
+        settings: of the application, with a store.
+        engines: by each model's name the handle of its engines' deployment.
+        bundles: by the same names what one engine asks of the cluster.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        engines: Mapping[str, EngineHandle],
+        bundles: Mapping[str, Sequence[Bundle]],
+    ) -> None:
+        assert settings.store is not None  # the builder makes a store of nothing else
+        pools = EnginePools(settings, engines, bundles, IngressMetrics())
+        self._watching = asyncio.get_running_loop().create_task(pools.run())
+        self._store = JobStore(settings.store, pools)
+
+    async def submit(
+        self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str] = ()
+    ) -> StoredJob | RequestError:
+        """See :meth:`JobStore.submit`."""
+        return await _answer(self._store.submit(kind, request, key, notes))
+
+    async def find(self, kind: JobKind, id: str, key: str | None) -> StoredJob | RequestError:
+        """See :meth:`JobStore.find`."""
+        try:
+            return self._store.find(kind, id, key)
+        except RequestError as error:
+            return error
+
+    async def page(
+        self, kind: JobKind, key: str | None, after: str | None, limit: int, order: Order
+    ) -> Page | RequestError:
+        """See :meth:`JobStore.page`."""
+        try:
+            return self._store.page(kind, key, after, limit, order)
+        except RequestError as error:
+            return error
+
+    async def delete(self, kind: JobKind, id: str, key: str | None) -> StoredJob | RequestError:
+        """See :meth:`JobStore.delete`."""
+        return await _answer(self._store.delete(kind, id, key))
+
+    async def read(
+        self, kind: JobKind, id: str, key: str | None, what: str, start: int, length: int
+    ) -> bytes | RequestError:
+        """See :meth:`JobStore.read`."""
+        return await _answer(self._store.read(kind, id, key, what, start, length))
+
+    async def check_health(self) -> None:
+        """Raises when it works no more, so that Serve replaces it."""
+        self._store.check_health()
+
+    def __del__(self) -> None:
+        if store := getattr(self, "_store", None):
+            store.close()
+
+
+async def _answer(call: Awaitable[T]) -> T | RequestError:
+    try:
+        return await call
+    except RequestError as error:
+        return error

@@ -1,0 +1,145 @@
+"""Tokens and attention heads that need not divide among the ranks: who has how many, and the exchanges between ranks.
+
+Of any number, rank r of N has what ``torch.tensor_split`` gives it: the first ranks one more than the others. So every
+rank knows all sizes from the whole number alone: no message tells them, and nothing is padded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch.distributed import _functional_collectives as collectives
+
+__all__ = ["TokenSplit", "gather_heads", "gather_tokens", "scatter_heads", "shares"]
+
+
+def shares(total: int, ranks: int) -> tuple[int, ...]:
+    """How many of ``total`` each rank has."""
+    return tuple(total // ranks + (rank < total % ranks) for rank in range(ranks))
+
+
+class TokenSplit:
+    """What is split of a transformer's call: noted where tokens are split, asked where they are put together.
+
+    Attributes:
+        latents, text: tokens over all ranks of the streams that were split in the call under way; 0 = not split.
+    """
+
+    group: dist.ProcessGroup
+
+    def __init__(self) -> None:
+        self.rank, self.ranks = 0, 1
+        self.latents = self.text = 0
+
+    def join(self, group: dist.ProcessGroup) -> None:
+        """The ranks over which it is split."""
+        self.group, self.rank, self.ranks = group, dist.get_rank(group), dist.get_world_size(group)
+
+    def note(self, stream: str, tokens: int) -> None:
+        """``latents`` or ``text`` is being split.
+
+        Raises:
+            ValueError: a rank would have none.
+        """
+        if tokens < self.ranks:
+            raise ValueError(
+                f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, of which each needs one: "
+                "generate with more of them, or on fewer ranks (parallel.ranks_per_replica)"
+            )
+        setattr(self, stream, tokens)
+
+    def own(self, states: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's part."""
+        return states.tensor_split(self.ranks, dim)[self.rank]
+
+    def sizes(self, own: int) -> tuple[int, ...]:
+        """Tokens of each rank in a sequence of which this one has ``own``: latents alone, or text with them.
+
+        Raises:
+            ValueError: no stream that was split is so long.
+        """
+        latents, text = shares(self.latents, self.ranks), shares(self.text, self.ranks)
+        if own == latents[self.rank]:
+            return latents
+        joint = tuple(map(sum, zip(latents, text, strict=True)))
+        if own == joint[self.rank]:
+            return joint
+        raise ValueError(
+            f"attention to {own} tokens on rank {self.rank}, but {latents[self.rank]} of the latents and "
+            f"{text[self.rank]} of the text are its"
+        )
+
+    def exchange(self, packed: torch.Tensor, received: Sequence[int], sent: Sequence[int]) -> torch.Tensor:
+        """One all-to-all of [elements], of which ``sent[r]`` go to rank r and ``received[r]`` come from there."""
+        got = collectives.all_to_all_single(packed, list(received), list(sent), self.group)
+        return got.wait() if isinstance(got, collectives.AsyncCollectiveTensor) else got
+
+
+def gather_heads(
+    split: TokenSplit, states: Sequence[torch.Tensor], sizes: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """From all heads of this rank's tokens to this rank's heads of all tokens, for all of ``states`` in one message.
+
+    Args:
+        states: [batch, own tokens, heads, channels] each, of one dtype and number of heads.
+        sizes: tokens of each rank, for each of ``states``.
+
+    Returns:
+        [batch, all tokens, own heads, channels] each, tokens in the order of ranks.
+    """
+    heads = shares(states[0].shape[2], split.ranks)
+    own = heads[split.rank]
+    by_rank = zip(*(part.split(list(heads), 2) for part in states), strict=True)
+    packed = torch.cat([part.reshape(-1) for parts in by_rank for part in parts])
+    sent = [count * sum(part.numel() // part.shape[2] for part in states) for count in heads]
+    shapes = [
+        [(part.shape[0], tokens[rank], own, part.shape[3]) for part, tokens in zip(states, sizes, strict=True)]
+        for rank in range(split.ranks)
+    ]
+    numbers = [[math.prod(shape) for shape in of_rank] for of_rank in shapes]
+    got = split.exchange(packed, [sum(of_rank) for of_rank in numbers], sent)
+    parts = iter(got.split(list(itertools.chain(*numbers))))
+    arrived = [[next(parts).view(shape) for shape in of_rank] for of_rank in shapes]
+    return [torch.cat(list(of_state), 1) for of_state in zip(*arrived, strict=True)]
+
+
+def scatter_heads(
+    split: TokenSplit, states: Sequence[torch.Tensor], sizes: Sequence[Sequence[int]], heads: int
+) -> list[torch.Tensor]:
+    """Back again: from this rank's heads of all tokens to all heads of this rank's tokens, in one message.
+
+    Args:
+        states: [batch, all tokens, own heads, channels] each.
+        sizes: tokens of each rank, for each of ``states``.
+        heads: of all ranks.
+
+    Returns:
+        [batch, own tokens, heads, channels] each.
+    """
+    by_rank = list(zip(*(part.split(list(tokens), 1) for part, tokens in zip(states, sizes, strict=True)), strict=True))
+    packed = torch.cat([part.reshape(-1) for parts in by_rank for part in parts])
+    sent = [sum(part.numel() for part in parts) for parts in by_rank]
+    shapes = [
+        [(part.shape[0], tokens[split.rank], count, part.shape[3]) for part, tokens in zip(states, sizes, strict=True)]
+        for count in shares(heads, split.ranks)
+    ]
+    numbers = [[math.prod(shape) for shape in of_rank] for of_rank in shapes]
+    got = split.exchange(packed, [sum(of_rank) for of_rank in numbers], sent)
+    parts = iter(got.split(list(itertools.chain(*numbers))))
+    arrived = [[next(parts).view(shape) for shape in of_rank] for of_rank in shapes]
+    return [torch.cat(list(of_state), 2) for of_state in zip(*arrived, strict=True)]
+
+
+def gather_tokens(split: TokenSplit, states: torch.Tensor, dim: int, sizes: Sequence[int]) -> torch.Tensor:
+    """All ranks' parts of ``states`` along ``dim``, on every rank."""
+    if states.dtype == torch.bool:  # which not every backend sends
+        return gather_tokens(split, states.to(torch.uint8), dim, sizes).bool()
+    first = states.movedim(dim, 0)
+    row = math.prod(first.shape[1:])
+    packed = first.reshape(-1).repeat(split.ranks)
+    got = split.exchange(packed, [size * row for size in sizes], [first.shape[0] * row] * split.ranks)
+    return got.view(sum(sizes), *first.shape[1:]).movedim(0, dim)

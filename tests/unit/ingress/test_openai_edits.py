@@ -1,0 +1,406 @@
+"""Edits as OpenAI's client, LiteLLM, Open WebUI, curl and JSON send them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from fastapi.testclient import TestClient
+from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent, ImagesResponse, image_edit_params
+from PIL import Image
+from pydantic import TypeAdapter
+
+from cache_core.options import DBCacheOptions
+from raycache.ingress.api import build_http_app
+from raycache.protocol.capabilities import Task
+from raycache.protocol.edit_bodies import EditBody
+from raycache.protocol.schemas import ResolvedRequest
+from tests.helpers.openai_surface import MODEL, Service, hints, values
+from tests.helpers.picture_files import apng, file, scene
+
+URL = "/v1/images/edits"
+TASKS: tuple[Task, ...] = ("text-to-image", "edit", "inpaint", "image-to-image")
+PICTURE, OTHER = file(scene()), file(scene(40, 24), "JPEG")
+REDRAWN = np.zeros((16, 24), np.uint8)
+REDRAWN[4:8, 4:12] = 255
+MASK = file(np.dstack([scene(), 255 - REDRAWN]))
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.fixture
+def service() -> Service:
+    service = Service()
+    service.model = replace(MODEL, tasks=TASKS, max_inputs=4)
+    return service
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[TestClient]:
+    with TestClient(build_http_app(service)) as http:
+        yield http
+
+
+@pytest.fixture
+def client(http: TestClient) -> openai.OpenAI:
+    return openai.OpenAI(base_url="http://testserver/v1", api_key="unused", max_retries=0, http_client=http)
+
+
+def last(service: Service) -> ResolvedRequest:
+    return service.orders[-1]
+
+
+def refused(answer: Any, param: str | None, status: int = 400) -> str:
+    """The message of a refusal that names ``param``."""
+    assert answer.status_code == status, answer.text[:300]
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert len(error["message"]) < 500
+    return str(error["message"])
+
+
+def test_one_picture(client: openai.OpenAI, service: Service):
+    reply = client.images.edit(image=PICTURE, prompt="make it blue", n=2, extra_body={"seed": 3})
+    TypeAdapter(ImagesResponse).validate_python(reply.model_dump(warnings=False), strict=True)
+    assert len(reply.data) == 2
+    assert reply.model_extra["seeds"] == [3, 4]
+    assert reply.model_extra["warnings"] == []
+    order = last(service)
+    assert (order.inputs.task, order.prompt, order.n) == ("edit", "make it blue", 2)
+    assert (order.inputs.pictures[0] == scene()).all()
+    assert order.inputs.mask is None
+
+
+def test_several_pictures_and_a_mask(client: openai.OpenAI, service: Service):
+    client.images.edit(image=[PICTURE, OTHER], mask=MASK, prompt="a hat")
+    inputs = last(service).inputs
+    assert inputs.task == "inpaint"
+    assert [picture.shape for picture in inputs.pictures] == [(16, 24, 3), (24, 40, 3)]
+    assert (inputs.pictures[0] == scene()).all(), "in their order"
+    assert inputs.mask.tolist() == REDRAWN.tolist()
+    assert (inputs.mask.dtype, inputs.pictures[0].dtype) == (np.uint8, np.uint8)
+
+
+@pytest.mark.parametrize("pictures", [PICTURE, [PICTURE, OTHER]], ids=["one", "two"])
+@pytest.mark.parametrize("mask", [openai.omit, MASK], ids=["whole", "masked"])
+def test_streams(client: openai.OpenAI, service: Service, pictures: Any, mask: Any):
+    sent = {"prompt": "a hat", "stream": True, "partial_images": 2, "output_format": "webp", "quality": "high"}
+    events = list(client.images.edit(image=pictures, mask=mask, **sent))
+    assert [event.type for event in events] == [
+        "raycache.progress",
+        "image_edit.partial_image",
+        "image_edit.partial_image",
+        "image_edit.completed",
+    ]
+    for event, kind in zip(events[1:], [ImageEditPartialImageEvent] * 2 + [ImageEditCompletedEvent], strict=True):
+        judged = TypeAdapter(kind).validate_python(event.model_dump(warnings=False), strict=True)
+        assert (judged.quality, judged.output_format) == ("high", "webp")
+    assert last(service).inputs.task == ("edit" if mask is openai.omit else "inpaint")
+    assert last(service).partial_images == 2
+
+
+FILES = {"image", "mask", "markup"}
+HINTS = hints(image_edit_params.ImageEditParams)
+SAID = [(name, value) for name, kind in HINTS.items() if name not in {*FILES, "prompt"} for value in values(kind)]
+REFUSED = {
+    ("size", "a word"): "size",
+    ("output_format", "gif"): "output_format",
+    ("output_format", "svg"): "output_format",
+    ("response_format", "url"): "response_format",
+    **{("model", word): "model" for word in values(HINTS["model"]) if word is not None},
+}
+WARNED = {
+    ("background", "transparent"),
+    ("input_fidelity", "high"),
+    *(("complexity", word) for word in ("low", "medium", "high")),
+    ("frame_count", 1),
+    ("frame_duration_ms", 1),
+    ("partial_images", 1),
+    ("output_compression", 1),
+    *(("quality", word) for word in ("standard", "xhigh", "max")),
+}
+
+
+def test_the_walk_finds_what_the_client_has():
+    assert ("input_fidelity", "high") in SAID
+    assert ("stream", True) in SAID
+    assert set(HINTS) <= set(EditBody.model_fields)
+
+
+@pytest.mark.parametrize(("name", "value"), SAID, ids=lambda part: str(part)[:40])
+def test_all_that_the_client_can_say(client: openai.OpenAI, name: str, value: object):
+    sent: dict[str, Any] = {"image": PICTURE, "prompt": "a circle", name: value}
+    if value is True:
+        assert [event.type for event in client.images.edit(**sent)][-1] == "image_edit.completed"
+        return
+    if isinstance(value, str) and (name, value) in REFUSED:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.images.edit(**sent)
+        assert caught.value.param == name
+        assert value in caught.value.message
+        return
+    reply = client.images.edit(**sent)
+    assert len(reply.data) == 1
+    warnings = reply.model_extra["warnings"]
+    # Of an object whose only member is null nothing is left in a form.
+    warned = value not in (None, {"reasoning": None}) if name == "svg" else (name, value) in WARNED
+    assert len(warnings) == warned
+    assert all(f"`{name}" in warning for warning in warnings)
+
+
+def test_a_markup_is_refused_by_name(client: openai.OpenAI):
+    with pytest.raises(openai.BadRequestError, match="markup") as caught:
+        client.images.edit(image=PICTURE, markup=MASK, prompt="a circle")
+    assert caught.value.param == "markup"
+
+
+def test_our_own_fields_in_a_form(client: openai.OpenAI, service: Service):
+    own = {
+        "num_inference_steps": 12,
+        "guidance_scale": 2.5,
+        "strength": 0.5,
+        "timeout_s": 60,
+        "seed": None,
+        "cache": {"type": "DBCache", "residual_diff_threshold": 0.2, "Fn_compute_blocks": 1},
+    }
+    client.images.edit(image=PICTURE, prompt="123", extra_body=own)
+    order = last(service)
+    assert (order.prompt, order.num_inference_steps, order.guidance_scale) == ("123", 12, 2.5)
+    assert (order.inputs.task, order.inputs.strength) == ("image-to-image", 0.5)
+    assert isinstance(order.cache, DBCacheOptions)
+    assert (order.cache.residual_diff_threshold, order.cache.Fn_compute_blocks) == (0.2, 1)
+
+
+def test_as_curl_writes_it(http: TestClient, service: Service):
+    fields = {"prompt": "true", "n": "2", "cache": '{"type": "DBCache", "warmup_steps": 3}', "stream": "false"}
+    answer = http.post(URL, data=fields, files=[("image", ("a.png", PICTURE)), ("mask", ("m.png", MASK))])
+    assert answer.status_code == 200
+    order = last(service)
+    assert (order.prompt, order.n, order.cache.warmup_steps) == ("true", 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "files"),
+    [
+        # LiteLLM: always `image[]`, the mask as a file, numbers and truths by httpx, null as nothing.
+        (
+            {"model": "org/flux", "prompt": "a hat", "n": 1, "size": "512x512", "user": "u", "quality": "high"},
+            [("image[]", ("image.png", PICTURE, "image/png")), ("mask", ("mask.png", MASK, "image/png"))],
+        ),
+        (
+            {"model": "org/flux", "prompt": "a hat", "stream": False, "background": None, "response_format": None},
+            [("image[]", ("/tmp/a b.png", PICTURE, "image/png")), ("image[]", ("x.jpg", OTHER, "image/jpeg"))],
+        ),
+        # Open WebUI: one picture as `image`, several as `image[]`; all fields as text.
+        (
+            {"model": "org/flux", "prompt": "a hat", "n": "1", "size": "512x512", "response_format": "b64_json"},
+            [("image", ("image.png", PICTURE, "image/png"))],
+        ),
+        (
+            {"model": "org/flux", "prompt": "a hat", "background": "opaque", "response_format": "b64_json"},
+            [("image[]", ("image.png", PICTURE, "image/png")), ("image[]", ("image.png", OTHER, "image/png"))],
+        ),
+        # Others count them.
+        ({"prompt": "a hat"}, [("image[0]", ("a.png", PICTURE)), ("image[1]", ("b.png", OTHER))]),
+    ],
+    ids=["litellm", "litellm, two", "open webui", "open webui, two", "counted"],
+)
+def test_others_ways_of_asking(http: TestClient, service: Service, fields: dict, files: list):
+    answer = http.post(URL, data=fields, files=files)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["warnings"] == []
+    assert answer.json()["data"][0]["b64_json"]
+    pictures = last(service).inputs.pictures
+    assert len(pictures) == sum(name.startswith("image") for name, _ in files)
+    assert (pictures[0] == scene()).all()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"image": data_url(PICTURE)},
+        {"image": base64.b64encode(PICTURE).decode()},
+        {"image": base64.encodebytes(PICTURE).decode()},
+        {"image": data_url(PICTURE).replace("data:image/png", "DATA:application/octet-stream;name=a")},
+        {"image": [data_url(PICTURE)]},
+        {"image": {"image_url": data_url(PICTURE)}},
+        {"images": [{"image_url": data_url(PICTURE)}]},
+        {"images": [data_url(PICTURE)], "image": None},
+    ],
+)
+def test_pictures_in_json(http: TestClient, service: Service, given: dict):
+    assert http.post(URL, json={"prompt": "a hat", **given}).status_code == 200
+    assert (last(service).inputs.pictures[0] == scene()).all()
+
+
+def test_masks_and_several_pictures_in_json(http: TestClient, service: Service):
+    for mask in (data_url(MASK), {"image_url": data_url(MASK)}):
+        ask = {"prompt": "a hat", "images": [{"image_url": data_url(PICTURE)}, data_url(OTHER)], "mask": mask}
+        assert http.post(URL, json={**ask, "seed": 5}).json()["seeds"] == [5]
+        assert len(last(service).inputs.pictures) == 2
+        assert last(service).inputs.mask.tolist() == REDRAWN.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "says"),
+    [
+        ({}, "image", "needs a picture"),
+        ({"image": []}, "image", "needs a picture"),
+        ({"image": "https://example.com/a.png"}, "image", "fetches nothing"),
+        ({"image": "file:///etc/passwd"}, "image", "fetches nothing"),
+        ({"image": "data:image/png,abc"}, "image", "data URL must be"),
+        ({"image": "data:image/png;base64"}, "image", "data URL must be"),
+        ({"image": "???"}, "image", "no base64"),
+        ({"image": "abc"}, "image", "no base64"),
+        ({"image": 3}, "image", "must be a text"),
+        ({"image": [data_url(PICTURE), None]}, "image[1]", "must be a text"),
+        ({"image": [data_url(PICTURE), "eA=="]}, "image[1]", "no picture"),
+        ({"images": [{"file_id": "file-1"}]}, "images[0].file_id", "keeps no files"),
+        ({"images": [{"url": "x"}]}, "images[0].url", "unknown field"),
+        ({"images": [{}]}, "images[0].image_url", "must be a text"),
+        ({"images": [{"image_url": {"url": "x"}}]}, "images[0].image_url", "must be a text"),
+        ({"images": [data_url(PICTURE)], "image": data_url(PICTURE)}, "images", "one of them"),
+        ({"image": data_url(PICTURE), "mask": {"file_id": "x"}}, "mask.file_id", "keeps no files"),
+        ({"image": data_url(PICTURE), "mask": "http://x.y/z"}, "mask", "fetches nothing"),
+        ({"image": data_url(PICTURE), "strength": 0}, "strength", "greater than 0"),
+        ({"image": data_url(PICTURE), "strength": 1.5}, "strength", "less than or equal to 1"),
+        ({"image": data_url(PICTURE), "nonsense": 1}, "nonsense", "unknown field"),
+    ],
+)
+def test_what_json_cannot_say(http: TestClient, given: dict, param: str, says: str):
+    assert says in refused(http.post(URL, json={"prompt": "a hat", **given}), param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "param", "says"),
+    [
+        ({"prompt": "a"}, [("mask", ("m", MASK))], "image", "needs a picture"),
+        ({}, [("image", ("a", PICTURE))], "prompt", "missing"),
+        ({"prompt": ""}, [("image", ("a", PICTURE))], "prompt", "missing"),
+        ({"prompt": "a", "n": "two"}, [("image", ("a", PICTURE))], "n", "valid integer"),
+        ({"prompt": "a", "n": "1e999"}, [("image", ("a", PICTURE))], "n", "integer"),
+        ({"prompt": "a", "cache": "{"}, [("image", ("a", PICTURE))], "cache", "object"),
+        ({"prompt": ["a", "b"]}, [("image", ("a", PICTURE))], "prompt", "given twice"),
+        ({"prompt": "a", "cache": "x", "cache[type]": "y"}, [("image", ("a", PICTURE))], "cache", "two ways"),
+        ({"prompt": "a", "nonsense": "1"}, [("image", ("a", PICTURE))], "nonsense", "unknown field"),
+        ({"prompt": "a", "x]y": "1"}, [("image", ("a", PICTURE))], "x]y", "no name"),
+        ({"prompt": "a"}, [("image", ("a", PICTURE)), ("picture", ("b", OTHER))], "picture", "unknown field"),
+        ({"prompt": "a"}, [("image", ("a", PICTURE)), ("n", ("b", b"1"))], "n", "integer"),
+        ({"prompt": "a"}, [("image", ("a", PICTURE)), ("mask", ("b", MASK)), ("mask", ("c", MASK))], "mask", "twice"),
+        ({"prompt": "a", "image": data_url(OTHER)}, [("image", ("a", PICTURE))], "image", "as a file and as a text"),
+        ({"prompt": "a"}, [("image", ("a", b""))], "image", "empty"),
+        ({"prompt": "a"}, [("image[]", ("a", PICTURE)), ("image[]", ("b", b"hello"))], "image[1]", "no picture"),
+        ({"prompt": "a"}, [("image", ("a", apng()))], "image", "animated"),
+        ({"prompt": "a"}, [("image", ("a", file(Image.new("RGB", (4, 4)), "GIF")))], "image", "gif"),
+        ({"prompt": "a"}, [("image", ("a", OTHER)), ("mask", ("m", MASK))], "mask", "24x16"),
+        ({"prompt": "a"}, [("image", ("a", PICTURE)), ("mask", ("m", PICTURE[:60]))], "mask", "broken"),
+        ({"prompt": "a"}, [("image", ("a", PICTURE))] * 5, "image", "at most 4"),
+        ({"prompt": "a"}, [("image", ("a", PICTURE))] * 18, None, "Maximum number of files is 17"),
+        ({f"x{k}": "1" for k in range(200)}, [("image", ("a", PICTURE))], None, "Too many fields"),
+        ({"prompt": "a" * (2 << 20)}, [("image", ("a", PICTURE))], None, "exceeded maximum size"),
+    ],
+)
+def test_what_a_form_cannot_say(http: TestClient, fields: dict, files: list, param: str | None, says: str):
+    assert says in refused(http.post(URL, data=fields, files=files), param)
+
+
+def test_a_form_may_have_a_text_in_place_of_a_file(http: TestClient, service: Service):
+    fields = {"prompt": "a", "image": data_url(PICTURE), "mask": data_url(MASK)}
+    # `files` makes a form of parts of it.
+    assert http.post(URL, data=fields, files={"user": (None, "me")}).status_code == 200
+    assert last(service).inputs.mask.tolist() == REDRAWN.tolist()
+
+
+def form(*parts: bytes, end: bytes = b"--B--\r\n") -> bytes:
+    return b"".join(b"--B\r\ncontent-disposition: form-data; " + part + b"\r\n" for part in parts) + end
+
+
+WHOLE = form(b'name="prompt"\r\n\r\na', b'name="image"; filename="a"\r\n\r\n' + PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status", "says"),
+    [
+        ("multipart/form-data; boundary=B", WHOLE, 200, ""),
+        ('multipart/form-data; charset=UTF-8; boundary="B"', WHOLE, 200, ""),
+        ("multipart/form-data; boundary=B; charset=punycode", WHOLE, 400, "utf-8"),
+        ("multipart/form-data", WHOLE, 400, "boundary"),
+        ("multipart/form-data; boundary=", WHOLE, 400, "cannot be read"),
+        ("multipart/form-data; boundary=C", WHOLE, 400, "cannot be read"),
+        ("multipart/form-data; boundary=" + "B" * 300, WHOLE, 400, "cannot be read"),
+        ("multipart/form-data; boundary=B", WHOLE[:-8], 400, "last boundary"),
+        ("multipart/form-data; boundary=B", b"", 400, "last boundary"),
+        ("multipart/form-data; boundary=B", form(b"\r\n\r\na"), 400, '"name"'),
+        (
+            "multipart/form-data; boundary=B",
+            form(b'name="a"\r\nx: ' + b"y" * 9000 + b"\r\n\r\n"),
+            400,
+            "cannot be read",
+        ),
+        ("multipart/form-data; boundary=B", form(b'name="a"\r\n' + b"x: y\r\n" * 90 + b"\r\n"), 400, "be read"),
+        ("multipart/mixed; boundary=B", WHOLE, 415, "multipart/form-data"),
+        ("application/x-www-form-urlencoded", b"prompt=a", 415, "multipart/form-data"),
+        ("", WHOLE, 415, "multipart/form-data"),
+        ("application/json", b"[]", 400, "object"),
+        ("application/json", b"{", 400, "JSON"),
+    ],
+)
+def test_bodies_that_are_odd(http: TestClient, kind: str, body: bytes, status: int, says: str):
+    answer = http.post(URL, content=body, headers={"content-type": kind})
+    assert answer.status_code == status, answer.text
+    assert says in (answer.text if status == 200 else answer.json()["error"]["message"])
+
+
+def test_bounds_are_the_settings_own(http: TestClient, service: Service):
+    limits = {"max_upload_bytes": 2000, "max_input_bytes": len(PICTURE), "max_input_pixels": 24 * 16}
+    service.policy = service.policy.changed({"limits": limits})
+    service.max_upload_bytes = limits["max_upload_bytes"]
+    assert http.post(URL, data={"prompt": "a"}, files={"image": PICTURE}).status_code == 200
+    assert refused(http.post(URL, data={"prompt": "a" * 2000}, files={"image": PICTURE}), None, 413)
+    assert refused(http.post(URL, json={"prompt": "a" * 2000}), None, 413)
+    assert "bytes" in refused(http.post(URL, data={"prompt": "a"}, files={"image": PICTURE + b"x"}), "image")
+    larger = file(np.zeros((16, 25, 3), np.uint8))
+    assert len(larger) <= len(PICTURE)
+    assert "25x16 is 400 pixels" in refused(http.post(URL, data={"prompt": "a"}, files={"image": larger}), "image")
+    assert "400 pixels" in refused(
+        http.post(URL, data={"prompt": "a"}, files={"image": PICTURE, "mask": larger}), "mask"
+    )
+
+
+def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(http: TestClient, service: Service):
+    service.model = MODEL
+    message = refused(http.post(URL, data={"prompt": "a"}, files={"image": b"no picture"}), "image")
+    assert "has no edit; what it has: text-to-image" in message
+    message = refused(http.post(URL, data={"prompt": "a"}, files={"image": b"", "mask": b""}), "mask")
+    assert "has no inpaint" in message
+
+
+def test_a_key_is_asked_for_first(http: TestClient, service: Service):
+    service.keys = (b"alpha",)
+    refused(http.post(URL, content=b"x", headers={"content-type": "text/plain"}), None, 401)
+
+
+def test_raw_bytes_are_answered_where_they_are_asked_for(http: TestClient):
+    answer = http.post(URL, data={"prompt": "a"}, files={"image": PICTURE}, headers={"accept": "image/png"})
+    assert answer.content[:4] == b"\x89PNG"
+    assert "carries one picture" in refused(
+        http.post(URL, data={"prompt": "a", "n": "2"}, files={"image": PICTURE}, headers={"accept": "image/png"}), "n"
+    )
+
+
+def test_the_document_has_both_ways(http: TestClient):
+    document = http.get("/openapi.json").json()
+    content = document["paths"][URL]["post"]["requestBody"]["content"]
+    assert content["application/json"]["schema"]["properties"]["mask"]["anyOf"]
+    parts = content["multipart/form-data"]["schema"]["properties"]
+    assert parts["mask"]["format"] == parts["image"]["items"]["format"] == "binary"
+    assert "images" not in parts
+    assert "$defs" not in json.dumps(document)

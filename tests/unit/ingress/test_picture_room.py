@@ -1,0 +1,86 @@
+"""What pictures hold in an ingress is bounded, whoever sends them and whatever becomes of the request."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+import numpy as np
+import pytest
+
+from raycache.ingress.picture_room import PictureRoom
+from raycache.limits import LimitSettings
+from raycache.protocol.errors import RequestError
+from tests.helpers.picture_files import file, scene
+
+LIMITS = LimitSettings()
+PICTURE = ("image", file(scene()))
+MASK = ("mask", file(np.full((16, 24), 255, np.uint8)))
+BYTES = 16 * 24 * 3
+
+
+async def test_pixels_count_for_as_long_as_somebody_has_them():
+    room = PictureRoom(most_bytes=2 * BYTES + 10)
+    first, mask = await room.decoded([PICTURE], None, LIMITS)
+    assert mask is None
+    assert room.held == BYTES
+    second = await room.decoded([PICTURE], None, LIMITS)
+    with pytest.raises(RequestError) as caught:
+        await room.decoded([PICTURE], None, LIMITS)
+    assert (caught.value.status, caught.value.code) == (503, "too_many_pictures")
+    assert caught.value.retry_after_s
+    del first, caught
+    gc.collect()
+    assert room.held == BYTES
+    third = await room.decoded([PICTURE], None, LIMITS)
+    del second, third
+    await asyncio.sleep(0)  # the loop has what it woke this task with until then
+    gc.collect()
+    assert room.held == 0
+
+
+async def test_who_is_alone_has_the_limits_of_the_settings_only():
+    room = PictureRoom(most_bytes=1, most_body_bytes=1)
+    with room.place(1000):
+        pictures, mask = await room.decoded([PICTURE, PICTURE], MASK, LIMITS)
+        assert [picture.shape for picture in pictures] == [(16, 24, 3)] * 2
+        assert mask.shape == (16, 24)
+        with pytest.raises(RequestError, match="too many pictures"), room.place(1):
+            pass
+    with room.place(1000):
+        pass
+
+
+async def test_what_failed_holds_nothing():
+    room = PictureRoom()
+    broken = ("image", PICTURE[1][:70])
+    for files in ([PICTURE, broken], [("image", b"")]):
+        with pytest.raises(RequestError):
+            await room.decoded(files, None, LIMITS)
+    gc.collect()
+    assert room.held == 0
+
+
+async def test_few_decode_at_once_and_the_loop_goes_on():
+    room, most, now, lock = PictureRoom(threads=2), 0, 0, threading.Lock()
+    go = threading.Event()
+
+    def work() -> int:
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        go.wait(20)
+        with lock:
+            now -= 1
+        return threading.get_ident()
+
+    calls = [asyncio.ensure_future(room.run(work)) for _ in range(6)]
+    while most < 2:
+        await asyncio.sleep(0.01)
+    calls.pop().cancel()  # its client left while it waited
+    go.set()
+    threads = await asyncio.gather(*calls)
+    assert most == 2
+    assert threading.get_ident() not in threads
