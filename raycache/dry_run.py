@@ -24,6 +24,7 @@ from raycache.cluster.port_check import check_port, living_replicas
 from raycache.ingress.auth import read_keys
 from raycache.model_names import ENGINE
 from raycache.models.folder import capabilities_told, folder_faults
+from raycache.models.lora_files import lora_faults
 from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.capabilities import Capabilities
@@ -123,6 +124,7 @@ def _check_engine(settings: AppSettings) -> None:
         if folder is not None:
             downloaded = settings.model.path in ("demo", "noise") or Path(settings.model.path).expanduser().is_dir()
             faults = folder_faults(folder, weights=downloaded or settings.model.local_files_only)
+            faults += lora_faults(settings.model)
             if faults:
                 raise ValueError("; ".join(faults))
             model = capabilities_told(folder, settings.model.max_sequence_length)

@@ -17,6 +17,7 @@ from raycache.engine_settings import AutoscalingSettings, ReliabilitySettings
 from raycache.filling import filled_up, said
 from raycache.front_settings import IngressSettings, LoggingSettings
 from raycache.limits import DefaultSettings, LimitSettings
+from raycache.lora_settings import LoraName, LoraSettings
 from raycache.model_names import ENGINE, ModelNames, deployment_name, wrong_names
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
@@ -48,6 +49,15 @@ class ModelSettings(_Settings):
     )
     max_sequence_length: int | None = Field(
         default=None, ge=8, le=512, description="Text tokens; default: what the model's T5 tokenizer says, at most 512."
+    )
+    loras: dict[LoraName, LoraSettings] = Field(
+        default_factory=dict,
+        description="LoRAs by the name that requests give as `lora`. Needs `pip install 'raycache[lora]'`.",
+    )
+    lora_bytes: int = Field(
+        default=2 << 30,
+        ge=1,
+        description="Bytes of loaded LoRAs on each rank; beyond it those used least lately are put away.",
     )
 
 

@@ -18,6 +18,7 @@ from raycache.protocol.job import (
     Job,
     JobCancelled,
     JobOutput,
+    LoraNotLoaded,
     Progress,
     Trace,
     made_steps,
@@ -58,6 +59,7 @@ def job_of(
         trace=trace,
         inputs=request.inputs,
         calls_per_step=request.calls_per_step,
+        lora=request.lora,
     )
     return job, work_of(job)
 
@@ -113,6 +115,9 @@ def request_error(error: BaseException) -> RequestError:
         )
     if isinstance(error, JobCancelled):
         return RequestError(499, "the request was cancelled", None, "cancelled")
+    if isinstance(error, LoraNotLoaded):
+        message = "this LoRA cannot be loaded on this server; the log has the reason"
+        return RequestError(500, message, "lora", "lora_not_loaded")
     return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")
 
 

@@ -18,7 +18,7 @@ from raycache.gang.schedule import JobState, Rules
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.logs import about
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import JobFailed, JobOutput
+from raycache.protocol.job import JobFailed, JobOutput, LoraNotLoaded
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.settings import AppSettings
 
@@ -174,7 +174,8 @@ class ActiveJobs:
         if failure.kind != "together":
             job = handles[0].job
             _logger.error("Job %s failed:\n%s", job.id, failure.trace, extra=about(job))
-            handles[0].end(JobFailed(str(failure)))
+            kind = LoraNotLoaded if failure.type == LoraNotLoaded.__name__ else JobFailed
+            handles[0].end(kind(str(failure)))
         elif failure.type == "OutOfMemoryError":
             self._costs.out_of_memory([self._state(handle) for handle in handles])
         else:

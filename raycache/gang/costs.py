@@ -17,6 +17,7 @@ from raycache.gang.schedule import JobState
 from raycache.gang.shares import Shares
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import Job, JobOutput
+from raycache.protocol.lora import LoraChoice
 from raycache.size import Size
 
 __all__ = ["Costs", "Work", "work_of"]
@@ -40,6 +41,7 @@ class Work:
         calls_per_step: of the transformer; two where a negative prompt has calls of its own.
         num_frames: of a video; 1 for images.
         inputs: pictures that it begins with.
+        lora: that it is drawn with.
     """
 
     size: Size
@@ -50,6 +52,7 @@ class Work:
     calls_per_step: int = 1
     num_frames: int = 1
     inputs: int = 0
+    lora: LoraChoice | None = None
 
     @property
     def calls(self) -> int:
@@ -68,6 +71,7 @@ def work_of(job: Job) -> Work:
         calls_per_step=job.calls_per_step,
         num_frames=job.inputs.num_frames,
         inputs=len(job.inputs.pictures),
+        lora=job.lora,
     )
 
 
@@ -119,6 +123,7 @@ class Costs(LearnedCallCosts):
             tokens=tokens,
             rows=work.images,
             joins=None if work.cache is None else work.cache.joins,
+            lora=work.lora,
             caller=caller,
             weight=weight,
             deadline=deadline,
@@ -144,7 +149,7 @@ class Costs(LearnedCallCosts):
                 self._shares.learn(work.cache, work.steps, share)
             previews_s = work.previews * (self._preview_s(work) or 0.0)
             steps_s = max(output.denoise_s - previews_s - (output.stalls_s if cold else 0.0), 0.1 * output.denoise_s)
-            key = replace(work, previews=0)
+            key = replace(work, previews=0, lora=None)  # scales are without number
             if not output.known_prompt:
                 self._encode.learn(1, ONE_PROMPT, output.encode_s, cold)
             share = self._share(work) if share is None else share

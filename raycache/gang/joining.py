@@ -49,6 +49,7 @@ def may_join(one: JobState, other: JobState) -> bool:
     return (
         one.joins is not None
         and one.joins == other.joins
+        and one.lora == other.lora
         and one.shape == other.shape
         and one.calls_left > 0
         and other.calls_left > 0

@@ -22,7 +22,8 @@ class JobState:
         weight: of its caller beside the others: one of weight 2 gets twice the time of one of weight 1.
         arrived, deadline: seconds of the clock that ``now`` is read from.
         shape: of its transformer call beyond the batch dimension, equal for calls that may join.
-        joins: what else must be equal to join: method and which blocks run, LoRA, text length class. None: never.
+        joins: what else must be equal to join: method and which blocks run. None: never.
+        lora: that it is drawn with, and its scale; must be equal to join, too.
         rows: of its call: one per image.
         tokens: of one row, text included.
         calls: transformer calls from beginning to end; with true CFG two per step.
@@ -39,6 +40,7 @@ class JobState:
     tokens: float
     rows: int = 1
     joins: Hashable | None = None
+    lora: Hashable | None = None
     caller: str = ""
     weight: float = 1.0
     deadline: float = math.inf

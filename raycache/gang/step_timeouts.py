@@ -63,6 +63,8 @@ class StepTimeouts:
             return settings.watchdog_first_s if took is None else max(settings.watchdog_floor_s, RELOAD_TIMES * took)
         if not jobs:
             return settings.watchdog_floor_s
+        if phase == "loading":  # a LoRA, from whatever disk it is on
+            return settings.watchdog_first_s
         if phase == "denoise" and self._compiles and not self._known(jobs):
             return settings.watchdog_first_s
         # A call that is shared takes less than its jobs' own would one after the other.

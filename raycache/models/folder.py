@@ -13,7 +13,7 @@ from raycache.models.registry import family_of
 from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities
 
-__all__ = ["capabilities_told", "folder_faults", "pipeline_class"]
+__all__ = ["capabilities_told", "folder_faults", "is_whole", "pipeline_class", "safetensors_header"]
 
 _LONGEST_HEADER = 100 << 20  # safetensors' own bound
 
@@ -115,24 +115,35 @@ def _weight_faults(part: Path) -> list[str]:
             missing += [f"{part} lacks {shard}" for shard in sorted(shards) if not (part / shard).is_file()]
     if not files:
         return [f"{part} has no weights (*.safetensors or *.bin)"]
-    broken = [f"{file} is cut off or no safetensors file" for file in sorted(files) if not _whole(file)]
+    broken = [f"{file} is cut off or no safetensors file" for file in sorted(files) if not is_whole(file)]
     return missing + broken
 
 
-def _whole(file: Path) -> bool:
+def is_whole(file: Path) -> bool:
     """Whether a safetensors file is as long as its header says; other files are taken for whole."""
     if file.suffix != ".safetensors":
         return True
+    try:
+        header, length = _header(file)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return file.stat().st_size == 8 + length + max(ends, default=0)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def safetensors_header(file: Path) -> dict[str, Any]:
+    """By name each tensor of a safetensors file that is whole: its shape, type and place."""
+    return _header(file)[0]
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """What stands before the tensors, and its length in bytes."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(_LONGEST_HEADER, file.stat().st_size):
-            return False
-        try:
-            header = json.loads(opened.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return False
-    return file.stat().st_size == 8 + length + max(ends, default=0)
+            raise ValueError(f"{file} has no header of safetensors")
+        header: dict[str, Any] = json.loads(opened.read(length))
+    return header, length
 
 
 def _json(file: Path) -> Any:

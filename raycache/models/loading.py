@@ -12,6 +12,7 @@ from raycache.models.folder import pipeline_class, told_by
 from raycache.models.registry import family_of
 from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities, ModelKind
+from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
 
 __all__ = ["capabilities_of", "load_pipeline"]
@@ -53,6 +54,7 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
         text_tokens=settings.max_sequence_length or family.text_tokens(pipe),
         pipeline=type(pipe).__name__,
         uneven=all(splits_unevenly(type(denoiser).__name__) for denoiser in denoisers),
+        loras=tuple(LoraChoice(name, lora.scale) for name, lora in settings.loras.items()),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raycache.protocol.lora import LoraChoice
+
 __all__ = ["Capabilities", "ModelKind", "ModelSource", "Task"]
 
 #: What a request may be, told from what it brings: pictures, a mask, a number of frames.
@@ -35,6 +37,7 @@ class Capabilities:
         fps: frames a second that the model was trained at; 0 where images come out.
         previews: latents can be decoded on the way.
         uneven: tokens and heads need not divide among the ranks.
+        loras: that requests may name, each with its default scale.
     """
 
     kind: ModelKind
@@ -52,6 +55,7 @@ class Capabilities:
     fps: float = 0.0
     previews: bool = True
     uneven: bool = False
+    loras: tuple[LoraChoice, ...] = ()
 
     def calls_per_step(self, guidance_scale: float, true_cfg_scale: float) -> int:
         """Of the transformer, with this guidance."""

@@ -11,10 +11,12 @@ import numpy as np
 
 from cache_core.options import CacheOptions
 from raycache.protocol.capabilities import Task
+from raycache.protocol.lora import LoraChoice
 from raycache.size import Size
 
 __all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "ImageSpec", "Job"]
-__all__ += ["TEXT_ONLY", "JobCancelled", "JobFailed", "JobInputs", "JobOutput", "Progress", "Recovery", "Trace"]
+__all__ += ["TEXT_ONLY", "JobCancelled", "JobFailed", "JobInputs", "JobOutput", "LoraNotLoaded", "Progress"]
+__all__ += ["Recovery", "Trace"]
 __all__ += ["made_steps", "one_per_seed", "stalls"]
 
 
@@ -114,6 +116,7 @@ class Job:
         trace: of the request, where it is traced.
         inputs: pictures and what else the task begins with.
         calls_per_step: of the transformer; two where what it is guided away from has calls of its own.
+        lora: that the transformer computes with.
 
     Raises:
         ValueError: no image, or images that differ in more than their seeds.
@@ -128,6 +131,7 @@ class Job:
     trace: Trace | None = None
     inputs: JobInputs = TEXT_ONLY
     calls_per_step: int = 1
+    lora: LoraChoice | None = None
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -250,6 +254,10 @@ class DeadlineExceeded(Exception):
 
 class JobFailed(Exception):
     """Every rank raised the same error, or ranks broke twice under it while it was alone; the message says which."""
+
+
+class LoraNotLoaded(JobFailed):
+    """Its LoRA could not be loaded on every rank, so it is loaded on none; the message says where and why."""
 
 
 class GangRestarting(Exception):

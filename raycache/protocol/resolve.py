@@ -14,6 +14,7 @@ from raycache.presets import load_presets
 from raycache.protocol.cache_choice import cache_options, misfit_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
+from raycache.protocol.lora import check_lora
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.protocol.sizes import check_format, size_of
 from raycache.protocol.tasks import check_inputs, check_length, guided
@@ -69,6 +70,7 @@ def resolve(
         inputs=inputs,
         fps=request.frames_a_second(model),
         calls_per_step=model.calls_per_step(guidance, true_cfg_scale),
+        lora=check_lora(request.lora, model),
     )
 
 

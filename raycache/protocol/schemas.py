@@ -14,6 +14,7 @@ from raycache.limits import LimitSettings, Priority
 from raycache.presets import Quality
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import TEXT_ONLY, JobInputs
+from raycache.protocol.lora import LoraChoice, LoraRequest
 from raycache.settings import Policy
 from raycache.size import Size
 
@@ -61,6 +62,9 @@ class GenerationRequest(BaseModel):
         "nearest; `auto` = the deployment's default. `cache` goes before it.",
     )
     cache: CacheOptions | None = Field(default=None, description="null = what `quality` says.")
+    lora: LoraRequest | None = Field(
+        default=None, description="One of this model's LoRAs, `{name, scale}` or its name; null = none."
+    )
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int = Field(default=100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
@@ -111,6 +115,7 @@ class ResolvedRequest:
         inputs: pictures and what else the task begins with.
         fps: frames a second of a video; 0 for images.
         calls_per_step: of the transformer.
+        lora: that it is drawn with.
     """
 
     prompt: str = field(repr=False)
@@ -130,6 +135,7 @@ class ResolvedRequest:
     inputs: JobInputs = TEXT_ONLY
     fps: float = 0.0
     calls_per_step: int = 1
+    lora: LoraChoice | None = None
 
 
 class StageTimes(BaseModel):

@@ -20,6 +20,7 @@ from raycache.models.family import ModelFamily
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
 from raycache.tracing import RankSpans
+from raycache.worker.adapters import Adapters
 from raycache.worker.encoding import remember_prompts
 from raycache.worker.observer import Observer
 from raycache.worker.prompt_cache import PromptCache
@@ -59,6 +60,7 @@ class RankContext:
         prompts: those encoded lately.
         place: is kept up to date.
         vae_lock: held while the VAE is used, by whichever thread.
+        adapters: LoRAs that jobs may be drawn with.
     """
 
     pipe: Any
@@ -73,6 +75,7 @@ class RankContext:
     observer: Observer = field(default_factory=Observer)
     pipes: Mapping[str, Any] = field(default_factory=dict)
     vae_lock: threading.Lock = field(default_factory=threading.Lock)
+    adapters: Adapters | None = None
 
     def now(self) -> float:
         """The time at which all work that this thread handed to the device is done."""

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from cache_core import RanksParted
 from raycache.logs import about
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import Job
+from raycache.protocol.job import Job, LoraNotLoaded
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.worker.active_job import ActiveJob, RankContext
 from raycache.worker.decoding import Decoder, Decoding
@@ -46,9 +46,9 @@ class JobRunner:
     def __init__(
         self, context: RankContext, group: dist.ProcessGroup | None, claim: Callable[[], None] = lambda: None
     ) -> None:
-        self._context = context
+        self._context, self._group = context, group
         self._decoder = Decoder(context, claim)
-        self._stepper = Stepper(context.pipe, group, context.vae_lock)
+        self._stepper = Stepper(context.pipe, group, context.vae_lock, context.adapters)
         self._active: dict[str, ActiveJob] = {}
         self._failed_in = -1
 
@@ -88,14 +88,26 @@ class JobRunner:
         active = self._active[job.id] = ActiveJob(job, self._context)
         began = time.monotonic()
         try:
+            began += self._load_lora(active)  # which is no part of encoding: it is there for the next job
             self._context.enter("encode", [active])
-            ended = self._stepper.start(job.id, active.draw, job.cache, active.pipe)
+            ended = self._stepper.start(job.id, active.draw, job.cache, active.pipe, job.lora)
         except Exception as error:  # options that do not fit the model, for one
             self._fail((job.id,), _kind_of(error), error, told)
         active.reports = self._stepper.reports(job.id) if ended is None else ended.reports
         active.encode_s = told.started_s[job.id] = self._context.now() - began
         if ended is not None:
             self._over([ended], told)
+
+    def _load_lora(self, active: ActiveJob) -> float:
+        """Load the job's LoRA unless it is; returns the seconds that took."""
+        lora, adapters, began = active.job.lora, self._context.adapters, time.monotonic()
+        if lora is None or (adapters is not None and lora.name in adapters.bytes):
+            return 0.0
+        self._context.enter("loading", [active])
+        if adapters is None:
+            raise LoraNotLoaded(f"LoRA {lora.name!r} is not of this service: it has none")
+        adapters.load(lora.name, self._group)
+        return time.monotonic() - began
 
     def _joinable(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """Those of a call that wait for one, in parts that may share it: all ranks part them alike."""

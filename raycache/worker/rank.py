@@ -21,6 +21,7 @@ from raycache.logs import to_stderr
 from raycache.models.arguments import pipelines_of
 from raycache.models.denoisers import denoisers_of
 from raycache.models.loading import capabilities_of, load_pipeline
+from raycache.models.lora_files import fetch_loras
 from raycache.models.registry import family_of
 from raycache.models.source import prepare_model
 from raycache.protocol.capabilities import Capabilities, ModelKind
@@ -28,6 +29,7 @@ from raycache.protocol.heartbeat import Heartbeat
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 from raycache.worker.active_job import Place, RankContext
+from raycache.worker.adapters import adapters_of
 from raycache.worker.job_runner import JobRunner
 from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
@@ -52,7 +54,8 @@ class Rank:
         faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True)
 
     def prepare(self) -> tuple[str, ModelKind]:
-        """Rank 0 only: what to load; builds the noise model if that is asked for."""
+        """Rank 0 only: what to load; builds the noise model if that is asked for. LoRAs of the hub are fetched, too."""
+        fetch_loras(self._settings.model)
         return prepare_model(self._settings.model)
 
     def open_store(self) -> int:
@@ -90,6 +93,8 @@ class Rank:
         self._pipe = load_pipeline(self._settings.model, source, self._device)
         model = capabilities_of(self._pipe, self._settings.model, kind)
         family = family_of(model.pipeline, kind)
+        # Before any call: with `model.compile` blocks must be compiled with a LoRA's place in them.
+        adapters = adapters_of(self._pipe, self._settings.model)
         if self._world > 1:
             from raycache.worker.context_parallel import parallelize
 
@@ -107,6 +112,7 @@ class Rank:
             self._place,
             observer_of(self._rank),
             pipelines_of(self._pipe, family),
+            adapters=adapters,
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()

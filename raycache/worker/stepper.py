@@ -22,6 +22,8 @@ from greenlet import getcurrent, greenlet
 
 from cache_core import CacheOptions, CacheReport, job_call, job_session, joined
 from raycache.models.denoisers import blocks_of, denoisers_of
+from raycache.protocol.lora import LoraChoice
+from raycache.worker.adapters import Adapters
 from raycache.worker.job_view import Handed, JobView, decode_rows
 from raycache.worker.stacking import join_key, stack_arguments, unstack
 
@@ -83,23 +85,36 @@ class Stepper:
         pipe: a diffusers pipeline; its components are shared, but for the scheduler.
         group: the ranks that decide together; None = this process alone.
         vae_lock: held while the VAE is used.
+        adapters: LoRAs that jobs may be drawn with.
     """
 
     def __init__(
-        self, pipe: Any, group: dist.ProcessGroup | None = None, vae_lock: threading.Lock | None = None
+        self,
+        pipe: Any,
+        group: dist.ProcessGroup | None = None,
+        vae_lock: threading.Lock | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        self._pipe, self._group = pipe, group
+        self._pipe, self._group, self._adapters = pipe, group, adapters
         self._vae_lock = vae_lock or threading.Lock()
         self._jobs: dict[str, _Suspended] = {}
         self._known: dict[type, bool] = {}
 
-    def start(self, name: str, draw: Callable[[Any], Any], options: CacheOptions, pipe: Any = None) -> Ended | None:
+    def start(
+        self,
+        name: str,
+        draw: Callable[[Any], Any],
+        options: CacheOptions,
+        pipe: Any = None,
+        lora: LoraChoice | None = None,
+    ) -> Ended | None:
         """Begin a job, up to its first call of a denoiser.
 
         Args:
             draw: calls the pipeline that it is given and returns what is to be kept.
             options: of the cache; those of a denoiser whose blocks are unknown to it have no effect.
             pipe: another pipeline over the same components, for another task.
+            lora: that is loaded, for all of its calls.
 
         Returns:
             The job, if it came to its end, or to its tail, without any call.
@@ -111,9 +126,14 @@ class Stepper:
             raise ValueError(f"job {name!r} is under way already: each needs a name of its own")
         torch.set_grad_enabled(False)
         job = _Suspended(name, self._pipe if pipe is None else pipe, draw, self._vae_lock)
-        for of, module in job.denoisers.items():
-            if self._cacheable(module):
-                job.sessions[of] = job.stack.enter_context(job_session(module, options, self._group, name=name))
+        with job.stack as opened:
+            if self._adapters is not None:
+                opened.enter_context(self._adapters.held(lora))
+                job.lora = lora
+            for of, module in job.denoisers.items():
+                if self._cacheable(module):
+                    job.sessions[of] = opened.enter_context(job_session(module, options, self._group, name=name))
+            job.stack = opened.pop_all()
         self._jobs[name] = job
         return self._resume(job)
 
@@ -146,6 +166,8 @@ class Stepper:
         if len(jobs) > 1 and (first.key is None or any(job.key != first.key for job in jobs)):
             raise ValueError(f"the calls of {', '.join(names)} differ in more than rows and cannot be stacked")
         transformer, of = first.denoisers[first.handed.of], first.handed.of
+        if self._adapters is not None:
+            self._adapters.use(first.lora)
         if of not in first.sessions:
             parts = [transformer(**first.handed.kwargs)]
         else:
@@ -188,7 +210,7 @@ class Stepper:
     def _waits(self, job: _Suspended, handed: Handed) -> None:
         job.handed, job.key, of = handed, None, handed.of
         if of in job.sessions and (key := join_key(job.denoisers[of], handed.kwargs)) is not None:
-            job.key = of, key, job.sessions[of].each[0].joins
+            job.key = of, key, job.sessions[of].each[0].joins, job.lora
 
     def _cacheable(self, module: Any) -> bool:
         """Whether the cache knows its blocks."""
@@ -202,7 +224,7 @@ class _Suspended:
     """A job between two calls of its denoisers.
 
     Attributes:
-        handed: the call that waits; key: what must be equal for it to join others'.
+        handed: the call that waits; key: what must be equal for it to join others'; lora: that it is made with.
     """
 
     name: str
@@ -212,6 +234,7 @@ class _Suspended:
     sessions: dict[str, Any] = field(default_factory=dict)
     handed: Handed = field(default_factory=lambda: Handed("", {}))
     key: Any = None
+    lora: LoraChoice | None = None
     stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,160 @@
+"""The LoRAs of one rank: loaded by all ranks or none when a job first names one, switched before every call.
+
+Least recently used ones are put away where the settings' bytes do not suffice. What jobs under way draw with stays,
+even where that is more: each of them was admitted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from raycache.models.denoisers import denoisers_of
+from raycache.models.lora_files import LoraFault, lora_file
+from raycache.protocol.job import LoraNotLoaded
+from raycache.protocol.lora import LoraChoice
+from raycache.settings import ModelSettings
+from raycache.worker.lora_layers import LoraLayers, SlotLayers, SwitchedLayers
+from raycache.worker.lora_weights import LoraWeights, read_lora
+
+__all__ = ["Adapters", "adapters_of"]
+
+_logger = logging.getLogger("raycache.rank")
+
+
+def adapters_of(pipe: Any, settings: ModelSettings) -> Adapters | None:
+    """What loads the settings' LoRAs into ``pipe``; None where there are none.
+
+    Must be made before the transformer is called for the first time.
+
+    Raises:
+        LoraFault: this pipeline can have none.
+    """
+    if not settings.loras:
+        return None
+    name, denoisers = type(pipe).__name__, list(denoisers_of(pipe))
+    if not hasattr(type(pipe), "lora_state_dict") or denoisers != ["transformer"]:
+        raise LoraFault(
+            f"model.loras: LoRAs work with pipelines of one transformer that diffusers can load LoRAs for; {name} has "
+            f"{', '.join(denoisers) or 'none'}. Leave model.loras out"
+        )
+    return Adapters(pipe, settings)
+
+
+class Adapters:
+    """Used by the thread of the rank's ticks. All ranks are told the same, in the same order.
+
+    Attributes:
+        bytes: by name, of those that are loaded; the one used least lately first.
+    """
+
+    def __init__(self, pipe: Any, settings: ModelSettings) -> None:
+        self._pipe, self._settings = pipe, settings
+        self._keys = {name: f"lora_{number}" for number, name in enumerate(settings.loras)}  # peft allows no dots
+        self._users: Counter[str] = Counter()
+        self.bytes: OrderedDict[str, int] = OrderedDict()
+        if settings.compile:
+            self._layers: LoraLayers = SlotLayers(pipe.transformer, self._readable())
+        else:
+            self._layers = SwitchedLayers(pipe.transformer)
+
+    def load(self, name: str, group: dist.ProcessGroup | None) -> None:
+        """Load this one on all ranks of ``group``, or on none.
+
+        Raises:
+            LoraNotLoaded: on all of them alike, where any could not; says which, and why.
+        """
+        weights, error, device = None, "", self._pipe.transformer.device
+        try:
+            weights = self._read(name)
+        except Exception as raised:  # of a file that somebody wrote
+            error = f"{type(raised).__name__}: {raised}"
+        digest = 0 if weights is None else weights.digest()
+        _agree(name, error, digest, group, device)
+        assert weights is not None  # or this rank would have raised
+        self._make_room(weights.nbytes)
+        try:
+            self._layers.install(self._keys[name], weights)
+        except Exception as raised:  # out of memory for one
+            error = f"{type(raised).__name__}: {raised}"
+        try:
+            _agree(name, error, digest, group, device)
+        except LoraNotLoaded:
+            self._layers.remove(self._keys[name])
+            raise
+        self.bytes[name] = weights.nbytes
+        _logger.info("LoRA %s loaded: %d bytes, rank %d", name, weights.nbytes, weights.rank)
+
+    @contextmanager
+    def held(self, choice: LoraChoice | None) -> Iterator[None]:
+        """While a job draws with it, it is not put away."""
+        if choice is None:
+            yield
+            return
+        self.bytes.move_to_end(choice.name)
+        self._users[choice.name] += 1
+        try:
+            yield
+        finally:
+            self._users[choice.name] -= 1
+            self._make_room(0)
+
+    def use(self, choice: LoraChoice | None) -> None:
+        """Calls of the transformer have this one from now on, or none."""
+        if choice is None:
+            self._layers.use(None, 0.0)
+        else:
+            self._layers.use(self._keys[choice.name], choice.scale)
+
+    def _read(self, name: str) -> LoraWeights:
+        weights = read_lora(self._pipe, lora_file(self._settings.loras[name], self._settings))
+        if weights.nbytes > self._settings.lora_bytes:
+            raise LoraFault(f"{weights.nbytes} bytes are more than model.lora_bytes={self._settings.lora_bytes}")
+        return weights
+
+    def _make_room(self, nbytes: int) -> None:
+        """Put away who is in no use, the longest ago first, until so many bytes more are allowed."""
+        for name in list(self.bytes):
+            if sum(self.bytes.values()) + nbytes <= self._settings.lora_bytes:
+                return
+            if not self._users[name]:
+                self.use(None)
+                self._layers.remove(self._keys[name])
+                del self.bytes[name]
+
+    def _readable(self) -> Iterator[LoraWeights]:
+        """Those that can be read now; what is wrong with another is told to the job that names it."""
+        for name in self._settings.loras:
+            try:
+                yield self._read(name)
+            except Exception as error:
+                _logger.warning("LoRA %s cannot be read: %s: %s", name, type(error).__name__, error)
+
+
+def _agree(name: str, error: str, digest: int, group: dist.ProcessGroup | None, device: torch.device) -> None:
+    """Go on if no rank has an ``error``, and all have the same weights.
+
+    Raises:
+        LoraNotLoaded: on every rank, with the words of all that have one.
+    """
+    said = [error]
+    if group is not None:
+        told = torch.tensor([int(bool(error)), digest, -digest], dtype=torch.int64, device=device)
+        dist.all_reduce(told, dist.ReduceOp.MAX, group)
+        failed, most, least = told.tolist()
+        if failed:
+            said = [""] * dist.get_world_size(group)
+            dist.all_gather_object(said, error, group)
+        elif most != -least:
+            said = [f"the file's weights are not the same on all ranks (this one: {digest:08x})"]
+    if any(said):
+        words = "; ".join(
+            f"rank {rank}: {words}" if len(said) > 1 else words for rank, words in enumerate(said) if words
+        )
+        raise LoraNotLoaded(f"LoRA {name!r} is loaded on no rank: {words}")
