@@ -140,7 +140,7 @@ class SlotLayers:
         own = self._loaded[name]
         if self._held != name:
             pairs = [(slot, each) for slot, each in zip(self._slots, own, strict=True) if each is not None]
-            into = [matrix for slot, _ in pairs for matrix in slot]
+            into: list[torch.Tensor] = [matrix for slot, _ in pairs for matrix in slot]
             torch._foreach_copy_(into, [matrix for _, each in pairs for matrix in each])
             self._held = name
         for tensor, each in zip(self._scales, own, strict=True):

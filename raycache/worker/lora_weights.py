@@ -114,7 +114,7 @@ class _Scaling:
             from peft.utils.other import get_pattern_key
 
             patterns = self._config.get("alpha_pattern") or {}
-            alpha = patterns.get(get_pattern_key(patterns.keys(), name), self._config["lora_alpha"])
+            alpha: Any = patterns.get(get_pattern_key(list(patterns), name), self._config["lora_alpha"])
             return float(alpha) / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
         if not self._alphas:
             return 1.0
