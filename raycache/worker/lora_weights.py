@@ -49,7 +49,7 @@ class LoraWeights:
         for name in sorted(self.layers):
             found = zlib.crc32(name.encode(), found)
             for matrix in self.layers[name]:
-                found = zlib.crc32(matrix.contiguous().view(torch.uint8).numpy(), found)
+                found = zlib.crc32(matrix.contiguous().view(torch.uint8).numpy().data, found)
         return found
 
 
