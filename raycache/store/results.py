@@ -10,9 +10,9 @@ from raycache.ingress.replies import told_of
 from raycache.protocol.formats import MEDIA_TYPES, encode
 from raycache.protocol.schemas import GenerationRequest, GenerationResult
 from raycache.protocol.stored import StoredFile, StoredJob
+from raycache.protocol.video_files import THUMBNAIL_TYPE, VIDEO_TYPE, write_thumbnail, write_video
 from raycache.protocol.videos import VideoRequest
 from raycache.size import Size
-from raycache.store.encoding import THUMBNAIL_TYPE, VIDEO_TYPE, write_thumbnail, write_video
 from raycache.store.folder import JobFolder
 from raycache.store_settings import StoreSettings
 

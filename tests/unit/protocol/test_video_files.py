@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raycache.store.encoding import write_thumbnail, write_video
+from raycache.protocol.video_files import write_thumbnail, write_video
 
 
 def frames(count: int = 9, height: int = 64, width: int = 96) -> np.ndarray:
