@@ -77,6 +77,7 @@ def result_of(
         images=list(output.images),
         seeds=[request.seed + index for index in range(request.n)],
         report=output.report,
+        fps=request.fps,
         times=StageTimes(
             queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -156,6 +157,7 @@ class GenerationResult(BaseModel):
         report: decisions of the cache, ``CacheReport.to_dict()``; None when the request asked for no cache.
         times: seconds per stage.
         warnings: what was odd but not wrong, for the user to read.
+        fps: frames a second of a video; 0 for images.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -165,9 +167,15 @@ class GenerationResult(BaseModel):
     report: dict[str, Any] | None = None
     times: StageTimes = StageTimes()
     warnings: list[str] = Field(default_factory=list)
+    fps: float = 0.0
 
     def save(self, path: str) -> None:
-        """Write the first image to ``path``; the suffix names the format."""
+        """Write the first image to ``path``, whose suffix names the format; of videos the first, as MP4."""
+        if self.fps:
+            from raycache.protocol.video_files import write_video
+
+            write_video(Path(path), self.images[0], self.fps)
+            return
         from PIL import Image
 
         Image.fromarray(self.images[0]).save(path)
