@@ -44,8 +44,7 @@ def resolve(
         RequestError: 400, 403 for a priority that the key may not name, or 404 for another model's name.
     """
     check_model(request.model, model_name)
-    limits = policy.limits
-    request = request.fitted(model, limits)
+    request = request.fitted(model, limits := policy.limits)
     _check_words(request, limits, key)
     steps = _steps(request, policy)
     inputs = check_inputs(request, model, limits, steps)

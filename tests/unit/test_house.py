@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: What every room may use: facts, files and words that all processes share.
 SHARED = {"protocol", "presets", "settings", "metrics", "logs", "tracing", "ray_errors", "rebuilds", "text_files"}
-SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names", "store_settings"}
+SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names", "store_settings", "lora_settings"}
 #: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
 MAY_IMPORT = {
     "app": {"dry_run", "ingress", "store", "engine", "gang", "cluster", *SHARED},
@@ -36,10 +36,11 @@ MAY_IMPORT = {
     "logs": {"protocol", "front_settings"},
     "tracing": {"protocol"},
     "protocol": {"limits", "model_names", "settings", "presets", "size"},
-    "settings": {"engine_settings", "filling", "front_settings", "limits", "model_names", "parallel_settings"}
-    | {"presets", "size", "store_settings", "strict", "text_files"},
+    "settings": {"engine_settings", "filling", "front_settings", "limits", "lora_settings", "model_names"}
+    | {"parallel_settings", "presets", "size", "store_settings", "strict", "text_files"},
     "engine_settings": {"strict"},
     "front_settings": {"origins", "strict"},
+    "lora_settings": {"strict"},
     "store_settings": {"strict"},
     "presets": {"yaml_files"},
     "limits": {"size", "strict"},
