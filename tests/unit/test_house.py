@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "metrics": {"metric_specs", "protocol"},
     "logs": {"protocol", "front_settings"},
     "tracing": {"protocol"},
-    "protocol": {"limits", "model_names", "settings", "presets", "size"},
+    "protocol": {"store_settings", "limits", "model_names", "settings", "presets", "size"},
     "settings": {"engine_settings", "filling", "front_settings", "limits", "lora_settings", "model_names"}
     | {"parallel_settings", "presets", "size", "store_settings", "strict", "text_files"},
     "engine_settings": {"strict"},
