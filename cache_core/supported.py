@@ -84,8 +84,8 @@ UNSUPPORTED: dict[str, str] = {
     "PriorTransformer": "draws an embedding, not an image: a handful of tokens, nothing to save",
     "RFD4ProteinaTransformer": "draws proteins",
     "SanaWMLTX2RefinerTransformer3DModel": "keeps keys and values of a sliding window, which its blocks write",
-    "SanaWMTransformer3DModel": "amplifies rounding: without a cache, in float32, an image of a batch differs from itself "
-    "alone by 2e-4, so that what a cache does to it cannot be told from that",
+    "SanaWMTransformer3DModel": "amplifies rounding: without a cache, in float32, an image of a batch differs from "
+    "itself alone by 2e-4, so that what a cache does to it cannot be told from that",
     "StableAudio3DiTModel": _SOUND,
     "StableAudioDiTModel": _SOUND,
     "T5FilmDecoder": _SOUND,
