@@ -12,7 +12,7 @@ from diffusers.hooks.context_parallel import (
     ContextParallelSplitHook,
     _get_submodule_by_name,
 )
-from diffusers.models._modeling_parallel import ContextParallelConfig, ContextParallelInput, ParallelConfig
+from diffusers.models._modeling_parallel import ContextParallelInput, ParallelConfig
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -47,9 +47,9 @@ def split_by_plan(transformer: torch.nn.Module, context: Any, plan: Mapping[str,
 class _Split(ContextParallelSplitHook):
     """diffusers' hook, for any number of tokens; it notes how many there are of each stream."""
 
-    def __init__(self, metadata: Any, parallel_config: ContextParallelConfig) -> None:
+    def __init__(self, metadata: Any, parallel_config: Any) -> None:
         super().__init__(metadata, parallel_config)
-        self._split: TokenSplit = parallel_config.split  # type: ignore[attr-defined]
+        self._split: TokenSplit = parallel_config.split
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for name, stream in _STREAMS.items():
