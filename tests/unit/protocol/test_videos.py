@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -38,6 +38,7 @@ def test_length(fields, frames, fps):
     assert (order.inputs.num_frames, order.fps, order.inputs.task) == (frames, fps, "text-to-video")
 
 
+@settings(deadline=None)
 @given(seconds=st.floats(0.01, 5), fps=st.floats(1, 60))
 def test_the_nearest_length_that_the_model_makes(seconds, fps):
     if round(seconds * fps) > 81:
