@@ -12,18 +12,8 @@ from raycache.presets import PresetName, quality_warnings
 from raycache.protocol.cache_choice import silent_cache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.job import (
-    DeadlineExceeded,
-    GangRestarting,
-    Job,
-    JobCancelled,
-    JobOutput,
-    LoraNotLoaded,
-    Progress,
-    Trace,
-    made_steps,
-    one_per_seed,
-)
+from raycache.protocol.job import Job, JobOutput, Progress, Trace, made_steps, one_per_seed
+from raycache.protocol.job_errors import DeadlineExceeded, GangRestarting, JobCancelled, LoraNotLoaded
 from raycache.protocol.schemas import GenerationResult, ResolvedRequest, StageTimes
 
 __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
@@ -107,7 +97,7 @@ def preview_steps(steps: int, count: int) -> tuple[int, ...]:
 
 
 def request_error(error: BaseException) -> RequestError:
-    """What a client is told about an exception of :mod:`raycache.protocol.job`."""
+    """What a client is told about one of :mod:`raycache.protocol.job_errors`."""
     if isinstance(error, DeadlineExceeded):
         return RequestError(504, "the deadline passed before the picture was done", "timeout_s", "deadline_exceeded")
     if isinstance(error, GangRestarting):

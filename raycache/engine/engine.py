@@ -28,7 +28,8 @@ from raycache.gang.costs import Work
 from raycache.logs import join_serve_log, request_id
 from raycache.metrics import Metrics
 from raycache.protocol.errors import RequestError
-from raycache.protocol.job import DeadlineExceeded, GangBroken, Job, JobOutput, Progress
+from raycache.protocol.job import Job, JobOutput, Progress
+from raycache.protocol.job_errors import DeadlineExceeded, GangBroken
 from raycache.protocol.resolve import check_deployment, deployment_warnings
 from raycache.protocol.schemas import (
     EngineStatus,

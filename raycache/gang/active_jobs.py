@@ -18,7 +18,8 @@ from raycache.gang.schedule import JobState, Rules
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.logs import about
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import JobFailed, JobOutput, LoraNotLoaded
+from raycache.protocol.job import JobOutput
+from raycache.protocol.job_errors import JobFailed, LoraNotLoaded
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.settings import AppSettings
 

@@ -25,14 +25,8 @@ from raycache.gang.states import GangLifecycle, GangState
 from raycache.gang.worker_group import HEARTBEAT_S, Fault
 from raycache.logs import about
 from raycache.protocol.capabilities import Capabilities, ModelSource
-from raycache.protocol.job import (
-    GangBroken,
-    GangRestarting,
-    GangStartError,
-    GangStatus,
-    Job,
-    Progress,
-)
+from raycache.protocol.job import GangStatus, Job, Progress
+from raycache.protocol.job_errors import GangBroken, GangRestarting, GangStartError
 from raycache.protocol.tick import TickReport
 from raycache.rebuilds import Rebuilds
 from raycache.settings import AppSettings

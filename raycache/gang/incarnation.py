@@ -21,7 +21,8 @@ from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
 from raycache.logs import about
 from raycache.protocol.capabilities import Capabilities, ModelSource
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import GangStartError, Job, JobFailed, JobOutput
+from raycache.protocol.job import Job, JobOutput
+from raycache.protocol.job_errors import GangStartError, JobFailed
 from raycache.protocol.tick import Tick, TickReport
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings

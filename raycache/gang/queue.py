@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Literal
 
 from raycache.gang.states import HandleState
-from raycache.protocol.job import DeadlineExceeded, Job, JobCancelled, JobOutput, Progress
+from raycache.protocol.job import Job, JobOutput, Progress
+from raycache.protocol.job_errors import DeadlineExceeded, JobCancelled
 
 __all__ = ["JobHandle", "JobQueue"]
 

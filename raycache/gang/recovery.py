@@ -7,7 +7,8 @@ import time
 from raycache.engine_settings import ReliabilitySettings
 from raycache.gang.queue import JobHandle
 from raycache.gang.worker_group import Fault
-from raycache.protocol.job import GangRestarting, JobFailed, Recovery
+from raycache.protocol.job import Recovery
+from raycache.protocol.job_errors import GangRestarting, JobFailed
 
 __all__ = ["ATTEMPTS", "Restarts", "retry_decision"]
 

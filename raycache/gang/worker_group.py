@@ -22,7 +22,7 @@ from raycache.gang.placement import rank_bundle_index
 from raycache.gang.stacks import StacksFile
 from raycache.protocol.capabilities import Capabilities, ModelSource
 from raycache.protocol.heartbeat import Heartbeat
-from raycache.protocol.job import GangStartError
+from raycache.protocol.job_errors import GangStartError
 from raycache.protocol.tick import Tick
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings

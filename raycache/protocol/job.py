@@ -14,10 +14,8 @@ from raycache.protocol.capabilities import Task
 from raycache.protocol.lora import LoraChoice
 from raycache.size import Size
 
-__all__ = ["DeadlineExceeded", "GangBroken", "GangRestarting", "GangStartError", "GangStatus", "ImageSpec", "Job"]
-__all__ += ["TEXT_ONLY", "JobCancelled", "JobFailed", "JobInputs", "JobOutput", "LoraNotLoaded", "Progress"]
-__all__ += ["Recovery", "Trace"]
-__all__ += ["made_steps", "one_per_seed", "stalls"]
+__all__ = ["TEXT_ONLY", "GangStatus", "ImageSpec", "Job", "JobInputs", "JobOutput"]
+__all__ += ["Progress", "Recovery", "Trace", "made_steps", "one_per_seed", "stalls"]
 
 
 def stalls(step_s: Sequence[float]) -> float:
@@ -242,42 +240,3 @@ class GangStatus:
     faults: list[str] = field(default_factory=list)
     last_recovery: Recovery | None = None
     ready_in_s: float = 0.0
-
-
-class JobCancelled(Exception):
-    """The job was aborted on request; the message is the reason given."""
-
-
-class DeadlineExceeded(Exception):
-    """The job's deadline passed before it was done."""
-
-
-class JobFailed(Exception):
-    """Every rank raised the same error, or ranks broke twice under it while it was alone; the message says which."""
-
-
-class LoraNotLoaded(JobFailed):
-    """Its LoRA could not be loaded on every rank, so it is loaded on none; the message says where and why."""
-
-
-class GangRestarting(Exception):
-    """A rank died or hung and the job could not be retried in time.
-
-    Attributes:
-        retry_after_s: seconds after which a new request should succeed.
-    """
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message, retry_after_s)
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class GangStartError(RuntimeError):
-    """The gang could not be started; the message says why and what to change."""
-
-
-class GangBroken(RuntimeError):
-    """Restarts are exhausted: the replica must be replaced."""

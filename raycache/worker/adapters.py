@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from raycache.models.denoisers import denoisers_of
 from raycache.models.lora_files import LoraFault, lora_file
-from raycache.protocol.job import LoraNotLoaded
+from raycache.protocol.job_errors import LoraNotLoaded
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
 from raycache.worker.lora_layers import LoraLayers, SlotLayers, SwitchedLayers

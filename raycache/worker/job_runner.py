@@ -20,7 +20,8 @@ import torch.distributed as dist
 from cache_core import RanksParted
 from raycache.logs import about
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import Job, LoraNotLoaded
+from raycache.protocol.job import Job
+from raycache.protocol.job_errors import LoraNotLoaded
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.worker.active_job import ActiveJob, RankContext
 from raycache.worker.decoding import Decoder, Decoding

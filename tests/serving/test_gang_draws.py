@@ -10,7 +10,8 @@ import pytest
 
 from cache_core import DBPruneOptions, NoCacheOptions
 from raycache.gang.gang import Gang
-from raycache.protocol.job import DeadlineExceeded, JobCancelled, JobFailed, Progress
+from raycache.protocol.job import Progress
+from raycache.protocol.job_errors import DeadlineExceeded, JobCancelled, JobFailed
 from tests.serving.conftest import LONG, job, wait_until
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from cache_core import DBCacheOptions, NoCacheOptions
 from raycache.gang.gang import Gang
-from raycache.protocol.job import DeadlineExceeded, JobCancelled, JobFailed, JobOutput
+from raycache.protocol.job import JobOutput
+from raycache.protocol.job_errors import DeadlineExceeded, JobCancelled, JobFailed
 from raycache.settings import AppSettings
 from raycache.testing.planned_faults import PlannedFault
 from tests.serving.conftest import CACHE, LONG, job, started_gang, wait_until

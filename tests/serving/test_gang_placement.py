@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from raycache.gang.gang import Gang
 from raycache.gang.placement import placement_bundles
-from raycache.protocol.job import GangStartError
+from raycache.protocol.job_errors import GangStartError
 from raycache.settings import AppSettings
 from tests.serving.conftest import job
 

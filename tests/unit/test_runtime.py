@@ -22,6 +22,7 @@ TOOLS = {
     "raycache/demo/training": "demo",
     "raycache/demo/evaluate.py": "demo",
     "raycache/testing": "test",
+    "raycache/worker/lora_": "lora",
     "raycache/reference.py": "test",  # writes our documents' tables
 }
 FILES = sorted(path for package in ("raycache", "cache_core") for path in (ROOT / package).rglob("*.py"))

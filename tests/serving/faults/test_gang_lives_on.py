@@ -13,7 +13,7 @@ import pytest
 
 from raycache.gang.cpu_wait import cpu_wait_s
 from raycache.gang.gang import Gang
-from raycache.protocol.job import GangBroken, GangRestarting
+from raycache.protocol.job_errors import GangBroken, GangRestarting
 from raycache.settings import AppSettings
 from tests.serving.conftest import LONG, job, wait_until
 

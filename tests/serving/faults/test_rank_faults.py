@@ -11,7 +11,7 @@ import pytest
 
 from raycache.gang.gang import Gang
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import JobFailed
+from raycache.protocol.job_errors import JobFailed
 from raycache.size import Size
 from raycache.testing.planned_faults import PlannedFault
 from tests.serving.conftest import job, wait_until

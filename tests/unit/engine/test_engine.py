@@ -14,15 +14,8 @@ from raycache.engine.convert import preview_steps
 from raycache.engine.engine import Engine
 from raycache.gang.costs import Work
 from raycache.protocol.errors import RequestError
-from raycache.protocol.job import (
-    DeadlineExceeded,
-    GangBroken,
-    GangRestarting,
-    GangStatus,
-    JobCancelled,
-    JobFailed,
-    JobOutput,
-)
+from raycache.protocol.job import GangStatus, JobOutput
+from raycache.protocol.job_errors import DeadlineExceeded, GangBroken, GangRestarting, JobCancelled, JobFailed
 from raycache.protocol.schemas import GenerationResult, PreviewEvent, ProgressEvent, QueuedEvent
 from raycache.size import Size
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, order, started

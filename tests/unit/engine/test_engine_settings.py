@@ -7,7 +7,7 @@ import time
 import pytest
 
 from raycache.engine.engine import Engine
-from raycache.protocol.job import JobFailed
+from raycache.protocol.job_errors import JobFailed
 from raycache.protocol.schemas import GenerationResult
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, order, started
 

@@ -14,7 +14,7 @@ from raycache.gang import worker_group as actors
 from raycache.gang.incarnation import Incarnation, agreed
 from raycache.gang.worker_group import Fault, WorkerGroup
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import GangStartError
+from raycache.protocol.job_errors import GangStartError
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 from tests.helpers.jobs import make_job

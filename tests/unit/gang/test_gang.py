@@ -16,16 +16,14 @@ from raycache.gang.gang import Gang
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.worker_group import Fault
 from raycache.protocol.capabilities import Capabilities
-from raycache.protocol.job import (
+from raycache.protocol.job import Job, JobOutput, Progress
+from raycache.protocol.job_errors import (
     DeadlineExceeded,
     GangBroken,
     GangRestarting,
     GangStartError,
-    Job,
     JobCancelled,
     JobFailed,
-    JobOutput,
-    Progress,
 )
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.settings import AppSettings

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from cache_core.options import DBCacheOptions
 from raycache.ingress.api import build_http_app
+from raycache.limits import LimitSettings
 from raycache.protocol.capabilities import Task
 from raycache.protocol.edit_bodies import EditBody
 from raycache.protocol.schemas import ResolvedRequest
@@ -360,9 +361,7 @@ def test_bodies_that_are_odd(http: TestClient, kind: str, body: bytes, status: i
 
 
 def test_bounds_are_the_settings_own(http: TestClient, service: Service):
-    limits = {"max_upload_bytes": 2000, "max_input_bytes": len(PICTURE), "max_input_pixels": 24 * 16}
-    service.policy = service.policy.changed({"limits": limits})
-    service.max_upload_bytes = limits["max_upload_bytes"]
+    service.limits = LimitSettings(max_upload_bytes=2000, max_input_bytes=len(PICTURE), max_input_pixels=24 * 16)
     assert http.post(URL, data={"prompt": "a"}, files={"image": PICTURE}).status_code == 200
     assert refused(http.post(URL, data={"prompt": "a" * 2000}, files={"image": PICTURE}), None, 413)
     assert refused(http.post(URL, json={"prompt": "a" * 2000}), None, 413)

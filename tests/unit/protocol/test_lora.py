@@ -13,7 +13,7 @@ from raycache.gang.costs import Costs
 from raycache.gang.joining import may_join
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, from_validation_error
-from raycache.protocol.job import JobFailed, LoraNotLoaded
+from raycache.protocol.job_errors import JobFailed, LoraNotLoaded
 from raycache.protocol.lora import LoraChoice
 from raycache.protocol.resolve import resolve
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cache_core import CacheOptions, FBCacheOptions, NoCacheOptions, cache_session
 from raycache.demo.noise import build_noise_model
-from raycache.protocol.job import LoraNotLoaded
+from raycache.protocol.job_errors import LoraNotLoaded
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
 from raycache.worker.adapters import Adapters, adapters_of

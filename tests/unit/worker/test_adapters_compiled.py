@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from torch._dynamo.utils import counters
 
 from raycache.models.denoisers import blocks_of
-from raycache.protocol.job import LoraNotLoaded
+from raycache.protocol.job_errors import LoraNotLoaded
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
 from raycache.worker.adapters import Adapters
