@@ -79,6 +79,10 @@ class ModelFamily:
         """
         return int(config[self.heads])
 
+    def side_with(self, vae: Mapping[str, Any]) -> int:
+        """:attr:`token_side`, where it depends on the VAE's config."""
+        return self.token_side
+
     def text_tokens_told(self, folder: Path) -> int:
         """:meth:`text_tokens` of the model in ``folder``, which is not loaded.
 

@@ -47,6 +47,7 @@ def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabili
     try:
         return told_by(
             family,
+            _json(folder / "vae" / "config.json") or {},
             kind="folder",
             num_blocks=family.num_blocks(config),
             num_heads=family.num_heads(config),
@@ -58,12 +59,18 @@ def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabili
         return None
 
 
-def told_by(family: ModelFamily, *, pipeline: str, **found: Any) -> Capabilities:
-    """What can be asked of a model of ``family``; ``found``: what its files, or the loaded pipeline, tell of it."""
+def told_by(family: ModelFamily, vae: Mapping[str, Any], *, pipeline: str, **found: Any) -> Capabilities:
+    """What can be asked of a model of ``family``.
+
+    Args:
+        vae: config of its VAE, empty where it has none.
+        pipeline: class name.
+        found: what else its files, or the loaded pipeline, tell of it.
+    """
     return Capabilities(
         **found,
         pipeline=pipeline,
-        token_side=family.token_side,
+        token_side=family.side_with(vae),
         tasks=tuple(family.tasks),
         negative_prompt=family.negative_prompt,
         true_cfg=family.true_cfg,

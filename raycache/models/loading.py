@@ -48,6 +48,7 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
         heads = 0  # of a family that nobody described; splitting it looks for itself
     return told_by(
         family,
+        dict(pipe.vae.config) if getattr(pipe, "vae", None) is not None else {},
         kind=kind,
         num_blocks=min((len(blocks_of(denoiser)) for denoiser in denoisers), default=0),
         num_heads=heads,

@@ -19,6 +19,10 @@ class WanFamily(VideoFamily):
     frame_step, fps, cfg_calls = 4, 16.0, True
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "WanPipeline"}
 
+    def side_with(self, vae: Mapping[str, Any]) -> int:
+        """The VAE of Wan 2.2 TI2V shrinks by 16, the others' by 8; tokens are of 2x2 latents."""
+        return 2 * int(vae.get("scale_factor_spatial", 8))
+
 
 class WanImageFamily(WanFamily):
     """Wan, from a first frame."""

@@ -48,6 +48,7 @@ def told(path: str) -> Capabilities:
     family = family_of(model.pipeline)
     return told_by(
         family,
+        {"scale_factor_spatial": 16} if "TI2V" in path else {},
         kind="folder",
         num_blocks=model.blocks,
         num_heads=model.heads,

@@ -12,7 +12,7 @@ from raycache.settings import AppSettings
 from raycache.testing.tiny_models import TINY_FAMILIES, build_tiny
 
 #: A video, an edit, and a pipeline with a guider among its parts.
-QUICK = {"wan", "flux-fill", "hunyuan-image"}
+QUICK = {"wan", "wan-ti2v", "flux-fill", "hunyuan-image"}
 NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in TINY_FAMILIES]
 
 
@@ -23,6 +23,8 @@ def test_a_service_of_it_would_be_deployed(name: str, tmp_path: Path):
     model = capabilities_told(folder, None)
     assert model is not None
     assert model.pipeline == TINY_FAMILIES[name].pipeline
+    if "wan" in name:
+        assert model.token_side == (32 if name == "wan-ti2v" else 16)
     settings = AppSettings.model_validate(
         {
             "model": {"path": str(folder), "dtype": "float32"},
