@@ -67,6 +67,7 @@ class WarmupShape(_Settings):
     size: Size = Field(description="`WIDTHxHEIGHT` in pixels, generated before ready.")
     n: int = Field(default=1, ge=1, description="Images of that request: so many rows its transformer calls have.")
     num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
+    num_frames: int = Field(default=1, ge=1, description="Of a video; 1 = the fewest.")
 
 
 class Policy(_Settings):

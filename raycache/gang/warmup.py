@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +42,9 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
     options, declared = settings.cache, settings.warmup
     past = beyond_warmup(options)
     drawn = [
-        WarmUp(_job(settings, model, shape.size, shape.n, max(shape.num_inference_steps, past), options))
+        WarmUp(
+            _job(settings, model, shape.size, shape.n, max(shape.num_inference_steps, past), options, shape.num_frames)
+        )
         for shape in declared
     ]
     if not probe or settings.model.compile:
@@ -70,7 +73,15 @@ def _probe_size(settings: AppSettings, model: Capabilities) -> Size:
     )[0]
 
 
-def _job(settings: AppSettings, model: Capabilities, size: Size, images: int, steps: int, options: CacheOptions) -> Job:
+def _job(
+    settings: AppSettings,
+    model: Capabilities,
+    size: Size,
+    images: int,
+    steps: int,
+    options: CacheOptions,
+    frames: int = 1,
+) -> Job:
     """For the model's first task, with what that needs: a grey picture, all of it to be drawn anew, few frames."""
     guidance, true_cfg = settings.defaults.guidance_scale, settings.defaults.true_cfg_scale if model.true_cfg else 1.0
     task = model.tasks[0]
@@ -79,7 +90,7 @@ def _job(settings: AppSettings, model: Capabilities, size: Size, images: int, st
         task,
         pictures=() if task.startswith("text-") else (grey,),
         mask=np.full(grey.shape[:2], 255, np.uint8) if task == "inpaint" else None,
-        num_frames=model.frame_step + 1 if model.frame_step else 1,
+        num_frames=_frames(frames, model.frame_step),
     )
     return Job(
         id=f"warm-up-{size}-{images}",
@@ -95,3 +106,8 @@ def _job(settings: AppSettings, model: Capabilities, size: Size, images: int, st
         inputs=inputs,
         calls_per_step=model.calls_per_step(guidance, true_cfg),
     )
+
+
+def _frames(wanted: int, step: int) -> int:
+    """The next legal number, of those that are videos; 1 for images."""
+    return step * max(1, math.ceil((wanted - 1) / step)) + 1 if step else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,3 +127,21 @@ def test_the_probe_obeys_the_limits_and_spares_the_compiler():
     assert all(each.job.size.pixels <= 128 * 128 for each in warm_ups(small, MODEL, probe=True))
     compiled = settings("128x128", model={"path": "noise", "compile": True})
     assert [str(each.job.size) for each in warm_ups(compiled, MODEL, probe=True)] == ["128x128"]
+
+
+@pytest.mark.parametrize(("wanted", "made"), [(1, 5), (5, 5), (6, 9), (81, 81)])
+def test_a_model_of_videos_makes_some_of_the_declared_length(wanted: int, made: int):
+    """A legal one, not shorter: what is allocated for it is enough for what was declared."""
+    model = replace(MODEL, pipeline="WanPipeline", tasks=("text-to-video",), frame_step=4, fps=16.0)
+    shapes = settings(warmup=[{"size": "64x64", "num_frames": wanted}])
+    declared, *probes = [each.job for each in warm_ups(shapes, model, probe=True)]
+    assert (declared.inputs.task, declared.inputs.num_frames) == ("text-to-video", made)
+    assert {job.inputs.num_frames for job in probes} == {5}
+
+
+@pytest.mark.parametrize("task", ["edit", "inpaint", "image-to-image", "image-to-video"])
+def test_a_model_that_needs_a_picture_is_given_one(task: Any):
+    model = replace(MODEL, tasks=(task,), frame_step=4 if task == "image-to-video" else 0)
+    (job,) = [each.job for each in warm_ups(settings("64x96"), model, probe=False)]
+    assert job.inputs.pictures[0].shape == (96, 64, 3)
+    assert (job.inputs.mask is not None) == (task == "inpaint")
