@@ -24,8 +24,12 @@ _ANSWER_S = 30.0
 _REPLACED_S = 3.0
 
 
+class _Call(Awaitable[Any], Protocol):
+    def cancel(self) -> None: ...
+
+
 class _Method(Protocol):
-    def remote(self, *args: Any) -> Awaitable[Any]: ...
+    def remote(self, *args: Any) -> _Call: ...
 
 
 class StoreHandle(Protocol):
@@ -75,10 +79,14 @@ class StoreClient:
         return data
 
 
-async def _asked(call: Awaitable[Any]) -> Any:
+async def _asked(call: _Call) -> Any:
     try:
         answer = await asyncio.wait_for(call, _ANSWER_S)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
     except (TimeoutError, *DEATHS, DeploymentUnavailableError):
+        call.cancel()  # or the store keeps a job that nobody knows of, and one more for each try
         message = "the store does not answer: it is starting or being replaced; kept jobs go on when it is there"
         raise unavailable(message, _REPLACED_S, "store_gone") from None
     if isinstance(answer, RequestError):

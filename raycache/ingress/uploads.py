@@ -40,7 +40,7 @@ async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequ
     service, room = context.service, context.pictures
     most = service.max_upload_bytes
     raw, coding = await read_upload(http, most, context.uploads)
-    with room.place(len(raw)):
+    with room.place(most if coding else len(raw)):  # what is packed may become as large as anything
         content_type = http.headers["content-type"]
         if content_type.lower().lstrip().startswith("multipart/"):
             raw = await room.run(inflated, raw, coding, most)

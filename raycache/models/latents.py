@@ -17,6 +17,7 @@ def clean(scheduler: Any, before: torch.Tensor, after: torch.Tensor, step: int) 
     Flow matching walks along a velocity from noise to image, so the clean latent is where the line through the
     latents before and after the step meets sigma = 0.
     """
+    step += getattr(scheduler, "begin_index", None) or 0  # from a picture, the first ones are left out
     sigma, next_sigma = (float(scheduler.sigmas[i]) for i in (step, step + 1))
     # In float32: the step is small beside the latents, and stretched far.
     before, after = before.float(), after.float()

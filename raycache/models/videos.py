@@ -29,7 +29,7 @@ class WanImageFamily(WanFamily):
 
     called = "Wan image to video"
     tasks: ClassVar[Mapping[Task, str]] = {"image-to-video": "WanImageToVideoPipeline"}
-    max_inputs, picture_by_row = 1, False
+    max_inputs, picture_by_row, repeats = 1, False, True  # of Wan 2.1 the picture's embeddings count prompts
 
 
 class LTXFamily(VideoFamily):

@@ -83,7 +83,11 @@ def size_of(asked: str | None, inputs: JobInputs, policy: Policy, *, side: int, 
         given, most = Size.of(inputs.pictures[0]), min(size.pixels, most)
         shrink = min(1.0, math.sqrt(most / given.pixels))
         size = Size(round(given.width * shrink), round(given.height * shrink))
-        return nearest_sizes(size, side=side, ranks=ranks, max_pixels=most, uneven=uneven)[0]
+        near = nearest_sizes(size, side=side, ranks=ranks, max_pixels=most, uneven=uneven)
+        if not near:
+            reason = f"the picture's {given} is no shape to draw in; name a size"
+            raise invalid("size", reason, [policy.defaults.size])
+        return near[0]
     check_size(size, side=side, ranks=ranks, max_pixels=most, uneven=uneven)
     return size
 

@@ -22,12 +22,12 @@ USUAL_STRENGTH = 0.6
 
 #: The field with which a request asks for each task.
 _FIELD: dict[Task, str] = {
-    "text-to-image": "image",
+    "text-to-image": "model",
     "image-to-image": "strength",
     "edit": "image",
     "inpaint": "mask",
-    "text-to-video": "num_frames",
-    "image-to-video": "image",
+    "text-to-video": "model",
+    "image-to-video": "input_reference",
 }
 
 

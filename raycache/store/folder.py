@@ -138,11 +138,11 @@ class JobFolder:
 
     def remove(self, id: str) -> None:
         """Forget a job and its files; nothing if it is not there. At once for whoever looks, however large they are."""
-        with tempfile.TemporaryDirectory(dir=self._trash, ignore_cleanup_errors=True) as grave:
-            try:
-                (self._jobs / id).rename(Path(grave) / id)
-            except FileNotFoundError:
-                return
+        try:
+            (self._jobs / id).rename(self._trash / id)  # makes nothing new: there may be no room for it
+        except FileNotFoundError:
+            return
+        shutil.rmtree(self._trash / id, ignore_errors=True)
         _sync(self._jobs)
 
     def path_of(self, id: str, name: str) -> Path:

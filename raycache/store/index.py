@@ -95,11 +95,16 @@ class JobIndex:
         """Those whose time is up."""
         return [job for job in self if job.expires_at is not None and job.expires_at <= now]
 
-    def next_to_begin(self, active: Iterable[str]) -> StoredJob | None:
-        """Of those that nobody works on one of the owner who has the fewest ``active``; then by priority and age."""
+    def next_to_begin(self, active: Iterable[str], most: int) -> StoredJob | None:
+        """Of those that nobody works on one of the owner who has the fewest ``active``; then by priority and age.
+
+        Args:
+            most: jobs of one model that are worked on at once: one whose engines are gone must not hold up others.
+        """
         active = set(active)
         busy = Counter(job.owner for job in self if job.id in active)
-        waiting = [job for job in self if not job.over and job.id not in active]
+        models = Counter(job.model for job in self if job.id in active)
+        waiting = [job for job in self if not job.over and job.id not in active and models[job.model] < most]
 
         def rank(job: StoredJob) -> tuple[float, float, str]:
             return busy[job.owner], -PRIORITIES[job.request.get("priority", "normal")], job.id

@@ -123,7 +123,11 @@ class JobStore:
         """Delete what has expired."""
         for job in self._index.expired(self._clock()):
             logger.info("Job %s has expired", job.id)
-            await self._forget(job)
+            try:
+                await self._forget(job)
+            except OSError as error:
+                logger.error("Job %s could not be removed, and will be: %s", job.id, error.strerror)
+                self._index.put(job)
 
     def close(self) -> None:
         """Let go of the folder and of every job; for a store that takes its place, as after a death."""

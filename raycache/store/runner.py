@@ -13,7 +13,7 @@ from typing import Protocol
 from raycache.ingress.asker import key_in_use
 from raycache.ingress.sse import Events
 from raycache.protocol.errors import RequestError, internal_error
-from raycache.protocol.schemas import GenerationRequest, GenerationResult, ProgressEvent, ResolvedRequest
+from raycache.protocol.schemas import GenerationRequest, GenerationResult, ProgressEvent, QueuedEvent, ResolvedRequest
 from raycache.protocol.stored import StoredError, StoredJob
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
@@ -77,11 +77,16 @@ class JobRunner:
         """
         while True:
             self._changed.clear()
-            while len(self._active) < self._settings.max_active:
-                if (job := self._index.next_to_begin(self._active)) is None:
-                    break
-                self._active[job.id] = asyncio.get_running_loop().create_task(self._until_over(job))
+            while (job := self._index.next_to_begin(self._active, self._settings.max_active)) is not None:
+                task = asyncio.get_running_loop().create_task(self._until_over(job))
+                self._active[job.id] = task
+                # Not at the task's own end: one that is cancelled before it begins never comes there.
+                task.add_done_callback(partial(self._ended, job.id))
             await self._changed.wait()
+
+    def _ended(self, id: str, _: asyncio.Task[None]) -> None:
+        del self._active[id]
+        self._changed.set()
 
     async def drop(self, id: str) -> None:
         """Stop working on a job, and wait until no engine is asked for it any more."""
@@ -103,9 +108,6 @@ class JobRunner:
         except Exception:
             logger.exception("Job %s met a bug", job.id)
             await self._fail(job.id, internal_error())
-        finally:
-            del self._active[job.id]
-            self._changed.set()
 
     async def _try(self, job: StoredJob) -> None:
         deadline = job.created_at + (job.request.get("timeout_s") or self._settings.timeout_s)
@@ -114,6 +116,8 @@ class JobRunner:
             try:
                 result = await self._generated(job.id, request)
             except RequestError as error:
+                if error.code == "deadline_exceeded" and deadline - self._clock() > _LEAST_S:
+                    continue  # of this try: it may not take as long as a job may
                 again_s = self._again_in(job.id, error)
                 logger.info("Job %s is tried again in %.1f s: %s", job.id, again_s, error.code)
                 await asyncio.sleep(min(again_s, max(0.0, deadline - self._clock())))
@@ -144,10 +148,10 @@ class JobRunner:
             async for event in events:
                 if isinstance(event, GenerationResult):
                     return event
+                if not begun and isinstance(event, ProgressEvent | QueuedEvent):
+                    begun = True  # an engine has it: one that dies while it encodes has died of it, perhaps
+                    await self._begin(id)
                 if isinstance(event, ProgressEvent):
-                    if not begun:
-                        begun = True
-                        await self._begin(id)
                     # Not written: after a restart it begins again anyway.
                     self._show(id, math.floor(100 * event.step / (event.steps + 1)))
         raise RequestError(500, "the engine ended the stream without a result", None, "job_failed")

@@ -228,7 +228,7 @@ class ActiveJob:
         try:
             with context.vae_lock:
                 return context.family.preview(_with_real_vae(pipe, context.pipe), before, after, step, job.size)
-        except RuntimeError as error:  # out of memory is one
+        except Exception as error:
             _logger.warning(f"no preview: {type(error).__name__}: {error}", extra=about(job, rank=context.rank))
             return None
 

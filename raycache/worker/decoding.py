@@ -74,18 +74,18 @@ class Decoder:
         """
         active, rows = decoding.active, decoding.rows
         try:
-            decoded, seconds = decoding.future.result()
-        except torch.OutOfMemoryError:
-            if self._pool is None:
-                active.drop()
-                raise
-            # Beside a call there was no room for it; now no call runs.
-            decoded, seconds = self._decoded(active, rows)
+            try:
+                decoded, seconds = decoding.future.result()
+            except torch.OutOfMemoryError:
+                if self._pool is None:
+                    raise
+                # Beside a call there was no room for it; now no call runs.
+                decoded, seconds = self._decoded(active, rows)
+            began = time.monotonic()
+            return active.images(rows, decoded), seconds + time.monotonic() - began
         except Exception:
-            active.drop()
+            active.drop()  # a suspended pipeline is never collected by itself
             raise
-        began = time.monotonic()
-        return active.images(rows, decoded), seconds + time.monotonic() - began
 
     def take(self) -> list[Decoding]:
         """What was begun, which is then forgotten."""

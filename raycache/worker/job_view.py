@@ -21,6 +21,8 @@ from raycache.models.denoisers import denoisers_of
 
 __all__ = ["Handed", "JobView", "decode_rows", "one_after_the_other"]
 
+#: Components that keep how far a call is; a guider may keep a running mean over its steps.
+_STATEFUL = ("scheduler", "guider", "ocr_guider")
 #: Name of the cache context where none is open, and what was told of it.
 _DEFAULT: tuple[str, dict[str, Any]] = ("default", {})
 
@@ -42,7 +44,7 @@ class Handed:
 
 
 class JobView:
-    """A copy of ``pipe`` for one job, with a scheduler of its own.
+    """A copy of ``pipe`` for one job, with a scheduler and guiders of its own.
 
     Args:
         hand_over: takes the call that the job waits for, and returns its answer.
@@ -57,7 +59,9 @@ class JobView:
         self.hand_over, self.vae_lock, self.tail = hand_over, vae_lock, False
         self.pipe = own = copy.copy(pipe)
         # Not through DiffusionPipeline.__setattr__, which would write the config that all copies share.
-        object.__setattr__(own, "scheduler", copy.deepcopy(pipe.scheduler))
+        for name in _STATEFUL:
+            if (component := getattr(pipe, name, None)) is not None:
+                object.__setattr__(own, name, copy.deepcopy(component))
         for name, module in denoisers_of(pipe).items():
             object.__setattr__(own, name, _Denoiser(module, name, self))
         if getattr(pipe, "vae", None) is not None:

@@ -112,7 +112,8 @@ def test_it_outlives_an_ingress_an_engine_and_the_store(url: str, reference: np.
     time.sleep(1)
     short = keep(url)
     assert reaches(short, "completed", "failed", seconds=300)["status"] == "completed"
-    np.testing.assert_array_equal(pixels(httpx.get(f"{short}/content")), reference)
+    # The other job may share its calls, which rounds otherwise.
+    assert np.abs(pixels(httpx.get(f"{short}/content")).astype(int) - reference).max() <= 1
     done = reaches(long, "completed", "failed", seconds=300)
     assert done["status"] == "completed", done
     assert pixels(httpx.get(f"{long}/content")).shape == (64, 64, 3)

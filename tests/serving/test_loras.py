@@ -34,6 +34,7 @@ def url(http: str, gang_settings: Callable[..., AppSettings], tiny_model: Path, 
         model={"path": str(tiny_model), "dtype": "float32", "loras": loras},
         parallel={"engine_cpus": 0.2},
         ingress={"num_cpus": 0.1},
+        cache={"type": "FBCache", "warmup_steps": 2},
         defaults={"size": "64x64", "num_inference_steps": 4},
     )
     yield from application("loras", "/loras", settings, http, count=1)

@@ -57,8 +57,8 @@ def test_curl(http: TestClient, service: Service):
         answer = http.post("/v1/images/edits", data=dict(f for f in fields if f[1][0] != "@"), files=sent)
         assert answer.status_code == 200, answer.text
     orders = service.orders
-    assert [order.inputs.task for order in orders] == ["edit", "inpaint", "image-to-image"]
-    assert [order.cache.type for order in orders] == ["DBCache", "DBCache", "none"]
+    assert [order.inputs.task for order in orders] == ["edit", "inpaint", "edit", "image-to-image"]
+    assert [order.cache.type for order in orders] == ["DBCache", "DBCache", "DBCache", "none"]
     assert orders[0].seed == 7
 
 
@@ -76,7 +76,7 @@ def test_python(
     assert len(examples) == 2
     for example in examples:
         exec(compile(example, "docs/edits.md", "exec"), {})
-    assert [order.inputs.task for order in service.orders] == ["edit", "inpaint", "inpaint"]
+    assert [order.inputs.task for order in service.orders] == ["edit", "inpaint", "edit"]
     assert "image_edit.completed" in capsys.readouterr().out
     assert Path("picture.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -114,7 +114,11 @@ def test_who_is_next():
     done = kept("video", "red", 0.0, status="completed")
     index = index_of(low, normal, high, other, done)
     order, active = [], []
-    while (job := index.next_to_begin(active)) is not None:
+    while (job := index.next_to_begin(active, 4)) is not None:
         order.append(job)
         active.append(job.id)
     assert order == [high, other, normal, low]
+    other_model = [job.model_copy(update={"model": "b"}) for job in (kept("video", "blue", 9.0),)]
+    index = index_of(low, normal, high, other, *other_model)
+    assert index.next_to_begin([low.id, high.id], 2) == other_model[0], "the first model has its share"
+    assert index.next_to_begin([low.id, high.id, other_model[0].id], 1) is None
