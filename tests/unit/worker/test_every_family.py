@@ -97,3 +97,13 @@ def test_jobs_at_different_steps_are_what_each_is_alone_and_the_cache_works(name
             step["images"][0]["cached"] for step in alone.report["steps"]
         ]
         assert sum(alone.report["totals"]["cached_steps"]) >= 1
+
+
+def test_a_guider_that_keeps_a_mean_keeps_each_jobs_own(monkeypatch: pytest.MonkeyPatch):
+    name, task = "hunyuan-image", "text-to-image"
+    monkeypatch.setattr(tiny_pipe(name).guider, "adaptive_projected_guidance_start_step", 1)
+    jobs = {tiny_job(name, task, "a", (7,), steps=5): 0, tiny_job(name, task, "b", (8,), steps=5): 2}
+    drawn = draw(runner_of(name), jobs)
+    for job in jobs:
+        alone = draw(runner_of(name), {job: 0}).outputs[job.id]
+        assert np.abs(drawn.outputs[job.id].images.astype(int) - alone.images).max() <= 1

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 
 from raycache.demo import demo_model_path
+from raycache.models.arguments import pipelines_of
 from raycache.models.registry import family_of
+from raycache.protocol.job import JobInputs
 from raycache.worker.active_job import RankContext
 from raycache.worker.job_runner import JobRunner
 from tests.helpers.flux_pipe import load
@@ -34,3 +36,22 @@ def test_previews_near_the_end_are_nearly_the_image():
     distances = [np.abs(preview - image).mean() for preview in previews]
     assert distances[0] > distances[1] > distances[2]
     assert distances[2] < 0.25 * far
+
+
+def test_previews_from_a_picture_begin_where_it_does():
+    """With `strength` the first steps are left out, and the scheduler's sigmas stay those of all."""
+    pipe = load(demo_model_path()).to(torch.float32)
+    family = family_of("FluxPipeline", "demo")
+    context = RankContext(
+        pipe, family, 0, torch.device("cpu"), family.text_tokens(pipe), pipes=pipelines_of(pipe, family)
+    )
+    runner = JobRunner(context, None)
+    job = make_job(size="128x128", steps=8, prompt="a red circle left of a blue square")
+    image = draw(runner, {job: 0}).outputs["1"].images[0]
+    inputs = JobInputs("image-to-image", pictures=(image,), strength=0.5)
+    again = make_job("2", size="128x128", steps=8, prompt=job.prompt, inputs=inputs, preview_steps=(0, 2))
+    drawn = draw(runner, {again: 0})
+    end = halved(drawn.outputs["2"].images[0])
+    previews = [event.preview[0].astype(float) for event in drawn.progress["2"] if event.preview is not None]
+    distances = [np.abs(preview - end).mean() for preview in previews]
+    assert max(distances) < 7.5, "the halves of both are 6 apart at best"
