@@ -39,7 +39,7 @@ test: install
 	$(BIN)/python -m pytest tests/distributed tests/serving $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
-# Before each commit, below two minutes on two cores: no Ray, no model that takes long. `make test` runs all of it.
+# Before each commit: no Ray, no model that takes long. `make test` runs all of it.
 check: lint
 	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 $(PYTEST_ARGS)
 
