@@ -47,7 +47,7 @@ def resolve(
     request = request.fitted(model, limits := policy.limits)
     _check_words(request, limits, key)
     steps = _steps(request, policy)
-    inputs = check_inputs(request, model, limits, steps)
+    inputs = check_inputs(request, model, limits)
     size = size_of(request.size, inputs, policy, side=model.token_side, ranks=ranks, uneven=model.uneven)
     check_format(request.output_format, size)
     guidance, negative_prompt, true_cfg_scale = guided(request, model, policy)

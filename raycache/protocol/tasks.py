@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from raycache.limits import LimitSettings
 from raycache.protocol.capabilities import Capabilities, Task
 from raycache.protocol.errors import invalid
-from raycache.protocol.job import JobInputs, made_steps
+from raycache.protocol.job import JobInputs
 from raycache.size import Size
 
 if TYPE_CHECKING:
@@ -31,11 +31,8 @@ _FIELD: dict[Task, str] = {
 }
 
 
-def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitSettings, steps: int) -> JobInputs:
+def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitSettings) -> JobInputs:
     """What the job begins with besides its prompt, if this model can begin with it.
-
-    Args:
-        steps: denoising steps that the request asks for.
 
     Raises:
         RequestError: 400 with the field, and what this model can do.
@@ -45,9 +42,6 @@ def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitS
     if task != inputs.task:
         inputs = replace(inputs, task=task, strength=USUAL_STRENGTH)
     _check_pixels(inputs, limits.max_input_pixels)
-    if inputs.strength is not None and made_steps(steps, inputs.strength) < 1:
-        reason = f"{inputs.strength:g} of {steps} steps is less than one step"
-        raise invalid("strength", reason, [f"{1 / steps:.4g}"])
     if model.frame_step:
         _check_frames(inputs.num_frames, model.frame_step, limits.max_frames)
     return inputs

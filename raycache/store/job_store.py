@@ -91,10 +91,16 @@ class JobStore:
         """Forget a job and its result. One that is under way is dropped, on all ranks.
 
         Raises:
-            RequestError: 404.
+            RequestError: 404, 500 where its files cannot be removed: it is then kept as it was.
         """
         job = self.find(kind, id, key)
-        await self._whole(self._forget(job))
+        try:
+            await self._whole(self._forget(job))
+        except OSError as error:
+            logger.error("Job %s could not be removed: %s", id, error.strerror or type(error).__name__)
+            raise RequestError(
+                500, "the job could not be deleted; the log has the reason", None, "not_deleted"
+            ) from None
         return job
 
     async def read(self, kind: JobKind, id: str, key: str | None, what: str, start: int, length: int) -> bytes:
@@ -127,7 +133,6 @@ class JobStore:
                 await self._forget(job)
             except OSError as error:
                 logger.error("Job %s could not be removed, and will be: %s", job.id, error.strerror)
-                self._index.put(job)
 
     def close(self) -> None:
         """Let go of the folder and of every job; for a store that takes its place, as after a death."""
@@ -192,8 +197,13 @@ class JobStore:
     async def _forget(self, job: StoredJob) -> None:
         self._index.drop(job.id)
         await self._runner.drop(job.id)
-        async with self._writing:
-            await asyncio.to_thread(self._folder.remove, job.id)
+        try:
+            async with self._writing:
+                await asyncio.to_thread(self._folder.remove, job.id)
+        except OSError:
+            self._index.put(job)  # as it is on disk: a restart would bring it back, too
+            self._runner.wake()
+            raise
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for ``work``, which ends as it should also when whoever asked leaves: memory and disk say the same."""

@@ -250,6 +250,29 @@ async def test_what_has_expired_is_gone_also_from_the_disk(start: Start, tmp_pat
     await until(lambda: not list((tmp_path / "jobs/jobs").iterdir()))
 
 
+async def test_what_cannot_be_removed_now_is_kept_and_removed_later(
+    start: Start, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    store = await start(FakeAsker(), expires_s=100)
+    job = await over(store, await store.submit("video", video_request(), "blue"))
+
+    def full(id: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._folder, "remove", full)
+        with pytest.raises(RequestError) as refused:
+            await store.delete("video", job.id, "blue")
+        assert (refused.value.status, refused.value.code) == (500, "not_deleted")
+        clock.now += 101
+        await store.sweep()
+        store.check_health()
+        assert store.find("video", job.id, "blue") == job
+    await store.sweep()
+    with pytest.raises(RequestError, match=job.id):
+        store.find("video", job.id, "blue")
+
+
 async def test_a_job_under_way_does_not_expire(start: Start, clock: Clock):
     asker = FakeAsker()
     asker.go.clear()
