@@ -23,7 +23,14 @@ class LoraSettings(Strict):
         "it are refused.",
     )
     weight_name: str | None = Field(default=None, description="The file in that folder, where it has several.")
-    revision: str | None = Field(default=None, description="Hub revision, for hub ids.")
+    path_2: str | None = Field(
+        default=None,
+        min_length=1,
+        description="As `path`, for the second transformer of a model that has two (Wan 2.2: for the steps with little "
+        "noise). None: that one is left as it is.",
+    )
+    weight_name_2: str | None = Field(default=None, description="The file in `path_2`, where it has several.")
+    revision: str | None = Field(default=None, description="Hub revision, for hub ids; of both paths.")
     scale: float = Field(
         default=1.0, ge=-10, le=10, allow_inf_nan=False, description="For requests that name none; 1 = as trained."
     )

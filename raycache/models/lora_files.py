@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 from raycache.lora_settings import LoraSettings
 from raycache.models.folder import is_whole, safetensors_header
 from raycache.settings import ModelSettings
 
-__all__ = ["LoraFault", "fetch_loras", "lora_faults", "lora_file"]
+__all__ = ["LoraFault", "fetch_loras", "lora_faults", "lora_files"]
 
 #: Beginnings of names under which trainers keep weights of text encoders.
 _TEXT = ("text_encoder", "text_model", "lora_te")
@@ -19,27 +20,52 @@ class LoraFault(ValueError):
     """A LoRA cannot be used; the message says why, and what to change."""
 
 
-def lora_file(lora: LoraSettings, model: ModelSettings) -> Path:
-    """The file of a LoRA on this node; of a hub id, where the hub's cache has it.
+@dataclass(frozen=True)
+class _Named:
+    """What the settings name for one transformer, and what they call the file's name."""
+
+    path: str
+    weight_name: str | None
+    revision: str | None
+    field: str
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.path).expanduser().exists() or not _is_hub_id(self.path)
+
+
+def lora_files(lora: LoraSettings, model: ModelSettings) -> dict[str, Path]:
+    """The files of a LoRA on this node, by the transformer that each is for; of a hub id, where the hub's cache has it.
 
     Raises:
-        LoraFault: it is not here, or it is not clear which file is meant.
+        LoraFault: one is not here, or it is not clear which file is meant.
     """
-    given = Path(lora.path).expanduser()
+    return {part: _file(named, model) for part, named in _named(lora).items()}
+
+
+def _named(lora: LoraSettings) -> dict[str, _Named]:
+    found = {"transformer": _Named(lora.path, lora.weight_name, lora.revision, "weight_name")}
+    if lora.path_2 is not None:
+        found["transformer_2"] = _Named(lora.path_2, lora.weight_name_2, lora.revision, "weight_name_2")
+    return found
+
+
+def _file(named: _Named, model: ModelSettings) -> Path:
+    given = Path(named.path).expanduser()
     if given.is_file():
         return given
-    if not given.is_dir() and _is_hub_id(lora.path):
-        given = _fetch(lora, model, local_files_only=True)
+    if not given.is_dir() and _is_hub_id(named.path):
+        given = _fetch(named, model, local_files_only=True)
     if not given.is_dir():
-        raise LoraFault(f"{lora.path} is neither a file, nor a folder, nor a hub id (`owner/name`)")
-    if lora.weight_name is not None:
-        if not (given / lora.weight_name).is_file():
-            raise LoraFault(f"{given} lacks {lora.weight_name}")
-        return given / lora.weight_name
+        raise LoraFault(f"{named.path} is neither a file, nor a folder, nor a hub id (`owner/name`)")
+    if named.weight_name is not None:
+        if not (given / named.weight_name).is_file():
+            raise LoraFault(f"{given} lacks {named.weight_name}")
+        return given / named.weight_name
     files = sorted(given.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise LoraFault(f"{given} must hold one *.safetensors file, and has {names}; `weight_name` says which one")
+        raise LoraFault(f"{given} must hold one *.safetensors file, and has {names}; `{named.field}` says which one")
     return files[0]
 
 
@@ -54,11 +80,12 @@ def lora_faults(model: ModelSettings) -> list[str]:
         return ["model.loras needs the library peft: pip install 'raycache[lora]'"]
     faults = []
     for name, lora in model.loras.items():
-        if _is_local(lora) or model.local_files_only:
-            try:
-                check_header(lora_file(lora, model), model.lora_bytes)
-            except (LoraFault, OSError) as fault:
-                faults.append(f"model.loras.{name}: {fault}")
+        for named in _named(lora).values():
+            if named.is_local or model.local_files_only:
+                try:
+                    check_header(_file(named, model), model.lora_bytes)
+                except (LoraFault, OSError) as fault:
+                    faults.append(f"model.loras.{name}: {fault}")
     return faults
 
 
@@ -69,11 +96,12 @@ def fetch_loras(model: ModelSettings) -> None:
         LoraFault: one cannot be had.
     """
     for name, lora in model.loras.items():
-        if not _is_local(lora):
-            try:
-                _fetch(lora, model, local_files_only=model.local_files_only)
-            except LoraFault as fault:
-                raise LoraFault(f"model.loras.{name}: {fault}") from None
+        for named in _named(lora).values():
+            if not named.is_local:
+                try:
+                    _fetch(named, model, local_files_only=model.local_files_only)
+                except LoraFault as fault:
+                    raise LoraFault(f"model.loras.{name}: {fault}") from None
 
 
 def check_header(file: Path, most_bytes: int) -> None:
@@ -96,32 +124,28 @@ def check_header(file: Path, most_bytes: int) -> None:
         raise LoraFault(f"{file} is another kind of adapter ({other}): only LoRA proper can be used")
 
 
-def _is_local(lora: LoraSettings) -> bool:
-    return Path(lora.path).expanduser().exists() or not _is_hub_id(lora.path)
-
-
 def _is_hub_id(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
-def _fetch(lora: LoraSettings, model: ModelSettings, *, local_files_only: bool) -> Path:
+def _fetch(named: _Named, model: ModelSettings, *, local_files_only: bool) -> Path:
     """The folder of a LoRA of the hub."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
-                lora.path,
-                revision=lora.revision,
+                named.path,
+                revision=named.revision,
                 cache_dir=model.cache_dir,
                 local_files_only=local_files_only,
                 etag_timeout=10,
-                allow_patterns=[lora.weight_name or "*.safetensors"],
+                allow_patterns=[named.weight_name or "*.safetensors"],
             )
         )
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         raise LoraFault(
-            f"{lora.path!r} is no file or folder here, and is not to be had from the hub ({reason}). Set `path` to a "
+            f"{named.path!r} is no file or folder here, and is not to be had from the hub ({reason}). Set `path` to a "
             "local file, or HF_HOME (model.cache_dir) to a cache that has it"
         ) from None

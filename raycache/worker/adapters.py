@@ -7,8 +7,9 @@ even where that is more: each of them was admitted.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from raycache.models.denoisers import denoisers_of
-from raycache.models.lora_files import LoraFault, lora_file
+from raycache.models.lora_files import LoraFault, lora_files
 from raycache.protocol.job_errors import LoraNotLoaded
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
@@ -38,12 +39,15 @@ def adapters_of(pipe: Any, settings: ModelSettings) -> Adapters | None:
     """
     if not settings.loras:
         return None
-    name, denoisers = type(pipe).__name__, list(denoisers_of(pipe))
-    if not hasattr(type(pipe), "lora_state_dict") or denoisers != ["transformer"]:
+    pipeline, denoisers = type(pipe).__name__, list(denoisers_of(pipe))
+    if not hasattr(type(pipe), "lora_state_dict") or denoisers[:1] != ["transformer"]:
         raise LoraFault(
-            f"model.loras: LoRAs work with pipelines of one transformer that diffusers can load LoRAs for; {name} has "
+            f"model.loras: LoRAs work with pipelines of transformers that diffusers can load LoRAs for; {pipeline} has "
             f"{', '.join(denoisers) or 'none'}. Leave model.loras out"
         )
+    for name, lora in settings.loras.items():
+        if lora.path_2 is not None and "transformer_2" not in denoisers:
+            raise LoraFault(f"model.loras.{name}: {pipeline} has one transformer; leave path_2 out")
     return Adapters(pipe, settings)
 
 
@@ -59,10 +63,14 @@ class Adapters:
         self._keys = {name: f"lora_{number}" for number, name in enumerate(settings.loras)}  # peft allows no dots
         self._users: Counter[str] = Counter()
         self.bytes: OrderedDict[str, int] = OrderedDict()
-        if settings.compile:
-            self._layers: LoraLayers = SlotLayers(pipe.transformer, self._readable())
-        else:
-            self._layers = SwitchedLayers(pipe.transformer)
+        self._layers: dict[str, LoraLayers] = {}
+        readable = list(self._readable()) if settings.compile else []
+        for part, transformer in denoisers_of(pipe).items():
+            if settings.compile:
+                self._layers[part] = SlotLayers(transformer, [lora[part] for lora in readable if part in lora])
+            else:
+                self._layers[part] = SwitchedLayers(transformer)
+        self._changed: dict[str, frozenset[str]] = {}  # by name of a loaded LoRA, the transformers that it changes
 
     def load(self, name: str, group: dist.ProcessGroup | None) -> None:
         """Load this one on all ranks of ``group``, or on none.
@@ -70,26 +78,30 @@ class Adapters:
         Raises:
             LoraNotLoaded: on all of them alike, where any could not; says which, and why.
         """
-        weights, error, device = None, "", self._pipe.transformer.device
+        read, error, device = None, "", self._pipe.transformer.device
         try:
-            weights = self._read(name)
+            read = self._read(name)
         except Exception as raised:  # of a file that somebody wrote
             error = f"{type(raised).__name__}: {raised}"
-        digest = 0 if weights is None else weights.digest()
+        digest = 0 if read is None else _digest(read)
         _agree(name, error, digest, group, device)
-        assert weights is not None  # or this rank would have raised
-        self._make_room(weights.nbytes)
+        assert read is not None  # or this rank would have raised
+        nbytes = sum(weights.nbytes for weights in read.values())
+        self._make_room(nbytes)
         try:
-            self._layers.install(self._keys[name], weights)
+            for part, weights in read.items():
+                self._layers[part].install(self._keys[name], weights)
         except Exception as raised:  # out of memory for one
             error = f"{type(raised).__name__}: {raised}"
         try:
             _agree(name, error, digest, group, device)
         except LoraNotLoaded:
-            self._layers.remove(self._keys[name])
+            for part in read:
+                self._layers[part].remove(self._keys[name])
             raise
-        self.bytes[name] = weights.nbytes
-        _logger.info("LoRA %s loaded: %d bytes, rank %d", name, weights.nbytes, weights.rank)
+        self.bytes[name], self._changed[name] = nbytes, frozenset(read)
+        rank = max(weights.rank for weights in read.values())
+        _logger.info("LoRA %s loaded: %d bytes, rank %d", name, nbytes, rank)
 
     @contextmanager
     def held(self, choice: LoraChoice | None) -> Iterator[None]:
@@ -106,17 +118,20 @@ class Adapters:
             self._make_room(0)
 
     def use(self, choice: LoraChoice | None) -> None:
-        """Calls of the transformer have this one from now on, or none."""
-        if choice is None:
-            self._layers.use(None, 0.0)
-        else:
-            self._layers.use(self._keys[choice.name], choice.scale)
+        """Calls of the transformers have this one from now on, or none."""
+        for part, layers in self._layers.items():
+            if choice is None or part not in self._changed[choice.name]:
+                layers.use(None, 0.0)
+            else:
+                layers.use(self._keys[choice.name], choice.scale)
 
-    def _read(self, name: str) -> LoraWeights:
-        weights = read_lora(self._pipe, lora_file(self._settings.loras[name], self._settings))
-        if weights.nbytes > self._settings.lora_bytes:
-            raise LoraFault(f"{weights.nbytes} bytes are more than model.lora_bytes={self._settings.lora_bytes}")
-        return weights
+    def _read(self, name: str) -> dict[str, LoraWeights]:
+        """By the transformer that they are for."""
+        files = lora_files(self._settings.loras[name], self._settings)
+        read = {part: read_lora(self._pipe, file, part) for part, file in files.items()}
+        if (nbytes := sum(weights.nbytes for weights in read.values())) > self._settings.lora_bytes:
+            raise LoraFault(f"{nbytes} bytes are more than model.lora_bytes={self._settings.lora_bytes}")
+        return read
 
     def _make_room(self, nbytes: int) -> None:
         """Put away who is in no use, the longest ago first, until so many bytes more are allowed."""
@@ -125,16 +140,22 @@ class Adapters:
                 return
             if not self._users[name]:
                 self.use(None)
-                self._layers.remove(self._keys[name])
+                for part in self._changed.pop(name):
+                    self._layers[part].remove(self._keys[name])
                 del self.bytes[name]
 
-    def _readable(self) -> Iterator[LoraWeights]:
+    def _readable(self) -> Iterator[dict[str, LoraWeights]]:
         """Those that can be read now; what is wrong with another is told to the job that names it."""
         for name in self._settings.loras:
             try:
                 yield self._read(name)
             except Exception as error:
                 _logger.warning("LoRA %s cannot be read: %s: %s", name, type(error).__name__, error)
+
+
+def _digest(read: Mapping[str, LoraWeights]) -> int:
+    """Equal for equal weights of all transformers: 32 bits."""
+    return zlib.crc32(repr(sorted((part, weights.digest()) for part, weights in read.items())).encode())
 
 
 def _agree(name: str, error: str, digest: int, group: dist.ProcessGroup | None, device: torch.device) -> None:

@@ -53,8 +53,8 @@ class LoraWeights:
         return found
 
 
-def read_lora(pipe: Any, file: Path) -> LoraWeights:
-    """The LoRA in ``file`` for ``pipe``'s transformer, in its dtype, on the CPU.
+def read_lora(pipe: Any, file: Path, part: str = "transformer") -> LoraWeights:
+    """The LoRA in ``file`` for ``pipe``'s ``part``, in its dtype, on the CPU.
 
     diffusers turns what other trainers write (kohya, xlabs and more) into names of its own.
 
@@ -78,7 +78,8 @@ def read_lora(pipe: Any, file: Path) -> LoraWeights:
         found.setdefault(named[1], {})[named[2]] = tensor
     if not found:
         raise LoraFault(f"{file} has no LoRA of a transformer in it")
-    return LoraWeights({name: _checked(pipe.transformer, name, parts, scaling, file) for name, parts in found.items()})
+    transformer = getattr(pipe, part)
+    return LoraWeights({name: _checked(transformer, name, parts, scaling, file) for name, parts in found.items()})
 
 
 def _checked(

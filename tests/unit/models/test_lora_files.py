@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raycache.models.lora_files import LoraFault, lora_faults, lora_file
+from raycache.models.lora_files import LoraFault, lora_faults, lora_files
 from raycache.settings import LoraSettings, ModelSettings
 
 WEIGHTS = {"transformer.blocks.0.to_q.lora_A.weight": torch.ones(2, 8)}
@@ -20,7 +20,7 @@ def model(path: Path | str, **fields: object) -> ModelSettings:
 
 
 def file_of(settings: ModelSettings) -> Path:
-    return lora_file(settings.loras["ink"], settings)
+    return lora_files(settings.loras["ink"], settings)["transformer"]
 
 
 def test_a_file_or_the_only_one_in_a_folder_is_meant(tmp_path: Path):
@@ -83,3 +83,15 @@ def test_without_peft_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert "raycache[lora]" in fault
     assert lora_faults(ModelSettings(path="noise")) == []
     assert LoraSettings(path="x").scale == 1
+
+
+def test_the_file_for_the_second_transformer_is_judged_as_the_first(tmp_path: Path):
+    save_file(WEIGHTS, tmp_path / "high.safetensors")
+    lora = {"path": str(tmp_path / "high.safetensors"), "path_2": str(tmp_path / "low.safetensors")}
+    settings = ModelSettings.model_validate({"path": "noise", "loras": {"ink": lora}})
+    (fault,) = lora_faults(settings)
+    assert "low.safetensors" in fault
+    save_file(WEIGHTS, tmp_path / "low.safetensors")
+    assert lora_faults(settings) == []
+    found = {part: file.name for part, file in lora_files(settings.loras["ink"], settings).items()}
+    assert found == {"transformer": "high.safetensors", "transformer_2": "low.safetensors"}

@@ -232,10 +232,17 @@ def test_one_that_fails_halfway_leaves_nothing(
 
 
 def test_pipelines_that_can_have_none_are_refused_at_the_start(files: dict[str, Path], pipe: FluxPipeline):
-    class Two(FluxPipeline):
-        transformer_2 = torch.nn.Linear(1, 1)
+    class WithUNet(FluxPipeline):
+        """As one of Stable Diffusion's."""
 
-    other = Two(**pipe.components)
-    with pytest.raises(ValueError, match="Two has transformer, transformer_2"):
+    other = WithUNet(**pipe.components)
+    other.transformer, other.unet = None, torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="WithUNet has unet"):
         adapters_of(other, settings(files))
     assert adapters_of(other, settings({})) is None
+
+
+def test_a_file_for_a_second_transformer_that_is_not_there_is_refused(files: dict[str, Path], pipe: FluxPipeline):
+    both = {"ink": {"path": str(files["a"]), "path_2": str(files["c"])}}
+    with pytest.raises(ValueError, match=r"model\.loras\.ink: FluxPipeline has one transformer"):
+        adapters_of(pipe, ModelSettings.model_validate({"path": "noise", "loras": both}))
