@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from raycache.models.denoisers import blocks_of, denoisers_of
-from raycache.models.folder import pipeline_class, told_by
+from raycache.models.folder import is_modular_folder, pipeline_class, told_by
+from raycache.models.modular import load_modular
 from raycache.models.registry import family_of
 from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities, ModelKind
@@ -25,10 +26,7 @@ def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) ->
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = (
-        _class_of(pipeline_class(Path(folder))).from_pretrained(folder, dtype=getattr(torch, settings.dtype)).to(device)
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = _loaded(Path(folder), getattr(torch, settings.dtype)).to(device)
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
         for denoiser in denoisers_of(pipe).values():
@@ -57,6 +55,15 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
         uneven=all(splits_unevenly(type(denoiser).__name__) for denoiser in denoisers),
         loras=tuple(LoraChoice(name, lora.scale) for name, lora in settings.loras.items()),
     )
+
+
+def _loaded(folder: Path, dtype: torch.dtype) -> Any:
+    name = pipeline_class(folder)
+    if is_modular_folder(folder):
+        return load_modular(folder, family_of(name), dtype)
+    pipe = _class_of(name).from_pretrained(str(folder), dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _class_of(pipeline: str) -> Any:
