@@ -15,6 +15,7 @@ from raycache.protocol.capabilities import Capabilities
 
 __all__ = [
     "capabilities_told",
+    "classes_named",
     "folder_faults",
     "is_modular_folder",
     "is_whole",
@@ -93,6 +94,13 @@ def pipeline_class(folder: Path) -> str:
     """Class name of the pipeline that the index in ``folder`` names; "None" where it names none."""
     index = _index(folder)
     return str(index.get("_class_name")) if isinstance(index, dict) else "None"
+
+
+def classes_named(folder: Path) -> list[tuple[str, str]]:
+    """Library and class of each part that the index in ``folder`` names."""
+    index = _index(folder)
+    entries = index.values() if isinstance(index, dict) else ()
+    return [(str(entry[0]), name) for entry in entries if (name := _class_named(entry)) and entry[0]]
 
 
 def is_modular_folder(folder: Path) -> bool:
