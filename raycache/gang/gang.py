@@ -229,7 +229,7 @@ class Gang:
         began, settings = time.monotonic(), self._settings
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
         # While ranks load or work deadlines still count, also of jobs that are to be run again.
-        self._life = Incarnation(settings, self._processes.take(), self._name, self._queue.drop_late, self.costs)
+        self._life = Incarnation(settings, self._processes, self._name, self._queue.drop_late, self.costs)
         self._source, self._model = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
         self._jobs.begin(self._life.ticks, self._life.free_bytes)

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 
 from raycache.gang.agreement import agreed, of_all
 from raycache.gang.costs import Costs, work_of
-from raycache.gang.rank_processes import RankProcess
+from raycache.gang.rank_processes import RankProcesses
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.warmup import WarmUp, warm_ups
 from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
@@ -41,7 +41,7 @@ class Incarnation:
 
     Args:
         settings: the application's.
-        processes: one for each rank.
+        processes: where those of the ranks come from.
         name: of the gang, for logs.
         tick: called about every :data:`HEARTBEAT_S` while ranks load or work.
         costs: what the gang has learned in earlier lives, and learns in this one.
@@ -53,7 +53,7 @@ class Incarnation:
     def __init__(
         self,
         settings: AppSettings,
-        processes: Sequence[RankProcess],
+        processes: RankProcesses,
         name: str,
         tick: Callable[[], None],
         costs: Costs | None = None,

@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from raycache.gang.cpu_wait import cpu_wait_s
 from raycache.gang.hang_detector import HangDetector
-from raycache.gang.rank_processes import RankProcess, end_processes
+from raycache.gang.rank_processes import RankProcesses, end_processes
 from raycache.protocol.capabilities import Capabilities, ModelSource
 from raycache.protocol.heartbeat import Heartbeat
 from raycache.protocol.job_errors import GangStartError
@@ -47,7 +47,7 @@ class WorkerGroup:
 
     Args:
         settings: the application's.
-        workers: a process for each rank.
+        processes: where those of the ranks come from.
         name: of the gang, for logs.
 
     Attributes:
@@ -55,11 +55,11 @@ class WorkerGroup:
         detector: what each rank said last, and which one hangs.
     """
 
-    def __init__(self, settings: AppSettings, workers: Sequence[RankProcess], name: str) -> None:
-        self._settings, self._name, self._workers = settings, name, workers
+    def __init__(self, settings: AppSettings, processes: RankProcesses, name: str) -> None:
+        self._settings, self._name, self._workers = settings, name, processes.take()
         self.stages: dict[str, float] = {}
         floor_s = settings.reliability.watchdog_floor_s
-        self.detector = HangDetector(len(workers), floor_s, cpu_wait_s, time.monotonic())
+        self.detector = HangDetector(len(self._workers), floor_s, cpu_wait_s, time.monotonic())
 
     def load(
         self, source: ModelSource | None, tick: Callable[[], None], timeout_s: float
