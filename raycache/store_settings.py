@@ -18,8 +18,8 @@ class StoreSettings(Strict):
     """Jobs that outlive the connection which asked for them: videos, and images asked for asynchronously."""
 
     folder: Path = Field(
-        description="Where jobs and results are kept, made if it is not there. On several nodes a shared folder; one "
-        "service each."
+        description="Where jobs and results are kept: a whole path, made if it is not there, but not its parents. On "
+        "several nodes a shared folder; one service each."
     )
     expires_s: float = Field(default=86_400.0, gt=0, description="Seconds for which a job is kept once it is over.")
     timeout_s: float = Field(

@@ -18,7 +18,7 @@ SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names",
 #: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
 MAY_IMPORT = {
     "app": {"dry_run", "ingress", "store", "engine", "gang", "cluster", *SHARED},
-    "dry_run": {"ingress", "models", "cluster", *SHARED},
+    "dry_run": {"ingress", "store", "models", "cluster", *SHARED},
     "reference": {"models", "worker", "testing", *SHARED},  # tables of all registries
     "front": {"protocol", "limits"},
     "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
