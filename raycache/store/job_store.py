@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from raycache.ingress.asker import key_in_use
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
+from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.stored import JobKind, Order, Page, StoredJob, new_job_id
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
-from raycache.store.requests import asked_as, kept_request, picture_files
+from raycache.store.requests import asked_as, chosen, kept_request, picture_files
 from raycache.store.runner import Asker, JobRunner, interrupted
 from raycache.store_settings import StoreSettings
 
@@ -56,7 +57,8 @@ class JobStore:
 
         Args:
             kind: what is made.
-            request: judged here, so what is wrong with it is said now.
+            request: judged here, so what is wrong with it is said now; by the first engine that wakes, where all sleep
+                and none has ever said what it can do.
             key: public name of who asks.
             notes: warnings that its result gets besides its own.
 
@@ -65,9 +67,14 @@ class JobStore:
         """
         self._check_ours()
         key_in_use.set(key)  # of this call; whose limits count
-        order = await self._asker.judge(request)
+        if (order := await self._asker.judge(request)) is not None:
+            fields = chosen(order)
+        else:
+            seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+            fields = {"seed": seed, "model": self._asker.own_name(request.model)}
         files = await asyncio.to_thread(picture_files, request)
-        return await self._whole(self._add(kind, _pinned(request, order), key, notes, files))
+        request = request.model_copy(update=fields)
+        return await self._whole(self._add(kind, request, order is not None, key, notes, files))
 
     def find(self, kind: JobKind, id: str, key: str | None) -> StoredJob:
         """How a job is.
@@ -165,7 +172,13 @@ class JobStore:
             await asyncio.sleep(_SWEEP_S)
 
     async def _add(
-        self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str], files: dict[str, bytes]
+        self,
+        kind: JobKind,
+        request: GenerationRequest,
+        judged: bool,
+        key: str | None,
+        notes: Sequence[str],
+        files: dict[str, bytes],
     ) -> StoredJob:
         pictures = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
         async with self._adding:  # none comes between the look at what there is and what comes to it
@@ -179,6 +192,7 @@ class JobStore:
                 model=request.model or "",
                 created_at=self._clock(),
                 request=kept_request(request),
+                judged=judged,
                 asked_as=asked_as(request),
                 pictures=pictures,
                 about={"warnings": list(notes)},
@@ -228,16 +242,3 @@ class JobStore:
     def _check_ours(self) -> None:
         if not self._ours:
             raise unavailable("the store is starting, or takes the place of another; try again", 1.0, "store_starting")
-
-
-def _pinned(request: GenerationRequest, order: ResolvedRequest) -> GenerationRequest:
-    """``request`` with what was chosen for it, so that the same comes of it however often it is begun."""
-    chosen: dict[str, object] = {
-        "seed": order.seed,
-        "size": str(order.size),
-        "num_inference_steps": order.num_inference_steps,
-    }
-    chosen |= {"guidance_scale": order.guidance_scale, "model": order.model}
-    if order.fps:
-        chosen |= {"fps": order.fps, "num_frames": order.inputs.num_frames, "seconds": None}
-    return request.model_copy(update=chosen)

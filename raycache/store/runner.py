@@ -17,7 +17,7 @@ from raycache.protocol.schemas import GenerationRequest, GenerationResult, Progr
 from raycache.protocol.stored import StoredError, StoredJob
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
-from raycache.store.requests import request_of
+from raycache.store.requests import chosen, request_of
 from raycache.store.results import keep_result
 from raycache.store_settings import StoreSettings
 
@@ -35,7 +35,9 @@ class Asker(Protocol):
     """Who asks engines; :class:`raycache.ingress.engine_pools.EnginePools` is one."""
 
     def longest_timeout_s(self, model: str | None) -> float: ...
-    async def judge(self, request: GenerationRequest) -> ResolvedRequest: ...
+    def own_name(self, model: str | None) -> str: ...
+    async def judge(self, request: GenerationRequest) -> ResolvedRequest | None: ...
+    async def order(self, request: GenerationRequest) -> ResolvedRequest: ...
     def stream(self, request: GenerationRequest) -> Events: ...
 
 
@@ -112,8 +114,10 @@ class JobRunner:
     async def _try(self, job: StoredJob) -> None:
         deadline = job.created_at + (job.request.get("timeout_s") or self._settings.timeout_s)
         while (left := deadline - self._clock()) > 0:
-            request = await self._request(job, min(left, self._asker.longest_timeout_s(job.model)))
+            timeout_s = min(left, self._asker.longest_timeout_s(job.model))
             try:
+                job = await self._judged(job, timeout_s)
+                request = await self._request(job, timeout_s)
                 result = await self._generated(job.id, request)
             except RequestError as error:
                 if error.code == "deadline_exceeded" and deadline - self._clock() > _LEAST_S:
@@ -125,6 +129,16 @@ class JobRunner:
             await self._complete(job.id, request, result)
             return
         raise RequestError(504, "the deadline passed before the job was done", "timeout_s", "deadline_exceeded")
+
+    async def _judged(self, job: StoredJob, timeout_s: float) -> StoredJob:
+        """``job`` with all that is chosen for it. One that was kept while engines slept waits for the first."""
+        if job.judged:
+            return job
+        order = await self._asker.order(await self._request(job, timeout_s))
+        request = {name: value for name, value in {**job.request, **chosen(order)}.items() if value is not None}
+        job = self._index[job.id].model_copy(update={"request": request, "judged": True})
+        await self._keep(job)
+        return job
 
     async def _request(self, job: StoredJob, timeout_s: float) -> GenerationRequest:
         try:

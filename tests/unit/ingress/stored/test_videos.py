@@ -190,3 +190,16 @@ async def test_a_store_that_is_being_replaced(error: Exception):
         await client.find("video", "video_1")
     assert (refused.value.status, refused.value.code) == (503, "store_gone")
     assert refused.value.retry_after_s
+
+
+def test_a_video_that_no_engine_has_judged(app: Application):
+    """All sleep, and none has ever said how many frames it makes a second."""
+    app.http.portal.call(app.asker.awake.clear)
+    told = app.made(num_frames=None, size=None, seconds="4")
+    assert (told["status"], told["seconds"], told["num_frames"], told["fps"]) == ("queued", "4", None, None)
+    assert (told["size"], told["seed"]) == (None, 7)
+    later = app.http.post("/v1/images/generations", json={"prompt": "a"}, headers=LATER)
+    assert (later.status_code, later.json()["size"]) == (202, None)
+    app.http.portal.call(app.asker.awake.set)
+    done = app.once(f"/v1/videos/{told['id']}", lambda told: told["status"] == "completed")
+    assert (done["seconds"], done["num_frames"], done["size"]) == ("4.0625", 65, "64x48")
