@@ -17,6 +17,7 @@ from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
 from raycache.store.requests import asked_as, chosen, kept_request, picture_files
 from raycache.store.runner import Asker, JobRunner, interrupted
+from raycache.store_metrics import StoreMetrics
 from raycache.store_settings import StoreSettings
 
 __all__ = ["JobStore"]
@@ -35,16 +36,19 @@ class JobStore:
     Args:
         settings: of the store.
         asker: through whom engines are asked.
+        metrics: of the process.
         clock: ``time.time``.
 
     Raises:
         OSError: the folder can neither be made nor written.
     """
 
-    def __init__(self, settings: StoreSettings, asker: Asker, clock: Callable[[], float] = time.time) -> None:
-        self._settings, self._asker, self._clock = settings, asker, clock
+    def __init__(
+        self, settings: StoreSettings, asker: Asker, metrics: StoreMetrics, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._settings, self._asker, self._metrics, self._clock = settings, asker, metrics, clock
         self._folder, self._index = JobFolder(settings.folder), JobIndex(settings)
-        self._runner = JobRunner(settings, asker, self._index, self._folder, self._keep, clock)
+        self._runner = JobRunner(settings, asker, self._index, self._folder, self._keep, metrics, clock)
         self._adding, self._writing = asyncio.Lock(), asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._ours = False
@@ -102,7 +106,7 @@ class JobStore:
         """
         job = self.find(kind, id, key)
         try:
-            await self._whole(self._forget(job))
+            await self._whole(self._forget(job, "deleted"))
         except OSError as error:
             logger.error("Job %s could not be removed: %s", id, error.strerror or type(error).__name__)
             raise RequestError(
@@ -137,7 +141,7 @@ class JobStore:
         for job in self._index.expired(self._clock()):
             logger.info("Job %s has expired", job.id)
             try:
-                await self._forget(job)
+                await self._forget(job, "expired")
             except OSError as error:
                 logger.error("Job %s could not be removed, and will be: %s", job.id, error.strerror)
 
@@ -159,7 +163,7 @@ class JobStore:
             self._index.put(job)
         for job in self._index:
             if not job.over:
-                await self._keep(interrupted(job, self._clock(), self._settings.expires_s))
+                await self._found(job)
         self._ours = True
         logger.info("Keeping %d jobs in %s", len(self._index), self._settings.folder)
         async with asyncio.TaskGroup() as both:
@@ -169,7 +173,17 @@ class JobStore:
     async def _keep_swept(self) -> None:
         while True:
             await self.sweep()
+            self._metrics.kept(self._index)
             await asyncio.sleep(_SWEEP_S)
+
+    async def _found(self, job: StoredJob) -> None:
+        """``job`` was under way, or waiting, when the last store ended."""
+        now = interrupted(job, self._clock(), self._settings.expires_s)
+        if now.over:
+            self._metrics.over(now)
+        elif job.status == "in_progress":
+            self._metrics.retries.inc(tags={"model": job.model, "cause": "interrupted"})
+        await self._keep(now)
 
     async def _add(
         self,
@@ -208,7 +222,7 @@ class JobStore:
         self._runner.wake()
         return job
 
-    async def _forget(self, job: StoredJob) -> None:
+    async def _forget(self, job: StoredJob, cause: str) -> None:
         self._index.drop(job.id)
         await self._runner.drop(job.id)
         try:
@@ -218,6 +232,7 @@ class JobStore:
             self._index.put(job)  # as it is on disk: a restart would bring it back, too
             self._runner.wake()
             raise
+        self._metrics.removed.inc(tags={"model": job.model, "cause": cause})
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for ``work``, which ends as it should also when whoever asked leaves: memory and disk say the same."""

@@ -19,6 +19,7 @@ from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
 from raycache.store.requests import chosen, request_of
 from raycache.store.results import keep_result
+from raycache.store_metrics import StoreMetrics
 from raycache.store_settings import StoreSettings
 
 __all__ = ["MOST_ATTEMPTS", "Asker", "JobRunner", "interrupted"]
@@ -50,6 +51,7 @@ class JobRunner:
         index: all jobs.
         folder: where results go.
         keep: writes what a job has become; a job that was deleted meanwhile is none of its business.
+        metrics: of the store.
         clock: ``time.time``.
     """
 
@@ -60,10 +62,11 @@ class JobRunner:
         index: JobIndex,
         folder: JobFolder,
         keep: Callable[[StoredJob], Awaitable[None]],
+        metrics: StoreMetrics,
         clock: Callable[[], float],
     ) -> None:
         self._settings, self._asker, self._index, self._folder = settings, asker, index, folder
-        self._keep, self._clock = keep, clock
+        self._keep, self._metrics, self._clock = keep, metrics, clock
         self._active: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._encoding = asyncio.Lock()  # one at a time: frames are large, and an encoder takes every CPU
@@ -154,6 +157,7 @@ class JobRunner:
         lost = error.code in ("engine_died", "gang_restarting")
         if error.retry_after_s is None or (lost and attempts >= MOST_ATTEMPTS):
             raise error
+        self._metrics.retries.inc(tags={"model": self._index[id].model, "cause": error.code})
         return max(_LEAST_S, error.retry_after_s)
 
     async def _generated(self, id: str, request: GenerationRequest) -> GenerationResult:
@@ -173,7 +177,11 @@ class JobRunner:
     async def _begin(self, id: str) -> None:
         job = self._index[id]
         logger.info("Job %s is being drawn", id)
-        await self._keep(job.model_copy(update={"status": "in_progress", "attempts": job.attempts + 1}))
+        now = self._clock()
+        if not job.attempts:
+            self._metrics.wait_seconds.observe(now - job.created_at, {"model": job.model})
+        begun = {"status": "in_progress", "attempts": job.attempts + 1, "begun_at": now}
+        await self._keep(job.model_copy(update=begun))
 
     def _show(self, id: str, progress: int) -> None:
         job = self._index[id]
@@ -195,13 +203,17 @@ class JobRunner:
                 ) from None
             now = self._clock()
             ended = {"completed_at": now, "expires_at": now + self._settings.expires_s}
-            await self._keep(kept.model_copy(update={"status": "completed", "progress": 100, **ended}))
+            kept = kept.model_copy(update={"status": "completed", "progress": 100, **ended})
+            await self._keep(kept)
+        self._metrics.over(kept)
         logger.info("Job %s is done: %d bytes", id, kept.bytes)
 
     async def _fail(self, id: str, error: RequestError) -> None:
         if id in self._index:
             logger.info("Job %s failed: %s", id, error.code)
-            await self._keep(failed(self._index[id], error, self._clock(), self._settings.expires_s))
+            job = failed(self._index[id], error, self._clock(), self._settings.expires_s)
+            self._metrics.over(job)
+            await self._keep(job)
 
 
 def failed(job: StoredJob, error: RequestError, now: float, expires_s: float) -> StoredJob:

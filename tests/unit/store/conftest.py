@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from raycache.store.job_store import JobStore
+from raycache.store_metrics import StoreMetrics
 from tests.helpers.store_jobs import Start
 from tests.helpers.stored import Clock, FakeAsker, settings_of, stopped, until
 
@@ -25,7 +26,7 @@ async def start(tmp_path: Path, clock: Clock) -> AsyncIterator[Start]:
     async def begin(asker: FakeAsker, **fields: object) -> JobStore:
         if stores:
             await stopped(stores[-1])
-        stores.append(store := JobStore(settings_of(tmp_path / "jobs", **fields), asker, clock))
+        stores.append(store := JobStore(settings_of(tmp_path / "jobs", **fields), asker, StoreMetrics(), clock))
         await until(lambda: store._ours)
         return store
 

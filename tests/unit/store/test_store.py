@@ -12,6 +12,7 @@ from raycache.protocol.errors import RequestError
 from raycache.protocol.schemas import GenerationRequest
 from raycache.store.job_store import JobStore
 from raycache.store.runner import MOST_ATTEMPTS
+from raycache.store_metrics import StoreMetrics
 from tests.helpers.store_jobs import FULL, LOST, Start, over, under_way
 from tests.helpers.stored import Clock, FakeAsker, settings_of, stopped, until, video_request
 
@@ -142,7 +143,7 @@ async def test_a_second_store_waits_for_the_first(start: Start, tmp_path: Path, 
     first = await start(asker)
     job = await first.submit("video", video_request(), None)
     await under_way(first, job)
-    second = JobStore(settings_of(tmp_path / "jobs"), FakeAsker(), clock)
+    second = JobStore(settings_of(tmp_path / "jobs"), FakeAsker(), StoreMetrics(), clock)
     await asyncio.sleep(0.6)
     with pytest.raises(RequestError) as refused:
         second.find("video", job.id, None)
