@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from ray.serve.metrics import Counter, Gauge, Histogram
 
 from raycache.protocol.errors import RequestError
 from raycache.protocol.schemas import GenerationRequest
