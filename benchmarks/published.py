@@ -1,6 +1,6 @@
 """What others measured of FLUX.1-dev on NVIDIA L20s, each figure with its own source's figure of one GPU.
 
-1024 x 1024, 28 steps where nothing else is said. Two runs of one setting differ by 12 % between sources (23.25 to
+1024 x 1024, 28 steps where nothing else is said. Runs of one setting differ by 12 % between sources (23.56 to
 26.36 s on one GPU, with nothing switched on), so no figure of one source is ever measured by that of another.
 Left out: ring attention, tensor parallelism, projections that overlap with messages, and rows that do not say what
 was computed.
@@ -34,9 +34,7 @@ CONTEXT = Source(
 )
 #: Its four-GPU rows use ParaAttention with `max_ulysses_dim_size=4`.
 RELEASE = Source("cache-dit 0.2.2, README", "https://pypi.org/project/cache-dit/0.2.2/", "release 0.2.2")
-FRONT_PAGE = Source(
-    "cache-dit, README", f"{_CD}/0003c4be8d637069862e585d9186a7bfff79e213/README.md", "commit 0003c4b"
-)
+FRONT_PAGE = Source("cache-dit, README", f"{_CD}/0003c4be8d637069862e585d9186a7bfff79e213/README.md", "commit 0003c4b")
 #: The author's own repository is stored without this page; this is a fork's copy of it.
 PARA = Source(
     "ParaAttention, fastest_flux.md",
@@ -113,7 +111,13 @@ _TWO_MORE = (
     Row(CONTEXT, "Ulysses 4, compiled", 7.27, _COMPILED_ALONE_S, 4, remark=_BORROWED),
     Row(CONTEXT, "Ulysses 2, FP8 messages", 13.36, 23.56, 2, message=_FP8_MESSAGE),
     Row(
-        CONTEXT, "Ulysses 2, FP8 messages, compiled", 11.54, _COMPILED_ALONE_S, 2, message=_FP8_MESSAGE, remark=_BORROWED
+        CONTEXT,
+        "Ulysses 2, FP8 messages, compiled",
+        11.54,
+        _COMPILED_ALONE_S,
+        2,
+        message=_FP8_MESSAGE,
+        remark=_BORROWED,
     ),
     Row(CONTEXT, "Ulysses 2, 1008 x 1008", 13.75, 23.25, 2, tokens=63**2 + 512, remark="Ulysses anything, gloo"),
     Row(HYBRID, "Ulysses 2", 13.92, 23.59, 2, remark="encoder and decoder split, too"),
