@@ -37,6 +37,8 @@ def test_the_fit_finds_what_made_the_rows():
     serial_s, call_s = 0.9, 70e-6
 
     def made(row: Row) -> float:
+        assert row.share is not None
+        assert row.alone_s is not None
         total_gb = 4 * 57 * 28 * row.tokens * 3072 * 2 / 1e9
         exchange = total_gb * (row.ranks - 1) / row.ranks**2 / 31.5 + 4 * 57 * 28 * call_s * (row.ranks > 1)
         return serial_s + row.share * ((row.alone_s - serial_s) / row.ranks + exchange)
@@ -64,7 +66,7 @@ def test_every_row_stands_on_its_own_sources_figure():
         assert source.address.startswith("https://")
         number = source.version.split()[-1]
         assert number in source.address
-    bases = {}
+    bases: dict[str, set[float]] = {}
     for row in ROWS:
         if row.alone_s is not None and not row.remark.startswith("one GPU compiled"):
             bases.setdefault(row.source.name, set()).add(row.alone_s)
