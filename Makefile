@@ -56,7 +56,7 @@ bench: install
 	$(BIN)/python -m benchmarks.first_picture
 	$(BIN)/python -m benchmarks.cache_overhead
 	$(BIN)/python -m benchmarks.ulysses
-	$(BIN)/python -m benchmarks.frontier
+	$(BIN)/python -m benchmarks.capacity
 
 # What docs/reliability.md shows: faults, and 500 jobs under faults; then many jobs at once beside one after the other; longer.
 bench-service: install
