@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,8 +29,9 @@ def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
             with attempt(recorder, f"{side} x {side}, {way}", plan.device):
                 vae.use_tiling = way == "tiles"
                 latents = _latents(side, dtype, plan.device)
-                first = seconds_of(plan.device, lambda: vae.decode(latents))  # noqa: B023
-                seconds = min(seconds_of(plan.device, lambda: vae.decode(latents)) for _ in range(3))  # noqa: B023
+                decode = functools.partial(vae.decode, latents)
+                first = seconds_of(plan.device, decode)
+                seconds = min(seconds_of(plan.device, decode) for _ in range(3))
                 row = {"image": f"{side} x {side}", "way": way, "s": seconds, "first, s": first}
                 recorder.add("Decoding", **row, **{"peak GiB": peak_gib(plan.device)})
     if why := unfit(plan, facts):

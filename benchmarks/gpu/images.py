@@ -36,9 +36,10 @@ def built(build: str, plan: Plan) -> torch.nn.Module:
     """The transformer, prepared in one of :data:`BUILDS`."""
     model = flux(plan.shape, plan.device)
     if build.startswith("FP8"):
-        quantize(model)
+        quantize(model, plan.device)
     if build.endswith("compiled"):
-        compile_blocks(model)
+        # A rehearsal need not wait for inductor.
+        compile_blocks(model, "aot_eager" if plan.small else "inductor")
     return model
 
 

@@ -124,20 +124,23 @@ class Steps:
         return output
 
 
-def compile_blocks(transformer: nn.Module) -> None:
+def compile_blocks(transformer: nn.Module, backend: str = "inductor") -> None:
     """As ``model.compile`` does: each block's forward, so that blocks of a class share a graph."""
     for block in _blocks(transformer):
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward, backend=backend)
 
 
-def quantize(transformer: nn.Module) -> None:
+def quantize(transformer: nn.Module, device: str) -> None:
     """FP8 in the linear layers of the blocks: weights, and activations by scales of their own for each token.
 
-    Not in what makes modulations: its input is one vector an image.
+    Not in what makes modulations: its input is one vector an image. A CPU cannot multiply in FP8 and gets the weights
+    alone.
     """
     import torchao.quantization as torchao
 
-    config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+    config: Any = torchao.Float8WeightOnlyConfig()
+    if device == "cuda":
+        config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
     for block in _blocks(transformer):
         torchao.quantize_(block, config, filter_fn=_in_fp8)
 
@@ -152,9 +155,7 @@ def _blocks(transformer: nn.Module) -> Iterator[Any]:
 
 def why_not_fp8(plan: Plan, facts: Facts) -> str:
     """What keeps this machine from FP8; empty if nothing does."""
-    if plan.device == "cpu":
-        return "FP8 with dynamic activations needs a GPU"
-    if facts.capability < _FP8:
+    if plan.device == "cuda" and facts.capability < _FP8:
         found = ".".join(map(str, facts.capability))
         return f"needs compute capability 8.9 (L4, L20, L40, H100 and later), this is {found}"
     if facts.versions.get("torchao", "not installed") == "not installed":

@@ -33,7 +33,7 @@ Work = Callable[..., None]
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
     """Rows of every number of ranks; how they scale is what quick keeps of the builds and methods."""
-    builds = [build for build in BUILDS if not (plan.quick and build != "compiled")]
+    builds = [build for build in BUILDS if not (plan.quick and build != "eager")]
     for build in builds:
         if build.startswith("FP8") and (why := why_not_fp8(plan, facts)):
             recorder.skip(build, why)

@@ -64,15 +64,16 @@ def _rebuilt(plan: Plan, model: str, world: int, compiled: bool) -> dict[str, fl
 
     size = "64x64" if plan.small else "1024x1024"
     threads = {"threads_per_rank": 1} if plan.device == "cpu" else {}
+    options = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2)
     settings = AppSettings.model_validate(
         {
             "model": {"path": model, "dtype": plan.shape.dtype, "compile": compiled},
             "parallel": {"ranks_per_replica": world, "device": plan.device, "rank_cpus": 0.25, **threads},
+            "cache": options.model_dump(),
             "defaults": {"size": size, "num_inference_steps": 4},
             "warmup": [{"size": size}],
         }
     )
-    options = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2)
 
     def image() -> float:
         began = time.monotonic()
