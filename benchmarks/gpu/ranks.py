@@ -33,12 +33,14 @@ Work = Callable[..., None]
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
     """Rows of every number of ranks; how they scale is what quick keeps of the builds and methods."""
+    # One rank is what the section on images has rehearsed already.
+    worlds = plan.worlds(len(facts.devices))[1 if plan.small else 0 :]
     builds = [build for build in BUILDS if not (plan.quick and build != "eager")]
     for build in builds:
         if build.startswith("FP8") and (why := why_not_fp8(plan, facts)):
             recorder.skip(build, why)
             continue
-        for world in plan.worlds(len(facts.devices)):
+        for world in worlds:
             with attempt(recorder, f"{build}, {world} ranks", plan.device):
                 run_ranks(_images, world, plan, build, recorder)
 
