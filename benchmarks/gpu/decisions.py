@@ -65,7 +65,6 @@ def _times(model: Any, steps: Steps, plan: Plan) -> dict[str, tuple[list[float],
     decisions = dict.fromkeys(ways, 0)
     for number in range(2 if plan.small else 8):
         for name, options in ways.items():
-            report: CacheReport | None = None
             with contextlib.nullcontext() if options is None else cache_session(model, options) as report:
                 spent = seconds_of(plan.device, lambda: steps.run(model))
             if report is not None:

@@ -36,7 +36,9 @@ def found(device: str) -> Facts:
     try:
         if not torch.cuda.is_available():
             build = torch.version.cuda or "none: a build for CPUs"
-            problem = f"torch {torch.__version__} sees no GPU (its CUDA: {build}); nvidia-smi tells whether one is there"
+            problem = (
+                f"torch {torch.__version__} sees no GPU (its CUDA: {build}); nvidia-smi tells whether there is one"
+            )
             return facts(problem=problem)
         devices = tuple(_device(number) for number in range(torch.cuda.device_count()))
         versions["CUDA"] = torch.version.cuda or "unknown"

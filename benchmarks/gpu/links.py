@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from benchmarks.gpu.measuring import attempt, seconds_of
 from benchmarks.gpu.plan import Facts, Plan
-from benchmarks.gpu.ranks import run_ranks
 from benchmarks.gpu.recorder import Recorder
+from benchmarks.gpu.spawning import run_ranks
 
 __all__ = ["measure"]
 

@@ -73,4 +73,3 @@ def image_times(
         "first steps, s": first,
     }
     return row, output, report
-

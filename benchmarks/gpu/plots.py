@@ -72,7 +72,9 @@ def _images(axes: Axes, rows: Rows) -> None:
 
 def _ranks(axes: Axes, rows: Rows) -> None:
     for label, own in _groups(rows, "build", "method").items():
-        axes.plot([_number(row["ranks"]) for row in own], [_number(row["s an image"]) for row in own], "o-", label=label)
+        axes.plot(
+            [_number(row["ranks"]) for row in own], [_number(row["s an image"]) for row in own], "o-", label=label
+        )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set(xlabel="ranks", ylabel="seconds an image")

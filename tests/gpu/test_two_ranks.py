@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu.methods import methods
 from benchmarks.gpu.models import Steps, flux
 from benchmarks.gpu.plan import SMALL, Plan
-from benchmarks.gpu.ranks import run_ranks
+from benchmarks.gpu.spawning import run_ranks
 from cache_core import cache_session
 
 PLAN = Plan(small=True)

@@ -66,7 +66,9 @@ def test_an_attempt_that_fails_does_not_end_the_section(tmp_path: Path):
     with attempt(recorder, "large", "cpu"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
     with attempt(recorder, "on ranks", "cpu"):
-        raise RuntimeError("-- Process 1 failed:\nTraceback (most recent call last):\n  x\ntorch.OutOfMemoryError: 20 GiB")
+        raise RuntimeError(
+            "-- Process 1 failed:\nTraceback (most recent call last):\n  x\ntorch.OutOfMemoryError: 20 GiB"
+        )
     with attempt(recorder, "broken", "cpu"):
         raise ValueError("first line\nsecond")
     recorder.add("a table", column=1.5)
@@ -100,7 +102,8 @@ def test_a_section_that_hangs_is_ended_with_all_that_it_started_and_keeps_its_ro
 
 
 @pytest.mark.parametrize(
-    ("then", "why"), [("echo why it failed; exit 3", "exit code 3: why it failed"), ("kill -9 $$", "killed by signal 9")]
+    ("then", "why"),
+    [("echo why it failed; exit 3", "exit code 3: why it failed"), ("kill -9 $$", "killed by signal 9")],
 )
 def test_a_section_that_ends_badly_keeps_its_rows(tmp_path: Path, then: str, why: str):
     outcome = run_section("images", script(tmp_path, "images", then), tmp_path, 60)
@@ -157,7 +160,10 @@ def test_each_test_on_the_gpu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(gpu_tests.subprocess, "run", run)
     gpu_tests.measure(REHEARSAL, CPU, recorder := Recorder(tmp_path / "tests.found.json"))
     found = Found.read(recorder.path)
-    assert [(row["test"], row["outcome"]) for row in found.tables["Tests"]] == [("a::good", "passed"), ("a::bad", "FAILED")]
+    assert [(row["test"], row["outcome"]) for row in found.tables["Tests"]] == [
+        ("a::good", "passed"),
+        ("a::bad", "FAILED"),
+    ]
     assert (found.failed, found.skipped) == ([("a::bad", "assert 1 == 2")], [("a::two", "needs 2 GPUs")])
 
 
@@ -200,5 +206,7 @@ def test_a_rehearsal_measures_everything(tmp_path: Path):
         "All-to-alls by size": 5,
         "Agreeing on a decision": 1,
     }
-    cached = [row["blocks computed"] for row in found["images"].tables["Images on one GPU"] if row["method"] != "no cache"]
+    cached = [
+        row["blocks computed"] for row in found["images"].tables["Images on one GPU"] if row["method"] != "no cache"
+    ]
     assert max(cached) < 0.7, "blocks were reused in each build, by each method"
