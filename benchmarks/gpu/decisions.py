@@ -14,7 +14,7 @@ from benchmarks.gpu.models import Steps
 from benchmarks.gpu.plan import Facts, Plan
 from benchmarks.gpu.recorder import Recorder
 from benchmarks.workload import flux_with_free_blocks
-from cache_core import CacheReport, DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
+from cache_core import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
 from cache_core.options import CacheOptions
 
 __all__ = ["measure"]

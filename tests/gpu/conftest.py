@@ -1,4 +1,4 @@
-"""What needs a GPU to be believed: ``python -m pytest tests/gpu``, or the first section of ``python -m benchmarks.gpu``.
+"""What needs a GPU to be believed: ``python -m pytest tests/gpu``; ``python -m benchmarks.gpu`` begins with it.
 
 Without one all is skipped. RAYCACHE_TEST_DEVICE=cpu rehearses what a CPU can: the tests themselves.
 """
