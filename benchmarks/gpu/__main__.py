@@ -50,13 +50,13 @@ def main(
     console = Console()
     facts = facts_of(device)
     if facts.problem:
-        console.print(f"{facts.problem}. A rehearsal without one: --device cpu --small")
+        console.print(f"{facts.problem}. A rehearsal without one: --device cpu --small", markup=False)
         raise typer.Exit(2)
     names = [name for name in SECTIONS if (not only or name in only) and name not in skip]
     limit = minutes or (_QUICK if quick else float("inf"))
     plan = Plan(device, small, quick, ranks, str(Path(model).resolve()) if model else "")
     report = measure(plan, facts, names, out, resume=resume, seconds=60 * limit, console=console)
-    console.print(f"{report}")
+    console.print(str(report), markup=False)
 
 
 def measure(
@@ -85,7 +85,7 @@ def measure(
                 outcome = _outcome(name, plan, folder, end - time.monotonic(), progress, task)
                 outcome.plan, outcome.machine = plan.to_dict(), facts.signature()
                 outcome.write(folder)
-                console.print(f"{name}: {outcome.status}, {outcome.seconds:.0f} s {outcome.why}".rstrip())
+                console.print(f"{name}: {outcome.status}, {outcome.seconds:.0f} s {outcome.why}".rstrip(), markup=False)
             progress.advance(task)
             write_report(out, plan, facts, _all(folder))
     return out / "report.md"

@@ -71,7 +71,7 @@ def _row(rival: Contender, model: Any, steps: Steps, plan: Plan, base: _Base, re
 
     image()
     speed_ups, ideals = [], []
-    for _ in range(plan.rounds + 1):
+    for _ in range(plan.rounds):
         plain, block = base.round()
         watched.clear()
         seconds = seconds_of(plan.device, image)

@@ -26,7 +26,7 @@ _THRESHOLD = 0.12
 
 def methods(shape: Shape) -> dict[str, CacheOptions | None]:
     """Options by name; None: no session at all."""
-    ends = {"Fn_compute_blocks": shape.first, "Bn_compute_blocks": shape.last}
+    ends: dict[str, Any] = {"Fn_compute_blocks": shape.first, "Bn_compute_blocks": shape.last}
     common: dict[str, Any] = {"warmup_steps": shape.warmup, "residual_diff_threshold": _THRESHOLD}
     options = (
         None,

@@ -140,7 +140,10 @@ def quantize(transformer: nn.Module, device: str) -> None:
 
     config: Any = torchao.Float8WeightOnlyConfig()
     if device == "cuda":
-        config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+        # Not its settings for inductor, which tune for minutes, and for everything that this process compiles.
+        config = torchao.Float8DynamicActivationFloat8WeightConfig(
+            granularity=torchao.PerRow(), set_inductor_config=False
+        )
     for block in _blocks(transformer):
         torchao.quantize_(block, config, filter_fn=_in_fp8)
 

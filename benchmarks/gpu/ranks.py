@@ -41,7 +41,5 @@ def _images(rank: int, world: int, plan: Plan, build: str, recorder: Recorder) -
         wait = report.collective_wait_s if report is not None and world > 1 else None
         if rank == 0:
             columns = {column: row[column] for column in ("s an image", "least", "most", "blocks computed")}
-            labels = {"ranks": world, "build": build, "method": name}
-            recorder.add(
-                TABLE, **labels, **columns, **{"waited for decisions, s": wait, "peak GiB": peak_gib(plan.device)}
-            )
+            columns |= {"waited for decisions, s": wait, "peak GiB": peak_gib(plan.device)}
+            recorder.add(TABLE, ranks=world, build=build, method=name, **columns)

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _PATIENCE_S = 600.0
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """A row of the largest gang, and of one that compiles where there is time."""
+    """Rows of the largest gang, in as many variants as there is time for."""
     import ray
 
     from raycache.demo.noise import build_noise_model
@@ -46,16 +47,31 @@ def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
                     "The model is FLUX with random weights of a width of 128: its loading costs next to nothing, "
                     "processes and warm-up what they always do. --model FOLDER rebuilds a gang of a real one."
                 )
-            for compiled in (False,) if plan.quick or plan.small else (False, True):
-                world = plan.worlds(len(facts.devices))[-1]
-                what = f"{world} ranks{', compiled' if compiled else ''}"
-                with attempt(recorder, what, plan.device):
-                    recorder.add(TABLE, gang=what, **_rebuilt(plan, model, world, compiled))
+            world = plan.worlds(len(facts.devices))[-1]
+            for variant in _variants(plan):
+                with attempt(recorder, variant.name, plan.device):
+                    row = _rebuilt(plan, model, world, variant)
+                    recorder.add(TABLE, gang=f"{world} ranks, {variant.name}", **row)
     finally:
         ray.shutdown()
 
 
-def _rebuilt(plan: Plan, model: str, world: int, compiled: bool) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Variant:
+    name: str
+    compiled: bool
+    spares: bool
+
+
+def _variants(plan: Plan) -> list[_Variant]:
+    """A rehearsal does without spares, for which it would have to wait; quick is what production has by default."""
+    plain, spares = _Variant("no spares", False, False), _Variant("spares", False, True)
+    if plan.small:
+        return [plain]
+    return [spares] if plan.quick else [spares, plain, _Variant("spares, compiled", True, True)]
+
+
+def _rebuilt(plan: Plan, model: str, world: int, variant: _Variant) -> dict[str, float]:
     from cache_core import DBCacheOptions
     from raycache.gang.gang import Gang
     from raycache.protocol.job import ImageSpec, Job
@@ -67,8 +83,14 @@ def _rebuilt(plan: Plan, model: str, world: int, compiled: bool) -> dict[str, fl
     options = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2)
     settings = AppSettings.model_validate(
         {
-            "model": {"path": model, "dtype": plan.shape.dtype, "compile": compiled},
-            "parallel": {"ranks_per_replica": world, "device": plan.device, "rank_cpus": 0.25, **threads},
+            "model": {"path": model, "dtype": plan.shape.dtype, "compile": variant.compiled},
+            "parallel": {
+                "ranks_per_replica": world,
+                "device": plan.device,
+                "rank_cpus": 0.25,
+                "spare_processes": variant.spares,
+                **threads,
+            },
             "cache": options.model_dump(),
             "defaults": {"size": size, "num_inference_steps": 4},
             "warmup": [{"size": size}],
@@ -87,6 +109,8 @@ def _rebuilt(plan: Plan, model: str, world: int, compiled: bool) -> dict[str, fl
         gang.start()
         started = time.monotonic() - began
         usual = image()
+        if variant.spares:
+            time.sleep(started)  # they import what ranks imported, beside a gang that draws
         killed = time.time()
         os.kill(gang.status().ranks[-1]["pid"], signal.SIGKILL)
         seconds = _recovery(gang, killed)

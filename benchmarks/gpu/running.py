@@ -122,8 +122,7 @@ def _environment() -> dict[str, str]:
     """Of a section: the repository can be imported, libraries neither call home nor chat."""
     path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
-    # Models of several sizes come and go in one process: fragments of the old must not keep out the new.
-    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} | os.environ | quiet | {"PYTHONPATH": path}
+    return os.environ | quiet | {"PYTHONPATH": path}
 
 
 def _waited(process: subprocess.Popen[bytes], deadline: float, tell: Callable[[], None]) -> int | None:

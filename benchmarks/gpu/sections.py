@@ -28,10 +28,10 @@ class Section:
 
 
 _ALL = (
-    Section("tests", "Tests on a GPU", "gpu_tests:measure", 900, 90),
+    Section("tests", "Tests on a GPU", "gpu_tests:measure", 900, 120),
     Section("images", "Images on one GPU", "images:measure", 3600, 240, ("model",)),
     Section("ranks", "Images over ranks", "ranks:measure", 5400, 180, ("model", "ranks")),
-    Section("efficiency", "Efficiency of the caches", "efficiency:measure", 1200, 90, ("model",)),
+    Section("efficiency", "Efficiency of the caches", "efficiency:measure", 1200, 100, ("model",)),
     Section("decisions", "Cost of a decision", "decisions:measure", 300, 60),
     Section("decoding", "Decoding", "decoding:measure", 600, 60),
     Section("links", "Messages between ranks", "links:measure", 600, 60, ("ranks",)),

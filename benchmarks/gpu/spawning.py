@@ -6,7 +6,8 @@ Imports nothing large: what a rank runs brings its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,25 +35,50 @@ def run_ranks(work: Work, world: int, plan: Plan, *arguments: Any) -> None:
         ProcessRaisedException, ProcessExitedException: a rank failed; the others are ended.
     """
     store = open_store(world)  # is kept open until all are done
-    visible = [number for number in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if number.strip()]
-    given = (work, world, plan, store.port, visible, arguments)
-    mp.spawn(_rank, given, nprocs=world, join=True)
+    ranks = []
+    try:
+        for rank in range(world):
+            with _seeing(rank, plan):
+                given = (rank, work, world, plan, store.port, arguments)
+                ranks.append(mp.start_processes(_rank, given, nprocs=1, join=False, start_method="spawn"))
+        waiting = list(ranks)
+        while waiting:
+            # Each in turn, a moment: the first that fails raises, while others may wait for it for ever.
+            waiting = [one for one in waiting if not one.join(timeout=0.1)]
+    finally:
+        for process in [process for one in ranks for process in one.processes]:
+            process.kill()
+            process.join()
 
 
-def _rank(
-    rank: int, work: Work, world: int, plan: Plan, port: int, visible: list[str], arguments: tuple[Any, ...]
-) -> None:
+@contextmanager
+def _seeing(rank: int, plan: Plan) -> Iterator[None]:
+    """Processes that are started now see one GPU, as Ray's do, and call it 0.
+
+    It must be in their environment from the start: libraries ask CUDA while they are imported, and it looks once.
+    """
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = [name for name in (before or "").split(",") if name.strip()]
     if plan.device == "cuda":
-        # Before anything asks CUDA, which looks once. As Ray does it: each rank's GPU is its number 0.
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank] if visible else str(rank)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        elif plan.device == "cuda":
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def _rank(_: int, rank: int, work: Work, world: int, plan: Plan, port: int, arguments: tuple[Any, ...]) -> None:
+    if plan.device == "cuda":
         torch.cuda.set_device(0)
     else:
         torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     device = torch.device("cuda:0" if plan.device == "cuda" else "cpu")
     join_group(device=device, port=port, store=None, rank=rank, world_size=world, timeout_s=_TIMEOUT_S)
-    try:
-        work(rank, world, plan, *arguments)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    # Nothing is put away after an error: that would wait for ranks which wait for this one.
+    work(rank, world, plan, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
