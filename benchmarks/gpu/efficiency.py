@@ -28,15 +28,15 @@ def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
     shape = plan.shape
     steps = Steps(shape, plan.device, min(shape.steps, 12))
     model = flux(shape, plan.device)
-    rivals = contenders(first=shape.first, last=shape.last, threshold=_THRESHOLD, steps=steps.count)
+    plain, *rivals = contenders(first=shape.first, last=shape.last, threshold=_THRESHOLD, steps=steps.count)
     base: _Base | None = None
+    with attempt(recorder, plain.name, plan.device):
+        base = _Base(sharing_weights(model), steps, plan)
+    if base is None:
+        return
     for rival in rivals:
         with attempt(recorder, rival.name, plan.device):
-            twin = sharing_weights(model)
-            if base is None:
-                base = _Base(rival, twin, steps, plan)
-                continue
-            _row(rival, twin, steps, plan, base, recorder)
+            _row(rival, sharing_weights(model), steps, plan, base, recorder)
 
 
 class _Base:
@@ -46,7 +46,7 @@ class _Base:
         blocks: calls of one image, by class.
     """
 
-    def __init__(self, plain: Contender, model: Any, steps: Steps, plan: Plan) -> None:
+    def __init__(self, model: Any, steps: Steps, plan: Plan) -> None:
         self._watched = WatchedBlocks(model, plan.device, timed=True)
         self._model, self._steps, self._device = model, steps, plan.device
         steps.run(model)

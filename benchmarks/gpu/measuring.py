@@ -51,8 +51,8 @@ def peak_gib(device: str) -> float | None:
 def attempt(recorder: Recorder, what: str, device: str) -> Iterator[None]:
     """Measure something; if it fails, write down why, and go on with what comes next.
 
-    Too little memory is a fact about the device, anything else is an error. After an error that leaves CUDA unusable
-    all further attempts fail, too, and say so.
+    Too little memory is a fact about the device, anything else is an error. After one that leaves CUDA unusable the
+    next attempt ends the section.
     """
     # Not behind the attempt: while its error is handled, the error's frames hold what the attempt held.
     release(device)

@@ -58,7 +58,7 @@ def _seeing(rank: int, plan: Plan) -> Iterator[None]:
     It must be in their environment from the start: libraries ask CUDA while they are imported, and it looks once.
     """
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = [name for name in (before or "").split(",") if name.strip()]
+    visible = [name.strip() for name in (before or "").split(",") if name.strip()]
     if plan.device == "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank] if visible else str(rank)
     try:

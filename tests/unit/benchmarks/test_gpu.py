@@ -10,13 +10,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import gpu_tests
+from benchmarks.gpu import facts, gpu_tests, spawning
 from benchmarks.gpu.measuring import attempt
 from benchmarks.gpu.models import flux, unfit, why_not_fp8
 from benchmarks.gpu.plan import SMALL, Device, Facts, Plan
@@ -51,6 +52,35 @@ def test_what_does_not_fit_is_told():
     assert "this is 8.0" in why_not_fp8(Plan(), gpus(1, 79, (8, 0)))
     assert why_not_fp8(Plan(), gpus(1, 79, (9, 0))) == ""
     assert "not installed" in why_not_fp8(Plan(), dataclasses.replace(gpus(1, 79, (9, 0)), versions={}))
+
+
+@pytest.mark.parametrize(("given", "seen"), [("", "1"), ("4,7", "7"), ("GPU-a, GPU-b", "GPU-b")])
+def test_a_rank_sees_its_own_gpu_of_those_that_are_given(monkeypatch: pytest.MonkeyPatch, given: str, seen: str):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    began: list[str] = []
+
+    def start(*_: object, **__: object) -> SimpleNamespace:
+        began.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return SimpleNamespace(join=lambda timeout: True, processes=[])
+
+    monkeypatch.setattr(spawning.mp, "start_processes", start)
+    spawning.run_ranks(print, 2, Plan())
+    assert began[1] == seen
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == given, "put back"
+
+
+def test_a_gpu_is_told_as_cuda_tells_it(monkeypatch: pytest.MonkeyPatch):
+    """Through JSON, as the command hears it from another process."""
+    properties = SimpleNamespace(name="NVIDIA L20", major=8, minor=9)
+    for name, answer in {
+        "is_available": True, "device_count": 2, "get_device_properties": properties, "mem_get_info": (40, 48),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    told = Facts.from_json(facts.found("cuda").to_json())
+    assert told.devices == (Device("NVIDIA L20", 48, 40, (8, 9)),) * 2
+    assert (told.free, told.capability, told.problem) == (40, (8, 9), "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: (_ for _ in ()).throw(RuntimeError("no driver")))
+    assert facts.found("cuda").problem == "CUDA cannot be used: no driver"
 
 
 def test_weights_are_the_same_everywhere_and_move_every_block():
