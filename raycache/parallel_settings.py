@@ -46,7 +46,9 @@ class ParallelSettings(Strict):
         "calls. Default 8, and 1 with `model.compile`, where each other number is compiled anew.",
     )
     prompt_cache_bytes: int = Field(
-        default=128 << 20, ge=0, description="Encoded prompts kept on each rank's device, in bytes; 0 = none."
+        default=128 << 20,
+        ge=0,
+        description="Encoded prompts kept by each rank that encodes, where it encodes, in bytes; 0 = none.",
     )
     overlap_decoding: bool | None = Field(
         default=None,

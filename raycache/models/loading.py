@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from raycache.settings import ModelSettings
 __all__ = ["capabilities_of", "load_pipeline"]
 
 
-def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:
-    """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate."""
+def load_pipeline(settings: ModelSettings, folder: str, device: torch.device, without: Iterable[str] = ()) -> Any:
+    """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate.
+
+    Args:
+        without: parts that are left out.
+    """
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = (
-        _class_of(pipeline_class(Path(folder))).from_pretrained(folder, dtype=getattr(torch, settings.dtype)).to(device)
-    )
+    absent = dict.fromkeys(without)
+    pipeline = _class_of(pipeline_class(Path(folder)))
+    pipe = pipeline.from_pretrained(folder, dtype=getattr(torch, settings.dtype), **absent).to(device)
     pipe.set_progress_bar_config(disable=True)
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.

@@ -21,7 +21,7 @@ from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
 from raycache.tracing import RankSpans
 from raycache.worker.adapters import Adapters
-from raycache.worker.encoding import remember_prompts
+from raycache.worker.encoding import OneEncodes, remember_prompts
 from raycache.worker.observer import Observer
 from raycache.worker.prompt_cache import PromptCache
 from raycache.worker.reports import merged
@@ -61,6 +61,7 @@ class RankContext:
         place: is kept up to date.
         vae_lock: held while the VAE is used, by whichever thread.
         adapters: LoRAs that jobs may be drawn with.
+        one_encodes: who encodes for all ranks; None: each for itself.
     """
 
     pipe: Any
@@ -76,6 +77,7 @@ class RankContext:
     pipes: Mapping[str, Any] = field(default_factory=dict)
     vae_lock: threading.Lock = field(default_factory=threading.Lock)
     adapters: Adapters | None = None
+    one_encodes: OneEncodes | None = None
 
     def now(self) -> float:
         """The time at which all work that this thread handed to the device is done."""
@@ -138,7 +140,7 @@ class ActiveJob:
         """Call ``pipe``, the job's own view of its pipeline; returns images, floats [n, height, width, 3]."""
         job, context, family = self.job, self._context, self._context.family
         arguments = call_arguments(pipe, family, job, context.text_tokens)
-        self._known_prompt = remember_prompts(pipe, context.prompts)
+        self._known_prompt = remember_prompts(pipe, context.prompts, context.one_encodes)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
         return pipe(**arguments, **StepEnds(pipe, self._step_done).arguments)[0]

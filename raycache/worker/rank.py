@@ -24,12 +24,14 @@ from raycache.models.loading import capabilities_of, load_pipeline
 from raycache.models.lora_files import fetch_loras
 from raycache.models.registry import family_of
 from raycache.models.source import prepare_model
+from raycache.models.text_encoders import TextEncoders, load_text_encoders, text_encoders_named
 from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.protocol.heartbeat import Heartbeat
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 from raycache.worker.active_job import Place, RankContext
 from raycache.worker.adapters import adapters_of
+from raycache.worker.encoding import OneEncodes
 from raycache.worker.job_runner import JobRunner
 from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
@@ -90,7 +92,7 @@ class Rank:
     def load(self, source: str, kind: ModelKind) -> Capabilities:
         """Load the pipeline and split its transformer over the ranks."""
         self._claim_thread()
-        self._pipe = load_pipeline(self._settings.model, source, self._device)
+        encoders = self._load_pipeline(source)
         model = capabilities_of(self._pipe, self._settings.model, kind)
         family = family_of(model.pipeline, kind)
         # Before any call: with `model.compile` blocks must be compiled with a LoRA's place in them.
@@ -113,10 +115,27 @@ class Rank:
             observer_of(self._rank),
             pipelines_of(self._pipe, family),
             adapters=adapters,
+            one_encodes=None if encoders is None else OneEncodes(encoders, self._group, self._device),
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()
         return model
+
+    def _load_pipeline(self, source: str) -> TextEncoders | None:
+        """Returns text encoders that stand apart from it."""
+        model, folder = self._settings.model, Path(source)
+        if model.text_encoders == "every_rank" or (model.text_encoders == "one_rank" and self._world == 1):
+            self._pipe = load_pipeline(model, source, self._device)
+            return None
+        self._pipe = load_pipeline(model, source, self._device, without=text_encoders_named(folder))
+        return load_text_encoders(
+            folder,
+            self._pipe,
+            here=self._rank == 0,
+            encode_on=torch.device("cpu") if model.text_encoders == "cpu" else self._device,
+            dtype=getattr(torch, model.dtype),
+            device=self._device,
+        )
 
     def tick(self, tick: Tick) -> TickReport:
         """Carry out what the gang's thread has planned for all ranks."""
