@@ -55,6 +55,17 @@ class ParallelSettings(Strict):
         description="Decode finished images beside the next calls of the transformer; default: on `cuda`, where the "
         "device has room for both.",
     )
+    decode_tiles: Literal["auto", "never", "always"] = Field(
+        default="auto",
+        description="Decode images by tiles, which all ranks share: `auto` those with more pixels than "
+        "`decode_tiles_pixels`, whole where the model's VAE has no tiles that can be shared; `always` all that are "
+        "larger than a tile; `never` none.",
+    )
+    decode_tiles_pixels: int = Field(
+        default=2 * 2048 * 2048,
+        ge=1,
+        description="Pixels, those of all frames of a video, that `decode_tiles: auto` decodes whole.",
+    )
     collective_timeout_s: float = Field(
         default=120.0,
         gt=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,7 @@ class RankContext:
         vae_lock: held while the VAE is used, by whichever thread.
         adapters: LoRAs that jobs may be drawn with.
         one_encodes: who encodes for all ranks; None: each for itself.
+        tiled_over: pixels, those of all frames, over which an image is decoded by tiles that all ranks share.
     """
 
     pipe: Any
@@ -78,6 +80,7 @@ class RankContext:
     vae_lock: threading.Lock = field(default_factory=threading.Lock)
     adapters: Adapters | None = None
     one_encodes: OneEncodes | None = None
+    tiled_over: float = math.inf
 
     def now(self) -> float:
         """The time at which all work that this thread handed to the device is done."""
@@ -164,10 +167,22 @@ class ActiveJob:
         self._tail, self.held_bytes, self.done = ended.tail, ended.held_bytes, True
         self._images = None if ended.result is None else to_uint8(ended.result)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether all ranks decode some tiles of each of its images; all ranks say the same."""
+        size, frames = self.job.size, max(1, self.job.inputs.num_frames)
+        return self._tail is not None and size.width * size.height * frames > self._context.tiled_over
+
     def decoded(self, rows: Sequence[int]) -> Any:
-        """Of these rows, what the VAE gives. Other ranks decode others, so nothing in it is a collective."""
-        self._context.observer.entered(self.job, "decode")
-        return None if self._tail is None else self._tail.decode(len(self.job.images), rows)
+        """Of these rows, what the VAE gives; of one that is :attr:`tiled`, this rank's tiles of all rows.
+
+        Other ranks decode others, so nothing in it is a collective.
+        """
+        context, images = self._context, len(self.job.images)
+        context.observer.entered(self.job, "decode")
+        if self._tail is None:
+            return None
+        return self._tail.tiles(images, context.rank, context.world) if self.tiled else self._tail.decode(images, rows)
 
     def images(self, rows: Sequence[int], decoded: Any) -> dict[int, np.ndarray]:
         """What the pipeline makes of :meth:`decoded`: uint8 [height, width, 3] by row, of a video [frames, ...]."""

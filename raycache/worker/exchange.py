@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["FirstFailed", "from_first", "on_device", "packed", "specs_of", "unpacked"]
+__all__ = ["FirstFailed", "OthersFailed", "from_first", "packed", "to_owners", "unpacked"]
 
 #: Of a tensor: its shape and type.
 Spec = tuple[torch.Size, torch.dtype]
@@ -23,6 +23,10 @@ _ALIGNED = 16
 
 class FirstFailed(Exception):
     """Rank 0 could not make what all ranks wait for; raised by all of them alike."""
+
+
+class OthersFailed(Exception):
+    """What other ranks would have sent is not there."""
 
 
 def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device: torch.device) -> Any:
@@ -36,7 +40,8 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
         FirstFailed: on all ranks, where ``make`` raised.
     """
     if group is None:
-        return on_device(make(), device)
+        structure, tensors = _taken_apart(make())
+        return _put_together(structure, [tensor.to(device) for tensor in tensors])
     cause, told, tensors = None, list[Any]([None]), list[torch.Tensor]()
     if dist.get_rank(group) == 0:
         try:
@@ -55,10 +60,72 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
     return _put_together(structure, unpacked(buffer, specs))
 
 
-def on_device(value: Any, device: torch.device) -> Any:
-    """``value`` with all tensors in it on ``device``."""
-    structure, tensors = _taken_apart(value)
-    return _put_together(structure, [tensor.to(device) for tensor in tensors])
+def to_owners(
+    mine: Sequence[Sequence[torch.Tensor]] | Exception,
+    owners: Sequence[int],
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+) -> dict[int, list[Sequence[torch.Tensor]]]:
+    """Every rank's tensors for each row, to the rank that the row is of. All ranks must call it.
+
+    Args:
+        mine: tensors of this rank by row, as many as it likes; or why there are none.
+        owners: rank by row.
+        device: one that the group can send from.
+
+    Returns:
+        For each row of this rank's, the tensors of each rank.
+
+    Raises:
+        Exception: ``mine``, if it is one; or this rank's lack of memory.
+        OthersFailed: on all other ranks, where that happened to any.
+    """
+    if isinstance(mine, Exception):
+        _tell(mine, None, group)
+        raise mine
+    specs: list[list[list[Spec]]] = _tell(None, [specs_of(tensors) for tensors in mine], group)
+    rank = 0 if group is None else dist.get_rank(group)
+    try:
+        out = {row: packed(mine[row], device) for row, owner in enumerate(owners) if owner != rank and mine[row]}
+        into = {
+            (row, by): torch.empty(_ends(theirs[row])[-1], dtype=torch.uint8, device=device)
+            for row, owner in enumerate(owners)
+            for by, theirs in enumerate(specs)
+            if owner == rank != by and theirs[row]
+        }
+    except Exception as error:  # out of memory, for one: nobody may wait for what does not come
+        _tell(error, None, group)
+        raise
+    _tell(None, None, group)
+    moves = [dist.P2POp(dist.isend, out[row], group=group, group_peer=owners[row]) for row in out]
+    moves += [dist.P2POp(dist.irecv, buffer, group=group, group_peer=by) for (_, by), buffer in into.items()]
+    for move in dist.batch_isend_irecv(moves) if moves else ():
+        move.wait()
+    return {
+        row: [
+            mine[row] if by == rank else unpacked(into[row, by], theirs[row]) if theirs[row] else ()
+            for by, theirs in enumerate(specs)
+        ]
+        for row, owner in enumerate(owners)
+        if owner == rank
+    }
+
+
+def _tell(failure: Exception | None, told: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """What each rank has to tell.
+
+    Raises:
+        OthersFailed: others have a failure, and this rank has none.
+    """
+    words = "" if failure is None else f"{type(failure).__name__}: {failure}"
+    said: list[Any] = [(words, told)]
+    if group is not None:
+        said *= dist.get_world_size(group)
+        dist.all_gather_object(said, (words, told), group)
+    failures = [f"rank {rank}: {words}" for rank, (words, _) in enumerate(said) if words]
+    if failures and failure is None:
+        raise OthersFailed("; ".join(failures))
+    return [each for _, each in said]
 
 
 def specs_of(tensors: Sequence[torch.Tensor]) -> list[Spec]:

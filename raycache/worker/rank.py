@@ -36,6 +36,7 @@ from raycache.worker.job_runner import JobRunner
 from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
 from raycache.worker.prompt_cache import PromptCache
+from raycache.worker.tiles import tiled_over
 
 __all__ = ["Rank"]
 
@@ -116,6 +117,7 @@ class Rank:
             pipelines_of(self._pipe, family),
             adapters=adapters,
             one_encodes=None if encoders is None else OneEncodes(encoders, self._group, self._device),
+            tiled_over=tiled_over(self._settings, self._pipe),
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()
