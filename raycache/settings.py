@@ -44,6 +44,11 @@ class ModelSettings(_Settings):
     )
     local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
     compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
+    text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
+        default="every_rank",
+        description="Where prompts are encoded: by `every_rank`; by `one_rank`, the first, which alone loads the text "
+        "encoders and hands the others what they give; or by that rank on its `cpu`, so that no GPU must hold them.",
+    )
     presets: Path | None = Field(
         default=None, description="Presets file that `raycache.tune` wrote; default: the bundled one for this model."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,17 @@ def import_pipeline(folder: Path) -> None:
 
 
 def load_pipeline(
-    settings: ModelSettings, folder: str, device: torch.device, ended: Callable[[str], None] = lambda stage: None
+    settings: ModelSettings,
+    folder: str,
+    device: torch.device,
+    *,
+    without: Iterable[str] = (),
+    ended: Callable[[str], None] = lambda stage: None,
 ) -> Any:
     """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate.
 
     Args:
+        without: parts that are left out; a modular pipeline has all.
         ended: told when a stage is over: read, copy.
     """
     from diffusers.utils import logging
@@ -44,7 +50,7 @@ def load_pipeline(
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = _loaded(Path(folder), getattr(torch, settings.dtype))
+    pipe = _loaded(Path(folder), getattr(torch, settings.dtype), without)
     ended("read")
     pipe.to(device)
     ended("copy")
@@ -78,11 +84,11 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
     )
 
 
-def _loaded(folder: Path, dtype: torch.dtype) -> Any:
+def _loaded(folder: Path, dtype: torch.dtype, without: Iterable[str]) -> Any:
     name = pipeline_class(folder)
     if is_modular_folder(folder):
         return load_modular(folder, family_of(name), dtype)
-    pipe = _class_of(name).from_pretrained(str(folder), dtype=dtype)
+    pipe = _class_of(name).from_pretrained(str(folder), dtype=dtype, **dict.fromkeys(without))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
