@@ -1,9 +1,9 @@
 """Kinds of quantization that settings may name, and what each needs of a card. Imports no torch.
 
 Weights alone (``int8_weight``, ``fp8_weight``) halve the memory of what is quantized and are multiplied in bfloat16;
-with activations (``int8``, ``fp8``) the multiplication itself is of 8 bits, which saves time where it is compiled, too.
-Scales are per row: of a weight, per output; of activations, per token, so that a rank's shard of the tokens is quantized
-as one rank alone would.
+with activations (``int8``, ``fp8``) the multiplication itself is of 8 bits, which saves time where it is compiled.
+Scales are per row: of a weight, per output; of activations, per token, so that a rank's shard of the tokens is
+quantized as one rank alone would.
 """
 
 from __future__ import annotations

@@ -76,9 +76,7 @@ def read_settings(
         raise typer.BadParameter(error.errors()[0]["msg"]) from None
 
 
-def quantize(
-    settings: ModelSettings, source: Path, folder: Path, kind: ModelKind, console: Console
-) -> tuple[int, int]:
+def quantize(settings: ModelSettings, source: Path, folder: Path, kind: ModelKind, console: Console) -> tuple[int, int]:
     """Write the copy, or return at once when this very one is there already.
 
     Returns:
@@ -92,7 +90,9 @@ def quantize(
     refuse_what_does_not_fit(settings, source, device)
     done = [part for part, told in quantizations_told(source).items() if told != "none"]
     if done:
-        raise CannotQuantize(f"{source} is quantized already ({', '.join(done)}); name the folder that it was made from")
+        raise CannotQuantize(
+            f"{source} is quantized already ({', '.join(done)}); name the folder that it was made from"
+        )
     # `kind` is that of the source: the service looks for it here.
     record = {
         "kind": kind,

@@ -147,9 +147,7 @@ class EngineSettings(_Settings):
     @model_validator(mode="after")
     def _ranks_can_compute_with_it(self) -> Self:
         parallel = self.parallel
-        if self.model and (
-            wrong := card_misfit(self.model.quantization, parallel.device, parallel.accelerator_type)
-        ):
+        if self.model and (wrong := card_misfit(self.model.quantization, parallel.device, parallel.accelerator_type)):
             raise ValueError(wrong)
         return self
 

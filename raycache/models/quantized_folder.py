@@ -65,7 +65,7 @@ def _contradictions(settings: ModelSettings, folder: Path, told: Mapping[str, st
         if word not in _KINDS.values():
             yield f"{folder / part} is quantized in a way that is not served here ({word})"
         elif encoder and not asked:
-            yield f"{folder / part} is quantized ({word}): set model.quantize_text_encoder: true, or name another folder"
+            yield f"{folder / part} is quantized ({word}): set model.quantize_text_encoder: true, or another folder"
         else:
             yield (
                 f"{folder / part} is quantized as {word}, and model.quantization is {settings.quantization}: set "

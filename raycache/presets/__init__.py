@@ -118,11 +118,12 @@ def presets_warning(model_path: str, file: Path | None, quantization: Quantizati
 
 
 def _unknown(model_path: str, quantization: Quantization) -> str:
-    quantized = quantization != "none"
+    what, option = repr(model_path), ""
+    if quantization != "none":
+        what, option = f"{what} with quantization {quantization}", f" --quantization {quantization}"
     return (
-        f"no presets are known for {model_path!r}{f' with quantization {quantization}' if quantized else ''}, so "
-        f"`quality` has `exact` only: `python -m raycache.tune{f' --quantization {quantization}' if quantized else ''}` "
-        "makes a file of them, and `model.presets` names it"
+        f"no presets are known for {what}, so `quality` has `exact` only: `python -m raycache.tune{option}` makes a "
+        "file of them, and `model.presets` names it"
     )
 
 
