@@ -1,4 +1,4 @@
-"""``python -m raycache.quantize SOURCE FOLDER --quantization ...``: a quantized copy of a model, made once and read by all ranks.
+"""``python -m raycache.quantize SOURCE FOLDER --quantization ...``: a quantized copy of a model, for ranks.
 
 Parts are quantized one after the other, so that only the largest must fit into memory; others are copied as they are.
 """
