@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from raycache.demo.built import build_once
-from raycache.models.folder import classes_named, pipeline_class
+from raycache.models.folder import parts_classed, pipeline_class
 from raycache.models.quantization import CannotQuantize, check_quantized, configs_of, refuse_what_does_not_fit
 from raycache.models.quantized_folder import quantizations_told
 from raycache.models.registry import family_of
@@ -114,7 +114,7 @@ def _write(settings: ModelSettings, source: Path, to: Path, console: Console) ->
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=_bytes(source, source))
-        for part, name in classes_named(source).items():
+        for part, name in parts_classed(source).items():
             if not (source / part).is_dir():
                 continue  # named and not there: optional, or of another repository
             bar.update(task, description=part)
@@ -142,7 +142,7 @@ def _loaded(name: str, part: Path, config: Any) -> Any:
 
 def _bytes(source: Path, folder: Path) -> int:
     """Of all parts that the source's index names."""
-    return sum(_size(folder / part) for part in classes_named(source))
+    return sum(_size(folder / part) for part in parts_classed(source))
 
 
 def _size(folder: Path) -> int:

@@ -110,6 +110,13 @@ class Policy(_Settings):
         """The longest deadline that a request may name."""
         return max(self.limits.max_timeout_s, self.request_timeout_s)
 
+    def allowing(self, max_timeout_s: float | None) -> Policy:
+        """This policy with another limit of deadlines; None: as it is."""
+        if max_timeout_s is None:
+            return self
+        limits = self.limits.model_copy(update={"max_timeout_s": max_timeout_s})
+        return self.model_copy(update={"limits": limits})
+
     def changed(self, user_config: dict[str, Any]) -> Policy:
         """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.
 

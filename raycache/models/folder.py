@@ -20,6 +20,7 @@ __all__ = [
     "folder_faults",
     "is_modular_folder",
     "is_whole",
+    "parts_classed",
     "parts_named",
     "pipeline_class",
     "safetensors_header",
@@ -98,7 +99,7 @@ def pipeline_class(folder: Path) -> str:
     return str(index.get("_class_name")) if isinstance(index, dict) else "None"
 
 
-def classes_named(folder: Path) -> dict[str, str]:
+def parts_classed(folder: Path) -> dict[str, str]:
     """By its name each part that the index in ``folder`` names, and its class."""
     index = _index(folder)
     return _classes_named(index) if isinstance(index, dict) else {}
@@ -106,13 +107,20 @@ def classes_named(folder: Path) -> dict[str, str]:
 
 def parts_named(folder: Path) -> dict[str, str]:
     """By its name each part that the index in ``folder`` names, and the file without which it cannot be loaded."""
-    return {part: _file_of(name) for part, name in classes_named(folder).items()}
+    return {part: _file_of(name) for part, name in parts_classed(folder).items()}
 
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:
     """What a part says of itself; empty where it says nothing."""
     config = _json(folder / part / "config.json")
     return config if isinstance(config, dict) else {}
+
+
+def classes_named(folder: Path) -> list[tuple[str, str]]:
+    """Library and class of each part that the index in ``folder`` names."""
+    index = _index(folder)
+    entries = index.values() if isinstance(index, dict) else ()
+    return [(str(entry[0]), name) for entry in entries if (name := _class_named(entry)) and entry[0]]
 
 
 def is_modular_folder(folder: Path) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raycache.models.denoisers import blocks_of, denoisers_of
-from raycache.models.folder import is_modular_folder, pipeline_class, told_by
+from raycache.models.folder import classes_named, is_modular_folder, pipeline_class, told_by
 from raycache.models.modular import load_modular
 from raycache.models.quantization import check_quantized, configs_of, refuse_what_does_not_fit
 from raycache.models.registry import family_of
@@ -17,11 +20,25 @@ from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
 
-__all__ = ["capabilities_of", "load_pipeline"]
+__all__ = ["capabilities_of", "import_pipeline", "load_pipeline"]
 
 
-def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:
+def import_pipeline(folder: Path) -> None:
+    """Import what loading the pipeline in ``folder`` will need, of diffusers and transformers."""
+    _class_of(pipeline_class(folder))
+    for library, name in classes_named(folder):
+        # What is not there is told when it is loaded.
+        with contextlib.suppress(ImportError, AttributeError, RuntimeError):
+            getattr(import_module(library), name)
+
+
+def load_pipeline(
+    settings: ModelSettings, folder: str, device: torch.device, ended: Callable[[str], None] = lambda stage: None
+) -> Any:
     """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate.
+
+    Args:
+        ended: told when a stage is over: read, copy.
 
     Raises:
         CannotQuantize: the settings' quantization does not fit the folder, or the device; no weights were read then.
@@ -32,7 +49,10 @@ def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) ->
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     refuse_what_does_not_fit(settings, Path(folder), device)
-    pipe = _loaded(Path(folder), settings).to(device)
+    pipe = _loaded(Path(folder), settings)
+    ended("read")
+    pipe.to(device)
+    ended("copy")
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
         for denoiser in denoisers_of(pipe).values():
