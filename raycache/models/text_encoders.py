@@ -63,6 +63,10 @@ def text_encoders_named(folder: Path) -> dict[str, Any]:
     Raises:
         TextEncodersFault: none, or a class that cannot be found.
     """
+    if not (folder / "model_index.json").is_file():
+        raise TextEncodersFault(
+            "a modular pipeline's text encoders cannot stand apart; use model.text_encoders: every_rank"
+        )
     index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     named = {
         part: value for part, value in index.items() if part.startswith("text_encoder") and isinstance(value, list)
