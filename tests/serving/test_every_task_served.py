@@ -46,7 +46,7 @@ CONFIGURED = {
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "wan-2.2",
     "demo": "flux",
 }
-#: Configured, and not served here yet; `tests/distributed/test_every_family_parallel.py` has HunyuanImage on two ranks.
+#: Configured, and not served here yet; HunyuanImage on two ranks is in `tests/distributed/test_every_family_parallel.py`.
 NOT_YET = {"Lightricks/LTX-2", "hunyuanvideo-community/HunyuanImage-2.1-Diffusers"}
 #: Models of one service each. Besides those that are configured one with a picture to begin a video.
 SERVICES = {
