@@ -22,12 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SERVERS", "Forked", "ask", "fork_servers", "ray_python"]
+__all__ = ["SERVERS", "Forked", "ask", "fork_servers"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 SERVERS = 2
-#: Of the environment: the servers' sockets, for the children of whoever keeps them.
-_VARIABLE = "RAYCACHE_TEST_FORK_SERVERS"
 #: Seconds until a server must have imported everything: generous, for a busy machine.
 _START_S = 240.0
 
@@ -59,13 +57,11 @@ class Forked:
 
 @functools.cache
 def fork_servers() -> tuple[str, ...]:
-    """The sockets of :data:`SERVERS` servers, which this process, or one above it, keeps from the first call on.
+    """The sockets of :data:`SERVERS` servers, which this process keeps from the first call on until it ends.
 
     Raises:
         RuntimeError: one of them ended, or has not started in time.
     """
-    if _VARIABLE in os.environ:
-        return tuple(os.environ[_VARIABLE].split(os.pathsep))
     folder = tempfile.TemporaryDirectory(prefix="fork-")
     paths = tuple(f"{folder.name}/{number}" for number in range(SERVERS))
     processes = [
@@ -85,17 +81,11 @@ def fork_servers() -> tuple[str, ...]:
         if ended or time.monotonic() > end:
             raise RuntimeError(f"a fork server {'has ended, see above' if ended else 'has not started in time'}")
         time.sleep(0.05)
-    os.environ[_VARIABLE] = os.pathsep.join(paths)
     return paths
 
 
 #: Whose end would end the servers.
 _kept: list[object] = []
-
-
-def ray_python() -> str:
-    """For a Ray runtime environment's ``py_executable``: workers are forked, too."""
-    return " ".join([sys.executable, "-S", str(_ROOT / "tests/helpers/fork_worker.py"), *fork_servers(), "--"])
 
 
 def ask(path: str, argv: Sequence[str], fds: Sequence[int], environment: dict[str, str], cwd: str) -> Forked:
