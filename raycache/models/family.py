@@ -44,6 +44,10 @@ class ModelFamily:
         fixed: arguments of the call that no request chooses.
         repeats: for several images arguments are repeated, where the pipeline's own number of images does not work.
         picture_by_row: its pipelines take a picture for each row, and encode it with noise.
+        quantized: regular expressions of the names of lists of blocks whose linear layers are quantized. All else is
+            left out: embedders, what makes modulations of the timestep, the last projection.
+        kept: beginnings of names of parts of those blocks that are left out, too: modulations by the timestep are few
+            rows, and errors of theirs change all tokens.
     """
 
     called: ClassVar[str] = "diffusers"
@@ -65,6 +69,8 @@ class ModelFamily:
     fixed: ClassVar[Mapping[str, Any]] = {}
     repeats: ClassVar[bool] = False
     picture_by_row: ClassVar[bool] = True
+    quantized: ClassVar[Sequence[str]] = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
+    kept: ClassVar[Sequence[str]] = ("norm", "img_mod", "txt_mod", "mod", "ada")
 
     def num_blocks(self, config: Mapping[str, Any]) -> int:
         """Transformer blocks over all stacks, as the transformer's ``config.json`` tells them.

@@ -31,6 +31,7 @@ class Flux3Family(ModelFamily):
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": "text2image", "edit": "image_conditioned"}
     left_out = ("prompt_upsampler",)
     max_inputs = 4
+    quantized = ("single_transformer_blocks", r"mode_blocks\.\w+", "txt_mode_blocks")
     negative_prompt = cfg_calls = True
 
 

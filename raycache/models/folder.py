@@ -16,9 +16,12 @@ from raycache.protocol.capabilities import Capabilities
 __all__ = [
     "capabilities_told",
     "classes_named",
+    "config_of",
     "folder_faults",
     "is_modular_folder",
     "is_whole",
+    "parts_classed",
+    "parts_named",
     "pipeline_class",
     "safetensors_header",
 ]
@@ -40,7 +43,7 @@ def folder_faults(folder: Path, *, weights: bool = True) -> list[str]:
     if named and family.transformer and named != family.transformer:
         held = f"{folder} holds {index.get('_class_name')} with {named}"
         return [f"{held}; a model of {family.called} has {family.transformer}"]
-    parts = family.parts or _parts_named(index)
+    parts = family.parts or parts_named(folder)
     faults = [f"{folder} lacks {part}/{file}" for part, file in parts.items() if not any((folder / part).glob(file))]
     if weights:
         models = family.with_weights or [part for part, file in parts.items() if file == "config.json"]
@@ -96,6 +99,23 @@ def pipeline_class(folder: Path) -> str:
     return str(index.get("_class_name")) if isinstance(index, dict) else "None"
 
 
+def parts_classed(folder: Path) -> dict[str, str]:
+    """By its name each part that the index in ``folder`` names, and its class."""
+    index = _index(folder)
+    return _classes_named(index) if isinstance(index, dict) else {}
+
+
+def parts_named(folder: Path) -> dict[str, str]:
+    """By its name each part that the index in ``folder`` names, and the file without which it cannot be loaded."""
+    return {part: _file_of(name) for part, name in parts_classed(folder).items()}
+
+
+def config_of(folder: Path, part: str) -> dict[str, Any]:
+    """What a part says of itself; empty where it says nothing."""
+    config = _json(folder / part / "config.json")
+    return config if isinstance(config, dict) else {}
+
+
 def classes_named(folder: Path) -> list[tuple[str, str]]:
     """Library and class of each part that the index in ``folder`` names."""
     index = _index(folder)
@@ -122,10 +142,9 @@ def _class_named(entry: object) -> str:
     return str(entry[1]) if entry[1] else ""
 
 
-def _parts_named(index: Mapping[str, Any]) -> dict[str, str]:
-    """By its folder each part that an index names, and the file without which it cannot be loaded."""
+def _classes_named(index: Mapping[str, Any]) -> dict[str, str]:
     named = {part: _class_named(value) for part, value in index.items() if part[0] != "_"}
-    return {part: _file_of(name) for part, name in named.items() if name}
+    return {part: name for part, name in named.items() if name}
 
 
 def _file_of(name: str) -> str:

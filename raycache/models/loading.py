@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from raycache.models.denoisers import blocks_of, denoisers_of
 from raycache.models.folder import classes_named, is_modular_folder, pipeline_class, told_by
 from raycache.models.modular import load_modular
+from raycache.models.quantization import check_quantized, configs_of, refuse_what_does_not_fit
 from raycache.models.registry import family_of
 from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities, ModelKind
@@ -32,19 +33,29 @@ def import_pipeline(folder: Path) -> None:
 
 
 def load_pipeline(
-    settings: ModelSettings, folder: str, device: torch.device, ended: Callable[[str], None] = lambda stage: None
+    settings: ModelSettings,
+    folder: str,
+    device: torch.device,
+    *,
+    without: Iterable[str] = (),
+    ended: Callable[[str], None] = lambda stage: None,
 ) -> Any:
     """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate.
 
     Args:
+        without: parts that are left out; a modular pipeline has all.
         ended: told when a stage is over: read, copy.
+
+    Raises:
+        CannotQuantize: the settings' quantization does not fit the folder, or the device; no weights were read then.
     """
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = _loaded(Path(folder), getattr(torch, settings.dtype))
+    refuse_what_does_not_fit(settings, Path(folder), device)
+    pipe = _loaded(Path(folder), settings, without)
     ended("read")
     pipe.to(device)
     ended("copy")
@@ -74,17 +85,31 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
         text_tokens=settings.max_sequence_length or family.text_tokens(pipe),
         pipeline=type(pipe).__name__,
         uneven=all(splits_unevenly(type(denoiser).__name__) for denoiser in denoisers),
+        quantization=settings.quantization,
         loras=tuple(LoraChoice(name, lora.scale) for name, lora in settings.loras.items()),
     )
 
 
-def _loaded(folder: Path, dtype: torch.dtype) -> Any:
-    name = pipeline_class(folder)
+def _loaded(folder: Path, settings: ModelSettings, without: Iterable[str]) -> Any:
+    name, dtype = pipeline_class(folder), getattr(torch, settings.dtype)
+    family = family_of(name)
+    quantized = configs_of(settings, family, folder)
     if is_modular_folder(folder):
-        return load_modular(folder, family_of(name), dtype)
-    pipe = _class_of(name).from_pretrained(str(folder), dtype=dtype)
-    pipe.set_progress_bar_config(disable=True)
+        pipe = load_modular(folder, family, dtype, quantized)
+    else:
+        how = dict.fromkeys(without) | (_quantized(quantized) if quantized else {})
+        pipe = _class_of(name).from_pretrained(str(folder), dtype=dtype, **how)
+        pipe.set_progress_bar_config(disable=True)
+    if settings.quantization != "none":
+        check_quantized(denoisers_of(pipe), family)
     return pipe
+
+
+def _quantized(configs: dict[str, Any]) -> dict[str, Any]:
+    """As diffusers takes them for the parts of a pipeline."""
+    from diffusers import PipelineQuantizationConfig
+
+    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=configs)}
 
 
 def _class_of(pipeline: str) -> Any:

@@ -22,8 +22,13 @@ def is_modular(pipe: object) -> bool:
     return hasattr(pipe, "load_components") and hasattr(pipe, "blocks")  # its class would have to be imported
 
 
-def load_modular(folder: Path, family: ModelFamily, dtype: torch.dtype) -> Any:
+def load_modular(
+    folder: Path, family: ModelFamily, dtype: torch.dtype, quantized: Mapping[str, Any] | None = None
+) -> Any:
     """The modular pipeline in ``folder`` with the components that its blocks need, all of them from there.
+
+    Args:
+        quantized: by name of a component how it is quantized when it is loaded.
 
     Raises:
         OSError: one is not there, or cannot be loaded.
@@ -40,7 +45,8 @@ def load_modular(folder: Path, family: ModelFamily, dtype: torch.dtype) -> Any:
     missing = [name for name, part in pipe.components.items() if part is None]
     for name in missing:
         # An index may name other repositories, too; what is looked at before the start is in this folder.
-        pipe.load_components(name, pretrained_model_name_or_path=str(folder), subfolder=name, dtype=dtype)
+        how = {"quantization_config": quantized[name]} if quantized and name in quantized else {}
+        pipe.load_components(name, pretrained_model_name_or_path=str(folder), subfolder=name, dtype=dtype, **how)
     if lacks := [name for name in missing if getattr(pipe, name, None) is None]:
         raise OSError(f"{folder}: {', '.join(lacks)} could not be loaded; what diffusers said is in the log")
     _silence(pipe.blocks)
