@@ -25,6 +25,7 @@ from raycache.ingress.auth import read_keys
 from raycache.model_names import ENGINE
 from raycache.models.folder import capabilities_told, folder_faults
 from raycache.models.lora_files import lora_faults
+from raycache.models.quantized_folder import quantization_faults
 from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.capabilities import Capabilities
@@ -127,7 +128,7 @@ def _check_engine(settings: AppSettings) -> None:
         if folder is not None:
             downloaded = settings.model.path in ("demo", "noise") or Path(settings.model.path).expanduser().is_dir()
             faults = folder_faults(folder, weights=downloaded or settings.model.local_files_only)
-            faults += lora_faults(settings.model)
+            faults += lora_faults(settings.model) + quantization_faults(settings.model, folder)
             if faults:
                 raise ValueError("; ".join(faults))
             model = capabilities_told(folder, settings.model.max_sequence_length)

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import replace
 
 from raycache.limits import PRIORITIES, LimitSettings, Priority
-from raycache.presets import load_presets
+from raycache.presets import load_presets, presets_warning
 from raycache.protocol.cache_choice import cache_options, misfit_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
@@ -119,9 +119,11 @@ def _check_ranks(ranks: int, model: Capabilities) -> None:
 
 def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabilities) -> list[str]:
     """What an operator should know of a deployment that works."""
-    warnings = []
+    warnings, own = [], settings.model
     if set(policy.presets) <= {"exact"}:
-        warnings.append(load_presets(settings.model.path, settings.model.presets).source)
+        warnings.append(load_presets(own.path, own.presets, own.quantization).source)
+    if warning := presets_warning(own.path, own.presets, own.quantization):
+        warnings.append(warning)
     if not model.num_blocks:
         warnings.append(f"The cache does not know the blocks of {model.pipeline}: every step computes all of them.")
     if model.kind == "noise":
