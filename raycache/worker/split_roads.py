@@ -8,26 +8,19 @@ and a plan alone is then wrong without a word: :mod:`raycache.worker.split_check
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatch
+from collections.abc import Callable
 from typing import Any
 
-import torch.distributed as dist
 from diffusers.hooks import HookRegistry
 from diffusers.models._modeling_parallel import (
-    ContextParallelConfig,
     ContextParallelInput,
     ContextParallelOutput,
-    ParallelConfig,
 )
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21AttnProcessor
-from torch.distributed.device_mesh import init_device_mesh
 
-from cache_core.para_attention import repair_para_attention
-from raycache.worker.fused_ulysses import fuse_ulysses
+from raycache.worker.split_by import by_diffusers, by_para_attention, config_of
 from raycache.worker.split_heads import SplitHeads
-from raycache.worker.split_hooks import JointMask, SplitAttention, split_by_plan
+from raycache.worker.split_hooks import JointMask, SplitAttention
 from raycache.worker.uneven import TokenSplit
 
 __all__ = ["SPLITS", "by_diffusers", "by_para_attention"]
@@ -40,57 +33,6 @@ _IDS = ContextParallelInput(0, 2)
 _OWN_TIMES = {"timestep": ContextParallelInput(1, 2)}
 #: A transformer that takes places of both streams, as FLUX does.
 _PLACED = {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE}
-
-
-def by_para_attention(transformer: Any) -> None:
-    """With ParaAttention's adapter. Not with its ``parallelize_pipe``, which patches the pipeline's class."""
-    from para_attn.context_parallel.diffusers_adapters import parallelize_transformer
-
-    repair_para_attention()
-    parallelize_transformer(transformer)
-
-
-def by_diffusers(
-    transformer: Any,
-    plan: Mapping[str, Any] | None = None,
-    whole: tuple[str, ...] = (),
-    split: TokenSplit | None = None,
-    streams: Mapping[str, str] | None = None,
-) -> None:
-    """With diffusers' attention, and its plans in hooks of our own, which split tokens that do not divide, too.
-
-    It is what ``enable_parallelism`` does, which divides by the number of accelerators, and a CPU has none.
-
-    Args:
-        plan: what is split and put together where; None is the plan of the transformer's class.
-        whole: patterns of names; attention below them has all tokens on every rank, and sends none.
-        split: what others ask of the split.
-        streams: by patterns of names, the stream within which attention below them stays.
-    """
-    fuse_ulysses()
-    ranks, device = dist.get_world_size(), transformer.device
-    context: Any = ContextParallelConfig(ulysses_degree=ranks)
-    config = ParallelConfig(context_parallel_config=context)
-    mesh = init_device_mesh(device.type, context.mesh_shape, mesh_dim_names=context.mesh_dim_names)
-    config.setup(dist.get_rank(), ranks, device, mesh=mesh)
-    context.split = split or TokenSplit()
-    context.split.join(context._ulysses_mesh.get_group())
-    transformer._parallel_config = config
-    for name, module in transformer.named_modules():
-        processor: Any = getattr(module, "processor", None)
-        if hasattr(processor, "_parallel_config") and not any(fnmatch(name, pattern) for pattern in whole):
-            within = [stream for pattern, stream in (streams or {}).items() if fnmatch(name, pattern)]
-            processor._parallel_config = _config_of(config, context.split.only(within[0])) if within else config
-    split_by_plan(transformer, context, dict(transformer._cp_plan if plan is None else plan))
-
-
-def _config_of(config: ParallelConfig, split: TokenSplit) -> ParallelConfig:
-    """The same ranks, asked of another split."""
-    own, context = copy.copy(config), copy.copy(config.context_parallel_config)
-    asked: Any = context
-    asked.split = split
-    own.context_parallel_config = context
-    return own
 
 
 def _by_places(transformer: Any) -> None:
@@ -194,7 +136,7 @@ def _ltx2(transformer: Any) -> None:
     local = ("attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn")
     by_diffusers(transformer, plan, whole=tuple(f"transformer_blocks.*.{name}" for name in local))
     config = transformer._parallel_config
-    asked = _config_of(config, config.context_parallel_config.split.only("latents", whole_queries=True))
+    asked = config_of(config, config.context_parallel_config.split.only("latents", whole_queries=True))
     for block in transformer.transformer_blocks:
         block.video_to_audio_attn.processor._parallel_config = asked
 
