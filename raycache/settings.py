@@ -44,6 +44,11 @@ class ModelSettings(_Settings):
     )
     local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
     compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
+    text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
+        default="every_rank",
+        description="Where prompts are encoded: by `every_rank`; by `one_rank`, the first, which alone loads the text "
+        "encoders and hands the others what they give; or by that rank on its `cpu`, so that no GPU must hold them.",
+    )
     presets: Path | None = Field(
         default=None, description="Presets file that `raycache.tune` wrote; default: the bundled one for this model."
     )
@@ -90,6 +95,13 @@ class Policy(_Settings):
     def max_timeout_s(self) -> float:
         """The longest deadline that a request may name."""
         return max(self.limits.max_timeout_s, self.request_timeout_s)
+
+    def allowing(self, max_timeout_s: float | None) -> Policy:
+        """This policy with another limit of deadlines; None: as it is."""
+        if max_timeout_s is None:
+            return self
+        limits = self.limits.model_copy(update={"max_timeout_s": max_timeout_s})
+        return self.model_copy(update={"limits": limits})
 
     def changed(self, user_config: dict[str, Any]) -> Policy:
         """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.

@@ -36,7 +36,9 @@ class ModelFamily:
         token_side: pixels a side of what the transformer reads as one image token.
         layers, heads: names in the transformer's config of the numbers of blocks of each stack, and of attention heads.
         text: tokens of a prompt, where neither settings nor the pipeline name a number.
-        tasks: what it can do, and the class of pipeline over the same components that does it.
+        tasks: what it can do, and the class of pipeline over the same components that does it; of a modular pipeline,
+            the workflow of its blocks.
+        left_out: names of those blocks that are not used, nor what they need loaded.
         max_inputs, frame_step, fps, negative_prompt, true_cfg, cfg_calls:
             see :class:`raycache.protocol.capabilities.Capabilities`.
         fixed: arguments of the call that no request chooses.
@@ -53,6 +55,7 @@ class ModelFamily:
     heads: ClassVar[str] = "num_attention_heads"
     text: ClassVar[int] = 512
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": ""}
+    left_out: ClassVar[Sequence[str]] = ()
     max_inputs: ClassVar[int] = 0
     frame_step: ClassVar[int] = 0
     fps: ClassVar[float] = 0.0

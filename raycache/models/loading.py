@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raycache.models.denoisers import blocks_of, denoisers_of
-from raycache.models.folder import pipeline_class, told_by
+from raycache.models.folder import classes_named, is_modular_folder, pipeline_class, told_by
+from raycache.models.modular import load_modular
 from raycache.models.registry import family_of
 from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities, ModelKind
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
 
-__all__ = ["capabilities_of", "load_pipeline"]
+__all__ = ["capabilities_of", "import_pipeline", "load_pipeline"]
 
 
-def load_pipeline(settings: ModelSettings, folder: str, device: torch.device) -> Any:
-    """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate."""
+def import_pipeline(folder: Path) -> None:
+    """Import what loading the pipeline in ``folder`` will need, of diffusers and transformers."""
+    _class_of(pipeline_class(folder))
+    for library, name in classes_named(folder):
+        # What is not there is told when it is loaded.
+        with contextlib.suppress(ImportError, AttributeError, RuntimeError):
+            getattr(import_module(library), name)
+
+
+def load_pipeline(
+    settings: ModelSettings,
+    folder: str,
+    device: torch.device,
+    *,
+    without: Iterable[str] = (),
+    ended: Callable[[str], None] = lambda stage: None,
+) -> Any:
+    """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate.
+
+    Args:
+        without: parts that are left out; a modular pipeline has all.
+        ended: told when a stage is over: read, copy.
+    """
     from diffusers.utils import logging
     from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = (
-        _class_of(pipeline_class(Path(folder))).from_pretrained(folder, dtype=getattr(torch, settings.dtype)).to(device)
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = _loaded(Path(folder), getattr(torch, settings.dtype), without)
+    ended("read")
+    pipe.to(device)
+    ended("copy")
     if settings.compile:
         # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
         for denoiser in denoisers_of(pipe).values():
@@ -57,6 +82,15 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
         uneven=all(splits_unevenly(type(denoiser).__name__) for denoiser in denoisers),
         loras=tuple(LoraChoice(name, lora.scale) for name, lora in settings.loras.items()),
     )
+
+
+def _loaded(folder: Path, dtype: torch.dtype, without: Iterable[str]) -> Any:
+    name = pipeline_class(folder)
+    if is_modular_folder(folder):
+        return load_modular(folder, family_of(name), dtype)
+    pipe = _class_of(name).from_pretrained(str(folder), dtype=dtype, **dict.fromkeys(without))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def _class_of(pipeline: str) -> Any:

@@ -32,7 +32,7 @@ _IDS = ContextParallelInput(0, 2)
 #: One for a token; one for an image has a dimension less, and stays as it is.
 _OWN_TIMES = {"timestep": ContextParallelInput(1, 2)}
 #: A transformer that takes places of both streams, as FLUX does.
-_PLACED = {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE}
+_PLACED: dict[str, Any] = {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE}
 
 
 def _by_places(transformer: Any) -> None:
@@ -65,7 +65,7 @@ def _hunyuan(transformer: Any) -> None:
             "frame in a way of their own, counted over all ranks: it cannot be split; use one rank"
         )
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
-    plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
+    plan: dict[str, Any] = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
     split = TokenSplit()
     # Before the plan's hooks: a later one runs first, and the first block's must have split the text by then.
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
@@ -76,7 +76,7 @@ def _hunyuan(transformer: Any) -> None:
 def _hunyuan_video_15(transformer: Any) -> None:
     """Its attention makes a mask of pairs from the text's; the text's refiner has the whole text on every rank."""
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
-    plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
+    plan: dict[str, Any] = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
     plan["transformer_blocks.*"] = {"attention_mask": ContextParallelInput(1, 2)}
     by_diffusers(transformer, plan, ("context_embedder*",), TokenSplit(outer_masks=True))
 
@@ -84,7 +84,7 @@ def _hunyuan_video_15(transformer: Any) -> None:
 def _ernie(transformer: Any) -> None:
     """One sequence of image and text, tokens first. The mask is of all keys, which stay in order."""
     tokens_first = ContextParallelInput(0, 3)
-    plan = {
+    plan: dict[str, Any] = {
         "pos_embed": {0: ContextParallelInput(1, 4, split_output=True)},
         "layers.0": {"x": tokens_first},
         "layers.*": {"temb": [tokens_first] * 6},
@@ -104,7 +104,7 @@ def _krea2(transformer: Any) -> None:
     """One sequence of text and image. The mask is of all keys, which stay in order."""
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
     last = len(transformer.transformer_blocks) - 1  # behind it the text is cut off
-    plan = {
+    plan: dict[str, Any] = {
         "rotary_emb": rope,
         "transformer_blocks.0": {"hidden_states": _STATES},
         f"transformer_blocks.{last}": _WHOLE,
@@ -148,7 +148,7 @@ def _qwen_image_21(transformer: Any) -> None:
         ValueError: attention is not diffusers' default.
     """
     of_tokens = {"target_token_mask": ContextParallelInput(0, 1)}
-    plan = {"transformer_blocks.0": {"hidden_states": _STATES}, "transformer_blocks.*": of_tokens}
+    plan: dict[str, Any] = {"transformer_blocks.0": {"hidden_states": _STATES}, "transformer_blocks.*": of_tokens}
     plan |= {"norm_out": of_tokens, "proj_out": _WHOLE}
     split = TokenSplit()
     for block in transformer.transformer_blocks:
@@ -171,7 +171,12 @@ def _sd3(transformer: Any) -> None:
 def _wan_vace(transformer: Any) -> None:
     rope = {part: ContextParallelInput(1, 4, split_output=True) for part in (0, 1)}
     control = {"hidden_states": _STATES, "control_hidden_states": _STATES}
-    plan = {"rope": rope, "vace_blocks.0": control, "blocks.0": {"hidden_states": _STATES}, "proj_out": _WHOLE}
+    plan: dict[str, Any] = {
+        "rope": rope,
+        "vace_blocks.0": control,
+        "blocks.0": {"hidden_states": _STATES},
+        "proj_out": _WHOLE,
+    }
     by_diffusers(transformer, plan)
 
 
