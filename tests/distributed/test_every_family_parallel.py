@@ -37,9 +37,6 @@ CASES = [
     ("ltx", "text-to-video"),
     ("ltx", "image-to-video"),
     ("ltx2", "text-to-video"),
-    ("hunyuan-video-1.5", "text-to-video"),
-    ("chroma", "text-to-image"),
-    ("qwen-image-2.1", "text-to-image"),
     ("cogvideox", "text-to-video"),
 ]
 CACHE = FBCacheOptions(warmup_steps=1, residual_diff_threshold=5.0, max_cached_steps=1)

@@ -13,7 +13,6 @@ from diffusers import FluxPipeline
 from cache_core import DBCacheOptions, DBPruneOptions, NoCacheOptions
 from raycache.demo.noise import build_noise_model
 from raycache.gang.agreement import agreed
-from raycache.gang.worker_group import Fault
 from raycache.models.flux import FluxFamily
 from raycache.protocol.tick import Tick, TickReport
 from raycache.worker.active_job import RankContext
