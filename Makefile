@@ -12,7 +12,7 @@ export TRANSFORMERS_VERBOSITY = error
 # Bounds in Serve's proxy, where requests arrive: raycache/front/__init__.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = raycache.front:middlewares
 
-.PHONY: install serve test check lint loadtest bench bench-service clean
+.PHONY: install serve test check lint loadtest bench bench-service bench-gpu clean
 
 install: $(STAMP)
 
@@ -36,7 +36,7 @@ serve: $(RUNTIME)
 test: install
 	status=0; \
 	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 $(PYTEST_ARGS) || status=$$?; \
-	$(BIN)/python -m pytest tests/distributed tests/serving $(PYTEST_ARGS) || status=$$?; \
+	$(BIN)/python -m pytest tests/distributed tests/serving tests/gpu $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
 # Before each commit: no Ray, no model that takes long. `make test` runs all of it.
@@ -56,7 +56,7 @@ bench: install
 	$(BIN)/python -m benchmarks.first_picture
 	$(BIN)/python -m benchmarks.cache_overhead
 	$(BIN)/python -m benchmarks.ulysses
-	$(BIN)/python -m benchmarks.frontier
+	$(BIN)/python -m benchmarks.capacity
 
 # What docs/reliability.md shows: faults, and 500 jobs under faults; then many jobs at once beside one after the other; longer.
 bench-service: install
@@ -65,6 +65,10 @@ bench-service: install
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.many_jobs
 	$(BIN)/python -m benchmarks.waits
+
+# Wants one GPU or more; docs/gpu/README.md.
+bench-gpu: install
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

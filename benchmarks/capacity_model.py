@@ -1,16 +1,24 @@
-"""How long an image takes on a gang, and how many gangs a goal needs: arithmetic with its assumptions on view.
+"""How long an image takes on a gang: arithmetic with its assumptions on view.
 
-An image's seconds on ``r`` ranks are ``serial + f (compute / r + exchange(r))``, where ``f`` is the share of blocks
-computed. Ulysses exchanges queries, keys, values and the attention's output once each per block: each rank holds
-``S x C x 2 / r`` bytes of each and sends ``(r - 1) / r`` of it.
+An image's seconds on ``r`` ranks are ``serial + f (compute / r + exchange(r)) + decisions``, where ``f`` is the share
+of blocks that is computed. Ulysses exchanges queries, keys, values and the attention's output once each per block:
+each rank holds ``S x C x 2 / r`` bytes of each and sends ``(r - 1) / r`` of it. Others send each by itself, ours sends
+two messages to each block: query, key and value are one (`raycache.worker.fused_ulysses`).
+
+Two constants are fitted, by `fit`, on the rows of `benchmarks.published` that say so; the others are held back.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-__all__ = ["FLUX_DEV_1024", "L20", "PUBLISHED", "Machine", "Picture", "Point", "gangs_needed", "seconds", "wait_p95"]
+from benchmarks.published import ROWS, Row
+
+__all__ = ["FLUX_DEV_1024", "L20", "OURS", "THEIRS", "Machine", "Picture", "errors", "fit", "predicted", "seconds"]
+
+#: All-to-alls of a block: those of diffusers' Ulysses attention and ParaAttention's, and ours.
+THEIRS, OURS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -19,13 +27,13 @@ class Machine:
 
     Attributes:
         compute_s: seconds of a whole uncached image's blocks on one of them (measured or published).
-        link_gb_s: GB/s that one rank really sends in an all-to-all.
-        latency_s: seconds an all-to-all takes however little it carries.
+        link_gb_s: GB/s that one rank sends at most.
+        call_s: seconds a collective takes however little it carries.
     """
 
     compute_s: float
     link_gb_s: float
-    latency_s: float = 40e-6
+    call_s: float
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Picture:
 
     Attributes:
         tokens: of text and image together; width: channels; blocks, steps: numbers.
-        serial_s: seconds that do not divide among ranks: text encoders, decoder, embedders.
+        serial_s: seconds that neither ranks nor caches make less: encoders, decoder, embedders, Python around steps.
     """
 
     tokens: int
@@ -49,81 +57,83 @@ class Picture:
         return 4 * self.blocks * self.steps * each / 1e9
 
 
-#: FLUX.1-dev, 1024 x 1024, 28 steps. T5 and CLIP encode in 0.2 s, the VAE decodes in 0.4 s on an L20 (estimates).
-FLUX_DEV_1024 = Picture(tokens=4096 + 512, width=3072, blocks=57, steps=28, serial_s=0.6)
+#: FLUX.1-dev, 1024 x 1024, 28 steps. ``serial_s`` is fitted.
+FLUX_DEV_1024 = Picture(tokens=4096 + 512, width=3072, blocks=57, steps=28, serial_s=1.40)
 
-#: NVIDIA L20: 24.85 s an image (cache-dit's published baseline) less what is serial. PCIe 4.0 x16 carries 31.5 GB/s
-#: one way; four ranks that send at once through one host reach about two thirds of it (an assumption, not a fit).
-L20 = Machine(compute_s=24.85 - 0.6, link_gb_s=21.0)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A published latency. ``factor`` is what compilation and quantisation do to one GPU's compute, as published."""
-
-    name: str
-    ranks: int
-    published_s: float
-    factor: float = 1.0
-    computed: float = 1.0
+#: NVIDIA L20: 24.85 s an image (cache-dit 0.2.2) less what is serial. The link is what PCIe 4.0 x16 carries one way,
+#: not fitted. ``call_s`` is fitted.
+L20 = Machine(compute_s=24.85 - FLUX_DEV_1024.serial_s, link_gb_s=31.5, call_s=41e-6)
 
 
-#: L20, FLUX.1-dev, 1024 x 1024, 28 steps. Factors from the one-GPU figures of the same sources: compile 20.3 / 24.85;
-#: FP8 with FBCache 7.56 / 13.78; the share FBCache 0.12 computes, 13.78 / 26.36.
-PUBLISHED = (
-    Point("Ulysses 2", 2, 13.87),
-    Point("Ulysses 2 + compile", 2, 12.21, factor=20.3 / 24.85),
-    Point("Ulysses 4", 4, 8.22),
-    Point("Ulysses 4 + compile", 4, 7.27, factor=20.3 / 24.85),
-    Point("Ulysses 2 + compile + FP8 + FBCache 0.12", 2, 4.92, factor=7.56 / 13.78, computed=13.78 / 26.36),
-    Point("Ulysses 4 + compile + FP8 + FBCache 0.12", 4, 3.90, factor=7.56 / 13.78, computed=13.78 / 26.36),
-)
-
-
-def seconds(picture: Picture, machine: Machine, ranks: int, *, computed: float = 1.0, factor: float = 1.0) -> float:
+def seconds(
+    picture: Picture,
+    machine: Machine,
+    ranks: int,
+    *,
+    computed: float = 1.0,
+    factor: float = 1.0,
+    messages: int = OURS,
+    message: float = 1.0,
+    decisions: int = 0,
+) -> float:
     """Seconds of an image on a gang of ``ranks`` with nothing waiting.
 
     Args:
         computed: share of blocks computed, from a report.
-        factor: of one GPU's compute time, for compilation and quantisation.
+        factor: of one GPU's compute time, for compilation and quantization.
+        messages: all-to-alls of a block; message: their bytes as a part of bfloat16's.
+        decisions: collectives that agree on what is cached, of the whole image.
     """
-    exchange = 0.0
+    exchange = agreement = 0.0
     if ranks > 1:
-        calls = 4 * picture.blocks * picture.steps
-        exchange = picture.exchanged_gb(ranks) / machine.link_gb_s + calls * machine.latency_s
-    return picture.serial_s + computed * (factor * machine.compute_s / ranks + exchange)
+        calls = messages * picture.blocks * picture.steps
+        exchange = message * picture.exchanged_gb(ranks) / machine.link_gb_s + calls * machine.call_s
+        agreement = decisions * machine.call_s
+    return picture.serial_s + computed * (factor * machine.compute_s / ranks + exchange) + agreement
 
 
-def wait_p95(per_second: float, service_s: float, gangs: int) -> float:
-    """Seconds that 95 % of requests wait at most, for Poisson arrivals and a service time that hardly varies.
+def predicted(row: Row, picture: Picture = FLUX_DEV_1024, machine: Machine = L20) -> float:
+    """Seconds by the model for what a source did, from that source's own figures of one GPU.
 
-    Erlang's C says how many wait at all. Those wait ``S / (2 c (1 - rho))`` in the mean (half as long as with service
-    times that vary exponentially; exact for one gang), and an exponential tail is assumed: ``ln(20 C)`` times that
-    mean, nothing where fewer than 5 % wait. Beside a simulation it is off by less than 0.3 S / c, for one gang that is
-    busy a fifth of the time or more on the long side. Infinite when the gangs cannot keep up.
+    Raises:
+        ValueError: if the row names neither an uncached figure of one GPU nor a cached one with its share.
     """
-    load = per_second * service_s / gangs
-    if load >= 1:
-        return math.inf
-    waiting = _erlang_c(per_second * service_s, gangs)
-    if waiting <= 0.05:
-        return 0.0
-    return math.log(20 * waiting) * service_s / (2 * gangs * (1 - load))
+    serial = picture.serial_s
+    if row.share is not None:
+        share = row.share
+    elif row.alone_s is not None and row.cached_alone_s is not None:
+        share = (row.cached_alone_s - serial) / (row.alone_s - serial)
+    else:
+        raise ValueError(f"{row.what}: the share of blocks computed, or both figures of one GPU, must be known")
+    if row.cached_alone_s is not None:
+        compute_s = (row.cached_alone_s - serial) / share
+    elif row.alone_s is not None:
+        compute_s = row.alone_s - serial
+    else:
+        raise ValueError(f"{row.what}: a figure of one GPU must be known")
+    return seconds(
+        replace(picture, tokens=row.tokens),
+        replace(machine, compute_s=compute_s),
+        row.ranks,
+        computed=share,
+        messages=THEIRS,
+        message=row.message,
+        decisions=row.decisions,
+    )
 
 
-def _erlang_c(offered: float, gangs: int) -> float:
-    """Share of requests that find every gang busy; ``offered`` is arrivals times service time, below ``gangs``."""
-    lost = 1.0  # Erlang's B, gang by gang
-    for k in range(1, gangs + 1):
-        lost = offered * lost / (k + offered * lost)
-    return lost / (1 - offered / gangs * (1 - lost))
+def errors(rows: Sequence[Row], picture: Picture = FLUX_DEV_1024, machine: Machine = L20) -> list[float]:
+    """Predicted over published less one, of each row."""
+    return [predicted(row, picture, machine) / row.published_s - 1 for row in rows]
 
 
-def gangs_needed(per_minute: float, goal_s: float, service_s: float) -> int | None:
-    """Gangs that answer 95 % of ``per_minute`` images within ``goal_s`` seconds; None if one image takes longer."""
-    if service_s >= goal_s:
-        return None
-    gangs = 1
-    while service_s + wait_p95(per_minute / 60, service_s, gangs) > goal_s:
-        gangs += 1
-    return gangs
+def fit(rows: Sequence[Row] = tuple(row for row in ROWS if row.fitted)) -> tuple[float, float]:
+    """``serial_s`` and ``call_s`` with the least squares of relative errors over ``rows``; neither may be negative."""
+    from scipy.optimize import least_squares
+
+    def of(constants: Sequence[float]) -> list[float]:
+        picture = replace(FLUX_DEV_1024, serial_s=constants[0])
+        return errors(rows, picture, replace(L20, call_s=constants[1] / 1e6))
+
+    serial_s, call_us = least_squares(of, [1.0, 50.0], bounds=([0, 0], [5, 1000]), x_scale=[1.0, 50.0]).x
+    return float(serial_s), float(call_us) / 1e6

@@ -1,9 +1,8 @@
-"""Latency against throughput: the same GPUs as many small gangs or few large ones.
+"""Latency against throughput: the machine at hand as many small gangs or few large ones.
 
-    python -m benchmarks.frontier [--measure] [--per-minute 12 --goal 20] [--out TABLE.md]
+    python -m benchmarks.frontier [--out TABLE.md]
 
-Predicts 4 x L20 from one GPU's block time, the all-to-all volume and the link's speed, beside every published number;
-with ``--measure`` draws on 4 gangs of 1, 2 of 2 and 1 of 4 ranks on the machine at hand, too.
+Draws on 4 gangs of 1, 2 of 2 and 1 of 4 ranks. What L20s would do is predicted by `benchmarks.capacity`.
 """
 
 from __future__ import annotations
@@ -17,57 +16,22 @@ from pathlib import Path
 import typer
 import yaml
 
-from benchmarks.capacity_model import FLUX_DEV_1024, L20, PUBLISHED, gangs_needed, seconds
-from benchmarks.report import Table, machine, write
+from benchmarks.report import machine, show_table
 
 _SHAPES = ((4, 1), (2, 2), (1, 4))
 
 
 def main(
-    measure: bool = typer.Option(False, help="draw on this machine, too"),
     config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="what to draw with"),
     size: str = typer.Option("128x128"),
     steps: int = typer.Option(12, min=2),
     rounds: int = typer.Option(3, min=2, help="images per gang"),
-    per_minute: float = typer.Option(12.0, min=0.01, help="images asked for a minute"),
-    goal: float = typer.Option(20.0, min=0.1, help="seconds within which 95 % must be answered"),
-    computed: float = typer.Option(0.6, min=0.01, max=1, help="share of blocks computed (a report's fraction)"),
-    factor: float = typer.Option(20.3 / 24.85, help="of compute time, by compilation and quantisation"),
-    out: Path | None = typer.Option(None, help="write the tables here as Markdown too"),
+    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
 ) -> None:
-    """Print the tables."""
-    tables = [Table("Predicted beside published: L20, FLUX.1-dev, 1024x1024, 28 steps", _HEAD, list(_published()))]
-    title = (
-        f"Four L20, {computed:.0%} of blocks computed, compute x {factor:.2f}; {per_minute:g} a minute in {goal:g} s"
-    )
-    tables.append(Table(title, _PLAN, list(_plans(computed, factor, per_minute, goal))))
-    for table in tables:
-        table.show()
-    if measure:
-        rows = list(_measured(config, size, steps, rounds))
-        title = f"Measured: {config.name}, {size}, {steps} steps, no cache; {machine()}"
-        tables.append(Table(title, ("gangs x ranks", "seconds a picture", "pictures a minute"), rows))
-        tables[-1].show()
-    write(out, *tables)
-
-
-_HEAD = ("what", "published s", "predicted s", "error")
-_PLAN = ("gangs x ranks", "seconds a picture", "pictures a minute", "gangs for the goal", "GPUs for the goal")
-
-
-def _published() -> Iterator[tuple[str, ...]]:
-    for point in PUBLISHED:
-        predicted = seconds(FLUX_DEV_1024, L20, point.ranks, computed=point.computed, factor=point.factor)
-        error = predicted / point.published_s - 1
-        yield point.name, f"{point.published_s:.2f}", f"{predicted:.2f}", f"{error:+.1%}"
-
-
-def _plans(computed: float, factor: float, per_minute: float, goal: float) -> Iterator[tuple[str, ...]]:
-    for gangs, ranks in _SHAPES:
-        each = seconds(FLUX_DEV_1024, L20, ranks, computed=computed, factor=factor)
-        needed = gangs_needed(per_minute, goal, each)
-        counts = ("never", "never") if needed is None else (str(needed), str(needed * ranks))
-        yield f"{gangs} x {ranks}", f"{each:.2f}", f"{60 * gangs / each:.1f}", *counts
+    """Print the table."""
+    rows = list(_measured(config, size, steps, rounds))
+    title = f"Measured: {config.name}, {size}, {steps} steps, no cache; {machine()}"
+    show_table(title, ("gangs x ranks", "seconds a picture", "pictures a minute"), rows, out)
 
 
 def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, ...]]:

@@ -116,7 +116,8 @@ def _row(
     if recovered:
         recovery = engines(url)[0]["gang"]["last_recovery"]
         stages = recovery["stages"]
-        rebuild, load = stages["processes"] + stages["rendezvous"], stages["model"] + stages["warm-up"]
+        rebuild = stages["processes"] + stages["rendezvous"] + stages["import"]
+        load = sum(stages.values()) - rebuild
         seconds = (recovery["noticed_at"] - at, recovery["killed_s"], rebuild, load)
         times = [f"{value:.2f}" for value in seconds]
     answer = "-" if under is None else f"{under.at - at:.1f} ({under.status})"

@@ -81,7 +81,7 @@ def taught(machine: Machine, jobs: Sequence[JobState], rng: random.Random) -> Le
 
 def trace(machine: Machine, length_s: float, load: float, rng: random.Random) -> list[JobState]:
     """Poisson arrivals of a mix of jobs that keep one job at a time busy for ``load`` of the time, and two bursts."""
-    kinds = [_job(machine, *kind[:3]) for kind in _MIX]
+    kinds = [job_of(machine, *kind[:3]) for kind in _MIX]
     weights = [kind[3] for kind in _MIX]
     mean_s = statistics.fmean(
         left_s(kind, machine) for kind, weight in zip(kinds, weights, strict=True) for _ in range(weight)
@@ -95,7 +95,8 @@ def trace(machine: Machine, length_s: float, load: float, rng: random.Random) ->
     return [replace(kind, id=f"{i:04d}", arrived=at) for i, (at, kind) in enumerate(arrivals)]
 
 
-def _job(machine: Machine, side: int, steps: int, caller: str) -> JobState:
+def job_of(machine: Machine, side: int, steps: int, caller: str) -> JobState:
+    """A job that has not come yet: a square image of so many pixels a side, 60 % of its blocks computed."""
     tokens = float(side**2 // 256 + _TEXT_TOKENS)
     return JobState(
         id="", arrived=0.0, shape=side, calls=steps, tokens=tokens, joins="dbcache", caller=caller, share=0.6

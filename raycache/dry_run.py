@@ -25,6 +25,7 @@ from raycache.ingress.auth import read_keys
 from raycache.model_names import ENGINE
 from raycache.models.folder import capabilities_told, folder_faults
 from raycache.models.lora_files import lora_faults
+from raycache.models.quantized_folder import quantization_faults
 from raycache.models.registry import family_of, own_model
 from raycache.models.source import ModelNotFound, model_outline
 from raycache.protocol.capabilities import Capabilities
@@ -32,6 +33,7 @@ from raycache.protocol.errors import RequestError
 from raycache.protocol.resolve import check_deployment
 from raycache.protocol.sizes import check_size
 from raycache.settings import AppSettings, ServiceSettings
+from raycache.store.folder_check import check_folder
 
 __all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]
 
@@ -50,14 +52,11 @@ class CannotWork(RayServeException, ValueError):
 
 @dataclass
 class Findings:
-    """What speaks against the settings on one node: for an ingress there, and for engines there, by their model."""
+    """What speaks against the settings on one node: for an ingress or a store there, for engines by their model."""
 
     ingress: list[str] = field(default_factory=list)
+    store: list[str] = field(default_factory=list)
     engines: dict[str, list[str]] = field(default_factory=dict)
-
-    def of(self, model: str | None) -> list[str]:
-        """For engines of a model; None: for an ingress."""
-        return self.ingress if model is None else self.engines.get(model, [])
 
 
 def refuse_what_cannot_work(settings: ServiceSettings, bundles: Mapping[str, Sequence[Bundle]]) -> None:
@@ -73,7 +72,7 @@ def refuse_what_cannot_work(settings: ServiceSettings, bundles: Mapping[str, Seq
     _refuse(_of_model(settings, one, wrong) for one in settings.engines for wrong in _contradictions(one))
     if not ray.is_initialized():  # `serve run` of an application object: the cluster comes later
         here = look_here(settings)
-        _refuse([*(wrong for one in here.engines.values() for wrong in one), *here.ingress])
+        _refuse([*(wrong for one in here.engines.values() for wrong in one), *here.ingress, *here.store])
         return
     if problem := check_port():
         raise CannotWork(problem)
@@ -84,17 +83,22 @@ def refuse_what_cannot_work(settings: ServiceSettings, bundles: Mapping[str, Seq
         _refuse(_lacking(settings, bundles, front, list(nodes.values())))
     found = _look(settings, list(nodes))
     for model, asked in bundles.items():
-        _agree(found, model, [name for name, node in nodes.items() if shortage(asked, [node]) is None])
-    _agree(found, None, [name for name, node in nodes.items() if shortage(front, [node]) is None])
+        _agree("engine", {node: found[node].engines.get(model, []) for node in _places(asked, nodes) if node in found})
+    _agree("ingress", {node: found[node].ingress for node in _places(front, nodes) if node in found})
+    if settings.store:
+        places = _places([{"CPU": settings.store.num_cpus}], nodes)
+        _agree("store", {node: found[node].store for node in places if node in found})
 
 
 def look_here(settings: ServiceSettings) -> Findings:
-    """What speaks against the settings on this node: models, presets and keys as they are here."""
+    """What speaks against the settings on this node: models, presets, keys and the store's folder as they are here."""
     engines = {}
     for one in settings.engines:
         wrong = _said(partial(_check_engine, one))
         engines[one.model.name] = [_of_model(settings, one, reason) for reason in wrong]
-    return Findings(ingress=_said(lambda: _check_ingress(settings)), engines=engines)
+    store = settings.store
+    kept = _said(lambda: check_folder(store.folder)) if store else []
+    return Findings(ingress=_said(lambda: _check_ingress(settings)), store=kept, engines=engines)
 
 
 def _lacking(
@@ -124,7 +128,7 @@ def _check_engine(settings: AppSettings) -> None:
         if folder is not None:
             downloaded = settings.model.path in ("demo", "noise") or Path(settings.model.path).expanduser().is_dir()
             faults = folder_faults(folder, weights=downloaded or settings.model.local_files_only)
-            faults += lora_faults(settings.model)
+            faults += lora_faults(settings.model) + quantization_faults(settings.model, folder)
             if faults:
                 raise ValueError("; ".join(faults))
             model = capabilities_told(folder, settings.model.max_sequence_length)
@@ -182,7 +186,7 @@ def _look(settings: ServiceSettings, nodes: Iterable[str]) -> dict[str, Findings
         try:
             found[there[ref]] = ray.get(ref)
         except RayError as error:
-            logger.warning("Node %s could not look at models and keys: %s", there[ref], error)
+            logger.warning("Node %s could not look at models, keys and folders: %s", there[ref], error)
     return found
 
 
@@ -191,10 +195,17 @@ def _look_there(settings: ServiceSettings) -> Findings:
     return look_here(settings)
 
 
-def _agree(found: Mapping[str, Findings], model: str | None, places: Sequence[str]) -> None:
-    """Refuse when every node that could hold an engine of ``model`` objects; say it when some do. None: an ingress."""
-    said = {node: found[node].of(model) for node in places if node in found}
-    who = "ingress" if model is None else "engine"
+def _places(bundles: Sequence[Bundle], nodes: Mapping[str, Bundle]) -> list[str]:
+    """The nodes that could hold all of ``bundles``."""
+    return [name for name, node in nodes.items() if shortage(bundles, [node]) is None]
+
+
+def _agree(who: str, said: Mapping[str, Sequence[str]]) -> None:
+    """Refuse when every node that could hold one of ``who`` objects; say it when some do.
+
+    Args:
+        said: by each such node what speaks against it there.
+    """
     objections = {node: reasons for node, reasons in said.items() if reasons}
     for node, reasons in objections.items():
         if len(objections) < len(said):

@@ -14,6 +14,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from raycache.metric_specs import Spec, Specified
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import GangStatus
+from raycache.store_metrics import StoreMetrics
 
 __all__ = ["SPECS", "IngressMetrics", "Metrics"]
 
@@ -214,4 +215,4 @@ class IngressMetrics(Specified):
 
 
 #: All of them, in the order of the documents.
-SPECS = (*Metrics.specs, *IngressMetrics.specs)
+SPECS = (*Metrics.specs, *IngressMetrics.specs, *StoreMetrics.specs)

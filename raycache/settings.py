@@ -21,6 +21,7 @@ from raycache.lora_settings import LoraName, LoraSettings
 from raycache.model_names import ENGINE, ModelNames, deployment_name, wrong_names
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
+from raycache.quantization import Quantization, card_misfit, dtype_misfit
 from raycache.size import Size
 from raycache.store_settings import StoreSettings
 from raycache.strict import Strict as _Settings
@@ -43,6 +44,16 @@ class ModelSettings(_Settings):
         default=None, description="Where hub downloads and the noise model are kept; default: the hub's own cache."
     )
     local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
+    quantization: Quantization = Field(
+        default="none",
+        description="Of the linear layers in the transformers' blocks, by torchao: weights alone (`int8_weight`, "
+        "`fp8_weight`) or the activations, too (`int8`, `fp8`). A folder that `raycache.quantize` made must be named "
+        "with what it was made with. Needs `pip install 'raycache[quant]'`, and `fp8` an L4, L20, L40S, H100 or later.",
+    )
+    quantize_text_encoder: bool = Field(
+        default=False,
+        description="Quantize the weights of the text encoders, too: with 8-bit floats or integers, as `quantization`.",
+    )
     compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
     text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
         default="every_rank",
@@ -64,6 +75,19 @@ class ModelSettings(_Settings):
         ge=1,
         description="Bytes of loaded LoRAs on each rank; beyond it those used least lately are put away.",
     )
+
+    @model_validator(mode="after")
+    def _can_be_quantized(self) -> Self:
+        if wrong := dtype_misfit(self.quantization, self.dtype):
+            raise ValueError(wrong)
+        if self.quantize_text_encoder and self.quantization == "none":
+            raise ValueError("model.quantize_text_encoder needs model.quantization: it says with which 8 bits")
+        if self.quantize_text_encoder and self.text_encoders != "every_rank":
+            raise ValueError(
+                f"model.quantize_text_encoder is for text encoders on every rank, not for text_encoders: "
+                f"{self.text_encoders}, which takes them off the GPUs: leave one of the two out"
+            )
+        return self
 
 
 class WarmupShape(_Settings):
@@ -95,6 +119,13 @@ class Policy(_Settings):
     def max_timeout_s(self) -> float:
         """The longest deadline that a request may name."""
         return max(self.limits.max_timeout_s, self.request_timeout_s)
+
+    def allowing(self, max_timeout_s: float | None) -> Policy:
+        """This policy with another limit of deadlines; None: as it is."""
+        if max_timeout_s is None:
+            return self
+        limits = self.limits.model_copy(update={"max_timeout_s": max_timeout_s})
+        return self.model_copy(update={"limits": limits})
 
     def changed(self, user_config: dict[str, Any]) -> Policy:
         """This policy with some fields replaced; ``defaults``, ``limits`` and ``presets`` field by field.
@@ -129,6 +160,13 @@ class EngineSettings(_Settings):
     def engines_kept(self) -> int:
         """Engines that are there while nothing is asked."""
         return self.autoscaling.min_replicas if self.autoscaling else self.num_replicas
+
+    @model_validator(mode="after")
+    def _ranks_can_compute_with_it(self) -> Self:
+        parallel = self.parallel
+        if self.model and (wrong := card_misfit(self.model.quantization, parallel.device, parallel.accelerator_type)):
+            raise ValueError(wrong)
+        return self
 
     @model_validator(mode="after")
     def _one_number_of_engines(self) -> Self:
@@ -232,7 +270,7 @@ class AppSettings(ServiceSettings):
         keep = {"max_queued_requests", "max_queued_seconds", "request_timeout_s"}
         return Policy(
             cache=self.cache,
-            presets=load_presets(self.model.path, self.model.presets).presets,
+            presets=load_presets(self.model.path, self.model.presets, self.model.quantization).presets,
             defaults=self.defaults,
             limits=self.limits,
             **self.reliability.model_dump(include=keep),

@@ -18,14 +18,20 @@ class StoreSettings(Strict):
     """Jobs that outlive the connection which asked for them: videos, and images asked for asynchronously."""
 
     folder: Path = Field(
-        description="Where jobs and results are kept, made if it is not there. On several nodes a shared folder; one "
-        "service each."
+        description="Where jobs and results are kept: a whole path, made if it is not there, but not its parents. On "
+        "several nodes a shared folder; one service each."
     )
     expires_s: float = Field(default=86_400.0, gt=0, description="Seconds for which a job is kept once it is over.")
     timeout_s: float = Field(
         default=86_400.0,
         gt=0,
         description="Seconds from its arrival in which a job that names no `timeout_s` must end.",
+    )
+    max_timeout_s: float = Field(
+        default=604_800.0,
+        gt=0,
+        description="`timeout_s` of a kept job, in place of `limits.max_timeout_s`; `store.timeout_s`, where that "
+        "is more.",
     )
     max_jobs: int = Field(default=1000, ge=1, description="Jobs kept, whatever their state; one more is answered 507.")
     max_bytes: int = Field(default=20 << 30, ge=1, description="Bytes of all results; once reached, new jobs get 507.")
@@ -48,3 +54,8 @@ class StoreSettings(Strict):
         description="Constant rate factor, less is better and larger; null = 18 for h264, 28 for vp9, 30 for av1.",
     )
     num_cpus: float = Field(default=0.5, gt=0, description="CPUs reserved for the store; encoding videos uses them.")
+
+    @property
+    def longest_timeout_s(self) -> float:
+        """The longest deadline that a kept job may name, or have without naming one."""
+        return max(self.max_timeout_s, self.timeout_s)

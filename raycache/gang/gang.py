@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from raycache.gang.costs import Costs
 from raycache.gang.incarnation import Incarnation
 from raycache.gang.outlook import Outlook
 from raycache.gang.queue import JobHandle, JobQueue
+from raycache.gang.rank_processes import RankProcesses
 from raycache.gang.recovery import Restarts, retry_decision
 from raycache.gang.states import GangLifecycle, GangState
 from raycache.gang.worker_group import HEARTBEAT_S, Fault
@@ -59,13 +60,14 @@ class Gang:
         first_bundle: int = 0,
         on_tick: Callable[[TickReport], None] | None = None,
     ) -> None:
-        self._settings, self._placement_group = settings, placement_group
-        self._name, self._first_bundle, self._queue = name, first_bundle, JobQueue()
+        self._settings, self._name, self._queue = settings, name, JobQueue()
+        self._processes = RankProcesses(settings, placement_group, first_bundle, name)
         self._on_tick = on_tick
         self.costs = Costs()
         self._life: Incarnation | None = None
         self._source: ModelSource | None = None
         self._model: Capabilities | None = None
+        self._stages: dict[str, float] = {}
         self._jobs = ActiveJobs(self.costs, rules_of(settings))
         self._lifecycle, self._restarts, self._rebuilds = GangLifecycle(), Restarts(settings.reliability), Rebuilds()
         self._retries: Counter[str] = Counter()  # by kind of fault
@@ -119,6 +121,7 @@ class Gang:
             ranks=life.ranks() if life else [],
             faults=self._restarts.faults[-10:],
             last_recovery=self._restarts.last,
+            stages=self._stages,
             ready_in_s=0.0 if self._lifecycle.broken else self._rebuilds.left_s(),
         )
 
@@ -171,6 +174,7 @@ class Gang:
             try:
                 if self._life is not None:
                     self._life.end()
+                self._processes.end()
             finally:
                 self._started.set_exception(error)
             return
@@ -222,15 +226,17 @@ class Gang:
                 _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id, extra=about(handle.job))
 
     def _spawn(self) -> None:
-        began, settings, where = time.monotonic(), self._settings, (self._placement_group, self._first_bundle)
+        began, settings = time.monotonic(), self._settings
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
         # While ranks load or work deadlines still count, also of jobs that are to be run again.
-        self._life = Incarnation(settings, *where, self._name, self._queue.drop_late, self.costs)
+        self._life = Incarnation(settings, self._processes, self._name, self._queue.drop_late, self.costs)
         self._source, self._model = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
         self._jobs.begin(self._life.ticks, self._life.free_bytes)
         self._lifecycle.enter(GangState.READY)
-        _logger.info("Gang %s: %s ready in %.1f s", self._name, self._model, load_s)
+        self._stages = self._life.stages
+        _logger.info("Gang %s: %s ready in %.1f s (%s)", self._name, self._model, load_s, _told(self._stages))
+        self._processes.keep_spares(self._life.gpus, self._source)
 
     def _recover(self, fault: Fault) -> bool:
         """Kill all ranks and build the gang anew, in the same placement group; False when it gives up."""
@@ -261,7 +267,12 @@ class Gang:
         self._lifecycle.enter(GangState.CLOSING)
         try:
             self._alive.end()
+            self._processes.end()
         finally:
             self._lifecycle.break_down(f"gang {self._name} is shut down")
             for handle in self._queue.close():
                 handle.end(GangRestarting(self._lifecycle.why, self._rebuilds.replaced_s))
+
+
+def _told(stages: Mapping[str, float]) -> str:
+    return ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.items())

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 
 from raycache.gang.agreement import agreed, of_all
 from raycache.gang.costs import Costs, work_of
+from raycache.gang.rank_processes import RankProcesses
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.gang.warmup import WarmUp, warm_ups
 from raycache.gang.worker_group import HEARTBEAT_S, Fault, WorkerGroup
@@ -40,8 +41,7 @@ class Incarnation:
 
     Args:
         settings: the application's.
-        placement_group: reserved for the gang; None = anywhere.
-        first_bundle: where the gang's bundles begin in it.
+        processes: where those of the ranks come from.
         name: of the gang, for logs.
         tick: called about every :data:`HEARTBEAT_S` while ranks load or work.
         costs: what the gang has learned in earlier lives, and learns in this one.
@@ -53,15 +53,14 @@ class Incarnation:
     def __init__(
         self,
         settings: AppSettings,
-        placement_group: Any,
-        first_bundle: int,
+        processes: RankProcesses,
         name: str,
         tick: Callable[[], None],
         costs: Costs | None = None,
     ) -> None:
         self._settings, self._name, self._tick = settings, name, tick
         self._costs = Costs() if costs is None else costs
-        self._actors = WorkerGroup(settings, placement_group, first_bundle, name)
+        self._actors = WorkerGroup(settings, processes, name)
         # Its own: new ranks may compile everything again.
         self.timeouts = StepTimeouts(settings.reliability, self._costs, compiles=settings.model.compile)
         self._warmup_s = 0.0
@@ -91,8 +90,14 @@ class Incarnation:
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds that :meth:`assemble` took, by stage."""
-        return {**self._actors.stages, "warm-up": self._warmup_s}
+        """Seconds that :meth:`assemble` took, by stage; compiling is done while the first images are drawn."""
+        stages = self._actors.stages
+        return {**stages, "warm-up": max(0.0, self._warmup_s - stages.get("compile", 0.0))}
+
+    @property
+    def gpus(self) -> list[Sequence[str]]:
+        """Of each rank, as Ray numbers them on its node."""
+        return self._actors.gpus
 
     def send(self, tick: Tick) -> None:
         """Let all ranks carry out ``tick``, after those that were sent before it."""

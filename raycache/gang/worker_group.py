@@ -7,29 +7,22 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import psutil
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raycache.gang.cpu_wait import cpu_wait_s
 from raycache.gang.hang_detector import HangDetector
-from raycache.gang.placement import rank_bundle_index
-from raycache.gang.stacks import StacksFile
+from raycache.gang.rank_processes import RankProcesses, end_processes
 from raycache.protocol.capabilities import Capabilities, ModelSource
 from raycache.protocol.heartbeat import Heartbeat
 from raycache.protocol.job_errors import GangStartError
 from raycache.protocol.tick import Tick
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
-from raycache.worker.actor import start_rank
-
-if TYPE_CHECKING:
-    from raycache.worker.actor import RankHandle
 
 __all__ = ["HEARTBEAT_S", "Fault", "WorkerGroup"]
 
@@ -49,48 +42,24 @@ class Fault(Exception):
         self.kind = kind
 
 
-@dataclass
-class _Worker:
-    """One rank's actor, the file for its stacks, and the heartbeat it was asked for at ``asked_at``, if any."""
-
-    actor: RankHandle
-    stacks: StacksFile
-    asked: ray.ObjectRef[Heartbeat] | None = None
-    asked_at: float = 0.0
-
-
 class WorkerGroup:
     """One set of rank actors. Used by the gang's thread only, but for :attr:`detector`, which anyone may read.
 
     Args:
         settings: the application's.
-        placement_group: reserved for the gang; None = anywhere.
-        first_bundle: where the gang's bundles begin in it.
+        processes: where those of the ranks come from.
         name: of the gang, for logs.
 
     Attributes:
+        stages: seconds that :meth:`load` and :meth:`settle` took, by stage.
         detector: what each rank said last, and which one hangs.
     """
 
-    def __init__(self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str) -> None:
-        self._settings, self._name = settings, name
-        world = settings.parallel.ranks_per_replica
-        self._workers: list[_Worker] = []
-        for rank in range(world):
-            options: dict[str, Any] = {
-                "num_cpus": settings.parallel.rank_cpus,
-                "num_gpus": settings.parallel.gpus_per_rank,
-            }
-            if placement_group is not None:
-                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                    placement_group, placement_group_bundle_index=rank_bundle_index(rank, first_bundle)
-                )
-            stacks = StacksFile()
-            self._workers.append(_Worker(start_rank(options, settings, rank, stacks.path), stacks))
-        #: Seconds that :meth:`load` took, by stage; "processes" is mostly Python importing its libraries.
+    def __init__(self, settings: AppSettings, processes: RankProcesses, name: str) -> None:
+        self._settings, self._name, self._workers = settings, name, processes.take()
         self.stages: dict[str, float] = {}
         floor_s = settings.reliability.watchdog_floor_s
-        self.detector = HangDetector(world, floor_s, cpu_wait_s, time.monotonic())
+        self.detector = HangDetector(len(self._workers), floor_s, cpu_wait_s, time.monotonic())
 
     def load(
         self, source: ModelSource | None, tick: Callable[[], None], timeout_s: float
@@ -116,18 +85,25 @@ class WorkerGroup:
         port = self._all([actors[0].open_store.remote()], deadline, "open the rendezvous", tick)[0]
         self._all([actor.join.remote(port) for actor in actors], deadline, "join the process group", tick)
         joined = time.monotonic()
-        models = self._all([actor.load.remote(*source) for actor in actors], deadline, "load the model", tick)
+        loaded = self._all([actor.load.remote(*source) for actor in actors], deadline, "load the model", tick)
         heartbeats = self._all([actor.heartbeat.remote() for actor in actors], deadline, "answer", tick)
-        now = time.monotonic()
-        self.stages = {"processes": started - began, "rendezvous": joined - started, "model": now - joined}
-        self.detector.loaded(heartbeats, now)
-        return source, models[0]
+        # Of each stage the slowest rank's seconds: the others wait for it somewhere.
+        slowest = {stage: max(each.stages[stage] for each in loaded) for stage in loaded[0].stages}
+        self.stages = {"processes": started - began, "rendezvous": joined - started, **slowest}
+        self.detector.loaded(heartbeats, time.monotonic())
+        return source, loaded[0].model
 
     def settle(self, tick: Callable[[], None]) -> int | None:
         """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`. Returns the least that is free."""
         actors = [worker.actor for worker in self._workers]
-        free = self._all([actor.settle.remote() for actor in actors], time.monotonic() + 60, "settle", tick)
-        return min((each for each in free if each is not None), default=None)
+        settled = self._all([actor.settle.remote() for actor in actors], time.monotonic() + 60, "settle", tick)
+        self.stages["compile"] = max(each.compile_s for each in settled)
+        return min((each.free_bytes for each in settled if each.free_bytes is not None), default=None)
+
+    @property
+    def gpus(self) -> list[Sequence[str]]:
+        """Of each rank, as Ray numbers them on its node; of ranks that were heard."""
+        return [rank.known.gpus for rank in self.detector.ranks]
 
     def tick(self, tick: Tick) -> dict[Any, int]:
         """Send the same tick to all ranks; the references to their reports, with the rank of each."""
@@ -167,16 +143,7 @@ class WorkerGroup:
 
     def kill(self) -> None:
         """End all ranks and wait until their processes, and so their GPU memory, are gone."""
-        for worker in self._workers:
-            ray.kill(worker.actor, no_restart=True)
-        alive = []
-        for pid in self._pids():
-            with contextlib.suppress(psutil.Error):
-                alive.append(psutil.Process(pid))
-                alive[-1].kill()  # Ray asks the process first, and a stopped one does not hear
-        _, left = psutil.wait_procs(alive, timeout=5)
-        for process in left:
-            _logger.error("Rank process %d of %s did not end", process.pid, self._name)
+        end_processes([worker.actor for worker in self._workers], self._pids(), self._name)
         for worker in self._workers:
             worker.stacks.close()
 

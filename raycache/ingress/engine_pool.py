@@ -19,7 +19,7 @@ from raycache.ingress.sse import Events
 from raycache.metrics import IngressMetrics
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.resolve import resolve
+from raycache.protocol.resolve import check_limits, resolve
 from raycache.protocol.schemas import (
     EngineStatus,
     GenerationRequest,
@@ -51,6 +51,7 @@ class EnginePool:
         beside: engines of other models, which take room in the same cluster.
         caller: in whose name engines are asked.
         metrics: of the ingress.
+        max_timeout_s: the longest deadline that requests may name, in place of the limits' own.
 
     Attributes:
         watch: what is known of the engines.
@@ -64,8 +65,9 @@ class EnginePool:
         beside: Sequence[Gangs],
         caller: str,
         metrics: IngressMetrics,
+        max_timeout_s: float | None = None,
     ) -> None:
-        self._settings, self._own_policy = settings, settings.policy
+        self._settings, self._own_policy, self._max_timeout_s = settings, settings.policy, max_timeout_s
         self._engine, self._caller, self._metrics = engine, caller, metrics
         self.watch = EngineWatch(engine, wanted, caller, beside)
 
@@ -81,7 +83,8 @@ class EnginePool:
     @property
     def policy(self) -> Policy:
         """Limits and defaults in force: the engines', once one has told them."""
-        return self.watch.last.policy if self.watch.last else self._own_policy
+        policy = self.watch.last.policy if self.watch.last else self._own_policy
+        return policy.allowing(self._max_timeout_s)
 
     @property
     def capabilities(self) -> Capabilities | None:
@@ -162,23 +165,29 @@ class EnginePool:
                 raise failure
             order, lost = again, True
 
-    async def judge(self, request: GenerationRequest) -> ResolvedRequest:
-        """What engines would be asked, by what they said last: none needs to serve now.
+    async def judge(self, request: GenerationRequest) -> ResolvedRequest | None:
+        """What engines would be asked, by what they said last: none needs to serve now, and none is woken.
+
+        None: they sleep, and none has ever said what it can do. Only what no model changes was judged.
 
         Raises:
-            RequestError: what is wrong with it; 503 while no engine has ever said what it can do.
+            RequestError: what is wrong with it; 503 while the first engine starts.
         """
         if (last := self.watch.last) is not None:
             return self._judged(request, last)
-        return await self._ordered(request)
+        if not self.watch.may_sleep:
+            return await self.order(request)
+        check_limits(request, self.policy, key_in_use.get())
+        return None
 
     async def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
-        order = await self._ordered(request)
+        order = await self.order(request)
         steps, method = order.num_inference_steps, order.cache.type
         logger.debug("Asking an engine for %d of %s, %d steps, %s", order.n, order.size, steps, method)
         return order
 
-    async def _ordered(self, request: GenerationRequest) -> ResolvedRequest:
+    async def order(self, request: GenerationRequest) -> ResolvedRequest:
+        """What engines are asked, once one serves; where they sleep, one is woken."""
         if self.watch.may_sleep and self.watch.last:
             self._judged(request, self.watch.last)  # what is wrong with it wakes nobody
         patience_s = request.timeout_s or self._settings.reliability.request_timeout_s
@@ -187,7 +196,7 @@ class EnginePool:
     def _judged(self, request: GenerationRequest, engine: EngineStatus) -> ResolvedRequest:
         return resolve(
             request,
-            engine.policy,
+            engine.policy.allowing(self._max_timeout_s),
             engine.model,
             model_name=self._settings.model.name,
             ranks=self.ranks,

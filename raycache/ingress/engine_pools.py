@@ -29,6 +29,7 @@ class EnginePools(Mapping[str, EnginePool]):
         engines: by each model's name the handle of its engines' deployment.
         bundles: by the same names what one engine asks of the cluster, to explain why none comes up.
         metrics: of the process that asks.
+        max_timeout_s: the longest deadline that requests may name, in place of each model's limit.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class EnginePools(Mapping[str, EnginePool]):
         engines: Mapping[str, EngineHandle],
         bundles: Mapping[str, Sequence[Bundle]],
         metrics: IngressMetrics,
+        max_timeout_s: float | None = None,
     ) -> None:
         self.names, caller = settings.names, uuid.uuid4().hex
         by_name = {one.model.name: one for one in settings.engines}
@@ -44,7 +46,7 @@ class EnginePools(Mapping[str, EnginePool]):
         self._pools = {}
         for name, one in by_name.items():
             beside = [gangs for model, gangs in wanted.items() if model != name]
-            self._pools[name] = EnginePool(one, engines[name], wanted[name], beside, caller, metrics)
+            self._pools[name] = EnginePool(one, engines[name], wanted[name], beside, caller, metrics, max_timeout_s)
 
     def __getitem__(self, name: str) -> EnginePool:
         return self._pools[name]
@@ -71,10 +73,19 @@ class EnginePools(Mapping[str, EnginePool]):
             async for event in events:
                 yield event
 
-    async def judge(self, request: GenerationRequest) -> ResolvedRequest:
+    async def judge(self, request: GenerationRequest) -> ResolvedRequest | None:
         """What engines would be asked, see :meth:`EnginePool.judge`."""
         pool, request = self._routed(request)
         return await pool.judge(request)
+
+    async def order(self, request: GenerationRequest) -> ResolvedRequest:
+        """What engines are asked, see :meth:`EnginePool.order`."""
+        pool, request = self._routed(request)
+        return await pool.order(request)
+
+    def own_name(self, model: str | None) -> str:
+        """The name of the model that requests mean by ``model``."""
+        return named(self.names, model)
 
     def longest_timeout_s(self, model: str | None) -> float:
         """The longest deadline that a request which gives this as ``model`` may name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Container, Iterable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -23,11 +23,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from raycache.limits import MOST_UPLOAD
 from raycache.protocol.errors import RequestError, invalid
 
-__all__ = ["Form", "read_form"]
+__all__ = ["Form", "form_of", "text_fields"]
 
 #: Fields of one form besides its files, and bytes of each: `prompt` is the longest.
 _MOST_FIELDS, _MOST_FIELD_BYTES = 128, 1 << 20
-#: Bytes that are parsed before others have their turn.
+#: Letters of all its fields that are read as JSON: a megabyte of brackets becomes thirty in memory.
+_MOST_JSON = 1 << 20
+#: Bytes parsed before what they hold is put away: till then the parser keeps an object for each line of a file.
 _CHUNK = 16 << 10
 #: `name`, then keys inside it: `cache[type]`, `image[]`.
 _NAME = re.compile(r"([^\[\]]{1,100})((?:\[[^\[\]]{0,100}\]){0,4})")
@@ -58,17 +60,27 @@ class _Parser(MultiPartParser):
         self.ended = True
 
 
-async def read_form(body: bytes, content_type: str, model: type[BaseModel], most_files: int) -> Form:
-    """The parts of ``body``.
+def form_of(body: bytes, content_type: str, texts: Container[str], most_files: int) -> Form:
+    """The parts of ``body``. Blocks for as long as they take.
 
     Args:
         content_type: of the request; it has the boundary.
-        model: of the body; says which fields are text, and which are numbers or objects written as text.
+        texts: the fields that are text whatever they look like; others are numbers or objects written as text.
         most_files: in all.
 
     Raises:
         RequestError: 400.
     """
+    return asyncio.run(_form_of(body, content_type, texts, most_files))
+
+
+def text_fields(model: type[BaseModel]) -> frozenset[str]:
+    """The fields of a body that may be text."""
+    return frozenset(name for name, declared in model.model_fields.items() if _is_text(declared.annotation))
+
+
+async def _form_of(body: bytes, content_type: str, texts: Container[str], most_files: int) -> Form:
+    """A coroutine because Starlette's parser is one; it waits for nothing."""
     _, options = parse_options_header(content_type)
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise invalid(None, "the form's charset must be utf-8", code="invalid_form")
@@ -83,7 +95,7 @@ async def read_form(body: bytes, content_type: str, model: type[BaseModel], most
     try:
         if not parser.ended:
             raise _broken("it ends before its last boundary")
-        return await _sorted(parts.multi_items(), model)
+        return await _sorted(parts.multi_items(), texts)
     finally:
         await parts.close()
 
@@ -91,11 +103,10 @@ async def read_form(body: bytes, content_type: str, model: type[BaseModel], most
 async def _chunks(body: bytes) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(body), _CHUNK):
         yield body[start : start + _CHUNK]
-        await asyncio.sleep(0)
 
 
-async def _sorted(parts: Iterable[tuple[str, UploadFile | str]], model: type[BaseModel]) -> Form:
-    form = Form()
+async def _sorted(parts: Iterable[tuple[str, UploadFile | str]], texts: Container[str]) -> Form:
+    form, json_left = Form(), _MOST_JSON
     for full_name, value in parts:
         match = _NAME.fullmatch(full_name)
         if match is None:
@@ -103,10 +114,13 @@ async def _sorted(parts: Iterable[tuple[str, UploadFile | str]], model: type[Bas
         name, keys = match[1], re.findall(r"\[([^\[\]]*)\]", match[2])
         if isinstance(value, UploadFile):
             form.files.setdefault(name, []).append(await value.read())
+        elif name in texts:
+            if value:
+                _put(form.fields, [name, *keys], value)
         elif value:
-            declared = model.model_fields.get(name)
-            text = declared is not None and _is_text(declared.annotation)
-            _put(form.fields, [name, *keys], value if text else _meant(value))
+            if value.lstrip()[:1] in ("[", "{") and (json_left := json_left - len(value)) < 0:
+                raise invalid(name, f"lists and objects of a form may have {_MOST_JSON} letters in all; send JSON")
+            _put(form.fields, [name, *keys], _meant(value))
     return form
 
 

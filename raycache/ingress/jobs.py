@@ -68,4 +68,4 @@ def told_of_job(job: StoredJob) -> dict[str, Any]:
 
 def job_told(job: StoredJob) -> dict[str, Any]:
     """A job as the API shows it; the prompt is its client's own and not told again."""
-    return {**told_of_job(job), "object": "job", "size": job.request["size"], "images": len(job.files)}
+    return {**told_of_job(job), "object": "job", "size": job.request.get("size"), "images": len(job.files)}

@@ -8,16 +8,18 @@ from typing import Any
 
 from fastapi import Request
 
-from raycache.front.bodies import decoded, inflated, read_upload
 from raycache.ingress.dependencies import Context, body_document, parse_body, parse_fields
-from raycache.ingress.forms import read_form
+from raycache.ingress.forms import Form, text_fields
 from raycache.ingress.picture_room import File
+from raycache.ingress.upload_reader import upload
 from raycache.protocol.edit_bodies import MOST_FILES, EditBody, file_of, missing_image
 from raycache.protocol.edits import EditRequest
 from raycache.protocol.errors import invalid
 from raycache.protocol.tasks import check_task, task_of
 
 __all__ = ["edit_document", "read_edit"]
+
+_TEXTS = text_fields(EditBody)
 
 
 @dataclass
@@ -37,29 +39,20 @@ async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequ
     Raises:
         RequestError: what is wrong with the body, a field or a picture; 503 where there is no room for it now.
     """
-    service, room = context.service, context.pictures
-    most = service.max_upload_bytes
-    raw, coding = await read_upload(http, most, context.uploads)
-    with room.place(most if coding else len(raw)):  # what is packed may become as large as anything
-        content_type = http.headers["content-type"]
-        if content_type.lower().lstrip().startswith("multipart/"):
-            raw = await room.run(inflated, raw, coding, most)
-            upload = await _of_form(raw, content_type)
-        else:
-            upload = await room.run(_of_json, raw, coding, most)
-        if not upload.pictures:
+    service = context.service
+    async with upload(http, context, MOST_FILES + 1, _TEXTS, _of_form, _of_json) as brought:
+        if not brought.pictures:
             raise missing_image()
-        if len(upload.pictures) > MOST_FILES:
-            raise invalid("image", f"{len(upload.pictures)} pictures, at most {MOST_FILES} are read")
-        if (model := service.capabilities_of(upload.body.model)) is not None:
-            task = task_of(mask=upload.mask is not None, strength=upload.body.strength)
-            check_task(task, len(upload.pictures), model)
-        arrays = await room.decoded(upload.pictures, upload.mask, service.limits_of(upload.body.model))
-        return upload.body, upload.body.edit(*arrays)
+        body, pictures, mask = brought.body, brought.pictures, brought.mask
+        if len(pictures) > MOST_FILES:
+            raise invalid("image", f"{len(pictures)} pictures, at most {MOST_FILES} are read")
+        if (model := service.capabilities_of(body.model)) is not None:
+            check_task(task_of(mask=mask is not None, strength=body.strength), len(pictures), model)
+        arrays = await context.pictures.decoded(pictures, mask, service.limits_of(body.model))
+        return body, body.edit(*arrays)
 
 
-async def _of_form(raw: bytes, content_type: str) -> _Upload:
-    form = await read_form(raw, content_type, EditBody, MOST_FILES + 1)
+def _of_form(form: Form) -> _Upload:
     pictures, masks = form.files.pop("image", []), form.files.pop("mask", [])
     for name in form.files:
         # Named among the fields, it is refused as one that is unknown, or that takes no file.
@@ -68,16 +61,16 @@ async def _of_form(raw: bytes, content_type: str) -> _Upload:
         raise invalid("mask", "is given twice")
     if pictures and form.fields.keys() & {"image", "images"}:
         raise invalid("image", "is given as a file and as a text")
-    upload = _of_body(parse_fields(EditBody, form.fields))
+    brought = _of_body(parse_fields(EditBody, form.fields))
     names = ["image"] if len(pictures) == 1 else [f"image[{index}]" for index in range(len(pictures))]
-    upload.pictures += zip(names, pictures, strict=True)
+    brought.pictures += zip(names, pictures, strict=True)
     if masks:
-        upload.mask = "mask", masks[0]
-    return upload
+        brought.mask = "mask", masks[0]
+    return brought
 
 
-def _of_json(raw: bytes, coding: str, limit: int) -> _Upload:
-    return _of_body(parse_body(EditBody, decoded(raw, coding, limit)))
+def _of_json(raw: bytes) -> _Upload:
+    return _of_body(parse_body(EditBody, raw))
 
 
 def _of_body(body: EditBody) -> _Upload:

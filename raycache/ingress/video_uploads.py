@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import Request
 
-from raycache.front.bodies import decoded, inflated, read_upload
 from raycache.ingress.dependencies import Context, body_document, parse_body, parse_fields
-from raycache.ingress.forms import read_form
+from raycache.ingress.forms import Form, text_fields
+from raycache.ingress.upload_reader import upload
 from raycache.protocol.errors import invalid
 from raycache.protocol.tasks import check_task
 from raycache.protocol.video_bodies import VideoBody
@@ -17,6 +17,7 @@ from raycache.protocol.videos import VideoRequest
 __all__ = ["read_video", "video_document"]
 
 _PICTURE = "input_reference"
+_TEXTS = text_fields(VideoBody)
 
 
 async def read_video(http: Request, context: Context) -> tuple[VideoBody, VideoRequest]:
@@ -25,26 +26,17 @@ async def read_video(http: Request, context: Context) -> tuple[VideoBody, VideoR
     Raises:
         RequestError: what is wrong with the body, a field or the picture; 503 where there is no room for it now.
     """
-    service, room = context.service, context.pictures
-    most = service.max_upload_bytes
-    raw, coding = await read_upload(http, most, context.uploads)
-    with room.place(most if coding else len(raw)):  # what is packed may become as large as anything
-        content_type = http.headers["content-type"]
-        if content_type.lower().lstrip().startswith("multipart/"):
-            body, file = await _of_form(await room.run(inflated, raw, coding, most), content_type)
-        else:
-            body = await room.run(_of_json, raw, coding, most)
-            file = await room.run(body.reference_file)
+    service = context.service
+    async with upload(http, context, 1, _TEXTS, _of_form, _of_json) as (body, file):
         if (model := service.capabilities_of(body.model)) is not None:
             check_task("image-to-video" if file else "text-to-video", int(bool(file)), model)
         if file is None:
             return body, body.video(None)
-        (picture,), _ = await room.decoded([(_PICTURE, file)], None, service.limits_of(body.model))
+        (picture,), _ = await context.pictures.decoded([(_PICTURE, file)], None, service.limits_of(body.model))
         return body, body.video(picture)
 
 
-async def _of_form(raw: bytes, content_type: str) -> tuple[VideoBody, bytes | None]:
-    form = await read_form(raw, content_type, VideoBody, 1)
+def _of_form(form: Form) -> tuple[VideoBody, bytes | None]:
     files = form.files.pop(_PICTURE, [])
     for name in form.files:
         raise invalid(name, "takes no file", [_PICTURE], "unknown_parameter")
@@ -54,8 +46,9 @@ async def _of_form(raw: bytes, content_type: str) -> tuple[VideoBody, bytes | No
     return body, files[0] if files else body.reference_file()
 
 
-def _of_json(raw: bytes, coding: str, limit: int) -> VideoBody:
-    return parse_body(VideoBody, decoded(raw, coding, limit))
+def _of_json(raw: bytes) -> tuple[VideoBody, bytes | None]:
+    body = parse_body(VideoBody, raw)
+    return body, body.reference_file()
 
 
 def video_document() -> dict[str, Any]:

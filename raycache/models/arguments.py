@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from raycache.models.family import ModelFamily
+from raycache.models.modular import call_modular, guide, inputs_of, is_modular, workflow_of
 from raycache.protocol.job import Job
 
-__all__ = ["call_arguments", "parameters_of_call", "pipelines_of", "to_uint8"]
+__all__ = ["call", "call_arguments", "parameters_of_call", "pipelines_of", "to_uint8"]
 
 #: What diffusers calls the number of rows for one prompt.
 _ROWS = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -32,6 +33,8 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
     """
     image, inputs = job.images[0], job.inputs
     known = parameters_of_call(pipe)
+    if is_modular(pipe):
+        guide(pipe, image.guidance_scale)
     offered: dict[str, Any] = {
         "prompt": job.prompt,
         "guidance_scale": image.guidance_scale,
@@ -60,7 +63,7 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
     return {name: value for name, value in (offered | dict(family.arguments(job))).items() if name in known}
 
 
-def _needed(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
+def _needed(job: Job, known: Collection[str]) -> dict[str, Any]:
     """What the job must not lose."""
     image, inputs, needed = job.images[0], job.inputs, dict[str, Any]()
     if image.true_cfg_scale > 1 or "true_cfg_scale" in known:
@@ -83,14 +86,21 @@ def _needed(job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
     return needed
 
 
-def parameters_of_call(pipe: object) -> Mapping[str, inspect.Parameter]:
-    """Of the pipeline's ``__call__``, by name."""
+def call(pipe: Any, arguments: Mapping[str, Any]) -> Any:
+    """What ``pipe`` makes of these arguments: its images, or videos."""
+    return call_modular(pipe, arguments) if is_modular(pipe) else pipe(**arguments)[0]
+
+
+def parameters_of_call(pipe: object) -> Collection[str]:
+    """Names of what the pipeline's call takes."""
+    if is_modular(pipe):
+        return inputs_of(pipe)
     pipeline: Any = type(pipe)  # to the checker a class has the hash of its instances
     return _parameters(pipeline)
 
 
 @cache
-def _parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+def _parameters(pipeline: Any) -> Collection[str]:
     return inspect.signature(pipeline.__call__).parameters
 
 
@@ -102,6 +112,8 @@ def pipelines_of(pipe: Any, family: ModelFamily) -> dict[str, Any]:
     """For each task that the family has, the loaded pipeline, or another over the same components."""
     import diffusers
 
+    if is_modular(pipe):
+        return {task: workflow_of(pipe, name) if name else pipe for task, name in family.tasks.items()}
     made: dict[str, Any] = {type(pipe).__name__: pipe}
     for name in family.tasks.values():
         if name and name not in made:

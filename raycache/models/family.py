@@ -36,12 +36,18 @@ class ModelFamily:
         token_side: pixels a side of what the transformer reads as one image token.
         layers, heads: names in the transformer's config of the numbers of blocks of each stack, and of attention heads.
         text: tokens of a prompt, where neither settings nor the pipeline name a number.
-        tasks: what it can do, and the class of pipeline over the same components that does it.
+        tasks: what it can do, and the class of pipeline over the same components that does it; of a modular pipeline,
+            the workflow of its blocks.
+        left_out: names of those blocks that are not used, nor what they need loaded.
         max_inputs, frame_step, fps, negative_prompt, true_cfg, cfg_calls:
             see :class:`raycache.protocol.capabilities.Capabilities`.
         fixed: arguments of the call that no request chooses.
         repeats: for several images arguments are repeated, where the pipeline's own number of images does not work.
         picture_by_row: its pipelines take a picture for each row, and encode it with noise.
+        quantized: regular expressions of the names of lists of blocks whose linear layers are quantized. All else is
+            left out: embedders, what makes modulations of the timestep, the last projection.
+        kept: beginnings of names of parts of those blocks that are left out, too: modulations by the timestep are few
+            rows, and errors of theirs change all tokens.
     """
 
     called: ClassVar[str] = "diffusers"
@@ -53,6 +59,7 @@ class ModelFamily:
     heads: ClassVar[str] = "num_attention_heads"
     text: ClassVar[int] = 512
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": ""}
+    left_out: ClassVar[Sequence[str]] = ()
     max_inputs: ClassVar[int] = 0
     frame_step: ClassVar[int] = 0
     fps: ClassVar[float] = 0.0
@@ -62,6 +69,8 @@ class ModelFamily:
     fixed: ClassVar[Mapping[str, Any]] = {}
     repeats: ClassVar[bool] = False
     picture_by_row: ClassVar[bool] = True
+    quantized: ClassVar[Sequence[str]] = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
+    kept: ClassVar[Sequence[str]] = ("norm", "img_mod", "txt_mod", "mod", "ada")
 
     def num_blocks(self, config: Mapping[str, Any]) -> int:
         """Transformer blocks over all stacks, as the transformer's ``config.json`` tells them.

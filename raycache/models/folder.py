@@ -13,7 +13,18 @@ from raycache.models.registry import family_of
 from raycache.models.roads import splits_unevenly
 from raycache.protocol.capabilities import Capabilities
 
-__all__ = ["capabilities_told", "folder_faults", "is_whole", "pipeline_class", "safetensors_header"]
+__all__ = [
+    "capabilities_told",
+    "classes_named",
+    "config_of",
+    "folder_faults",
+    "is_modular_folder",
+    "is_whole",
+    "parts_classed",
+    "parts_named",
+    "pipeline_class",
+    "safetensors_header",
+]
 
 _LONGEST_HEADER = 100 << 20  # safetensors' own bound
 
@@ -25,14 +36,14 @@ def folder_faults(folder: Path, *, weights: bool = True) -> list[str]:
         folder: a model in diffusers' layout.
         weights: look at the weight files, too; False where they are yet to be downloaded.
     """
-    index = _json(folder / "model_index.json")
+    index = _index(folder)
     if not isinstance(index, dict):
         return [f"{folder / 'model_index.json'} is not JSON of a diffusers pipeline"]
-    family, named = family_of(pipeline_class(folder)), index.get("transformer")
-    if isinstance(named, list) and family.transformer and named[-1] != family.transformer:
-        held = f"{folder} holds {index.get('_class_name')} with {named[-1]}"
+    family, named = family_of(pipeline_class(folder)), _class_named(index.get("transformer"))
+    if named and family.transformer and named != family.transformer:
+        held = f"{folder} holds {index.get('_class_name')} with {named}"
         return [f"{held}; a model of {family.called} has {family.transformer}"]
-    parts = family.parts or _parts_named(index)
+    parts = family.parts or parts_named(folder)
     faults = [f"{folder} lacks {part}/{file}" for part, file in parts.items() if not any((folder / part).glob(file))]
     if weights:
         models = family.with_weights or [part for part, file in parts.items() if file == "config.json"]
@@ -84,14 +95,56 @@ def told_by(family: ModelFamily, vae: Mapping[str, Any], *, pipeline: str, **fou
 
 def pipeline_class(folder: Path) -> str:
     """Class name of the pipeline that the index in ``folder`` names; "None" where it names none."""
-    index = _json(folder / "model_index.json") or _json(folder / "modular_model_index.json")
+    index = _index(folder)
     return str(index.get("_class_name")) if isinstance(index, dict) else "None"
 
 
-def _parts_named(index: Mapping[str, Any]) -> dict[str, str]:
-    """By its folder each part that an index names, and the file without which it cannot be loaded."""
-    named = {part: value[-1] for part, value in index.items() if isinstance(value, list) and value and value[-1]}
-    return {part: _file_of(str(name)) for part, name in named.items() if part[0] != "_"}
+def parts_classed(folder: Path) -> dict[str, str]:
+    """By its name each part that the index in ``folder`` names, and its class."""
+    index = _index(folder)
+    return _classes_named(index) if isinstance(index, dict) else {}
+
+
+def parts_named(folder: Path) -> dict[str, str]:
+    """By its name each part that the index in ``folder`` names, and the file without which it cannot be loaded."""
+    return {part: _file_of(name) for part, name in parts_classed(folder).items()}
+
+
+def config_of(folder: Path, part: str) -> dict[str, Any]:
+    """What a part says of itself; empty where it says nothing."""
+    config = _json(folder / part / "config.json")
+    return config if isinstance(config, dict) else {}
+
+
+def classes_named(folder: Path) -> list[tuple[str, str]]:
+    """Library and class of each part that the index in ``folder`` names."""
+    index = _index(folder)
+    entries = index.values() if isinstance(index, dict) else ()
+    return [(str(entry[0]), name) for entry in entries if (name := _class_named(entry)) and entry[0]]
+
+
+def is_modular_folder(folder: Path) -> bool:
+    """Whether ``folder`` has the index of a modular pipeline, and none of an ordinary one."""
+    return not (folder / "model_index.json").is_file() and (folder / "modular_model_index.json").is_file()
+
+
+def _index(folder: Path) -> Any:
+    return _json(folder / ("modular_model_index.json" if is_modular_folder(folder) else "model_index.json"))
+
+
+def _class_named(entry: object) -> str:
+    """Class of a component by its entry in an index: [library, class], of a modular pipeline also where it is from."""
+    if not isinstance(entry, list | tuple) or not 2 <= len(entry) <= 3:
+        return ""
+    if len(entry) == 3 and entry[1] is None and isinstance(entry[2], dict):  # not loaded when the index was written
+        hint = entry[2].get("type_hint")
+        return str(hint[-1]) if isinstance(hint, list | tuple) and hint and hint[-1] else ""
+    return str(entry[1]) if entry[1] else ""
+
+
+def _classes_named(index: Mapping[str, Any]) -> dict[str, str]:
+    named = {part: _class_named(value) for part, value in index.items() if part[0] != "_"}
+    return {part: name for part, name in named.items() if name}
 
 
 def _file_of(name: str) -> str:
@@ -105,9 +158,8 @@ def _file_of(name: str) -> str:
 
 def _transformer_class(folder: Path) -> str:
     """As the index names it; empty where it names none."""
-    index = _json(folder / "model_index.json")
-    named = index.get("transformer") if isinstance(index, dict) else None
-    return str(named[-1]) if isinstance(named, list) and named else ""
+    index = _index(folder)
+    return _class_named(index.get("transformer")) if isinstance(index, dict) else ""
 
 
 def _weight_faults(part: Path) -> list[str]:

@@ -45,6 +45,7 @@ class ZImageFamily(_PlainLatents):
     called = "Z-Image"
     transformer = "ZImageTransformer2DModel"
     layers, heads = ("n_layers",), "n_heads"
+    quantized, kept = ("layers", "noise_refiner", "context_refiner"), ("adaLN_modulation",)
     tasks: ClassVar[Mapping[Task, str]] = {
         "text-to-image": "ZImagePipeline",
         "image-to-image": "ZImageImg2ImgPipeline",

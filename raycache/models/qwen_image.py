@@ -19,6 +19,7 @@ class QwenImageFamily(ModelFamily):
 
     called = "Qwen-Image"
     transformer = "QwenImageTransformer2DModel"
+    quantized, kept = ("transformer_blocks",), ("img_mod", "txt_mod")
     tasks: ClassVar[Mapping[Task, str]] = {
         "text-to-image": "QwenImagePipeline",
         "image-to-image": "QwenImageImg2ImgPipeline",

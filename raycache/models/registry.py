@@ -18,6 +18,8 @@ FAMILIES = {
     "CogVideoXPipeline": "raycache.models.videos:CogVideoXFamily",
     "Flux2KleinPipeline": "raycache.models.flux2:Flux2KleinFamily",
     "Flux2Pipeline": "raycache.models.flux2:Flux2Family",
+    "Flux3DistilledModularPipeline": "raycache.models.flux3:Flux3DistilledFamily",
+    "Flux3ModularPipeline": "raycache.models.flux3:Flux3Family",
     "FluxFillPipeline": "raycache.models.flux:FluxFillFamily",
     "FluxKontextPipeline": "raycache.models.flux:FluxKontextFamily",
     "FluxPipeline": "raycache.models.flux:FluxFamily",

@@ -16,7 +16,13 @@ from raycache.settings import ModelSettings
 __all__ = ["ModelNotFound", "model_outline", "prepare_model"]
 
 #: Of a hub model, what says how it is built: a few kilobytes.
-_OUTLINE = ["model_index.json", "*/config.json", "*/tokenizer_config.json", "*/scheduler_config.json"]
+_OUTLINE = [
+    "model_index.json",
+    "modular_model_index.json",
+    "*/config.json",
+    "*/tokenizer_config.json",
+    "*/scheduler_config.json",
+]
 
 
 class ModelNotFound(RuntimeError):
@@ -65,7 +71,7 @@ def model_outline(settings: ModelSettings, scratch: Path) -> Path | None:
     cached = settings.model_copy(update={"local_files_only": True})
     try:
         folder = Path(_fetch(cached, allow_patterns=_OUTLINE))
-        if (folder / "model_index.json").is_file():
+        if _has_index(folder):
             return folder
     except ModelNotFound:
         if settings.local_files_only:
@@ -77,7 +83,7 @@ def _folder(settings: ModelSettings) -> Path | None:
     """The folder that the path names; None for a hub id."""
     folder = Path(settings.path).expanduser()
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+        if not _has_index(folder):
             raise ModelNotFound(f"{folder} is no diffusers model: it has no model_index.json")
         return folder
     if settings.path.startswith((".", "/", "~")) or settings.path.count("/") != 1:
@@ -85,6 +91,10 @@ def _folder(settings: ModelSettings) -> Path | None:
             f"model.path {settings.path!r} is neither an existing folder nor a hub id (`owner/name`), `demo` or `noise`"
         )
     return None
+
+
+def _has_index(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model_index.json", "modular_model_index.json"))
 
 
 def _fetch(settings: ModelSettings, *, allow_patterns: list[str], local_dir: Path | None = None) -> str:

@@ -17,6 +17,7 @@ class WanFamily(VideoFamily):
     called = "Wan"
     transformer = "WanTransformer3DModel"
     frame_step, fps, cfg_calls = 4, 16.0, True
+    quantized = ("blocks",)
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "WanPipeline"}
 
     def side_with(self, vae: Mapping[str, Any]) -> int:

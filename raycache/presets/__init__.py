@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cache_core.options import CacheOptions, NoCacheOptions
+from raycache.quantization import Quantization
 from raycache.yaml_files import load_as
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "load_presets",
     "preset_name",
     "preset_of",
+    "presets_warning",
     "quality_warnings",
 ]
 
@@ -59,6 +61,7 @@ class Presets(BaseModel):
     Attributes:
         model: which model it is for.
         source: what its numbers rest on, for people: "from published figures", or how they were measured.
+        quantization: of the model that they are for: thresholds see the noise of it in every difference.
         presets: cache options by name.
     """
 
@@ -66,36 +69,60 @@ class Presets(BaseModel):
 
     model: str
     source: str
+    quantization: Quantization = "none"
     presets: dict[PresetName, CacheOptions] = Field(min_length=1)
 
 
-def load_presets(model_path: str, file: Path | None = None) -> Presets:
+def load_presets(model_path: str, file: Path | None = None, quantization: Quantization = "none") -> Presets:
     """The presets for a model.
 
     Args:
         model_path: ``model.path`` of the settings: ``demo``, a hub id or a folder; a file of its name
-            (``black-forest-labs/FLUX.1-dev``: ``flux.1-dev.yaml``) is taken. For any other model there is ``exact``
-            only, and ``source`` says why.
-        file: a presets file that ``raycache.tune`` wrote; it goes before the bundled ones.
+            (``black-forest-labs/FLUX.1-dev``: ``flux.1-dev.yaml``, quantized ``flux.1-dev.fp8.yaml``) is taken. For any
+            other model there is ``exact`` only, and ``source`` says why.
+        file: a presets file that ``raycache.tune`` wrote; it goes before the bundled ones, whatever it is for
+            (:func:`presets_warning`).
+        quantization: of the model.
 
     Raises:
         ValueError: ``file`` is missing or no presets file; the message names it, and the line.
     """
     if file is None:
         name = Path(model_path).name.lower()
-        file = _FOLDER / f"{name}.yaml"
+        file = _FOLDER / f"{name}{'' if quantization == 'none' else f'.{quantization}'}.yaml"
         # A folder that happens to be called so is not the bundled model.
         if not file.is_file() or (name == _BUNDLED_MODEL and model_path != _BUNDLED_MODEL):
-            return Presets(model=model_path, source=_unknown(model_path), presets={"exact": NoCacheOptions()})
+            reason = _unknown(model_path, quantization)
+            exact: dict[PresetName, CacheOptions] = {"exact": NoCacheOptions()}
+            return Presets(model=model_path, source=reason, quantization=quantization, presets=exact)
     try:
         return load_as(file, Presets, "presets file")
     except OSError as error:
         raise ValueError(f"presets file {file} cannot be read: {error.strerror}") from None
 
 
-def _unknown(model_path: str) -> str:
+def presets_warning(model_path: str, file: Path | None, quantization: Quantization) -> str | None:
+    """What an operator should know of presets that are for another quantization; None where they are for this one.
+
+    Raises:
+        ValueError: as :func:`load_presets`.
+    """
+    found = load_presets(model_path, file, quantization)
+    if found.quantization == quantization:
+        return None
     return (
-        f"no presets are known for {model_path!r}, so `quality` has `exact` only: `python -m raycache.tune` makes a "
+        f"presets file {file} is for quantization {found.quantization}, and the model has {quantization}: its "
+        "thresholds may cache more or less than they were measured to. `python -m raycache.tune --quantization "
+        f"{quantization}` makes a file for it"
+    )
+
+
+def _unknown(model_path: str, quantization: Quantization) -> str:
+    what, option = repr(model_path), ""
+    if quantization != "none":
+        what, option = f"{what} with quantization {quantization}", f" --quantization {quantization}"
+    return (
+        f"no presets are known for {what}, so `quality` has `exact` only: `python -m raycache.tune{option}` makes a "
         "file of them, and `model.presets` names it"
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raycache.protocol.lora import LoraChoice
+from raycache.quantization import Quantization
 
 __all__ = ["Capabilities", "ModelKind", "ModelSource", "Task"]
 
@@ -38,6 +39,7 @@ class Capabilities:
         previews: latents can be decoded on the way.
         uneven: tokens and heads need not divide among the ranks.
         loras: that requests may name, each with its default scale.
+        quantization: of the transformers' blocks.
     """
 
     kind: ModelKind
@@ -56,6 +58,7 @@ class Capabilities:
     previews: bool = True
     uneven: bool = False
     loras: tuple[LoraChoice, ...] = ()
+    quantization: Quantization = "none"
 
     def calls_per_step(self, guidance_scale: float, true_cfg_scale: float) -> int:
         """Of the transformer, with this guidance."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Failure", "Heartbeat", "Phase"]
+from raycache.protocol.capabilities import Capabilities
+
+__all__ = ["Failure", "Heartbeat", "Loaded", "Phase", "Settled"]
 
 Phase = Literal["loading", "idle", "encode", "denoise", "decode"]
 
@@ -47,7 +49,7 @@ class Heartbeat:
         jobs, phase, step: where it is: the jobs that it works on right now, and the finished denoising steps of the
             first of them.
         calls: of the transformer, over its life.
-        gpus: ids of the GPUs that Ray gave it.
+        gpus: ids of its GPUs, as Ray numbers them on the node.
         memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
         collective_wait_s: seconds it has waited in the decisions' all-reduce, over its life.
     """
@@ -63,3 +65,28 @@ class Heartbeat:
     memory: int
     device_memory: int
     collective_wait_s: float
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A rank has its model.
+
+    Attributes:
+        stages: seconds by stage: import, read, copy, split.
+    """
+
+    model: Capabilities
+    stages: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A rank is warm.
+
+    Attributes:
+        free_bytes: on its device; None where that has no memory of its own.
+        compile_s: seconds that compiling took, since the process began.
+    """
+
+    free_bytes: int | None
+    compile_s: float

@@ -203,7 +203,7 @@ class Recovery:
         killed_s: until all old ranks were gone.
         ready_s: until the new ranks were ready; None while they are not.
         picture_s: until the next image was done; None before.
-        stages: seconds of the rebuild by stage: processes, rendezvous, model, warm-up.
+        stages: seconds of the rebuild by stage, as in :class:`GangStatus`.
     """
 
     kind: str
@@ -226,6 +226,8 @@ class GangStatus:
         faults: what was wrong each time, newest last, at most ten.
         ranks: each rank's last heartbeat, and its age in seconds.
         last_recovery: times of the last fault's recovery, see :class:`Recovery`.
+        stages: seconds of the latest start: processes (Python and torch), rendezvous, import (the pipeline's
+            libraries), read (weights), copy (to the device), split (over the ranks, and its check), compile, warm-up.
     """
 
     name: str
@@ -240,3 +242,4 @@ class GangStatus:
     faults: list[str] = field(default_factory=list)
     last_recovery: Recovery | None = None
     ready_in_s: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import replace
 
 from raycache.limits import PRIORITIES, LimitSettings, Priority
-from raycache.presets import load_presets
+from raycache.presets import load_presets, presets_warning
 from raycache.protocol.cache_choice import cache_options, misfit_of
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, invalid
@@ -44,10 +44,9 @@ def resolve(
         RequestError: 400, 403 for a priority that the key may not name, or 404 for another model's name.
     """
     check_model(request.model, model_name)
-    request = request.fitted(model, limits := policy.limits)
-    _check_words(request, limits, key)
-    steps = _steps(request, policy)
-    inputs = check_inputs(request, model, limits)
+    request = request.fitted(model, policy.limits)
+    check_limits(request, policy, key)
+    inputs = check_inputs(request, model, policy.limits)
     size = size_of(request.size, inputs, policy, side=model.token_side, ranks=ranks, uneven=model.uneven)
     check_format(request.output_format, size)
     guidance, negative_prompt, true_cfg_scale = guided(request, model, policy)
@@ -57,7 +56,7 @@ def resolve(
         n=request.n,
         size=size,
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
-        num_inference_steps=steps,
+        num_inference_steps=_steps(request, policy),
         guidance_scale=guidance,
         quality=request.quality if request.cache is None else "auto",  # what had no effect is not told of
         cache=cache_options(request, policy, model),
@@ -120,9 +119,11 @@ def _check_ranks(ranks: int, model: Capabilities) -> None:
 
 def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabilities) -> list[str]:
     """What an operator should know of a deployment that works."""
-    warnings = []
+    warnings, own = [], settings.model
     if set(policy.presets) <= {"exact"}:
-        warnings.append(load_presets(settings.model.path, settings.model.presets).source)
+        warnings.append(load_presets(own.path, own.presets, own.quantization).source)
+    if warning := presets_warning(own.path, own.presets, own.quantization):
+        warnings.append(warning)
     if not model.num_blocks:
         warnings.append(f"The cache does not know the blocks of {model.pipeline}: every step computes all of them.")
     if model.kind == "noise":
@@ -130,11 +131,20 @@ def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabiliti
     return warnings
 
 
-def _check_words(request: GenerationRequest, limits: LimitSettings, key: str | None) -> None:
+def check_limits(request: GenerationRequest, policy: Policy, key: str | None) -> None:
+    """What is wrong with ``request`` whatever the model is.
+
+    Raises:
+        RequestError: 400, or 403 for a priority that the key may not name.
+    """
     if not request.prompt.strip():
         raise invalid("prompt", "must hold something besides white space")
-    check_length("prompt", request.prompt, limits)
-    _check_priority(request.priority, limits, key)
+    check_length("prompt", request.prompt, policy.limits)
+    _check_priority(request.priority, policy.limits, key)
+    _check_at_most("n", request.n, policy.limits.max_images)
+    _check_at_most("num_inference_steps", _steps(request, policy), policy.limits.max_steps)
+    if request.timeout_s is not None:
+        _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
 
 
 def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) -> None:
@@ -145,13 +155,7 @@ def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) 
 
 
 def _steps(request: GenerationRequest, policy: Policy) -> int:
-    """Of denoising; checked like the other numbers that have a limit."""
-    steps = request.num_inference_steps or policy.defaults.num_inference_steps
-    _check_at_most("n", request.n, policy.limits.max_images)
-    _check_at_most("num_inference_steps", steps, policy.limits.max_steps)
-    if request.timeout_s is not None:
-        _check_at_most("timeout_s", request.timeout_s, policy.max_timeout_s)
-    return steps
+    return request.num_inference_steps or policy.defaults.num_inference_steps
 
 
 def _check_at_most(field: str, value: float, limit: float) -> None:

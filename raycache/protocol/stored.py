@@ -79,7 +79,9 @@ class StoredJob(BaseModel):
         owner: public name of the key that asked; None where there were no keys.
         progress: percent of the denoising steps; 100 once the result is there.
         created_at, completed_at, expires_at: ``time.time()``.
+        begun_at: the same of its last try, from an engine's word that it has it.
         request: as JSON; with the prompt, because the API tells it again. It is in no log.
+        judged: an engine's word on it was had, and what it left open was chosen for it.
         asked_as: what kind of request that is.
         pictures: sizes of the pictures that it brought, in bytes, by what they are.
         attempts: how often it was begun.
@@ -99,7 +101,9 @@ class StoredJob(BaseModel):
     progress: int = Field(default=0, ge=0, le=100)
     completed_at: float | None = None
     expires_at: float | None = None
+    begun_at: float | None = None
     attempts: int = 0
+    judged: bool = True
     error: StoredError | None = None
     asked_as: AskedAs = "generation"
     pictures: dict[str, int] = Field(default_factory=dict)

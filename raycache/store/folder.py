@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from raycache.protocol.stored import StoredJob, is_job_id
+from raycache.store.folder_check import FOLDERS, whole_path
 
 __all__ = ["JobFolder"]
 
@@ -29,15 +30,16 @@ class JobFolder:
     shared folder (NFS, a volume) will do; an object store mounted as a folder has no such renames.
 
     Args:
-        path: made if it is not there.
+        path: whole; made if it is not there, but not its parents.
 
     Raises:
         OSError: it can neither be made nor written.
+        ValueError: it is relative, or its parent is not there.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser()
-        self._jobs, self._tmp, self._trash = (self.path / name for name in ("jobs", "tmp", "trash"))
+        self.path = whole_path(path)
+        self._jobs, self._tmp, self._trash = (self.path / name for name in FOLDERS)
         for folder in (self._jobs, self._tmp, self._trash):
             # Prompts and results are for those who ask with the right key, not for all users of the machine.
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

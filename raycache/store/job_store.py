@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from raycache.ingress.asker import key_in_use
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
+from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.stored import JobKind, Order, Page, StoredJob, new_job_id
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
-from raycache.store.requests import asked_as, kept_request, picture_files
+from raycache.store.requests import asked_as, chosen, kept_request, picture_files
 from raycache.store.runner import Asker, JobRunner, interrupted
+from raycache.store_metrics import StoreMetrics
 from raycache.store_settings import StoreSettings
 
 __all__ = ["JobStore"]
@@ -34,16 +36,19 @@ class JobStore:
     Args:
         settings: of the store.
         asker: through whom engines are asked.
+        metrics: of the process.
         clock: ``time.time``.
 
     Raises:
         OSError: the folder can neither be made nor written.
     """
 
-    def __init__(self, settings: StoreSettings, asker: Asker, clock: Callable[[], float] = time.time) -> None:
-        self._settings, self._asker, self._clock = settings, asker, clock
+    def __init__(
+        self, settings: StoreSettings, asker: Asker, metrics: StoreMetrics, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._settings, self._asker, self._metrics, self._clock = settings, asker, metrics, clock
         self._folder, self._index = JobFolder(settings.folder), JobIndex(settings)
-        self._runner = JobRunner(settings, asker, self._index, self._folder, self._keep, clock)
+        self._runner = JobRunner(settings, asker, self._index, self._folder, self._keep, metrics, clock)
         self._adding, self._writing = asyncio.Lock(), asyncio.Lock()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._ours = False
@@ -56,7 +61,8 @@ class JobStore:
 
         Args:
             kind: what is made.
-            request: judged here, so what is wrong with it is said now.
+            request: judged here, so what is wrong with it is said now; by the first engine that wakes, where all sleep
+                and none has ever said what it can do.
             key: public name of who asks.
             notes: warnings that its result gets besides its own.
 
@@ -65,9 +71,14 @@ class JobStore:
         """
         self._check_ours()
         key_in_use.set(key)  # of this call; whose limits count
-        order = await self._asker.judge(request)
+        if (order := await self._asker.judge(request)) is not None:
+            fields = chosen(order)
+        else:
+            seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+            fields = {"seed": seed, "model": self._asker.own_name(request.model)}
         files = await asyncio.to_thread(picture_files, request)
-        return await self._whole(self._add(kind, _pinned(request, order), key, notes, files))
+        request = request.model_copy(update=fields)
+        return await self._whole(self._add(kind, request, order is not None, key, notes, files))
 
     def find(self, kind: JobKind, id: str, key: str | None) -> StoredJob:
         """How a job is.
@@ -95,7 +106,7 @@ class JobStore:
         """
         job = self.find(kind, id, key)
         try:
-            await self._whole(self._forget(job))
+            await self._whole(self._forget(job, "deleted"))
         except OSError as error:
             logger.error("Job %s could not be removed: %s", id, error.strerror or type(error).__name__)
             raise RequestError(
@@ -130,7 +141,7 @@ class JobStore:
         for job in self._index.expired(self._clock()):
             logger.info("Job %s has expired", job.id)
             try:
-                await self._forget(job)
+                await self._forget(job, "expired")
             except OSError as error:
                 logger.error("Job %s could not be removed, and will be: %s", job.id, error.strerror)
 
@@ -152,7 +163,7 @@ class JobStore:
             self._index.put(job)
         for job in self._index:
             if not job.over:
-                await self._keep(interrupted(job, self._clock(), self._settings.expires_s))
+                await self._found(job)
         self._ours = True
         logger.info("Keeping %d jobs in %s", len(self._index), self._settings.folder)
         async with asyncio.TaskGroup() as both:
@@ -162,10 +173,26 @@ class JobStore:
     async def _keep_swept(self) -> None:
         while True:
             await self.sweep()
+            self._metrics.kept(self._index)
             await asyncio.sleep(_SWEEP_S)
 
+    async def _found(self, job: StoredJob) -> None:
+        """``job`` was under way, or waiting, when the last store ended."""
+        now = interrupted(job, self._clock(), self._settings.expires_s)
+        if now.over:
+            self._metrics.over(now)
+        elif job.status == "in_progress":
+            self._metrics.retries.inc(tags={"model": job.model, "cause": "interrupted"})
+        await self._keep(now)
+
     async def _add(
-        self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str], files: dict[str, bytes]
+        self,
+        kind: JobKind,
+        request: GenerationRequest,
+        judged: bool,
+        key: str | None,
+        notes: Sequence[str],
+        files: dict[str, bytes],
     ) -> StoredJob:
         pictures = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
         async with self._adding:  # none comes between the look at what there is and what comes to it
@@ -179,6 +206,7 @@ class JobStore:
                 model=request.model or "",
                 created_at=self._clock(),
                 request=kept_request(request),
+                judged=judged,
                 asked_as=asked_as(request),
                 pictures=pictures,
                 about={"warnings": list(notes)},
@@ -194,7 +222,7 @@ class JobStore:
         self._runner.wake()
         return job
 
-    async def _forget(self, job: StoredJob) -> None:
+    async def _forget(self, job: StoredJob, cause: str) -> None:
         self._index.drop(job.id)
         await self._runner.drop(job.id)
         try:
@@ -204,6 +232,7 @@ class JobStore:
             self._index.put(job)  # as it is on disk: a restart would bring it back, too
             self._runner.wake()
             raise
+        self._metrics.removed.inc(tags={"model": job.model, "cause": cause})
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for ``work``, which ends as it should also when whoever asked leaves: memory and disk say the same."""
@@ -228,16 +257,3 @@ class JobStore:
     def _check_ours(self) -> None:
         if not self._ours:
             raise unavailable("the store is starting, or takes the place of another; try again", 1.0, "store_starting")
-
-
-def _pinned(request: GenerationRequest, order: ResolvedRequest) -> GenerationRequest:
-    """``request`` with what was chosen for it, so that the same comes of it however often it is begun."""
-    chosen: dict[str, object] = {
-        "seed": order.seed,
-        "size": str(order.size),
-        "num_inference_steps": order.num_inference_steps,
-    }
-    chosen |= {"guidance_scale": order.guidance_scale, "model": order.model}
-    if order.fps:
-        chosen |= {"fps": order.fps, "num_frames": order.inputs.num_frames, "seconds": None}
-    return request.model_copy(update=chosen)

@@ -10,11 +10,11 @@ import numpy as np
 
 from raycache.protocol.edits import EditRequest
 from raycache.protocol.formats import encode
-from raycache.protocol.schemas import GenerationRequest
+from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.protocol.stored import AskedAs, StoredJob
 from raycache.protocol.videos import VideoRequest
 
-__all__ = ["asked_as", "kept_request", "picture_files", "request_of"]
+__all__ = ["asked_as", "chosen", "kept_request", "picture_files", "request_of"]
 
 #: What a request is read as again, by what is kept of its type.
 _TYPES: dict[AskedAs, type[GenerationRequest]] = {
@@ -34,6 +34,20 @@ def asked_as(request: GenerationRequest) -> AskedAs:
 def kept_request(request: GenerationRequest) -> dict[str, Any]:
     """``request`` as JSON, but for its pictures."""
     return request.model_dump(mode="json", exclude_none=True, exclude=set(_PICTURES))
+
+
+def chosen(order: ResolvedRequest) -> dict[str, Any]:
+    """Fields of a request that were chosen for it: with them the same comes of it however often it is begun."""
+    fields: dict[str, Any] = {
+        "seed": order.seed,
+        "size": str(order.size),
+        "num_inference_steps": order.num_inference_steps,
+        "guidance_scale": order.guidance_scale,
+        "model": order.model,
+    }
+    if order.fps:
+        fields |= {"fps": order.fps, "num_frames": order.inputs.num_frames, "seconds": None}
+    return fields
 
 
 def picture_files(request: GenerationRequest) -> dict[str, bytes]:

@@ -17,8 +17,9 @@ from raycache.protocol.schemas import GenerationRequest, GenerationResult, Progr
 from raycache.protocol.stored import StoredError, StoredJob
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
-from raycache.store.requests import request_of
+from raycache.store.requests import chosen, request_of
 from raycache.store.results import keep_result
+from raycache.store_metrics import StoreMetrics
 from raycache.store_settings import StoreSettings
 
 __all__ = ["MOST_ATTEMPTS", "Asker", "JobRunner", "interrupted"]
@@ -35,7 +36,9 @@ class Asker(Protocol):
     """Who asks engines; :class:`raycache.ingress.engine_pools.EnginePools` is one."""
 
     def longest_timeout_s(self, model: str | None) -> float: ...
-    async def judge(self, request: GenerationRequest) -> ResolvedRequest: ...
+    def own_name(self, model: str | None) -> str: ...
+    async def judge(self, request: GenerationRequest) -> ResolvedRequest | None: ...
+    async def order(self, request: GenerationRequest) -> ResolvedRequest: ...
     def stream(self, request: GenerationRequest) -> Events: ...
 
 
@@ -48,6 +51,7 @@ class JobRunner:
         index: all jobs.
         folder: where results go.
         keep: writes what a job has become; a job that was deleted meanwhile is none of its business.
+        metrics: of the store.
         clock: ``time.time``.
     """
 
@@ -58,10 +62,11 @@ class JobRunner:
         index: JobIndex,
         folder: JobFolder,
         keep: Callable[[StoredJob], Awaitable[None]],
+        metrics: StoreMetrics,
         clock: Callable[[], float],
     ) -> None:
         self._settings, self._asker, self._index, self._folder = settings, asker, index, folder
-        self._keep, self._clock = keep, clock
+        self._keep, self._metrics, self._clock = keep, metrics, clock
         self._active: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._encoding = asyncio.Lock()  # one at a time: frames are large, and an encoder takes every CPU
@@ -112,8 +117,10 @@ class JobRunner:
     async def _try(self, job: StoredJob) -> None:
         deadline = job.created_at + (job.request.get("timeout_s") or self._settings.timeout_s)
         while (left := deadline - self._clock()) > 0:
-            request = await self._request(job, min(left, self._asker.longest_timeout_s(job.model)))
+            timeout_s = min(left, self._asker.longest_timeout_s(job.model))
             try:
+                job = await self._judged(job, timeout_s)
+                request = await self._request(job, timeout_s)
                 result = await self._generated(job.id, request)
             except RequestError as error:
                 if error.code == "deadline_exceeded" and deadline - self._clock() > _LEAST_S:
@@ -125,6 +132,16 @@ class JobRunner:
             await self._complete(job.id, request, result)
             return
         raise RequestError(504, "the deadline passed before the job was done", "timeout_s", "deadline_exceeded")
+
+    async def _judged(self, job: StoredJob, timeout_s: float) -> StoredJob:
+        """``job`` with all that is chosen for it. One that was kept while engines slept waits for the first."""
+        if job.judged:
+            return job
+        order = await self._asker.order(await self._request(job, timeout_s))
+        request = {name: value for name, value in {**job.request, **chosen(order)}.items() if value is not None}
+        job = self._index[job.id].model_copy(update={"request": request, "judged": True})
+        await self._keep(job)
+        return job
 
     async def _request(self, job: StoredJob, timeout_s: float) -> GenerationRequest:
         try:
@@ -140,6 +157,7 @@ class JobRunner:
         lost = error.code in ("engine_died", "gang_restarting")
         if error.retry_after_s is None or (lost and attempts >= MOST_ATTEMPTS):
             raise error
+        self._metrics.retries.inc(tags={"model": self._index[id].model, "cause": error.code})
         return max(_LEAST_S, error.retry_after_s)
 
     async def _generated(self, id: str, request: GenerationRequest) -> GenerationResult:
@@ -159,7 +177,11 @@ class JobRunner:
     async def _begin(self, id: str) -> None:
         job = self._index[id]
         logger.info("Job %s is being drawn", id)
-        await self._keep(job.model_copy(update={"status": "in_progress", "attempts": job.attempts + 1}))
+        now = self._clock()
+        if not job.attempts:
+            self._metrics.wait_seconds.observe(now - job.created_at, {"model": job.model})
+        begun = {"status": "in_progress", "attempts": job.attempts + 1, "begun_at": now}
+        await self._keep(job.model_copy(update=begun))
 
     def _show(self, id: str, progress: int) -> None:
         job = self._index[id]
@@ -181,13 +203,17 @@ class JobRunner:
                 ) from None
             now = self._clock()
             ended = {"completed_at": now, "expires_at": now + self._settings.expires_s}
-            await self._keep(kept.model_copy(update={"status": "completed", "progress": 100, **ended}))
+            kept = kept.model_copy(update={"status": "completed", "progress": 100, **ended})
+            await self._keep(kept)
+        self._metrics.over(kept)
         logger.info("Job %s is done: %d bytes", id, kept.bytes)
 
     async def _fail(self, id: str, error: RequestError) -> None:
         if id in self._index:
             logger.info("Job %s failed: %s", id, error.code)
-            await self._keep(failed(self._index[id], error, self._clock(), self._settings.expires_s))
+            job = failed(self._index[id], error, self._clock(), self._settings.expires_s)
+            self._metrics.over(job)
+            await self._keep(job)
 
 
 def failed(job: StoredJob, error: RequestError, now: float, expires_s: float) -> StoredJob:

@@ -19,6 +19,7 @@ from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.stored import JobKind, Order, Page, StoredJob
 from raycache.settings import ServiceSettings
 from raycache.store.job_store import JobStore
+from raycache.store_metrics import StoreMetrics
 
 __all__ = ["Store"]
 
@@ -41,9 +42,10 @@ class Store:
         bundles: Mapping[str, Sequence[Bundle]],
     ) -> None:
         assert settings.store is not None  # the builder makes a store of nothing else
-        pools = EnginePools(settings, engines, bundles, IngressMetrics())
+        store = settings.store
+        pools = EnginePools(settings, engines, bundles, IngressMetrics(), store.longest_timeout_s)
         self._watching = asyncio.get_running_loop().create_task(pools.run())
-        self._store = JobStore(settings.store, pools)
+        self._store = JobStore(store, pools, StoreMetrics(one.model.name for one in settings.engines))
 
     async def submit(
         self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str] = ()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -15,6 +16,8 @@ from rich.table import Table
 from cache_core import parse_options
 from cache_core.blocks import find_blocks
 from raycache.presets import PRESET_NAMES, Presets
+from raycache.quantization import Quantization
+from raycache.settings import ModelSettings
 from raycache.size import Size
 from raycache.text_files import FileError, entries
 from raycache.tune.candidates import Family, check_families
@@ -39,16 +42,20 @@ def main(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default 128x128 for `demo`.")] = "",
     batch: Annotated[int, typer.Option(help="Images generated at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; default float32 on CPU.")] = "",
+    quantization: Annotated[str, typer.Option(help="As model.quantization of the service; needs bfloat16.")] = "none",
+    text_encoder: Annotated[bool, typer.Option(help="As model.quantize_text_encoder.")] = False,
 ) -> None:
     """Sweep cache settings, print the frontier, write the presets. Stop it and run it again: it goes on."""
     torch.set_grad_enabled(False)
     targets = read_targets(target_psnr or [])
     drawn = read_size(size or ("128x128" if model == "demo" else "1024x1024"))
     job = Job(tuple(read_prompts(model, prompts, count)), steps, drawn, batch)
-    pipe = load_pipe(model, dtype)
-    folder = out or Path(f"tune-{Path(model).name.lower()}")
+    settings = read_settings(model, dtype, quantization, text_encoder)
+    pipe = load_pipe(settings)
+    quantized = "" if quantization == "none" else f"-{quantization}"
+    folder = out or Path(f"tune-{Path(model).name.lower()}{quantized}")
     try:
-        sweep = Sweep(folder, model, job)
+        sweep = Sweep(folder, f"{model}{quantized}", job)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from None
     candidates = check_families(len(find_blocks(pipe.transformer)), steps)
@@ -63,7 +70,7 @@ def main(
     for name, point in chosen.items():
         if point is None or point.options["type"] == "none":
             console.print(f"{name}: no setting holds {targets[name]:g} dB; it stays uncached")
-    text = presets_file(model, job, targets, chosen)
+    text = presets_file(model, job, targets, chosen, settings.quantization)
     (folder / "presets.yaml").write_text(text)
     print(text)
     console.print(f"written to {folder / 'presets.yaml'}; set model.presets to it")
@@ -125,15 +132,27 @@ def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
     return [scene.caption for scene in held_out_scenes(count, seed=2)]
 
 
-def load_pipe(model: str, dtype: str) -> Any:
+def read_settings(model: str, dtype: str, quantization: str, text_encoder: bool) -> ModelSettings:
+    """What a service of the model would say."""
+    half = torch.cuda.is_available() or quantization != "none"
+    document = {
+        "path": model,
+        "dtype": dtype or ("bfloat16" if half else "float32"),
+        "quantization": quantization,
+        "quantize_text_encoder": text_encoder,
+    }
+    try:
+        return ModelSettings.model_validate(document)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"]) from None
+
+
+def load_pipe(settings: ModelSettings) -> Any:
     """The pipeline on the GPU if there is one, else on the CPU."""
     from raycache.models.loading import load_pipeline
     from raycache.models.source import prepare_model
-    from raycache.settings import ModelSettings
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    settings = ModelSettings.model_validate({"path": model, "dtype": chosen})
     return load_pipeline(settings, prepare_model(settings)[0], device)
 
 
@@ -149,7 +168,13 @@ def frontier_table(points: list[Point]) -> Table:
     return table
 
 
-def presets_file(model: str, job: Job, targets: dict[str, float], chosen: dict[str, Point | None]) -> str:
+def presets_file(
+    model: str,
+    job: Job,
+    targets: dict[str, float],
+    chosen: dict[str, Point | None],
+    quantization: Quantization = "none",
+) -> str:
     """The YAML text: what each preset holds and what it cost, and how that was measured."""
     source = (
         f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.size}; "
@@ -161,7 +186,7 @@ def presets_file(model: str, job: Job, targets: dict[str, float], chosen: dict[s
         presets[name] = {"type": "none"} if point is None else spoken(point.options)
         if point is not None:
             notes.append(f"# {name}: target {targets[name]:g} dB, got {point.psnr:.1f} dB, {point.share:.1%} of blocks")
-    body = {"model": model, "source": source, "presets": presets}
+    body: dict[str, Any] = {"model": model, "source": source, "quantization": quantization, "presets": presets}
     Presets.model_validate(body)
     return "\n".join(notes) + "\n" + yaml.safe_dump(body, sort_keys=False, width=120)
 

@@ -16,7 +16,7 @@ import torch
 
 from cache_core import CacheReport
 from raycache.logs import about
-from raycache.models.arguments import call_arguments, to_uint8
+from raycache.models.arguments import call, call_arguments, to_uint8
 from raycache.models.family import ModelFamily
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
@@ -146,7 +146,7 @@ class ActiveJob:
         self._known_prompt = remember_prompts(pipe, context.prompts, context.one_encodes)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
-        return pipe(**arguments, **StepEnds(pipe, self._step_done).arguments)[0]
+        return call(pipe, arguments | StepEnds(pipe, self._step_done).arguments)
 
     def called(self, seconds: float) -> float:
         """It was in a call of the transformer; returns the seconds of it that this rank waited for others."""

@@ -7,6 +7,7 @@ collective.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -14,8 +15,8 @@ import ray
 from ray.actor import ActorHandle
 
 from raycache.logs import quiet_libraries
-from raycache.protocol.capabilities import Capabilities, ModelKind, ModelSource
-from raycache.protocol.heartbeat import Heartbeat
+from raycache.protocol.capabilities import ModelKind, ModelSource
+from raycache.protocol.heartbeat import Heartbeat, Loaded, Settled
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 
@@ -31,11 +32,13 @@ _remote: Callable[..., Any] = ray.remote
 class RankActor:
     """A rank in a process of its own."""
 
-    def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
+    def __init__(self, settings: AppSettings, rank: int, stacks: str, gpus: tuple[str, ...] = ()) -> None:
         quiet_libraries()
+        if gpus:  # a spare, which Ray gives none; before anything asks CUDA which there are
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         from raycache.worker.rank import Rank  # here, so that the engine's process never loads torch
 
-        self._rank = Rank(settings, rank, stacks)
+        self._rank = Rank(settings, rank, stacks, gpus)
 
     def prepare(self) -> ModelSource:
         return self._rank.prepare()
@@ -46,10 +49,13 @@ class RankActor:
     def join(self, port: int) -> None:
         self._rank.join(port)
 
-    def load(self, source: str, kind: ModelKind) -> Capabilities:
+    def get_ready(self, source: str, kind: ModelKind) -> None:
+        self._rank.get_ready(source, kind)
+
+    def load(self, source: str, kind: ModelKind) -> Loaded:
         return self._rank.load(source, kind)
 
-    def settle(self) -> int | None:
+    def settle(self) -> Settled:
         return self._rank.settle()
 
     def tick(self, tick: Tick) -> TickReport:
@@ -71,13 +77,16 @@ if TYPE_CHECKING:
         prepare: _Remote[[], ModelSource]
         open_store: _Remote[[], int]
         join: _Remote[[int], None]
-        load: _Remote[[str, ModelKind], Capabilities]
-        settle: _Remote[[], int | None]
+        get_ready: _Remote[[str, ModelKind], None]
+        load: _Remote[[str, ModelKind], Loaded]
+        settle: _Remote[[], Settled]
         tick: _Remote[[Tick], TickReport]
         heartbeat: _Remote[[], Heartbeat]
 
 
-def start_rank(options: dict[str, Any], settings: AppSettings, rank: int, stacks: str) -> RankHandle:
-    """A rank in a process of its own. ``options``: Ray's, for the actor."""
+def start_rank(
+    options: dict[str, Any], settings: AppSettings, rank: int, stacks: str, gpus: tuple[str, ...] = ()
+) -> RankHandle:
+    """A rank in a process of its own. ``options``: Ray's, for the actor; ``gpus``: where Ray does not give it any."""
     actors: Any = RankActor  # the class that Ray's decorator has made of it
-    return actors.options(**options).remote(settings, rank, stacks)
+    return actors.options(**options).remote(settings, rank, stacks, gpus)

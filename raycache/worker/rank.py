@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,19 +21,20 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from raycache.logs import to_stderr
 from raycache.models.arguments import pipelines_of
 from raycache.models.denoisers import denoisers_of
-from raycache.models.loading import capabilities_of, load_pipeline
+from raycache.models.loading import capabilities_of, import_pipeline, load_pipeline
 from raycache.models.lora_files import fetch_loras
 from raycache.models.registry import family_of
 from raycache.models.source import prepare_model
 from raycache.models.text_encoders import TextEncoders, load_text_encoders, text_encoders_named
-from raycache.protocol.capabilities import Capabilities, ModelKind
-from raycache.protocol.heartbeat import Heartbeat
+from raycache.protocol.capabilities import ModelKind
+from raycache.protocol.heartbeat import Heartbeat, Loaded, Settled
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 from raycache.worker.active_job import Place, RankContext
 from raycache.worker.adapters import adapters_of
 from raycache.worker.encoding import OneEncodes
 from raycache.worker.job_runner import JobRunner
+from raycache.worker.load_stages import LoadStages, compile_seconds
 from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
 from raycache.worker.prompt_cache import PromptCache
@@ -44,8 +46,8 @@ __all__ = ["Rank"]
 class Rank:
     """What runs in a rank's process; :mod:`raycache.worker.actor` has the actor around it."""
 
-    def __init__(self, settings: AppSettings, rank: int, stacks: str) -> None:
-        self._settings, self._rank = settings, rank
+    def __init__(self, settings: AppSettings, rank: int, stacks: str, gpus: Sequence[str] = ()) -> None:
+        self._settings, self._rank, self._gpus = settings, rank, list(gpus)
         self._world = settings.parallel.ranks_per_replica
         self._device = torch.device("cuda:0" if settings.parallel.device == "cuda" else "cpu")
         self._group: dist.ProcessGroup | None = None
@@ -80,20 +82,26 @@ class Rank:
                 timeout_s=self._settings.parallel.startup_timeout_s,
             )
 
-    def settle(self) -> int | None:
-        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most.
-
-        Returns:
-            Bytes that are free on the device; None where it has no memory of its own.
-        """
+    def settle(self) -> Settled:
+        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most."""
         if self._group is not None:
             _set_pg_timeout(timedelta(seconds=self._settings.parallel.collective_timeout_s), self._group)
-        return torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
+        free_bytes = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
+        return Settled(free_bytes, compile_seconds() if self._settings.model.compile else 0.0)
 
-    def load(self, source: str, kind: ModelKind) -> Capabilities:
+    def get_ready(self, source: str, kind: ModelKind) -> None:
+        """Import what :meth:`load` will need. Nothing is read, and no device is touched."""
+        import_pipeline(Path(source))
+        if self._world > 1:
+            import raycache.worker.context_parallel  # noqa: F401 - so that it is there
+
+    def load(self, source: str, kind: ModelKind) -> Loaded:
         """Load the pipeline and split its transformer over the ranks."""
         self._claim_thread()
-        encoders = self._load_pipeline(source)
+        stages = LoadStages()
+        self.get_ready(source, kind)
+        stages.ended("import")
+        encoders = self._load_pipeline(source, stages.ended)
         model = capabilities_of(self._pipe, self._settings.model, kind)
         family = family_of(model.pipeline, kind)
         # Before any call: with `model.compile` blocks must be compiled with a LoRA's place in them.
@@ -121,15 +129,16 @@ class Rank:
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()
-        return model
+        stages.ended("split")
+        return Loaded(model, stages.seconds)
 
-    def _load_pipeline(self, source: str) -> TextEncoders | None:
+    def _load_pipeline(self, source: str, ended: Callable[[str], None]) -> TextEncoders | None:
         """Returns text encoders that stand apart from it."""
         model, folder = self._settings.model, Path(source)
         if model.text_encoders == "every_rank" or (model.text_encoders == "one_rank" and self._world == 1):
-            self._pipe = load_pipeline(model, source, self._device)
+            self._pipe = load_pipeline(model, source, self._device, ended=ended)
             return None
-        self._pipe = load_pipeline(model, source, self._device, without=text_encoders_named(folder))
+        self._pipe = load_pipeline(model, source, self._device, without=text_encoders_named(folder), ended=ended)
         return load_text_encoders(
             folder,
             self._pipe,
@@ -151,7 +160,7 @@ class Rank:
             pid=os.getpid(),
             node=context.get_node_id(),
             device=str(self._device),
-            gpus=context.get_accelerator_ids().get("GPU", []),
+            gpus=self._gpus or context.get_accelerator_ids().get("GPU", []),
             jobs=place.jobs,
             phase=place.phase,
             step=place.step,

@@ -60,21 +60,31 @@ class Clock:
 class FakeAsker:
     """Engines behind an ingress. ``answers`` are given one after the other; without one, what was asked for.
 
-    A job is begun at once, and ends when ``go`` is set, as it is unless a test clears it.
+    A job is begun at once, and ends when ``go`` is set, as it is unless a test clears it. While ``awake`` is not, no
+    engine is there, and none has ever been.
     """
 
     model = VIDEOS
 
     def __init__(self, *answers: Exception) -> None:
         self.answers = list(answers)
-        self.go = asyncio.Event()
+        self.go, self.awake = asyncio.Event(), asyncio.Event()
         self.go.set()
+        self.awake.set()
         self.asked: list[GenerationRequest] = []
         self.keys: list[str | None] = []
         self.under_way = self.dropped = self.most = 0
 
-    async def judge(self, request: GenerationRequest) -> ResolvedRequest:
-        return resolve(request, SETTINGS.policy, self.model, model_name="wan", ranks=2, key=key_in_use.get())
+    def own_name(self, model: str | None) -> str:
+        return "wan"
+
+    async def judge(self, request: GenerationRequest) -> ResolvedRequest | None:
+        return await self.order(request) if self.awake.is_set() else None
+
+    async def order(self, request: GenerationRequest) -> ResolvedRequest:
+        await self.awake.wait()
+        policy = SETTINGS.policy.allowing(self.longest_timeout_s(None))
+        return resolve(request, policy, self.model, model_name="wan", ranks=2, key=key_in_use.get())
 
     async def run(self) -> None:
         """Watches nothing."""
@@ -83,7 +93,7 @@ class FakeAsker:
         return 3600.0
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[object]:
-        order = await self.judge(request)
+        order = await self.order(request)
         self.asked.append(request)
         self.keys.append(key_in_use.get())
         self.under_way += 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 from diffusers import DiffusionPipeline
 
@@ -33,8 +35,20 @@ def tiny_folder(name: str) -> Path:
 
 def load_tiny(folder: Path) -> Any:
     """A pipeline of one's own, silent."""
+    if (folder / "modular_model_index.json").is_file():
+        return load_modular_tiny(folder)
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_modular_tiny(folder: Path) -> Any:
+    """As diffusers' documentation loads one whose prompts are to be drawn as they are given."""
+    of = getattr(diffusers, json.loads((folder / "modular_model_index.json").read_text())["_class_name"])
+    blocks = getattr(diffusers, of.default_blocks_name)()
+    blocks.sub_blocks.pop("prompt_upsampler")
+    pipe = of(blocks=blocks, pretrained_model_name_or_path=str(folder))
+    pipe.load_components()
     return pipe
 
 
@@ -56,16 +70,12 @@ def tiny_job(name: str, task: Any, id: str = "1", seeds: tuple[int, ...] = (7,),
         strength=0.7 if task == "image-to-image" else None,
         num_frames=family.frame_step + 1 if family.frame_step else 1,
     )
-    return make_job(
-        id,
-        seeds=seeds,
-        steps=steps,
-        guidance_scale=4.0,
-        negative_prompt="grey" if family.negative_prompt else "",
-        true_cfg_scale=4.0 if family.true_cfg else 1.0,
-        inputs=inputs,
-        **fields,
-    )
+    usual: dict[str, Any] = {
+        "guidance_scale": 4.0,
+        "negative_prompt": "grey" if family.negative_prompt else "",
+        "true_cfg_scale": 4.0 if family.true_cfg else 1.0,
+    }
+    return make_job(id, seeds=seeds, steps=steps, inputs=inputs, **usual | fields)
 
 
 def small_tiles(vae: Any) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import yaml
@@ -15,7 +18,8 @@ from raycache.gang.gang import Gang
 from raycache.gang.placement import placement_bundles
 from raycache.protocol.job_errors import GangStartError
 from raycache.settings import AppSettings
-from tests.serving.conftest import job
+from tests.helpers.rank_processes import rank_processes
+from tests.serving.conftest import job, wait_until
 
 PRODUCTION = Path(__file__).parents[2] / "serve_configs" / "flux_dbcache.yaml"
 
@@ -56,3 +60,44 @@ def test_a_model_that_cannot_be_had_is_one_clear_error(local_ray, gang_settings,
         assert word in str(caught.value)
     assert len(str(caught.value)) < 800
     gang.shutdown()
+
+
+def test_a_spare_takes_over_on_the_gpu_of_its_rank_and_one_that_is_gone_is_missed_by_nobody(local_ray, gang_settings):
+    pretended = {"rank_gpus": 1, "accelerator_type": "L20", "engine_cpus": 0.1, "spare_processes": True}
+    settings = gang_settings(ranks=1, parallel=pretended, reliability={"max_restarts": 9})
+    group = placement_group(placement_bundles(settings), strategy="STRICT_PACK")
+    ray.get(group.ready(), timeout=30)
+    others, gang = rank_processes(), Gang(settings, group, name="spared")
+
+    def dies(pid: int) -> None:
+        """And a job is drawn as before."""
+        os.kill(pid, signal.SIGKILL)
+        np.testing.assert_array_equal(gang.submit(job()).future.result(120).images, expected)
+
+    def own() -> int:
+        return int(gang.status().ranks[0]["pid"])
+
+    def spare() -> int:
+        """Once it is there."""
+        wait_until(lambda: len(rank_processes() - others - {own()}) == 1, 90)
+        (pid,) = rank_processes() - others - {own()}
+        return pid
+
+    try:
+        gang.start()
+        expected = gang.submit(job()).future.result(60).images
+        gpus, waiting = gang.status().ranks[0]["gpus"], spare()
+        dies(own())
+        assert own() == waiting
+        assert gang.status().ranks[0]["gpus"] == gpus
+        last = spare()
+        os.kill(last, signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(last))
+        dies(own())
+        assert own() not in (waiting, last)
+        assert gang.status().ranks[0]["gpus"] == gpus
+        spare()
+    finally:
+        gang.shutdown()
+        remove_placement_group(group)
+    wait_until(lambda: rank_processes() == others, 60)

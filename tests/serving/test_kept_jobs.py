@@ -15,7 +15,8 @@ import pytest
 
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines, kill_engine, kill_ingress, wait_for
-from tests.helpers.asking import ASK, URL, draw, pixels
+from tests.helpers.asking import ASK, URL, draw, pixels, scraped
+from tests.helpers.dashboard import queried
 from tests.serving.conftest import application
 
 LATER = {"prefer": "respond-async"}
@@ -117,3 +118,14 @@ def test_it_outlives_an_ingress_an_engine_and_the_store(url: str, reference: np.
     done = reaches(long, "completed", "failed", seconds=300)
     assert done["status"] == "completed", done
     assert pixels(httpx.get(f"{long}/content")).shape == (64, 64, 3)
+
+
+def test_what_the_dashboard_plots_of_it_is_exported(url: str):
+    """Tries that are made again take a death, and are left out: this test needs no other before it."""
+    job = keep(url)
+    reaches(job, "completed")
+    httpx.delete(job, timeout=60).raise_for_status()
+    plotted = {name for name in queried() if "_stored_" in name} - {"ray_raycache_stored_retries_total"}
+    wait_for(lambda: plotted <= set(scraped()), 60, every_s=1.0)
+    for name in plotted:
+        assert any(sample.labels.get("application") == NAME for sample in scraped()[name])

@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 
 from raycache.app import build
 from raycache.demo import demo_model_path
-from raycache.dry_run import CannotWork, Findings, _agree, _replaces_engines, refuse_what_cannot_work
+from raycache.dry_run import CannotWork, _agree, _replaces_engines, refuse_what_cannot_work
 from raycache.gang.placement import placement_bundles
 from raycache.settings import AppSettings, ServiceSettings
 
@@ -148,19 +148,13 @@ def test_files_of_people_are_refused_with_the_line(tmp_path: Path):
 
 
 def test_a_node_that_lacks_it_is_not_all_nodes(caplog: pytest.LogCaptureFixture):
-    found = {
-        "head": Findings(engines={"flux": ["no model"]}),
-        "a": Findings(engines={"flux": ["no model"]}),
-        "b": Findings(),
-    }
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        _agree(found, "flux", ["a", "b"])
-    assert "node a: no model" in caplog.text
+        _agree("engine", {"a": ["no model"], "b": []})
+    assert "No engine can start on node a: no model" in caplog.text
     with pytest.raises(CannotWork, match="no model"):
-        _agree(found, "flux", ["head", "a"])
-    _agree(found, "flux", [])  # nobody could hold it yet: nodes may be on their way
-    _agree(found, "flux", ["silent"])
-    _agree(found, None, ["head", "a"])
+        _agree("engine", {"head": ["no model"], "a": ["no model"]})
+    _agree("engine", {})  # nobody could hold it yet: nodes may be on their way
+    _agree("ingress", {"head": [], "a": []})
 
 
 @pytest.mark.parametrize(("engines", "may_come", "refused"), [(0, False, False), (1, False, True), (1, True, False)])

@@ -15,10 +15,12 @@ ROOT = Path(__file__).parents[2]
 #: What every room may use: facts, files and words that all processes share.
 SHARED = {"protocol", "presets", "settings", "metrics", "logs", "tracing", "ray_errors", "rebuilds", "text_files"}
 SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names", "store_settings", "lora_settings"}
+SHARED |= {"quantization"}
+SHARED |= {"store_metrics"}
 #: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
 MAY_IMPORT = {
     "app": {"dry_run", "ingress", "store", "engine", "gang", "cluster", *SHARED},
-    "dry_run": {"ingress", "models", "cluster", *SHARED},
+    "dry_run": {"ingress", "store", "models", "cluster", *SHARED},
     "reference": {"models", "worker", "testing", *SHARED},  # tables of all registries
     "front": {"protocol", "limits"},
     "ingress": {"front", "cluster", *SHARED},  # never an engine, a gang, a rank: it has a handle
@@ -30,19 +32,21 @@ MAY_IMPORT = {
     "cluster": {"ray_errors"},
     "demo": {"models", "size"},
     "tune": {"demo", "models", *SHARED},
+    "quantize": {"demo", "models", *SHARED},
     "testing": {"demo", "worker", "protocol"},
     "__init__": {"protocol"},
-    "metrics": {"metric_specs", "protocol"},
+    "metrics": {"metric_specs", "protocol", "store_metrics"},
+    "store_metrics": {"metric_specs", "protocol"},
     "logs": {"protocol", "front_settings"},
     "tracing": {"protocol"},
-    "protocol": {"store_settings", "limits", "model_names", "settings", "presets", "size"},
+    "protocol": {"store_settings", "limits", "model_names", "settings", "presets", "quantization", "size"},
     "settings": {"engine_settings", "filling", "front_settings", "limits", "lora_settings", "model_names"}
-    | {"parallel_settings", "presets", "size", "store_settings", "strict", "text_files"},
+    | {"parallel_settings", "presets", "quantization", "size", "store_settings", "strict", "text_files"},
     "engine_settings": {"strict"},
     "front_settings": {"origins", "strict"},
     "lora_settings": {"strict"},
     "store_settings": {"strict"},
-    "presets": {"yaml_files"},
+    "presets": {"quantization", "yaml_files"},
     "limits": {"size", "strict"},
     "parallel_settings": {"strict"},
     "strict": {"text_files"},

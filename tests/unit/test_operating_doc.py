@@ -13,6 +13,7 @@ from raycache.metrics import IngressMetrics, Metrics
 from raycache.models.registry import FAMILIES, family_of
 from raycache.models.roads import ROADS
 from raycache.reference import metrics_table, service_table, settings_table, updated
+from raycache.store_metrics import StoreMetrics
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = DOCS / "operating.md"
@@ -58,7 +59,7 @@ def test_every_setting_is_explained():
 
 
 def test_every_metric_that_is_made_is_in_the_table():
-    made = {**Metrics().made, **IngressMetrics().made}
+    made = {**Metrics().made, **IngressMetrics().made, **StoreMetrics().made}
     assert re.findall(r"^\| `ray_(\w+)`", metrics_table(), re.MULTILINE) == list(made)
 
 

@@ -23,6 +23,8 @@ TOOLS = {
     "raycache/demo/evaluate.py": "demo",
     "raycache/testing": "test",
     "raycache/worker/lora_": "lora",
+    "raycache/quantize.py": "quant",
+    "raycache/models/quantization.py": "quant",
     "raycache/reference.py": "test",  # writes our documents' tables
 }
 FILES = sorted(path for package in ("raycache", "cache_core") for path in (ROOT / package).rglob("*.py"))

@@ -62,13 +62,16 @@ async def delete(id: str, store: InStore) -> dict[str, Any]:
 def _video(job: StoredJob) -> dict[str, Any]:
     """OpenAI's `Video` with our fields."""
     asked, about = job.request, job.about
-    frames, fps = about.get("num_frames", asked["num_frames"]), asked["fps"]
+    # None in what no engine has judged yet, because all sleep.
+    frames, fps, seconds = about.get("num_frames", asked.get("num_frames")), asked.get("fps"), asked.get("seconds")
+    if frames and fps:
+        seconds = frames / fps
     return {
         **told_of_job(job),
         "object": "video",
         "prompt": asked["prompt"],
-        "size": about.get("size", asked["size"]),
-        "seconds": f"{frames / fps:.6g}",
+        "size": about.get("size", asked.get("size")),
+        "seconds": None if seconds is None else f"{seconds:.6g}",
         "num_frames": frames,
         "fps": fps,
         "remixed_from_video_id": None,

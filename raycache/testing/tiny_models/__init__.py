@@ -18,6 +18,7 @@ from raycache.testing.tiny_models import (
     cogvideox,
     flux,
     flux2,
+    flux3,
     hunyuan,
     ltx,
     ltx2,
@@ -98,6 +99,8 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         "flux2-klein-base": TinyFamily(
             "Flux2KleinPipeline", flux2.flux2_klein_base, {**_IMAGE, **_CHAT, "guidance_scale": 4.0}
         ),
+        "flux3": TinyFamily("Flux3ModularPipeline", flux3.flux3, {**_IMAGE, "negative_prompt": "grey"}),
+        "flux3-distilled": TinyFamily("Flux3DistilledModularPipeline", flux3.flux3_distilled, _IMAGE),
         "ltx": TinyFamily("LTXPipeline", ltx.ltx, {**_IMAGE, **_T5, **_CFG, "num_frames": 9}),
         "hunyuan-video-1.5": TinyFamily(
             "HunyuanVideo15Pipeline", hunyuan.hunyuan_video_15, {**_VIDEO, "negative_prompt": "grey"}

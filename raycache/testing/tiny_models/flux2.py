@@ -12,7 +12,7 @@ from raycache.testing.tiny_models.qwen_texts import qwen3_causal, qwen_tokenizer
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 
-__all__ = ["flux2", "flux2_klein", "flux2_klein_base"]
+__all__ = ["flux2", "flux2_autoencoder", "flux2_klein", "flux2_klein_base"]
 
 _LATENTS = 4
 _TEXT = 16
@@ -54,7 +54,7 @@ def _parts(guidance_embeds: bool = False) -> dict[str, Any]:
 
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        "vae": _autoencoder(),
+        "vae": flux2_autoencoder(),
         "transformer": Flux2Transformer2DModel(
             in_channels=4 * _LATENTS,
             num_layers=2,
@@ -68,7 +68,7 @@ def _parts(guidance_embeds: bool = False) -> dict[str, Any]:
     }
 
 
-def _autoencoder() -> AutoencoderKLFlux2:
+def flux2_autoencoder() -> AutoencoderKLFlux2:
     """A side shrinks by 8; latents are whitened in packs of 2 x 2, by numbers that a training would have found."""
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 

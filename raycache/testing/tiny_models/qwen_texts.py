@@ -105,12 +105,12 @@ def qwen_vl(width: int = 32) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def qwen3_vl(width: int = 32) -> Qwen3VLForConditionalGeneration:
+def qwen3_vl(width: int = 32, layers: int = 3) -> Qwen3VLForConditionalGeneration:
     """Qwen3-VL, ``width`` channels, with a vision encoder of two blocks."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     config = Qwen3VLConfig(
-        text_config={**_vl_sizes(width), "head_dim": 8},
+        text_config={**_vl_sizes(width, layers), "head_dim": 8},
         vision_config={
             "depth": 2,
             "hidden_size": 32,
@@ -174,9 +174,9 @@ def _id(token: str) -> int:
     return _vocabulary()[0].index(token)
 
 
-def _vl_sizes(width: int) -> dict[str, Any]:
+def _vl_sizes(width: int, layers: int = 3) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [1, 1, 2]}
-    return _sizes(width, 3) | {"rope_parameters": rope}
+    return _sizes(width, layers) | {"rope_parameters": rope}
 
 
 def _sizes(width: int, layers: int) -> dict[str, Any]:

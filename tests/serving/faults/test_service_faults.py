@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from ray.util import placement_group_table
@@ -28,6 +26,7 @@ from raycache.testing.inject import (
 from raycache.testing.planned_faults import PlannedFault
 from tests.helpers.asking import ASK, ENDLESS, being_drawn, draw, draw_when_told, pixels, scraped, sent, streamed
 from tests.helpers.hostile import Hostile, bodies, check, oddities
+from tests.helpers.rank_processes import rank_processes
 
 ENGINES = 2
 
@@ -35,16 +34,6 @@ ENGINES = 2
 def causes(name: str) -> set[str]:
     """What a counter has counted, by its label."""
     return {sample.labels["cause"] for sample in scraped().get(name, [])}
-
-
-def rank_processes() -> set[int]:
-    """Every rank process of this test run's own Ray."""
-    pids = set()
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::RankActor"):
-                pids.add(process.pid)
-    return pids
 
 
 def groups() -> int:

@@ -61,17 +61,19 @@ def test_compiled_after_the_cache(folder, monkeypatch):
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module: real(module, backend=compiler))
-    for limit in ("recompile_limit", "accumulated_recompile_limit"):
-        monkeypatch.setattr(torch._dynamo.config, limit, getattr(torch._dynamo.config, limit))
-    pipe = run_snippet(APPLIED["FBCache, default"][0], folder)["pipe"]
-    source = COMPILED[0].replace("default_options(CacheType.DBPrune)", "default_options(CacheType.FBCache)")
-    for snippet in (*COMPILED[1:], source):  # the noise model has fewer blocks than F8B8 of DBPrune
-        run_snippet(snippet, folder, pipe=pipe, **API)
-    assert torch._dynamo.config.recompile_limit == 96
-    assert torch._dynamo.config.accumulated_recompile_limit == 2048
-    draw(pipe)
-    assert len(cache_reports(pipe)["transformer"].steps) == 6
-    assert seen, "the blocks ran compiled"
+    config: Any = torch._dynamo.config  # its own patch: monkeypatch would delete what it does not find in the module
+    limits = {name: getattr(config, name) for name in ("recompile_limit", "accumulated_recompile_limit")}
+    with config.patch(limits):
+        pipe = run_snippet(APPLIED["FBCache, default"][0], folder)["pipe"]
+        source = COMPILED[0].replace("default_options(CacheType.DBPrune)", "default_options(CacheType.FBCache)")
+        for snippet in (*COMPILED[1:], source):  # the noise model has fewer blocks than F8B8 of DBPrune
+            run_snippet(snippet, folder, pipe=pipe, **API)
+        assert torch._dynamo.config.recompile_limit == 96
+        assert torch._dynamo.config.accumulated_recompile_limit == 2048
+        draw(pipe)
+        assert len(cache_reports(pipe)["transformer"].steps) == 6
+        assert seen, "the blocks ran compiled"
+    assert {name: getattr(config, name) for name in limits} == limits
 
 
 def test_default_options_print_as_published():

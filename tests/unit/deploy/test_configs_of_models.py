@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from raycache.models.folder import told_by
 from raycache.models.registry import family_of
@@ -24,12 +27,30 @@ ROOM_GB = 48 - 8
 
 @dataclass(frozen=True)
 class Published:
-    """A model as its files on the hub describe it; ``weights_gb``: of all parts, in bfloat16."""
+    """A model as its files on the hub describe it.
+
+    Attributes:
+        weights_gb: of all parts, in bfloat16.
+        transformers: how many of diffusers' class with its usual sizes, for those whose quantized size is computed.
+        encoder: billions of parameters of the text encoders, and of those in linear layers that are quantized.
+    """
 
     pipeline: str
     blocks: int
     heads: int
     weights_gb: float
+    transformers: int = 0
+    encoder: tuple[float, float] = (0.0, 0.0)
+
+    def quantized_gb(self) -> float:
+        """As :attr:`weights_gb`, of a quantized model whose text encoders are, too."""
+        family = family_of(self.pipeline)
+        with torch.device("meta"):
+            model = getattr(diffusers, family.transformer)()
+        layers = re.compile(rf"(?:{'|'.join(family.quantized)})\.\d+\.(?!(?:.*\.)?(?:{'|'.join(family.kept)})).*")
+        linear = [module for name, module in model.named_modules() if layers.fullmatch(f"{name}.weight")]
+        saved = sum(each.weight.numel() for each in linear if isinstance(each, nn.Linear)) / 1e9
+        return self.weights_gb - self.transformers * saved - self.encoder[1]
 
 
 MODELS = {
@@ -40,6 +61,10 @@ MODELS = {
     "Tongyi-MAI/Z-Image-Turbo": Published("ZImagePipeline", 30, 30, 20),
     "stabilityai/stable-diffusion-3.5-large": Published("StableDiffusion3Pipeline", 38, 38, 28),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Published("WanPipeline", 30, 24, 23),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": Published("WanPipeline", 40, 40, 69, 2, (5.7, 4.6)),
+    "Qwen/Qwen-Image": Published("QwenImagePipeline", 60, 24, 58, 1, (8.3, 6.5)),
+    "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": Published("HunyuanImagePipeline", 60, 28, 54, 1, (8.5, 6.5)),
+    "Lightricks/LTX-2": Published("LTX2Pipeline", 48, 32, 68, 1, (12.2, 10.8)),
 }
 
 
@@ -70,7 +95,11 @@ PRODUCTION = [file for file in sorted(FOLDER.glob("*.yaml")) if one_model(file) 
 def test_it_fits_its_model_and_its_card(file: Path):
     settings = AppSettings.model_validate(one_model(file))
     model = told(settings.model.path)
-    assert MODELS[settings.model.path].weights_gb <= ROOM_GB
+    published, quantized = MODELS[settings.model.path], settings.model.quantization != "none"
+    assert (published.weights_gb <= ROOM_GB) != quantized, "quantized where it must be"
+    if quantized:
+        assert settings.model.quantize_text_encoder
+        assert published.quantized_gb() <= ROOM_GB
     assert settings.parallel.accelerator_type == "L20"
     check_deployment(settings, settings.policy, model)
     for shape in settings.warmup:

@@ -43,6 +43,7 @@ class Life:
     start_error: Exception | None = None
     end_error: Exception | None = None
     stages: ClassVar[dict[str, float]] = {}
+    gpus: ClassVar[list[list[str]]] = []
     ticks, free_bytes = 3, None
 
     def __init__(self, *_: object) -> None:

@@ -78,7 +78,7 @@ def life(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "WorkerGroup", Ranks)
     ray = SimpleNamespace(wait=lambda refs, timeout, num_returns: (refs, []), get=lambda ref: ref.answer)
     monkeypatch.setattr(module, "ray", ray)
-    return lambda settings, costs: Incarnation(settings, None, 0, "g", lambda: None, costs)
+    return lambda settings, costs: Incarnation(settings, None, "g", lambda: None, costs)
 
 
 def test_declared_shapes_are_drawn_once_and_teach_what_jobs_cost(life: Any):

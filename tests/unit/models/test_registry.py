@@ -39,7 +39,22 @@ def test_what_no_family_names_is_run_as_it_is(pipeline: str, kind: str):
     assert type(family_of(pipeline, kind)) is ModelFamily
 
 
-@pytest.mark.parametrize("pipeline", FAMILIES)
+MODULAR = [name for name in FAMILIES if "Modular" in name]
+
+
+@pytest.mark.parametrize("pipeline", MODULAR)
+def test_every_modular_pipeline_that_is_named_is_one_of_diffusers(pipeline: str):
+    family, of = family_of(pipeline), getattr(diffusers, pipeline)
+    assert issubclass(of, diffusers.ModularPipeline)
+    blocks = getattr(diffusers, of.default_blocks_name)()
+    assert set(family.left_out) <= set(blocks.sub_blocks)
+    for workflow in family.tasks.values():
+        inputs = {each.name for each in blocks.get_workflow(workflow).inputs}
+        assert family.negative_prompt == ("negative_prompt" in inputs)
+        assert ("image" in inputs) == (workflow == family.tasks["edit"])
+
+
+@pytest.mark.parametrize("pipeline", [name for name in FAMILIES if name not in MODULAR])
 def test_every_pipeline_that_is_named_is_one_of_diffusers(pipeline: str):
     family = family_of(pipeline)
     for name in (pipeline, *family.tasks.values()):

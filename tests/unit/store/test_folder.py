@@ -16,7 +16,7 @@ from tests.unit.store.test_index import kept
 
 @pytest.fixture
 def folder(tmp_path: Path) -> JobFolder:
-    return JobFolder(tmp_path / "a" / "b")
+    return JobFolder(tmp_path / "jobs")
 
 
 def test_a_job_is_as_it_was_written_last(folder: JobFolder):

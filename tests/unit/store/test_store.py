@@ -4,54 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 
 import pytest
 
-from raycache.protocol.errors import RequestError, unavailable
+from raycache.protocol.errors import RequestError
 from raycache.protocol.schemas import GenerationRequest
-from raycache.protocol.stored import StoredJob
 from raycache.store.job_store import JobStore
 from raycache.store.runner import MOST_ATTEMPTS
+from raycache.store_metrics import StoreMetrics
+from tests.helpers.store_jobs import FULL, LOST, Start, over, under_way
 from tests.helpers.stored import Clock, FakeAsker, settings_of, stopped, until, video_request
-
-Start = Callable[..., Awaitable[JobStore]]
-
-LOST = unavailable("the engine died", 0.01, "engine_died")
-FULL = RequestError(429, "full", None, "queue_full", 0.01)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def start(tmp_path: Path, clock: Clock) -> AsyncIterator[Start]:
-    """Stores over one folder, one after the other."""
-    stores: list[JobStore] = []
-
-    async def begin(asker: FakeAsker, **fields: object) -> JobStore:
-        if stores:
-            await stopped(stores[-1])
-        stores.append(store := JobStore(settings_of(tmp_path / "jobs", **fields), asker, clock))
-        await until(lambda: store._ours)
-        return store
-
-    yield begin
-    for store in stores:
-        await stopped(store)
-
-
-async def over(store: JobStore, job: StoredJob) -> StoredJob:
-    await until(lambda: store.find(job.kind, job.id, job.owner).over)
-    return store.find(job.kind, job.id, job.owner)
-
-
-async def under_way(store: JobStore, job: StoredJob) -> StoredJob:
-    await until(lambda: store.find(job.kind, job.id, job.owner).status == "in_progress")
-    return store.find(job.kind, job.id, job.owner)
 
 
 async def test_a_video_from_its_request_to_its_file(start: Start, clock: Clock):
@@ -180,7 +143,7 @@ async def test_a_second_store_waits_for_the_first(start: Start, tmp_path: Path, 
     first = await start(asker)
     job = await first.submit("video", video_request(), None)
     await under_way(first, job)
-    second = JobStore(settings_of(tmp_path / "jobs"), FakeAsker(), clock)
+    second = JobStore(settings_of(tmp_path / "jobs"), FakeAsker(), StoreMetrics(), clock)
     await asyncio.sleep(0.6)
     with pytest.raises(RequestError) as refused:
         second.find("video", job.id, None)
@@ -189,98 +152,6 @@ async def test_a_second_store_waits_for_the_first(start: Start, tmp_path: Path, 
     await until(lambda: second._ours)
     assert (await over(second, job)).status == "completed"
     await stopped(second)
-
-
-async def test_deleting_drops_a_job_on_the_engine_before_it_is_answered(start: Start, tmp_path: Path):
-    asker = FakeAsker()
-    asker.go.clear()
-    store = await start(asker, max_active=1)
-    running, waiting = [await store.submit("video", video_request(), None) for _ in range(2)]
-    await under_way(store, running)
-    await store.delete("video", waiting.id, None)
-    await store.delete("video", running.id, None)
-    assert (asker.under_way, asker.dropped, len(asker.asked)) == (0, 1, 1)
-    assert not list((tmp_path / "jobs/jobs").iterdir())
-    asker.go.set()
-    done = await over(store, await store.submit("video", video_request(), None))
-    await store.delete("video", done.id, None)
-    for job in (running, waiting, done):
-        with pytest.raises(RequestError) as gone:
-            store.find("video", job.id, None)
-        assert gone.value.status == 404
-    assert not list((tmp_path / "jobs/jobs").iterdir())
-
-
-async def test_who_leaves_while_a_job_is_kept_or_deleted_leaves_nothing_half_done(start: Start, tmp_path: Path):
-    """Serve cancels what a client who left had asked for; what memory and disk say must not differ after that."""
-    asker = FakeAsker()
-    asker.go.clear()
-    store = await start(asker)
-
-    async def left(call: Coroutine[object, object, object]) -> None:
-        task = asyncio.create_task(call)
-        while not store._under_way:
-            await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await until(lambda: not store._under_way)
-
-    await left(store.submit("video", video_request(), None))
-    (job,) = store.page("video", None, None, 10, "asc").jobs
-    assert [folder.name for folder in (tmp_path / "jobs/jobs").iterdir()] == [job.id]
-    await left(store.delete("video", job.id, None))
-    assert not list((tmp_path / "jobs/jobs").iterdir())
-    assert not (await start(FakeAsker())).page("video", None, None, 10, "asc").jobs
-
-
-async def test_what_has_expired_is_gone_also_from_the_disk(start: Start, tmp_path: Path, clock: Clock):
-    store = await start(FakeAsker(RequestError(500, "no", None, "job_failed")), expires_s=100)
-    failed, done = [await over(store, await store.submit("video", video_request(), None)) for _ in range(2)]
-    assert (failed.status, done.status) == ("failed", "completed")
-    clock.now += 90
-    late = await over(store, await store.submit("video", video_request(), None))
-    await store.sweep()
-    assert len(list((tmp_path / "jobs/jobs").iterdir())) == 3
-    clock.now += 20
-    await store.sweep()
-    assert [folder.name for folder in (tmp_path / "jobs/jobs").iterdir()] == [late.id]
-    clock.now += 1000
-    store = await start(FakeAsker())
-    await until(lambda: not list((tmp_path / "jobs/jobs").iterdir()))
-
-
-async def test_what_cannot_be_removed_now_is_kept_and_removed_later(
-    start: Start, clock: Clock, monkeypatch: pytest.MonkeyPatch
-):
-    store = await start(FakeAsker(), expires_s=100)
-    job = await over(store, await store.submit("video", video_request(), "blue"))
-
-    def full(id: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(store._folder, "remove", full)
-        with pytest.raises(RequestError) as refused:
-            await store.delete("video", job.id, "blue")
-        assert (refused.value.status, refused.value.code) == (500, "not_deleted")
-        clock.now += 101
-        await store.sweep()
-        store.check_health()
-        assert store.find("video", job.id, "blue") == job
-    await store.sweep()
-    with pytest.raises(RequestError, match=job.id):
-        store.find("video", job.id, "blue")
-
-
-async def test_a_job_under_way_does_not_expire(start: Start, clock: Clock):
-    asker = FakeAsker()
-    asker.go.clear()
-    store = await start(asker, expires_s=1)
-    job = await under_way(store, await store.submit("video", video_request(), None))
-    clock.now += 1000
-    await store.sweep()
-    assert store.find("video", job.id, None).status == "in_progress"
 
 
 async def test_no_more_than_so_many_at_once_and_the_one_who_has_few_is_next(start: Start):
@@ -298,78 +169,6 @@ async def test_no_more_than_so_many_at_once_and_the_one_who_has_few_is_next(star
     assert [request.seed for request in asker.asked][:2] == [0, 1]
     assert {request.seed for request in asker.asked[2:4]} >= {10}
     assert [request.seed for request in asker.asked].index(11) < 5, "before the third and fourth of one key"
-
-
-async def test_a_key_sees_its_own_jobs_only(start: Start):
-    store = await start(FakeAsker())
-    job = await over(store, await store.submit("video", video_request(), "blue"))
-    for key in ("green", None):
-        for refused in (
-            lambda: store.find("video", job.id, key),  # noqa: B023
-            lambda: store.find("image", job.id, "blue"),
-        ):
-            with pytest.raises(RequestError) as gone:
-                refused()
-            assert gone.value.status == 404
-        for call in (store.delete("video", job.id, key), store.read("video", job.id, key, "video", 0, 1)):
-            with pytest.raises(RequestError) as gone:
-                await call
-            assert gone.value.status == 404
-        assert not store.page("video", key, None, 10, "desc").jobs
-    assert store.page("video", "blue", None, 10, "desc").jobs == [job]
-    assert not store.page("image", "blue", None, 10, "desc").jobs
-
-
-async def test_jobs_are_bounded_by_key_and_in_all(start: Start):
-    asker = FakeAsker()
-    asker.go.clear()
-    store = await start(asker, max_jobs=3, max_jobs_per_key=2)
-    jobs = await asyncio.gather(*(store.submit("video", video_request(), "blue") for _ in range(2)))
-    with pytest.raises(RequestError, match="this key has the 2 jobs") as refused:
-        await store.submit("video", video_request(), "blue")
-    assert (refused.value.status, refused.value.retry_after_s) == (429, None)
-    results = await asyncio.gather(
-        *(store.submit("video", video_request(), "green") for _ in range(2)), return_exceptions=True
-    )
-    assert sorted(type(result).__name__ for result in results) == ["RequestError", "StoredJob"]
-    (full,) = [result for result in results if isinstance(result, RequestError)]
-    assert (full.status, full.code) == (507, "store_full")
-    await store.delete("video", jobs[0].id, "blue")
-    await store.submit("video", video_request(), "blue")
-
-
-async def test_results_are_bounded_in_bytes(start: Start):
-    store = await start(FakeAsker())
-    size = (await over(store, await store.submit("video", video_request(seed=1), None))).bytes
-    store = await start(FakeAsker(), max_bytes=int(2.5 * size), max_bytes_per_key=1)
-    assert (await over(store, await store.submit("video", video_request(seed=1), None))).status == "completed"
-    third = await over(store, await store.submit("video", video_request(seed=1), None))
-    assert (third.status, third.error.code) == ("failed", "store_full")
-    mine = await over(store, await store.submit("video", video_request(seed=1), "blue"))
-    assert (mine.status, mine.error.code) == ("failed", "too_many_stored")
-    store = await start(FakeAsker(), max_bytes=2 * size)
-    with pytest.raises(RequestError, match=r"bytes of results that may be kept.*expires at") as refused:
-        await store.submit("video", video_request(), None)
-    assert refused.value.status == 507
-
-
-async def test_a_disk_that_is_full_is_said(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    asker = FakeAsker()
-    asker.go.clear()
-    store = await start(asker)
-    job = await under_way(store, await store.submit("video", video_request(), None))
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(store._folder, "adopt", full)
-    asker.go.set()
-    assert (await over(store, job)).error.code == "store_full"
-    monkeypatch.setattr(store._folder, "write", full)
-    with pytest.raises(RequestError) as refused:
-        await store.submit("video", video_request(), None)
-    assert refused.value.status == 507
-    assert [folder.name for folder in (tmp_path / "jobs/jobs").iterdir()] == [job.id]
 
 
 async def test_no_prompt_is_in_a_log_or_in_what_a_job_prints(start: Start, caplog: pytest.LogCaptureFixture):

@@ -19,7 +19,7 @@ from raycache.testing.tiny_models import TINY_FAMILIES
 from raycache.worker.active_job import RankContext
 from raycache.worker.job_runner import JobRunner
 from tests.helpers.ticks import draw
-from tests.helpers.tiny_models import CASES, tiny_job, tiny_pipe
+from tests.helpers.tiny_models import CASES, load_tiny, tiny_folder, tiny_job, tiny_pipe
 
 #: Drawn in every quick run; the others are like one of them, or take seconds.
 QUICK = {
@@ -27,6 +27,7 @@ QUICK = {
     ("flux", "image-to-image"),
     ("flux-kontext", "edit"),
     ("flux-fill", "inpaint"),
+    ("flux3", "edit"),
     ("qwen-image", "text-to-image"),
     ("z-image", "text-to-image"),
     ("sd3", "inpaint"),
@@ -47,6 +48,8 @@ def runner_of(name: str) -> JobRunner:
 def as_diffusers_does(name: str, job: Job) -> np.ndarray:
     """The task's own pipeline, called as its documentation says; nothing of ours but the names of arguments."""
     tiny, inputs, image = TINY_FAMILIES[name], job.inputs, job.images[0]
+    if "Modular" in tiny.pipeline:
+        return as_diffusers_blocks_do(name, job)
     pipe = getattr(diffusers, family_of(tiny.pipeline).tasks[inputs.task]).from_pipe(tiny_pipe(name))
     pipe.set_progress_bar_config(disable=True)
     known = inspect.signature(type(pipe).__call__).parameters
@@ -66,6 +69,22 @@ def as_diffusers_does(name: str, job: Job) -> np.ndarray:
         with torch.no_grad():
             images.append(np.asarray(pipe(**{key: value for key, value in asked.items() if key in known})[0])[0])
     return np.stack(images)[..., :3]
+
+
+def as_diffusers_blocks_do(name: str, job: Job) -> np.ndarray:
+    """As :func:`as_diffusers_does`, of a modular pipeline: the blocks choose by what is given to them."""
+    pipe, image, pictures = load_tiny(tiny_folder(name)), job.images[0], job.inputs.pictures
+    if hasattr(pipe, "guider"):
+        pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=4.0))
+    asked: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": job.num_inference_steps}
+    asked |= {"negative_prompt": image.negative_prompt} if image.negative_prompt else {}
+    asked |= {"image": Image.fromarray(pictures[0])} if pictures else {}
+    images = []
+    for each in job.images:
+        chance = torch.Generator().manual_seed(each.seed)
+        drawn = pipe(prompt=job.prompt, generator=chance, output_type="np", output="images", **asked)
+        images.append(np.asarray(drawn)[0])
+    return np.stack(images)
 
 
 @pytest.mark.parametrize(("name", "task"), ALL)

@@ -13,20 +13,14 @@ from diffusers import FluxPipeline
 from cache_core import DBCacheOptions, DBPruneOptions, NoCacheOptions
 from raycache.demo.noise import build_noise_model
 from raycache.gang.agreement import agreed
-from raycache.gang.worker_group import Fault
 from raycache.models.flux import FluxFamily
-from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import Job, JobOutput
 from raycache.protocol.tick import Tick, TickReport
 from raycache.worker.active_job import RankContext
 from raycache.worker.job_runner import JobRunner
-from raycache.worker.observer import Observer
 from raycache.worker.prompt_cache import PromptCache
 from tests.helpers.flux_pipe import load
-from tests.helpers.jobs import make_job
+from tests.helpers.one_rank import Failing, close, job, runner_of
 from tests.helpers.ticks import draw
-
-CACHE = DBCacheOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +32,6 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> FluxPipeline:
 def runner(pipe: FluxPipeline) -> Iterator[JobRunner]:
     yield runner_of(pipe)
     assert not pipe.transformer._forward_pre_hooks, "nothing is left on the transformer"
-
-
-def runner_of(
-    pipe: FluxPipeline, rank: int = 0, observer: Observer | None = None, world: int = 1, overlaps: bool = False
-) -> JobRunner:
-    observer = observer or Observer()
-    device = torch.device("cpu")
-    return JobRunner(RankContext(pipe, FluxFamily(), rank, device, 64, world, overlaps, observer=observer), None)
-
-
-def job(name: str, seed: int = 7, steps: int = 6, cache: Any = CACHE, **fields: Any) -> Job:
-    return make_job(name, seeds=(seed,), steps=steps, cache=cache, **fields)
-
-
-def close(output: JobOutput, expected: JobOutput) -> bool:
-    return bool(np.abs(output.images.astype(int) - expected.images.astype(int)).max() <= 1)
 
 
 def test_jobs_that_come_and_go_are_what_each_is_alone(pipe: FluxPipeline, runner: JobRunner):
@@ -71,21 +49,6 @@ def test_jobs_that_come_and_go_are_what_each_is_alone(pipe: FluxPipeline, runner
     assert sorted({len(call.jobs) for call in drawn.calls}) == [1, 2, 3]
     assert any(share < 0.9 for call in drawn.calls for share in call.shares)
     assert all(call.seconds > 0 for call in drawn.calls)
-
-
-class Failing(Observer):
-    """Raises at one place of one job."""
-
-    def __init__(self, name: str, at: str, step: int = 1, error: type[Exception] = RuntimeError) -> None:
-        self.name, self.at, self.step, self.error = name, at, step, error
-
-    def entered(self, job: Job, phase: str) -> None:
-        if (job.id, phase) == (self.name, self.at) and phase != "denoise":
-            raise self.error("on purpose")
-
-    def step_ends(self, job: Job, step: int, latents: torch.Tensor) -> None:
-        if (job.id, "denoise", step) == (self.name, self.at, self.step):
-            raise self.error("on purpose")
 
 
 @pytest.mark.parametrize("at", ["encode", "denoise", "decode"])
@@ -166,118 +129,6 @@ def test_options_that_do_not_fit_end_their_job(runner: JobRunner):
     drawn = draw(runner, {bad: 0, job("good"): 0})
     assert "nearest legal value" in str(drawn.failures[0])
     assert list(drawn.outputs) == ["good"]
-
-
-def spread(runners: list[JobRunner], jobs: dict[Job, int]) -> list[TickReport]:
-    """What all say when they decode ``jobs`` in one tick. Each draws them whole, as after a call without a group."""
-    reports = []
-    for runner in runners:
-        number = 0
-        names, done = tuple(job.id for job in jobs), set[str]()
-        while done < set(names):
-            start = tuple(jobs) if number == 0 else ()
-            left = tuple(name for name in names if name not in done)
-            done |= set(runner.tick(Tick(number, number - 1, start=start, calls=(left,))).done)
-            number += 1
-        reports.append(runner.tick(Tick(number, number - 1, end=names)))
-    return reports
-
-
-def test_rows_are_decoded_by_the_ranks_in_turn(pipe: FluxPipeline):
-    jobs = {
-        make_job("a", seeds=(7, 8, 9), steps=3, cache=CACHE): 0,
-        job("b", 3, 3): 0,
-        make_job("c", seeds=(4, 5), steps=3, cache=CACHE): 0,
-    }
-    reports = spread([runner_of(pipe, rank, world=2) for rank in range(2)], jobs)
-    rows = [{(name, row) for name, images in report.decoded.items() for row in images} for report in reports]
-    assert rows == [{("a", 0), ("a", 2), ("c", 0)}, {("a", 1), ("b", 0), ("c", 1)}]
-    outputs = agreed(reports).outputs
-    (alone,) = spread([runner_of(pipe)], jobs)
-    expected = agreed([alone]).outputs
-    for one in jobs:
-        np.testing.assert_array_equal(outputs[one.id].images, expected[one.id].images)
-        assert len(outputs[one.id].images) == len(one.images)
-        assert outputs[one.id].images.std() > 5
-        assert outputs[one.id].decode_s == max(report.decode_s.get(one.id, 0.0) for report in reports) > 0
-
-
-def test_a_rank_that_cannot_decode_its_row_ends_that_job_only(pipe: FluxPipeline):
-    runners = [runner_of(pipe, rank, Failing("a", "decode") if rank else None, world=2) for rank in range(2)]
-    told = agreed(spread(runners, {make_job("a", seeds=(7, 8), steps=3, cache=CACHE): 0, job("b", 3, 3): 0}))
-    assert [(failure.jobs, failure.phase) for failure in told.failures] == [(("a",), "decode")]
-    assert list(told.outputs) == ["b"]
-    assert all(runner.tick(Tick(9, 8)) == TickReport(9) for runner in runners), "no rank stands still for it"
-
-
-def test_a_group_that_breaks_while_tiles_are_handed_over_is_no_fault_of_the_job():
-    failure = Failure("group", ("a",), "decode", 3, "DistNetworkError", "connection closed", "")
-    with pytest.raises(Fault, match="connection closed"):
-        agreed([TickReport(4), TickReport(4, failures=[failure])])
-
-
-def test_images_are_decoded_beside_the_next_tick(pipe: FluxPipeline):
-    """What a tick begins is told by the next that is carried out, whether there is anything else to do or not."""
-    runner = runner_of(pipe, overlaps=True)
-    runner.tick(Tick(0, start=(job("a", steps=1), job("b", 1, 6)), calls=(("a", "b"),)))
-    began = runner.tick(Tick(1, 0, calls=(("b",),), end=("a",)))
-    assert (began.decoding, began.outputs, began.decoded) == (["a"], {}, {})
-    assert [event.step for event in began.progress.get("a", [])] == []
-    told = runner.tick(Tick(2, 1, calls=(("b",),), end=("a",)))
-    assert (told.decoding, list(told.outputs)) == ([], ["a"]), "it ends once"
-    expected = draw(runner_of(pipe), {job("a", steps=1): 0}).outputs["a"]
-    np.testing.assert_array_equal(agreed([told]).outputs["a"].images, expected.images)
-    runner.tick(Tick(3, 2, abort=("b",)))
-
-
-def test_what_cannot_be_decoded_is_told_with_the_next_tick_and_stops_nothing(pipe: FluxPipeline):
-    runner = runner_of(pipe, observer=Failing("a", "decode"), overlaps=True)
-    runner.tick(Tick(0, start=(job("a", steps=1), job("b", 1, 2)), calls=(("a", "b"),)))
-    began = runner.tick(Tick(1, 0, calls=(("b",),), end=("a",)))
-    assert (began.decoding, began.failures, began.done) == (["a"], [], ["b"])
-    told = runner.tick(Tick(2, 1, end=("b",)))
-    assert [(failure.jobs, failure.phase, failure.type) for failure in told.failures] == [
-        (("a",), "decode", "RuntimeError")
-    ]
-    assert list(runner.tick(Tick(3, 1)).outputs) == ["b"], "not skipped, though the gang does not know of it"
-
-
-def test_images_are_not_lost_where_ticks_are_skipped(pipe: FluxPipeline):
-    runner = runner_of(pipe, observer=Failing("bad", "denoise", step=1), overlaps=True)
-    runner.tick(Tick(0, start=(job("a", steps=1), job("bad", 1, 5)), calls=(("a", "bad"),)))
-    broken = runner.tick(Tick(1, 0, calls=(("bad",),), end=("a",)))
-    assert (broken.decoding, len(broken.failures)) == ([], 1), "broken off before it began"
-    assert runner.tick(Tick(2, 0, end=("a",))).skipped
-    assert runner.tick(Tick(3, 1, end=("a",))).decoding == ["a"]
-    assert list(runner.tick(Tick(4, 3)).outputs) == ["a"]
-
-
-def test_a_tick_that_breaks_off_does_not_wait_for_images(pipe: FluxPipeline):
-    """Other ranks have none to wait for: this one would be late with the news."""
-    runner = runner_of(pipe, observer=Failing("bad", "denoise", step=2), overlaps=True)
-    runner.tick(Tick(0, start=(job("a", steps=1), job("bad", 1, 5)), calls=(("a", "bad"),)))
-    assert runner.tick(Tick(1, 0, calls=(("bad",),), end=("a",))).decoding == ["a"]
-    broken = runner.tick(Tick(2, 1, calls=(("bad",),)))
-    assert (len(broken.failures), broken.decoding, broken.outputs) == (1, ["a"], {})
-    assert list(runner.tick(Tick(3, 2)).outputs) == ["a"]
-
-
-def test_what_finds_no_memory_beside_a_call_is_decoded_after_it(pipe: FluxPipeline):
-    class Full(Observer):
-        tries = 0
-
-        def entered(self, job: Job, phase: str) -> None:
-            if phase == "decode":
-                self.tries += 1
-                if self.tries == 1:
-                    raise torch.OutOfMemoryError("on purpose")
-
-    observer = Full()
-    runner = runner_of(pipe, observer=observer, overlaps=True)
-    runner.tick(Tick(0, start=(job("a", steps=1),), calls=(("a",),)))
-    runner.tick(Tick(1, 0, end=("a",)))
-    told = runner.tick(Tick(2, 1))
-    assert (list(told.outputs), told.failures, observer.tries) == (["a"], [], 2)
 
 
 def test_only_rank_0_tells(pipe: FluxPipeline):

@@ -1,0 +1,141 @@
+"""Processes for the ranks of one gang: those of the next life, and spares that have imported everything and wait.
+
+Importing its libraries takes a rank longer than anything else in a rebuild but reading the weights. A spare has done it
+before anything fails. It holds no GPU memory: it knows which GPU its rank has, and touches it when it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raycache.gang.placement import rank_bundle_index
+from raycache.gang.stacks import StacksFile
+from raycache.protocol.capabilities import ModelSource
+from raycache.protocol.heartbeat import Heartbeat
+from raycache.ray_errors import DEATHS
+from raycache.settings import AppSettings
+from raycache.worker.actor import start_rank
+
+if TYPE_CHECKING:
+    from raycache.worker.actor import RankHandle
+
+__all__ = ["RankProcess", "RankProcesses", "end_processes"]
+
+_logger = logging.getLogger("raycache.gang")
+
+#: Seconds in which a spare that has nothing to do answers for certain.
+_ANSWER_S = 1.0
+
+
+@dataclass
+class RankProcess:
+    """One rank's actor, the file for its stacks, and the heartbeat it was asked for at ``asked_at``, if any."""
+
+    actor: RankHandle
+    stacks: StacksFile
+    asked: ray.ObjectRef[Heartbeat] | None = None
+    asked_at: float = 0.0
+
+
+class RankProcesses:
+    """Used by the gang's thread only.
+
+    Args:
+        settings: the application's.
+        placement_group: reserved for the gang; None = anywhere.
+        first_bundle: where the gang's bundles begin in it.
+        name: of the gang, for logs.
+    """
+
+    def __init__(self, settings: AppSettings, placement_group: Any, first_bundle: int, name: str) -> None:
+        self._settings, self._placement_group, self._first_bundle = settings, placement_group, first_bundle
+        self._name = name
+        self._spares: dict[int, RankProcess] = {}
+        self._pids: dict[int, int] = {}  # of spares, by rank
+
+    def take(self) -> list[RankProcess]:
+        """One for each rank, spares where there are: whoever takes them ends them."""
+        parallel = self._settings.parallel
+        self._sort_out()
+        spares, self._spares, self._pids = self._spares, {}, {}
+        if spares:
+            _logger.info("Gang %s: %d spare processes take over", self._name, len(spares))
+        owns = {"num_cpus": parallel.rank_cpus, "num_gpus": parallel.gpus_per_rank}
+        return [spares.get(rank) or self._started(rank, owns) for rank in range(parallel.ranks_per_replica)]
+
+    def keep_spares(self, gpus: Sequence[Sequence[str]], source: ModelSource) -> None:
+        """Start a spare for each rank; they get ready while the gang works.
+
+        Args:
+            gpus: of each rank, as Ray numbers them on its node.
+            source: what the ranks have loaded.
+        """
+        if not self._settings.parallel.keeps_spares:
+            return
+        for rank, own in enumerate(gpus):
+            if rank not in self._spares:
+                # Nothing of its own: the rank that lives has what the bundle holds, and a spare needs no more of it.
+                spare = self._started(rank, {"num_cpus": 0, "num_gpus": 0}, tuple(own))
+                spare.actor.get_ready.remote(*source)
+                spare.asked = spare.actor.heartbeat.remote()
+                self._spares[rank] = spare
+
+    def end(self) -> None:
+        """No life comes any more: spares end."""
+        self._sort_out()
+        end_processes([spare.actor for spare in self._spares.values()], list(self._pids.values()), self._name)
+        for spare in self._spares.values():
+            spare.stacks.close()
+        self._spares, self._pids = {}, {}
+
+    def _sort_out(self) -> None:
+        """Put away spares that died; one that still imports has a head start, and stays."""
+        asked = {rank: spare.asked for rank, spare in self._spares.items() if spare.asked is not None}
+        if asked:
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
+        for rank, ref in asked.items():
+            if not ray.wait([ref], timeout=0)[0]:
+                continue
+            spare = self._spares[rank]
+            try:
+                self._pids[rank] = ray.get(ref).pid
+                again = spare.actor.heartbeat.remote()  # it lived then; does it now?
+                if ray.wait([again], timeout=_ANSWER_S)[0]:
+                    ray.get(again)
+                spare.asked = None
+            except (*DEATHS, RayTaskError) as error:
+                _logger.warning("Gang %s: the spare of rank %d is gone (%s)", self._name, rank, type(error).__name__)
+                self._spares.pop(rank).stacks.close()
+                self._pids.pop(rank, None)
+
+    def _started(self, rank: int, resources: dict[str, float], gpus: tuple[str, ...] = ()) -> RankProcess:
+        options: dict[str, Any] = dict(resources)
+        if self._placement_group is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                self._placement_group, placement_group_bundle_index=rank_bundle_index(rank, self._first_bundle)
+            )
+        stacks = StacksFile()
+        return RankProcess(start_rank(options, self._settings, rank, stacks.path, gpus), stacks)
+
+
+def end_processes(actors: Sequence[RankHandle], pids: Sequence[int], name: str) -> None:
+    """Kill these actors of gang ``name`` and wait until their processes, and so their GPU memory, are gone."""
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
+    alive = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            alive.append(psutil.Process(pid))
+            alive[-1].kill()  # Ray asks the process first, and a stopped one does not hear
+    _, left = psutil.wait_procs(alive, timeout=5)
+    for process in left:
+        _logger.error("Rank process %d of %s did not end", process.pid, name)

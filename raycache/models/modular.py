@@ -1,0 +1,87 @@
+"""diffusers' modular pipelines, loaded and called as others are: inputs by name, and a workflow for each task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raycache.models.family import ModelFamily
+
+__all__ = ["call_modular", "guide", "inputs_of", "is_modular", "load_modular", "workflow_of"]
+
+#: What modular pipelines call their result.
+_RESULTS = ("images", "videos")
+
+
+def is_modular(pipe: object) -> bool:
+    """Whether ``pipe`` is put together from blocks, and takes what those take."""
+    return hasattr(pipe, "load_components") and hasattr(pipe, "blocks")  # its class would have to be imported
+
+
+def load_modular(
+    folder: Path, family: ModelFamily, dtype: torch.dtype, quantized: Mapping[str, Any] | None = None
+) -> Any:
+    """The modular pipeline in ``folder`` with the components that its blocks need, all of them from there.
+
+    Args:
+        quantized: by name of a component how it is quantized when it is loaded.
+
+    Raises:
+        OSError: one is not there, or cannot be loaded.
+        AttributeError: diffusers has no such pipeline, or blocks.
+    """
+    import diffusers
+
+    index = json.loads((folder / "modular_model_index.json").read_text(encoding="utf-8"))
+    of = getattr(diffusers, index["_class_name"])
+    blocks = getattr(diffusers, index.get("_blocks_class_name") or of.default_blocks_name)()
+    for step in family.left_out:
+        blocks.sub_blocks.pop(step)
+    pipe = of(blocks=blocks, pretrained_model_name_or_path=str(folder))
+    missing = [name for name, part in pipe.components.items() if part is None]
+    for name in missing:
+        # An index may name other repositories, too; what is looked at before the start is in this folder.
+        how = {"quantization_config": quantized[name]} if quantized and name in quantized else {}
+        pipe.load_components(name, pretrained_model_name_or_path=str(folder), subfolder=name, dtype=dtype, **how)
+    if lacks := [name for name in missing if getattr(pipe, name, None) is None]:
+        raise OSError(f"{folder}: {', '.join(lacks)} could not be loaded; what diffusers said is in the log")
+    _silence(pipe.blocks)
+    return pipe
+
+
+def workflow_of(pipe: Any, workflow: str) -> Any:
+    """Another pipeline over the same components, which does this workflow of its blocks alone."""
+    made = type(pipe)(blocks=pipe.blocks.get_workflow(workflow))
+    for name in made.components:
+        setattr(made, name, getattr(pipe, name))
+    _silence(made.blocks)
+    return made
+
+
+def call_modular(pipe: Any, arguments: Mapping[str, Any]) -> Any:
+    """The images, or the videos, that a call with these arguments makes."""
+    named = {each.name for each in pipe.blocks.outputs}
+    return pipe(**arguments, output=next(name for name in _RESULTS if name in named))
+
+
+def inputs_of(pipe: Any) -> Collection[str]:
+    """What may be given to a call, by name."""
+    return {each.name for each in pipe.blocks.inputs if each.name}
+
+
+def guide(pipe: Any, scale: float) -> None:
+    """Guide by ``scale`` where that is a component's and no argument's; ``pipe`` has a guider of its own."""
+    if getattr(pipe, "guider", None) is not None:
+        pipe.guider.guidance_scale = scale
+
+
+def _silence(blocks: Any) -> None:
+    """No progress bars, however deep the loop lies."""
+    if hasattr(blocks, "set_progress_bar_config"):
+        blocks.set_progress_bar_config(disable=True)
+    for block in blocks.sub_blocks.values():
+        _silence(block)
