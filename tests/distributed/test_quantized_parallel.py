@@ -34,7 +34,7 @@ def _rank(folder: Path, rank: int, world: int, kind: str, loras: dict[str, Any])
         }
     )
     made = Rank(settings, rank, f"{folder}-{kind}-{world}-{rank}.stacks")
-    assert made.load(str(folder), "noise").quantization == kind
+    assert made.load(str(folder), "noise").model.quantization == kind
     return made
 
 
