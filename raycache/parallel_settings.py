@@ -46,7 +46,9 @@ class ParallelSettings(Strict):
         "calls. Default 8, and 1 with `model.compile`, where each other number is compiled anew.",
     )
     prompt_cache_bytes: int = Field(
-        default=128 << 20, ge=0, description="Encoded prompts kept on each rank's device, in bytes; 0 = none."
+        default=128 << 20,
+        ge=0,
+        description="Encoded prompts kept by each rank that encodes, where it encodes, in bytes; 0 = none.",
     )
     overlap_decoding: bool | None = Field(
         default=None,
@@ -57,6 +59,17 @@ class ParallelSettings(Strict):
         default=None,
         description="A process for each rank that has imported its libraries and waits, so that a rebuild after a "
         "fault need not: about 0.6 GB of the node's memory each, none of a GPU's. Default: on `cuda`.",
+    )
+    decode_tiles: Literal["auto", "never", "always"] = Field(
+        default="auto",
+        description="Decode images by tiles, which all ranks share: `auto` those with more pixels than "
+        "`decode_tiles_pixels`, whole where the model's VAE has no tiles that can be shared; `always` all that are "
+        "larger than a tile; `never` none.",
+    )
+    decode_tiles_pixels: int = Field(
+        default=2 * 2048 * 2048,
+        ge=1,
+        description="Pixels, those of all frames of a video, that `decode_tiles: auto` decodes whole.",
     )
     collective_timeout_s: float = Field(
         default=120.0,

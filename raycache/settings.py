@@ -55,6 +55,11 @@ class ModelSettings(_Settings):
         description="Quantize the weights of the text encoders, too: with 8-bit floats or integers, as `quantization`.",
     )
     compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
+    text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
+        default="every_rank",
+        description="Where prompts are encoded: by `every_rank`; by `one_rank`, the first, which alone loads the text "
+        "encoders and hands the others what they give; or by that rank on its `cpu`, so that no GPU must hold them.",
+    )
     presets: Path | None = Field(
         default=None, description="Presets file that `raycache.tune` wrote; default: the bundled one for this model."
     )
@@ -77,6 +82,11 @@ class ModelSettings(_Settings):
             raise ValueError(wrong)
         if self.quantize_text_encoder and self.quantization == "none":
             raise ValueError("model.quantize_text_encoder needs model.quantization: it says with which 8 bits")
+        if self.quantize_text_encoder and self.text_encoders != "every_rank":
+            raise ValueError(
+                f"model.quantize_text_encoder is for text encoders on every rank, not for text_encoders: "
+                f"{self.text_encoders}, which takes them off the GPUs: leave one of the two out"
+            )
         return self
 
 

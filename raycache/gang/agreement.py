@@ -36,8 +36,11 @@ def agreed(reports: Sequence[TickReport]) -> TickReport:
 
 
 def of_all(report: TickReport) -> list[Failure]:
-    """The failures that every rank must have met: all but those of decoding, where each has rows of its own."""
-    return [failure for failure in report.failures if failure.phase != "decode"]
+    """The failures that every rank must have met: all but those of decoding, where each has rows of its own.
+
+    One of the process group is among them, wherever: ranks hand each other tiles.
+    """
+    return [failure for failure in report.failures if failure.phase != "decode" or failure.kind == "group"]
 
 
 def _whole(id: str, output: JobOutput, reports: Sequence[TickReport]) -> JobOutput:

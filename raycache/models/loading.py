@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,17 @@ def import_pipeline(folder: Path) -> None:
 
 
 def load_pipeline(
-    settings: ModelSettings, folder: str, device: torch.device, ended: Callable[[str], None] = lambda stage: None
+    settings: ModelSettings,
+    folder: str,
+    device: torch.device,
+    *,
+    without: Iterable[str] = (),
+    ended: Callable[[str], None] = lambda stage: None,
 ) -> Any:
     """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate.
 
     Args:
+        without: parts that are left out; a modular pipeline has all.
         ended: told when a stage is over: read, copy.
 
     Raises:
@@ -49,7 +55,7 @@ def load_pipeline(
     logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     refuse_what_does_not_fit(settings, Path(folder), device)
-    pipe = _loaded(Path(folder), settings)
+    pipe = _loaded(Path(folder), settings, without)
     ended("read")
     pipe.to(device)
     ended("copy")
@@ -84,14 +90,14 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
     )
 
 
-def _loaded(folder: Path, settings: ModelSettings) -> Any:
+def _loaded(folder: Path, settings: ModelSettings, without: Iterable[str]) -> Any:
     name, dtype = pipeline_class(folder), getattr(torch, settings.dtype)
     family = family_of(name)
     quantized = configs_of(settings, family, folder)
     if is_modular_folder(folder):
         pipe = load_modular(folder, family, dtype, quantized)
     else:
-        how = _quantized(quantized) if quantized else {}
+        how = dict.fromkeys(without) | (_quantized(quantized) if quantized else {})
         pipe = _class_of(name).from_pretrained(str(folder), dtype=dtype, **how)
         pipe.set_progress_bar_config(disable=True)
     if settings.quantization != "none":

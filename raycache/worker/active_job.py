@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
 from raycache.tracing import RankSpans
 from raycache.worker.adapters import Adapters
-from raycache.worker.encoding import remember_prompts
+from raycache.worker.encoding import OneEncodes, remember_prompts
 from raycache.worker.observer import Observer
 from raycache.worker.prompt_cache import PromptCache
 from raycache.worker.reports import merged
@@ -61,6 +62,8 @@ class RankContext:
         place: is kept up to date.
         vae_lock: held while the VAE is used, by whichever thread.
         adapters: LoRAs that jobs may be drawn with.
+        one_encodes: who encodes for all ranks; None: each for itself.
+        tiled_over: pixels, those of all frames, over which an image is decoded by tiles that all ranks share.
     """
 
     pipe: Any
@@ -76,6 +79,8 @@ class RankContext:
     pipes: Mapping[str, Any] = field(default_factory=dict)
     vae_lock: threading.Lock = field(default_factory=threading.Lock)
     adapters: Adapters | None = None
+    one_encodes: OneEncodes | None = None
+    tiled_over: float = math.inf
 
     def now(self) -> float:
         """The time at which all work that this thread handed to the device is done."""
@@ -138,7 +143,7 @@ class ActiveJob:
         """Call ``pipe``, the job's own view of its pipeline; returns images, floats [n, height, width, 3]."""
         job, context, family = self.job, self._context, self._context.family
         arguments = call_arguments(pipe, family, job, context.text_tokens)
-        self._known_prompt = remember_prompts(pipe, context.prompts)
+        self._known_prompt = remember_prompts(pipe, context.prompts, context.one_encodes)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
         return call(pipe, arguments | StepEnds(pipe, self._step_done).arguments)
@@ -162,10 +167,22 @@ class ActiveJob:
         self._tail, self.held_bytes, self.done = ended.tail, ended.held_bytes, True
         self._images = None if ended.result is None else to_uint8(ended.result)
 
+    @property
+    def tiled(self) -> bool:
+        """Whether all ranks decode some tiles of each of its images; all ranks say the same."""
+        size, frames = self.job.size, max(1, self.job.inputs.num_frames)
+        return self._tail is not None and size.width * size.height * frames > self._context.tiled_over
+
     def decoded(self, rows: Sequence[int]) -> Any:
-        """Of these rows, what the VAE gives. Other ranks decode others, so nothing in it is a collective."""
-        self._context.observer.entered(self.job, "decode")
-        return None if self._tail is None else self._tail.decode(len(self.job.images), rows)
+        """Of these rows, what the VAE gives; of one that is :attr:`tiled`, this rank's tiles of all rows.
+
+        Other ranks decode others, so nothing in it is a collective.
+        """
+        context, images = self._context, len(self.job.images)
+        context.observer.entered(self.job, "decode")
+        if self._tail is None:
+            return None
+        return self._tail.tiles(images, context.rank, context.world) if self.tiled else self._tail.decode(images, rows)
 
     def images(self, rows: Sequence[int], decoded: Any) -> dict[int, np.ndarray]:
         """What the pipeline makes of :meth:`decoded`: uint8 [height, width, 3] by row, of a video [frames, ...]."""

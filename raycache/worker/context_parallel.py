@@ -55,4 +55,7 @@ def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
 
 def _heads(transformer: nn.Module) -> int:
     config: Any = transformer.config  # diffusers types it as a dict, and reads its attributes
-    return int(config.n_heads if hasattr(config, "n_heads") else config.num_attention_heads)
+    if hasattr(config, "n_heads"):
+        return int(config.n_heads)
+    heads = int(config.num_attention_heads)
+    return min(heads, int(getattr(config, "audio_num_attention_heads", heads)))

@@ -2,7 +2,8 @@
 
 On a GPU the images of finished jobs are decoded by a thread of its own, on a stream of its own: the device's free
 units do it while the transformer's next call runs. What a tick begins is collected at the end of the next one, by all
-ranks alike, so a report never depends on which rank was quicker.
+ranks alike, so a report never depends on which rank was quicker. Tiles of a large image are handed to the rank that
+puts them together there, too: in the thread that calls all other collectives, in the same order on all ranks.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from raycache.worker.active_job import ActiveJob, RankContext
+from raycache.worker.exchange import to_owners
+from raycache.worker.job_view import one_after_the_other
 
 __all__ = ["Decoder", "Decoding"]
 
@@ -28,12 +32,14 @@ class Decoding:
     """Rows of a job that this rank decodes, perhaps none.
 
     Attributes:
-        rows: of the job, from 0.
-        future: what the VAE gives for them, and the seconds that it took.
+        owners: for each row of the job the rank that decodes it, or puts its tiles together.
+        rows: of the job, from 0: those of this rank.
+        future: what the VAE gives for them, or this rank's tiles; and the seconds that it took.
     """
 
     name: str
     active: ActiveJob
+    owners: Sequence[int]
     rows: Sequence[int]
     future: Future[tuple[Any, float]]
 
@@ -44,17 +50,21 @@ class Decoder:
     Args:
         context: of the rank; where it says ``overlaps``, decoding goes on beside what the tick's thread does.
         claim: makes a thread ready for the device.
+        group: the ranks that decode together; None = this process alone.
     """
 
-    def __init__(self, context: RankContext, claim: Callable[[], None] = lambda: None) -> None:
-        self._context = context
+    def __init__(
+        self, context: RankContext, claim: Callable[[], None] = lambda: None, group: dist.ProcessGroup | None = None
+    ) -> None:
+        self._context, self._group = context, group
         self._pool = ThreadPoolExecutor(1, "decode", claim) if context.overlaps else None
         self._stream = torch.cuda.Stream() if context.overlaps and context.device.type == "cuda" else None
         #: What was begun and not taken yet.
         self.begun: list[Decoding] = []
 
-    def begin(self, active: ActiveJob, rows: Sequence[int]) -> None:
-        """Decode these rows of a job that is done."""
+    def begin(self, active: ActiveJob, owners: Sequence[int]) -> None:
+        """Decode what is this rank's of a job that is done; ``owners``: the rank of each row."""
+        rows = [row for row, owner in enumerate(owners) if owner == self._context.rank]
         if self._pool is None:
             future = Future[tuple[Any, float]]()
             try:
@@ -64,28 +74,46 @@ class Decoder:
         else:
             ready = torch.cuda.current_stream().record_event() if self._stream is not None else None
             future = self._pool.submit(self._beside, active, rows, ready)
-        self.begun.append(Decoding(active.job.id, active, rows, future))
+        self.begun.append(Decoding(active.job.id, active, owners, rows, future))
 
     def result(self, decoding: Decoding) -> tuple[dict[int, np.ndarray], float]:
-        """Images by row, and the seconds they took; waits for them.
+        """Images by row, and the seconds they took; waits for them, and for the other ranks if it is tiled.
 
         Raises:
             Exception: what decoding raised.
         """
         active, rows = decoding.active, decoding.rows
         try:
-            try:
-                decoded, seconds = decoding.future.result()
-            except torch.OutOfMemoryError:
-                if self._pool is None:
-                    raise
-                # Beside a call there was no room for it; now no call runs.
-                decoded, seconds = self._decoded(active, rows)
+            decoded, seconds = self._from_all(decoding) if active.tiled else self._waited(decoding)
             began = time.monotonic()
             return active.images(rows, decoded), seconds + time.monotonic() - began
         except Exception:
             active.drop()  # a suspended pipeline is never collected by itself
             raise
+
+    def _waited(self, decoding: Decoding) -> tuple[Any, float]:
+        """What became of it here."""
+        try:
+            return decoding.future.result()
+        except torch.OutOfMemoryError:
+            if self._pool is None:
+                raise
+            # Beside a call there was no room for it; now no call runs.
+            return self._decoded(decoding.active, decoding.rows)
+
+    def _from_all(self, decoding: Decoding) -> tuple[Any, float]:
+        """Tiles of all ranks, put together; nothing for a rank without rows."""
+        made: Sequence[Sequence[torch.Tensor]] | Exception
+        tiles, seconds = None, 0.0
+        try:
+            tiles, seconds = self._waited(decoding)
+            made = tiles.made
+        except Exception as error:
+            made = error  # the others wait
+        began = time.monotonic()
+        by_row = to_owners(made, decoding.owners, self._group, self._context.device)
+        parts = [tiles.blended(row, each) for row, each in by_row.items()] if tiles is not None else []
+        return one_after_the_other(parts) if parts else None, seconds + self._context.now() - began
 
     def take(self) -> list[Decoding]:
         """What was begun, which is then forgotten."""
@@ -105,5 +133,5 @@ class Decoder:
 
     def _decoded(self, active: ActiveJob, rows: Sequence[int]) -> tuple[Any, float]:
         began = time.monotonic()
-        decoded = active.decoded(rows) if rows else None
+        decoded = active.decoded(rows) if rows or active.tiled else None
         return decoded, self._context.now() - began

@@ -1,22 +1,42 @@
-"""A pipeline's own ``encode_prompt`` with a memory: what was asked with equal arguments before is not encoded again."""
+"""A pipeline's own ``encode_prompt`` with a memory: what was asked with equal arguments before is not encoded again.
+
+Where one rank encodes for all, it alone remembers, and hands on what it made or knew: ranks need to agree on nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 
+from raycache.models.text_encoders import TextEncoders
+from raycache.worker.exchange import from_first
 from raycache.worker.prompt_cache import PromptCache
 
-__all__ = ["remember_prompts"]
+__all__ = ["OneEncodes", "remember_prompts"]
 
 
-def remember_prompts(pipe: Any, prompts: PromptCache) -> Callable[[], bool]:
+@dataclass(frozen=True)
+class OneEncodes:
+    """Rank 0 of ``group`` encodes with ``encoders`` for all; ``device``: that this rank computes on."""
+
+    encoders: TextEncoders
+    group: dist.ProcessGroup | None
+    device: torch.device
+
+
+def remember_prompts(pipe: Any, prompts: PromptCache, one: OneEncodes | None = None) -> Callable[[], bool]:
     """Give ``pipe``, a job's own view, an ``encode_prompt`` that looks into ``prompts`` first.
+
+    Args:
+        one: who encodes for all; None: every rank for itself.
 
     Returns:
         Tells whether all that was encoded since was known.
@@ -24,10 +44,17 @@ def remember_prompts(pipe: Any, prompts: PromptCache) -> Callable[[], bool]:
     encode, asked = getattr(pipe, "encode_prompt", None), list[bool]()
     if encode is None:
         return lambda: False
+    if one is not None:
+        encode = partial(one.encoders.encode, pipe)
+        for name, stand_in in one.encoders.stand_ins.items():
+            object.__setattr__(pipe, name, stand_in)
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
-        key = type(pipe).__name__, _key(args), _key(kwargs)
-        made, known = prompts.encoded(key, lambda: encode(*args, **kwargs))
+        def here() -> tuple[Any, bool]:
+            key = type(pipe).__name__, _key(args), _key(kwargs)
+            return prompts.encoded(key, lambda: encode(*args, **kwargs))
+
+        made, known = here() if one is None else from_first(here, one.group, one.device)
         asked.append(known)
         return _copied(made)
 

@@ -6,6 +6,7 @@ divide among the ranks (:mod:`raycache.worker.uneven`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import TemplatedUlyssesAttention
 
-from raycache.worker.uneven import TokenSplit, gather_heads, gather_tokens, scatter_heads
+from raycache.worker.uneven import TokenSplit, gather_heads, gather_tokens, scatter_heads, shares
 
 __all__ = ["FusedUlysses", "fuse_ulysses"]
 
@@ -41,27 +42,28 @@ class FusedUlysses(TemplatedUlyssesAttention):
 
         Args:
             query, key, value: [batch, own tokens, heads, channels].
-            attn_mask: of all tokens, or of this rank's alone in its last dimension.
+            attn_mask: of all tokens, or of this rank's alone in its last dimension; of one head for all, or of all.
         """
         options = (dropout_p, is_causal, scale, enable_gqa, return_lse)
         ctx.forward_op, ctx.backward_op, ctx._parallel_config = forward_op, backward_op, _parallel_config
-        ctx.uneven = None
+        ctx.uneven, ctx.whole_queries = None, False
         context = _parallel_config.context_parallel_config
         more = {"_save_ctx": True, "_parallel_config": _parallel_config}
-        if (split := getattr(context, "split", None)) is not None and not _divides(split, query, key):
+        if (split := getattr(context, "split", None)) is not None and split.whole_queries:
+            return _whole_queries(ctx, split, (query, key, value), attn_mask, options, forward_op, more)
+        if split is not None and not _divides(split, query, key):
             return _uneven(ctx, split, (query, key, value), attn_mask, options, forward_op, more)
+        ranks, group = context.ulysses_degree, context._ulysses_mesh.get_group()
+        if attn_mask is not None and attn_mask.shape[-1] == key.shape[1]:
+            attn_mask = _whole_mask(attn_mask, split, lambda own: _gather_evenly(own, ranks, group))
+        attn_mask = _of_own_heads(attn_mask, query.shape[2], split)
         alike = query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
         if not alike or return_lse:
             return TemplatedUlyssesAttention.forward(
                 ctx, query, key, value, attn_mask, *options, forward_op, backward_op, _parallel_config
             )
-        ranks, group = context.ulysses_degree, context._ulysses_mesh.get_group()
         batch, tokens, _, channels = query.shape
         gathered = _gather_heads((query, key, value), ranks, group)
-        if attn_mask is not None and attn_mask.shape[-1] == tokens:
-            masks = [torch.empty_like(attn_mask) for _ in range(ranks)]
-            dist.all_gather(masks, attn_mask, group=group)
-            attn_mask = torch.cat(masks, dim=-1)
         out = forward_op(ctx, *gathered, attn_mask, *options, **more)
         out = out.reshape(batch, ranks, tokens, -1, channels).permute(1, 3, 0, 2, 4).contiguous()
         out = attention_dispatch._all_to_all_single(out, group)
@@ -69,7 +71,13 @@ class FusedUlysses(TemplatedUlyssesAttention):
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor, *args: Any) -> Any:
-        """The exchanges in the other direction."""
+        """The exchanges in the other direction.
+
+        Raises:
+            NotImplementedError: every rank has all queries, whose gradients nothing here sums up.
+        """
+        if ctx.whole_queries:
+            raise NotImplementedError("attention over ranks that all have the same queries has no gradients")
         if ctx.uneven is None:
             return TemplatedUlyssesAttention.backward(ctx, grad_out, *args)
         split, sizes, heads = ctx.uneven
@@ -81,8 +89,42 @@ class FusedUlysses(TemplatedUlyssesAttention):
 def _divides(split: TokenSplit, query: torch.Tensor, key: torch.Tensor) -> bool:
     """Whether each rank has as many tokens and heads as every other."""
     even = (sum(split.sizes(states.shape[1])) % split.ranks == 0 for states in (query, key))
-    streams = split.latents % split.ranks == 0 and split.text % split.ranks == 0
-    return streams and all(even) and query.shape[2] % split.ranks == 0
+    return split.even and all(even) and query.shape[2] % split.ranks == 0
+
+
+def _whole_mask(
+    mask: torch.Tensor, split: TokenSplit | None, gather: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The mask of all tokens from those that each rank has of its own.
+
+    Args:
+        mask: [batch, 1, 1 or own tokens, own tokens].
+        gather: puts all ranks' last dimensions together.
+
+    Raises:
+        ValueError: it has a row for each token, and nothing tells what it says of pairs of tokens on unlike ranks.
+    """
+    if mask.shape[-2] == 1:
+        return gather(mask)
+    if split is None or not split.outer_masks:
+        raise ValueError(
+            f"a mask with a row for each of a rank's tokens, {list(mask.shape)}, cannot be put together over the ranks"
+        )
+    of_each = gather(mask.diagonal(dim1=-2, dim2=-1).contiguous())  # 0 and 1 are their own squares
+    return of_each[..., None, :] * of_each[..., :, None]
+
+
+def _of_own_heads(mask: torch.Tensor | None, heads: int, split: TokenSplit | None) -> torch.Tensor | None:
+    """What this rank's heads need of a mask that has something for each: LTX's have, though all the same."""
+    if mask is None or split is None or mask.dim() != 4 or mask.shape[1] != heads or heads == 1:
+        return mask
+    return mask.split(list(shares(heads, split.ranks)), 1)[split.rank]
+
+
+def _gather_evenly(own: torch.Tensor, ranks: int, group: dist.ProcessGroup) -> torch.Tensor:
+    parts = [torch.empty_like(own) for _ in range(ranks)]
+    dist.all_gather(parts, own, group=group)
+    return torch.cat(parts, dim=-1)
 
 
 def _uneven(
@@ -104,10 +146,30 @@ def _uneven(
     sizes, heads = [split.sizes(part.shape[1]) for part in states], states[0].shape[2]
     ctx.uneven = split, sizes, heads
     if mask is not None and mask.shape[-1] == states[1].shape[1]:
-        mask = gather_tokens(split, mask, -1, sizes[1])
+        mask = _whole_mask(mask, split, lambda own: gather_tokens(split, own, -1, sizes[1]))
+    mask = _of_own_heads(mask, heads, split)
     out = forward_op(ctx, *gather_heads(split, states, sizes), mask, *options, **more)
     (own,) = scatter_heads(split, [out], sizes[:1], heads)
     return own
+
+
+def _whole_queries(
+    ctx: Any,
+    split: TokenSplit,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    mask: torch.Tensor | None,
+    options: tuple[Any, ...],
+    forward_op: Any,
+    more: dict[str, Any],
+) -> torch.Tensor:
+    """The same for queries that every rank has all of, [batch, tokens, heads, channels], as the answer is."""
+    query, *others = states
+    heads = shares(query.shape[2], split.ranks)
+    ctx.whole_queries = True
+    own = query.split(list(heads), 2)[split.rank]
+    arrived = gather_heads(split, others, [split.sizes(part.shape[1]) for part in others])
+    out = forward_op(ctx, own, *arrived, _of_own_heads(mask, query.shape[2], split), *options, **more)
+    return gather_tokens(split, out, 2, heads)
 
 
 def _gather_heads(states: tuple[torch.Tensor, ...], ranks: int, group: dist.ProcessGroup) -> tuple[torch.Tensor, ...]:

@@ -48,7 +48,7 @@ class JobRunner:
         self, context: RankContext, group: dist.ProcessGroup | None, claim: Callable[[], None] = lambda: None
     ) -> None:
         self._context, self._group = context, group
-        self._decoder = Decoder(context, claim)
+        self._decoder = Decoder(context, claim, group)
         self._stepper = Stepper(context.pipe, group, context.vae_lock, context.adapters)
         self._active: dict[str, ActiveJob] = {}
         self._failed_in = -1
@@ -160,11 +160,10 @@ class JobRunner:
             active = self._active.get(name)
             if active is None or not active.done:
                 continue
-            rows = range(len(active.job.images))
-            mine = [row for row in rows if (first + row) % context.world == context.rank]
-            first += len(rows)
+            owners = [(first + row) % context.world for row in range(len(active.job.images))]
+            first += len(owners)
             context.at("decode", [active])
-            self._decoder.begin(active, mine)
+            self._decoder.begin(active, owners)
             if context.rank == 0:
                 told.progress[name] = active.told()
             del self._active[name]
@@ -177,7 +176,7 @@ class JobRunner:
             try:
                 told.decoded[name], told.decode_s[name] = self._decoder.result(decoding)
             except Exception as error:
-                told.failures.append(self._failure(active, (name,), "error", error))
+                told.failures.append(self._failure(active, (name,), _kind_of(error), error))
                 active.spans.end(type(error).__name__)
                 continue
             if self._context.rank == 0:

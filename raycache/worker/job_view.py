@@ -19,7 +19,7 @@ import torch
 from cache_core.signatures import parameters_of
 from raycache.models.denoisers import denoisers_of
 
-__all__ = ["Handed", "JobView", "decode_rows", "one_after_the_other"]
+__all__ = ["Handed", "JobView", "arguments_by_row", "decode_rows", "one_after_the_other"]
 
 #: Components that keep how far a call is; a guider may keep a running mean over its steps.
 _STATEFUL = ("scheduler", "guider", "ocr_guider")
@@ -127,7 +127,17 @@ def decode_rows(vae: Any, handed: Handed, images: int, rows: Sequence[int]) -> A
     Raises:
         ValueError: latents whose rows are not the same number for each image.
     """
-    args, kwargs = handed.args, dict(handed.kwargs)
+    own = arguments_by_row(handed, images)
+    return one_after_the_other([vae.decode(*own[row][0], **own[row][1]) for row in rows])
+
+
+def arguments_by_row(handed: Handed, images: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """For each image of a job, what is its own of the arguments of a handed over call.
+
+    Raises:
+        ValueError: latents whose rows are not the same number for each image.
+    """
+    args, kwargs = handed.args, handed.kwargs
     latents = args[0] if args else next(iter(kwargs.values()))
     each, over = divmod(len(latents), images)
     if over or not each:
@@ -137,11 +147,10 @@ def decode_rows(vae: Any, handed: Handed, images: int, rows: Sequence[int]) -> A
         own = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == len(latents)
         return value[row * each : (row + 1) * each] if own else value
 
-    parts = [
-        vae.decode(*(of(row, value) for value in args), **{name: of(row, value) for name, value in kwargs.items()})
-        for row in rows
+    return [
+        (tuple(of(row, value) for value in args), {name: of(row, value) for name, value in kwargs.items()})
+        for row in range(images)
     ]
-    return one_after_the_other(parts)
 
 
 def one_after_the_other(parts: Sequence[Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,17 +25,20 @@ from raycache.models.loading import capabilities_of, import_pipeline, load_pipel
 from raycache.models.lora_files import fetch_loras
 from raycache.models.registry import family_of
 from raycache.models.source import prepare_model
+from raycache.models.text_encoders import TextEncoders, load_text_encoders, text_encoders_named
 from raycache.protocol.capabilities import ModelKind
 from raycache.protocol.heartbeat import Heartbeat, Loaded, Settled
 from raycache.protocol.tick import Tick, TickReport
 from raycache.settings import AppSettings
 from raycache.worker.active_job import Place, RankContext
 from raycache.worker.adapters import adapters_of
+from raycache.worker.encoding import OneEncodes
 from raycache.worker.job_runner import JobRunner
 from raycache.worker.load_stages import LoadStages, compile_seconds
 from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
 from raycache.worker.prompt_cache import PromptCache
+from raycache.worker.tiles import tiled_over
 
 __all__ = ["Rank"]
 
@@ -98,7 +101,7 @@ class Rank:
         stages = LoadStages()
         self.get_ready(source, kind)
         stages.ended("import")
-        self._pipe = load_pipeline(self._settings.model, source, self._device, stages.ended)
+        encoders = self._load_pipeline(source, stages.ended)
         model = capabilities_of(self._pipe, self._settings.model, kind)
         family = family_of(model.pipeline, kind)
         # Before any call: with `model.compile` blocks must be compiled with a LoRA's place in them.
@@ -121,11 +124,29 @@ class Rank:
             observer_of(self._rank),
             pipelines_of(self._pipe, family),
             adapters=adapters,
+            one_encodes=None if encoders is None else OneEncodes(encoders, self._group, self._device),
+            tiled_over=tiled_over(self._settings, self._pipe),
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
         self._place.idle()
         stages.ended("split")
         return Loaded(model, stages.seconds)
+
+    def _load_pipeline(self, source: str, ended: Callable[[str], None]) -> TextEncoders | None:
+        """Returns text encoders that stand apart from it."""
+        model, folder = self._settings.model, Path(source)
+        if model.text_encoders == "every_rank" or (model.text_encoders == "one_rank" and self._world == 1):
+            self._pipe = load_pipeline(model, source, self._device, ended=ended)
+            return None
+        self._pipe = load_pipeline(model, source, self._device, without=text_encoders_named(folder), ended=ended)
+        return load_text_encoders(
+            folder,
+            self._pipe,
+            here=self._rank == 0,
+            encode_on=torch.device("cpu") if model.text_encoders == "cpu" else self._device,
+            dtype=getattr(torch, model.dtype),
+            device=self._device,
+        )
 
     def tick(self, tick: Tick) -> TickReport:
         """Carry out what the gang's thread has planned for all ranks."""

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raycache.worker.split_inputs import INPUTS, Source
+from raycache.worker.split_inputs import INPUTS
+from raycache.worker.split_source import Source
 
 __all__ = ["Alone", "SplitWrong", "call_alone", "check_split"]
 
@@ -22,7 +23,7 @@ _FLOOR = {torch.float64: 1e-4, torch.float32: 1e-4}
 _FLOOR_OF_HALF = 1e-2
 #: Ranks round in other places than one does. Up to this many times what rounding alone did, but never more than _MOST.
 _TIMES, _MOST = 3.0, 0.1
-_LATENTS = ("hidden_states", "x")
+_LATENTS = ("hidden_states", "x", "audio_hidden_states")
 
 
 class SplitWrong(RuntimeError):
@@ -110,10 +111,14 @@ def check_split(transformer: Any, alone: Alone, group: dist.ProcessGroup, family
 
 @torch.no_grad()
 def _call(transformer: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """The prediction. Compiled blocks run uncompiled, or small shapes would be the first that they are compiled for."""
+    """The prediction; that of sound, too.
+
+    Compiled blocks run uncompiled, or small shapes would be the first that they are compiled for.
+    """
     with torch.compiler.set_stance("force_eager"):
-        output = transformer(**inputs, return_dict=False)[0]
-    return torch.stack(output) if isinstance(output, list) else output
+        output, *more = transformer(**inputs, return_dict=False)
+    whole = torch.stack(output) if isinstance(output, list) else output
+    return torch.cat([part.flatten() for part in (whole, *more)]) if more else whole
 
 
 def _difference(output: torch.Tensor, wanted: torch.Tensor) -> float:

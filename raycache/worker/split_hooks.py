@@ -10,6 +10,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.context_parallel import (
     ContextParallelGatherHook,
     ContextParallelSplitHook,
+    ModuleForwardMetadata,
     _get_submodule_by_name,
 )
 from diffusers.models._modeling_parallel import ContextParallelInput, ParallelConfig
@@ -23,7 +24,12 @@ from raycache.worker.uneven import TokenSplit, gather_tokens
 __all__ = ["JointMask", "SplitAttention", "split_by_plan"]
 
 #: What is split under these names sets how long a stream is.
-_STREAMS = {"hidden_states": "latents", "x": "latents", "encoder_hidden_states": "text"}
+_STREAMS = {
+    "hidden_states": "latents",
+    "x": "latents",
+    "encoder_hidden_states": "text",
+    "image_cond_hidden_states": "pictures",
+}
 
 
 def split_by_plan(transformer: torch.nn.Module, context: Any, plan: Mapping[str, Any]) -> None:
@@ -51,19 +57,39 @@ class _Split(ContextParallelSplitHook):
         super().__init__(metadata, parallel_config)
         self._split: TokenSplit = parallel_config.split
 
+    def initialize_hook(self, module: Any) -> Any:
+        super().initialize_hook(module)
+        self.module_forward_metadata = _Arguments(_cls=self.module_forward_metadata._cls)
+        return module
+
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for name, stream in _STREAMS.items():
             step = self.metadata.get(name)
             if isinstance(step, ContextParallelInput) and not step.split_output:
                 given, *_ = self.module_forward_metadata._get_parameter_from_args_kwargs(name, args, kwargs)
-                self._split.note(stream, given.shape[step.split_dim])
+                if given is None:
+                    self._split.forget(stream)
+                else:
+                    self._split.note(stream, given.shape[step.split_dim])
         split: tuple[tuple[Any, ...], dict[str, Any]] = super().pre_forward(module, *args, **kwargs)
         return split
 
     def _prepare_cp_input(self, x: torch.Tensor, cp_input: ContextParallelInput) -> torch.Tensor:
         if cp_input.expected_dims is not None and x.dim() != cp_input.expected_dims:
             return x  # Wan's timesteps: one for an image, which is whole, or one for a token
+        if x.shape[cp_input.split_dim] == 1:
+            return x  # one for all tokens; a stream of one would have been refused
         return self._split.own(x, cp_input.split_dim)
+
+
+class _Arguments(ModuleForwardMetadata):
+    """diffusers' way to find an argument by its name; one with a default need not be given."""
+
+    def _get_parameter_from_args_kwargs(self, identifier: str, args: Any = (), kwargs: Any = None) -> Any:
+        names = parameters_of(self._cls.forward)
+        if identifier not in (kwargs or {}) and names.index(identifier) >= len(args):
+            return None, False, None
+        return super()._get_parameter_from_args_kwargs(identifier, args, kwargs)
 
 
 class _Gather(ContextParallelGatherHook):
@@ -86,20 +112,26 @@ class _Gather(ContextParallelGatherHook):
 
 
 class JointMask(ModelHook):
-    """Cuts a block's mask over image and text, [batch, 1, 1, image + text], into the part that belongs to this rank.
+    """Cuts a module's mask over image and text, in its last dimension, into the part that belongs to this rank.
 
-    Attention gathers those parts as it gathers keys: the image tokens of rank 0, its text tokens, then those of rank 1.
-    It must run inside the hook that splits the text, which notes its length.
+    Attention gathers those parts as it gathers keys: the tokens of rank 0, of one stream and of the other, then those
+    of rank 1. It must run inside the hook that splits the text, which notes its length.
+
+    Args:
+        text_first: the text is what the sequence starts with.
     """
 
-    def __init__(self, split: TokenSplit) -> None:
+    def __init__(self, split: TokenSplit, text_first: bool = False) -> None:
         super().__init__()
-        self._split = split
+        self._split, self._text_first = split, text_first
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = dict(zip(parameters_of(type(module).forward), args, strict=False)) | kwargs
-        mask, text = given["attention_mask"], self._split.text
-        own = [self._split.own(part, -1) for part in mask.split([mask.shape[-1] - text, text], -1)]
+        mask: torch.Tensor | None = given.get("attention_mask")
+        if mask is None:
+            return args, kwargs
+        first = self._split.text if self._text_first else mask.shape[-1] - self._split.text
+        own = [self._split.own(part, -1) for part in mask.split([first, mask.shape[-1] - first], -1)]
         return (), given | {"attention_mask": torch.cat(own, -1)}
 
 

@@ -1,59 +1,24 @@
 """Small inputs for every transformer class that can be split, made from its config: one image, a few tokens a rank.
 
 A rank has 4 image tokens and 2 text tokens, as far as the class lets choose. Where pipelines give a mask of the text,
-its last token is masked.
+its last token is masked. Classes of 2026 are in :mod:`raycache.worker.split_newer_inputs`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-__all__ = ["INPUTS", "Source"]
+from raycache.worker.split_newer_inputs import NEWER
+from raycache.worker.split_source import Inputs, Source, image_and_text, masked_text, places, time, video
 
-Inputs = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What inputs are made from.
-
-    Attributes:
-        config: the transformer's.
-        ranks: over how many it is to be split.
-        generator: all numbers are drawn from it, on the CPU and in float32, so they are the same on every rank.
-    """
-
-    config: Any
-    ranks: int
-    generator: torch.Generator
-
-    @property
-    def text(self) -> int:
-        return 2 * self.ranks
-
-    def normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator)
-
-    def states(self, channels: int, tokens: int = 0) -> torch.Tensor:
-        """Text of ``tokens``; 0 = two for each rank: [1, tokens, channels]."""
-        return self.normal(1, tokens or self.text, channels)
-
-    def mask(self) -> torch.Tensor:
-        """[1, text tokens], the last one masked."""
-        return torch.arange(self.text)[None] < self.text - 1
-
-    def guidance(self, value: float) -> Inputs:
-        """A guidance for models that were trained to take one."""
-        return {"guidance": torch.tensor([value])} if self.config.guidance_embeds else {}
+__all__ = ["INPUTS"]
 
 
 def _bria(s: Source) -> Inputs:
-    return _image_and_text(s) | _ids(s, 3) | {"timestep": _time(500.0)}
+    return image_and_text(s) | places(s, 3) | {"timestep": time(500.0)}
 
 
 def _cogvideox(s: Source) -> Inputs:
@@ -66,7 +31,7 @@ def _cogvideox(s: Source) -> Inputs:
         frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
         rows, columns = config.sample_height, config.sample_width
     latents = s.normal(1, frames, config.in_channels, rows, columns)
-    inputs: Inputs = {"hidden_states": latents, "timestep": _time(500.0)}
+    inputs: Inputs = {"hidden_states": latents, "timestep": time(500.0)}
     if config.use_rotary_positional_embeddings:
         tokens = frames // (config.patch_size_t or 1) * rows * columns // config.patch_size**2
         angles = s.normal(tokens, config.attention_head_dim // 2).repeat_interleave(2, -1)
@@ -78,25 +43,25 @@ def _cogvideox(s: Source) -> Inputs:
 
 def _flux(s: Source) -> Inputs:
     pooled = s.normal(1, s.config.pooled_projection_dim)
-    times = {"timestep": _time(0.5)} | s.guidance(3.5)
-    return _image_and_text(s) | _ids(s, 3) | times | {"pooled_projections": pooled}
+    times = {"timestep": time(0.5)} | s.guidance(3.5)
+    return image_and_text(s) | places(s, 3) | times | {"pooled_projections": pooled}
 
 
 def _flux2(s: Source) -> Inputs:
-    ids = {name: places[None] for name, places in _ids(s, 4).items()}
-    return _image_and_text(s) | ids | {"timestep": _time(0.5)} | s.guidance(4.0)
+    ids = {name: grid[None] for name, grid in places(s, 4).items()}
+    return image_and_text(s) | ids | {"timestep": time(0.5)} | s.guidance(4.0)
 
 
 def _hunyuan_image(s: Source) -> Inputs:
     config = s.config
     *frames, rows, columns = (2, 2, s.ranks) if len(config.patch_size) == 3 else (2, 2 * s.ranks)
     sizes = (size * patch for size, patch in zip((*frames, rows, columns), config.patch_size, strict=True))
-    inputs = {"hidden_states": s.normal(1, config.in_channels, *sizes), "timestep": _time(500.0)}
-    inputs |= _text(s, config.text_embed_dim) | s.guidance(3500.0)
+    inputs = {"hidden_states": s.normal(1, config.in_channels, *sizes), "timestep": time(500.0)}
+    inputs |= masked_text(s, config.text_embed_dim) | s.guidance(3500.0)
     if config.use_meanflow:
-        inputs["timestep_r"] = _time(400.0)
+        inputs["timestep_r"] = time(400.0)
     if config.text_embed_2_dim:
-        second = _text(s, config.text_embed_2_dim)
+        second = masked_text(s, config.text_embed_2_dim)
         inputs |= {f"{name}_2": value for name, value in second.items()}
     return inputs
 
@@ -104,26 +69,26 @@ def _hunyuan_image(s: Source) -> Inputs:
 def _hunyuan_video(s: Source) -> Inputs:
     config = s.config
     patch = (config.patch_size_t, config.patch_size, config.patch_size)
-    pooled = {"pooled_projections": s.normal(1, config.pooled_projection_dim), "timestep": _time(500.0)}
-    return _video(s, patch) | _text(s, config.text_embed_dim) | pooled | s.guidance(6000.0)
+    pooled = {"pooled_projections": s.normal(1, config.pooled_projection_dim), "timestep": time(500.0)}
+    return video(s, patch) | masked_text(s, config.text_embed_dim) | pooled | s.guidance(6000.0)
 
 
 def _ltx(s: Source) -> Inputs:
     sizes = {"num_frames": 2, "height": 2, "width": s.ranks}
     latents = s.normal(1, math.prod(sizes.values()), s.config.in_channels)
-    return _text(s, s.config.caption_channels) | sizes | {"hidden_states": latents, "timestep": _time(500.0)}
+    return masked_text(s, s.config.caption_channels) | sizes | {"hidden_states": latents, "timestep": time(500.0)}
 
 
 def _mochi(s: Source) -> Inputs:
     patch = (1, s.config.patch_size, s.config.patch_size)
-    return _video(s, patch) | _text(s, s.config.text_embed_dim) | {"timestep": _time(500.0)}
+    return video(s, patch) | masked_text(s, s.config.text_embed_dim) | {"timestep": time(500.0)}
 
 
 def _qwen_image(s: Source) -> Inputs:
-    config, inputs = s.config, _image_and_text(s)
+    config, inputs = s.config, image_and_text(s)
     whole, half = (1, 2, 2 * s.ranks), (1, 2, s.ranks)
     several = config.zero_cond_t or config.use_layer3d_rope  # made for an image and others that it is drawn from
-    inputs |= {"img_shapes": [[half, half] if several else [whole]], "timestep": _time(0.5)}
+    inputs |= {"img_shapes": [[half, half] if several else [whole]], "timestep": time(0.5)}
     if config.use_additional_t_cond:
         inputs["additional_t_cond"] = torch.tensor([0])
     return inputs | {"encoder_hidden_states_mask": s.mask()}
@@ -136,13 +101,13 @@ def _sd3(s: Source) -> Inputs:
     return text | {
         "hidden_states": latents,
         "pooled_projections": s.normal(1, config.pooled_projection_dim),
-        "timestep": _time(500.0),
+        "timestep": time(500.0),
     }
 
 
 def _wan(s: Source) -> Inputs:
     config, text = s.config, s.text
-    inputs = _video(s, config.patch_size) | {"timestep": _time(500.0)}
+    inputs = video(s, config.patch_size) | {"timestep": time(500.0)}
     if config.added_kv_proj_dim:
         text = 512  # what comes before the last 512 tokens is the image's
     if config.image_dim and config.pos_embed_seq_len:  # two images, as two rows
@@ -162,36 +127,7 @@ def _z_image(s: Source) -> Inputs:
     """Image and text are padded to 32 tokens each by the transformer itself."""
     config, patch = s.config, (2, 2)
     latents = s.normal(config.in_channels, 1, 2 * patch[0], 2 * s.ranks * patch[1])
-    return {"x": [latents], "cap_feats": [s.normal(s.text, config.cap_feat_dim)], "t": _time(0.5)}
-
-
-def _time(value: float) -> torch.Tensor:
-    return torch.tensor([value])
-
-
-def _image_and_text(s: Source) -> Inputs:
-    """Packed latents [1, 2 x (2 x ranks), channels] and text, as models after FLUX take them."""
-    image = s.normal(1, 4 * s.ranks, s.config.in_channels)
-    return {"hidden_states": image, "encoder_hidden_states": s.states(s.config.joint_attention_dim)}
-
-
-def _ids(s: Source, axes: int) -> dict[str, torch.Tensor]:
-    """Places of image tokens in a grid, and of text tokens: [tokens, axes] each."""
-    image, text = torch.zeros(4 * s.ranks, axes), torch.zeros(s.text, axes)
-    image[:, 1:3] = torch.cartesian_prod(torch.arange(2.0), torch.arange(2.0 * s.ranks))
-    if axes == 4:
-        text[:, 3] = torch.arange(s.text)
-    return {"img_ids": image, "txt_ids": text}
-
-
-def _text(s: Source, channels: int) -> Inputs:
-    return {"encoder_hidden_states": s.states(channels), "encoder_attention_mask": s.mask()}
-
-
-def _video(s: Source, patch: tuple[int, int, int]) -> Inputs:
-    """Latents [1, channels, frames, height, width] of 2 x 2 x ranks tokens."""
-    sizes = (size * side for size, side in zip((2, 2, s.ranks), patch, strict=True))
-    return {"hidden_states": s.normal(1, s.config.in_channels, *sizes)}
+    return {"x": [latents], "cap_feats": [s.normal(s.text, config.cap_feat_dim)], "t": time(0.5)}
 
 
 #: By the class name of the transformer; names of arguments of its forward.
@@ -210,3 +146,4 @@ INPUTS: dict[str, Callable[[Source], Inputs]] = {
     "WanVACETransformer3DModel": _wan_vace,
     "ZImageTransformer2DModel": _z_image,
 }
+INPUTS |= NEWER

@@ -8,6 +8,7 @@ and a plan alone is then wrong without a word: :mod:`raycache.worker.split_check
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any
@@ -20,10 +21,12 @@ from diffusers.models._modeling_parallel import (
     ContextParallelOutput,
     ParallelConfig,
 )
+from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21AttnProcessor
 from torch.distributed.device_mesh import init_device_mesh
 
 from cache_core.para_attention import repair_para_attention
 from raycache.worker.fused_ulysses import fuse_ulysses
+from raycache.worker.split_heads import SplitHeads
 from raycache.worker.split_hooks import JointMask, SplitAttention, split_by_plan
 from raycache.worker.uneven import TokenSplit
 
@@ -33,6 +36,10 @@ __all__ = ["SPLITS", "by_diffusers", "by_para_attention"]
 _STATES, _WHOLE = ContextParallelInput(1, 3), ContextParallelOutput(1, 3)
 _BOTH = {"hidden_states": _STATES, "encoder_hidden_states": _STATES}
 _IDS = ContextParallelInput(0, 2)
+#: One for a token; one for an image has a dimension less, and stays as it is.
+_OWN_TIMES = {"timestep": ContextParallelInput(1, 2)}
+#: A transformer that takes places of both streams, as FLUX does.
+_PLACED = {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE}
 
 
 def by_para_attention(transformer: Any) -> None:
@@ -48,6 +55,7 @@ def by_diffusers(
     plan: Mapping[str, Any] | None = None,
     whole: tuple[str, ...] = (),
     split: TokenSplit | None = None,
+    streams: Mapping[str, str] | None = None,
 ) -> None:
     """With diffusers' attention, and its plans in hooks of our own, which split tokens that do not divide, too.
 
@@ -57,6 +65,7 @@ def by_diffusers(
         plan: what is split and put together where; None is the plan of the transformer's class.
         whole: patterns of names; attention below them has all tokens on every rank, and sends none.
         split: what others ask of the split.
+        streams: by patterns of names, the stream within which attention below them stays.
     """
     fuse_ulysses()
     ranks, device = dist.get_world_size(), transformer.device
@@ -70,12 +79,30 @@ def by_diffusers(
     for name, module in transformer.named_modules():
         processor: Any = getattr(module, "processor", None)
         if hasattr(processor, "_parallel_config") and not any(fnmatch(name, pattern) for pattern in whole):
-            processor._parallel_config = config
+            within = [stream for pattern, stream in (streams or {}).items() if fnmatch(name, pattern)]
+            processor._parallel_config = _config_of(config, context.split.only(within[0])) if within else config
     split_by_plan(transformer, context, dict(transformer._cp_plan if plan is None else plan))
 
 
-def _bria(transformer: Any) -> None:
-    by_diffusers(transformer, {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE})
+def _config_of(config: ParallelConfig, split: TokenSplit) -> ParallelConfig:
+    """The same ranks, asked of another split."""
+    own, context = copy.copy(config), copy.copy(config.context_parallel_config)
+    asked: Any = context
+    asked.split = split
+    own.context_parallel_config = context
+    return own
+
+
+def _by_places(transformer: Any) -> None:
+    """Bria, LongCat-Image and Ovis-Image."""
+    by_diffusers(transformer, _PLACED)
+
+
+def _chroma(transformer: Any) -> None:
+    """Its blocks make a mask of pairs of what each token of text and image says."""
+    split = TokenSplit(outer_masks=True)
+    HookRegistry.check_if_exists_or_initialize(transformer).register_hook(JointMask(split, True), "cp_joint_mask")
+    by_diffusers(transformer, _PLACED, split=split)
 
 
 def _cogvideox(transformer: Any) -> None:
@@ -104,12 +131,92 @@ def _hunyuan(transformer: Any) -> None:
     by_diffusers(transformer, plan, ("context_embedder*",), split)
 
 
+def _hunyuan_video_15(transformer: Any) -> None:
+    """Its attention makes a mask of pairs from the text's; the text's refiner has the whole text on every rank."""
+    rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
+    plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
+    plan["transformer_blocks.*"] = {"attention_mask": ContextParallelInput(1, 2)}
+    by_diffusers(transformer, plan, ("context_embedder*",), TokenSplit(outer_masks=True))
+
+
+def _ernie(transformer: Any) -> None:
+    """One sequence of image and text, tokens first. The mask is of all keys, which stay in order."""
+    tokens_first = ContextParallelInput(0, 3)
+    plan = {
+        "pos_embed": {0: ContextParallelInput(1, 4, split_output=True)},
+        "layers.0": {"x": tokens_first},
+        "layers.*": {"temb": [tokens_first] * 6},
+        "final_linear": ContextParallelOutput(0, 3),
+    }
+    by_diffusers(transformer, plan)
+
+
+def _flux3(transformer: Any) -> None:
+    """Text, image and the pictures it is drawn from each have blocks of their own before those for all."""
+    pictures = {"image_cond_hidden_states": _STATES, "image_cond_ids": _IDS}
+    streams = {"txt_mode_blocks.*": "text", "mode_blocks.image.*": "latents", "mode_blocks.image_cond.*": "pictures"}
+    by_diffusers(transformer, {**_PLACED, "": _PLACED[""] | pictures}, streams=streams)
+
+
+def _krea2(transformer: Any) -> None:
+    """One sequence of text and image. The mask is of all keys, which stay in order."""
+    rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
+    last = len(transformer.transformer_blocks) - 1  # behind it the text is cut off
+    plan = {
+        "rotary_emb": rope,
+        "transformer_blocks.0": {"hidden_states": _STATES},
+        f"transformer_blocks.{last}": _WHOLE,
+    }
+    by_diffusers(transformer, plan, ("text_fusion.*",))
+
+
 def _ltx(transformer: Any) -> None:
     """Text and its mask stay whole: diffusers' plan splits both, and puts the mask together for all heads, not for a
-    rank's own. Cross attention then sends nothing, since each rank asks with its own tokens."""
+    rank's own. Cross attention then sends nothing, since each rank asks with its own tokens. It also leaves out the
+    timesteps that tokens have of their own in a video that a picture begins."""
     plan = dict(transformer._cp_plan)
-    plan[""] = {name: split for name, split in plan[""].items() if not name.startswith("encoder_")}
+    plan[""] = {name: split for name, split in plan[""].items() if not name.startswith("encoder_")} | _OWN_TIMES
     by_diffusers(transformer, plan, whole=("transformer_blocks.*.attn2",))
+
+
+def _ltx2(transformer: Any) -> None:
+    """As LTX-Video, and the sound, of few tokens, stays whole as well.
+
+    Attention to the video from the sound has all queries on every rank. diffusers' plan leaves out what a token's own
+    timestep is, the second rotary embedding, and those of the kind that released checkpoints have.
+    """
+    plan = dict(transformer._cp_plan)
+    of_tokens = _OWN_TIMES | {"video_keyframes_mask": _STATES}
+    plan[""] = {name: split for name, split in plan[""].items() if not name.startswith("encoder_")} | of_tokens
+    tokens, dims = (2, 4) if transformer.config.rope_type == "split" else (1, 3)  # with heads, or without
+    rope = {part: ContextParallelInput(tokens, dims, split_output=True) for part in (0, 1)}
+    plan |= {"rope": rope, "cross_attn_rope": rope}
+    local = ("attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn")
+    by_diffusers(transformer, plan, whole=tuple(f"transformer_blocks.*.{name}" for name in local))
+    config = transformer._parallel_config
+    asked = _config_of(config, config.context_parallel_config.split.only("latents", whole_queries=True))
+    for block in transformer.transformer_blocks:
+        block.video_to_audio_attn.processor._parallel_config = asked
+
+
+def _qwen_image_21(transformer: Any) -> None:
+    """One sequence of text and pictures, of which each part is asked for by itself: attention has it whole.
+
+    Raises:
+        ValueError: attention is not diffusers' default.
+    """
+    of_tokens = {"target_token_mask": ContextParallelInput(0, 1)}
+    plan = {"transformer_blocks.0": {"hidden_states": _STATES}, "transformer_blocks.*": of_tokens}
+    plan |= {"norm_out": of_tokens, "proj_out": _WHOLE}
+    split = TokenSplit()
+    for block in transformer.transformer_blocks:
+        if type(block.attn.processor) is not QwenImage21AttnProcessor:
+            raise ValueError(
+                f"{type(transformer).__name__} with {type(block.attn.processor).__name__} cannot be split: use "
+                f"QwenImage21AttnProcessor, or one rank"
+            )
+        block.attn.set_processor(SplitHeads(split, block.attn.processor))
+    by_diffusers(transformer, plan, ("transformer_blocks.*",), split)
 
 
 def _sd3(transformer: Any) -> None:
@@ -138,14 +245,23 @@ def _z_image(transformer: Any) -> None:
 
 #: By the class name of the transformer. What is not here runs on one rank.
 SPLITS: dict[str, Callable[[Any], None]] = {
-    "BriaTransformer2DModel": _bria,
+    "BriaTransformer2DModel": _by_places,
+    "ChromaTransformer2DModel": _chroma,
     "CogVideoXTransformer3DModel": _cogvideox,
+    "ErnieImageTransformer2DModel": _ernie,
     "Flux2Transformer2DModel": by_para_attention,
+    "Flux3Transformer2DModel": _flux3,
     "FluxTransformer2DModel": by_para_attention,
     "HunyuanImageTransformer2DModel": _hunyuan,
+    "HunyuanVideo15Transformer3DModel": _hunyuan_video_15,
     "HunyuanVideoTransformer3DModel": _hunyuan,
+    "Krea2Transformer2DModel": _krea2,
+    "LTX2VideoTransformer3DModel": _ltx2,
     "LTXVideoTransformer3DModel": _ltx,
+    "LongCatImageTransformer2DModel": _by_places,
     "MochiTransformer3DModel": by_para_attention,
+    "OvisImageTransformer2DModel": _by_places,
+    "QwenImage21Transformer2DModel": _qwen_image_21,
     "QwenImageTransformer2DModel": by_diffusers,
     "SD3Transformer2DModel": _sd3,
     "WanTransformer3DModel": by_diffusers,

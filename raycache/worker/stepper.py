@@ -24,8 +24,9 @@ from cache_core import CacheOptions, CacheReport, job_call, job_session, joined
 from raycache.models.denoisers import blocks_of, denoisers_of
 from raycache.protocol.lora import LoraChoice
 from raycache.worker.adapters import Adapters
-from raycache.worker.job_view import Handed, JobView, decode_rows
+from raycache.worker.job_view import Handed, JobView, arguments_by_row, decode_rows
 from raycache.worker.stacking import join_key, stack_arguments, unstack
+from raycache.worker.tiles import TiledRows
 
 __all__ = ["Ended", "Stepper", "Tail"]
 
@@ -65,6 +66,11 @@ class Tail:
         """What ``vae.decode`` gives for these of the job's images; in any thread."""
         with self._job.view.vae_lock:
             return decode_rows(self._vae, self._handed, images, rows)
+
+    def tiles(self, images: int, rank: int, world: int) -> TiledRows:
+        """This rank's tiles of all of the job's images, computed; in any thread."""
+        with self._job.view.vae_lock:
+            return TiledRows(self._vae, arguments_by_row(self._handed, images), rank, world)
 
     def finish(self, decoded: Any) -> Any:
         """What the pipeline makes of it and returns; in the stepper's thread, once."""

@@ -6,6 +6,7 @@ rank knows all sizes from the whole number alone: no message tells them, and not
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -26,18 +27,44 @@ class TokenSplit:
     """What is split of a transformer's call: noted where tokens are split, asked where they are put together.
 
     Attributes:
-        latents, text: tokens over all ranks of the streams that were split in the call under way; 0 = not split.
+        lengths: tokens over all ranks of each stream that was split in the call under way: the latents, the text, and
+            what else the class has.
+        outer_masks: a mask is what each token says of itself, multiplied with what each other says, and a rank makes it
+            of its own tokens.
+        whole_queries: each rank has all tokens that ask, and a part of those that are asked.
     """
 
     group: dist.ProcessGroup
 
-    def __init__(self) -> None:
+    def __init__(self, outer_masks: bool = False) -> None:
         self.rank, self.ranks = 0, 1
-        self.latents = self.text = 0
+        self.lengths: dict[str, int] = {}
+        self.outer_masks, self.whole_queries = outer_masks, False
+        self._stream = ""
+
+    @property
+    def latents(self) -> int:
+        """0 = not split; so is the text's."""
+        return self.lengths.get("latents", 0)
+
+    @property
+    def text(self) -> int:
+        return self.lengths.get("text", 0)
+
+    @property
+    def even(self) -> bool:
+        """Whether each rank has as many tokens of every stream as any other."""
+        return all(length % self.ranks == 0 for length in self.lengths.values())
 
     def join(self, group: dist.ProcessGroup) -> None:
         """The ranks over which it is split."""
         self.group, self.rank, self.ranks = group, dist.get_rank(group), dist.get_world_size(group)
+
+    def only(self, stream: str, whole_queries: bool = False) -> TokenSplit:
+        """The same call, for attention to one stream. To be asked for after :meth:`join`."""
+        view = copy.copy(self)  # ``lengths`` is one dict for both
+        view._stream, view.whole_queries = stream, whole_queries
+        return view
 
     def note(self, stream: str, tokens: int) -> None:
         """``latents`` or ``text`` is being split.
@@ -50,28 +77,29 @@ class TokenSplit:
                 f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, of which each needs one: "
                 "generate with more of them, or on fewer ranks (parallel.ranks_per_replica)"
             )
-        setattr(self, stream, tokens)
+        self.lengths[stream] = tokens
+
+    def forget(self, stream: str) -> None:
+        """``stream`` is not part of the call under way."""
+        self.lengths.pop(stream, None)
 
     def own(self, states: torch.Tensor, dim: int) -> torch.Tensor:
         """This rank's part."""
         return states.tensor_split(self.ranks, dim)[self.rank]
 
     def sizes(self, own: int) -> tuple[int, ...]:
-        """Tokens of each rank in a sequence of which this one has ``own``: latents alone, or text with them.
+        """Tokens of each rank in a sequence of which this one has ``own``: latents alone, or all streams as one.
 
         Raises:
             ValueError: no stream that was split is so long.
         """
-        latents, text = shares(self.latents, self.ranks), shares(self.text, self.ranks)
-        if own == latents[self.rank]:
-            return latents
-        joint = tuple(map(sum, zip(latents, text, strict=True)))
-        if own == joint[self.rank]:
-            return joint
-        raise ValueError(
-            f"attention to {own} tokens on rank {self.rank}, but {latents[self.rank]} of the latents and "
-            f"{text[self.rank]} of the text are its"
-        )
+        parts = {stream: shares(length, self.ranks) for stream, length in self.lengths.items()}
+        joint = tuple(map(sum, zip(*parts.values(), strict=True)))
+        for sizes in [parts[self._stream]] if self._stream else [parts["latents"], joint]:
+            if own == sizes[self.rank]:
+                return sizes
+        told = ", ".join(f"{sizes[self.rank]} of the {stream}" for stream, sizes in parts.items())
+        raise ValueError(f"attention to {own} tokens on rank {self.rank}, which has {told}")
 
     def exchange(self, packed: torch.Tensor, received: Sequence[int], sent: Sequence[int]) -> torch.Tensor:
         """One all-to-all of [elements], of which ``sent[r]`` go to rank r and ``received[r]`` come from there."""

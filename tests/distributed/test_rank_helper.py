@@ -30,12 +30,22 @@ def _one_dies(rank: int, world_size: int) -> None:
     dist.barrier()
 
 
+def _hashed(rank: int, world_size: int) -> int:
+    return hash("a word")
+
+
 def _sleeps(rank: int, world_size: int) -> None:
     time.sleep(60)
 
 
 def test_results_come_in_order_of_ranks():
     assert run_ranks(3, _sum_of_ranks, 0.5) == [(0, 4.5), (1, 4.5), (2, 4.5)]
+
+
+def test_sets_of_words_have_another_order_on_other_ranks():
+    """Or a rank that went by it would be found in production only."""
+    first, second = run_ranks(2, _hashed)
+    assert first != second
 
 
 @pytest.mark.parametrize(("fn", "kind"), [(_one_raises, "ZeroDivisionError"), (_one_dies, "died")])

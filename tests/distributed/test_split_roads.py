@@ -17,6 +17,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "DBPrune": {"Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 1, "residual_diff_threshold": 0.2},
 }
 STEPS = 4
+
+
+def _names() -> list[str]:
+    """Every class that is split, in every form that is known of it: with masks of the text, or with other pictures."""
+    from tests.helpers.tiny_transformers import TINY
+
+    refused = {"HunyuanVideoTransformer3DModel+first_frame"}
+    return [name for name in TINY if name.partition("+")[0] in SPLITS and name not in refused]
+
+
 #: 23 % off, and nothing says so but the check.
 PLAN_ALONE = "SD3 with a plan alone"
 #: Its adapter deals out wrong places, without a word either.
@@ -34,8 +44,9 @@ def _steps(model: torch.nn.Module, name: str) -> torch.Tensor:
         inputs = TINY[name].inputs(Pictures((1, 2, 3), (0.01, 1.0, 0.01), step))
         if name.startswith("Flux2"):  # as its pipeline has them
             inputs |= {key: inputs[key][None].repeat(3, 1, 1) for key in ("img_ids", "txt_ids")}
-        output = model(**inputs, return_dict=False)[0]
-        outputs.append(torch.stack(output) if isinstance(output, list) else output)
+        output, *sound = model(**inputs, return_dict=False)
+        images = torch.stack(output) if isinstance(output, list) else output
+        outputs.append(torch.cat([part.flatten(1) for part in (images, *sound)], 1))
     return torch.stack(outputs)
 
 
@@ -57,7 +68,7 @@ def _every_class(rank: int, world_size: int) -> dict[str, Any]:
     from tests.helpers.tiny_transformers import build
 
     answers: dict[str, Any] = {}
-    for name in SPLITS:
+    for name in _names():
         alone, model = _drawn(build(name), name, None), build(name)
         answers[name] = alone, _drawn(model, name, parallelize(model))
     return answers
@@ -65,14 +76,15 @@ def _every_class(rank: int, world_size: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def answers() -> list[dict[str, Any]]:
-    return run_ranks(2, _every_class, timeout=240)
+    return run_ranks(2, _every_class, timeout=600)
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("name", _names())
 def test_two_ranks_draw_and_decide_as_one(answers: list[dict[str, Any]], name: str):
     for answer in answers:
         alone, together = answer[name]
-        torch.testing.assert_close(together["uncached"], alone["uncached"], rtol=1e-4, atol=1e-4)
+        wanted, drawn = alone["uncached"], together["uncached"]
+        assert float((drawn - wanted).norm() / wanted.norm()) <= 1e-5
         for method in METHODS:
             (wanted, decided), (drawn, decisions) = alone[method], together[method]
             assert decisions == decided

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.pictures import Pictures, ids
 from tests.helpers.ranks import run_ranks
 
 FBCACHE = {"type": "FBCache", "warmup_steps": 1, "residual_diff_threshold": 0.2}
 STEPS = 4
 Z_IMAGE, SD3, QWEN = "ZImageTransformer2DModel", "SD3Transformer2DModel", "QwenImageTransformer2DModel"
 HUNYUAN, WAN, LTX = "HunyuanImageTransformer2DModel", "WanTransformer3DModel", "LTXVideoTransformer3DModel"
+BRIA, CHROMA, ERNIE = "BriaTransformer2DModel", "ChromaTransformer2DModel+masked", "ErnieImageTransformer2DModel"
+FLUX3, HUNYUAN_VIDEO = "Flux3Transformer2DModel+reference", "HunyuanVideo15Transformer3DModel+image"
+KREA, LTX2 = "Krea2Transformer2DModel", "LTX2VideoTransformer3DModel"
+QWEN21 = "QwenImage21Transformer2DModel+reference"
 THREE = {"num_attention_heads": 3}
 #: Class, what differs in its config, its text's tokens, how many of them are valid in the first image.
 CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
@@ -24,34 +29,79 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     "HunyuanImage with odd text": (HUNYUAN, {}, 7, 2),
     # Divides, but a rank has more of the text's padding than the other.
     "HunyuanImage with a short text": (HUNYUAN, {}, 6, 1),
-    "Bria with both": ("BriaTransformer2DModel", THREE, 7, 7),
+    "Bria with both": (BRIA, THREE, 7, 7),
     # 15 tokens; the text is whole on both.
     "Wan with odd latents": (WAN, THREE, 7, 7),
     "LTX-Video with 3 heads": (LTX, THREE | {"cross_attention_dim": 48}, 7, 3),
+    "LTX-Video from a picture": (LTX, {}, 7, 3),
+    "LTX-2 from a picture": (LTX2, {"rope_type": "split"}, 7, 2),
+    "LTX-2 with 3 heads": (
+        LTX2,
+        THREE | {"cross_attention_dim": 48, "audio_num_attention_heads": 3, "audio_cross_attention_dim": 24},
+        7,
+        1,
+    ),
+    # With what the other encoders give, 11 tokens, of which the second rank has hardly any that is valid.
+    "HunyuanVideo 1.5 with both": (HUNYUAN_VIDEO, THREE, 6, 1),
+    "Chroma with both": (CHROMA, THREE, 7, 2),
+    "Chroma with a short text": (CHROMA, {}, 6, 1),
+    "FLUX.3 with both": (FLUX3, THREE, 7, 7),
+    "Krea 2 with both": (KREA, THREE, 7, 2),
+    "Qwen-Image 2.1 with both": (QWEN21, THREE, 7, 3),
+    "ERNIE-Image with both": (ERNIE, THREE | {"hidden_size": 48}, 7, 2),
+}
+#: The same on four ranks.
+ON_FOUR = {
+    "Qwen-Image with 5 heads": (QWEN, {"num_attention_heads": 5}, 7, 2),
+    "Wan with 6 heads": (WAN, {"num_attention_heads": 6}, 7, 7),
+    "HunyuanVideo 1.5 with 5 heads": (HUNYUAN_VIDEO, {"num_attention_heads": 5}, 6, 1),
 }
 
 
+def _odd(case: str, pictures: Pictures, text: int, valid: int) -> dict[str, Any]:
+    """What the class of ``case`` needs for texts of ``text`` tokens, of which the first has ``valid``."""
+    mask = torch.arange(text) < torch.tensor([[valid], [text]])
+    if case.endswith("from a picture"):  # each token of the video has a timestep of its own
+        timesteps = {"timestep": pictures.fixed(32, salt=3).abs() * 1000}
+        return timesteps | ({"audio_timestep": pictures.times(1000)} if case.startswith("LTX-2") else {})
+    if case.startswith("LTX-2"):
+        return {"hidden_states": pictures.latents(15, 8), "num_frames": 1, "height": 3, "width": 5}
+    if case.startswith("Chroma"):
+        return {"attention_mask": torch.cat([mask, torch.ones(2, 16)], 1)}  # numbers, as its pipeline has them
+    if case.startswith("FLUX.3"):
+        pictures_of = {"image_cond_hidden_states": pictures.fixed(5, 8, salt=2), "image_cond_ids": ids(1, 1, 5, 1)}
+        return pictures_of | {"txt_ids": ids(1, 1, 1, text)}
+    if case.startswith("Krea"):
+        places = torch.cat([torch.zeros(text, 3), ids(1, 4, 4)])
+        return {"encoder_hidden_states": pictures.fixed(text, 2, 16, salt=1), "position_ids": places}
+    if case.startswith("Qwen-Image 2.1"):
+        return {"img_mask": torch.tensor([[False] * 3 + [True] * 2 + [False] * 2 + [True] * 4] * 2)}
+    if case.startswith("ERNIE"):
+        return {"text_bth": pictures.fixed(text, 16, salt=1), "text_lens": torch.tensor([valid, text])}
+    return {}
+
+
 def _inputs(case: str, step: int) -> dict[str, Any]:
-    from tests.helpers.pictures import Pictures
     from tests.helpers.tiny_transformers import TINY
 
-    name, _, text, valid = CASES[case]
+    name, _, text, valid = (CASES | ON_FOUR)[case]
     pictures = Pictures((1, 2), (0.01, 1.0), step)
     inputs = TINY[name].inputs(pictures)
     if name == WAN:
         inputs["hidden_states"] = pictures.latents(4, 1, 6, 10)
-    if text:
+    if text and "encoder_hidden_states" in inputs:
         inputs["encoder_hidden_states"] = pictures.fixed(text, 16, salt=1)
     for mask in inputs.keys() & {"encoder_attention_mask", "encoder_hidden_states_mask"}:
         inputs[mask] = torch.arange(text) < torch.tensor([[valid], [text]])
     if "txt_ids" in inputs:
         inputs["txt_ids"] = torch.zeros(text, 3)
-    return inputs | {"return_dict": False}
+    return inputs | _odd(case, pictures, text, valid) | {"return_dict": False}
 
 
 def _draw(model: Any, case: str) -> torch.Tensor:
-    outputs = [model(**_inputs(case, step))[0] for step in range(STEPS)]
-    return torch.stack([torch.stack(list(output)) for output in outputs])
+    """Images, and sound where there is some."""
+    outputs = [model(**_inputs(case, step)) for step in range(STEPS)]
+    return torch.stack([torch.cat([torch.stack(list(part)).flatten(1) for part in parts], 1) for parts in outputs])
 
 
 def _drawn(model: Any, case: str, group: Any) -> tuple[torch.Tensor, torch.Tensor, list[list[bool]]]:
@@ -64,13 +114,13 @@ def _drawn(model: Any, case: str, group: Any) -> tuple[torch.Tensor, torch.Tenso
     return plain, cached, [[image.cached for image in step.images] for step in report.steps]
 
 
-def _every_case(rank: int, world_size: int) -> dict[str, Any]:
+def _every_case(rank: int, world_size: int, cases: Any) -> dict[str, Any]:
     from raycache.worker.context_parallel import parallelize
-    from tests.helpers.tiny_forms import other_form
+    from tests.helpers.tiny_transformers import build
 
     answers = {}
-    for case, (name, config, *_) in CASES.items():
-        model = other_form(name, config)
+    for case, (name, config, *_) in cases.items():
+        model = build(name, **config)
         alone = _drawn(model, case, None)
         answers[case] = alone, _drawn(model, case, parallelize(model))
     return answers
@@ -78,11 +128,26 @@ def _every_case(rank: int, world_size: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def answers() -> list[dict[str, Any]]:
-    return run_ranks(2, _every_case, timeout=240)
+    return run_ranks(2, _every_case, CASES, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def answers_of_four() -> list[dict[str, Any]]:
+    return run_ranks(4, _every_case, ON_FOUR, timeout=600)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_draw_and_decide_as_one(answers: list[dict[str, Any]], case: str):
+    _check(answers, case)
+
+
+@pytest.mark.parametrize("case", ON_FOUR)
+def test_four_ranks_draw_and_decide_as_one(answers_of_four: list[dict[str, Any]], case: str):
+    assert len(answers_of_four) == 4
+    _check(answers_of_four, case)
+
+
+def _check(answers: list[dict[str, Any]], case: str) -> None:
     for answer in answers:
         (plain, cached, decided), (plain_too, cached_too, decided_too) = answer[case]
         assert float((plain_too - plain).norm() / plain.norm()) <= 1e-5

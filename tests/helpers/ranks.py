@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import pickle
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
+
+from tests.helpers.forking import SERVERS, Forked, ask, fork_servers
 
 __all__ = ["RankError", "run_ranks"]
 
-_ROOT = str(Path(__file__).resolve().parents[2])
 #: Seconds the other ranks get to answer after the first one failed: those blocked in a collective never will.
 _GRACE_S = 5.0
 
@@ -50,24 +51,27 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: floa
     Raises:
         RankError: from the first rank that died, else from the first that failed. No process is left behind.
     """
-    context = multiprocessing.get_context("spawn")
-    with socket.create_server(("127.0.0.1", 0)) as listener, _importable():
-        port, ends, processes = listener.getsockname()[1], [], []
+    servers = fork_servers()
+    with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryFile() as file, ExitStack() as ranks:
+        pickle.dump((listener.getsockname()[1], world_size, timeout, fn, args), file)
+        file.flush()
+        ends = []
         for rank in range(world_size):
-            end, child_end = context.Pipe(duplex=False)
+            end, child_end = Pipe(duplex=False)
             # Rank 0 serves the store on the very socket that is open here, so no other process can take the port.
-            handle = listener if rank == 0 else None
-            job = (child_end, handle, port, rank, world_size, timeout, fn, args)
-            processes.append(context.Process(target=_child, args=job, daemon=True))
-            processes[-1].start()
+            fds = (0, 1, 2, file.fileno(), child_end.fileno(), *([listener.fileno()] if rank == 0 else []))
+            argv = ["-m", __name__, str(rank)]
+            process = ask(servers[rank % SERVERS], argv, fds, dict(os.environ), os.getcwd())
+            ranks.callback(_end, process)
             child_end.close()
             ends.append(end)
-    try:
+        listener.close()
         return _collect(ends, time.monotonic() + timeout)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+
+
+def _end(process: Forked) -> None:
+    process.kill()
+    process.join()
 
 
 def _collect(ends: list[Connection], deadline: float) -> list[Any]:
@@ -95,24 +99,19 @@ def _collect(ends: list[Connection], deadline: float) -> list[Any]:
     return [results[rank] for rank in range(len(ends))]
 
 
-def _child(
-    end: Connection,
-    listener: socket.socket | None,
-    port: int,
-    rank: int,
-    world_size: int,
-    timeout: float,
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> None:
+def _child(rank: int) -> None:
+    """What runs in a rank's process. File descriptors: 3 its work, 4 where its answer goes, 5 on rank 0 the store's."""
     import torch
     import torch.distributed as dist
 
+    end, timeout = Connection(4, readable=False), 0.0
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    limit = timedelta(seconds=timeout)
     try:
-        fd = {} if listener is None else {"master_listen_fd": listener.detach()}
+        # Not `read`: all ranks have the same file, with one position in it.
+        port, world_size, timeout, fn, args = pickle.loads(os.pread(3, os.fstat(3).st_size, 0))
+        limit = timedelta(seconds=timeout)
+        fd = {"master_listen_fd": 5} if rank == 0 else {}
         store = dist.TCPStore(
             "127.0.0.1", port, world_size, is_master=rank == 0, timeout=limit, wait_for_workers=False, **fd
         )
@@ -122,18 +121,11 @@ def _child(
         answer = pickle.dumps((None, fn(rank, world_size, *args)))
     except BaseException as error:
         answer = pickle.dumps(((type(error).__name__, traceback.format_exc()), None))
-    # Plain pickle: `end.send` would share tensors as files of a process that is about to end.
     end.send_bytes(answer)
     # Rank 0 holds the store: it stays until the parent, which has all answers by then, kills it.
     if rank == 0:
         time.sleep(timeout)
 
 
-@contextlib.contextmanager
-def _importable() -> Any:
-    """Children inherit ``sys.path``: with the repository in it they find the test modules by their names."""
-    sys.path.insert(0, _ROOT)
-    try:
-        yield
-    finally:
-        sys.path.remove(_ROOT)
+if __name__ == "__main__":
+    _child(int(sys.argv[1]))

@@ -76,3 +76,17 @@ def tiny_job(name: str, task: Any, id: str = "1", seeds: tuple[int, ...] = (7,),
         "true_cfg_scale": 4.0 if family.true_cfg else 1.0,
     }
     return make_job(id, seeds=seeds, steps=steps, inputs=inputs, **usual | fields)
+
+
+def small_tiles(vae: Any) -> Any:
+    """The VAE with tiles of some latents a side, which overlap by a part of that."""
+    side = vae.spatial_compression_ratio if hasattr(vae, "spatial_compression_ratio") else 8
+    for name, latents in (("min", 8), ("stride", 6)):
+        for each in ("height", "width"):
+            if hasattr(vae, f"tile_sample_{name}_{each}"):
+                setattr(vae, f"tile_sample_{name}_{each}", latents * side)
+                if hasattr(vae, f"tile_latent_{name}_{each}"):
+                    setattr(vae, f"tile_latent_{name}_{each}", latents)
+    if hasattr(vae, "tile_sample_min_size"):
+        vae.tile_sample_min_size, vae.tile_latent_min_size = 8 * side, 8
+    return vae

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import torch
 
@@ -9,11 +11,15 @@ from tests.helpers import pictures, tiny_images, tiny_other_images, tiny_other_v
 from tests.helpers.pictures import Pictures, Tiny
 
 
-def build(name: str) -> torch.nn.Module:
-    """The tiny transformer of class ``name``, every weight drawn wide enough that each block moves its input."""
+def build(name: str, **other: Any) -> torch.nn.Module:
+    """The tiny transformer of class ``name``, every weight drawn wide enough that each block moves its input.
+
+    Args:
+        other: what differs in its config.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = getattr(diffusers, name.partition("+")[0])(**TINY[name].config).eval()
+        model = getattr(diffusers, name.partition("+")[0])(**TINY[name].config | other).eval()
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

@@ -26,9 +26,14 @@ def service() -> Service:
 
 
 @pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[openai.OpenAI]:
+def http(service: Service) -> Iterator[TestClient]:
     with TestClient(build_http_app(service)) as http:
-        yield openai.OpenAI(base_url="http://testserver/v1", api_key="unused", max_retries=0, http_client=http)
+        yield http
+
+
+@pytest.fixture(scope="module")
+def client(http: TestClient) -> openai.OpenAI:
+    return openai.OpenAI(base_url="http://testserver/v1", api_key="unused", max_retries=0, http_client=http)
 
 
 HINTS = hints(image_generate_params.ImageGenerateParams)
@@ -89,6 +94,33 @@ def test_all_that_the_client_can_say(client: openai.OpenAI, name: str, value: ob
     assert reply.model_extra["warnings"] == warnings, "a warning of what was not said"
     if warned and name == "quality":
         assert any(f"`{preset}`" in warnings[0] for preset in PRESET_NAMES)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        # LiteLLM: what its caller named, and no more; a name of the model without its provider.
+        {"model": "org/flux", "prompt": "a hat", "n": 2, "size": "512x512", "user": "u-1"},
+        {"model": "org/flux", "prompt": "a hat", "quality": "high", "response_format": "b64_json", "style": None},
+        # Open WebUI: always how many and how large, and base64, but of models that cannot give another.
+        {"model": "org/flux", "prompt": "a hat", "n": 1, "size": "512x512", "response_format": "b64_json"},
+        {"model": "org/flux", "prompt": "a hat", "n": 4, "size": "1024x1024"},
+        # ... and what its administrator added.
+        {"model": "org/flux", "prompt": "a hat", "n": 1, "size": "512x512", "num_inference_steps": 12, "seed": 7},
+    ],
+    ids=["litellm", "litellm, more", "open webui", "open webui, another model", "open webui, more"],
+)
+def test_others_ways_of_asking(http: TestClient, service: Service, body: dict[str, object]):
+    headers = {"x-openwebui-user-name": "A%20B", "x-openwebui-user-id": "1", "x-stainless-lang": "python"}
+    answer = http.post("/v1/images/generations", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["warnings"] == []
+    assert [bool(image["b64_json"]) for image in answer.json()["data"]] == [True] * int(str(body.get("n", 1)))
+    order = service.orders[-1]
+    assert (order.prompt, order.n) == ("a hat", body.get("n", 1))
+    assert str(order.size) == body.get("size", str(SETTINGS.defaults.size))
+    if "num_inference_steps" in body:
+        assert (order.num_inference_steps, order.seed) == (body["num_inference_steps"], body["seed"])
 
 
 @pytest.mark.parametrize("word", QUALITIES)

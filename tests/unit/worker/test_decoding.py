@@ -9,6 +9,8 @@ from diffusers import FluxPipeline
 
 from raycache.demo.noise import build_noise_model
 from raycache.gang.agreement import agreed
+from raycache.gang.worker_group import Fault
+from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import Job
 from raycache.protocol.tick import Tick, TickReport
 from raycache.worker.job_runner import JobRunner
@@ -64,6 +66,12 @@ def test_a_rank_that_cannot_decode_its_row_ends_that_job_only(pipe: FluxPipeline
     assert [(failure.jobs, failure.phase) for failure in told.failures] == [(("a",), "decode")]
     assert list(told.outputs) == ["b"]
     assert all(runner.tick(Tick(9, 8)) == TickReport(9) for runner in runners), "no rank stands still for it"
+
+
+def test_a_group_that_breaks_while_tiles_are_handed_over_is_no_fault_of_the_job():
+    failure = Failure("group", ("a",), "decode", 3, "DistNetworkError", "connection closed", "")
+    with pytest.raises(Fault, match="connection closed"):
+        agreed([TickReport(4), TickReport(4, failures=[failure])])
 
 
 def test_images_are_decoded_beside_the_next_tick(pipe: FluxPipeline):

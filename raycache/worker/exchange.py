@@ -1,0 +1,195 @@
+"""Values with tensors in them from rank to rank: any structure, of which the others need to know nothing.
+
+The structure goes as a pickle with a number for each tensor, the tensors as the bytes of one buffer.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["FirstFailed", "OthersFailed", "from_first", "packed", "to_owners", "unpacked"]
+
+#: Of a tensor: its shape and type.
+Spec = tuple[torch.Size, torch.dtype]
+#: Bytes that each tensor in a buffer begins at a multiple of: enough for any type.
+_ALIGNED = 16
+
+
+class FirstFailed(Exception):
+    """Rank 0 could not make what all ranks wait for; raised by all of them alike."""
+
+
+class OthersFailed(Exception):
+    """What other ranks would have sent is not there."""
+
+
+def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device: torch.device) -> Any:
+    """What ``make`` returns on rank 0 of ``group``, on every rank, its tensors on ``device``. All ranks must call it.
+
+    Args:
+        make: called on rank 0 alone.
+        device: one that the group can send from.
+
+    Raises:
+        FirstFailed: on all ranks, where ``make`` raised.
+    """
+    if group is None:
+        structure, tensors = _taken_apart(make())
+        return _put_together(structure, [tensor.to(device) for tensor in tensors])
+    cause, told, tensors = None, list[Any]([None]), list[torch.Tensor]()
+    if dist.get_rank(group) == 0:
+        try:
+            structure, tensors = _taken_apart(make())
+            buffer = packed(tensors, device)  # here, so that a lack of memory is told, too
+            told = [(structure, specs_of(tensors), "")]
+        except Exception as error:
+            cause, told = error, [(b"", [], f"{type(error).__name__}: {error}")]
+    dist.broadcast_object_list(told, group=group, group_src=0, device=device)
+    structure, specs, failure = told[0]
+    if failure:
+        raise FirstFailed(failure) from cause
+    if dist.get_rank(group):
+        buffer = torch.empty(_ends(specs)[-1], dtype=torch.uint8, device=device)
+    dist.broadcast(buffer, group=group, group_src=0)
+    return _put_together(structure, unpacked(buffer, specs))
+
+
+def to_owners(
+    mine: Sequence[Sequence[torch.Tensor]] | Exception,
+    owners: Sequence[int],
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+) -> dict[int, list[Sequence[torch.Tensor]]]:
+    """Every rank's tensors for each row, to the rank that the row is of. All ranks must call it.
+
+    Args:
+        mine: tensors of this rank by row, as many as it likes; or why there are none.
+        owners: rank by row.
+        device: one that the group can send from.
+
+    Returns:
+        For each row of this rank's, the tensors of each rank.
+
+    Raises:
+        Exception: ``mine``, if it is one; or this rank's lack of memory.
+        OthersFailed: on all other ranks, where that happened to any.
+    """
+    if isinstance(mine, Exception):
+        _tell(mine, None, group)
+        raise mine
+    specs: list[list[list[Spec]]] = _tell(None, [specs_of(tensors) for tensors in mine], group)
+    rank = 0 if group is None else dist.get_rank(group)
+    try:
+        out = {row: packed(mine[row], device) for row, owner in enumerate(owners) if owner != rank and mine[row]}
+        into = {
+            (row, by): torch.empty(_ends(theirs[row])[-1], dtype=torch.uint8, device=device)
+            for row, owner in enumerate(owners)
+            for by, theirs in enumerate(specs)
+            if owner == rank != by and theirs[row]
+        }
+    except Exception as error:  # out of memory, for one: nobody may wait for what does not come
+        _tell(error, None, group)
+        raise
+    _tell(None, None, group)
+    moves = [dist.P2POp(dist.isend, out[row], group=group, group_peer=owners[row]) for row in out]
+    moves += [dist.P2POp(dist.irecv, buffer, group=group, group_peer=by) for (_, by), buffer in into.items()]
+    for move in dist.batch_isend_irecv(moves) if moves else ():
+        move.wait()
+    return {
+        row: [
+            mine[row] if by == rank else unpacked(into[row, by], theirs[row]) if theirs[row] else ()
+            for by, theirs in enumerate(specs)
+        ]
+        for row, owner in enumerate(owners)
+        if owner == rank
+    }
+
+
+def _tell(failure: Exception | None, told: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """What each rank has to tell.
+
+    Raises:
+        OthersFailed: others have a failure, and this rank has none.
+    """
+    words = "" if failure is None else f"{type(failure).__name__}: {failure}"
+    said: list[Any] = [(words, told)]
+    if group is not None:
+        said *= dist.get_world_size(group)
+        dist.all_gather_object(said, (words, told), group)
+    failures = [f"rank {rank}: {words}" for rank, (words, _) in enumerate(said) if words]
+    if failures and failure is None:
+        raise OthersFailed("; ".join(failures))
+    return [each for _, each in said]
+
+
+def specs_of(tensors: Sequence[torch.Tensor]) -> list[Spec]:
+    """What :func:`unpacked` must know of them."""
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+
+def packed(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Bytes of all of them, uint8 [n] on ``device``."""
+    specs = specs_of(tensors)
+    ends = _ends(specs)
+    buffer = torch.zeros(ends[-1], dtype=torch.uint8, device=device)
+    for start, tensor in zip(ends, tensors, strict=False):
+        if tensor.numel():
+            flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+            buffer[start : start + len(flat)] = flat.to(device)
+    return buffer
+
+
+def unpacked(buffer: torch.Tensor, specs: Sequence[Spec]) -> list[torch.Tensor]:
+    """The tensors in a buffer, in whose memory they are."""
+    tensors = []
+    for start, (shape, dtype) in zip(_ends(specs), specs, strict=False):
+        size = shape.numel() * dtype.itemsize
+        tensors.append(buffer[start : start + size].view(dtype).reshape(shape))
+    return tensors
+
+
+def _ends(specs: Sequence[Spec]) -> list[int]:
+    """Where the tensors begin in a buffer, and where that ends."""
+    ends = [0]
+    for shape, dtype in specs:
+        size = shape.numel() * dtype.itemsize
+        ends.append(ends[-1] + -(-size // _ALIGNED) * _ALIGNED)
+    return ends
+
+
+def _taken_apart(value: Any) -> tuple[bytes, list[torch.Tensor]]:
+    stream = io.BytesIO()
+    pickler = _Pickler(stream)
+    pickler.dump(value)
+    return stream.getvalue(), pickler.tensors
+
+
+def _put_together(structure: bytes, tensors: Sequence[torch.Tensor]) -> Any:
+    return _Unpickler(structure, tensors).load()
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[torch.Tensor] = []
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, torch.Tensor):
+            return None
+        self.tensors.append(obj)
+        return len(self.tensors) - 1
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, structure: bytes, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__(io.BytesIO(structure))
+        self._tensors = tensors
+
+    def persistent_load(self, pid: int) -> torch.Tensor:
+        return self._tensors[pid]
