@@ -49,7 +49,8 @@ class TextEncoders:
         for name, module in self.modules.items():
             object.__setattr__(own, name, module)  # the pipeline's own way would write the config that copies share
         if self.device != pipe.device:
-            own.__class__ = _on(type(pipe), self.device)
+            pipeline: Any = type(pipe)  # to the checker a class has the hash of its instances
+            own.__class__ = _on(pipeline, self.device)
             bound = inspect.signature(own.encode_prompt).bind(*args, **kwargs)
             if "device" in inspect.signature(own.encode_prompt).parameters:
                 bound.arguments["device"] = self.device
@@ -61,11 +62,16 @@ def text_encoders_named(folder: Path) -> dict[str, Any]:
     """The text encoders that the index in ``folder`` names, and the class of each.
 
     Raises:
-        TextEncodersFault: none, or a class that cannot be found.
+        TextEncodersFault: none, or a class that cannot be found; or there is no such index.
     """
     if not (folder / "model_index.json").is_file():
         raise TextEncodersFault(
             "a modular pipeline's text encoders cannot stand apart; use model.text_encoders: every_rank"
+        )
+    if not (folder / "model_index.json").is_file():
+        raise TextEncodersFault(
+            f"{folder} has no model_index.json that tells which text encoders can stand apart (a modular pipeline has "
+            "none); use model.text_encoders: every_rank"
         )
     index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     named = {

@@ -52,8 +52,8 @@ def _ranks(rank: int, world: int, folders: dict[str, Path]) -> dict[str, Any]:
     for name, folder in folders.items():
         pipe = load_tiny(folder)
         small_tiles(pipe.vae)
-        over = 64 * 64 * 5  # the small one is decoded whole
         jobs = _jobs(name, "one", "three", "small")
+        over = 64 * 64 * next(iter(jobs)).inputs.num_frames  # the small one is decoded whole
         counted = [0]
         hook = pipe.vae.decoder.register_forward_hook(
             lambda *_, counted=counted: counted.__setitem__(0, counted[0] + 1)

@@ -71,6 +71,8 @@ def test_pipelines_that_encode_in_another_way_are_refused(tmp_path: Path):
     folder = tiny_folder("flux")
     with pytest.raises(TextEncodersFault, match=r"Other has no encode_prompt.*every_rank"):
         load_text_encoders(folder, Other(), here=True, encode_on=CPU, dtype=torch.float32, device=CPU)
+    with pytest.raises(TextEncodersFault, match=r"no model_index\.json"):
+        text_encoders_named(tmp_path)  # of a modular pipeline
     index: dict[str, Any] = {"_class_name": "DiTPipeline", "vae": ["diffusers", "AutoencoderKL"]}
     for more, words in (
         ({}, "DiTPipeline names no text encoder"),

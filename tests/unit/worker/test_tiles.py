@@ -18,14 +18,16 @@ VAES = {
     "AutoencoderKLFlux2": ("flux2", (2, 4, 14, 9)),
     "AutoencoderKLQwenImage": ("qwen-image", (2, 4, 1, 14, 9)),
     "AutoencoderKLQwenImage21": ("qwen-image-2.1", (2, 4, 1, 14, 9)),
-    "AutoencoderKLWan": ("wan", (2, 4, 3, 14, 9)),
-    "AutoencoderKLWan, patched": ("wan-ti2v", (2, 4, 3, 14, 9)),
-    "AutoencoderKLLTXVideo": ("ltx", (2, 4, 2, 14, 9)),
-    "AutoencoderKLLTX2Video": ("ltx2", (2, 4, 2, 14, 9)),
-    "AutoencoderKLHunyuanVideo15": ("hunyuan-video-1.5", (2, 4, 2, 14, 9)),
+    "AutoencoderKLWan": ("wan", (2, 4, 2, 9, 9)),
+    "AutoencoderKLWan, patched": ("wan-ti2v", (2, 4, 2, 9, 9)),
+    "AutoencoderKLLTXVideo": ("ltx", (2, 4, 2, 9, 9)),
+    "AutoencoderKLLTX2Video": ("ltx2", (2, 4, 2, 9, 9)),
+    "AutoencoderKLHunyuanVideo15": ("hunyuan-video-1.5", (2, 4, 2, 9, 9)),
     "AutoencoderKLHunyuanImage": ("hunyuan-image", (2, 4, 14, 9)),
     "AutoencoderDC": ("sana", (2, 4, 14, 9)),
 }
+#: Tested in every quick run: one without a memory, one with, one that is handed more than latents.
+QUICK = ("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo")
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def no_grad() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_grad")
-@pytest.mark.parametrize("case", VAES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in VAES])
 def test_tiles_of_three_ranks_make_what_one_rank_makes(case: str):
     name, shape = VAES[case]
     vae = small_tiles(load_tiny(tiny_folder(name)).vae)
@@ -56,7 +58,7 @@ def test_tiles_of_three_ranks_make_what_one_rank_makes(case: str):
     expected = [vae.decode(row, return_dict=False)[0] for row in latents.split(1)]
     hook.remove()
     assert sum(counted) == calls[0]
-    assert max(counted) < 0.5 * calls[0]
+    assert max(counted) <= 0.5 * calls[0]
     for made, same, other in zip(tiled, expected, whole, strict=True):
         assert torch.equal(made, same)
         assert not torch.equal(same, other), "or nothing was tiled"
