@@ -66,7 +66,7 @@ def _ranks(rank: int, world: int, folders: dict[str, Path]) -> dict[str, Any]:
             answer[f"{name} whole"] = draw(_runner(pipe, name, 0, 1, float("inf")), jobs)
     observer = FailsToDecode() if rank else Observer()
     beside = _runner(pipe, name, rank, world, over, overlaps=True, observer=observer)
-    answer["beside"] = [draw(beside, _jobs(name, "one", "bad", "small")), beside.tick(Tick(90, 89))]
+    answer["beside"] = [draw(beside, _jobs(name, "one", "bad", "small"), apart=True), beside.tick(Tick(90, 89))]
     return answer
 
 
