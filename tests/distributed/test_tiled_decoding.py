@@ -66,7 +66,7 @@ def _ranks(rank: int, world: int, folders: dict[str, Path]) -> dict[str, Any]:
             answer[f"{name} whole"] = draw(_runner(pipe, name, 0, 1, float("inf")), jobs)
     observer = FailsToDecode() if rank else Observer()
     beside = _runner(pipe, name, rank, world, over, overlaps=True, observer=observer)
-    answer["beside"] = [draw(beside, _jobs(name, "one", "bad", "small"), apart=True), beside.tick(Tick(90, 89))]
+    answer["beside"] = [draw(beside, _jobs(name, "one", "bad", "small")), beside.tick(Tick(90, 89))]
     return answer
 
 
@@ -95,4 +95,5 @@ def test_two_ranks_share_tiles_of_images_and_videos():
     ]
     rows = {id: images for told in ranks for part in told["beside"] for id, images in part.decoded.items() if images}
     for id in ("one", "small"):
-        np.testing.assert_array_equal(rows[id][0], first["wan alone"].outputs[id].images[0])
+        alone = first["wan alone"].outputs[id].images[0]
+        assert np.abs(rows[id][0].astype(int) - alone).max() <= 1, "its calls were shared with others"
