@@ -8,7 +8,6 @@ of the one between its two marks, ``<!-- table NAME -->``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,8 +69,8 @@ def replaced(text: str, tables: dict[str, Table]) -> str:
         mark = f"<!-- table {name} -->"
         if text.count(mark) != 2:
             raise ValueError(f"the page must say {mark} before and behind the table; found {text.count(mark)} times")
-        new = f"{mark}\n{table.markdown()}{mark}"
-        text = re.sub(f"{mark}.*?{mark}", lambda _, new=new: new, text, flags=re.DOTALL)
+        before, _, behind = text.split(mark)
+        text = f"{before}{mark}\n{table.markdown()}{mark}{behind}"
     return text
 
 
@@ -128,9 +127,7 @@ def _plan(per_minute: float, goal_s: float) -> Table:
         each = seconds(FLUX_DEV_1024, L20, ranks, computed=0.6, factor=KERNELS[1].middle)
         best, real = gangs_needed(per_minute, goal_s, each), gangs_that_hold(per_minute, goal_s, each)
         answered = "-" if real is None else f"{answered_p95(per_minute / 60, each, real):.1f}"
-        counts = (
-            "never" if best is None or real is None else f"{count} ({count * ranks} GPUs)" for count in (best, real)
-        )
+        counts = ("never" if count is None else f"{count} ({count * ranks} GPUs)" for count in (best, real))
         rows.append((str(ranks), f"{each:.2f}", f"{60 / each * 4 / ranks:.1f}", *counts, answered))
     head = ("ranks", "seconds an image", "images a minute on 4 GPUs", "gangs, one queue", "gangs, Serve's router")
     title = f"{per_minute:g} images a minute, 95 % within {goal_s:g} s; bfloat16, compiled, 60 % of blocks computed"

@@ -127,13 +127,19 @@ def errors(rows: Sequence[Row], picture: Picture = FLUX_DEV_1024, machine: Machi
     return [predicted(row, picture, machine) / row.published_s - 1 for row in rows]
 
 
-def fit(rows: Sequence[Row] = tuple(row for row in ROWS if row.fitted)) -> tuple[float, float]:
-    """``serial_s`` and ``call_s`` with the least squares of relative errors over ``rows``; neither may be negative."""
+def fit(rows: Sequence[Row] | None = None) -> tuple[float, float]:
+    """``serial_s`` and ``call_s`` with the least squares of relative errors; neither may be negative.
+
+    Args:
+        rows: what it is fitted on, by default the rows that say so.
+    """
     from scipy.optimize import least_squares
+
+    fitted = [row for row in ROWS if row.fitted] if rows is None else rows
 
     def of(constants: Sequence[float]) -> list[float]:
         picture = replace(FLUX_DEV_1024, serial_s=constants[0])
-        return errors(rows, picture, replace(L20, call_s=constants[1] / 1e6))
+        return errors(fitted, picture, replace(L20, call_s=constants[1] / 1e6))
 
     serial_s, call_us = least_squares(of, [1.0, 50.0], bounds=([0, 0], [5, 1000]), x_scale=[1.0, 50.0]).x
     return float(serial_s), float(call_us) / 1e6

@@ -26,10 +26,12 @@ __all__ = ["main", "measure"]
 
 #: Minutes of ``--quick``, all sections together.
 _QUICK = 8.0
+#: A rehearsal must not overwrite what a GPU has shown.
+_REPORTS, _REHEARSALS = Path("docs/gpu"), Path("runs/gpu")
 
 
 def main(
-    out: Path = typer.Option(Path("docs/gpu"), help="folder of the report, its plots and the sections' files"),
+    out: Path | None = typer.Option(None, help="folder of the report; default: docs/gpu, of a rehearsal runs/gpu"),
     only: list[str] = typer.Option([], help=f"a section to run; repeat for more: {', '.join(SECTIONS)}"),
     skip: list[str] = typer.Option([], help="a section to leave out; repeat for more"),
     quick: bool = typer.Option(False, help="one round, fewer variants: about eight minutes on one H100"),
@@ -55,6 +57,7 @@ def main(
     names = [name for name in SECTIONS if (not only or name in only) and name not in skip]
     limit = minutes or (_QUICK if quick else float("inf"))
     plan = Plan(device, small, quick, ranks, str(Path(model).resolve()) if model else "")
+    out = out or (_REHEARSALS if small else _REPORTS)
     report = measure(plan, facts, names, out, resume=resume, seconds=60 * limit, console=console)
     console.print(str(report), markup=False)
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import ray
@@ -55,7 +55,9 @@ def check_port() -> str | None:
     if client is None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
         return None
     config = client.http_config
-    found = intruders(listeners(config.host or "127.0.0.1", config.port, ray.get_runtime_context().gcs_address))
+    there = listeners(config.host or "127.0.0.1", config.port, ray.get_runtime_context().gcs_address)
+    own = own_pids() if intruders(there) else set()
+    found = intruders([replace(it, ours=it.ours or it.pid in own) for it in there])
     if not found:
         return None
     who = ", ".join(f"{it.name} (pid {it.pid or 'unknown'}, since {time.ctime(it.since)})" for it in found)
@@ -66,6 +68,14 @@ def check_port() -> str | None:
         client._controller.graceful_shutdown.remote(wait=False)
         _end_serve_run()
     return problem
+
+
+def own_pids() -> set[int]:
+    """Processes of this cluster's actors on this node, whoever started them: with a runtime environment's own
+    ``py_executable`` the raylet need not be above them.
+    """
+    here, actors = ray.get_runtime_context().get_node_id(), ray._private.state.actors(actor_state_name="ALIVE").values()
+    return {actor["Pid"] for actor in actors if actor["Address"]["NodeID"] == here}
 
 
 def living_replicas() -> list[str]:

@@ -15,6 +15,7 @@ from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.job import Job, JobOutput, Progress, Trace, made_steps, one_per_seed
 from raycache.protocol.job_errors import DeadlineExceeded, GangRestarting, JobCancelled, LoraNotLoaded
 from raycache.protocol.schemas import GenerationResult, ResolvedRequest, StageTimes
+from raycache.protocol.sound import Sound
 
 __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 
@@ -68,6 +69,7 @@ def result_of(
         seeds=[request.seed + index for index in range(request.n)],
         report=output.report,
         fps=request.fps,
+        sound=_as_shown(output.sound, request.fps, model.fps),
         times=StageTimes(
             queue=max(0.0, seconds - busy), encode=output.encode_s, denoise=output.denoise_s, decode=output.decode_s
         ),
@@ -79,6 +81,13 @@ def result_of(
             *family_of(model.pipeline, model.kind).request_warnings(request.prompt, request.size),
         ],
     )
+
+
+def _as_shown(sound: Sound | None, fps: float, own_fps: float) -> Sound | None:
+    """``sound``, made for frames that follow each other as the model has it, at another speed: as long as they are."""
+    if sound is None or not fps or not own_fps:
+        return sound
+    return Sound(sound.samples, round(sound.rate * fps / own_fps))
 
 
 def _no_previews(request: ResolvedRequest, model: Capabilities) -> list[str]:

@@ -46,4 +46,5 @@ def of_all(report: TickReport) -> list[Failure]:
 def _whole(id: str, output: JobOutput, reports: Sequence[TickReport]) -> JobOutput:
     rows = {row: image for report in reports for row, image in report.decoded.get(id, {}).items()}
     seconds = max(report.decode_s.get(id, 0.0) for report in reports)
-    return replace(output, images=np.stack([rows[row] for row in sorted(rows)]), decode_s=seconds)
+    sound = next((report.sounds[id] for report in reports if id in report.sounds), None)
+    return replace(output, images=np.stack([rows[row] for row in sorted(rows)]), decode_s=seconds, sound=sound)

@@ -87,8 +87,8 @@ def _needed(job: Job, known: Collection[str]) -> dict[str, Any]:
 
 
 def call(pipe: Any, arguments: Mapping[str, Any]) -> Any:
-    """What ``pipe`` makes of these arguments: its images, or videos."""
-    return call_modular(pipe, arguments) if is_modular(pipe) else pipe(**arguments)[0]
+    """All that ``pipe`` makes of these arguments, as if in a tuple: its images, or videos, first."""
+    return (call_modular(pipe, arguments),) if is_modular(pipe) else pipe(**arguments)
 
 
 def parameters_of_call(pipe: object) -> Collection[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from raycache.protocol.job import Job
+from raycache.protocol.sound import Sound
 
 __all__ = ["ModelFamily", "OwnModel", "VideoFamily", "tokens_told"]
 
@@ -115,6 +116,10 @@ class ModelFamily:
     def arguments(self, job: Job) -> Mapping[str, Any]:
         """Arguments of the pipeline's call that are this family's own, for ``job``; they go before all others."""
         return self.fixed
+
+    def sound(self, pipe: Any, returned: Any) -> Sound | None:
+        """Of the first image, from all that the pipeline's call ``returned``; None: it makes none."""
+        return None
 
     def latents_to_decode(self, pipe: Any, latents: torch.Tensor, size: Size) -> torch.Tensor | None:
         """The pipeline's latents as its VAE takes them, [n, channels, height, width]; None: it makes no previews."""

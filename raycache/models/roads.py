@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["ROADS", "Road", "splits_unevenly"]
+__all__ = ["ROADS", "WHOLE", "Road", "splits_unevenly"]
 
 #: By whom tokens are split and attention is exchanged.
 Road = Literal["ParaAttention", "diffusers", "a plan of ours"]
@@ -33,6 +33,17 @@ ROADS: dict[str, Road] = {
     "WanTransformer3DModel": "diffusers",
     "WanVACETransformer3DModel": "a plan of ours",
     "ZImageTransformer2DModel": "a plan of ours",
+}
+
+
+_SANA = "its attention sums up all tokens first, and its feed-forward convolves each token with its neighbours"
+#: Why no way is there for some that are left out, for the error that says so.
+WHOLE: dict[str, str] = {
+    "HunyuanVideoFramepackTransformer3DModel": "it packs frames of the past, in several sizes, with those it draws",
+    "Kandinsky5Transformer3DModel": "what its sparse attention looks at is chosen from blocks of all tokens",
+    "SanaTransformer2DModel": _SANA,
+    "SanaVideoTransformer3DModel": _SANA,
+    "WanAnimateTransformer3DModel": "its attention to a face takes tokens frame by frame, which a split cuts through",
 }
 
 

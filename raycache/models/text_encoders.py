@@ -49,7 +49,8 @@ class TextEncoders:
         for name, module in self.modules.items():
             object.__setattr__(own, name, module)  # the pipeline's own way would write the config that copies share
         if self.device != pipe.device:
-            own.__class__ = _on(type(pipe), self.device)
+            pipeline: Any = type(pipe)  # to the checker a class has the hash of its instances
+            own.__class__ = _on(pipeline, self.device)
             bound = inspect.signature(own.encode_prompt).bind(*args, **kwargs)
             if "device" in inspect.signature(own.encode_prompt).parameters:
                 bound.arguments["device"] = self.device

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from raycache.models.family import VideoFamily
 from raycache.protocol.capabilities import Task
+from raycache.protocol.sound import Sound
 
 __all__ = ["CogVideoXFamily", "HunyuanVideo15Family", "LTX2Family", "LTXFamily", "WanFamily", "WanImageFamily"]
 
@@ -47,7 +50,7 @@ class LTXFamily(VideoFamily):
 
 
 class LTX2Family(VideoFamily):
-    """LTX-2: image and sound together, of which the sound is not returned.
+    """LTX-2: image and sound together.
 
     Its further kinds of guidance, in calls that leave blocks out or keep image and sound apart, are off.
     """
@@ -62,6 +65,11 @@ class LTX2Family(VideoFamily):
         "modality_scale": 1.0,
         "audio_modality_scale": 1.0,
     }
+
+    def sound(self, pipe: Any, returned: Any) -> Sound | None:
+        """What the vocoder made."""
+        waves = returned[1][0].float().cpu().numpy()  # [channels, samples]
+        return Sound(np.nan_to_num(waves.T).clip(-1, 1), int(pipe.vocoder.config.output_sampling_rate))
 
 
 class HunyuanVideo15Family(VideoFamily):

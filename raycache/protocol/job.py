@@ -12,6 +12,7 @@ import numpy as np
 from cache_core.options import CacheOptions
 from raycache.protocol.capabilities import Task
 from raycache.protocol.lora import LoraChoice
+from raycache.protocol.sound import Sound
 from raycache.size import Size
 
 __all__ = ["TEXT_ONLY", "GangStatus", "ImageSpec", "Job", "JobInputs", "JobOutput"]
@@ -163,7 +164,7 @@ class JobOutput:
     them. ``after_fault_s``: in the first image after a fault, seconds since that was noticed. ``stalls_s``: how much
     of ``denoise_s`` went to steps that took far longer than the others. ``shared``: of its calls, how many had rows of
     other jobs. ``known_prompt``: it was encoded for an earlier job. ``held_bytes``: of the cache on one rank, at
-    the end.
+    the end. ``sound``: of the first video, where the model makes any.
     """
 
     images: np.ndarray
@@ -177,6 +178,7 @@ class JobOutput:
     shared: int = 0
     known_prompt: bool = False
     held_bytes: int = 0
+    sound: Sound | None = None
 
 
 @dataclass

@@ -16,6 +16,7 @@ from raycache.presets import Quality
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import TEXT_ONLY, JobInputs
 from raycache.protocol.lora import LoraChoice, LoraRequest
+from raycache.protocol.sound import Sound
 from raycache.settings import Policy
 from raycache.size import Size
 
@@ -158,6 +159,7 @@ class GenerationResult(BaseModel):
         times: seconds per stage.
         warnings: what was odd but not wrong, for the user to read.
         fps: frames a second of a video; 0 for images.
+        sound: of the first video, where the model makes any.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -168,13 +170,14 @@ class GenerationResult(BaseModel):
     times: StageTimes = StageTimes()
     warnings: list[str] = Field(default_factory=list)
     fps: float = 0.0
+    sound: SkipValidation[Sound | None] = Field(default=None, repr=False)
 
     def save(self, path: str) -> None:
         """Write the first image to ``path``, whose suffix names the format; of videos the first, as MP4."""
         if self.fps:
             from raycache.protocol.video_files import write_video
 
-            write_video(Path(path), self.images[0], self.fps)
+            write_video(Path(path), self.images[0], self.fps, sound=self.sound)
             return
         from PIL import Image
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from raycache.protocol.heartbeat import Failure
 from raycache.protocol.job import Job, JobOutput, Progress
+from raycache.protocol.sound import Sound
 
 __all__ = ["Called", "Tick", "TickReport"]
 
@@ -55,6 +56,7 @@ class TickReport:
         decoding: jobs whose decoding began, and is collected at the end of the next tick that is not skipped.
         done: jobs whose last call has been made, so that they can be decoded.
         decoded: by job the images that this rank decoded, uint8 [height, width, 3] by row.
+        sounds: by job that of its first image, from the rank that decoded it.
         decode_s: seconds of that, by job.
         progress, outputs: by job, on rank 0 only; outputs lack images until those of all ranks are put together.
         failures: what went wrong; all but those of decoding broke the tick off.
@@ -69,5 +71,6 @@ class TickReport:
     progress: dict[str, list[Progress]] = field(default_factory=dict)
     outputs: dict[str, JobOutput] = field(default_factory=dict)
     decoded: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    sounds: dict[str, Sound] = field(default_factory=dict)
     decode_s: dict[str, float] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)

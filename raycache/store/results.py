@@ -74,7 +74,7 @@ def _write_video(
 ) -> dict[str, str]:
     frames, fps = result.images[0], request.fps
     assert fps  # resolved before the job was kept
-    write_video(scratch / "video.mp4", frames, fps, settings.video_codec, settings.video_crf)
+    write_video(scratch / "video.mp4", frames, fps, settings.video_codec, settings.video_crf, result.sound)
     write_thumbnail(scratch / "thumbnail.webp", frames[len(frames) // 2])
     return {"video": VIDEO_TYPE, "thumbnail": THUMBNAIL_TYPE}
 

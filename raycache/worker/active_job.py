@@ -20,6 +20,7 @@ from raycache.models.arguments import call, call_arguments, to_uint8
 from raycache.models.family import ModelFamily
 from raycache.protocol.heartbeat import Phase
 from raycache.protocol.job import Job, JobOutput, Progress, stalls
+from raycache.protocol.sound import Sound
 from raycache.tracing import RankSpans
 from raycache.worker.adapters import Adapters
 from raycache.worker.encoding import OneEncodes, remember_prompts
@@ -112,6 +113,7 @@ class ActiveJob:
         encode_s: until its first call of the transformer; calls_s: of each call that it was in.
         reports: what the cache decided for each denoiser; held_bytes: what it held at the end; progress: rank 0's,
             until it is told.
+        sound: once the pipeline has returned.
     """
 
     def __init__(self, job: Job, context: RankContext) -> None:
@@ -123,6 +125,7 @@ class ActiveJob:
         self.reports: tuple[CacheReport, ...] = ()
         self.held_bytes = 0
         self.progress: list[Progress] = []
+        self.sound: Sound | None = None
         self._warnings: list[str] = []
         self._waited_s = 0.0
         self._known_prompt: Callable[[], bool] = bool
@@ -146,7 +149,9 @@ class ActiveJob:
         self._known_prompt = remember_prompts(pipe, context.prompts, context.one_encodes)
         if context.rank == 0:
             self._warnings = family.prompt_warnings(pipe, job.prompt, context.text_tokens)
-        return call(pipe, arguments | StepEnds(pipe, self._step_done).arguments)
+        returned = call(pipe, arguments | StepEnds(pipe, self._step_done).arguments)
+        self.sound = family.sound(pipe, returned)
+        return returned[0]
 
     def called(self, seconds: float) -> float:
         """It was in a call of the transformer; returns the seconds of it that this rank waited for others."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cache_core import find_group
-from raycache.models.roads import splits_unevenly
+from raycache.models.roads import WHOLE, splits_unevenly
 from raycache.worker.split_check import call_alone, check_split
 from raycache.worker.split_roads import SPLITS
 
@@ -35,8 +35,9 @@ def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
     world, name = dist.get_world_size(), type(transformer).__name__
     split = SPLITS.get(name)
     if split is None:
+        why = WHOLE.get(name, "no way is known that keeps it right")
         raise ValueError(
-            f"{name} cannot be split over {world} ranks: no way is known that keeps it right. Use one rank "
+            f"{name} cannot be split over {world} ranks: {why}. Use one rank "
             f"(parallel.ranks_per_replica: 1), or one of {', '.join(SPLITS)}"
         )
     heads = _heads(transformer)

@@ -179,6 +179,8 @@ class JobRunner:
                 told.failures.append(self._failure(active, (name,), _kind_of(error), error))
                 active.spans.end(type(error).__name__)
                 continue
+            if active.sound is not None and 0 in told.decoded[name]:
+                told.sounds[name] = active.sound
             if self._context.rank == 0:
                 told.outputs[name] = active.output()
             active.spans.end(None)

@@ -38,8 +38,9 @@ class SplitHeads(QwenImage21AttnProcessor):
             projected: torch.Tensor = attn.to_out[0](sent.flatten(2))
             return projected
 
-        whole: torch.Tensor = super().__call__(_Whole(attn, arrived, back), hidden_states, *args, **kwargs)
-        return whole
+        whole: Any = _Whole(attn, arrived, back)  # what diffusers' own asks of an attention module, no more
+        answer: torch.Tensor = super().__call__(whole, hidden_states, *args, **kwargs)
+        return answer
 
 
 class _Whole:

@@ -59,7 +59,8 @@ class _Split(ContextParallelSplitHook):
 
     def initialize_hook(self, module: Any) -> Any:
         super().initialize_hook(module)
-        self.module_forward_metadata = _Arguments(_cls=self.module_forward_metadata._cls)
+        hook: Any = self  # diffusers types it as None, which it is at first
+        hook.module_forward_metadata = _Arguments(_cls=hook.module_forward_metadata._cls)
         return module
 
     def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

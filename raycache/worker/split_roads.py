@@ -8,26 +8,19 @@ and a plan alone is then wrong without a word: :mod:`raycache.worker.split_check
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatch
+from collections.abc import Callable
 from typing import Any
 
-import torch.distributed as dist
 from diffusers.hooks import HookRegistry
 from diffusers.models._modeling_parallel import (
-    ContextParallelConfig,
     ContextParallelInput,
     ContextParallelOutput,
-    ParallelConfig,
 )
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21AttnProcessor
-from torch.distributed.device_mesh import init_device_mesh
 
-from cache_core.para_attention import repair_para_attention
-from raycache.worker.fused_ulysses import fuse_ulysses
+from raycache.worker.split_by import by_diffusers, by_para_attention, config_of
 from raycache.worker.split_heads import SplitHeads
-from raycache.worker.split_hooks import JointMask, SplitAttention, split_by_plan
+from raycache.worker.split_hooks import JointMask, SplitAttention
 from raycache.worker.uneven import TokenSplit
 
 __all__ = ["SPLITS", "by_diffusers", "by_para_attention"]
@@ -39,58 +32,7 @@ _IDS = ContextParallelInput(0, 2)
 #: One for a token; one for an image has a dimension less, and stays as it is.
 _OWN_TIMES = {"timestep": ContextParallelInput(1, 2)}
 #: A transformer that takes places of both streams, as FLUX does.
-_PLACED = {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE}
-
-
-def by_para_attention(transformer: Any) -> None:
-    """With ParaAttention's adapter. Not with its ``parallelize_pipe``, which patches the pipeline's class."""
-    from para_attn.context_parallel.diffusers_adapters import parallelize_transformer
-
-    repair_para_attention()
-    parallelize_transformer(transformer)
-
-
-def by_diffusers(
-    transformer: Any,
-    plan: Mapping[str, Any] | None = None,
-    whole: tuple[str, ...] = (),
-    split: TokenSplit | None = None,
-    streams: Mapping[str, str] | None = None,
-) -> None:
-    """With diffusers' attention, and its plans in hooks of our own, which split tokens that do not divide, too.
-
-    It is what ``enable_parallelism`` does, which divides by the number of accelerators, and a CPU has none.
-
-    Args:
-        plan: what is split and put together where; None is the plan of the transformer's class.
-        whole: patterns of names; attention below them has all tokens on every rank, and sends none.
-        split: what others ask of the split.
-        streams: by patterns of names, the stream within which attention below them stays.
-    """
-    fuse_ulysses()
-    ranks, device = dist.get_world_size(), transformer.device
-    context: Any = ContextParallelConfig(ulysses_degree=ranks)
-    config = ParallelConfig(context_parallel_config=context)
-    mesh = init_device_mesh(device.type, context.mesh_shape, mesh_dim_names=context.mesh_dim_names)
-    config.setup(dist.get_rank(), ranks, device, mesh=mesh)
-    context.split = split or TokenSplit()
-    context.split.join(context._ulysses_mesh.get_group())
-    transformer._parallel_config = config
-    for name, module in transformer.named_modules():
-        processor: Any = getattr(module, "processor", None)
-        if hasattr(processor, "_parallel_config") and not any(fnmatch(name, pattern) for pattern in whole):
-            within = [stream for pattern, stream in (streams or {}).items() if fnmatch(name, pattern)]
-            processor._parallel_config = _config_of(config, context.split.only(within[0])) if within else config
-    split_by_plan(transformer, context, dict(transformer._cp_plan if plan is None else plan))
-
-
-def _config_of(config: ParallelConfig, split: TokenSplit) -> ParallelConfig:
-    """The same ranks, asked of another split."""
-    own, context = copy.copy(config), copy.copy(config.context_parallel_config)
-    asked: Any = context
-    asked.split = split
-    own.context_parallel_config = context
-    return own
+_PLACED: dict[str, Any] = {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE}
 
 
 def _by_places(transformer: Any) -> None:
@@ -123,7 +65,7 @@ def _hunyuan(transformer: Any) -> None:
             "frame in a way of their own, counted over all ranks: it cannot be split; use one rank"
         )
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
-    plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
+    plan: dict[str, Any] = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
     split = TokenSplit()
     # Before the plan's hooks: a later one runs first, and the first block's must have split the text by then.
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
@@ -134,7 +76,7 @@ def _hunyuan(transformer: Any) -> None:
 def _hunyuan_video_15(transformer: Any) -> None:
     """Its attention makes a mask of pairs from the text's; the text's refiner has the whole text on every rank."""
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
-    plan = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
+    plan: dict[str, Any] = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
     plan["transformer_blocks.*"] = {"attention_mask": ContextParallelInput(1, 2)}
     by_diffusers(transformer, plan, ("context_embedder*",), TokenSplit(outer_masks=True))
 
@@ -142,7 +84,7 @@ def _hunyuan_video_15(transformer: Any) -> None:
 def _ernie(transformer: Any) -> None:
     """One sequence of image and text, tokens first. The mask is of all keys, which stay in order."""
     tokens_first = ContextParallelInput(0, 3)
-    plan = {
+    plan: dict[str, Any] = {
         "pos_embed": {0: ContextParallelInput(1, 4, split_output=True)},
         "layers.0": {"x": tokens_first},
         "layers.*": {"temb": [tokens_first] * 6},
@@ -162,7 +104,7 @@ def _krea2(transformer: Any) -> None:
     """One sequence of text and image. The mask is of all keys, which stay in order."""
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
     last = len(transformer.transformer_blocks) - 1  # behind it the text is cut off
-    plan = {
+    plan: dict[str, Any] = {
         "rotary_emb": rope,
         "transformer_blocks.0": {"hidden_states": _STATES},
         f"transformer_blocks.{last}": _WHOLE,
@@ -194,7 +136,7 @@ def _ltx2(transformer: Any) -> None:
     local = ("attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn")
     by_diffusers(transformer, plan, whole=tuple(f"transformer_blocks.*.{name}" for name in local))
     config = transformer._parallel_config
-    asked = _config_of(config, config.context_parallel_config.split.only("latents", whole_queries=True))
+    asked = config_of(config, config.context_parallel_config.split.only("latents", whole_queries=True))
     for block in transformer.transformer_blocks:
         block.video_to_audio_attn.processor._parallel_config = asked
 
@@ -206,7 +148,7 @@ def _qwen_image_21(transformer: Any) -> None:
         ValueError: attention is not diffusers' default.
     """
     of_tokens = {"target_token_mask": ContextParallelInput(0, 1)}
-    plan = {"transformer_blocks.0": {"hidden_states": _STATES}, "transformer_blocks.*": of_tokens}
+    plan: dict[str, Any] = {"transformer_blocks.0": {"hidden_states": _STATES}, "transformer_blocks.*": of_tokens}
     plan |= {"norm_out": of_tokens, "proj_out": _WHOLE}
     split = TokenSplit()
     for block in transformer.transformer_blocks:
@@ -229,7 +171,12 @@ def _sd3(transformer: Any) -> None:
 def _wan_vace(transformer: Any) -> None:
     rope = {part: ContextParallelInput(1, 4, split_output=True) for part in (0, 1)}
     control = {"hidden_states": _STATES, "control_hidden_states": _STATES}
-    plan = {"rope": rope, "vace_blocks.0": control, "blocks.0": {"hidden_states": _STATES}, "proj_out": _WHOLE}
+    plan: dict[str, Any] = {
+        "rope": rope,
+        "vace_blocks.0": control,
+        "blocks.0": {"hidden_states": _STATES},
+        "proj_out": _WHOLE,
+    }
     by_diffusers(transformer, plan)
 
 

@@ -35,6 +35,8 @@ CASES = [
     ("wan-2.2", "text-to-video"),
     ("wan-i2v", "image-to-video"),
     ("ltx", "text-to-video"),
+    ("ltx", "image-to-video"),
+    ("ltx2", "text-to-video"),
     ("cogvideox", "text-to-video"),
 ]
 CACHE = FBCacheOptions(warmup_steps=1, residual_diff_threshold=5.0, max_cached_steps=1)
@@ -77,7 +79,7 @@ def _ranks(rank: int, world_size: int, cases: list[tuple[str, str, Path]]) -> tu
 
 @pytest.mark.parametrize("world_size", [2])
 def test_images_and_decisions_are_those_of_one_rank(world_size: int):
-    ranks = run_ranks(world_size, _ranks, [(*case, tiny_folder(case[0])) for case in CASES], timeout=400)
+    ranks = run_ranks(world_size, _ranks, [(*case, tiny_folder(case[0])) for case in CASES], timeout=900)
     alone = ranks[0][0]
     assert len(alone) == 3 * len(CASES)
     for (name, task, id), (images, decided) in alone.items():

@@ -25,7 +25,7 @@ def device() -> str:
 def gpu(device: str) -> str:
     """``cuda``, for what a CPU cannot rehearse."""
     if device != "cuda":
-        pytest.skip("needs a GPU: a CPU has no streams, and no memory of its own")
+        pytest.skip("needs a GPU, and cannot be rehearsed on a CPU")
     return device
 
 

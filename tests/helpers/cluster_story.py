@@ -25,6 +25,7 @@ from raycache.gang.placement import placement_bundles
 from raycache.protocol.schemas import EngineStatus
 from raycache.settings import AppSettings
 from raycache.testing.planned_faults import PlannedFault, enable_planned_faults
+from tests.helpers.forking import ray_python
 
 #: A node is dead after so many missed checks, one a second; generous, for a busy machine.
 _CHECKS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 0}
@@ -92,7 +93,9 @@ def main(model: str) -> dict[str, Any]:
     large = cluster.add_node(
         num_cpus=2, num_gpus=5, resources={"accelerator_type:L20": 1}, object_store_memory=_OBJECTS
     )
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+    ray.init(
+        address=cluster.address, log_to_driver=False, logging_level="error", runtime_env={"py_executable": ray_python()}
+    )
     tenant = Tenant.options(scheduling_strategy=NodeAffinitySchedulingStrategy(large.node_id, soft=False)).remote()
     ray.get(tenant.here.remote())
     small = cluster.add_node(

@@ -5,6 +5,7 @@ python -m tests.helpers.fork_server SOCKET
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -72,7 +73,11 @@ def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
             os.close(parent_end)
             handle = os.pidfd_open(pid)
             os.close(child_end)
-            socket.send_fds(connection, [str(pid).encode()], [handle])
+            try:
+                socket.send_fds(connection, [str(pid).encode()], [handle])
+            except OSError:  # who asked has been killed meanwhile
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
             for fd in (handle, *fds):
                 os.close(fd)
 

@@ -25,6 +25,7 @@ from raycache.protocol.job import Job
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines
 from raycache.testing.planned_faults import enable_planned_faults
+from tests.helpers.forking import ray_python
 from tests.helpers.jobs import make_job
 from tests.helpers.starting import started
 
@@ -60,6 +61,7 @@ def local_ray() -> Iterator[None]:
             resources={"accelerator_type:L20": 1},
             object_store_memory=256 << 20,
             log_to_driver=False,
+            runtime_env={"py_executable": ray_python()},
         )
 
     with started("Ray", start, ray.shutdown):

@@ -16,7 +16,7 @@ from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of, qua
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
-from raycache.protocol.resolve import check_deployment, resolve
+from raycache.protocol.resolve import check_deployment, deployment_warnings, resolve
 from raycache.protocol.schemas import GenerationRequest
 from raycache.settings import AppSettings, Policy
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
@@ -235,3 +235,21 @@ def test_unknown_words_are_reported_for_the_bundled_model_only() -> None:
     assert "'cat'" in warning
     other = replace(MODEL, kind="folder")
     assert not [w for w in result_of(request, output, 1.0, other).warnings if "unknown" in w]
+
+
+def test_presets_are_of_one_quantization(tmp_path: Path) -> None:
+    quantized = load_presets("black-forest-labs/FLUX.1-dev", quantization="fp8")
+    assert quantized.presets == {"exact": NoCacheOptions()}
+    assert "with quantization fp8" in quantized.source
+    assert "--quantization fp8" in quantized.source
+    file = tmp_path / "presets.yaml"
+    body = {"model": "x", "source": "measured", "quantization": "fp8", "presets": {"fast": {"type": "FBCache"}}}
+    for told, given, warned in (("fp8", "fp8", False), ("fp8", "none", True), ("none", "int8", True)):
+        file.write_text(yaml.safe_dump(body | {"quantization": told}))
+        model = {"path": "x", "quantization": given, "presets": str(file)}
+        settings = AppSettings.model_validate({**SETTINGS.model_dump(exclude={"model"}), "model": model})
+        assert set(settings.policy.presets) == {"fast"}, "used as the operator says"
+        capabilities = Capabilities("folder", 57, 4, 64, "FluxPipeline", 16, quantization=given)
+        said = [words for words in deployment_warnings(settings, settings.policy, capabilities) if "is for" in words]
+        assert bool(said) == warned
+        assert all(f"for quantization {told}" in words and f"--quantization {given}" in words for words in said)

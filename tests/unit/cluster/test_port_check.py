@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
-from raycache.cluster.port_check import Listener, intruders, listeners
+from raycache.cluster import port_check
+from raycache.cluster.port_check import Listener, intruders, listeners, own_pids
 
 GCS = "127.0.0.1:6379"
 
@@ -55,6 +58,30 @@ def test_a_worker_of_our_own_raylet_is_ours(port: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(psutil.Process, "parents", lambda self: [Raylet()])
     assert listeners("127.0.0.1", port, GCS)[0].ours
     assert not listeners("127.0.0.1", port, "127.0.0.1:63790")[0].ours
+
+
+def test_an_actor_of_ours_on_this_node_is_ours_whoever_started_it(monkeypatch: pytest.MonkeyPatch):
+    actors = {"a": actor("here", 11), "b": actor("there", 12)}
+    monkeypatch.setattr("ray._private.state.actors", lambda actor_state_name: actors)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    assert own_pids() == {11}
+
+
+def actor(node: str, pid: int) -> dict[str, Any]:
+    return {"Pid": pid, "Address": {"NodeID": node}}
+
+
+@pytest.mark.parametrize(("pid", "taken"), [(11, False), (12, True)])
+def test_a_port_is_taken_by_others_only(monkeypatch: pytest.MonkeyPatch, pid: int, taken: bool):
+    config = SimpleNamespace(host="127.0.0.1", port=8000)
+    context = SimpleNamespace(get_node_id=lambda: "here", gcs_address=GCS)
+    monkeypatch.setattr(port_check, "_get_global_client", lambda **_: SimpleNamespace(http_config=config))
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(proxies={"here": "HEALTHY"}))
+    monkeypatch.setattr(port_check, "listeners", lambda *_: [Listener(pid, "x", 1.0, False)])
+    monkeypatch.setattr(port_check, "living_replicas", lambda: ["flux#Engine#a"])
+    monkeypatch.setattr(port_check, "own_pids", lambda: {11})
+    assert ("port 8000 is taken" in (port_check.check_port() or "")) == taken
 
 
 def test_another_users_process_cannot_be_named(port: int, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raycache.models.roads import ROADS, splits_unevenly
+from raycache.models.roads import ROADS, WHOLE, splits_unevenly
 from raycache.worker.context_parallel import parallelize
 from raycache.worker.split_check import SplitWrong, call_alone
 from raycache.worker.split_inputs import INPUTS
@@ -91,6 +91,14 @@ def test_a_class_of_which_nothing_is_known_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"DiTTransformer2DModel cannot be split over 2 ranks: .*Use one rank.*FluxTr"):
         parallelize(build("DiTTransformer2DModel"))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_why_a_class_stays_on_one_rank_is_told(monkeypatch: pytest.MonkeyPatch, name: str):
+    assert name in TINY.keys() - ROADS.keys()
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=f"{name} cannot be split over 2 ranks: {WHOLE[name]}. Use one rank"):
+        parallelize(build(name))
 
 
 @pytest.mark.parametrize(
