@@ -23,6 +23,7 @@ import torch.distributed as dist
 from raycache.worker.active_job import ActiveJob, RankContext
 from raycache.worker.exchange import to_owners
 from raycache.worker.job_view import one_after_the_other
+from raycache.worker.tiles import TiledRows
 
 __all__ = ["Decoder", "Decoding"]
 
@@ -104,10 +105,11 @@ class Decoder:
     def _from_all(self, decoding: Decoding) -> tuple[Any, float]:
         """Tiles of all ranks, put together; nothing for a rank without rows."""
         made: Sequence[Sequence[torch.Tensor]] | Exception
-        tiles, seconds = None, 0.0
+        tiles: TiledRows | None = None
+        seconds = 0.0
         try:
-            tiles, seconds = self._waited(decoding)
-            made = tiles.made
+            got, seconds = self._waited(decoding)
+            tiles, made = got, got.made
         except Exception as error:
             made = error  # the others wait
         began = time.monotonic()

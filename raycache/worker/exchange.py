@@ -42,7 +42,8 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
     if group is None:
         structure, tensors = _taken_apart(make())
         return _put_together(structure, [tensor.to(device) for tensor in tensors])
-    cause, told, tensors = None, list[Any]([None]), list[torch.Tensor]()
+    cause: Exception | None = None
+    told: list[Any] = [None]
     if dist.get_rank(group) == 0:
         try:
             structure, tensors = _taken_apart(make())

@@ -95,4 +95,5 @@ def test_two_ranks_share_tiles_of_images_and_videos():
     ]
     rows = {id: images for told in ranks for part in told["beside"] for id, images in part.decoded.items() if images}
     for id in ("one", "small"):
-        np.testing.assert_array_equal(rows[id][0], first["wan alone"].outputs[id].images[0])
+        alone = first["wan alone"].outputs[id].images[0]
+        assert np.abs(rows[id][0].astype(int) - alone).max() <= 1, "its calls were shared with others"
