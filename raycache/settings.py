@@ -83,10 +83,7 @@ class ModelSettings(_Settings):
         if self.quantize_text_encoder and self.quantization == "none":
             raise ValueError("model.quantize_text_encoder needs model.quantization: it says with which 8 bits")
         if self.quantize_text_encoder and self.text_encoders != "every_rank":
-            raise ValueError(
-                f"model.quantize_text_encoder is for text encoders on every rank, not for text_encoders: "
-                f"{self.text_encoders}, which takes them off the GPUs: leave one of the two out"
-            )
+            raise ValueError("model.quantize_text_encoder is for text_encoders: every_rank; leave one of the two out")
         return self
 
 
