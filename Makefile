@@ -62,6 +62,7 @@ bench: install
 bench-service: install
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.rebuild
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.many_jobs
 	$(BIN)/python -m benchmarks.waits

@@ -1,0 +1,91 @@
+"""A rank is killed, again and again: how long until new ones are ready, with spare processes and without, in turns.
+
+    python -m benchmarks.rebuild [--ranks 2] [--rounds 5] [--out TABLE.md]
+
+Two gangs with the model of the config, without HTTP, one of which keeps spares; the other one's ranks wait while one is
+rebuilt. Seconds from the death of a rank to the gang being ready again; cells are medians (least - most), and the last
+column is that of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import time
+from pathlib import Path
+
+import psutil
+import ray
+import typer
+from rich.progress import track
+
+from benchmarks.report import machine, show_table, spread
+from benchmarks.serving import settings_of
+from raycache.gang.gang import Gang
+
+COLUMNS = ["stage", "without, s", "with spares, s", "with / without"]
+
+
+def main(
+    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    ranks: int = typer.Option(2, min=1, help="of each gang"),
+    rounds: int = typer.Option(5, min=2, help="deaths of each gang"),
+    tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),
+    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+) -> None:
+    """Print the table."""
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
+    gangs = {
+        spares: Gang(
+            settings_of(
+                config,
+                tiny,
+                parallel={"ranks_per_replica": ranks, "spare_processes": spares},
+                reliability={"max_restarts": 99},
+            ),
+            name="spared" if spares else "plain",
+        )
+        for spares in (False, True)
+    }
+    try:
+        for gang in gangs.values():
+            gang.start()
+        seconds: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+        for _ in track(range(rounds), "deaths"):
+            for spares, gang in gangs.items():
+                _settle()
+                seconds[spares].append(_rebuilt(gang))
+    finally:
+        for gang in gangs.values():
+            gang.shutdown()
+        ray.shutdown()
+    rows = [
+        _row(stage, *(([each[stage] for each in seconds[spares]]) for spares in gangs)) for stage in seconds[True][0]
+    ]
+    show_table(f"{config.name}, {ranks} ranks, {rounds} deaths each; {machine()}", COLUMNS, rows, out)
+
+
+def _settle() -> None:
+    """Until spares have imported what they import, so that no gang is rebuilt beside that."""
+    quiet = 0
+    while quiet < 3:
+        quiet = quiet + 1 if psutil.cpu_percent(interval=1.0) < 15 else 0
+
+
+def _rebuilt(gang: Gang) -> dict[str, float]:
+    before = gang.status().restarts
+    began = time.monotonic()
+    os.kill(gang.status().ranks[-1]["pid"], signal.SIGKILL)
+    while not (status := gang.status()).ready or status.restarts == before:
+        time.sleep(0.01)
+    return {"all": time.monotonic() - began, **status.stages}
+
+
+def _row(stage: str, without: list[float], spared: list[float]) -> list[str]:
+    ratios = [new / old for old, new in zip(without, spared, strict=True) if old]
+    return [stage, spread(without), spread(spared), f"{statistics.median(ratios):.2f}" if ratios else "-"]
+
+
+if __name__ == "__main__":
+    typer.run(main)
