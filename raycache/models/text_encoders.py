@@ -66,10 +66,6 @@ def text_encoders_named(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "model_index.json").is_file():
         raise TextEncodersFault(
-            "a modular pipeline's text encoders cannot stand apart; use model.text_encoders: every_rank"
-        )
-    if not (folder / "model_index.json").is_file():
-        raise TextEncodersFault(
             f"{folder} has no model_index.json that tells which text encoders can stand apart (a modular pipeline has "
             "none); use model.text_encoders: every_rank"
         )

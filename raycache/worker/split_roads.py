@@ -23,7 +23,7 @@ from raycache.worker.split_heads import SplitHeads
 from raycache.worker.split_hooks import JointMask, SplitAttention
 from raycache.worker.uneven import TokenSplit
 
-__all__ = ["SPLITS", "by_diffusers", "by_para_attention"]
+__all__ = ["SPLITS"]
 
 #: [batch, tokens, channels], split by tokens before a module, or put together behind it.
 _STATES, _WHOLE = ContextParallelInput(1, 3), ContextParallelOutput(1, 3)

@@ -105,7 +105,7 @@ def _model_of(case: str) -> tuple[str, Any]:
 
 def _check(rank: int, case: str, dtype: torch.dtype) -> tuple[str, str]:
     """Kind and text of what the start raises; empty if it goes on."""
-    from raycache.worker import split_roads
+    from raycache.worker import split_by, split_roads
     from raycache.worker.context_parallel import parallelize
 
     name, model = _model_of(case)
@@ -116,9 +116,9 @@ def _check(rank: int, case: str, dtype: torch.dtype) -> tuple[str, str]:
     }
     own = split_roads.SPLITS[name]
     if case == COGVIDEOX_1_5:
-        split_roads.SPLITS[name] = split_roads.by_para_attention
+        split_roads.SPLITS[name] = split_by.by_para_attention
     if case in plans:
-        split_roads.SPLITS[name] = lambda transformer: split_roads.by_diffusers(transformer, plans[case])
+        split_roads.SPLITS[name] = lambda transformer: split_by.by_diffusers(transformer, plans[case])
     if case == OTHER_WEIGHTS and rank == 1:
         model.transformer_blocks[0].attn.to_v.weight.mul_(1.5)
     try:

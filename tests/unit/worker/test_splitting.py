@@ -11,9 +11,10 @@ from torch import nn
 
 from raycache.models.roads import ROADS, WHOLE, splits_unevenly
 from raycache.worker.context_parallel import parallelize
+from raycache.worker.split_by import by_diffusers
 from raycache.worker.split_check import SplitWrong, call_alone
 from raycache.worker.split_inputs import INPUTS
-from raycache.worker.split_roads import SPLITS, by_diffusers
+from raycache.worker.split_roads import SPLITS
 from raycache.worker.split_source import Source
 from raycache.worker.uneven import TokenSplit, shares
 from tests.helpers.tiny_forms import FORMS, other_form
