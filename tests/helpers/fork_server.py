@@ -17,18 +17,18 @@ import socket
 import sys
 from typing import Any
 
-#: What takes ranks and replicas long. Not Ray: it reads the environment, which is another in each child.
+#: What takes ranks long. Not Ray: it reads the environment, which is another in each child. Nothing of this project: a
+#: test may ask what of it a rank needs.
 PRELOADED = (
-    "raycache.models.loading",
-    "raycache.worker.context_parallel",
-    "raycache.worker.job_runner",
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "diffusers.hooks.context_parallel",
+    "diffusers.modular_pipelines.modular_pipeline",
     "diffusers.pipelines.flux.pipeline_flux",
+    "para_attn.context_parallel",
     "transformers.models.clip.modeling_clip",
     "transformers.models.t5.modeling_t5",
-    "fastapi",
-    "starlette.testclient",
-    "uvicorn",
-    "prometheus_client",
 )
 _LIMIT, _FDS = 1 << 20, 16
 
