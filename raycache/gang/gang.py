@@ -267,8 +267,8 @@ class Gang:
         self._lifecycle.enter(GangState.CLOSING)
         try:
             self._alive.end()
-            self._processes.end()
         finally:
+            self._processes.end()
             self._lifecycle.break_down(f"gang {self._name} is shut down")
             for handle in self._queue.close():
                 handle.end(GangRestarting(self._lifecycle.why, self._rebuilds.replaced_s))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raycache.gang.placement import rank_bundle_index
@@ -32,16 +32,21 @@ __all__ = ["RankProcess", "RankProcesses", "end_processes"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds in which a spare that has nothing to do answers for certain.
-_ANSWER_S = 1.0
+#: Seconds in which a spare that has nothing to do answers for certain, also on a busy machine.
+_ANSWER_S = 5.0
 
 
 @dataclass
 class RankProcess:
-    """One rank's actor, the file for its stacks, and the heartbeat it was asked for at ``asked_at``, if any."""
+    """One rank's actor, the file for its stacks, and the heartbeat it was asked for at ``asked_at``, if any.
+
+    Attributes:
+        pid: once it is known.
+    """
 
     actor: RankHandle
     stacks: StacksFile
+    pid: int | None = None
     asked: ray.ObjectRef[Heartbeat] | None = None
     asked_at: float = 0.0
 
@@ -60,13 +65,12 @@ class RankProcesses:
         self._settings, self._placement_group, self._first_bundle = settings, placement_group, first_bundle
         self._name = name
         self._spares: dict[int, RankProcess] = {}
-        self._pids: dict[int, int] = {}  # of spares, by rank
 
     def take(self) -> list[RankProcess]:
         """One for each rank, spares where there are: whoever takes them ends them."""
         parallel = self._settings.parallel
         self._sort_out()
-        spares, self._spares, self._pids = self._spares, {}, {}
+        spares, self._spares = self._spares, {}
         if spares:
             _logger.info("Gang %s: %d spare processes take over", self._name, len(spares))
         owns = {"num_cpus": parallel.rank_cpus, "num_gpus": parallel.gpus_per_rank}
@@ -79,8 +83,9 @@ class RankProcesses:
             gpus: of each rank, as Ray numbers them on its node.
             source: what the ranks have loaded.
         """
-        if not self._settings.parallel.keeps_spares:
-            return
+        parallel = self._settings.parallel
+        if not parallel.keeps_spares or (self._placement_group is None and parallel.gpus_per_rank):
+            return  # outside a placement group Ray may give a GPU that no living rank holds to somebody else
         for rank, own in enumerate(gpus):
             if rank not in self._spares:
                 # Nothing of its own: the rank that lives has what the bundle holds, and a spare needs no more of it.
@@ -92,10 +97,8 @@ class RankProcesses:
     def end(self) -> None:
         """No life comes any more: spares end."""
         self._sort_out()
-        end_processes([spare.actor for spare in self._spares.values()], list(self._pids.values()), self._name)
-        for spare in self._spares.values():
-            spare.stacks.close()
-        self._spares, self._pids = {}, {}
+        for rank in list(self._spares):
+            self._put_away(rank)
 
     def _sort_out(self) -> None:
         """Put away spares that died; one that still imports has a head start, and stays."""
@@ -107,17 +110,18 @@ class RankProcesses:
                 continue
             spare = self._spares[rank]
             try:
-                self._pids[rank] = ray.get(ref).pid
-                again = spare.actor.heartbeat.remote()  # it lived then; does it now?
-                if ray.wait([again], timeout=_ANSWER_S)[0]:
-                    ray.get(again)
-                spare.asked = None
-            except (*DEATHS, RayTaskError) as error:
+                spare.pid, spare.asked = ray.get(ref).pid, None
+                ray.get(spare.actor.heartbeat.remote(), timeout=_ANSWER_S)  # it lived then; does it now?
+            except (*DEATHS, RayTaskError, GetTimeoutError) as error:
                 _logger.warning("Gang %s: the spare of rank %d is gone (%s)", self._name, rank, type(error).__name__)
-                self._spares.pop(rank).stacks.close()
-                self._pids.pop(rank, None)
+                self._put_away(rank)
 
-    def _started(self, rank: int, resources: dict[str, float], gpus: tuple[str, ...] = ()) -> RankProcess:
+    def _put_away(self, rank: int) -> None:
+        spare = self._spares.pop(rank)
+        end_processes([spare.actor], [] if spare.pid is None else [spare.pid], self._name)
+        spare.stacks.close()
+
+    def _started(self, rank: int, resources: dict[str, float], gpus: tuple[str, ...] | None = None) -> RankProcess:
         options: dict[str, Any] = dict(resources)
         if self._placement_group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(

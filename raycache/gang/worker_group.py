@@ -148,8 +148,9 @@ class WorkerGroup:
             worker.stacks.close()
 
     def _pids(self) -> list[int]:
-        """Process ids of the ranks that have told theirs."""
-        return [rank.heartbeat.pid for rank in self.detector.ranks if rank.heartbeat is not None]
+        """Process ids of the ranks that have told theirs, as spares or since."""
+        told = {rank.heartbeat.pid for rank in self.detector.ranks if rank.heartbeat is not None}
+        return sorted(told | {worker.pid for worker in self._workers if worker.pid is not None})
 
     def _take(self, rank: int, asked: ray.ObjectRef[Heartbeat], now: float) -> None:
         try:

@@ -32,13 +32,18 @@ _remote: Callable[..., Any] = ray.remote
 class RankActor:
     """A rank in a process of its own."""
 
-    def __init__(self, settings: AppSettings, rank: int, stacks: str, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, settings: AppSettings, rank: int, stacks: str, spare_gpus: tuple[str, ...] | None = None
+    ) -> None:
         quiet_libraries()
-        if gpus:  # a spare, which Ray gives none; before anything asks CUDA which there are
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        if spare_gpus is not None:
+            # Ray gives a spare nothing, and so one thread and no GPU. Before torch reads either:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.parallel.rank_cpus)))
+            if spare_gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spare_gpus)
         from raycache.worker.rank import Rank  # here, so that the engine's process never loads torch
 
-        self._rank = Rank(settings, rank, stacks, gpus)
+        self._rank = Rank(settings, rank, stacks, spare_gpus or ())
 
     def prepare(self) -> ModelSource:
         return self._rank.prepare()
@@ -85,8 +90,8 @@ if TYPE_CHECKING:
 
 
 def start_rank(
-    options: dict[str, Any], settings: AppSettings, rank: int, stacks: str, gpus: tuple[str, ...] = ()
+    options: dict[str, Any], settings: AppSettings, rank: int, stacks: str, spare_gpus: tuple[str, ...] | None = None
 ) -> RankHandle:
-    """A rank in a process of its own. ``options``: Ray's, for the actor; ``gpus``: where Ray does not give it any."""
+    """A rank in a process of its own. ``options``: Ray's, for the actor; ``spare_gpus``: of a spare, its rank's."""
     actors: Any = RankActor  # the class that Ray's decorator has made of it
-    return actors.options(**options).remote(settings, rank, stacks, gpus)
+    return actors.options(**options).remote(settings, rank, stacks, spare_gpus)

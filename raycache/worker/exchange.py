@@ -22,7 +22,7 @@ _ALIGNED = 16
 
 
 class FirstFailed(Exception):
-    """Rank 0 could not make what all ranks wait for; raised by all of them alike."""
+    """Rank 0 could not make what all ranks wait for, or one has no room for it; raised by all of them alike."""
 
 
 class OthersFailed(Exception):
@@ -37,7 +37,7 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
         device: one that the group can send from.
 
     Raises:
-        FirstFailed: on all ranks, where ``make`` raised.
+        FirstFailed: on all ranks, where ``make`` raised, or a rank has no memory for what it made.
     """
     if group is None:
         structure, tensors = _taken_apart(make())
@@ -55,8 +55,16 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
     structure, specs, failure = told[0]
     if failure:
         raise FirstFailed(failure) from cause
-    if dist.get_rank(group):
-        buffer = torch.empty(_ends(specs)[-1], dtype=torch.uint8, device=device)
+    no_room = ""
+    try:
+        if dist.get_rank(group):
+            buffer = torch.empty(_ends(specs)[-1], dtype=torch.uint8, device=device)
+    except Exception as error:  # nobody may send to who cannot take it
+        cause, no_room = error, f"{type(error).__name__}: {error}"
+    said = [""] * dist.get_world_size(group)
+    dist.all_gather_object(said, no_room, group)
+    if any(said):
+        raise FirstFailed("; ".join(f"rank {rank}: {words}" for rank, words in enumerate(said) if words)) from cause
     dist.broadcast(buffer, group=group, group_src=0)
     return _put_together(structure, unpacked(buffer, specs))
 

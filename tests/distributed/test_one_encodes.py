@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -15,6 +16,7 @@ from raycache.models.loading import load_pipeline
 from raycache.models.text_encoders import load_text_encoders, text_encoders_named
 from raycache.protocol.job import Job
 from raycache.settings import AppSettings, ModelSettings
+from raycache.worker import exchange
 from raycache.worker.encoding import OneEncodes, remember_prompts
 from raycache.worker.prompt_cache import PromptCache
 from raycache.worker.rank import Rank
@@ -116,3 +118,31 @@ def test_one_rank_encodes_for_all(tmp_path: Path):
             assert (tensor is None and same is None) or torch.equal(tensor, same)
     assert {"CLIPTextModel", "T5EncoderModel"} <= set(ranks[0]["held"])
     assert ranks[1]["held"] == []
+
+
+class _Full:
+    """torch on a device that is full."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def empty(self, *_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+
+def _no_room(rank: int, world_size: int) -> list[str]:
+    """What each of two exchanges ends with; rank 1 has no memory for what the first brings."""
+    words = []
+    for used in (_Full() if rank else torch, torch):
+        exchange.torch = used
+        try:
+            made = exchange.from_first(lambda: {"embeds": torch.ones(3)}, dist.group.WORLD, CPU)
+            words.append(str(made))
+        except exchange.FirstFailed as error:
+            words.append(str(error))
+    return words
+
+
+def test_a_rank_without_room_stops_all_before_anything_is_sent():
+    both = ["rank 1: OutOfMemoryError: full", "{'embeds': tensor([1., 1., 1.])}"]
+    assert run_ranks(2, _no_room, timeout=120) == [both, both]
