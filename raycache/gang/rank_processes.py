@@ -90,7 +90,7 @@ class RankProcesses:
             if rank not in self._spares:
                 # Nothing of its own: the rank that lives has what the bundle holds, and a spare needs no more of it.
                 spare = self._started(rank, {"num_cpus": 0, "num_gpus": 0}, tuple(own))
-                spare.actor.get_ready.remote(*source)
+                spare.actor.get_ready.remote(source[0])
                 spare.asked = spare.actor.heartbeat.remote()
                 self._spares[rank] = spare
 

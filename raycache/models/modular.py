@@ -32,15 +32,17 @@ def load_modular(
 
     Raises:
         OSError: one is not there, or cannot be loaded.
-        AttributeError: diffusers has no such pipeline, or blocks.
+        AttributeError: diffusers has no such pipeline.
     """
     import diffusers
 
     index = json.loads((folder / "modular_model_index.json").read_text(encoding="utf-8"))
     of = getattr(diffusers, index["_class_name"])
-    blocks = getattr(diffusers, index.get("_blocks_class_name") or of.default_blocks_name)()
+    named = getattr(diffusers, str(index.get("_blocks_class_name")), None)
+    # An index may name blocks that somebody put together, and diffusers then takes the usual ones.
+    blocks = (named if named is not None and named.block_classes else getattr(diffusers, of.default_blocks_name))()
     for step in family.left_out:
-        blocks.sub_blocks.pop(step)
+        blocks.sub_blocks.pop(step, None)
     pipe = of(blocks=blocks, pretrained_model_name_or_path=str(folder))
     missing = [name for name, part in pipe.components.items() if part is None]
     for name in missing:

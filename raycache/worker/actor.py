@@ -54,8 +54,8 @@ class RankActor:
     def join(self, port: int) -> None:
         self._rank.join(port)
 
-    def get_ready(self, source: str, kind: ModelKind) -> None:
-        self._rank.get_ready(source, kind)
+    def get_ready(self, source: str) -> None:
+        self._rank.get_ready(source)
 
     def load(self, source: str, kind: ModelKind) -> Loaded:
         return self._rank.load(source, kind)
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
         prepare: _Remote[[], ModelSource]
         open_store: _Remote[[], int]
         join: _Remote[[int], None]
-        get_ready: _Remote[[str, ModelKind], None]
+        get_ready: _Remote[[str], None]
         load: _Remote[[str, ModelKind], Loaded]
         settle: _Remote[[], Settled]
         tick: _Remote[[Tick], TickReport]

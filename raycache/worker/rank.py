@@ -89,7 +89,7 @@ class Rank:
         free_bytes = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
         return Settled(free_bytes, compile_seconds() if self._settings.model.compile else 0.0)
 
-    def get_ready(self, source: str, kind: ModelKind) -> None:
+    def get_ready(self, source: str) -> None:
         """Import what :meth:`load` will need. Nothing is read, and no device is touched."""
         import_pipeline(Path(source))
         if self._world > 1:
@@ -99,7 +99,7 @@ class Rank:
         """Load the pipeline and split its transformer over the ranks."""
         self._claim_thread()
         stages = LoadStages()
-        self.get_ready(source, kind)
+        self.get_ready(source)
         stages.ended("import")
         encoders = self._load_pipeline(source, stages.ended)
         model = capabilities_of(self._pipe, self._settings.model, kind)

@@ -61,6 +61,15 @@ def test_what_it_lacks_is_told_before_it_is_loaded(folder: Path, lost: str, told
     assert told in fault
 
 
+@pytest.mark.parametrize("blocks", ["SequentialPipelineBlocks", "SomebodysBlocks"])
+def test_blocks_that_somebody_put_together_are_the_usual_ones(folder: Path, blocks: str):
+    index = json.loads((folder / "modular_model_index.json").read_text()) | {"_blocks_class_name": blocks}
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+    pipe = load_pipeline(settings(folder), str(folder), torch.device("cpu"))
+    assert type(pipe.blocks).__name__ == "Flux3AutoBlocks"
+    assert "prompt_upsampler" not in pipe.components
+
+
 def test_a_part_that_cannot_be_loaded_is_named(folder: Path):
     (folder / "vae" / "config.json").write_text("{")
     with pytest.raises(OSError, match="vae could not be loaded"):
