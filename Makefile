@@ -12,7 +12,7 @@ export TRANSFORMERS_VERBOSITY = error
 # Bounds in Serve's proxy, where requests arrive: raycache/front/__init__.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = raycache.front:middlewares
 
-.PHONY: install serve test check lint loadtest bench bench-service bench-gpu clean
+.PHONY: install serve test check lint docs loadtest bench bench-service bench-gpu clean
 
 install: $(STAMP)
 
@@ -48,6 +48,10 @@ lint: install
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 
+# The site in ./site, from the same pages that the repository shows; a link that leads nowhere is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 loadtest: install
 	$(BIN)/python -m loadtests.run
 
@@ -72,4 +76,4 @@ bench-gpu: install
 	$(BIN)/python -m benchmarks.gpu
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -4,7 +4,7 @@ The rows of a call are stacked job after job. Every job decides as it would alon
 options, counters and memory, and only the ranks' agreement is one for all rows. What must be equal is the method and
 which blocks run (:attr:`MethodOptions.joins`); that the transformer's arguments may be stacked is the caller's to know.
 
-Example:
+Examples:
     >>> with job_session(transformer, options, name="a") as a, job_session(transformer, others, name="b") as b:
     ...     calls = [job_call(a, transformer, (), a_inputs), job_call(b, transformer, (), b_inputs)]
     ...     with joined(transformer, calls):                                               # doctest: +SKIP

@@ -68,7 +68,7 @@ def cache_session(
         RuntimeError: a session is open on this transformer already and has computed nothing yet, or the transformer is
             split over ranks and no group is given.
 
-    Example:
+    Examples:
         >>> with cache_session(pipe.transformer, DBCacheOptions()) as report:   # doctest: +SKIP
         ...     image = pipe("a red circle").images[0]
         >>> report.to_dict()["totals"]["cached_steps"]                          # doctest: +SKIP

@@ -53,7 +53,8 @@ def brought(requirements: list[str]) -> set[str]:
 
 #: Ray has some packages inside itself, and puts them on the path when it is imported.
 VENDORED = {
-    canonicalize_name(found.name) for found in distributions() if found.locate_file("").name == "thirdparty_files"
+    canonicalize_name(found.name)
+    for found in distributions(path=[str(distribution("ray").locate_file("ray/thirdparty_files"))])
 }
 RUNTIME = brought(PROJECT["dependencies"]) | VENDORED
 OWNERS = {module: {canonicalize_name(owner) for owner in owners} for module, owners in packages_distributions().items()}
