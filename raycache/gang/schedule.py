@@ -57,7 +57,7 @@ class JobState:
     @property
     def calls_left(self) -> int:
         """Transformer calls still to be made; 0: only decoding is left."""
-        return self.calls - (self.calls_done or 0)
+        return max(0, self.calls - (self.calls_done or 0))
 
 
 class CallCosts(Protocol):
@@ -193,8 +193,13 @@ class Plan:
 
 
 def settled(jobs: Sequence[JobState], plan: Plan) -> tuple[JobState, ...]:
-    """The jobs after ``plan`` was carried out; those that are over are gone."""
+    """The jobs after ``plan`` was carried out; those that are over are gone.
+
+    A call of a job that turned out to need none any more is none: it was planned before that was known.
+    """
     called = {each for call in plan.calls for each in call}
     over = {*plan.abort, *plan.end}
     left = (job for job in jobs if job.id not in over)
-    return tuple(replace(job, calls_done=(job.calls_done or 0) + 1) if job.id in called else job for job in left)
+    return tuple(
+        replace(job, calls_done=min(job.calls, (job.calls_done or 0) + 1)) if job.id in called else job for job in left
+    )

@@ -89,6 +89,10 @@ class ModelFamily:
         """
         return int(config[self.heads])
 
+    def guides_by_calls(self, config: Mapping[str, Any]) -> bool:
+        """:attr:`cfg_calls`, where it depends on the pipeline's config."""
+        return self.cfg_calls
+
     def side_with(self, vae: Mapping[str, Any]) -> int:
         """:attr:`token_side`, where it depends on the VAE's config."""
         return self.token_side

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from raycache.models.family import ModelFamily
 from raycache.protocol.capabilities import Task
@@ -22,8 +22,12 @@ class Flux2Family(ModelFamily):
 
 
 class Flux2KleinFamily(Flux2Family):
-    """FLUX.2 klein: few steps; guided, where it is, by a second call in each."""
+    """FLUX.2 klein: few steps; the distilled one is not guided, the base model by a second call in each."""
 
     called = "FLUX.2 klein"
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": "Flux2KleinPipeline", "edit": "Flux2KleinPipeline"}
     cfg_calls = True
+
+    def guides_by_calls(self, config: Mapping[str, Any]) -> bool:
+        """The distilled one leaves ``guidance_scale`` out."""
+        return not config.get("is_distilled", False)

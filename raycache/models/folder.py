@@ -59,6 +59,7 @@ def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabili
         return told_by(
             family,
             _json(folder / "vae" / "config.json") or {},
+            _index(folder) or {},
             kind="folder",
             num_blocks=family.num_blocks(config),
             num_heads=family.num_heads(config),
@@ -70,11 +71,14 @@ def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabili
         return None
 
 
-def told_by(family: ModelFamily, vae: Mapping[str, Any], *, pipeline: str, **found: Any) -> Capabilities:
+def told_by(
+    family: ModelFamily, vae: Mapping[str, Any], config: Mapping[str, Any], *, pipeline: str, **found: Any
+) -> Capabilities:
     """What can be asked of a model of ``family``.
 
     Args:
         vae: config of its VAE, empty where it has none.
+        config: of the pipeline, as its index has it.
         pipeline: class name.
         found: what else its files, or the loaded pipeline, tell of it.
     """
@@ -85,7 +89,7 @@ def told_by(family: ModelFamily, vae: Mapping[str, Any], *, pipeline: str, **fou
         tasks=tuple(family.tasks),
         negative_prompt=family.negative_prompt,
         true_cfg=family.true_cfg,
-        cfg_calls=family.cfg_calls,
+        cfg_calls=family.guides_by_calls(config),
         max_inputs=family.max_inputs,
         frame_step=family.frame_step,
         fps=family.fps,

@@ -79,6 +79,7 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
     return told_by(
         family,
         dict(pipe.vae.config) if getattr(pipe, "vae", None) is not None else {},
+        dict(pipe.config),
         kind=kind,
         num_blocks=min((len(blocks_of(denoiser)) for denoiser in denoisers), default=0),
         num_heads=heads,

@@ -1,146 +1,271 @@
-"""Small models of many families in one service: every task, asked over HTTP as OpenAI's client asks it."""
+"""Small models of every family that has a configuration, on two ranks each: every task, over HTTP.
+
+Asked as OpenAI's client asks; what is drawn, and what the cache decides, is what diffusers draws in one process.
+Several models stand in one service, and a few services one after the other: ranks that wait need a processor, too.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import openai
 import pytest
+import yaml
 from PIL import Image
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from cache_core import FBCacheOptions
+from raycache.models.registry import family_of
+from raycache.protocol.video_files import write_video
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines, wait_for
+from raycache.testing.tiny_models import TINY_FAMILIES
+from tests.helpers.plain_diffusers import FRAMES, GUIDANCE, PROMPT, SEED, STRENGTH, masked, plain, scene
 from tests.helpers.tiny_models import tiny_folder
 
-#: One engine each, on one rank; what many ranks draw is in tests/distributed.
-MODELS = ("flux-kontext", "flux-fill", "qwen-image", "wan-2.2", "wan-i2v")
-CACHE = {"type": "FBCache", "warmup_steps": 1, "residual_diff_threshold": 5.0, "max_cached_steps": 1}
+#: The small one for each model that a file in `serve_configs` names.
+CONFIGURED = {
+    "black-forest-labs/FLUX.1-dev": "flux",
+    "black-forest-labs/FLUX.1-schnell": "flux",
+    "black-forest-labs/FLUX.1-Kontext-dev": "flux-kontext",
+    "black-forest-labs/FLUX.1-Fill-dev": "flux-fill",
+    "black-forest-labs/FLUX.2-klein-4B": "flux2-klein",
+    "Tongyi-MAI/Z-Image-Turbo": "z-image",
+    "stabilityai/stable-diffusion-3.5-large": "sd3",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "wan-ti2v",
+    "Qwen/Qwen-Image": "qwen-image",
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "wan-2.2",
+    "demo": "flux",
+}
+#: Configured, and not served here yet; `tests/distributed/test_every_family_parallel.py` has HunyuanImage on two ranks.
+NOT_YET = {"Lightricks/LTX-2", "hunyuanvideo-community/HunyuanImage-2.1-Diffusers"}
+#: Models of one service each. Besides those that are configured one with a picture to begin a video.
+SERVICES = {
+    "flux": ("flux", "flux-kontext", "flux-fill", "flux2-klein"),
+    "pictures": ("z-image", "sd3", "qwen-image"),
+    "videos": ("wan-ti2v", "wan-2.2", "wan-i2v"),
+}
+CASES = [
+    (service, name, task)
+    for service, models in SERVICES.items()
+    for name in models
+    for task in family_of(TINY_FAMILIES[name].pipeline).tasks
+]
+STEPS = 3
+CACHE = FBCacheOptions(warmup_steps=1, residual_diff_threshold=5.0, max_cached_steps=1)
+NONE = {"type": "none"}
+FPS = 8
+
+
+class Answer(NamedTuple):
+    """What was answered: pixels as in :class:`tests.helpers.plain_diffusers.Plain`, and the report."""
+
+    pixels: np.ndarray
+    report: dict[str, Any] | None
+
+
+class Served(NamedTuple):
+    """A service with some of the models.
+
+    Attributes:
+        answers: to each task of each model, without and with a cache.
+    """
+
+    url: str
+    models: tuple[str, ...]
+    client: openai.OpenAI
+    answers: dict[tuple[str, str, bool], Future[Answer]]
 
 
 @pytest.fixture(scope="module")
-def url(
-    http: str, gang_settings: Callable[..., AppSettings], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def served(
+    request: pytest.FixtureRequest,
+    http: str,
+    gang_settings: Callable[..., AppSettings],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    models, url = SERVICES[request.param], f"{http}/{request.param}"
     args = gang_settings(
-        ranks=1,
-        parallel={"engine_cpus": 0.1, "startup_timeout_s": 300.0},
+        # One job at a time: calls that jobs share are rounded otherwise.
+        parallel={"engine_cpus": 0.1, "startup_timeout_s": 300.0, "max_active_jobs": 1},
         ingress={"num_cpus": 0.1},
-        cache=CACHE,
-        defaults={"size": "64x64", "num_inference_steps": 3, "guidance_scale": 4.0},
-        reliability={"watchdog_floor_s": 60.0},
+        cache=CACHE.model_dump(),
+        defaults={"size": "64x64", "num_inference_steps": STEPS, "guidance_scale": GUIDANCE},
+        reliability={"watchdog_floor_s": 60.0, "max_queued_seconds": 1e6, "request_timeout_s": 1e6},
+        **({"store": {"folder": str(tmp_path_factory.mktemp("store"))}} if request.param == "videos" else {}),
     ).model_dump(mode="json", exclude_unset=True)
     del args["model"]
-    args["models"] = [
-        {"model": {"name": name, "path": str(tiny_folder(name)), "dtype": "float32"}, "warmup": []} for name in MODELS
-    ]
-    args["store"] = {"folder": str(tmp_path_factory.mktemp("store"))}
-    application = {"name": "tasks", "route_prefix": "/tasks", "import_path": "raycache.app:build", "args": args}
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
-    url = f"{http}/tasks"
-    wait_for(lambda: {engine["model_name"] for engine in engines(url) if engine["ready"]} == set(MODELS), 400)
-    yield url
-    serve.delete("tasks")
+    args["models"] = [{"model": model(name), "warmup": []} for name in models]
+    app = {
+        "name": request.param,
+        "route_prefix": f"/{request.param}",
+        "import_path": "raycache.app:build",
+        "args": args,
+    }
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate({"applications": [app]}))
+
+    def ready() -> bool:
+        told = serve.status().applications[request.param]
+        assert told.status != "DEPLOY_FAILED", told.message
+        return {engine["model_name"] for engine in engines(url) if engine["ready"]} == set(models)
+
+    wait_for(ready, 500)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=400)
+    with ThreadPoolExecutor(2) as pool:  # one or two are drawn while this process draws the same
+        answers = {
+            (name, task, cached): pool.submit(asked, client, name, task, CACHE.model_dump() if cached else NONE)
+            for service, name, task in CASES
+            if service == request.param
+            for cached in (False, True)
+        }
+        yield Served(url, models, client, answers)
+    serve.delete(request.param)
 
 
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+def model(name: str) -> dict[str, Any]:
+    """Its settings."""
+    length = TINY_FAMILIES[name].ask.get("max_sequence_length")
+    return {
+        "name": name,
+        "path": str(tiny_folder(name)),
+        "dtype": "float32",
+        **({"max_sequence_length": length} if length else {}),
+    }
 
 
-def png(mode: str = "RGB") -> tuple[str, bytes, str]:
-    rows, columns = np.mgrid[:64, :64].astype(np.uint8)
-    picture = np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1)
-    if mode == "RGBA":
-        picture = np.dstack([picture, np.where(columns < 32, 255, 0).astype(np.uint8)])
+def asked(client: openai.OpenAI, name: str, task: str, cache: dict[str, Any]) -> Answer:
+    """A model does a task as a client asks for it."""
+    known = TINY_FAMILIES[name].ask
+    extra = {"seed": SEED, "cache": cache} | {
+        field: known[field] for field in ("negative_prompt", "true_cfg_scale") if field in known
+    }
+    if task.endswith("video"):
+        return video(client, name, task, extra)
+    ask: dict[str, Any] = {"model": name, "prompt": PROMPT, "extra_body": extra}
+    if task == "text-to-image":
+        told = client.images.generate(**ask)
+    else:
+        extra |= {"strength": STRENGTH} if task == "image-to-image" else {}
+        ask |= {"mask": mask()} if task == "inpaint" else {}
+        told = client.images.edit(image=png(scene()), **ask)
+    return Answer(pixels(told.data[0].b64_json), told.model_dump()["report"])
+
+
+def video(client: openai.OpenAI, name: str, task: str, extra: dict[str, Any]) -> Answer:
+    """As :func:`asked`, of a kept job."""
+    more: dict[str, Any] = {"input_reference": png(scene())} if task == "image-to-video" else {}
+    size: Any = "64x64"
+    extra |= {"num_frames": FRAMES, "fps": FPS}
+    told = client.videos.create_and_poll(
+        model=name, prompt=PROMPT, size=size, extra_body=extra, poll_interval_ms=200, **more
+    )
+    assert told.status == "completed", told
+    content = client.videos.download_content(told.id).read()
+    assert client.videos.delete(told.id).deleted
+    return Answer(frames(io.BytesIO(content)), told.model_dump()["report"])
+
+
+def frames(file: Any) -> np.ndarray:
+    with av.open(file) as opened:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)])
+
+
+def png(picture: np.ndarray) -> tuple[str, bytes, str]:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return "picture.png", buffer.getvalue(), "image/png"
 
 
-def pixels(answer: Any) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json))))
+def mask() -> tuple[str, bytes, str]:
+    """As OpenAI has it: transparent where it is to be painted over."""
+    return png(np.dstack([scene(), 255 - masked()]))
 
 
-def test_models_say_what_they_can_do(client: openai.OpenAI):
-    told = {model.id: model.model_dump() for model in client.models.list()}
-    assert set(told) == set(MODELS)
-    assert "edit" in str(told["flux-kontext"])
-    assert "text-to-video" in str(client.models.retrieve("wan-2.2").model_dump())
+def pixels(encoded: str | None) -> np.ndarray:
+    assert encoded
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
 
 
-@pytest.mark.parametrize(
-    ("model", "more"),
-    [
-        ("qwen-image", {"negative_prompt": "grey", "true_cfg_scale": 3.0}),
-        ("flux-kontext", {}),
-    ],
-)
-def test_text_to_image(client: openai.OpenAI, model: str, more: dict[str, Any]):
-    def ask(**other: Any) -> Any:
-        body = {"seed": 7, "cache": CACHE, **more, **other}
-        return client.images.generate(model=model, prompt="a red circle", extra_body=body)
-
-    first, again, other = ask(), ask(), ask(seed=8)
-    assert pixels(first).shape == (64, 64, 3)
-    assert np.array_equal(pixels(first), pixels(again))
-    assert not np.array_equal(pixels(first), pixels(other))
-    assert sum(first.model_dump()["report"]["totals"]["cached_steps"]) >= 1
-    if more:
-        unguided = ask(negative_prompt="a blue square")
-        assert not np.array_equal(pixels(first), pixels(unguided))
+def test_every_configured_model_has_a_small_one():
+    named = set()
+    for file in (Path(__file__).parents[2] / "serve_configs").glob("*.yaml"):
+        args = yaml.safe_load(file.read_text())["applications"][0]["args"]
+        named |= {one["model"]["path"] for one in args.get("models", [args])}
+    assert named == set(CONFIGURED) | NOT_YET
+    assert set(CONFIGURED.values()) <= {name for _, name, _ in CASES}
 
 
-@pytest.mark.parametrize(
-    ("model", "more"),
-    [
-        ("flux-kontext", {}),
-        ("qwen-image", {"strength": 0.7}),
-        ("flux-fill", {"mask": True}),
-    ],
-)
-def test_edits(client: openai.OpenAI, model: str, more: dict[str, Any]):
-    extra = {"seed": "7"} | {name: str(value) for name, value in more.items() if name != "mask"}
-    mask = {"mask": png("RGBA")} if "mask" in more else {}
-    image = client.images.edit(model=model, image=png(), prompt="a red circle", extra_body=extra, **mask)
-    assert pixels(image).shape == (64, 64, 3)
-    events = list(
-        client.images.edit(model=model, image=png(), prompt="a red circle", stream=True, extra_body=extra, **mask)
-    )
-    assert events[-1].type == "image_edit.completed"
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(events[-1].b64_json)))), pixels(image))
+@pytest.mark.parametrize("served", SERVICES, indirect=True, scope="module")
+def test_two_ranks_draw_and_decide_what_diffusers_does(served: Served, tmp_path: Path):
+    for (name, task, cached), asked in served.answers.items():
+        case = f"{name}, {task}, {'cached' if cached else 'uncached'}"
+        expected, answer = plain(name, task, STEPS, CACHE if cached else None), asked.result(400)
+        assert answer.pixels.shape == expected.pixels.shape, case
+        assert expected.pixels.std() > 5, case
+        gaps = np.abs(answer.pixels.astype(int) - expected.pixels)
+        if task.endswith("video"):
+            write_video(tmp_path / "expected.mp4", expected.pixels, FPS)
+            # A pixel that is rounded otherwise is encoded otherwise, and its neighbours with it.
+            gaps = np.abs(answer.pixels.astype(int) - frames(str(tmp_path / "expected.mp4")))
+            assert gaps.mean() < 0.5, case
+        else:
+            assert gaps.max() <= 1, case
+        assert _decisions(answer.report) == expected.decisions, case
+        if cached:
+            assert {row[0] for _, _, rows in expected.decisions for row in rows} == {False, True}, case
+            assert answer.report["totals"]["collectives"] > 0, f"{case}: the ranks decided together"
 
 
-def test_a_task_that_a_model_has_not_is_refused(client: openai.OpenAI):
-    with pytest.raises(openai.BadRequestError, match=r"wan|text-to-video") as refused:
-        client.images.generate(model="wan-2.2", prompt="a red circle")
+def _decisions(report: dict[str, Any] | None) -> list[Any]:
+    """As those of :class:`tests.helpers.plain_diffusers.Plain`."""
+    steps = report["steps"] if report else []
+    return [[s["step"], s["branch"], [[row["cached"], row["reason"]] for row in s["images"]]] for s in steps]
+
+
+@pytest.mark.parametrize("served", SERVICES, indirect=True, scope="module")
+def test_models_say_what_they_can_do(served: Served):
+    told = {model.id: model.model_dump() for model in served.client.models.list()}
+    assert set(told) == set(served.models)
+    for name in served.models:
+        tasks = set(family_of(TINY_FAMILIES[name].pipeline).tasks)
+        assert set(told[name]["capabilities"]["tasks"]) == tasks, name
+    assert all(len(engine["gang"]["ranks"]) == 2 for engine in engines(served.url))
+
+
+@pytest.mark.parametrize("served", ["flux"], indirect=True, scope="module")
+def test_a_streamed_edit_ends_in_the_same_image(served: Served):
+    for name, task, more in (("flux-kontext", "edit", {}), ("flux-fill", "inpaint", {"mask": mask()})):
+        extra = {"seed": SEED, "cache": NONE}
+        events = list(
+            served.client.images.edit(
+                model=name, image=png(scene()), prompt=PROMPT, stream=True, extra_body=extra, **more
+            )
+        )
+        assert events[-1].type == "image_edit.completed"
+        np.testing.assert_array_equal(pixels(events[-1].b64_json), served.answers[name, task, False].result(400).pixels)
+
+
+@pytest.mark.parametrize("served", ["pictures"], indirect=True, scope="module")
+def test_what_is_asked_besides_is_not_lost(served: Served):
+    drawn = served.answers["qwen-image", "text-to-image", False].result(400).pixels
+    guided = {"negative_prompt": "grey", "true_cfg_scale": 4.0, "seed": SEED, "cache": NONE}
+    for change in ({"seed": 8}, {"negative_prompt": "a blue square"}, {"true_cfg_scale": 2.0}):
+        other = served.client.images.generate(model="qwen-image", prompt=PROMPT, extra_body=guided | change)
+        assert not np.array_equal(pixels(other.data[0].b64_json), drawn), change
+
+
+@pytest.mark.parametrize("served", ["videos", "flux"], indirect=True, scope="module")
+def test_a_task_that_a_model_has_not_is_refused(served: Served):
+    name = "wan-2.2" if "wan-2.2" in served.models else "flux-fill"
+    with pytest.raises(openai.BadRequestError, match=r"wan|text-to-video|inpaint") as refused:
+        served.client.images.generate(model=name, prompt=PROMPT)
     assert refused.value.code == "unsupported_task"
-    with pytest.raises(openai.BadRequestError):
-        client.images.generate(model="flux-fill", prompt="a red circle")
-
-
-@pytest.mark.parametrize("model", ["wan-2.2", "wan-i2v"])
-def test_videos(client: openai.OpenAI, model: str, tmp_path: Path):
-    reference: dict[str, Any] = {"input_reference": png()} if model == "wan-i2v" else {}
-    video = client.videos.create_and_poll(
-        model=model,
-        prompt="a red circle",
-        extra_body={"num_frames": 5, "size": "64x64", "seed": 7},
-        poll_interval_ms=200,
-        **reference,
-    )
-    assert video.status == "completed", video
-    file = tmp_path / "video.mp4"
-    file.write_bytes(client.videos.download_content(video.id).read())
-    with av.open(str(file)) as opened:
-        frames = [frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)]
-    assert [frame.shape for frame in frames] == [(64, 64, 3)] * 5
-    assert client.videos.delete(video.id).deleted

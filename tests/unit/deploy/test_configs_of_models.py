@@ -76,6 +76,7 @@ def told(path: str) -> Capabilities:
     return told_by(
         family,
         {"scale_factor_spatial": 16} if "TI2V" in path else {},
+        {"is_distilled": True} if "klein" in path else {},
         kind="folder",
         num_blocks=model.blocks,
         num_heads=model.heads,

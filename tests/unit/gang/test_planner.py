@@ -82,6 +82,35 @@ def drawn(plan: TickPlanner) -> Tick:
     return last
 
 
+@pytest.mark.parametrize("call_s", [0.01, 1.0])
+@pytest.mark.parametrize(("expected", "real"), [(6, 3), (6, 5), (9, 1), (3, 6), (1, 4), (3, 3)])
+def test_a_pipeline_that_makes_fewer_or_more_calls_than_expected_comes_to_its_end(
+    call_s: float, expected: int, real: int
+):
+    """Also where a call of it, that it does not need any more, was sent ahead."""
+    plan = planner(call_s=call_s)
+    add(plan, "a", expected)
+    sent: list[Tick] = []
+    made, ticks = 0, 0
+    over: list[str] = []
+    while not over:
+        now = ticks * call_s
+        while (tick := plan.next(now)) is not None:
+            sent.append(tick)
+        assert sent, "nothing is under way, and the job is not over"
+        ticks += 1
+        assert ticks < 3 * max(expected, real), "ticks without end"
+        tick = sent.pop(0)
+        told = TickReport(tick.number, started_s={job.id: 0.0 for job in tick.start})
+        if tick.calls and made < real:  # the ranks leave out a call of a job that waits for none
+            made += 1
+            told.calls, told.done = [Called(("a",), call_s, (1.0,))], ["a"] if made == real else []
+        if tick.end and made == real:
+            told.outputs = {"a": OUTPUT}
+        over = plan.came(told, now + call_s)
+    assert (over, made) == (["a"], real)
+
+
 def test_images_that_are_to_come_are_fetched_by_an_empty_tick_where_there_is_nothing_else():
     plan = planner()
     add(plan, "a", 1)

@@ -10,11 +10,17 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from PIL import Image
 
 from raycache.demo.family import DemoFamily, NoiseFamily
+from raycache.models.denoisers import denoisers_of
 from raycache.models.family import ModelFamily
 from raycache.models.folder import capabilities_told, folder_faults, pipeline_class
+from raycache.models.loading import capabilities_of
 from raycache.models.registry import FAMILIES, family_of, own_model
+from raycache.settings import ModelSettings
+from raycache.testing.tiny_models import TINY_FAMILIES
+from tests.helpers.tiny_models import load_tiny, tiny_folder
 
 
 def test_asking_families_loads_neither_torch_nor_diffusers():
@@ -94,3 +100,27 @@ def test_the_bundled_model_tells_of_itself_before_it_is_loaded():
     asked = capabilities_told(folder, 12)
     assert asked is not None
     assert asked.text_tokens == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, tiny in TINY_FAMILIES.items() if not tiny.slow])
+def test_a_pipeline_makes_as_many_calls_as_are_expected_of_it(name: str):
+    """Before it is loaded and after; a distilled FLUX.2 klein makes one a step whatever its guidance."""
+    folder, tiny = tiny_folder(name), TINY_FAMILIES[name]
+    pipe, steps, made = load_tiny(folder), 3, []
+    loaded = capabilities_of(pipe, ModelSettings(path=str(folder)), "folder")
+    asked = dict(tiny.ask) | dict.fromkeys(tiny.pictures, Image.new("RGB", (64, 64), "red"))
+    if "guidance_scale" in inspect.signature(type(pipe).__call__).parameters:  # else a guider of its own has one
+        asked["guidance_scale"] = 4.0
+    if loaded.true_cfg:
+        asked |= {"negative_prompt": "grey", "true_cfg_scale": 4.0}
+    for denoiser in denoisers_of(pipe).values():
+        denoiser.register_forward_pre_hook(lambda *_: made.append(1))
+    pipe(prompt="a red circle", num_inference_steps=steps, **asked)
+    expected = [
+        told.calls_per_step(4.0, asked.get("true_cfg_scale", 1.0))
+        for told in (loaded, capabilities_told(folder, None))
+        if told is not None
+    ]
+    assert expected == [len(made) / steps] * len(expected)
+    assert expected
