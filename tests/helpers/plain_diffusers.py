@@ -18,9 +18,9 @@ from raycache.models.registry import family_of
 from raycache.testing.tiny_models import TINY_FAMILIES
 from tests.helpers.tiny_models import tiny_folder
 
-__all__ = ["FRAMES", "GUIDANCE", "PROMPT", "SEED", "STRENGTH", "Plain", "masked", "plain", "scene"]
+__all__ = ["GUIDANCE", "PROMPT", "SEED", "STRENGTH", "Plain", "masked", "plain", "scene"]
 
-PROMPT, SEED, GUIDANCE, STRENGTH, FRAMES = "a red circle", 7, 4.0, 0.7, 5
+PROMPT, SEED, GUIDANCE, STRENGTH = "a red circle", 7, 4.0, 0.7
 
 
 class Plain(NamedTuple):

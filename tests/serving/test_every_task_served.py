@@ -29,31 +29,35 @@ from raycache.protocol.video_files import write_video
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines, wait_for
 from raycache.testing.tiny_models import TINY_FAMILIES
-from tests.helpers.plain_diffusers import FRAMES, GUIDANCE, PROMPT, SEED, STRENGTH, masked, plain, scene
+from tests.helpers.plain_diffusers import GUIDANCE, PROMPT, SEED, STRENGTH, masked, plain, scene
 from tests.helpers.tiny_models import tiny_folder
 
 #: The small one for each model that a file in `serve_configs` names.
 CONFIGURED = {
     "black-forest-labs/FLUX.1-dev": "flux",
-    "black-forest-labs/FLUX.1-schnell": "flux",
+    "black-forest-labs/FLUX.1-schnell": "flux-schnell",
     "black-forest-labs/FLUX.1-Kontext-dev": "flux-kontext",
     "black-forest-labs/FLUX.1-Fill-dev": "flux-fill",
     "black-forest-labs/FLUX.2-klein-4B": "flux2-klein",
+    "black-forest-labs/FLUX.2-dev": "flux2",
     "Tongyi-MAI/Z-Image-Turbo": "z-image",
     "stabilityai/stable-diffusion-3.5-large": "sd3",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "wan-ti2v",
     "Qwen/Qwen-Image": "qwen-image",
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "wan-2.2",
+    "Lightricks/LTX-2": "ltx2",
+    "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": "hunyuan-image",
     "demo": "flux",
 }
-#: Configured, and not served here yet; `tests/distributed/test_every_family_parallel.py` has HunyuanImage on two ranks.
-NOT_YET = {"Lightricks/LTX-2", "hunyuanvideo-community/HunyuanImage-2.1-Diffusers"}
 #: Models of one service each. Besides those that are configured one with a picture to begin a video.
 SERVICES = {
-    "flux": ("flux", "flux-kontext", "flux-fill", "flux2-klein"),
+    "flux": ("flux", "flux-schnell", "flux-kontext", "flux-fill"),
+    "flux2": ("flux2", "flux2-klein", "hunyuan-image"),
     "pictures": ("z-image", "sd3", "qwen-image"),
-    "videos": ("wan-ti2v", "wan-2.2", "wan-i2v"),
+    "videos": ("wan-ti2v", "wan-2.2", "wan-i2v", "ltx2"),
 }
+#: Ranks of each; two of the others.
+RANKS = {"flux": 4}
 CASES = [
     (service, name, task)
     for service, models in SERVICES.items()
@@ -104,7 +108,7 @@ def served(
         **({"store": {"folder": str(tmp_path_factory.mktemp("store"))}} if request.param == "videos" else {}),
     ).model_dump(mode="json", exclude_unset=True)
     del args["model"]
-    args["models"] = [{"model": model(name), "warmup": []} for name in models]
+    args["models"] = [entry(name, args["parallel"]) for name in models]
     app = {
         "name": request.param,
         "route_prefix": f"/{request.param}",
@@ -131,15 +135,16 @@ def served(
     serve.delete(request.param)
 
 
-def model(name: str) -> dict[str, Any]:
-    """Its settings."""
+def entry(name: str, parallel: dict[str, Any]) -> dict[str, Any]:
+    """A model in the service's list."""
     length = TINY_FAMILIES[name].ask.get("max_sequence_length")
-    return {
+    model = {
         "name": name,
         "path": str(tiny_folder(name)),
         "dtype": "float32",
         **({"max_sequence_length": length} if length else {}),
     }
+    return {"model": model, "warmup": [], "parallel": parallel | {"ranks_per_replica": RANKS.get(name, 2)}}
 
 
 def asked(client: openai.OpenAI, name: str, task: str, cache: dict[str, Any]) -> Answer:
@@ -164,7 +169,7 @@ def video(client: openai.OpenAI, name: str, task: str, extra: dict[str, Any]) ->
     """As :func:`asked`, of a kept job."""
     more: dict[str, Any] = {"input_reference": png(scene())} if task == "image-to-video" else {}
     size: Any = "64x64"
-    extra |= {"num_frames": FRAMES, "fps": FPS}
+    extra |= {"num_frames": TINY_FAMILIES[name].ask["num_frames"], "fps": FPS}
     told = client.videos.create_and_poll(
         model=name, prompt=PROMPT, size=size, extra_body=extra, poll_interval_ms=200, **more
     )
@@ -200,7 +205,7 @@ def test_every_configured_model_has_a_small_one():
     for file in (Path(__file__).parents[2] / "serve_configs").glob("*.yaml"):
         args = yaml.safe_load(file.read_text())["applications"][0]["args"]
         named |= {one["model"]["path"] for one in args.get("models", [args])}
-    assert named == set(CONFIGURED) | NOT_YET
+    assert named == set(CONFIGURED)
     assert set(CONFIGURED.values()) <= {name for _, name, _ in CASES}
 
 
@@ -238,7 +243,8 @@ def test_models_say_what_they_can_do(served: Served):
     for name in served.models:
         tasks = set(family_of(TINY_FAMILIES[name].pipeline).tasks)
         assert set(told[name]["capabilities"]["tasks"]) == tasks, name
-    assert all(len(engine["gang"]["ranks"]) == 2 for engine in engines(served.url))
+    ranks = {engine["model_name"]: len(engine["gang"]["ranks"]) for engine in engines(served.url)}
+    assert ranks == {name: RANKS.get(name, 2) for name in served.models}
 
 
 @pytest.mark.parametrize("served", ["flux"], indirect=True, scope="module")
