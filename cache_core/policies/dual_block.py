@@ -29,6 +29,9 @@ __all__ = ["DualBlock"]
 class DualBlock:
     """Runs the blocks of calls whose images have the same Fn, Bn and Bn ids; all else is each image's own."""
 
+    #: What is remembered of an image.
+    _memory: type[DualImage] = DualImage
+
     def __init__(self, options: DualOptions, deciding: Deciding) -> None:
         self._deciding = deciding
         count = len(deciding.blocks)
@@ -38,8 +41,8 @@ class DualBlock:
         kept = options.Bn_compute_blocks_ids or range(options.Bn_compute_blocks)
         self._always = {self._tail_start + i for i in kept}
 
-    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[DualImage]:
-        return [DualImage(own) for own in for_rows(each, rows, latents)]
+    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[Any]:
+        return [self._memory(own) for own in for_rows(each, rows, latents)]
 
     def begin_step(self, images: Sequence[DualImage], decisions: Sequence[ImageDecision]) -> None:
         self._images, self._decisions = images, decisions

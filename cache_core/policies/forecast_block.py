@@ -18,9 +18,8 @@ import torch
 from cache_core.blocks import States
 from cache_core.consensus import Sums
 from cache_core.policies.dual_block import DualBlock
-from cache_core.policies.dual_image import DualImage, DualOptions
+from cache_core.policies.dual_image import DualImage
 from cache_core.policies.nodes import Nodes
-from cache_core.policies.rows import for_rows
 from cache_core.policies.weight_fit import WIDTH, fitted
 from cache_core.policy import Judge, Verdict
 from cache_core.report import ImageDecision
@@ -53,10 +52,8 @@ class ForecastImage(DualImage):
 class ForecastBlock(DualBlock):
     """DBCache's run of a call, with another question."""
 
+    _memory: type[DualImage] = ForecastImage
     _images: Sequence[ForecastImage]
-
-    def new_images(self, each: Sequence[DualOptions], rows: int, latents: Any) -> list[ForecastImage]:
-        return [ForecastImage(own) for own in for_rows(each, rows, latents)]
 
     def begin_step(self, images: Sequence[Any], decisions: Sequence[ImageDecision]) -> None:
         super().begin_step(images, decisions)

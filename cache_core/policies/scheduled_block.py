@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cache_core.blocks import States
 from cache_core.consensus import Sums
 from cache_core.forecast_options import ScheduleCacheOptions
 from cache_core.policies.forecast_block import ForecastBlock, ForecastImage
-from cache_core.policies.rows import for_rows
 from cache_core.policy import Verdict
 from cache_core.report import Reason
 
@@ -33,10 +31,8 @@ class _Image(ForecastImage):
 class ScheduledBlock(ForecastBlock):
     """The Fn blocks are asked for weights at most, never for the decision."""
 
+    _memory = _Image
     _images: Sequence[_Image]
-
-    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[ForecastImage]:
-        return [_Image(own) for own in for_rows(each, rows, latents)]
 
     def _asked(self, k: int, states: States) -> Sums | None:
         image, decision = self._images[k], self._decisions[k]
