@@ -35,13 +35,7 @@ def enable_cache_dit(
     Returns:
         What makes it ready for the next image, at a threshold: to be called before each.
     """
-    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
-    import cache_dit
-    from cache_dit.caching.patch_functors import FluxPatchFunctor
-
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("cache_dit"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+    cache_dit, adapter = _laid_out(transformer)
     kind = cache_dit.DBPruneConfig if prune else cache_dit.DBCacheConfig
     chosen: dict[str, Any] = {
         "Fn_compute_blocks": first,
@@ -52,16 +46,8 @@ def enable_cache_dit(
     if mask is not None:
         chosen |= {"steps_computation_mask": list(mask), "steps_computation_policy": "static"}
     forecast = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
-    # One list of all blocks: the layout behind cache-dit's published FLUX figures, and the one comparable to ours.
     cache_dit.enable_cache(
-        cache_dit.BlockAdapter(
-            transformer=transformer,
-            blocks=transformer.transformer_blocks + transformer.single_transformer_blocks,
-            blocks_name="transformer_blocks",
-            dummy_blocks_names=["single_transformer_blocks"],
-            patch_functor=FluxPatchFunctor(),
-            forward_pattern=cache_dit.ForwardPattern.Pattern_1,
-        ),
+        adapter,
         cache_config=kind(residual_diff_threshold=0.1, **chosen),
         calibrator_config=forecast,
     )
@@ -72,3 +58,24 @@ def enable_cache_dit(
         cache_dit.refresh_context(transformer, cache_config=config, **calibrator)
 
     return refresh
+
+
+def _laid_out(transformer: FluxTransformer2DModel) -> tuple[Any, Any]:
+    """cache-dit, told to be quiet, and the transformer as it takes it."""
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
+    import cache_dit
+    from cache_dit.caching.patch_functors import FluxPatchFunctor
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("cache_dit"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    # One list of all blocks: the layout behind cache-dit's published FLUX figures, and the one comparable to ours.
+    adapter = cache_dit.BlockAdapter(
+        transformer=transformer,
+        blocks=transformer.transformer_blocks + transformer.single_transformer_blocks,
+        blocks_name="transformer_blocks",
+        dummy_blocks_names=["single_transformer_blocks"],
+        patch_functor=FluxPatchFunctor(),
+        forward_pattern=cache_dit.ForwardPattern.Pattern_1,
+    )
+    return cache_dit, adapter
