@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from cache_core import CacheType, ForecastCacheOptions, ScheduleCacheOptions, cache_session, parse_options
+from tests.helpers.joined import draw_joined
 from tests.helpers.plain import plain_forecast
 from tests.helpers.tiny_flux import Job, decisions, draw, draw_cached, gap, tiny_flux
 
@@ -76,6 +77,21 @@ def test_what_moves_unevenly_along_a_line_is_forecast_exactly():
     with cache_session(model, {"type": "FBCache", "warmup_steps": 2, "taylor_order": 1}) as report:
         draw(model, job, on_step=tick)
     assert not any(d[0] for d in decisions(report))
+
+
+def test_where_no_fit_is_determined_each_job_of_a_call_takes_the_line_through_its_own_steps():
+    """The first block's residual never moves, so it says nothing of how far along this step is."""
+    model = tiny_flux()
+
+    def forward(self, hidden_states, encoder_hidden_states, **_):
+        return encoder_hidden_states, hidden_states + 1.0
+
+    model.transformer_blocks[0].forward = MethodType(forward, model.transformer_blocks[0])
+    options = ForecastCacheOptions(warmup_steps=2, max_continuous_cached_steps=-1)
+    specs = [(Job(seeds=(1,), steps=7), options), (Job(seeds=(2, 3), steps=5), options)]
+    for _, report in draw_joined(model, specs, (0, 2)):
+        told = [step.images[-1].weights for step in report.steps]
+        assert told == [[], [], *([1.0 - at, float(at)] for at in range(2, len(told)))]
 
 
 def test_the_report_tells_error_and_weights_where_there_are_any(flux):
