@@ -1,4 +1,4 @@
-"""Training-free caching of transformer blocks for diffusers pipelines: DBCache, FBCache and DBPrune.
+"""Training-free caching of transformer blocks for diffusers pipelines: DBCache, FBCache, DBPrune and ForecastCache.
 
 Works on its own, without Ray. The same decision on every rank of a context-parallel group, per image of a batch.
 """
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cache_core.blocks import UnsupportedModelError
     from cache_core.cache_type import CacheType
     from cache_core.consensus import RanksParted
+    from cache_core.forecast_options import ForecastCacheOptions, ScheduleCacheOptions
     from cache_core.joined_calls import JobCall, job_call, joined
     from cache_core.method_options import BlockCountError
     from cache_core.opening import cache_session, job_session
@@ -40,10 +41,12 @@ __all__ = [
     "DBCacheOptions",
     "DBPruneOptions",
     "FBCacheOptions",
+    "ForecastCacheOptions",
     "JobAborted",
     "JobCall",
     "NoCacheOptions",
     "RanksParted",
+    "ScheduleCacheOptions",
     "UnsupportedModelError",
     "apply_cache_on_pipe",
     "cache_reports",
@@ -65,6 +68,7 @@ __all__ = [
 _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),
+    "forecast_options": ("ForecastCacheOptions", "ScheduleCacheOptions"),
     "joined_calls": ("JobCall", "job_call", "joined"),
     "opening": ("cache_session", "job_session"),
     "cache_type": ("CacheType",),

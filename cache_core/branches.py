@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cache_core.calls import CallInputs, FailedCall
-from cache_core.policy import ImageMemory, Policy, Verdict
+from cache_core.consensus import Totals
+from cache_core.policy import ImageMemory, Judge, Policy, Verdict
 from cache_core.report import ImageDecision, StepRecord
 
 __all__ = ["Branch", "Shapes"]
@@ -78,11 +79,12 @@ class Branch:
         """For each row the verdict that it got at block ``site`` in a try of this call that failed."""
         return self._verdicts.get(site) or [None] * len(self.decisions)
 
-    def settle(self, site: int, totals: Sequence[tuple[float, float] | None]) -> list[Verdict | None]:
+    def settle(self, site: int, totals: Sequence[Totals | None], judges: Sequence[Judge] = ()) -> list[Verdict | None]:
         """The verdicts at block ``site``: those of a try that failed stand, the others follow from the ranks' sums."""
+        judges = judges or [Verdict.of] * len(totals)
         self._verdicts[site] = [
-            before or (None if pair is None else Verdict.of(*pair))
-            for before, pair in zip(self.answered(site), totals, strict=True)
+            before or (None if own is None else judge(*own))
+            for before, own, judge in zip(self.answered(site), totals, judges, strict=True)
         ]
         return self._verdicts[site]
 

@@ -1,6 +1,7 @@
 """The methods by their published names, and the options published with them.
 
-Names, defaults and what is printed are those of cache-dit v0.1.5, so that its README works with another import.
+Names, defaults and what is printed are those of cache-dit v0.1.5, so that its README works with another import;
+ForecastCache and ScheduleCache are this project's own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ class CacheType(StrEnum):
     FBCache = "FBCache"
     DBCache = "DBCache"
     DBPrune = "DBPrune"
+    ForecastCache = "ForecastCache"
+    ScheduleCache = "ScheduleCache"
 
     def __repr__(self) -> str:
         return f"<{self.__class__.__name__}.{self.name}: {_LONG_NAMES[self.name]!r}>"
@@ -71,6 +74,8 @@ _LONG_NAMES = {
     "FBCache": "First_Block_Cache",
     "DBCache": "Dual_Block_Cache",
     "DBPrune": "Dynamic_Block_Prune",
+    "ForecastCache": "Forecast_Cache",
+    "ScheduleCache": "Schedule_Cache",
 }
 #: Published spellings, in small letters and without underscores.
 _ALIASES = {
@@ -78,6 +83,8 @@ _ALIASES = {
     "FBCache": {"fb", "fbcache", "firstblockcache"},
     "DBCache": {"db", "dbcache", "dualblockcache"},
     "DBPrune": {"dbp", "dbprune", "dynamicblockprune"},
+    "ForecastCache": {"forecast", "forecastcache"},
+    "ScheduleCache": {"schedule", "schedulecache"},
 }
 #: Published order too: people print these. Those without a use here are dropped when they are applied.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -100,5 +107,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "Bn_compute_blocks": 8,
         "warmup_steps": 8,
         "max_pruned_steps": -1,
+    },
+    "ForecastCache": {
+        "residual_diff_threshold": 0.04,
+        "warmup_steps": 4,
+        "max_cached_steps": -1,
+        "max_continuous_cached_steps": 4,
+        "Fn_compute_blocks": 1,
+        "Bn_compute_blocks": 0,
+        "forecast_nodes": 3,
+    },
+    "ScheduleCache": {
+        "warmup_steps": 4,
+        "compute_every": 2,
+        "Fn_compute_blocks": 1,
+        "Bn_compute_blocks": 0,
+        "forecast_nodes": 2,
     },
 }

@@ -1,17 +1,19 @@
 """How the ranks of one context-parallel group come to the same decision.
 
 One all-reduce (SUM, float32) per decision, over the context-parallel group only, of a vector of fixed length
-``2 * images + 2``::
+``width * images + 2``::
 
     [ sum|cur - ref| per image | sum|ref| per image | abort wishes | checksum ]
 
-Images that do not ask put zeros, so the length never depends on state. The checksum covers (branch, step, site, all
+where a method asks with two sums an image; one that fits weights asks with more. The method fixes the width, and images
+that do not ask put zeros, so the length never depends on state. The checksum covers (branch, step, site, all
 decisions so far): if the sum is not world size times one's own, the ranks disagree and this very decision raises,
 instead of a deadlock some collectives later.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 import zlib
 from collections.abc import Sequence
@@ -19,10 +21,12 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-__all__ = ["Consensus", "GroupConsensus", "RanksParted", "Sums", "checksum16"]
+__all__ = ["Consensus", "GroupConsensus", "RanksParted", "Sums", "Totals", "checksum16"]
 
-#: ``(sum|current - reference|, sum|reference|)`` of one image; float32 tensors of shape [].
-Sums = tuple[torch.Tensor, torch.Tensor]
+#: One image's local sums, float32 tensors of shape []: ``(sum|current - reference|, sum|reference|)``, or its own.
+Sums = tuple[torch.Tensor, ...]
+#: The same over all ranks.
+Totals = tuple[float, ...]
 
 
 class RanksParted(RuntimeError):
@@ -41,8 +45,8 @@ class Consensus:
     wait_s = 0.0
 
     def agree(
-        self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device
-    ) -> tuple[list[tuple[float, float] | None], bool]:
+        self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device, width: int = 2
+    ) -> tuple[list[Totals | None], bool]:
         """The sums over all ranks of every image that asks, and whether any rank wishes to abort.
 
         Args:
@@ -50,13 +54,14 @@ class Consensus:
             abort: this rank's wish.
             checksum: where this rank believes to be, 16 bits.
             device: where the activations live.
+            width: how many sums an image has; given by the method, whoever asks.
 
         Raises:
             RanksParted: another rank sent a different checksum.
         """
-        asked = [pair for pair in sums if pair is not None]
-        values = iter(torch.stack([s for pair in asked for s in pair]).tolist() if asked else ())
-        return [None if pair is None else (next(values), next(values)) for pair in sums], abort
+        asked = [own for own in sums if own is not None]
+        values = iter(torch.stack([s for own in asked for s in own]).tolist() if asked else ())
+        return [None if own is None else tuple(itertools.islice(values, width)) for own in sums], abort
 
 
 class GroupConsensus(Consensus):
@@ -69,16 +74,17 @@ class GroupConsensus(Consensus):
         self.wait_s = 0.0
 
     def agree(
-        self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device
-    ) -> tuple[list[tuple[float, float] | None], bool]:
+        self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device, width: int = 2
+    ) -> tuple[list[Totals | None], bool]:
         images = len(sums)
-        # Filled on the device: copying a vector from the host would make the host wait here as well as below.
-        vector = torch.zeros(2 * images + 2, dtype=torch.float32, device=device)  # whatever torch's default dtype is
+        # Filled on the device: copying a vector from the host would make the host wait here as well as below. And of
+        # this dtype, whatever torch's default is.
+        vector = torch.zeros(width * images + 2, dtype=torch.float32, device=device)
         vector[-2].fill_(float(abort))
         vector[-1].fill_(float(checksum))
-        for k, pair in enumerate(sums):
-            if pair is not None:
-                vector[k], vector[images + k] = pair
+        for k, own in enumerate(sums):
+            if own is not None:
+                vector[k : width * images : images] = torch.stack(own)
         began = time.perf_counter()
         self._all_reduce(vector)
         self.collectives += 1
@@ -90,7 +96,7 @@ class GroupConsensus(Consensus):
                 f"{total:.0f}, not {self.world_size} x {checksum}, so another rank has a different history. "
                 "The process group must be rebuilt"
             )
-        return [None if p is None else (values[k], values[images + k]) for k, p in enumerate(sums)], wishes > 0
+        return [None if own is None else tuple(values[k::images]) for k, own in enumerate(sums)], wishes > 0
 
     def _all_reduce(self, vector: torch.Tensor) -> None:
         dist.all_reduce(vector, op=dist.ReduceOp.SUM, group=self.group)

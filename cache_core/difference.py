@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["absolute_sum", "difference_sum"]
+__all__ = ["absolute_sum", "can_fuse", "difference_sum", "fused"]
 
 #: Elements per chunk on CPU: the scratch (1 MiB) stays in cache, so no pass over memory is paid for temporaries.
 _CHUNK = 1 << 18
@@ -40,10 +40,10 @@ def difference_sum(
     Returns:
         float32 tensor of shape [] on the same device. The difference itself is taken in float32.
     """
-    if current.is_cuda and _can_fuse():
+    if current.is_cuda and can_fuse():
         if minus is None:
-            return _fused(_difference)(current, reference)
-        return _fused(_residual)(current, minus, reference)
+            return fused(_difference)(current, reference)
+        return fused(_residual)(current, minus, reference)
     if current.is_cuda or current.numel() <= _CHUNK:
         return _eager(current, reference, minus)
     rows = max(1, _CHUNK // max(1, current[0].numel()))
@@ -64,8 +64,8 @@ def difference_sum(
 @torch.no_grad()
 def absolute_sum(values: torch.Tensor) -> torch.Tensor:
     """``sum |values|`` of a [tokens, channels] tensor as a float32 tensor of shape []."""
-    if values.is_cuda and _can_fuse():
-        return _fused(_absolute)(values)
+    if values.is_cuda and can_fuse():
+        return fused(_absolute)(values)
     if values.is_cuda or values.numel() <= _CHUNK:
         return values.float().abs().sum()
     rows = max(1, _CHUNK // max(1, values[0].numel()))
@@ -96,7 +96,7 @@ def _residual(current: torch.Tensor, minus: torch.Tensor, reference: torch.Tenso
 
 
 @functools.cache
-def _can_fuse() -> bool:
+def can_fuse() -> bool:
     """Whether Triton can build a kernel here: torch brings Triton along, but not the C compiler and the Python headers
     that Triton builds each kernel's launcher with. Slim container images lack them."""
     compilers = (os.environ.get("CC"), "gcc", "clang")
@@ -108,7 +108,7 @@ def _can_fuse() -> bool:
 
 
 @functools.cache
-def _fused(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def fused(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """One kernel of ``function``, shapes dynamic so that a new image size is no recompile. Made when first wanted:
     importing the compiler takes a second, which a machine without a GPU need not pay."""
     return torch.compile(function, dynamic=True)

@@ -27,7 +27,7 @@ from cache_core.calls import CallInputs, call_inputs
 from cache_core.compiled import unwrap_compiled
 from cache_core.consensus import Sums, checksum16
 from cache_core.ownership import call_for
-from cache_core.policy import Policy, Verdict
+from cache_core.policy import Judge, Policy, Verdict
 from cache_core.session import Session, check_complete, check_due, shapes_of
 
 __all__ = ["JobCall", "JoinedCall", "job_call", "joined"]
@@ -138,7 +138,14 @@ class JoinedCall:
         for session in self._sessions:
             session.fail_step()
 
-    def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
+    def agree(
+        self,
+        site: int,
+        sums: Sequence[Sums | None],
+        device: torch.device,
+        width: int = 2,
+        judges: Sequence[Judge] = (),
+    ) -> list[Verdict | None]:
         """One all-reduce for all jobs' images; the checksum covers who is in the call, and where each is.
 
         Raises:
@@ -146,13 +153,13 @@ class JoinedCall:
         """
         consensus = self._first.consensus
         before = consensus.collectives, consensus.wait_s
-        totals, _ = consensus.agree(sums, False, checksum16(*self._places(), site), device)
+        totals, _ = consensus.agree(sums, False, checksum16(*self._places(), site), device, width)
         for session in self._sessions:
             session.count_waits(consensus.collectives - before[0], consensus.wait_s - before[1])
         return [
             verdict
             for session, (first, end) in zip(self._sessions, self._bounds, strict=True)
-            for verdict in session.settle(site, totals[first:end])
+            for verdict in session.settle(site, totals[first:end], judges[first:end])
         ]
 
     def answered(self, site: int) -> list[Verdict | None]:
@@ -163,10 +170,10 @@ class JoinedCall:
         """The ranks' agreement in a call where no image asks anything."""
         self.agree(-1, [None] * self._bounds[-1][1], device)
 
-    def decided(self, *flags: bool) -> None:
+    def decided(self, *each: object) -> None:
         """Each job's decisions become part of its own history, as if it were alone."""
         for session, (first, end) in zip(self._sessions, self._bounds, strict=True):
-            session.decided(*flags[first:end])
+            session.decided(*each[first:end])
 
     def _places(self) -> list[tuple[Any, ...]]:
         return [(*session.place, *bounds) for session, bounds in zip(self._sessions, self._bounds, strict=True)]

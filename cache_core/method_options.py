@@ -59,6 +59,10 @@ class MethodOptions(BaseModel):
         """How many first steps of an image are computed whatever it looks like."""
         return 0
 
+    def known_share(self, steps: int, num_blocks: int) -> float | None:
+        """The share of blocks that an image of ``steps`` steps computes; None where the image decides."""
+        return None
+
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
         """The options by which no block of an image of ``steps`` steps is ever left out; most often none."""
         return []

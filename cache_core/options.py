@@ -1,17 +1,28 @@
 """What a user may ask of the cache: one frozen pydantic model per method, under the published option names.
 
 The names and defaults are those of cache-dit v0.1.5, where DBCache, FBCache and DBPrune were first published, so that
-existing settings carry over. In YAML and JSON the method is the field ``type``: ``none | FBCache | DBCache | DBPrune``.
+existing settings carry over. In YAML and JSON the method is the field ``type``: ``none | FBCache | DBCache | DBPrune |
+ForecastCache | ScheduleCache``; the last two are this project's own (:mod:`cache_core.forecast_options`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 
 from cache_core.cache_type import CacheType
+from cache_core.forecast_options import ForecastCacheOptions, ScheduleCacheOptions
 from cache_core.method_options import BlockCountError, MethodOptions, check_ends
+from cache_core.option_kinds import (
+    BlockId,
+    StepLimit,
+    TaylorOrder,
+    Threshold,
+    never_judged,
+    no_block_between,
+    no_step_allowed,
+)
 
 __all__ = [
     "CacheOptions",
@@ -24,37 +35,6 @@ __all__ = [
     "option_names",
     "parse_options",
 ]
-
-#: A relative L1 difference. 0 never caches; values of 1 and more are compared like any other.
-Threshold = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-#: A number of steps; -1 means without limit.
-StepLimit = Annotated[int, Field(ge=-1)]
-BlockId = Annotated[int, Field(ge=0)]
-#: Order of the residual forecast (TaylorSeer): 0 repeats the last residual, 1 and 2 extrapolate it.
-TaylorOrder = Annotated[int, Field(ge=0, le=2)]
-
-
-class _Judging(Protocol):
-    """Fields of a method that leaves out what has changed little, after a warm-up."""
-
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def residual_diff_threshold(self) -> float: ...
-
-
-def _never_judged(options: _Judging, steps: int) -> list[str]:
-    late = f"warmup_steps={options.warmup_steps} covers all {steps} steps" if options.warmup_steps >= steps else ""
-    strict = "residual_diff_threshold=0 is never undercut" if options.residual_diff_threshold == 0 else ""
-    return [reason for reason in (late, strict) if reason]
-
-
-def _no_step_allowed(*limits: int) -> list[str]:
-    return ["a limit of 0 allows no cached step"] if 0 in limits else []
-
-
-def _no_block_between(first: int, last: int, num_blocks: int) -> list[str]:
-    return ["Fn_compute_blocks and Bn_compute_blocks cover every block"] if first + last >= num_blocks else []
 
 
 class NoCacheOptions(MethodOptions):
@@ -103,9 +83,9 @@ class DBCacheOptions(MethodOptions):
 
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
         return [
-            *_never_judged(self, steps),
-            *_no_step_allowed(self.max_cached_steps, self.max_continuous_cached_steps),
-            *_no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
+            *never_judged(self, steps),
+            *no_step_allowed(self.max_cached_steps, self.max_continuous_cached_steps),
+            *no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
         ]
 
     def check(self, num_blocks: int) -> None:
@@ -198,9 +178,9 @@ class DBPruneOptions(MethodOptions):
 
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
         return [
-            *_never_judged(self, steps),
+            *never_judged(self, steps),
             *(["max_pruned_steps=0 allows no pruned step"] if self.max_pruned_steps == 0 else ()),
-            *_no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
+            *no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
         ]
 
     def check(self, num_blocks: int) -> None:
@@ -220,7 +200,10 @@ class DBPruneOptions(MethodOptions):
 
 
 #: Every method: one that is added is added here.
-CacheOptions = Annotated[NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions, Field(discriminator="type")]
+CacheOptions = Annotated[
+    NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions | ForecastCacheOptions | ScheduleCacheOptions,
+    Field(discriminator="type"),
+]
 _ADAPTER: TypeAdapter[CacheOptions] = TypeAdapter(CacheOptions)
 
 

@@ -7,7 +7,7 @@ counts is therefore an image's own, and so are its options, but for what says wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,19 +16,21 @@ from cache_core.blocks import Block, BlockCall
 from cache_core.consensus import Sums
 from cache_core.report import ImageDecision
 
-__all__ = ["Deciding", "ImageMemory", "Policy", "Verdict"]
+__all__ = ["Deciding", "ImageMemory", "Judge", "Policy", "Verdict"]
 
 
 class Verdict(NamedTuple):
     """The answer to one image's question.
 
     Attributes:
-        difference: the relative L1 difference over all ranks; None if it has no value.
+        difference: the relative difference over all ranks; None if it has no value.
         finite: False if a sum was NaN or infinite.
+        weights: those of the forecast that was judged, of its last nodes; empty where a method fits none.
     """
 
     difference: float | None
     finite: bool
+    weights: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, difference: float, reference: float) -> Verdict:
@@ -42,6 +44,10 @@ class Verdict(NamedTuple):
         return self.difference is not None and self.difference < threshold
 
 
+#: From one image's sums over all ranks to its answer.
+Judge = Callable[..., Verdict]
+
+
 class Deciding(Protocol):
     """What a policy asks while a call runs: the ranks decide together.
 
@@ -51,8 +57,20 @@ class Deciding(Protocol):
 
     blocks: list[Block]
 
-    def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
-        """All ranks' answer to the images that ask at block ``site``; None for those that do not."""
+    def agree(
+        self,
+        site: int,
+        sums: Sequence[Sums | None],
+        device: torch.device,
+        width: int = 2,
+        judges: Sequence[Judge] = (),
+    ) -> list[Verdict | None]:
+        """All ranks' answer to the images that ask at block ``site``; None for those that do not.
+
+        Args:
+            width: how many sums an image has, whether it asks or not.
+            judges: one for each image; empty = :meth:`Verdict.of` for all.
+        """
 
     def answered(self, site: int) -> list[Verdict | None]:
         """The verdicts that images got at block ``site`` in a try of this call that failed: :meth:`agree` returns them,
@@ -62,7 +80,7 @@ class Deciding(Protocol):
     def look(self, device: torch.device) -> None:
         """A look at the abort flag in a step where no image asks anything."""
 
-    def decided(self, *flags: bool) -> None:
+    def decided(self, *each: object) -> None:
         """One image each: make these decisions part of the history that the next checksum covers."""
 
 

@@ -67,6 +67,8 @@ _LEFT_OUT: dict[CacheType, dict[str, Any]] = {
         "Bn_compute_blocks": 0,
     },
     CacheType.DBPrune: {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_pruned_steps": -1},
+    CacheType.ForecastCache: {},
+    CacheType.ScheduleCache: {},
 }
 
 

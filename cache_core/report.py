@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 __all__ = ["CacheReport", "ImageDecision", "Reason", "StepRecord"]
 
-Reason = Literal["warmup", "first", "limit", "threshold", "non_finite", "below"]
+Reason = Literal["warmup", "first", "limit", "threshold", "non_finite", "below", "schedule"]
 
 
 @dataclass(slots=True)
@@ -15,12 +15,16 @@ class ImageDecision:
     """One image in one step.
 
     Attributes:
-        cached: the middle blocks were reused (DBCache and FBCache).
-        reason: why it was computed (``warmup first limit threshold non_finite``) or reused (``below``).
-        residual_diff: relative L1 difference behind the decision; None when nothing was compared, or it had no value.
+        cached: the middle blocks were reused (all methods but DBPrune).
+        reason: why it was computed (``warmup first limit threshold non_finite``) or reused (``below``); ``schedule``
+            where it is said beforehand which steps are computed.
+        residual_diff: relative L1 difference behind the decision (ForecastCache: relative L2 error of the forecast);
+            None when nothing was compared, or it had no value.
         pruned_blocks: ids of the pruned blocks (DBPrune).
         computed_blocks: how many blocks ran for this image.
         differences: ``{block id: (difference or None, threshold)}`` for every comparison made.
+        weights: of the forecast that was judged or reused, the oldest computed step first (ForecastCache,
+            ScheduleCache).
     """
 
     cached: bool = False
@@ -29,6 +33,7 @@ class ImageDecision:
     pruned_blocks: list[int] = field(default_factory=list)
     computed_blocks: int = 0
     differences: dict[int, tuple[float | None, float]] = field(default_factory=dict)
+    weights: list[float] = field(default_factory=list)
 
     def to_dict(self, detail: bool = False) -> dict[str, Any]:
         entry: dict[str, Any] = {
@@ -37,6 +42,8 @@ class ImageDecision:
             "residual_diff": self.residual_diff,
             "pruned_blocks": list(self.pruned_blocks),
         }
+        if self.weights:
+            entry["weights"] = list(self.weights)
         if detail:
             entry["differences"] = {block: list(pair) for block, pair in self.differences.items()}
         return entry
@@ -56,7 +63,7 @@ class CacheReport:
     """Everything one session decided. Grows by one :class:`StepRecord` at the end of every step.
 
     Attributes:
-        method: ``none``, ``FBCache``, ``DBCache`` or ``DBPrune``.
+        method: as ``type`` of the options names it.
         options: the options in force, as JSON values.
         num_blocks: transformer blocks of the model.
         steps: the steps so far, all branches in call order.

@@ -11,8 +11,8 @@ from cache_core.blocks import Block, BlockCall
 from cache_core.branches import Branch, Shapes
 from cache_core.buffers import Buffers
 from cache_core.calls import CallInputs, StepCalls
-from cache_core.consensus import Consensus, Sums, checksum16
-from cache_core.policy import Deciding, Policy, Verdict
+from cache_core.consensus import Consensus, Sums, Totals, checksum16
+from cache_core.policy import Deciding, Judge, Policy, Verdict
 from cache_core.report import CacheReport, ImageDecision
 
 __all__ = ["JobAborted", "Session", "check_complete", "check_due", "shapes_of"]
@@ -135,7 +135,14 @@ class Session:
             branch.undo()
             branch.policy = self.new_policy(self)  # the other one holds the states that it was at
 
-    def agree(self, site: int, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
+    def agree(
+        self,
+        site: int,
+        sums: Sequence[Sums | None],
+        device: torch.device,
+        width: int = 2,
+        judges: Sequence[Judge] = (),
+    ) -> list[Verdict | None]:
         """All ranks' answer to the images that ask at block ``site``; None for those that do not.
 
         Also the look at the abort flag. Called at the same places on every rank, because who asks depends only on
@@ -150,19 +157,19 @@ class Session:
             branch.polled = True
             wish = self._should_abort is not None and bool(self._should_abort())
         before = self.consensus.collectives, self.consensus.wait_s
-        totals, aborted = self.consensus.agree(sums, wish, checksum16(*self.place, site), device)
+        totals, aborted = self.consensus.agree(sums, wish, checksum16(*self.place, site), device, width)
         self.count_waits(self.consensus.collectives - before[0], self.consensus.wait_s - before[1])
         if aborted:
             raise JobAborted(branch.step, branch.name)
-        return self.settle(site, totals)
+        return self.settle(site, totals, judges)
 
     def answered(self, site: int) -> list[Verdict | None]:
         """The verdicts at block ``site`` that stand, because a try of this call that failed got them."""
         return self._current().answered(site)
 
-    def settle(self, site: int, totals: Sequence[tuple[float, float] | None]) -> list[Verdict | None]:
+    def settle(self, site: int, totals: Sequence[Totals | None], judges: Sequence[Judge] = ()) -> list[Verdict | None]:
         """This job's verdicts at block ``site``, from the sums over all ranks."""
-        return self._current().settle(site, totals)
+        return self._current().settle(site, totals, judges)
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -180,9 +187,9 @@ class Session:
         branch = self._current()
         self.agree(-1, [None] * len(branch.decisions), device)
 
-    def decided(self, *flags: bool) -> None:
+    def decided(self, *each: object) -> None:
         """Make decisions part of the history that the next checksum covers."""
-        self._history = checksum16(self._history, flags)
+        self._history = checksum16(self._history, each)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held for later steps, over all branches."""

@@ -8,8 +8,7 @@ when they last ran.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,66 +16,23 @@ import torch
 from cache_core.blocks import Block, BlockCall, States
 from cache_core.consensus import Sums
 from cache_core.difference import absolute_sum, difference_sum
-from cache_core.options import DBCacheOptions
 from cache_core.policies.compared_block import ComparedBlock
+from cache_core.policies.dual_image import DualImage, DualOptions
 from cache_core.policies.residual import Residual
 from cache_core.policies.rows import for_rows
-from cache_core.policy import Deciding
-from cache_core.report import ImageDecision, Reason
+from cache_core.policy import Deciding, Verdict
+from cache_core.report import ImageDecision
 
 __all__ = ["DualBlock"]
-
-
-@dataclass
-class _Image:
-    """What is remembered of one image between steps.
-
-    Attributes:
-        options: its own. What says which blocks run is the same for all images of a call.
-        step: how many calls of this branch came before the running one.
-        reference: residual of the Fn blocks at the last computed step, [tokens, channels].
-        reference_sum: its absolute sum, taken at the first comparison.
-        taken: the step of the reference.
-        middle: what each segment of the middle added.
-        tail: the compared Bn blocks, by block id.
-        cached, run: cached steps so far; those in a row.
-    """
-
-    options: DBCacheOptions
-    step: int = 0
-    reference: torch.Tensor | None = None
-    reference_sum: torch.Tensor | None = None
-    taken: int = -1
-    middle: dict[int, Residual] = field(default_factory=dict)
-    tail: dict[int, ComparedBlock] = field(default_factory=dict)
-    cached: int = 0
-    run: int = 0
-
-    def forget(self) -> None:
-        self.reference = self.reference_sum = None
-        self.middle.clear()
-        self.tail.clear()
-
-    def undo(self, step: int) -> None:
-        if self.taken == step:
-            self.reference = self.reference_sum = None
-        for residual in self.middle.values():
-            residual.undo(step)
-        for block in self.tail.values():
-            block.undo(step)
-
-    def tensors(self) -> Iterator[torch.Tensor]:
-        yield from (t for t in (self.reference, self.reference_sum) if t is not None)
-        for residual in self.middle.values():
-            yield from residual.tensors()
-        for block in self.tail.values():
-            yield from block.tensors()
 
 
 class DualBlock:
     """Runs the blocks of calls whose images have the same Fn, Bn and Bn ids; all else is each image's own."""
 
-    def __init__(self, options: DBCacheOptions, deciding: Deciding) -> None:
+    #: What is remembered of an image.
+    _memory: type[DualImage] = DualImage
+
+    def __init__(self, options: DualOptions, deciding: Deciding) -> None:
         self._deciding = deciding
         count = len(deciding.blocks)
         self._last_first = options.Fn_compute_blocks - 1
@@ -85,15 +41,15 @@ class DualBlock:
         kept = options.Bn_compute_blocks_ids or range(options.Bn_compute_blocks)
         self._always = {self._tail_start + i for i in kept}
 
-    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[_Image]:
-        return [_Image(own) for own in for_rows(each, rows, latents)]
+    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[Any]:
+        return [self._memory(own) for own in for_rows(each, rows, latents)]
 
-    def begin_step(self, images: Sequence[_Image], decisions: Sequence[ImageDecision]) -> None:
+    def begin_step(self, images: Sequence[DualImage], decisions: Sequence[ImageDecision]) -> None:
         self._images, self._decisions = images, decisions
         self._entry: States | None = None
         self._base: States | None = None
         self._computing = list(range(len(images)))
-        self._keeping = [_may_be_reused(image, image.step) for image in images]
+        self._keeping = [image.may_be_reused(image.step) for image in images]
 
     def run(self, call: BlockCall) -> Any:
         index = call.block.index
@@ -112,7 +68,7 @@ class DualBlock:
                 image.run += 1
             else:
                 image.run = 0
-            if not _may_be_reused(image, image.step + 1):
+            if not image.may_be_reused(image.step + 1):
                 image.forget()
         self._entry = self._base = None
 
@@ -142,7 +98,8 @@ class DualBlock:
         base, images = self._base, self._images
         assert base is not None  # the segment's first block came before
         reused = {
-            k: States(*images[k].middle[last].add_to(images[k].step, *base.row(k))) for k in self._cached_images()
+            k: States(*images[k].middle[last].add_to(images[k].step, *base.row(k), self._weights_of(k)))
+            for k in self._cached_images()
         }
         states = self._complete(call, reused)
         for k in self._computing:
@@ -187,43 +144,62 @@ class DualBlock:
 
     def _decide(self, states: States) -> None:
         """One look at every image, in every step: the fixed place of DBCache's one all-reduce."""
-        entry = self._entry
-        assert entry is not None  # block 0 came before
-        sums: list[Sums | None] = []
         answered = self._deciding.answered(self._last_first)
-        for k, (image, decision) in enumerate(zip(self._images, self._decisions, strict=True)):
-            if answered[k] is not None:
-                sums.append(None)
-                continue
-            if (gate := _gate(image)) is not None or (reference := image.reference) is None:
-                decision.reason = gate or "first"
-                sums.append(None)
-                continue
-            if image.reference_sum is None:
-                image.reference_sum = absolute_sum(reference)
-            moved = difference_sum(states.hidden[k], reference, minus=entry.hidden[k])
-            sums.append((moved, image.reference_sum))
-        verdicts = self._deciding.agree(self._last_first, sums, states.hidden.device)
-        for k, (verdict, decision) in enumerate(zip(verdicts, self._decisions, strict=True)):
-            if verdict is None:
-                continue
-            threshold = self._images[k].options.residual_diff_threshold
-            decision.residual_diff = verdict.difference
-            decision.differences[self._last_first] = (verdict.difference, threshold)
-            decision.cached = verdict.below(threshold)
-            decision.reason = "below" if decision.cached else "threshold" if verdict.finite else "non_finite"
-            if not verdict.finite:
-                self._images[k].forget()
-                self._keeping[k] = False
-        self._deciding.decided(*(decision.cached for decision in self._decisions))
+        sums = [None if answered[k] is not None else self._asked(k, states) for k in range(len(self._images))]
+        for k, verdict in enumerate(self._agreed(sums, states.hidden.device)):
+            if verdict is not None:
+                self._judge(k, verdict)
+        self._deciding.decided(*map(self._outcome, range(len(self._images))))
         self._computing = [k for k, decision in enumerate(self._decisions) if not decision.cached]
         for k in self._computing:
-            # Only the last warm-up step's reference can be compared; residuals are kept earlier, for the forecast.
-            image = self._images[k]
-            if self._keeping[k] and image.step >= image.options.warmup_steps - 1:
-                image.reference = (states.hidden[k] - entry.hidden[k]).detach()
-                image.reference_sum, image.taken = None, image.step
+            if self._keeping[k]:
+                self._remember(k, states)
         self._entry = None
+
+    def _asked(self, k: int, states: States) -> Sums | None:
+        """What image ``k`` asks; None, and the reason, if it is computed without a look."""
+        image, decision = self._images[k], self._decisions[k]
+        if (gate := image.gate()) is not None or (reference := image.reference) is None:
+            decision.reason = gate or "first"
+            return None
+        if image.reference_sum is None:
+            image.reference_sum = absolute_sum(reference)
+        return difference_sum(states.hidden[k], reference, minus=self._before(k)), image.reference_sum
+
+    def _agreed(self, sums: Sequence[Sums | None], device: torch.device) -> list[Verdict | None]:
+        return self._deciding.agree(self._last_first, sums, device)
+
+    def _judge(self, k: int, verdict: Verdict) -> None:
+        image, decision = self._images[k], self._decisions[k]
+        threshold = image.options.residual_diff_threshold
+        decision.residual_diff = verdict.difference
+        decision.differences[self._last_first] = (verdict.difference, threshold)
+        decision.cached = verdict.below(threshold)
+        decision.reason = "below" if decision.cached else "threshold" if verdict.finite else "non_finite"
+        if not verdict.finite:
+            image.forget()
+            self._keeping[k] = False
+
+    def _outcome(self, k: int) -> object:
+        """What the ranks compare of image ``k``'s decision from here on."""
+        return self._decisions[k].cached
+
+    def _remember(self, k: int, states: States) -> None:
+        """The Fn blocks' residual of a step that is computed, to compare later ones with."""
+        # Only the last warm-up step's reference can be compared; residuals are kept earlier, for the forecast.
+        image = self._images[k]
+        if image.step >= image.options.warmup_steps - 1:
+            image.reference = (states.hidden[k] - self._before(k)).detach()
+            image.reference_sum, image.taken = None, image.step
+
+    def _before(self, k: int) -> torch.Tensor:
+        """The image tokens that entered the first block."""
+        assert self._entry is not None  # block 0 came before
+        return self._entry.hidden[k]
+
+    def _weights_of(self, k: int) -> Sequence[float] | None:
+        """Those of the forecast that is reused for image ``k``; None = a polynomial's."""
+        return None
 
     # --- running blocks ----------------------------------------------------------------------------------------
 
@@ -234,31 +210,6 @@ class DualBlock:
         for k, decision in enumerate(self._decisions):
             decision.computed_blocks += k not in known
         return call.complete(known)
-
-
-def _gate(image: _Image) -> Reason | None:
-    """Why this image is computed though there were something to compare with; None if it asks."""
-    options = image.options
-    if image.step < options.warmup_steps:
-        return "warmup"
-    if _reached(options.max_cached_steps, image.cached) or _reached(options.max_continuous_cached_steps, image.run):
-        return "limit"
-    return "threshold" if options.residual_diff_threshold <= 0 else None
-
-
-def _may_be_reused(image: _Image, step: int) -> bool:
-    """Whether a residual computed at ``step`` can be read later; counters only, so the same on all ranks."""
-    options = image.options
-    return (
-        step >= options.warmup_steps - 1 - options.taylor_order
-        and options.residual_diff_threshold > 0
-        and not _reached(options.max_cached_steps, image.cached)
-        and options.max_continuous_cached_steps != 0
-    )
-
-
-def _reached(limit: int, count: int) -> bool:
-    return 0 <= limit <= count
 
 
 def _segments(blocks: Sequence[Block], start: int, end: int) -> list[tuple[int, int]]:

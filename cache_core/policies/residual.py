@@ -13,7 +13,7 @@ Order 1 is the line, as published.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,10 +97,15 @@ class Residual:
         self._samples = [sample for sample in self._samples if sample.step != step]
 
     def add_to(
-        self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None
+        self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None, weights: Sequence[float] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Both streams with the residual forecast for ``step`` added; the inputs are not written to."""
-        weights = forecast_weights([sample.step for sample in self._samples], step, self._limit)
+        """Both streams with the residual forecast for ``step`` added; the inputs are not written to.
+
+        Args:
+            weights: of the last recorded residuals, the oldest first; None = the polynomial's.
+        """
+        if weights is None:
+            weights = forecast_weights([sample.step for sample in self._samples], step, self._limit)
         text: torch.Tensor | None = None
         for weight, sample in zip(weights, self._samples[-len(weights) :], strict=True):
             hidden = torch.add(hidden, sample.hidden, alpha=weight)

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from cache_core.forecast_options import ForecastCacheOptions
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, check_block_count
 
 THRESHOLDS = (0.06, 0.08, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0)
 
-_Judging = FBCacheOptions | DBCacheOptions | DBPruneOptions
+#: Of errors of a forecast, which are smaller than what moved.
+ERRORS = (0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15)
+
+_Judging = FBCacheOptions | DBCacheOptions | DBPruneOptions | ForecastCacheOptions
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,13 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
         if num_blocks > 2:
             prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=warmup, taylor_order=order)
             yield Family(f"DBPrune F1B1{tail}", _at_all_thresholds(prune))
+        if order:
+            forecast = ForecastCacheOptions(warmup_steps=warmup)
+            yield Family(f"ForecastCache warm-up {warmup}", _at_all_thresholds(forecast, ERRORS))
 
 
-def _at_all_thresholds(options: _Judging) -> tuple[_Judging, ...]:
-    return tuple(options.model_copy(update={"residual_diff_threshold": value}) for value in THRESHOLDS)
+def _at_all_thresholds(options: _Judging, thresholds: tuple[float, ...] = THRESHOLDS) -> tuple[_Judging, ...]:
+    return tuple(options.model_copy(update={"residual_diff_threshold": value}) for value in thresholds)
 
 
 def check_families(num_blocks: int, steps: int) -> list[Family]:

@@ -21,15 +21,19 @@ def noise(rank: int, seed: int, strength: float):
     """This rank's own share of every difference is off by a random factor, as if its tokens moved unlike the rest."""
     from cache_core.policies import block_memory as shared
     from cache_core.policies import compared_block as compared
-    from cache_core.policies import dual_block
+    from cache_core.policies import dual_block, nodes
 
     draws = random.Random(f"{rank} {seed}")
-    exact = dual_block.difference_sum
+    exact, products = dual_block.difference_sum, nodes.deviation_products
 
     def noisy(*args: Any, **kwargs: Any) -> torch.Tensor:
         return exact(*args, **kwargs) * math.exp(strength * draws.gauss(0.0, 1.0))
 
+    def noisy_products(*args: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(own * math.exp(strength * draws.gauss(0.0, 1.0)) for own in products(*args))
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nodes, "deviation_products", noisy_products)
         for module in (dual_block, compared, shared):
             if hasattr(module, "difference_sum"):
                 patch.setattr(module, "difference_sum", noisy)
@@ -39,7 +43,7 @@ def noise(rank: int, seed: int, strength: float):
 def _schedule(seed: int) -> tuple[dict[str, Any], Job]:
     """Random options and a random job, the same on all ranks."""
     draws = random.Random(seed)
-    method = draws.choice(["DBCache", "partial Bn", "FBCache", "DBPrune"])
+    method = draws.choice(["DBCache", "partial Bn", "FBCache", "DBPrune", "ForecastCache"])
     options: dict[str, Any] = {"type": "DBCache" if method == "partial Bn" else method}
     options["warmup_steps"] = draws.randint(0, 2)
     options["residual_diff_threshold"] = draws.choice([0.1, 0.13, 0.16] if method == "DBPrune" else [0.2, 0.26, 0.33])

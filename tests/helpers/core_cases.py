@@ -29,6 +29,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "taylor_order": 1,
     },
     "FBCache": {"type": "FBCache", "warmup_steps": 2, "residual_diff_threshold": 0.22},
+    "ForecastCache": {
+        "type": "ForecastCache", "Fn_compute_blocks": 2, "Bn_compute_blocks": 1, "warmup_steps": 2,
+        "residual_diff_threshold": 0.2,
+    },
+    "ScheduleCache": {"type": "ScheduleCache", "warmup_steps": 2, "fit_weights": True},
     "DBPrune": {
         "type": "DBPrune", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2,
         "residual_diff_threshold": 0.11,

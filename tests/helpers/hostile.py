@@ -39,7 +39,10 @@ _JSON = st.recursive(
 _CACHE = st.fixed_dictionaries(
     {},
     optional={
-        name: st.sampled_from(["none", "DBCache", "FBCache", "DBPrune", "dbcache"]) | _JSON if name == "type" else _JSON
+        name: st.sampled_from(["none", "DBCache", "FBCache", "DBPrune", "ForecastCache", "ScheduleCache", "dbcache"])
+        | _JSON
+        if name == "type"
+        else _JSON
         for name in (
             "type",
             "Fn_compute_blocks",

@@ -122,12 +122,19 @@ TOGETHER: dict[str, list[tuple[Job, dict[str, Any]]]] = {
     method: [
         (Job(seeds=(1,), steps=7), common | {"residual_diff_threshold": low, "warmup_steps": 2}),
         (Job(seeds=(2, 3), steps=5), common | {"residual_diff_threshold": high, "warmup_steps": 1}),
-        (Job(seeds=(4,), steps=6), common | {"residual_diff_threshold": high, "warmup_steps": 2, "taylor_order": 1}),
+        (Job(seeds=(4,), steps=6), common | {"residual_diff_threshold": high, "warmup_steps": 2} | forecast),
     ]
-    for method, common, low, high in (
-        ("DBCache", {"type": "DBCache", "Fn_compute_blocks": 2, "Bn_compute_blocks": 2}, 0.2, 0.3),
-        ("FBCache", {"type": "FBCache"}, 0.2, 0.3),
-        ("DBPrune", {"type": "DBPrune", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1}, 0.1, 0.14),
+    for method, common, low, high, forecast in (
+        ("DBCache", {"type": "DBCache", "Fn_compute_blocks": 2, "Bn_compute_blocks": 2}, 0.2, 0.3, {"taylor_order": 1}),
+        ("FBCache", {"type": "FBCache"}, 0.2, 0.3, {"taylor_order": 1}),
+        (
+            "DBPrune",
+            {"type": "DBPrune", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1},
+            0.1,
+            0.14,
+            {"taylor_order": 1},
+        ),
+        ("ForecastCache", {"type": "ForecastCache", "Bn_compute_blocks": 2}, 0.17, 0.24, {"forecast_nodes": 2}),
     )
 }
 ARRIVALS = (0, 2, 3)

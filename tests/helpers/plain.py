@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.helpers.tiny_flux import Job
@@ -156,3 +157,50 @@ def plain_dual(model: Any, job: Job, options: dict[str, Any]):
 
     outputs = draw_plainly(model, job, walk)
     return outputs, cached_steps, compared_by_step
+
+
+def plain_forecast(model: Any, job: Job, options: dict[str, Any]):
+    """ForecastCache. Returns outputs, cached steps, and of each step the error and the weights, the oldest node first.
+
+    The weights come from numpy's least squares on the vectors themselves.
+    """
+    count = len(model.transformer_blocks) + len(model.single_transformer_blocks)
+    first, tail = options["Fn_compute_blocks"], count - options["Bn_compute_blocks"]
+    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    cached_steps: list[int] = []
+    told: list[tuple[float, list[float]] | None] = []
+
+    def walk(step, blocks, h, e):
+        entry = h
+        for b in range(first):
+            h, e = blocks[b](h, e)
+        moved = h - entry
+        run = 0
+        while step - 1 - run in cached_steps:
+            run += 1
+        told.append(None)
+        if step >= options["warmup_steps"] and kept and run != options["max_continuous_cached_steps"]:
+            nodes = [node.double().flatten().numpy() for node, _, _ in kept]
+            now, last = moved.double().flatten().numpy(), nodes[-1]
+            solved: list[float] = []
+            if len(nodes) > 1:
+                differences = np.stack([node - last for node in nodes[:-1]], 1)
+                solved = np.linalg.lstsq(differences, now - last, rcond=None)[0].tolist()
+            weights = [*solved, 1 - sum(solved)]
+            forecast = sum(w * node for w, node in zip(weights, nodes, strict=True))
+            told[-1] = float(np.linalg.norm(now - forecast) / np.linalg.norm(last)), weights
+        if told[-1] is not None and told[-1][0] < options["residual_diff_threshold"]:
+            cached_steps.append(step)
+            h = h + sum(w * middle for w, (_, middle, _) in zip(told[-1][1], kept, strict=True))
+            e = e + sum(w * text for w, (_, _, text) in zip(told[-1][1], kept, strict=True))
+        else:
+            h0, e0 = h, e
+            for b in range(first, tail):
+                h, e = blocks[b](h, e)
+            kept.append((moved, h - h0, e - e0))
+            del kept[: -options["forecast_nodes"]]
+        for b in range(tail, count):
+            h, e = blocks[b](h, e)
+        return h
+
+    return draw_plainly(model, job, walk), cached_steps, told

@@ -33,7 +33,9 @@ def answered(answer: Answer) -> Iterator[Wire]:
     wire = Wire()
     questions = 0
 
-    def agree(self: Any, sums: Sequence[Any], abort: bool, checksum: int, device: Any) -> tuple[list[Any], bool]:
+    def agree(
+        self: Any, sums: Sequence[Any], abort: bool, checksum: int, device: Any, width: int = 2
+    ) -> tuple[list[Any], bool]:
         nonlocal questions
         wire.checksums.append(checksum)
         wire.asked.append(tuple(pair is not None for pair in sums))

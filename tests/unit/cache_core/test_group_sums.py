@@ -51,6 +51,15 @@ def test_sums_of_all_ranks(others):
     assert others.seen == [[0, 1.0, 0, 10.0, 0, 77]]
 
 
+def test_a_method_with_more_sums_an_image_has_a_longer_vector_whoever_asks(others):
+    others.send = [[0, 2.0, 0, 20.0, 0, 200.0, 0, 9]]
+    asks = (*_pair(1.0, 10.0), torch.tensor(100.0))
+    assert GroupConsensus(MINE).agree([None, asks], False, 9, CPU, 3) == ([None, (3.0, 30.0, 300.0)], False)
+    assert Consensus().agree([asks, None, asks], False, 9, CPU, 3)[0] == [(1.0, 10.0, 100.0), None, (1.0, 10.0, 100.0)]
+    GroupConsensus(MINE).agree([None, None], False, 9, CPU, 3)
+    assert others.seen == [[0, 1.0, 0, 10.0, 0, 100.0, 0, 9], [0] * 7 + [9]]
+
+
 def test_nobody_asks(others):
     others.send = [[0, 0, 0, 0, 0, 5]]
     assert GroupConsensus(MINE).agree([None, None], False, 5, CPU) == ([None, None], False)

@@ -17,7 +17,9 @@ from cache_core import (
     DBCacheOptions,
     DBPruneOptions,
     FBCacheOptions,
+    ForecastCacheOptions,
     NoCacheOptions,
+    ScheduleCacheOptions,
     cache_session,
     job_call,
     job_session,
@@ -32,8 +34,10 @@ SHARED_BLOCKS: dict[str, CacheOptions] = {
     "DBCache": DBCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=3, Bn_compute_blocks_ids=(1,), warmup_steps=2),
     "FBCache": FBCacheOptions(warmup_steps=2),
     "DBPrune": DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, non_prune_blocks_ids=(4,), warmup_steps=2),
+    "ForecastCache": ForecastCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=1, warmup_steps=2),
+    "ScheduleCache": ScheduleCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=1, warmup_steps=2),
 }
-CACHING = ("DBCache", "DBPrune", "FBCache")
+CACHING = ("DBCache", "DBPrune", "FBCache", "ForecastCache")
 
 
 def numbers(report: CacheReport, rows: int) -> list[Any]:
@@ -45,11 +49,22 @@ def own_options(draw: st.DrawFn, method: str) -> CacheOptions:
     """Everything but which blocks run."""
     if method == "none":
         return SHARED_BLOCKS[method]
+    if method == "ScheduleCache":
+        mask = draw(st.lists(st.booleans(), max_size=9).map(tuple))
+        own = {
+            "steps_computation_mask": mask,
+            "forecast_nodes": draw(st.integers(1, 3)),
+            "fit_weights": draw(st.booleans()),
+        }
+        return SHARED_BLOCKS[method].model_copy(update=own)
     changed: dict[str, Any] = {
         "residual_diff_threshold": draw(st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.5, 5.0])),
         "warmup_steps": draw(st.integers(0, 4)),
-        "taylor_order": draw(st.integers(0, 2)),
     }
+    if method == "ForecastCache":
+        changed["forecast_nodes"] = draw(st.integers(2, 3))
+    else:
+        changed["taylor_order"] = draw(st.integers(0, 2))
     most = "max_pruned_steps" if method == "DBPrune" else "max_cached_steps"
     changed[most] = draw(st.sampled_from([-1, 1, 3]))
     if method == "DBPrune":

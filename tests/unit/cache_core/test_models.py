@@ -12,6 +12,7 @@ from cache_core import (
     DBCacheOptions,
     DBPruneOptions,
     FBCacheOptions,
+    ForecastCacheOptions,
     NoCacheOptions,
     cache_session,
 )
@@ -131,12 +132,14 @@ METHODS = [
     ),
     FBCacheOptions(warmup_steps=2, residual_diff_threshold=THRESHOLD, taylor_order=1),
     DBPruneOptions(Fn_compute_blocks=0, Bn_compute_blocks=1, warmup_steps=1, residual_diff_threshold=THRESHOLD),
+    ForecastCacheOptions(Bn_compute_blocks=1, warmup_steps=2, residual_diff_threshold=THRESHOLD),
 ]
+METHOD_NAMES = ["DBCache", "DBCache-partial-Bn", "FBCache-taylor", "DBPrune", "ForecastCache"]
 
 
 @pytest.mark.slow
 @every_model
-@pytest.mark.parametrize("options", METHODS, ids=["DBCache", "DBCache-partial-Bn", "FBCache-taylor", "DBPrune"])
+@pytest.mark.parametrize("options", METHODS, ids=METHOD_NAMES)
 def test_pictures_that_disagree_equal_themselves_alone(models, name, options):
     """The restless image is computed in a sub-batch, so every batched argument must have been cut for it."""
     model, seeds, drifts = models[name], (1, 2, 3), (STILL, RESTLESS, STILL)

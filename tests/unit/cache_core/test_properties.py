@@ -63,7 +63,22 @@ def dbprune(draw: st.DrawFn, order: int | None = None) -> dict[str, Any]:
     }
 
 
-methods = st.one_of(dbcache(), dbprune())
+@st.composite
+def forecast(draw: st.DrawFn) -> dict[str, Any]:
+    first = draw(st.integers(1, BLOCKS))
+    return {
+        "type": "ForecastCache",
+        "Fn_compute_blocks": first,
+        "Bn_compute_blocks": draw(st.integers(0, BLOCKS - first)),
+        "warmup_steps": draw(st.integers(0, 4)),
+        "max_cached_steps": draw(limits),
+        "max_continuous_cached_steps": draw(limits),
+        "residual_diff_threshold": draw(thresholds),
+        "forecast_nodes": draw(st.integers(2, 3)),
+    }
+
+
+methods = st.one_of(dbcache(), dbprune(), forecast())
 
 
 def _longest_run(flags: list[bool]) -> int:
@@ -85,7 +100,7 @@ def _on_the_edge(report: CacheReport) -> bool:
 
 
 @several
-@given(options=dbcache(), seed=st.integers(0, 50), count=steps, pace=paces)
+@given(options=dbcache() | forecast(), seed=st.integers(0, 50), count=steps, pace=paces)
 def test_dbcache_keeps_its_limits(options, seed, count, pace):
     _, report = draw_cached(MODEL, options, Job(seeds=(seed,), steps=count, pace=pace))
     flags = [d[0] for d in decisions(report)]
@@ -97,7 +112,7 @@ def test_dbcache_keeps_its_limits(options, seed, count, pace):
     assert all(i.cached == (i.residual_diff < options["residual_diff_threshold"]) for i in asked)
     assert all((image.reason == "below") == image.cached for step in report.steps for image in step.images)
     never = {*range(options["Fn_compute_blocks"]), *range(BLOCKS - options["Bn_compute_blocks"], BLOCKS)}
-    if options["Bn_compute_blocks_ids"] == ():
+    if not options.get("Bn_compute_blocks_ids"):
         computed = sum(len(never) if cached else BLOCKS for cached in flags)
         assert report.computed_block_fraction == [pytest.approx(computed / (BLOCKS * count))]
 

@@ -99,7 +99,7 @@ def test_no_report_no_table():
 def test_messages_between_ranks_are_counted_as_they_are_sent(flux: torch.nn.Module, monkeypatch: pytest.MonkeyPatch):
     """The consensus counts over its life; the report has the number so far, also while the job runs."""
 
-    def agree(self: Any, sums: Any, abort: bool, checksum: int, device: Any) -> Any:
+    def agree(self: Any, sums: Any, abort: bool, checksum: int, device: Any, width: int) -> Any:
         self.collectives, self.wait_s = self.collectives + 1, self.wait_s + 0.5
         return [None if pair is None else (1.0, 2.0) for pair in sums], abort
 

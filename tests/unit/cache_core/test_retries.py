@@ -21,6 +21,10 @@ OPTIONS = {
         "type": "DBPrune", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "residual_diff_threshold": 0.9,
         "warmup_steps": 3, "max_pruned_steps": 3,
     },
+    "ForecastCache": {
+        "type": "ForecastCache", "Bn_compute_blocks": 1, "residual_diff_threshold": 0.9, "warmup_steps": 3,
+        "max_cached_steps": 3, "max_continuous_cached_steps": -1,
+    },
 }  # fmt: skip
 STEPS = 9
 
@@ -56,9 +60,12 @@ def test_a_step_after_one_that_failed(flux, method, block, step, order, again):
 
     with torch.no_grad():
         uncached = [call(now) for now in range(STEPS)]
-        with cache_session(flux, OPTIONS[method] | {"taylor_order": order}):
+        options = OPTIONS[method] | (
+            {"taylor_order": order} if method != "ForecastCache" else {"forecast_nodes": order or 3}
+        )
+        with cache_session(flux, options):
             unharmed = [call(now) for now in range(STEPS)]
-        with cache_session(flux, OPTIONS[method] | {"taylor_order": order}) as report:
+        with cache_session(flux, options) as report:
             outputs, failed = [], 0
             for now in range(STEPS):
                 armed[0] = now == step

@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from cache_core import DBCacheOptions, FBCacheOptions, NoCacheOptions
+from cache_core import DBCacheOptions, FBCacheOptions, ForecastCacheOptions, NoCacheOptions, ScheduleCacheOptions
 from cache_core.options import DBPruneOptions
 from raycache.gang.costs import Costs, Work
 from raycache.gang.shares import Shares
@@ -153,7 +153,21 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch):
     assert [len(costs._finished), len(costs._shares._seen), len(costs._step._kinds)] == [20, 30, 64]
 
 
-@pytest.mark.parametrize("options", [DBCACHE, FBCACHE, DBPruneOptions(warmup_steps=2)], ids=lambda o: o.type)
+def test_the_share_of_a_schedule_is_known_and_needs_no_job_to_learn_it():
+    """Of 12 steps the first 4, and every fourth of the others; in the rest the first two of 20 blocks."""
+    shares = Shares()
+    shares.num_blocks = 20
+    schedule = ScheduleCacheOptions(warmup_steps=4, compute_every=4, Fn_compute_blocks=2)
+    assert shares.expected(schedule, 12) == pytest.approx((6 * 20 + 6 * 2) / (12 * 20))
+    shares.learn(schedule, 12, 0.9)
+    assert shares.expected(schedule, 12) == pytest.approx(0.55)
+    assert shares.expected(schedule, 4) == 1.0
+
+
+JUDGING = [DBCACHE, FBCACHE, DBPruneOptions(warmup_steps=2), ForecastCacheOptions(warmup_steps=2)]
+
+
+@pytest.mark.parametrize("options", JUDGING, ids=lambda o: o.type)
 def test_a_share_follows_from_the_options(options):
     shares = Shares()
     shares.num_blocks = 20

@@ -1,0 +1,75 @@
+"""``python -m benchmarks.matched``: rules for reuse at equal shares of computed blocks, in paired differences.
+
+Every rule draws the same held-out captions from the same seeds at several settings. Between two settings the PSNR of
+each image is interpolated in the share of blocks, so that all rules are read at the same shares, and each is compared
+with one of them image by image. Stop it and run it again: what is drawn is kept in ``--work``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.matched_rules import WARMUP, points
+from benchmarks.matched_table import BASE, MARK, SHARES, Line, draw_plot, rows
+from benchmarks.quality_table import STEPS
+from benchmarks.report import Table
+from cache_core.options import NoCacheOptions
+from raycache.demo import demo_model_path
+from raycache.demo.evaluate import held_out_scenes, load
+from raycache.size import Size
+from raycache.tune.measures import psnr
+from raycache.tune.sweep import Job, draw
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
+    prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 24,
+    batch: Annotated[int, typer.Option(help="Images drawn at a time; cache-dit draws one.")] = 8,
+    work: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("results/matched"),
+    doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/forecasting.md"),
+    plot: Annotated[Path, typer.Option(help="Image to write.")] = Path("docs/images/matched.png"),
+) -> None:
+    """Measure, print the table, put it into the page and draw the plot."""
+    torch.set_grad_enabled(False)
+    work.mkdir(parents=True, exist_ok=True)
+    pipe = load(str(demo_model_path()) if model == "demo" else model)
+    lines = measured(pipe, prompts, batch, work / f"lines-{prompts}.jsonl")
+    table = Table("", ["rule", *(f"{share:.0%} of blocks" for share in SHARES)], rows(lines))
+    table.show()
+    about = (
+        f"{prompts} held-out captions, {STEPS} steps, {WARMUP} of them warm-up, 128x128, float32, F1B0. PSNR in dB to "
+        f"the uncached image (a mean in which equal images count as 60), and in brackets by how much the rule is above "
+        f"`{BASE}` on the same images, with one standard error. Interpolated between the two settings around the share."
+    )
+    if doc.exists() and (page := doc.read_text()).count(MARK) == 2:
+        before, _, after = page.split(MARK)
+        doc.write_text(f"{before}{MARK}\n\n{about}\n\n{table.markdown()}\n{MARK}{after}")
+    draw_plot(lines, plot)
+
+
+def measured(pipe: object, prompts: int, batch: int, file: Path) -> list[Line]:
+    """All points, those that are known from ``file``."""
+    scenes = held_out_scenes(prompts, seed=3)
+    job = Job(tuple(scene.caption for scene in scenes), STEPS, Size(128, 128), batch)
+    known = [Line(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    references, _, _ = draw(pipe, job, NoCacheOptions())
+    for point in track(list(points(pipe)), description="rules", console=Console(stderr=True)):
+        if not any((line.rule, line.setting) == (point.rule, point.setting) for line in known):
+            pictures, share = point.drawn(pipe, job)
+            each = [round(float(own), 3) for own in psnr(pictures, references)]
+            known.append(Line(point.rule, point.setting, share, each))
+            with file.open("a") as out:
+                out.write(json.dumps(asdict(known[-1])) + "\n")
+    return known
+
+
+if __name__ == "__main__":
+    typer.run(main)

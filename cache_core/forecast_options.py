@@ -1,0 +1,137 @@
+"""Options of the methods that are this project's own: a forecast that is verified, and a fixed schedule beside it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cache_core.method_options import MethodOptions, check_ends
+from cache_core.option_kinds import StepLimit, Threshold, never_judged, no_block_between, no_step_allowed
+
+__all__ = ["ForecastCacheOptions", "ScheduleCacheOptions"]
+
+
+class ForecastCacheOptions(MethodOptions):
+    """The middle blocks are forecast where the forecast holds for the first ones, with weights fitted on them.
+
+    Args:
+        Fn_compute_blocks: first blocks, computed in every step; on their residual the forecast is fitted and judged.
+        Bn_compute_blocks: last blocks, computed in every step.
+        warmup_steps: the first steps of a branch that are always computed.
+        max_cached_steps: cached steps allowed per image and branch; -1 = no limit.
+        max_continuous_cached_steps: cached steps allowed in a row; any computed step ends a row. -1 = no limit.
+        residual_diff_threshold: relative error (L2) of the first blocks' forecast below which (strictly) the middle is
+            forecast. Not the published methods' measure: about a third of their threshold computes as many blocks.
+        forecast_nodes: from how many of the last computed steps a forecast is made.
+    """
+
+    policy = "cache_core.policies.forecast_block:ForecastBlock"
+    thresholds = frozenset({"residual_diff_threshold"})
+    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
+
+    #: All Bn blocks always run.
+    Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
+
+    type: Literal["ForecastCache"] = "ForecastCache"
+    Fn_compute_blocks: int = Field(default=1, ge=1)
+    Bn_compute_blocks: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=4, ge=0)
+    max_cached_steps: StepLimit = -1
+    max_continuous_cached_steps: StepLimit = 4
+    residual_diff_threshold: Threshold = 0.04
+    forecast_nodes: Annotated[int, Field(ge=2, le=3)] = 3
+
+    @property
+    def taylor_order(self) -> int:
+        """Order of the polynomial through as many nodes."""
+        return self.forecast_nodes - 1
+
+    @property
+    def tail_threshold(self) -> float:
+        """No Bn block is compared."""
+        return 0.0
+
+    @property
+    def computed_steps(self) -> int:
+        return self.warmup_steps
+
+    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        return [
+            *never_judged(self, steps),
+            *no_step_allowed(self.max_cached_steps, self.max_continuous_cached_steps),
+            *no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
+        ]
+
+    def check(self, num_blocks: int) -> None:
+        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
+
+
+class ScheduleCacheOptions(MethodOptions):
+    """A fixed schedule of computed steps, with a forecast between them: what any rule that looks has to beat.
+
+    Args:
+        Fn_compute_blocks: first blocks, computed in every step.
+        Bn_compute_blocks: last blocks, computed in every step.
+        warmup_steps: the first steps of a branch that are always computed.
+        compute_every: of the steps after the warm-up every so-manieth is computed, the one before it last.
+        steps_computation_mask: instead of that, for each step from the first on whether it is computed (as in
+            cache-dit); steps past its end are. Empty = ``compute_every`` holds.
+        forecast_nodes: from how many of the last computed steps a forecast is made; 1 repeats the last residual.
+        fit_weights: fit the forecast's weights on the first blocks, as ForecastCache does; else interpolation.
+    """
+
+    policy = "cache_core.policies.scheduled_block:ScheduledBlock"
+    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
+
+    #: All Bn blocks always run, and neither a limit nor a threshold is in force.
+    Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
+    max_cached_steps: ClassVar[int] = -1
+    max_continuous_cached_steps: ClassVar[int] = -1
+    residual_diff_threshold: ClassVar[float] = math.inf
+    tail_threshold: ClassVar[float] = 0.0
+
+    type: Literal["ScheduleCache"] = "ScheduleCache"
+    Fn_compute_blocks: int = Field(default=1, ge=1)
+    Bn_compute_blocks: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=4, ge=0)
+    compute_every: int = Field(default=2, ge=1)
+    steps_computation_mask: tuple[bool, ...] = ()
+    forecast_nodes: Annotated[int, Field(ge=1, le=3)] = 2
+    fit_weights: bool = False
+
+    @property
+    def taylor_order(self) -> int:
+        """Order of the polynomial through as many nodes."""
+        return self.forecast_nodes - 1
+
+    @property
+    def computed_steps(self) -> int:
+        return self.warmup_steps
+
+    def computes(self, step: int) -> bool:
+        """Whether step ``step``, from 0, is computed."""
+        if step < max(self.warmup_steps, 1):  # before the first there is nothing to reuse
+            return True
+        if mask := self.steps_computation_mask:
+            return step >= len(mask) or mask[step]
+        return (step - self.warmup_steps) % self.compute_every == self.compute_every - 1
+
+    def reuses_from(self, step: int) -> bool:
+        """Whether any step from ``step`` on is not computed."""
+        if self.steps_computation_mask:
+            return not all(self.steps_computation_mask[max(step, self.warmup_steps, 1) :])
+        return self.compute_every > 1
+
+    def known_share(self, steps: int, num_blocks: int) -> float | None:
+        computed = sum(map(self.computes, range(steps))) / steps
+        always = min(1.0, (self.Fn_compute_blocks + self.Bn_compute_blocks) / num_blocks)
+        return always + (1 - always) * computed
+
+    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        nothing = "the schedule computes every step" if all(map(self.computes, range(steps))) else ""
+        return [*filter(None, [nothing]), *no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)]
+
+    def check(self, num_blocks: int) -> None:
+        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)

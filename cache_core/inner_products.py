@@ -1,0 +1,71 @@
+"""Partial inner products behind a fitted forecast, in float32, for one image's shard of tokens.
+
+With residuals ``r_1 .. r_m`` of the first blocks at the last computed steps (the nodes, the oldest first) and ``r`` of
+this step, the deviation is ``e = r - r_m``, and the differences of the nodes are ``d_j = r_(m-j) - r_m`` for
+``j = 1 .. m-1``. The products between them say everything that a fit needs, and also how far any weights miss ``r``
+(:mod:`cache_core.policies.weight_fit`). Differences, not the residuals themselves: of residuals that hardly differ,
+products in float32 keep nothing but what they have in common. Sums add up over shards, as in
+:mod:`cache_core.difference`, by the same summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cache_core.difference import can_fuse, fused
+
+__all__ = ["deviation_products", "node_products"]
+
+#: Elements per chunk on CPU: the temporaries (1 MiB each) stay in cache.
+_CHUNK = 1 << 18
+
+
+@torch.no_grad()
+def deviation_products(
+    current: torch.Tensor, minus: torch.Tensor, nodes: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """``<e, e>`` and ``<e, d_j>`` for each difference of the nodes, the newest first.
+
+    Args:
+        current: output of the first blocks, [tokens, channels], any floating dtype.
+        minus: their input. ``current - minus`` is rounded to the common dtype, as a node is.
+        nodes: one residual or more, the oldest first; shape and dtype of ``current``.
+
+    Returns:
+        As many float32 tensors of shape [] as there are nodes.
+    """
+    return _summed(_deviation, (current, minus, *reversed(nodes)))
+
+
+@torch.no_grad()
+def node_products(nodes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """``<r_m, r_m>``, then ``<d_i, d_j>`` for ``i <= j``: of one node 1 number, of two 2, of three 4.
+
+    Args and returns as of :func:`deviation_products`; the order is 11, 12, 22.
+    """
+    return _summed(_nodes, tuple(reversed(nodes)))
+
+
+def _summed(products: object, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    first = tensors[0]
+    assert callable(products)
+    if first.is_cuda:
+        return tuple((fused(products) if can_fuse() else products)(*tensors).unbind())
+    rows = max(1, _CHUNK // max(1, first[0].numel()))
+    parts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    return tuple(torch.stack([products(*part) for part in parts]).sum(0).unbind())
+
+
+def _deviation(current: torch.Tensor, minus: torch.Tensor, last: torch.Tensor, *older: torch.Tensor) -> torch.Tensor:
+    base = last.float()
+    moved = (current - minus).float() - base
+    return torch.stack([(moved * moved).sum(), *((moved * (node.float() - base)).sum() for node in older)])
+
+
+def _nodes(last: torch.Tensor, *older: torch.Tensor) -> torch.Tensor:
+    base = last.float()
+    steps = [node.float() - base for node in older]
+    pairs = [(own * other).sum() for i, own in enumerate(steps) for other in steps[i:]]
+    return torch.stack([(base * base).sum(), *pairs])

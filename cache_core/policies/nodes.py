@@ -1,0 +1,66 @@
+"""The Fn blocks' residuals of one image at the last computed steps: what its forecast is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from cache_core.consensus import Sums
+from cache_core.inner_products import deviation_products, node_products
+from cache_core.policies.residual import SPAN, forecast_weights
+
+__all__ = ["Nodes"]
+
+
+class Nodes:
+    """Residuals of up to ``most`` computed steps; those of the middle are kept for the same steps."""
+
+    __slots__ = ("_between", "_most", "_steps", "_tensors")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._steps: list[int] = []
+        self._tensors: list[torch.Tensor] = []
+        self._between: Sums | None = None  # products of the nodes, which stay while the nodes do
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    def record(self, step: int, residual: torch.Tensor) -> None:
+        """Remember the residual of a computed step, [tokens, channels]; the oldest beyond ``most`` is dropped."""
+        self._steps = [*self._steps, step][-self._most :]
+        self._tensors = [*self._tensors, residual.detach()][-self._most :]
+        self._between = None
+
+    def undo(self, step: int) -> None:
+        """Let go of what was recorded at ``step``."""
+        if step in self._steps:
+            at = self._steps.index(step)
+            self._steps, self._tensors = self._steps[:at], self._tensors[:at]
+            self._between = None
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._steps, self._tensors, self._between = [], [], None
+
+    def products(self, current: torch.Tensor, minus: torch.Tensor) -> Sums:
+        """This rank's sums for :class:`~cache_core.policies.weight_fit.Products`, always as many.
+
+        Args:
+            current, minus: output and input of the Fn blocks, [tokens, channels].
+        """
+        if self._between is None:
+            last, *pairs = node_products(self._tensors)
+            self._between = (last, *pairs, *[torch.zeros_like(last)] * (3 - len(pairs)))
+        now = deviation_products(current, minus, self._tensors)
+        return *now, *[torch.zeros_like(now[0])] * (3 - len(now)), *self._between
+
+    def weights(self, step: int) -> list[float]:
+        """Interpolation through the nodes' steps, of the highest order that magnifies no more than the limit."""
+        return forecast_weights(self._steps, step, SPAN)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor held."""
+        yield from self._tensors
+        yield from self._between or ()
