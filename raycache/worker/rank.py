@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from raycache.logs import to_stderr
 from raycache.models.arguments import pipelines_of
 from raycache.models.denoisers import denoisers_of
+from raycache.models.host_memory import told_of_casts
 from raycache.models.loading import capabilities_of, import_pipeline, load_pipeline
 from raycache.models.lora_files import fetch_loras
 from raycache.models.registry import family_of
@@ -41,6 +43,8 @@ from raycache.worker.prompt_cache import PromptCache
 from raycache.worker.tiles import tiled_over
 
 __all__ = ["Rank"]
+
+_logger = logging.getLogger("raycache.rank")
 
 
 class Rank:
@@ -135,6 +139,8 @@ class Rank:
     def _load_pipeline(self, source: str, ended: Callable[[str], None]) -> TextEncoders | None:
         """Returns text encoders that stand apart from it."""
         model, folder = self._settings.model, Path(source)
+        if self._rank == 0 and (casts := told_of_casts(folder, model.dtype, self._world)):
+            _logger.warning(casts)
         if model.text_encoders == "every_rank" or (model.text_encoders == "one_rank" and self._world == 1):
             self._pipe = load_pipeline(model, source, self._device, ended=ended)
             return None
