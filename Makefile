@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two stages: what the service needs, then what tests, load tests and benchmarks need besides.
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
-CONFIG ?= serve_configs/laptop_dbcache.yaml
+CONFIG ?= laptop
 export RAY_USAGE_STATS_ENABLED = 0
 # Ray's usage statistics need the internet, and transformers' advice is noise on a laptop.
 export TRANSFORMERS_VERBOSITY = error
@@ -30,7 +30,7 @@ $(STAMP): $(RUNTIME)
 
 # A first image waits for nothing that only tests need.
 serve: $(RUNTIME)
-	$(BIN)/serve run $(CONFIG)
+	$(BIN)/raycache serve $(CONFIG)
 
 # Ranks and services want the machine to themselves; unit tests share it. `python -m pytest` runs all in one process.
 test: install

@@ -24,6 +24,7 @@ from raycache.models.registry import family_of
 from raycache.models.source import ModelNotFound, prepare_model
 from raycache.protocol.capabilities import ModelKind
 from raycache.quantization import QUANTIZATIONS
+from raycache.quiet import be_quiet
 from raycache.settings import ModelSettings
 
 _INDICES = ("model_index.json", "modular_model_index.json")
@@ -38,6 +39,7 @@ def main(
     local_files_only: Annotated[bool, typer.Option(help="Never ask the hub.")] = False,
 ) -> None:
     """Write a copy of SOURCE with quantized weights into FOLDER, which settings then name as model.path."""
+    be_quiet()
     settings = read_settings(source, quantization, text_encoder, revision, local_files_only)
     console = Console(stderr=True)
     try:

@@ -16,7 +16,7 @@ from loadtests.server import address
 from raycache.presets import load_presets
 from raycache.settings import AppSettings
 from raycache.text_files import FileError
-from raycache.tune.__main__ import read_prompts
+from raycache.tune.command import read_prompts
 
 PRESETS = """\
 model: x

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 #: What every room may use: facts, files and words that all processes share.
 SHARED = {"protocol", "presets", "settings", "metrics", "logs", "tracing", "ray_errors", "rebuilds", "text_files"}
 SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names", "store_settings", "lora_settings"}
-SHARED |= {"quantization"}
+SHARED |= {"quantization", "quiet"}
 SHARED |= {"store_metrics"}
 #: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
 MAY_IMPORT = {
@@ -31,8 +31,11 @@ MAY_IMPORT = {
     "models": SHARED,  # models of this project stand above their family: the registry has their names
     "cluster": {"ray_errors"},
     "demo": {"models", "size"},
-    "tune": {"demo", "models", *SHARED},
+    "tune": {"command", "demo", "models", *SHARED},
     "quantize": {"demo", "models", *SHARED},
+    # Tools with more to import are run by their name.
+    "command": {"__init__", "demo", "front", "models", "yaml_files", *SHARED},
+    "__main__": {"command"},
     "testing": {"demo", "worker", "protocol"},
     "__init__": {"protocol"},
     "metrics": {"metric_specs", "protocol", "store_metrics"},

@@ -112,7 +112,7 @@ def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
 
 def test_what_tune_writes_can_be_read(tmp_path: Path) -> None:
     from raycache.size import Size
-    from raycache.tune.__main__ import presets_file
+    from raycache.tune.command import presets_file
     from raycache.tune.sweep import Job, Point
 
     options = DBCacheOptions(residual_diff_threshold=0.3, taylor_order=1)

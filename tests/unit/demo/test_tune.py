@@ -13,8 +13,8 @@ import typer
 
 from cache_core.options import DBCacheOptions, FBCacheOptions
 from raycache.size import Size
-from raycache.tune.__main__ import read_prompts, read_targets
 from raycache.tune.candidates import Family, check_families
+from raycache.tune.command import read_prompts, read_targets
 from raycache.tune.measures import PSNR_CAP, feature_distance, psnr, ssim
 from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
 

@@ -1,0 +1,1 @@
+"""The `raycache` command: one file a subcommand, and nothing heavy imported before one of them runs."""
