@@ -37,7 +37,14 @@ _ROOMS = (
     *("raycache/front", "raycache/ingress", "raycache/ingress/routes"),
     *("raycache/store", "raycache/engine", "raycache/gang"),
     *("raycache/worker", "raycache/models", "raycache/protocol", "raycache/presets", "raycache/cluster", "raycache"),
-    *("raycache/demo", "raycache/demo/training", "raycache/tune", "raycache/testing", "raycache/testing/tiny_models"),
+    *(
+        "raycache/command",
+        "raycache/demo",
+        "raycache/demo/training",
+        "raycache/tune",
+        "raycache/testing",
+        "raycache/testing/tiny_models",
+    ),
     *("cache_core", "cache_core/policies"),
 )
 
