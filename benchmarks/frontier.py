@@ -22,7 +22,7 @@ _SHAPES = ((4, 1), (2, 2), (1, 4))
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="what to draw with"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="what to draw with"),
     size: str = typer.Option("128x128"),
     steps: int = typer.Option(12, min=2),
     rounds: int = typer.Option(3, min=2, help="images per gang"),

@@ -40,7 +40,7 @@ EXTRAS = ("costs", "timeline")
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     ranks: int = typer.Option(2, min=1, help="of each gang"),
     rounds: int | None = typer.Option(None, min=1, help="of each measurement; default 5, and 1 with --quick"),
     quick: bool = typer.Option(False, help="small numbers, to see that it works"),

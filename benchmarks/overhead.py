@@ -1,6 +1,6 @@
 """What serving adds to an image at concurrency 1, in milliseconds.
 
-    python -m benchmarks.overhead [--config serve_configs/laptop_dbcache.yaml] [--out overhead.md]
+    python -m benchmarks.overhead [--config serve_configs/laptop_two_ranks.yaml] [--out overhead.md]
 
 Time of a request over HTTP, less the seconds that rank 0 spent in the same pipeline call (encode, denoise and decode,
 as it timed them itself), less the time of encoding the image as PNG.
@@ -27,7 +27,7 @@ COLUMNS = ["reply", "request, ms", "in the gang, ms", "PNG encoding, ms", "servi
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(4, help="denoising steps"),
     rounds: int = typer.Option(40, help="requests per row"),

@@ -28,7 +28,7 @@ COLUMNS = ["stage", "without, s", "with spares, s", "with / without"]
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     ranks: int = typer.Option(2, min=1, help="of each gang"),
     rounds: int = typer.Option(5, min=2, help="deaths of each gang"),
     tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),

@@ -1,6 +1,6 @@
 """Faults on purpose, and the seconds until the client has its answer and the next good image is there.
 
-    python -m benchmarks.recovery [--config serve_configs/laptop_dbcache.yaml] [--out recovery.md]
+    python -m benchmarks.recovery [--config serve_configs/laptop_two_ranks.yaml] [--out recovery.md]
 
 Starts the real application with one engine. For each fault: one job under it (unless the fault hits an idle service)
 and three queued behind. Seconds from the fault: *detect* (the gang noticed), *kill* (all old ranks are gone), *rebuild*
@@ -40,7 +40,7 @@ IN_A_JOB = {
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(12, help="denoising steps"),
     tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),

@@ -35,7 +35,7 @@ SETTLED = 50
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     jobs: int = typer.Option(500, help="how many"),
     kill_every: int = typer.Option(100, help="kill a rank after so many jobs; 0 = never"),
     cancel_every: int = typer.Option(10, help="the client of every such job leaves early"),

@@ -58,7 +58,7 @@ class Asked:
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="the application's settings"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     ranks: int = typer.Option(2, min=1, help="of the gang"),
     requests: int = typer.Option(60, min=1, help="of the open loop"),
     load: float = typer.Option(1.2, min=0.1, help="arrivals, as a share of what the gang can draw"),

@@ -23,7 +23,8 @@ class ForecastCacheOptions(MethodOptions):
         max_cached_steps: cached steps allowed per image and branch; -1 = no limit.
         max_continuous_cached_steps: cached steps allowed in a row; any computed step ends a row. -1 = no limit.
         residual_diff_threshold: relative error (L2) of the first blocks' forecast below which (strictly) the middle is
-            forecast. Not the published methods' measure: about a third of their threshold computes as many blocks.
+            forecast. Not the published methods' measure: a fifth to a quarter of their threshold computes as many
+            blocks of the bundled model.
         forecast_nodes: from how many of the last computed steps a forecast is made.
     """
 

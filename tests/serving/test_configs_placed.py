@@ -78,7 +78,7 @@ def test_production_gets_one_gpu_per_rank_and_draws(application, tiny_model):
 
 def test_the_laptop_configuration_with_four_ranks(application, tiny_model):
     wanted = settings(
-        "laptop_dbcache.yaml",
+        "laptop_two_ranks.yaml",
         model={"path": str(tiny_model)},
         parallel={"ranks_per_replica": 4},
         cache={"Fn_compute_blocks": 1, "Bn_compute_blocks": 1},

@@ -43,9 +43,10 @@ def test_in_production_one_ingress_may_die(file):
     assert settings.ingress.num_replicas == (1 if file.stem.startswith("laptop") else 2)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_laptop_config_fits_two_cpus(ranks):
-    document, _ = load("laptop_dbcache.yaml")
+@pytest.mark.parametrize(("name", "ranks"), [("laptop_dbcache", 1), ("laptop_two_ranks", 2), ("laptop_two_ranks", 4)])
+def test_the_laptop_configs_fit_two_cpus(name, ranks):
+    document, settings = load(f"{name}.yaml")
+    assert settings.engines[0].parallel.ranks_per_replica == min(ranks, 2)
     args = document["applications"][0]["args"]
     args["parallel"]["ranks_per_replica"] = ranks
     settings = AppSettings.model_validate(args)
