@@ -38,7 +38,7 @@ _ROOMS = (
     *("raycache/store", "raycache/engine", "raycache/gang"),
     *("raycache/worker", "raycache/models", "raycache/protocol", "raycache/presets", "raycache/cluster", "raycache"),
     *("raycache/demo", "raycache/demo/training", "raycache/tune", "raycache/testing", "raycache/testing/tiny_models"),
-    *("cache_core", "cache_core/policies"),
+    *("raycache/command", "cache_core", "cache_core/policies"),
 )
 
 
