@@ -12,7 +12,7 @@ export TRANSFORMERS_VERBOSITY = error
 # Bounds in Serve's proxy, where requests arrive: raycache/front/__init__.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = raycache.front:middlewares
 
-.PHONY: install serve test check lint docs loadtest bench bench-service bench-gpu clean
+.PHONY: install serve test check lint format docs loadtest bench bench-service bench-gpu clean
 
 install: $(STAMP)
 
@@ -51,6 +51,10 @@ lint: install
 # The site in ./site, from the same pages that the repository shows; a link that leads nowhere is an error.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+format: install
+	$(BIN)/ruff check --no-cache --fix .
+	$(BIN)/ruff format --no-cache .
 
 loadtest: install
 	$(BIN)/python -m loadtests.run
