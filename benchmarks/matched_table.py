@@ -64,7 +64,7 @@ def draw_plot(lines: list[Line], path: Path) -> None:
     axes.set_xlabel("blocks computed, %")
     axes.set_ylabel("PSNR to the uncached image, dB")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)

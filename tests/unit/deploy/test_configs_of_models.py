@@ -63,8 +63,10 @@ MODELS = {
     "stabilityai/stable-diffusion-3.5-large": Published("StableDiffusion3Pipeline", 38, 38, 28),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Published("WanPipeline", 30, 24, 23),
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": Published("WanPipeline", 40, 40, 69, 2, (5.7, 4.6)),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": Published("WanImageToVideoPipeline", 40, 40, 69, 2, (5.7, 4.6)),
     "black-forest-labs/FLUX.2-dev": Published("Flux2Pipeline", 56, 48, 113, 1, (24.0, 23.0)),
     "Qwen/Qwen-Image": Published("QwenImagePipeline", 60, 24, 58, 1, (8.3, 6.5)),
+    "Qwen/Qwen-Image-Edit-2509": Published("QwenImageEditPlusPipeline", 60, 24, 58, 1, (8.3, 6.5)),
     "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": Published("HunyuanImagePipeline", 60, 28, 54, 1, (8.5, 6.5)),
     "Lightricks/LTX-2": Published("LTX2Pipeline", 48, 32, 68, 1, (12.2, 10.8)),
 }
