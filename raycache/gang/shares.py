@@ -37,7 +37,8 @@ class Shares:
 
     def expected(self, options: Any, steps: int) -> float:
         """The share of blocks that will be computed."""
-        if (known := options.known_share(steps, self.num_blocks)) is not None:
+        known = None if options is None else options.known_share(steps, self.num_blocks)
+        if known is not None:
             return float(known)
         could = self._could_save(options, steps)
         return 1.0 - could * self._saved(options, steps) if could > 0 else 1.0

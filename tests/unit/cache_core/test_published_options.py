@@ -102,6 +102,9 @@ LEFT_OUT = {
     CacheType.FBCache: DB,
     CacheType.DBCache: DB | {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0},
     CacheType.DBPrune: {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_pruned_steps": -1},
+    # Nobody has published options of these.
+    CacheType.ForecastCache: {},
+    CacheType.ScheduleCache: {},
 }
 
 

@@ -135,7 +135,7 @@ def test_nothing_runs_as_root(service):
 def test_versions_agree(service):
     constraints = (ROOT / "constraints.txt").read_text()
     assert f"ray=={service.spec.rayClusterConfig.rayVersion}" in constraints.replace("ray[serve]", "ray")
-    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    version = re.search(r'^__version__ = "(.+)"', (ROOT / "raycache" / "__init__.py").read_text(), re.MULTILINE)[1]
     cluster = service.spec.rayClusterConfig
     for template in (cluster.headGroupSpec.template, *(group.template for group in cluster.workerGroupSpecs)):
         assert template.spec.containers[0].image == f"raycache:{version}"
