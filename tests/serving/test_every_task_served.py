@@ -52,9 +52,9 @@ CONFIGURED = {
 }
 #: Configured, and not served here: it enlarges each picture to a megapixel, which takes minutes on a processor.
 TOO_LARGE = {"Qwen/Qwen-Image-Edit-2509"}
-#: Models of one service each.
+#: Models of one service each, by its name; `flux` is the service that the whole run shares.
 SERVICES = {
-    "flux": ("flux", "flux-schnell", "flux-kontext", "flux-fill"),
+    "flux1": ("flux", "flux-schnell", "flux-kontext", "flux-fill"),
     "flux2": ("flux2", "flux2-klein", "hunyuan-image"),
     "pictures": ("z-image", "sd3", "qwen-image"),
     "videos": ("wan-ti2v", "wan-2.2", "wan-i2v", "ltx2"),
@@ -250,7 +250,7 @@ def test_models_say_what_they_can_do(served: Served):
     assert ranks == {name: RANKS.get(name, 2) for name in served.models}
 
 
-@pytest.mark.parametrize("served", ["flux"], indirect=True, scope="module")
+@pytest.mark.parametrize("served", ["flux1"], indirect=True, scope="module")
 def test_a_streamed_edit_ends_in_the_same_image(served: Served):
     for name, task, more in (("flux-kontext", "edit", {}), ("flux-fill", "inpaint", {"mask": mask()})):
         extra = {"seed": SEED, "cache": NONE}
@@ -285,7 +285,7 @@ def test_a_forecast_is_asked_for_like_any_other_cache(served: Served):
         served.client.images.generate(model="sd3", prompt=PROMPT, extra_body=refused)
 
 
-@pytest.mark.parametrize("served", ["videos", "flux"], indirect=True, scope="module")
+@pytest.mark.parametrize("served", ["videos", "flux1"], indirect=True, scope="module")
 def test_a_task_that_a_model_has_not_is_refused(served: Served):
     name = "wan-2.2" if "wan-2.2" in served.models else "flux-fill"
     with pytest.raises(openai.BadRequestError, match=r"wan|text-to-video|inpaint") as refused:
