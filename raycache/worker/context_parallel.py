@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from raycache.worker.split_roads import SPLITS
 __all__ = ["parallelize"]
 
 _logger = logging.getLogger("raycache.rank")
+# diffusers calls what torch has renamed; nobody who serves images can help it.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.hooks\.context_parallel")
 
 
 def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
