@@ -10,7 +10,7 @@ products in float32 keep nothing but what they have in common. Sums add up over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -48,9 +48,8 @@ def node_products(nodes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     return _summed(_nodes, tuple(reversed(nodes)))
 
 
-def _summed(products: object, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _summed(products: Callable[..., torch.Tensor], tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     first = tensors[0]
-    assert callable(products)
     if first.is_cuda:
         return tuple((fused(products) if can_fuse() else products)(*tensors).unbind())
     rows = max(1, _CHUNK // max(1, first[0].numel()))

@@ -6,7 +6,7 @@ Options come as dicts under the published names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,19 @@ def plain_dual(model: Any, job: Job, options: dict[str, Any]):
     return outputs, cached_steps, compared_by_step
 
 
+def least_squares(nodes: Sequence[torch.Tensor], now: torch.Tensor) -> tuple[list[float], float]:
+    """The weights of the nodes, in sum 1, nearest to ``now``, and the error relative to the last node; in float64."""
+    vectors = [node.double().flatten().numpy() for node in nodes]
+    last, target = vectors[-1], now.double().flatten().numpy()
+    solved: list[float] = []
+    if len(vectors) > 1:
+        differences = np.stack([vector - last for vector in vectors[:-1]], 1)
+        solved = np.linalg.lstsq(differences, target - last, rcond=None)[0].tolist()
+    weights = [*solved, 1 - sum(solved)]
+    forecast = sum(w * vector for w, vector in zip(weights, vectors, strict=True))
+    return weights, float(np.linalg.norm(target - forecast) / np.linalg.norm(last))
+
+
 def plain_forecast(model: Any, job: Job, options: dict[str, Any]):
     """ForecastCache. Returns outputs, cached steps, and of each step the error and the weights, the oldest node first.
 
@@ -180,15 +193,8 @@ def plain_forecast(model: Any, job: Job, options: dict[str, Any]):
             run += 1
         told.append(None)
         if step >= options["warmup_steps"] and kept and run != options["max_continuous_cached_steps"]:
-            nodes = [node.double().flatten().numpy() for node, _, _ in kept]
-            now, last = moved.double().flatten().numpy(), nodes[-1]
-            solved: list[float] = []
-            if len(nodes) > 1:
-                differences = np.stack([node - last for node in nodes[:-1]], 1)
-                solved = np.linalg.lstsq(differences, now - last, rcond=None)[0].tolist()
-            weights = [*solved, 1 - sum(solved)]
-            forecast = sum(w * node for w, node in zip(weights, nodes, strict=True))
-            told[-1] = float(np.linalg.norm(now - forecast) / np.linalg.norm(last)), weights
+            weights, error = least_squares([node for node, _, _ in kept], moved)
+            told[-1] = error, weights
         if told[-1] is not None and told[-1][0] < options["residual_diff_threshold"]:
             cached_steps.append(step)
             h = h + sum(w * middle for w, (_, middle, _) in zip(told[-1][1], kept, strict=True))

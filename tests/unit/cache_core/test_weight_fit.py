@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from cache_core.inner_products import deviation_products, node_products
 from cache_core.policies.nodes import Nodes
 from cache_core.policies.residual import SPAN
 from cache_core.policies.weight_fit import WIDTH, fitted
+from tests.helpers.plain import least_squares
 
 NAN, INF = math.nan, math.inf
 
@@ -32,19 +32,6 @@ def _fit(tensors: list[torch.Tensor], now: torch.Tensor, otherwise: list[float])
     return fitted(otherwise, *(float(s) for s in sums))
 
 
-def _best(tensors: list[torch.Tensor], now: torch.Tensor) -> tuple[list[float], float]:
-    """Least squares over whole vectors in float64, and the error relative to the last of them."""
-    vectors = [tensor.double().flatten().numpy() for tensor in tensors]
-    last, target = vectors[-1], now.double().flatten().numpy()
-    solved: list[float] = []
-    if len(vectors) > 1:
-        columns = np.stack([vector - last for vector in vectors[:-1]], 1)
-        solved = np.linalg.lstsq(columns, target - last, rcond=None)[0].tolist()
-    weights = [*solved, 1 - sum(solved)]
-    forecast = sum(w * vector for w, vector in zip(weights, vectors, strict=True))
-    return weights, float(np.linalg.norm(target - forecast) / np.linalg.norm(last))
-
-
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -59,7 +46,7 @@ def test_the_fit_is_numpys_least_squares_on_the_whole_vectors(seed: int, count: 
     tensors = [base + moved * torch.randn(tokens, 16, generator=generator) for _ in range(count)]
     now = base + moved * torch.randn(tokens, 16, generator=generator)
     verdict = _fit(tensors, now, [1.0])
-    weights, error = _best(tensors, now)
+    weights, error = least_squares(tensors, now)
     assert list(verdict.weights) == pytest.approx(weights, abs=2e-4)
     assert verdict.difference == pytest.approx(error, rel=1e-3, abs=1e-5)
     assert sum(verdict.weights) == pytest.approx(1.0)
