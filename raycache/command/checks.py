@@ -169,7 +169,9 @@ def judged_gpus(names: list[str], driver: bool, build: str | None) -> Check:
         return Check("GPUs", "fails", "this build of torch has no CUDA: pip install torch from PyPI's own index")
     if driver:
         return Check("GPUs", "fails", f"the driver is too old for CUDA {build}, or no GPU is visible: see nvidia-smi")
-    return Check("GPUs", "warning", "none: `laptop` runs on the CPU, all other configurations need GPUs")
+    return Check(
+        "GPUs", "warning", "none: `laptop` and `laptop_two_ranks` run on the CPU, all other configurations need GPUs"
+    )
 
 
 def judged_shared_memory(free: int | None) -> Check:

@@ -25,7 +25,10 @@ def draw(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same image; random without.")] = None,
     quality: Annotated[str | None, typer.Option(help="exact, high, balanced or fast.")] = None,
-    cache: Annotated[str | None, typer.Option(help="none, DBCache, FBCache, DBPrune, or options as JSON.")] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="none, DBCache, FBCache, DBPrune, ForecastCache, ScheduleCache, or options as JSON."),
+    ] = None,
     url: Annotated[str | None, typer.Option(help=f"Of a service; {_HERE} is tried without.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace a file that is there.")] = False,
 ) -> None:

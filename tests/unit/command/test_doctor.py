@@ -62,7 +62,7 @@ def test_the_tested_versions_come_with_the_package():
     ("check", "state", "told"),
     [
         (checks.judged_gpus(["NVIDIA L20 (48 GB)"], driver=True, build="12.8"), "ok", "L20"),
-        (checks.judged_gpus([], driver=False, build=None), "warning", "`laptop` runs on the CPU"),
+        (checks.judged_gpus([], driver=False, build=None), "warning", "`laptop` and `laptop_two_ranks` run on the CPU"),
         (checks.judged_gpus([], driver=True, build=None), "fails", "no CUDA"),
         (checks.judged_gpus([], driver=True, build="12.8"), "fails", "nvidia-smi"),
         (checks.judged_shared_memory(None), "warning", "/tmp"),
