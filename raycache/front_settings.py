@@ -33,6 +33,7 @@ class IngressSettings(Strict):
     cors_origins: list[Annotated[str, AfterValidator(check_origin)]] = Field(
         default_factory=list, description="Origins whose pages browsers let in (CORS), `*` for all; empty = none."
     )
+    playground: bool = Field(default=True, description="A page to try the service with, at `/`; it is open to all.")
 
 
 class LoggingSettings(Strict):

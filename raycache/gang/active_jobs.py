@@ -18,7 +18,7 @@ from raycache.gang.schedule import JobState, Rules
 from raycache.gang.step_timeouts import StepTimeouts
 from raycache.logs import about
 from raycache.protocol.heartbeat import Failure
-from raycache.protocol.job import JobOutput
+from raycache.protocol.job import JobOutput, JobProgress
 from raycache.protocol.job_errors import JobFailed, LoraNotLoaded
 from raycache.protocol.tick import Called, Tick, TickReport
 from raycache.settings import AppSettings
@@ -36,7 +36,7 @@ _LEARNED = 2
 
 
 class ActiveJobs:
-    """Used by the gang's thread only, but for :attr:`outlook` and :attr:`active`.
+    """Used by the gang's thread only, but for :attr:`outlook`, :attr:`active` and :attr:`progress`.
 
     Args:
         costs: what jobs cost; finished ones teach it.
@@ -61,6 +61,19 @@ class ActiveJobs:
     def active(self) -> list[str]:
         """Jobs that ranks have."""
         return list(self._planner.active)
+
+    @property
+    def progress(self) -> list[JobProgress]:
+        """How far each of them is, as far as ranks have told."""
+        done = {state.id: state.calls_done or 0 for state in self.outlook.jobs}
+        # One that has ended since the schedule was made has no handle any more.
+        jobs = [handle.job for id in self.active if (handle := self._handles.get(id)) is not None]
+        return [
+            JobProgress(
+                str(job.size), len(job.images), min(done.get(job.id, 0) // job.calls_per_step, job.steps), job.steps
+            )
+            for job in jobs
+        ]
 
     @property
     def in_flight(self) -> bool:

@@ -115,6 +115,7 @@ class Gang:
             restarts=self._restarts.count,
             queued=len(self._queue),
             jobs=self._jobs.active,
+            progress=self._jobs.progress,
             retries=self._retries.total(),
             retry_causes=dict(self._retries),
             causes=self._restarts.causes,

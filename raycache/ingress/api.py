@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from raycache.ingress.cors import CorsFastAPI
 from raycache.ingress.dependencies import Context, Service
-from raycache.ingress.routes import health, images, jobs, models, videos
+from raycache.ingress.routes import health, images, jobs, models, playground, videos
 from raycache.ingress.sse import Events
 from raycache.ingress.store_handle import StoreClient
 from raycache.metrics import IngressMetrics
@@ -39,6 +39,8 @@ def build_http_app(
     _answer_errors(app, service.metrics)
     for routes in (images, videos, jobs, models, health):
         app.include_router(routes.router)
+    if service.settings.ingress.playground:
+        app.include_router(playground.router)
     return app
 
 

@@ -16,7 +16,7 @@ from raycache.protocol.sound import Sound
 from raycache.size import Size
 
 __all__ = ["TEXT_ONLY", "GangStatus", "ImageSpec", "Job", "JobInputs", "JobOutput"]
-__all__ += ["Progress", "Recovery", "Trace", "made_steps", "one_per_seed", "stalls"]
+__all__ += ["JobProgress", "Progress", "Recovery", "Trace", "made_steps", "one_per_seed", "stalls"]
 
 
 def stalls(step_s: Sequence[float]) -> float:
@@ -195,6 +195,22 @@ class Progress:
     preview: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a job is, for everybody who may ask: it says nothing of whose it is and what is drawn.
+
+    Attributes:
+        size: ``WIDTHxHEIGHT`` in pixels.
+        images: that are drawn at once.
+        step: denoising steps done, of ``steps``; all of them while it is decoded.
+    """
+
+    size: str
+    images: int
+    step: int
+    steps: int
+
+
 @dataclass
 class Recovery:
     """One fault and what followed it; seconds from noticing it, but for ``noticed_at``.
@@ -223,7 +239,7 @@ class GangStatus:
     Attributes:
         ready: ranks are loaded, no recovery is under way; ``ready_in_s``: seconds until then, as it took last time.
         restarts: incarnations after the first; ``causes`` has them by kind of fault.
-        jobs: that ranks have, by id; all of them get on, step by step.
+        jobs: that ranks have, by id; all of them get on, step by step. ``progress``: how far each of them is.
         retries: jobs that were run again after a fault; ``retry_causes`` has them by its kind.
         faults: what was wrong each time, newest last, at most ten.
         ranks: each rank's last heartbeat, and its age in seconds.
@@ -237,6 +253,7 @@ class GangStatus:
     restarts: int
     queued: int
     jobs: list[str]
+    progress: list[JobProgress] = field(default_factory=list)
     retries: int = 0
     retry_causes: dict[str, int] = field(default_factory=dict)
     causes: dict[str, int] = field(default_factory=dict)

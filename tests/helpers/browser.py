@@ -1,0 +1,50 @@
+"""A real browser for tests of pages: found on this machine, never downloaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+#: Where it is set, a machine without a browser fails the tests that need one in place of skipping them.
+REQUIRED = "RAYCACHE_REQUIRE_BROWSER"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """One of the browsers that tests can drive."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        missing = f"no browser: none of {', '.join(NAMES)} is on PATH"
+        assert os.environ.get(REQUIRED) != "1", missing
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, allowed: tuple[str, ...] = (), **context: object) -> Iterator[Page]:
+    """A page that must say nothing on its console and ask nobody but ``url``.
+
+    Args:
+        allowed: parts of what the browser itself may say, of answers that a test provokes.
+        context: of Playwright's ``new_context``.
+    """
+    told, asked = [], []
+    with browser.new_context(**context) as made:  # type: ignore[arg-type]
+        page = made.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        yield page
+    assert not [text for text in told if not any(part in text for part in allowed)]
+    assert not [address for address in asked if not address.startswith((url, "data:", f"blob:{url}"))]
