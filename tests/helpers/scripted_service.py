@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from cache_core.report import CacheReport, ImageDecision, StepRecord
 from raycache.protocol.capabilities import Capabilities
@@ -107,17 +108,21 @@ def report(method: str) -> CacheReport:
 
 
 @contextmanager
-def served(app: FastAPI, root_path: str = "") -> Iterator[str]:
-    """The URL of an application behind a real server in a thread."""
+def served(app: FastAPI, prefix: str = "") -> Iterator[str]:
+    """The URL of an application behind a real server in a thread, under a prefix as Serve's proxy has it."""
+
+    async def under_prefix(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": prefix}, receive, send)
+
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", root_path=root_path))
+        server = uvicorn.Server(uvicorn.Config(under_prefix, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:
             while not server.started:
                 time.sleep(0.005)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}{root_path}"
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}{prefix}"
         finally:
             server.force_exit = server.should_exit = True
             thread.join(10)

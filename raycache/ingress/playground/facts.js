@@ -17,7 +17,7 @@ export function showFacts(result, beside) {
     rows.push(["Blocks left out", percent(1 - computed), `of ${result.report.totals.steps} steps' blocks`]);
     if (beside) rows.push(["Saved", seconds(Math.max(0, saved)), `measured: exact denoised in ${seconds(beside.exact.times.denoise)}`]);
     else rows.push(["Saved, about", seconds(saved), "reckoned from the share of blocks; comparing measures it"]);
-    if (beside) rows.push(["Distance", Number.isFinite(beside.psnr) ? `${beside.psnr.toFixed(1)} dB` : "none", "PSNR to the exact image; more is nearer"]);
+    if (beside) rows.push(["PSNR", Number.isFinite(beside.psnr) ? `${beside.psnr.toFixed(1)} dB` : "equal", "to the exact image; more is nearer"]);
     said += `, and ${percent(1 - computed)} of the blocks were left out`;
   } else rows.push(["Blocks left out", "none", "every block ran in every step"]);
   rows.push(["Seed", String(result.seed), "the same seed gives the same image"]);

@@ -15,6 +15,7 @@ const DEMO_PROMPT = "a red circle left of a blue square";
 export class Form {
   #models = [];
   #methods = null;
+  #offered = new Map();
 
   constructor() {
     $("model").addEventListener("change", () => this.#take(this.model));
@@ -41,11 +42,13 @@ export class Form {
 
   #take(model) {
     const [width, height] = model.defaults.size.split("x");
-    Object.assign($("width"), { value: width, step: model.capabilities?.size_multiple || 16 });
-    Object.assign($("height"), { value: height, step: model.capabilities?.size_multiple || 16 });
-    Object.assign($("steps"), { value: model.defaults.num_inference_steps, max: model.limits.max_steps });
+    this.#offer("width", width);
+    this.#offer("height", height);
+    this.#offer("steps", model.defaults.num_inference_steps);
+    if (model.capabilities?.kind === "demo") this.#offer("prompt", DEMO_PROMPT);
+    for (const id of ["width", "height"]) $(id).step = model.capabilities?.size_multiple || 16;
+    $("steps").max = model.limits.max_steps;
     $("prompt").maxLength = model.limits.max_prompt_characters;
-    if (model.capabilities?.kind === "demo" && !$("prompt").value) $("prompt").value = DEMO_PROMPT;
     const before = this.quality;
     const words = ["auto", ...model.presets, ...(model.capabilities?.num_blocks === 0 ? [] : [CUSTOM])];
     $("presets").replaceChildren(
@@ -59,6 +62,12 @@ export class Form {
       ),
     );
     this.#chosen();
+  }
+
+  /** A default, where the user has written nothing of their own. */
+  #offer(id, value) {
+    if (["", this.#offered.get(id)].includes($(id).value)) $(id).value = value;
+    this.#offered.set(id, String(value));
   }
 
   get quality() {

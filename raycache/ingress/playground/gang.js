@@ -26,7 +26,7 @@ export class GangWatch {
     if (mine !== this.#asked) return; // asked again meanwhile
     this.#show(state);
     this.heard(state);
-    this.#timer = setTimeout(() => this.look(), this.busy ? OFTEN_MS : SELDOM_MS);
+    this.#timer = setTimeout(() => this.look(), this.busy || !state.ready ? OFTEN_MS : SELDOM_MS);
   }
 
   #show(state) {
@@ -59,7 +59,7 @@ function engineOf(engine, at, numbered, named) {
 }
 
 function bar(job) {
-  const what = job.images > 1 ? `${job.images} of ${job.size}` : job.size;
+  const what = job.images > 1 ? `${job.images} × ${job.size}` : job.size;
   const far = job.step >= job.steps ? "decoding" : job.step ? `step ${job.step} of ${job.steps}` : "beginning";
   const label = `${what}, ${far}`;
   return el(

@@ -17,6 +17,7 @@ let known = false; // the form has been filled
 let wanted = null; // what is done again once there is a key
 let stop = null; // of the job under way
 let shown = null; // the result that stands on the stage
+let state = {}; // of the service, as it was told last
 let announced = 0; // quarters of the steps that a screen reader was told of
 
 function announce(text) {
@@ -94,6 +95,7 @@ async function draw() {
   forget();
   stage.shape(body.size);
   stage.clear("Waiting for the first look at it.");
+  $("stage").scrollIntoView({ block: "nearest" }); // on a phone it is below the form
   steps.begin();
   showWarnings([]);
   try {
@@ -179,20 +181,32 @@ function askForKey(message, again) {
   $("key").focus();
 }
 
+/** Fill the form; whether that could be done. */
 async function begin() {
   try {
     const found = await models();
-    if (form.fill(found)) known = found.every((model) => model.capabilities);
-    else refuse(new ApiError(0, { message: "This service draws no images from text alone." }));
+    known = found.every((model) => model.capabilities); // else it is asked again: no engine has told yet
+    const filled = form.fill(found);
+    tellState();
+    if (filled) return true;
+    refuse(new ApiError(0, { message: "This service draws no images from text alone." }));
   } catch (error) {
     refuse(error, begin);
   }
+  return false;
 }
 
-gang.heard = (state) => {
-  const closed = state.ready && !state.engines;
-  $("service").textContent = closed ? "asks for a key" : state.ready ? `${form.model?.id || "ready"}, ready` : why(state);
+function tellState() {
+  const text = state.engines ? `${form.model?.id || "the service"} is ready` : "asks for a key";
+  $("service").textContent = state.ready ? text : why(state);
   $("service").classList.toggle("ready", Boolean(state.ready));
+}
+
+gang.heard = (told) => {
+  state = told;
+  const closed = state.ready && !state.engines;
+  if (closed) show($("key-open"));
+  tellState();
   if (closed && !$("key-dialog").open && wanted === null) askForKey("", begin);
   else if (state.ready && state.engines && !known && !stop) begin();
 };
@@ -217,7 +231,7 @@ $("key-form").addEventListener("submit", (event) => {
   const again = wanted;
   forgive();
   gang.look();
-  begin().then(() => again && again !== begin && again());
+  begin().then((filled) => filled && again && again !== begin && again());
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && stop && !$("key-dialog").open) stop.abort();

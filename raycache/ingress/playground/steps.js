@@ -31,7 +31,7 @@ export class Steps {
   /** What the report says of all; null where nothing was to be decided. */
   finish(report, blocks) {
     if (!report) return;
-    const branches = Map.groupBy ? Map.groupBy(report.steps, (record) => record.branch) : grouped(report.steps);
+    const branches = grouped(report.steps);
     const rows = [...branches].map(([name, records]) => [branches.size > 1 ? name : "", records.map(recordOf)]);
     this.#draw(rows, { threshold: report.options.residual_diff_threshold, blocks: report.method === "DBPrune" ? blocks : 0 });
   }
@@ -39,6 +39,7 @@ export class Steps {
   #draw(rows, { threshold, blocks = 0 }) {
     const focused = document.activeElement?.dataset?.at;
     show($("steps-panel"));
+    $("reused-legend").textContent = blocks ? "left out, with the share of blocks" : "reused";
     show($("line-legend"), threshold !== undefined && !blocks);
     $("strips").replaceChildren(...rows.flatMap(([name, records]) => this.#row(name, records, threshold, blocks)));
     if (focused) $("strips").querySelector(`[data-at="${focused}"]`)?.focus();
@@ -59,6 +60,7 @@ export class Steps {
   }
 }
 
+/** By branch: with guidance of its own calls a step has two records. */
 function grouped(records) {
   const found = new Map();
   for (const record of records) found.set(record.branch, [...(found.get(record.branch) || []), record]);

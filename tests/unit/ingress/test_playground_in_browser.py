@@ -1,0 +1,323 @@
+"""The page in a real browser, over a service whose jobs go as the prompts say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from raycache.ingress.api import build_http_app
+from raycache.ingress.auth import Key
+from tests.helpers.browser import launched, opened
+from tests.helpers.scripted_service import ScriptedService, served
+
+pytestmark = pytest.mark.slow
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def usual(browser: Browser) -> Iterator[BrowserContext]:
+    """What most tests share: a process of its own takes a browser longer than all that is tested in it."""
+    with browser.new_context() as context:
+        yield context
+
+
+@pytest.fixture
+def service() -> ScriptedService:
+    return ScriptedService()
+
+
+@pytest.fixture
+def visit(browser: Browser, usual: BrowserContext, service: ScriptedService) -> Iterator[Callable[..., Page]]:
+    with ExitStack() as stack:
+
+        def visited(*allowed: str, **context: object) -> Page:
+            url = stack.enter_context(served(build_http_app(service)))
+            chosen = stack.enter_context(browser.new_context(**context)) if context else usual
+            return stack.enter_context(opened(chosen, url, allowed))
+
+        yield visited
+
+
+def choose(page: Page, quality: str) -> None:
+    page.get_by_role("radio", name=quality, exact=True).check()
+
+
+def ask(page: Page, prompt: str) -> None:
+    page.get_by_role("radio", name="Fast", exact=True).wait_for(state="attached")
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("button", name="Draw", exact=True).click()
+
+
+def test_a_prompt_becomes_previews_and_an_image(visit, service):
+    page = visit()
+    seen = page.evaluate_handle(
+        """() => { const seen = [], image = document.getElementById("image");
+        new MutationObserver(() => seen.push([image.alt, image.src.slice(0, 4)])).observe(image, {attributes: true});
+        return seen; }"""
+    )
+    ask(page, "a hill")
+    drawn = page.get_by_role("img", name="a hill")
+    expect(drawn).to_be_visible()
+    assert ["Preview of the image", "data"] in seen.json_value()
+    assert drawn.evaluate("image => image.naturalWidth") == 64
+    (request,) = service.requests
+    assert (request.size, request.num_inference_steps, request.quality, request.seed) == ("64x64", 8, "auto", None)
+    facts = page.locator("#facts")
+    for told in ("1.7 s", "25 %", "1234"):
+        expect(facts).to_contain_text(told)
+    expect(page.get_by_role("status")).to_contain_text("25 % of the blocks were left out")
+
+
+def test_what_is_asked_for_is_sent(visit, service):
+    page = visit()
+    choose(page, "Custom")
+    page.get_by_label("Method").select_option("FBCache")
+    page.get_by_label("residual diff threshold").fill("0.2")
+    for name, value in (("Width", "32"), ("Height", "48"), ("Steps", "5"), ("Seed", "77")):
+        page.get_by_role("spinbutton", name=name, exact=True).fill(value)
+    ask(page, "a zebra")
+    expect(page.get_by_role("list", name="Warnings")).to_contain_text("`zebra`")
+    (request,) = service.requests
+    assert (request.size, request.num_inference_steps, request.seed) == ("32x48", 5, 77)
+    assert (request.cache.type, request.cache.residual_diff_threshold) == ("FBCache", 0.2)
+
+
+def test_exact_and_fast_are_compared_under_a_slider(visit, service):
+    page = visit()
+    choose(page, "Fast")
+    ask(page, "a hill")
+    page.get_by_role("button", name="Compare with exact").click()
+    slider = page.get_by_role("slider", name="exact")
+    expect(slider).to_be_focused()
+    assert [(one.quality, one.seed) for one in service.requests] == [("fast", None), ("exact", 1234)]
+    image = page.get_by_role("img", name="fast: a hill")
+    expect(image).to_have_css("clip-path", "inset(0px 0px 0px 50%)")
+    page.keyboard.press("ArrowLeft")
+    expect(image).to_have_css("clip-path", "inset(0px 0px 0px 49%)")
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 9)
+    assert float(image.evaluate("image => image.style.clipPath.match(/[0-9]+(?=%)/)[0]")) > 80
+    expect(page.locator("#facts")).to_contain_text("2.5 s")  # 4.0 - 1.5: measured, no longer reckoned
+    expect(page.locator("#facts")).to_contain_text("dB")
+
+
+def test_an_exact_image_is_compared_with_the_fast_one(visit, service):
+    page = visit()
+    choose(page, "Exact")
+    ask(page, "a hill")
+    page.get_by_role("button", name="Compare with fast").click()
+    expect(page.get_by_role("slider")).to_be_visible()
+    assert [one.quality for one in service.requests] == ["exact", "fast"]
+    expect(page.get_by_role("group", name="Steps").get_by_role("button").nth(2)).to_have_class("step reused")
+
+
+def test_the_strip_tells_each_steps_difference_and_threshold(visit):
+    page = visit()
+    ask(page, "a hill")
+    strip = page.get_by_role("group", name="Steps")
+    third = strip.get_by_role("button", name="Step 3 of 8: reused; difference 0.0500, below the threshold 0.12")
+    expect(third).to_have_class("step reused")
+    third.hover()
+    expect(page.locator("#readout")).to_contain_text("below the threshold 0.12")
+    strip.get_by_role("button").first.focus()
+    page.keyboard.press("End")
+    expect(page.locator("#readout")).to_have_text(
+        "Step 8 of 8: computed; difference 0.200, not below the threshold 0.12"
+    )
+    expect(strip.get_by_role("button").first).to_have_attribute("aria-label", re.compile("one of the first"))
+
+
+def test_dbprune_gets_a_map_of_blocks_and_steps(visit):
+    page = visit()
+    choose(page, "Custom")
+    page.get_by_label("Method").select_option("DBPrune")
+    ask(page, "a hill")
+    cells = page.get_by_role("img", name="12 of 96 left out")
+    expect(cells).to_be_visible()
+    assert cells.locator("rect").count() == 12
+    box = cells.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] * 4.5 / 12)
+    expect(page.locator("#readout")).to_have_text("Step 3, block 4: left out")
+    step = page.get_by_role("group", name="Steps").get_by_role("button").nth(2)
+    expect(step).to_have_attribute("aria-label", "Step 3 of 8: 4 of 12 blocks left out: 3 to 5, 7")
+
+
+def test_the_place_in_the_queue_and_an_abort(visit, service):
+    page = visit()
+    ask(page, "wait")
+    expect(page.locator("#progress-text")).to_have_text("In the queue: 2 jobs ahead, about 41 s left")
+    abort = page.get_by_role("button", name="Abort")
+    expect(abort).to_be_focused()
+    abort.click()
+    expect(page.locator("#empty")).to_contain_text("Aborted")
+    expect(page.get_by_role("button", name="Draw", exact=True)).to_be_focused()
+    for _ in range(200):
+        if service.closed:
+            break
+        page.wait_for_timeout(10)
+    assert service.closed, "the service heard that nobody waits any more"
+    ask(page, "a hill")
+    expect(page.get_by_role("img", name="a hill")).to_be_visible()
+
+
+def test_errors_are_told_where_they_belong(visit):
+    page = visit("400 (Bad Request)", "429 (Too Many Requests)")
+    ask(page, "wrong")
+    problem = page.get_by_role("alert")
+    expect(problem).to_contain_text("no multiple of 16; nearest legal value: 64x64")
+    expect(page.get_by_label("Width")).to_be_focused()
+    expect(page.get_by_label("Width")).to_have_attribute("aria-invalid", "true")
+    ask(page, "full")
+    expect(problem).to_contain_text("too many jobs wait Try again in 7.0 s")
+    expect(page.get_by_label("Width")).not_to_have_attribute("aria-invalid", "true")
+    ask(page, "broken")
+    expect(problem).to_contain_text("a rank died twice under it")
+    ask(page, " ")
+    expect(problem).to_contain_text("the prompt is empty")
+    ask(page, "a hill")
+    expect(problem).to_be_hidden()
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_only(visit, service):
+    service.keys = (Key(b"secret"),)
+    page = visit("401 (Unauthorized)")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_label("Key")).to_be_focused()
+    dialog.get_by_label("Key").fill("wrong")
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("this key is not valid here")
+    dialog.get_by_label("Key").fill("secret")
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    ask(page, "a hill")
+    expect(page.get_by_role("img", name="a hill")).to_be_visible()
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+    service.keys = (Key(b"another"),)
+    ask(page, "a lake")
+    expect(dialog).to_contain_text("this key is not valid here")
+    dialog.get_by_label("Key").fill("another")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("img", name="a lake")).to_be_visible()  # drawn without being asked for again
+    page.reload()
+    expect(dialog).to_be_visible()
+
+
+def test_what_the_gang_is_doing(visit, service):
+    page = visit()
+    gang = page.get_by_role("region", name="What the gang is doing now")
+    expect(gang.get_by_role("progressbar", name=re.compile("2 . 512x512, step 3 of 10"))).to_be_visible()
+    expect(gang).to_contain_text("1 job; 2 jobs waiting")
+    expect(page.locator("#service")).to_have_text("flux is ready")
+
+
+def test_a_keyboard_is_enough(visit, service):
+    page = visit()
+    page.get_by_role("radio", name="Fast", exact=True).wait_for(state="attached")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the image")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Prompt")).to_be_focused()
+    page.keyboard.type("a hill")
+    page.keyboard.press("Tab")
+    for _ in range(3):  # from the default past exact and high
+        page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("radio", name="Fast", exact=True)).to_be_checked()
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("img", name="a hill")).to_be_visible()
+    page.get_by_label("Prompt").focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("wait")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("button", name="Abort")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#empty")).to_contain_text("Aborted")
+    assert [(one.prompt, one.quality) for one in service.requests] == [("a hill", "fast"), ("wait", "fast")]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_in_dark(visit, scheme):
+    page = visit("400 (Bad Request)", color_scheme=scheme)
+    ask(page, "a zebra")
+    expect(page.locator("#warnings")).to_be_visible()
+    ask(page, "wrong")
+    expect(page.get_by_role("alert")).to_be_visible()
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall("[0-9]+", ground))) < 3 * 128) == (scheme == "dark")
+    low = page.evaluate(CONTRASTS)
+    assert not low
+
+
+def test_a_phone_scrolls_down_only(visit, service):
+    page = visit(**PHONE)
+    choose(page, "Custom")
+    ask(page, "a zebra")
+    expect(page.locator("#facts")).to_be_visible()
+    page.get_by_role("button", name="Compare with exact").click()
+    expect(page.get_by_role("slider")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    small = page.evaluate(
+        "[...document.querySelectorAll('button:not(.step)')].filter(b => b.offsetHeight && b.offsetHeight < 44).length"
+    )
+    assert not small, "every button can be met with a finger"
+
+
+def test_a_model_without_previews_and_a_service_that_is_not_ready(visit, service):
+    service.capabilities = replace(service.capabilities, previews=False)
+    engines, service.engines, service.shortage = service.engines, [], "no node has 4 free GPUs"
+    page = visit("503 (Service Unavailable)")
+    expect(page.locator("#service")).to_have_text("No engine is ready: no node has 4 free GPUs")
+    service.engines = engines
+    expect(page.locator("#service")).to_have_text("flux is ready")
+    ask(page, "a hill")
+    expect(page.get_by_role("img", name="a hill")).to_be_visible()
+    assert service.requests[0].partial_images == 0
+
+
+def test_it_works_under_a_prefix(usual, service):
+    with served(build_http_app(service), "/images") as url, opened(usual, url) as page:
+        assert page.url == f"{url}/"
+        ask(page, "a hill")
+        expect(page.get_by_role("img", name="a hill")).to_be_visible()
+
+
+def test_every_field_and_button_has_a_name(visit):
+    page = visit()
+    choose(page, "Custom")
+    page.get_by_label("warmup steps").wait_for()
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll("input, select, textarea, button")].filter(
+            it => !it.labels?.length && !it.ariaLabel && !it.textContent.trim() && !it.closest("[hidden]")
+        ).map(it => it.id)"""
+    )
+    assert unnamed == []
+
+
+#: Texts whose contrast to what is behind them is below 4.5, as WCAG's AA asks for.
+CONTRASTS = """() => {
+  const parsed = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = rgb => rgb.slice(0, 3).map(v => linear(v / 255))
+    .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
+  const behind = it => { for (; it; it = it.parentElement) {
+    const colour = parsed(getComputedStyle(it).backgroundColor); if ((colour[3] ?? 1) === 1) return colour; } };
+  const low = [];
+  for (const it of document.querySelectorAll("body *")) {
+    const own = [...it.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !it.checkVisibility() || it.closest(".sr, .tag, noscript")) continue;
+    const [a, b] = [light(parsed(getComputedStyle(it).color)), light(behind(it))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) low.push([it.outerHTML.slice(0, 80), (a + 0.05) / (b + 0.05)]);
+  }
+  return low;
+}"""
