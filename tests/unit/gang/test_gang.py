@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import ClassVar
 
 import numpy as np
@@ -165,6 +166,22 @@ def test_one_that_is_aborted_or_late_leaves_at_the_next_tick(gang: Gang, life: t
     with pytest.raises(DeadlineExceeded):
         late.future.result(10)
     gang.submit(job(3)).future.result(10)
+
+
+def test_it_says_how_far_each_job_is_and_no_more(gang: Gang, life: type[Life]):
+    handle = gang.submit(make_job("1", seeds=(1, 2), steps=10**6))
+    life.gate.set()
+    while not (told := gang.status().progress) or told[0].step < 3:
+        time.sleep(0.01)
+    (one,) = told
+    assert (one.size, one.images, one.steps) == (str(handle.job.size), 2, 10**6)
+    assert asdict(one).keys() == {"size", "images", "step", "steps"}
+    handle.abort("enough")
+    with pytest.raises(JobCancelled):
+        handle.future.result(10)
+    while gang.status().jobs:
+        time.sleep(0.01)
+    assert gang.status().progress == []
 
 
 def test_it_says_how_long_new_ranks_will_take(gang: Gang, life: type[Life]):

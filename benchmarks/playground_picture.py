@@ -1,0 +1,81 @@
+"""README's picture of the page at ``/``: a real service, a real image, and the exact one beside it under the slider.
+
+    python -m benchmarks.playground_picture [--url URL] [--out page.png] [--dark] [--width 360]
+
+Starts ``serve_configs/laptop_dbcache.yaml`` unless ``--url`` names a service; needs Chromium on PATH.
+README's picture is the light and wide one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from playwright.sync_api import Page, expect, sync_playwright
+
+from benchmarks.serving import application, settings_of
+
+_ROOT = Path(__file__).parents[1]
+_PICTURE = _ROOT / "docs" / "images" / "playground.png"
+_CONFIG = _ROOT / "serve_configs" / "laptop_dbcache.yaml"
+#: Milliseconds in which an image must be there.
+_PATIENCE_MS = 180_000
+
+
+def main(
+    url: Annotated[str | None, typer.Option(help="A service that runs; default: one is started.")] = None,
+    out: Annotated[Path, typer.Option(help="The file.")] = _PICTURE,
+    dark: Annotated[bool, typer.Option(help="As in dark mode.")] = False,
+    width: Annotated[int, typer.Option(help="Of the window, in pixels; below 600 it is a phone's.")] = 1180,
+    prompt: Annotated[str, typer.Option(help="What is drawn.")] = "a red circle left of a blue square",
+    seed: Annotated[int, typer.Option(help="Of the image.")] = 7,
+    method: Annotated[str | None, typer.Option(help="A cache method by its defaults, not the preset `fast`.")] = None,
+) -> None:
+    """Take the picture."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        raise typer.BadParameter("no `chromium` on PATH, with which the picture is taken; install it")
+    with contextlib.ExitStack() as stack:
+        url = url or stack.enter_context(application(settings_of(_CONFIG, tiny=False)))
+        page = stack.enter_context(_page(browser, "dark" if dark else "light", width))
+        page.goto(f"{url}/")
+        _compare(page, prompt, seed, method)
+        page.screenshot(path=out, full_page=True)
+    print(f"{out}: {out.stat().st_size} bytes")
+
+
+@contextlib.contextmanager
+def _page(browser: str, scheme: Literal["light", "dark"], width: int) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        phone = width < 600
+        context = launched.new_context(
+            viewport={"width": width, "height": 860}, color_scheme=scheme, is_mobile=phone, has_touch=phone
+        )
+        page = context.new_page()
+        page.set_default_timeout(_PATIENCE_MS)
+        yield page
+        launched.close()
+
+
+def _compare(page: Page, prompt: str, seed: int, method: str | None) -> None:
+    """Draw, draw exactly, and wait until nothing moves any more."""
+    page.get_by_role("radio", name="Custom" if method else "Fast", exact=True).check()
+    if method:
+        page.get_by_label("Method").select_option(method)
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("spinbutton", name="Seed").fill(str(seed))
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Compare with exact").click()
+    expect(page.get_by_role("slider")).to_be_visible(timeout=_PATIENCE_MS)
+    expect(page.locator("#gang")).to_contain_text("idle", timeout=_PATIENCE_MS)
+    page.get_by_role("group", name="Steps").get_by_role("button").nth(19).hover()
+    page.evaluate("document.activeElement.blur()")
+
+
+if __name__ == "__main__":
+    typer.run(main)
