@@ -168,7 +168,7 @@ function forgive() {
 function refuse(error, again) {
   if (!(error instanceof ApiError)) throw error;
   if (error.status === 401) return askForKey(error.message, again);
-  const later = error.retryAfter ? ` Try again in ${seconds(error.retryAfter)}.` : "";
+  const later = error.retryAfter ? `. Try again in ${count(error.retryAfter, "second")}.` : "";
   $("problem").textContent = error.message + later;
   show($("problem"));
   form.blame(error.param);

@@ -109,7 +109,7 @@ def test_exact_and_fast_are_compared_under_a_slider(visit, service):
     box = slider.bounding_box()
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 9)
     assert float(image.evaluate("image => image.style.clipPath.match(/[0-9]+(?=%)/)[0]")) > 80
-    expect(page.locator("#facts")).to_contain_text("2.5 s")  # 4.0 - 1.5: measured, no longer reckoned
+    expect(page.locator("#facts")).to_contain_text("Saved2.5 s, 63 %")  # 4.0 - 1.5: measured, no longer reckoned
     expect(page.locator("#facts")).to_contain_text("dB")
 
 
@@ -180,7 +180,7 @@ def test_errors_are_told_where_they_belong(visit):
     expect(page.get_by_label("Width")).to_be_focused()
     expect(page.get_by_label("Width")).to_have_attribute("aria-invalid", "true")
     ask(page, "full")
-    expect(problem).to_contain_text("too many jobs wait Try again in 7.0 s")
+    expect(problem).to_contain_text("too many jobs wait. Try again in 7 seconds.")
     expect(page.get_by_label("Width")).not_to_have_attribute("aria-invalid", "true")
     ask(page, "broken")
     expect(problem).to_contain_text("a rank died twice under it")
