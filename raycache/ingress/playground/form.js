@@ -14,6 +14,7 @@ const DEMO_PROMPT = "a red circle left of a blue square";
 
 export class Form {
   #models = [];
+  #told = "";
   #methods = null;
   #offered = new Map();
 
@@ -33,6 +34,9 @@ export class Form {
     const images = models.filter(({ alias_of: alias, capabilities: can }) => {
       return !alias && (!can || (can.frame_step === 0 && can.tasks.includes("text-to-image")));
     });
+    const told = JSON.stringify(images);
+    if (told === this.#told) return images.length > 0; // nothing is torn from under whoever is filling it in
+    this.#told = told;
     this.#models = images;
     $("model").replaceChildren(...images.map((model) => el("option", { value: model.id, text: model.id, selected: model.default })));
     show($("model-field"), images.length > 1);

@@ -285,6 +285,21 @@ def test_a_model_without_previews_and_a_service_that_is_not_ready(visit, service
     assert service.requests[0].partial_images == 0
 
 
+def test_a_form_that_is_being_filled_in_stays_while_engines_sleep(visit, service):
+    service.engines, service.capabilities, service.asleep = [], None, True
+    page = visit()
+    expect(page.locator("#gang")).to_have_text("All engines sleep; the next request wakes one.")
+    page.get_by_label("Width").fill("32")
+    exact = page.get_by_role("radio", name="Exact", exact=True)
+    exact.check()
+    for _ in range(2):
+        with page.expect_response("**/v1/models"):
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # as when somebody comes back to it
+    page.wait_for_timeout(50)
+    expect(exact).to_be_focused()
+    expect(page.get_by_label("Width")).to_have_value("32")
+
+
 def test_it_works_under_a_prefix(usual, service):
     with served(build_http_app(service), "/images") as url, opened(usual, url) as page:
         assert page.url == f"{url}/"
