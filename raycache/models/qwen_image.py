@@ -27,6 +27,10 @@ class QwenImageFamily(ModelFamily):
     }
     max_inputs, negative_prompt, true_cfg = 1, True, True
 
+    def side_with(self, vae: Mapping[str, Any]) -> int:
+        """Tokens are of 2x2 latents, and the VAE halves a side at each of its stages (three, as published)."""
+        return 2 * 2 ** len(vae.get("temperal_downsample", range(3)))
+
 
 class QwenImageEditFamily(QwenImageFamily):
     """One picture, which the text encoder sees, too; the pipeline brings it to one megapixel whatever was asked."""

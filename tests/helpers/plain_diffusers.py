@@ -5,6 +5,7 @@ Nothing here is shared with the service: arguments are written out as a user of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import diffusers
@@ -16,7 +17,7 @@ from cache_core import CacheOptions, apply_cache_on_pipe
 from cache_core.pipe import cache_reports
 from raycache.models.registry import family_of
 from raycache.testing.tiny_models import TINY_FAMILIES
-from tests.helpers.tiny_models import tiny_folder
+from tests.helpers.tiny_models import load_modular_tiny, tiny_folder
 
 __all__ = ["GUIDANCE", "PROMPT", "SEED", "STRENGTH", "Plain", "masked", "plain", "scene"]
 
@@ -36,9 +37,9 @@ class Plain(NamedTuple):
     decisions: list[Any]
 
 
-def scene() -> np.ndarray:
-    """A picture to begin with: uint8, [64, 64, 3]."""
-    rows, columns = np.mgrid[:64, :64].astype(np.uint8)
+def scene(width: int = 64) -> np.ndarray:
+    """A picture to begin with: uint8, [64, width, 3]."""
+    rows, columns = np.mgrid[:64, :width].astype(np.uint8)
     return np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1)
 
 
@@ -47,26 +48,47 @@ def masked() -> np.ndarray:
     return np.repeat(np.where(np.arange(64) < 32, 0, 255).astype(np.uint8)[None], 64, axis=0)
 
 
-def plain(name: str, task: str, steps: int, cache: CacheOptions | None = None) -> Plain:
-    """``task`` done by the tiny model ``name`` in ``steps`` steps, alone on this process."""
-    tiny = TINY_FAMILIES[name]
-    family = family_of(tiny.pipeline)
-    pipe = getattr(diffusers, family.tasks[task] or tiny.pipeline).from_pretrained(tiny_folder(name))
-    pipe.set_progress_bar_config(disable=True)
+def plain(name: str, task: str, steps: int, cache: CacheOptions | None = None, widths: Sequence[int] = (64,)) -> Plain:
+    """``task`` done by the tiny model ``name`` in ``steps`` steps, alone on this process.
+
+    Args:
+        widths: of the pictures that it begins with, if it does with any.
+    """
+    pipe = _pipe(name, task)
     if cache is not None:
         options = cache.model_dump()
         apply_cache_on_pipe(pipe, options.pop("type"), **options)
-    output = pipe(**_arguments(name, task), num_inference_steps=steps, output_type="np")
-    drawn = output.images[0] if hasattr(output, "images") else output.frames[0]
-    return Plain(np.rint(np.clip(np.asarray(drawn), 0, 1) * 255).astype(np.uint8), _decisions(pipe))
+    asked = {**_arguments(name, task, widths), "num_inference_steps": steps, "output_type": "np"}
+    if hasattr(pipe, "blocks"):  # a modular pipeline, which returns what it is asked for
+        drawn = pipe(**asked, output="images")[0]
+    else:
+        output = pipe(**asked)
+        drawn = output.images[0] if hasattr(output, "images") else output.frames[0]
+    colors = np.asarray(drawn)[..., :3]  # Qwen-Image 2.1 has an alpha channel
+    return Plain(np.rint(np.clip(colors, 0, 1) * 255).astype(np.uint8), _decisions(pipe))
 
 
-def _arguments(name: str, task: str) -> dict[str, Any]:
+def _pipe(name: str, task: str) -> Any:
+    folder, tiny = tiny_folder(name), TINY_FAMILIES[name]
+    if (folder / "modular_model_index.json").is_file():
+        pipe = load_modular_tiny(folder)  # its blocks choose the task by what is given to them
+        if hasattr(pipe, "guider"):
+            pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=GUIDANCE))
+        return pipe
+    pipe = getattr(diffusers, family_of(tiny.pipeline).tasks[task] or tiny.pipeline).from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _arguments(name: str, task: str, widths: Sequence[int]) -> dict[str, Any]:
     given = dict(TINY_FAMILIES[name].ask) | {"prompt": PROMPT, "generator": [torch.Generator().manual_seed(SEED)]}
-    if name.startswith("flux"):  # which embed their guidance
+    if name.startswith("flux") and not name.startswith("flux3"):  # which embed their guidance
         given["guidance_scale"] = GUIDANCE
     if task in ("image-to-image", "edit", "inpaint", "image-to-video"):
-        given["image"] = Image.fromarray(scene())
+        pictures = [Image.fromarray(scene(width)) for width in widths]
+        given["image"] = pictures if len(pictures) > 1 else pictures[0]
+    if task == "edit" and name == "qwen-image-2.1":
+        given["output_resolution"] = 64  # else a megapixel
     if task == "image-to-image":
         given["strength"] = STRENGTH
     if task == "inpaint":

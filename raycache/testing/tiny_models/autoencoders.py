@@ -38,11 +38,12 @@ def image_autoencoder(channels: int = 4, *, shift: float = 0.1, scale: float = 0
     )
 
 
-def qwen_autoencoder(base: int = 8) -> AutoencoderKLQwenImage:
-    """A picture is a video of one frame; its side shrinks by 8, to 4 channels."""
+def qwen_autoencoder(base: int = 8, stages: int = 3) -> AutoencoderKLQwenImage:
+    """A picture is a video of one frame; its side is halved ``stages`` times, to 4 channels."""
     from diffusers import AutoencoderKLQwenImage
 
-    return AutoencoderKLQwenImage(**_causal(base))
+    deeper = {"dim_mult": [1] * (stages + 1), "temperal_downsample": [False] * (stages - 2) + [True, True]}
+    return AutoencoderKLQwenImage(**_causal(base) | deeper)
 
 
 def wan_autoencoder(**sizes: Any) -> AutoencoderKLWan:

@@ -68,6 +68,8 @@ MODELS = {
     "Qwen/Qwen-Image": Published("QwenImagePipeline", 60, 24, 58, 1, (8.3, 6.5)),
     "Qwen/Qwen-Image-Edit-2509": Published("QwenImageEditPlusPipeline", 60, 24, 58, 1, (8.3, 6.5)),
     "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": Published("HunyuanImagePipeline", 60, 28, 54, 1, (8.5, 6.5)),
+    "Qwen/Qwen-Image-2.1": Published("QwenImage21Pipeline", 32, 32, 31),
+    "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": Published("HunyuanVideo15Pipeline", 54, 16, 37),
     "Lightricks/LTX-2": Published("LTX2Pipeline", 48, 32, 68, 1, (12.2, 10.8)),
 }
 
