@@ -15,7 +15,7 @@ from benchmarks.peers import enable_cache_dit
 from benchmarks.quality_table import STEPS
 from benchmarks.workload import sharing_weights
 from cache_core.blocks import find_blocks
-from cache_core.forecast_options import ForecastCacheOptions, ScheduleCacheOptions
+from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions, ScheduleCacheOptions
 from cache_core.options import CacheOptions, FBCacheOptions, NoCacheOptions
 from raycache.models.generating import generate_images
 from raycache.tune.sweep import Job, draw
@@ -52,6 +52,8 @@ def points(pipe: Any) -> Iterator[Point]:
     for nodes, threshold in itertools.product((3, 2), (0.01, 0.02, 0.04, 0.08)):
         own = ForecastCacheOptions(warmup_steps=WARMUP, residual_diff_threshold=threshold, forecast_nodes=nodes)
         yield Point(f"ForecastCache, {nodes} nodes", str(threshold), _ours(own))
+    for speedup in (1.7, 2.2, 2.6, 3.2):
+        yield Point("BudgetCache", str(speedup), _ours(BudgetCacheOptions(warmup_steps=WARMUP, speedup=speedup)))
     for fit, every in itertools.product((False, True), (2, 3, 4, 5)):
         schedule = ScheduleCacheOptions(
             warmup_steps=WARMUP, compute_every=every, fit_weights=fit, forecast_nodes=3 if fit else 2

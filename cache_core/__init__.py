@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cache_core.blocks import UnsupportedModelError
     from cache_core.cache_type import CacheType
     from cache_core.consensus import RanksParted
-    from cache_core.forecast_options import ForecastCacheOptions, ScheduleCacheOptions
+    from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions, ScheduleCacheOptions
     from cache_core.joined_calls import JobCall, job_call, joined
     from cache_core.method_options import BlockCountError
     from cache_core.opening import cache_session, job_session
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnotherCacheError",
     "BlockCountError",
+    "BudgetCacheOptions",
     "CacheOptions",
     "CacheReport",
     "CacheType",
@@ -68,7 +69,7 @@ __all__ = [
 _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),
-    "forecast_options": ("ForecastCacheOptions", "ScheduleCacheOptions"),
+    "forecast_options": ("BudgetCacheOptions", "ForecastCacheOptions", "ScheduleCacheOptions"),
     "joined_calls": ("JobCall", "job_call", "joined"),
     "opening": ("cache_session", "job_session"),
     "cache_type": ("CacheType",),

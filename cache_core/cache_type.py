@@ -1,7 +1,7 @@
 """The methods by their published names, and the options published with them.
 
 Names, defaults and what is printed are those of cache-dit v0.1.5, so that its README works with another import;
-ForecastCache and ScheduleCache are this project's own.
+ForecastCache, BudgetCache and ScheduleCache are this project's own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class CacheType(StrEnum):
     DBCache = "DBCache"
     DBPrune = "DBPrune"
     ForecastCache = "ForecastCache"
+    BudgetCache = "BudgetCache"
     ScheduleCache = "ScheduleCache"
 
     def __repr__(self) -> str:
@@ -75,6 +76,7 @@ _LONG_NAMES = {
     "DBCache": "Dual_Block_Cache",
     "DBPrune": "Dynamic_Block_Prune",
     "ForecastCache": "Forecast_Cache",
+    "BudgetCache": "Budget_Cache",
     "ScheduleCache": "Schedule_Cache",
 }
 #: Published spellings, in small letters and without underscores.
@@ -84,6 +86,7 @@ _ALIASES = {
     "DBCache": {"db", "dbcache", "dualblockcache"},
     "DBPrune": {"dbp", "dbprune", "dynamicblockprune"},
     "ForecastCache": {"forecast", "forecastcache"},
+    "BudgetCache": {"budget", "budgetcache"},
     "ScheduleCache": {"schedule", "schedulecache"},
 }
 #: Published order too: people print these. Those without a use here are dropped when they are applied.
@@ -113,6 +116,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "warmup_steps": 4,
         "max_cached_steps": -1,
         "max_continuous_cached_steps": 4,
+        "Fn_compute_blocks": 1,
+        "Bn_compute_blocks": 0,
+        "forecast_nodes": 3,
+    },
+    "BudgetCache": {
+        "speedup": 2.0,
+        "warmup_steps": 4,
         "Fn_compute_blocks": 1,
         "Bn_compute_blocks": 0,
         "forecast_nodes": 3,

@@ -1,16 +1,16 @@
-"""Options of the methods that are this project's own: a forecast that is verified, and a fixed schedule beside it."""
+"""Options of this project's own methods: a forecast that is verified, one that keeps a budget, and a fixed schedule."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from cache_core.method_options import MethodOptions, check_ends
 from cache_core.option_kinds import StepLimit, Threshold, never_judged, no_block_between, no_step_allowed
 
-__all__ = ["ForecastCacheOptions", "ScheduleCacheOptions"]
+__all__ = ["BudgetCacheOptions", "ForecastCacheOptions", "ScheduleCacheOptions"]
 
 
 class ForecastCacheOptions(MethodOptions):
@@ -67,6 +67,78 @@ class ForecastCacheOptions(MethodOptions):
 
     def check(self, num_blocks: int) -> None:
         check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
+
+
+class BudgetCacheOptions(MethodOptions):
+    """ForecastCache without a threshold: as many steps are computed as ``speedup`` allows, those that need it most.
+
+    Args:
+        speedup: how many times fewer blocks are computed than without a cache: of an image of ``num_steps`` steps the
+            largest number of whole steps with which no more than 1 / ``speedup`` of its blocks are computed. The
+            warm-up counts, and is computed even where it takes more.
+        num_steps: denoising steps of an image; 0 = told by whoever opens the session (a pipeline's call, a service).
+        Fn_compute_blocks: first blocks, computed in every step; on their residual the forecast is fitted and judged.
+        Bn_compute_blocks: last blocks, computed in every step.
+        warmup_steps: the first steps of a branch that are always computed.
+        forecast_nodes: from how many of the last computed steps a forecast is made.
+        typical_error: relative error (L2) that the forecast of the first blocks usually has one step on, with this
+            model. Too small a value spends the budget early, too large a value late.
+    """
+
+    policy = "cache_core.policies.budget_block:BudgetBlock"
+    thresholds = frozenset({"speedup", "typical_error"})
+    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
+
+    #: All Bn blocks always run, and neither a limit nor a threshold is in force.
+    Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
+    max_cached_steps: ClassVar[int] = -1
+    max_continuous_cached_steps: ClassVar[int] = -1
+    residual_diff_threshold: ClassVar[float] = math.inf
+    tail_threshold: ClassVar[float] = 0.0
+
+    type: Literal["BudgetCache"] = "BudgetCache"
+    speedup: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0
+    num_steps: int = Field(default=0, ge=0)
+    Fn_compute_blocks: int = Field(default=1, ge=1)
+    Bn_compute_blocks: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=4, ge=0)
+    forecast_nodes: Annotated[int, Field(ge=2, le=3)] = 3
+    typical_error: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.012
+
+    @property
+    def taylor_order(self) -> int:
+        """Order of the polynomial through as many nodes."""
+        return self.forecast_nodes - 1
+
+    @property
+    def computed_steps(self) -> int:
+        return self.warmup_steps
+
+    def for_steps(self, steps: int) -> Self:
+        return self if self.num_steps else self.model_copy(update={"num_steps": steps})
+
+    def budget(self, steps: int, num_blocks: int) -> int:
+        """How many of ``steps`` steps are computed whole; at least the warm-up, and the first."""
+        always = self._always(num_blocks)
+        # Of T steps C are computed: C + (T - C) always = T / speedup. A rounding error must not cost a whole step.
+        affordable = math.floor(steps * (1 / self.speedup - always) / (1 - always) + 1e-9) if always < 1 else steps
+        return min(steps, max(affordable, self.warmup_steps, 1))
+
+    def known_share(self, steps: int, num_blocks: int) -> float | None:
+        always = self._always(num_blocks)
+        return always + (1 - always) * self.budget(self.num_steps or steps, num_blocks) / (self.num_steps or steps)
+
+    def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        all_of_them = self.budget(self.num_steps or steps, num_blocks) >= (self.num_steps or steps)
+        covered = no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
+        nothing = f"speedup={self.speedup:g} and warmup_steps={self.warmup_steps} leave no step of {steps} to reuse"
+        return covered or ([nothing] if all_of_them else [])
+
+    def check(self, num_blocks: int) -> None:
+        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
+
+    def _always(self, num_blocks: int) -> float:
+        return min(1.0, (self.Fn_compute_blocks + self.Bn_compute_blocks) / num_blocks)
 
 
 class ScheduleCacheOptions(MethodOptions):

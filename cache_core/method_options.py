@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -43,6 +43,10 @@ class MethodOptions(BaseModel):
 
     def check(self, num_blocks: int) -> None:
         """Raise :class:`BlockCountError` where a model of so many transformer blocks has too few."""
+
+    def for_steps(self, steps: int) -> Self:
+        """The options for an image of ``steps`` denoising steps, where the method must know how many there are."""
+        return self
 
     def spelled_out(self) -> MethodOptions:
         """The options that the policy takes, where this is a shorter way to say them."""

@@ -2,7 +2,8 @@
 
 The names and defaults are those of cache-dit v0.1.5, where DBCache, FBCache and DBPrune were first published, so that
 existing settings carry over. In YAML and JSON the method is the field ``type``: ``none | FBCache | DBCache | DBPrune |
-ForecastCache | ScheduleCache``; the last two are this project's own (:mod:`cache_core.forecast_options`).
+ForecastCache | BudgetCache | ScheduleCache``; the last three are this project's own
+(:mod:`cache_core.forecast_options`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 
 from cache_core.cache_type import CacheType
-from cache_core.forecast_options import ForecastCacheOptions, ScheduleCacheOptions
+from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions, ScheduleCacheOptions
 from cache_core.method_options import BlockCountError, MethodOptions, check_ends
 from cache_core.option_kinds import (
     BlockId,
@@ -201,7 +202,13 @@ class DBPruneOptions(MethodOptions):
 
 #: Every method: one that is added is added here.
 CacheOptions = Annotated[
-    NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions | ForecastCacheOptions | ScheduleCacheOptions,
+    NoCacheOptions
+    | FBCacheOptions
+    | DBCacheOptions
+    | DBPruneOptions
+    | ForecastCacheOptions
+    | BudgetCacheOptions
+    | ScheduleCacheOptions,
     Field(discriminator="type"),
 ]
 _ADAPTER: TypeAdapter[CacheOptions] = TypeAdapter(CacheOptions)

@@ -27,6 +27,7 @@ from cache_core.opening import session_of
 from cache_core.options import CacheOptions, check_block_count, option_names, parse_options
 from cache_core.other_caches import check_no_other_cache
 from cache_core.parallel_group import find_group
+from cache_core.pipeline_steps import steps_of
 from cache_core.published import translated
 from cache_core.report import CacheReport
 from cache_core.summary import format_summary
@@ -169,10 +170,11 @@ def _cached_class(original: type) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # by this name cache_core.callers knows it
         setup: _Setup = self._raycache
         reports: dict[str, CacheReport] = {}
+        options = setup.options.for_steps(steps_of(original.__call__, (self, *args), kwargs))
         with ExitStack() as stack:
             for name, transformer in _transformers(self).items():
                 group = setup.group or find_group(unwrap_compiled(transformer))
-                reports[name] = stack.enter_context(session_of(self, transformer, setup.options, group))
+                reports[name] = stack.enter_context(session_of(self, transformer, options, group))
             setup.reports = reports
             try:
                 # The class is asked at call time: ParaAttention may have replaced its __call__ since.

@@ -68,6 +68,7 @@ _LEFT_OUT: dict[CacheType, dict[str, Any]] = {
     },
     CacheType.DBPrune: {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_pruned_steps": -1},
     CacheType.ForecastCache: {},
+    CacheType.BudgetCache: {},
     CacheType.ScheduleCache: {},
 }
 

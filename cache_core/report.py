@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 __all__ = ["CacheReport", "ImageDecision", "Reason", "StepRecord"]
 
-Reason = Literal["warmup", "first", "limit", "threshold", "non_finite", "below", "schedule"]
+Reason = Literal["warmup", "first", "limit", "threshold", "non_finite", "below", "schedule", "budget"]
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class ImageDecision:
     Attributes:
         cached: the middle blocks were reused (all methods but DBPrune).
         reason: why it was computed (``warmup first limit threshold non_finite``) or reused (``below``); ``schedule``
-            where it is said beforehand which steps are computed.
+            where it is said beforehand which steps are computed, ``budget`` where what is left of it leaves no choice.
         residual_diff: relative L1 difference behind the decision (ForecastCache: relative L2 error of the forecast);
             None when nothing was compared, or it had no value.
         pruned_blocks: ids of the pruned blocks (DBPrune).

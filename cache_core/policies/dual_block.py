@@ -171,7 +171,7 @@ class DualBlock:
 
     def _judge(self, k: int, verdict: Verdict) -> None:
         image, decision = self._images[k], self._decisions[k]
-        threshold = image.options.residual_diff_threshold
+        threshold = image.threshold(verdict.difference)
         decision.residual_diff = verdict.difference
         decision.differences[self._last_first] = (verdict.difference, threshold)
         decision.cached = verdict.below(threshold)

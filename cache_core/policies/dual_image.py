@@ -92,6 +92,10 @@ class DualImage:
             return "limit"
         return "threshold" if options.residual_diff_threshold <= 0 else None
 
+    def threshold(self, difference: float | None) -> float:
+        """Below which a difference lets this step be reused."""
+        return self.options.residual_diff_threshold
+
     def may_be_reused(self, step: int) -> bool:
         """Whether a residual computed at ``step`` can be read later; counters only, so the same on all ranks."""
         options = self.options

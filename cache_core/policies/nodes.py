@@ -27,6 +27,11 @@ class Nodes:
     def __bool__(self) -> bool:
         return bool(self._steps)
 
+    @property
+    def last(self) -> int:
+        """The last computed step; there must be one."""
+        return self._steps[-1]
+
     def record(self, step: int, residual: torch.Tensor) -> None:
         """Remember the residual of a computed step, [tokens, channels]; the oldest beyond ``most`` is dropped."""
         self._steps = [*self._steps, step][-self._most :]

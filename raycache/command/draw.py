@@ -27,7 +27,9 @@ def draw(
     quality: Annotated[str | None, typer.Option(help="exact, high, balanced or fast.")] = None,
     cache: Annotated[
         str | None,
-        typer.Option(help="none, DBCache, FBCache, DBPrune, ForecastCache, ScheduleCache, or options as JSON."),
+        typer.Option(
+            help="none, DBCache, FBCache, DBPrune, ForecastCache, BudgetCache, ScheduleCache, or options as JSON."
+        ),
     ] = None,
     url: Annotated[str | None, typer.Option(help=f"Of a service; {_HERE} is tried without.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace a file that is there.")] = False,

@@ -91,7 +91,8 @@ def _image(pipe: Any, wanted: ResolvedRequest, step_ended: Any) -> tuple[Any, in
     from cache_core import cache_session
 
     family = family_of(type(pipe).__name__)
-    with torch.no_grad(), cache_session(pipe.transformer, wanted.cache) as report:
+    cache = wanted.cache.for_steps(wanted.num_inference_steps)
+    with torch.no_grad(), cache_session(pipe.transformer, cache) as report:
         drawn = pipe(
             wanted.prompt,
             max_sequence_length=family.text_tokens(pipe),

@@ -77,7 +77,7 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
     started = clock()
     for start in range(0, len(job.prompts), job.batch):
         prompts = job.prompts[start : start + job.batch]
-        with cache_session(pipe.transformer, options) as report:
+        with cache_session(pipe.transformer, options.for_steps(job.steps)) as report:
             seeds = range(start, start + len(prompts))
             drawn = generate_images(pipe, prompts, seeds, steps=job.steps, size=job.size)
         pictures.append(drawn)

@@ -91,7 +91,7 @@ class JobRunner:
         try:
             began += self._load_lora(active)  # which is no part of encoding: it is there for the next job
             self._context.enter("encode", [active])
-            ended = self._stepper.start(job.id, active.draw, job.cache, active.pipe, job.lora)
+            ended = self._stepper.start(job.id, active.draw, job.cache.for_steps(job.steps), active.pipe, job.lora)
         except Exception as error:  # options that do not fit the model, for one
             self._fail((job.id,), _kind_of(error), error, told)
         active.reports = self._stepper.reports(job.id) if ended is None else ended.reports

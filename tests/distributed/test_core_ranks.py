@@ -54,7 +54,7 @@ def test_four_ranks_decide_and_draw_as_one(four, method, images):
 def test_one_all_reduce_per_decision(four):
     """DBCache: one in every step, warm-up too. DBPrune: one per compared block, one look in a step without."""
     for images in JOBS:
-        for method in ("none", "DBCache", "FBCache", "ForecastCache", "ScheduleCache"):
+        for method in ("none", "DBCache", "FBCache", "ForecastCache", "BudgetCache", "ScheduleCache"):
             report = four[0]["together"][method, images][1]
             assert report.collectives == len(report.steps)
         for method in OPTIONS:

@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": "ForecastCache", "Fn_compute_blocks": 2, "Bn_compute_blocks": 1, "warmup_steps": 2,
         "residual_diff_threshold": 0.2,
     },
+    "BudgetCache": {"type": "BudgetCache", "warmup_steps": 2, "speedup": 1.6, "num_steps": 7},
     "ScheduleCache": {"type": "ScheduleCache", "warmup_steps": 2, "fit_weights": True},
     "DBPrune": {
         "type": "DBPrune", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 2,

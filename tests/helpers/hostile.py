@@ -39,7 +39,7 @@ _JSON = st.recursive(
 _CACHE = st.fixed_dictionaries(
     {},
     optional={
-        name: st.sampled_from(["none", "DBCache", "FBCache", "DBPrune", "ForecastCache", "ScheduleCache", "dbcache"])
+        name: st.sampled_from(["none", "DBCache", "FBCache", "DBPrune", "ForecastCache", "BudgetCache", "dbcache"])
         | _JSON
         if name == "type"
         else _JSON

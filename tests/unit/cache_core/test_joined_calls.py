@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache_core import (
+    BudgetCacheOptions,
     CacheOptions,
     CacheReport,
     DBCacheOptions,
@@ -35,6 +36,7 @@ SHARED_BLOCKS: dict[str, CacheOptions] = {
     "FBCache": FBCacheOptions(warmup_steps=2),
     "DBPrune": DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, non_prune_blocks_ids=(4,), warmup_steps=2),
     "ForecastCache": ForecastCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=1, warmup_steps=2),
+    "BudgetCache": BudgetCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=1, num_steps=9),
     "ScheduleCache": ScheduleCacheOptions(Fn_compute_blocks=2, Bn_compute_blocks=1, warmup_steps=2),
 }
 CACHING = ("DBCache", "DBPrune", "FBCache", "ForecastCache")
@@ -56,6 +58,9 @@ def own_options(draw: st.DrawFn, method: str) -> CacheOptions:
             "forecast_nodes": draw(st.integers(1, 3)),
             "fit_weights": draw(st.booleans()),
         }
+        return SHARED_BLOCKS[method].model_copy(update=own)
+    if method == "BudgetCache":
+        own = {"speedup": draw(st.sampled_from([1.0, 1.3, 1.9, 2.5])), "warmup_steps": draw(st.integers(0, 4))}
         return SHARED_BLOCKS[method].model_copy(update=own)
     changed: dict[str, Any] = {
         "residual_diff_threshold": draw(st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.5, 5.0])),
@@ -108,7 +113,7 @@ FAULTS = st.builds(
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(traffic(CACHING), st.dictionaries(st.integers(1, 9), FAULTS, min_size=3, max_size=9))
+@given(traffic((*CACHING, "BudgetCache")), st.dictionaries(st.integers(1, 9), FAULTS, min_size=3, max_size=9))
 def test_a_call_that_failed_and_is_made_again_never_was(
     traffic: tuple[list[tuple[Job, CacheOptions]], list[int]], faults: dict[int, Fault]
 ):

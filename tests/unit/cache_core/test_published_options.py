@@ -104,6 +104,7 @@ LEFT_OUT = {
     CacheType.DBPrune: {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_pruned_steps": -1},
     # Nobody has published options of these.
     CacheType.ForecastCache: {},
+    CacheType.BudgetCache: {},
     CacheType.ScheduleCache: {},
 }
 

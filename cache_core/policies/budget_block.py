@@ -1,0 +1,121 @@
+"""BudgetCache: a number of computed steps is given, and spent where the forecast holds least.
+
+ForecastCache's threshold fits one model, and says nothing about the time that an image takes. Here the number of steps
+to compute is known, so at each step the question is: is this forecast worse than what the budget has to put up with?
+
+With ``R`` steps left, this one included, and ``b`` of them to compute, one of every ``R / b`` is computed: a step is
+reused up to the distance ``R / b - 1`` from the last computed one, and computed at ``R / b``. The threshold stands
+between the two, for an image that goes on with the mean rate of what was seen of it::
+
+    rate = error / sqrt(distance)
+    threshold = mean rate * sqrt(R / b - 1/2)
+
+Where the image moves faster than it did, errors cross it early, and what that costs lengthens ``R / b`` for the rest;
+where it moves slower, steps are saved up. The first steps of an image are its fastest, so the mean begins with what the
+model's images usually have (``typical_error``), or the budget would be saved for steps that need it less. With
+``b = R`` every step is computed, with ``b = 0`` none: exactly the budget is spent. All of it is counted, or agreed on
+by the ranks, so they decide alike.
+
+The error itself grows nearly in proportion to the distance. The root was better than that, and than weaker and stronger
+powers, on the bundled model: it lets the threshold follow what is left to spend less closely.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cache_core.forecast_options import BudgetCacheOptions
+from cache_core.policies.forecast_block import ForecastBlock, ForecastImage
+from cache_core.policies.rows import for_rows
+from cache_core.policy import Deciding, Verdict
+from cache_core.report import ImageDecision, Reason
+
+__all__ = ["BudgetBlock", "BudgetImage"]
+
+#: Of how many seen steps the model's usual rate has the weight.
+_PRIOR = 8
+
+
+@dataclass
+class BudgetImage(ForecastImage):
+    """An image, and what it may still spend.
+
+    Attributes:
+        budget: steps of it that are computed.
+        rates: sum and number of the rates seen.
+    """
+
+    options: BudgetCacheOptions
+    budget: int = 0
+    rates: tuple[float, int] = (0.0, 0)
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Steps from this one on, and how many of them are computed."""
+        return self.options.num_steps - self.step, self.budget - (self.step - self.cached)
+
+    def gate(self) -> Reason | None:
+        if self.step < self.options.warmup_steps:
+            return "warmup"
+        steps, computed = self.left
+        return "budget" if computed >= steps > 0 else None
+
+    def may_be_reused(self, step: int) -> bool:
+        return super().may_be_reused(step) and self.budget < self.options.num_steps
+
+    def rate(self, error: float) -> float:
+        """``error`` over the root of the distance to the last computed step."""
+        return error / math.sqrt(self.step - self.nodes.last)
+
+    def threshold(self, difference: float | None) -> float:
+        """The error from which on this step is computed; infinite where nothing is left to spend."""
+        steps, computed = self.left
+        if computed < 1 or difference is None:
+            return math.inf
+        total, count = self.rates
+        mean = (total + self.rate(difference) + _PRIOR * self.options.typical_error) / (count + 1 + _PRIOR)
+        return mean * math.sqrt(steps / computed - 0.5)
+
+
+class BudgetBlock(ForecastBlock):
+    """ForecastCache's run of a call, with a threshold that follows from what is left to spend."""
+
+    _memory = BudgetImage
+    _images: Sequence[BudgetImage]
+
+    def __init__(self, options: BudgetCacheOptions, deciding: Deciding) -> None:
+        super().__init__(options, deciding)
+        self._num_blocks = len(deciding.blocks)
+
+    def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[Any]:
+        return [BudgetImage(own, budget=self._budget(own)) for own in for_rows(each, rows, latents)]
+
+    def _budget(self, options: BudgetCacheOptions) -> int:
+        if not options.num_steps:
+            raise ValueError(
+                "BudgetCache must know how many denoising steps an image has: set num_steps to how often the loop "
+                "calls the transformer (a cached pipeline's call, and the service, tell it themselves)"
+            )
+        return options.budget(options.num_steps, self._num_blocks)
+
+    def begin_step(self, images: Sequence[Any], decisions: Sequence[ImageDecision]) -> None:
+        super().begin_step(images, decisions)
+        self._rates: dict[int, float] = {}  # seen in this call
+
+    def _judge(self, k: int, verdict: Verdict) -> None:
+        image, decision = self._images[k], self._decisions[k]
+        if verdict.difference is not None:
+            self._rates[k] = image.rate(verdict.difference)
+        super()._judge(k, verdict)
+        if verdict.finite and image.left[1] < 1:
+            decision.cached, decision.reason = True, "budget"
+            self._weights[k] = verdict.weights
+
+    def end_step(self) -> None:
+        for k, rate in self._rates.items():
+            total, count = self._images[k].rates
+            self._images[k].rates = total + rate, count + 1
+        super().end_step()
