@@ -73,7 +73,9 @@ class BudgetImage(ForecastImage):
     def threshold(self, difference: float | None) -> float:
         """The error from which on this step is computed; infinite where nothing is left to spend."""
         steps, computed = self.left
-        if computed < 1 or difference is None:
+        if difference is None:
+            return 0.0
+        if computed < 1:
             return math.inf
         total, count = self.rates
         mean = (total + self.rate(difference) + _PRIOR * self.options.typical_error) / (count + 1 + _PRIOR)
@@ -110,9 +112,11 @@ class BudgetBlock(ForecastBlock):
         if verdict.difference is not None:
             self._rates[k] = image.rate(verdict.difference)
         super()._judge(k, verdict)
-        if verdict.finite and image.left[1] < 1:
-            decision.cached, decision.reason = True, "budget"
-            self._weights[k] = verdict.weights
+        if image.left[1] < 1:
+            decision.differences.clear()  # nothing was compared with a threshold
+            if verdict.finite:
+                decision.cached, decision.reason = True, "budget"
+                self._weights[k] = verdict.weights
 
     def end_step(self) -> None:
         for k, rate in self._rates.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -61,13 +62,14 @@ def test_every_decision_follows_from_what_was_seen_and_what_is_left():
             rates.append(decision.residual_diff / (record.step - last) ** 0.5)
             mean = (sum(rates) + 8 * options.typical_error) / (len(rates) + 8)
             threshold = mean * (steps_left / left - 0.5) ** 0.5 if left else math.inf
-            assert decision.differences[0][1] == pytest.approx(threshold)
+            assert decision.differences == ({0: (decision.residual_diff, pytest.approx(threshold))} if left else {})
             assert decision.cached == (decision.residual_diff < threshold), record.step
             assert decision.reason == ("budget" if not left else "below" if decision.cached else "threshold")
             asked += left > 0
             if not decision.cached:
                 left, last = left - 1, record.step
         assert left == 0
+    json.dumps(report.to_dict(detail=True), allow_nan=False)
     assert asked > 15
 
 
