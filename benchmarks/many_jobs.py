@@ -1,6 +1,6 @@
 """Many jobs at once, step by step, against one after the other: the same gang, both ways in turns.
 
-    python -m benchmarks.many_jobs [--ranks 2] [--quick] [--only throughput] [--doc] [--out TABLE.md] [--keep VALUES.json]
+    python -m benchmarks.many_jobs [--ranks 2] [--quick] [--only PART] [--doc] [--out TABLE.md] [--keep VALUES.json]
 
 ``fifo`` draws one job after the other and joins no calls, ``fair`` is the default of the settings. Both gangs draw with
 the model of the config, without HTTP. Cells are medians of the rounds (least - most); the last column is that of the
