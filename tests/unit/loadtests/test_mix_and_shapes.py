@@ -70,7 +70,7 @@ def test_steps_climb_until_the_goal_is_missed():
         windows.append(window)
         return len(windows) > 2
 
-    shape = Steps(4, hold=10, seconds=100, missed=missed)
+    shape = Steps(4, seconds=100, hold=10, missed=missed)
     assert _at(shape, 0)[0] == 4
     assert _at(shape, 10.5)[0] == 8
     assert _at(shape, 29.9)[0] == 12
@@ -80,5 +80,5 @@ def test_steps_climb_until_the_goal_is_missed():
 
 @given(st.floats(0, 99.9))
 def test_a_burst_lies_inside_its_period(time):
-    users = _at(Burst(4, 10, period=50, burst=10, seconds=100), time)[0]
+    users = _at(Burst(4, seconds=100, factor=10, period=50, burst=10), time)[0]
     assert users == (40 if 20 < time % 50 < 30 else 4 if not 20 <= time % 50 <= 30 else users)
