@@ -129,12 +129,8 @@ def _levels(shape: Shape, plan: Plan, end: float) -> list[Level]:
     begins = [*(start for start, _ in shape.levels), end]
     # Locust looks at its shape once a second; less than that is missing of no step.
     hold = shape.hold - 1.5 if isinstance(shape, Steps) else 0.0
-    return [
-        Level(
-            begins[number], begins[number + 1], users * plan.rate_per_user, begins[number + 1] - begins[number] > hold
-        )
-        for number, (_, users) in enumerate(shape.levels)
-    ]
+    spans = zip(begins[:-1], begins[1:], shape.levels, strict=True)
+    return [Level(start, over, users * plan.rate_per_user, over - start > hold) for start, over, (_, users) in spans]
 
 
 def _kill_ranks(url: str, every: float, seconds: float, plan: Plan, faults: list[dict[str, Any]]) -> None:

@@ -24,8 +24,8 @@ COLOURS = {
 }
 
 _OVER_TIME = (
-    "The run over its time. From the top: how many requests a second were offered and answered; how many were under way, "
-    "and how many of those waited in the server's queue; how long each took, where it was meant to start, with "
+    "The run over its time. From the top: how many requests a second were offered and answered; how many were under "
+    "way, and how many of those waited in the server's queue; how long each took, where it was meant to start, with "
     "percentiles (dotted: the deadline); what became of them."
 )
 _SHARES = "How to read: the share of images (upwards) that came within so many seconds, or had left the queue by then."

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loadtests
-from loadtests.mix import load_mix
+from loadtests.mix import Mix, load_mix
 from loadtests.shapes import Burst, Constant, Steps
 from raycache.protocol.bodies import ImagesBody
 
@@ -34,6 +34,20 @@ def test_entries_are_drawn_by_weight():
 def test_seeds_repeat():
     mix, rng = load_mix(MIX), random.Random(0)
     assert {mix.draw(rng).seed for _ in range(500)} == set(range(mix.seeds))
+
+
+def test_kinds_say_what_makes_them_cheap_or_dear():
+    kinds = load_mix(MIX).kinds
+    assert kinds[0] == "128x128, 12 steps"
+    assert kinds[2] == "192x192, 12 steps, FBCache"
+    assert kinds[4:] == ["128x128, 10 steps, 2 images", "128x128, 16 steps, stream"]
+
+
+def test_kinds_that_ask_for_the_same_are_told_apart():
+    alike = {"weight": 1, "request": {"prompt": "x", "size": "64x64", "cache": {"type": "none"}}}
+    other = {"weight": 1, "request": {"prompt": "x", "size": "64x64", "preset": "fast"}}
+    kinds = Mix.model_validate({"entries": [alike, other, alike]}).kinds
+    assert kinds == ["64x64, no cache (entry 1)", "64x64, fast", "64x64, no cache (entry 3)"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from PIL import Image
 
 from loadtests.records import Record, Recorder
 from loadtests.report import write_report
-from loadtests.summary import agreement, quantiles, summarize
+from loadtests.steps import Level, highest_held, step_rows
+from loadtests.summary import agreement, by_kind, quantiles, summarize
 
 
 def record(intended: float, latency: float, outcome: str = "done", **more) -> Record:
@@ -206,6 +207,53 @@ def test_the_report_is_one_page_with_its_plots(records, tmp_path):
     assert "<script" not in page
     assert "http://www.w3.org" in page.replace("https://", "")  # namespaces only, nothing to fetch
     assert 'src="http' not in page
+
+
+def test_rates_are_of_the_whole_run_not_of_its_busy_part(records):
+    """Ten images in the last seconds of ten minutes are one a minute."""
+    late = [record(595.0, 5.0) for _ in range(10)]
+    results = summarize(late, deadline=9.0, length=600.0, offering=598.0, engines=1, ranks=1)
+    assert results["pictures"]["per_rank_per_minute"] == pytest.approx(1.0)
+    assert results["goodput"]["per_second"] == pytest.approx(10 / 600, abs=1e-4)
+    assert results["offered"] == {"seconds": 598.0, "per_second": pytest.approx(10 / 598, abs=1e-4)}
+
+
+def test_kinds_have_a_row_each():
+    quick, slow = [record(i, 1.0, denoise=0.5) for i in range(4)], [record(i, 9.0, denoise=8.0) for i in range(2)]
+    for one in slow:
+        one.kind = 2
+    rows = by_kind([*quick, *slow, record(9, 0.1, "refused")], ["a", "never asked for", "c"], 5.0)
+    assert [row["kind"] for row in rows] == ["a", "c"]
+    assert [(row["requests"], row["done"], row["in_time"]) for row in rows] == [(5, 4, 4), (2, 2, 0)]
+    assert [row["latency"]["p95"] for row in rows] == [1.0, 9.0]
+    assert [row["denoise"]["p50"] for row in rows] == [0.5, 8.0]
+
+
+def test_the_report_says_what_held_what_was_asked_for_and_of_whom(records, tmp_path):
+    levels = [Level(0.0, 40.0, 1.0), Level(40.0, 100.0, 2.0)]
+    results = summarize(records, length=100.99, offering=100.0, deadline=1.5, engines=1, ranks=2)
+    results |= {
+        "steps": (rows := step_rows(records, levels, 1.5)),
+        "highest_held": highest_held(rows),
+        "kinds": by_kind(records, ["64x64, 10 steps"], 1.5),
+        "faults": [{"at": 30.0, "what": "SIGKILL of rank 1"}, {"at": 60.0, "what": "SIGKILL of rank 0"}],
+        "service": {
+            "version": "9.8.7",
+            "models": [{"id": "demo", "ranks": 2, "defaults": {"size": "128x128", "preset": None}}],
+            "config": {"path": "c.yaml", "text": "cache: <none>"},
+        },
+    }
+    write_report(tmp_path / "r.html", "step", "", json.loads(json.dumps(results)), records)
+    page = (tmp_path / "r.html").read_text()
+    assert "The highest rate that held: <b>1.0 requests a second</b>" in page
+    assert page.count("<tr><td>2.0</td>") == 1
+    assert 'class="no">no</td>' in page
+    assert "64x64, 10 steps" in page
+    assert "<b>fault 2</b> at 60.0 s: SIGKILL of rank 0" in page
+    assert page.index("fault 2</b>") < page.index("<svg"), "beside the plot in which it is"
+    assert "9.8.7" in page
+    assert "2 rank(s) an engine; defaults: size 128x128" in page
+    assert "cache: &lt;none&gt;" in page
 
 
 def test_a_report_of_nothing(tmp_path):
