@@ -1,4 +1,4 @@
-"""What the service is measured by, ``python -m benchmarks.NAME``; without ``--doc`` nothing is written into ``docs/``."""
+"""What the service is measured by: ``python -m benchmarks.NAME``. Without ``--doc`` nothing goes into ``docs/``."""
 
 import sys
 
