@@ -60,12 +60,7 @@ def summarize(
         "first_event": quantiles(r.first_event for r in done if r.first_event is not None),
         "first_preview": quantiles(r.first_preview for r in done if r.first_preview is not None),
         "late_client": quantiles(record.sent - record.intended for record in records),
-        "goodput": {
-            "deadline": deadline,
-            "good": good,
-            "per_second": round(good / span, 4),
-            "share": round(good / total, 4),
-        },
+        "goodput": _goodput(good, deadline, span, total),
         "pictures": {
             "count": pictures,
             "per_second": round(pictures / span, 4),
@@ -77,6 +72,10 @@ def summarize(
         else None,
         "checked": {"decoded": sum(r.checked for r in records), "wrong": counts.get("wrong", 0)},
     }
+
+
+def _goodput(good: int, deadline: float, span: float, total: int) -> dict[str, float]:
+    return {"deadline": deadline, "good": good, "per_second": round(good / span, 4), "share": round(good / total, 4)}
 
 
 def by_kind(records: Sequence[Record], kinds: Sequence[str], deadline: float) -> list[dict[str, Any]]:
