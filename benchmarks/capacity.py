@@ -1,19 +1,19 @@
 """The tables and the picture of docs/capacity.md: what others published beside the model, what it says, who waits.
 
-    python -m benchmarks.capacity [--per-minute 12 --goal 20] [--page docs/capacity.md] [--picture PICTURE.png]
+    python -m benchmarks.capacity [--per-minute 12 --goal 20] [--doc]
 
-Draws nothing and needs no GPU: arithmetic, and a few minutes of simulation. With ``--page`` each table takes the place
+Draws nothing and needs no GPU: arithmetic, and a few minutes of simulation. With ``--doc`` each table takes the place
 of the one between its two marks, ``<!-- table NAME -->``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import typer
 
 from benchmarks.capacity_model import FLUX_DEV_1024, L20, errors, fit, predicted, seconds
+from benchmarks.places import doc_option, place
 from benchmarks.published import ROWS, SOURCES, Row
 from benchmarks.report import Table
 from benchmarks.settings_under import CACHES, KERNELS, Span, psnr, span
@@ -29,19 +29,19 @@ _RANKS = (1, 2, 4)
 def main(
     per_minute: float = typer.Option(12.0, min=0.01, help="images asked for a minute"),
     goal: float = typer.Option(20.0, min=0.1, help="seconds within which 95 % must be answered"),
-    page: Path | None = typer.Option(None, help="write the tables into this page, between their marks"),
-    picture: Path | None = typer.Option(None, help="draw into this file"),
+    doc: bool = doc_option(),
 ) -> None:
     """Print the tables."""
     tables = {**by_arithmetic(), "plan": _plan(per_minute, goal), "scheduler": _beside_the_scheduler()}
     for table in tables.values():
         table.show()
-    if page is not None:
+    if doc:
+        page = place("capacity.md", doc)
         page.write_text(replaced(page.read_text(), tables))
-    if picture is not None:
-        from benchmarks.capacity_picture import draw
+    # matplotlib is not needed by those who want the tables only.
+    from benchmarks.capacity_picture import draw
 
-        draw(picture, _GOAL_S, _WITHIN)
+    draw(place("images/capacity.png", doc), _GOAL_S, _WITHIN)
 
 
 def by_arithmetic() -> dict[str, Table]:

@@ -1,6 +1,6 @@
 """Plots of what the cache decides: the differences of each step, and which blocks were pruned when.
 
-    python -m benchmarks.decisions [--model demo] [--out docs/images/decisions.png]
+    python -m benchmarks.decisions [--model demo] [--doc | --out PICTURE.png]
 
 Top: DBCache's difference at each step beside its threshold; a filled mark is a step whose middle blocks were reused.
 Bottom: DBPrune's differences by block and step; a hatched cell is a pruned block.
@@ -16,6 +16,7 @@ import torch
 import typer
 from rich.progress import track
 
+from benchmarks.places import doc_option, place
 from cache_core import CacheReport, DBCacheOptions, DBPruneOptions, cache_session
 from cache_core.options import CacheOptions
 from raycache.models.generating import generate_images
@@ -34,9 +35,11 @@ def main(
     size: int = typer.Option(128, help="width and height, pixels"),
     dbcache_threshold: float = typer.Option(0.12),
     dbprune_threshold: float = typer.Option(0.08),
-    out: Path = typer.Option(Path("docs/images/decisions.png")),
+    out: Path | None = typer.Option(None, help="draw into this file"),
+    doc: bool = doc_option(),
 ) -> None:
     """Draw the figure."""
+    out = out or place("images/decisions.png", doc)
     settings = ModelSettings(path=model, dtype="float32")
     pipe = load_pipeline(settings, prepare_model(settings)[0], torch.device("cpu"))
     dual = DBCacheOptions(residual_diff_threshold=dbcache_threshold)

@@ -1,6 +1,6 @@
 """Many jobs at once, step by step, against one after the other: the same gang, both ways in turns.
 
-    python -m benchmarks.many_jobs [--ranks 2] [--quick] [--only throughput] [--out TABLE.md] [--keep VALUES.json]
+    python -m benchmarks.many_jobs [--ranks 2] [--quick] [--only PART] [--doc] [--out TABLE.md] [--keep VALUES.json]
 
 ``fifo`` draws one job after the other and joins no calls, ``fair`` is the default of the settings. Both gangs draw with
 the model of the config, without HTTP. Cells are medians of the rounds (least - most); the last column is that of the
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import crowd, scheduler_costs
+from benchmarks.places import doc_option, place
 from benchmarks.report import machine, show_table
 from benchmarks.serving import settings_of
 from benchmarks.timeline import bars_of, draw
@@ -45,7 +46,8 @@ def main(
     rounds: int | None = typer.Option(None, min=1, help="of each measurement; default 5, and 1 with --quick"),
     quick: bool = typer.Option(False, help="small numbers, to see that it works"),
     only: list[str] = typer.Option([], help=f"these parts: {', '.join((*PARTS, *EXTRAS))}; repeat for more"),
-    picture: Path = typer.Option(Path("docs/images/timeline.png"), help="the timeline"),
+    picture: Path | None = typer.Option(None, help="draw the timeline into this file"),
+    doc: bool = doc_option(),
     keep: Path | None = typer.Option(None, help="write the values here as JSON, beside those of other parts"),
     out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
 ) -> None:
@@ -73,7 +75,7 @@ def main(
             for row in measured:
                 Console().print("  ".join(row.cells()))
         if "timeline" in chosen:
-            _timeline(both[FAIR], ranks, picture)
+            _timeline(both[FAIR], ranks, picture or place("images/timeline.png", doc))
     title = f"{config.name}, {ranks} rank(s), {amounts.rounds} round(s); {machine()}"
     if rows:
         show_table(title, COLUMNS, [row.cells() for row in rows], out)

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from benchmarks.matched_rules import WARMUP, points
 from benchmarks.matched_table import BASE, MARK, SHARES, Line, draw_plot, rows
+from benchmarks.places import doc_option, place, put_text
 from benchmarks.quality_table import STEPS
 from benchmarks.report import Table
 from cache_core.options import NoCacheOptions
@@ -34,10 +35,9 @@ def main(
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 24,
     batch: Annotated[int, typer.Option(help="Images drawn at a time; cache-dit draws one.")] = 8,
     work: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("results/matched"),
-    doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/forecasting.md"),
-    plot: Annotated[Path, typer.Option(help="Image to write.")] = Path("docs/images/matched.png"),
+    doc: bool = doc_option(),
 ) -> None:
-    """Measure, print the table, put it into the page and draw the plot."""
+    """Measure, print the table and draw the plot."""
     torch.set_grad_enabled(False)
     work.mkdir(parents=True, exist_ok=True)
     pipe = load(str(demo_model_path()) if model == "demo" else model)
@@ -49,10 +49,8 @@ def main(
         f"the uncached image (a mean in which equal images count as 60), and in brackets by how much the rule is above "
         f"`{BASE}` on the same images, with one standard error. Interpolated between the two settings around the share."
     )
-    if doc.exists() and (page := doc.read_text()).count(MARK) == 2:
-        before, _, after = page.split(MARK)
-        doc.write_text(f"{before}{MARK}\n\n{about}\n\n{table.markdown()}\n{MARK}{after}")
-    draw_plot(lines, plot)
+    put_text("forecasting.md", MARK, f"{about}\n\n{table.markdown()}", doc)
+    draw_plot(lines, place("images/matched.png", doc))
 
 
 def measured(pipe: object, prompts: int, batch: int, file: Path) -> list[Line]:

@@ -21,6 +21,7 @@ from diffusers.models import FluxTransformer2DModel
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.places import doc_option, place, put_text
 from benchmarks.quality_settings import Setting, settings
 from benchmarks.quality_table import OURS, PEER, SAME, STEPS, Row, draw_plot, table
 from benchmarks.workload import sharing_weights
@@ -46,10 +47,9 @@ def main(
     peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 24,
     minutes: Annotated[float, typer.Option(help="Begin no new row after that; run again to go on.")] = 1e9,
     work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
-    doc: Annotated[Path, typer.Option(help="Page whose table is replaced.")] = Path("docs/quality.md"),
-    plot: Annotated[Path, typer.Option(help="Image to write.")] = Path("docs/images/quality.png"),
+    doc: bool = doc_option(),
 ) -> None:
-    """Measure, print the table, put it into the page and draw the plot."""
+    """Measure, print the table and draw the plot."""
     torch.set_grad_enabled(False)
     end = time.monotonic() + 60 * minutes
     work.mkdir(parents=True, exist_ok=True)
@@ -73,10 +73,8 @@ def main(
     if missing := len(settings()) + 2 * len(theirs) + 2 - len(rows):
         text += f"\n{missing} rows are still to be measured.\n"
     print(text)
-    if doc.exists() and (page := doc.read_text()).count(MARK) == 2:
-        before, _, after = page.split(MARK)
-        doc.write_text(f"{before}{MARK}\n\n{text}\n{MARK}{after}")
-    draw_plot(rows, plot)
+    put_text("quality.md", MARK, text, doc)
+    draw_plot(rows, place("images/quality.png", doc))
 
 
 class Known:

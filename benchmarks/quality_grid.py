@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 import typer
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.places import doc_option, place
 from cache_core import cache_session
 from cache_core.options import CacheOptions
 from raycache.demo import demo_model_path
@@ -33,7 +33,7 @@ _Made = tuple[np.ndarray, float, float]
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Image to write.")] = Path("docs/images/quality_presets.png"),
+    doc: bool = doc_option(),
     seed: Annotated[int, typer.Option(help="Of every image.")] = 7,
     threads: Annotated[int, typer.Option(help="CPU threads; seconds are those of all together.")] = 1,
 ) -> None:
@@ -46,9 +46,7 @@ def main(
     names = [name for name in PRESET_NAMES if name in presets]
     made = {name: [timed(pipe, prompt, presets[name], seed) for prompt in PROMPTS] for name in names}
     grid = compose(names, made)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(out, optimize=True)
-    print(f"written to {out}")
+    grid.save(place("images/quality_presets.png", doc), optimize=True)
 
 
 def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> _Made:

@@ -1,6 +1,6 @@
 """Whether the service is honest: the seconds that a stream is told on admission, and `Retry-After`, against what came.
 
-    python -m benchmarks.waits [--ranks 2] [--requests 60] [--load 1.2] [--picture waits.png] [--out waits.md]
+    python -m benchmarks.waits [--ranks 2] [--requests 60] [--load 1.2] [--doc | --picture waits.png] [--out waits.md]
 
 Mixed jobs of three callers arrive at random times, as streams over HTTP, whatever is under way. What is predicted is
 `seconds_left` of the first event; the error is its share of the seconds that it really took. A client that is refused
@@ -24,6 +24,7 @@ import httpx
 import typer
 from rich.progress import Progress, TaskID
 
+from benchmarks.places import doc_option, place
 from benchmarks.report import machine, quantile, show_table
 from benchmarks.serving import PATH, application, settings_of
 
@@ -63,7 +64,8 @@ def main(
     requests: int = typer.Option(60, min=1, help="of the open loop"),
     load: float = typer.Option(1.2, min=0.1, help="arrivals, as a share of what the gang can draw"),
     queued_s: float = typer.Option(20.0, help="`max_queued_seconds`: beyond that clients are refused"),
-    picture: Path = typer.Option(Path("docs/images/waits.png"), help="predicted against real seconds"),
+    picture: Path | None = typer.Option(None, help="draw predicted against real seconds into this file"),
+    doc: bool = doc_option(),
     out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
 ) -> None:
     """Print the table and draw the picture."""
@@ -81,7 +83,7 @@ def main(
             asked, seconds = asyncio.run(_run(url, requests, load))
     title = f"{config.name}, {ranks} rank(s), {requests} requests at {load:g} of capacity; {machine()}"
     show_table(title, ["what", "value"], _rows(asked, seconds), out)
-    _draw(asked, picture)
+    _draw(asked, picture or place("images/waits.png", doc))
 
 
 async def _run(url: str, count: int, load: float) -> tuple[list[Asked], float]:

@@ -1,9 +1,12 @@
 """For locust's own command line and web UI:
 
-    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 OpenLoop      # then open 127.0.0.1:8089
-    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s ClosedLoop
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000                  # then open 127.0.0.1:8089
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --class-picker   # choose users and shape there
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --users 8 --run-time 60s
+    locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --users 4 --shape Burst OpenLoop
 
-The number of ``OpenLoop`` users times ``--rate-per-user`` is the arrival rate; ``--processes`` shares the users out,
+A user is a client that waits for its answer and asks again (``ClosedLoop``) unless ``OpenLoop`` is named: then the
+number of users times ``--rate-per-user`` is the arrival rate. ``--processes`` shares the users out,
 and each draws from ``--seed`` and the number of its process. Repeated images are compared within one process.
 ``python -m loadtests.run`` runs the prepared scenarios and writes the report.
 """
@@ -16,9 +19,10 @@ from typing import Any
 from locust import events
 
 from loadtests.mix import load_mix
+from loadtests.shapes import Burst, Steps
 from loadtests.users import ClosedLoop, OpenLoop, Plan
 
-__all__ = ["ClosedLoop", "OpenLoop"]
+__all__ = ["Burst", "ClosedLoop", "OpenLoop", "Steps"]
 
 
 @events.init_command_line_parser.add_listener
@@ -28,6 +32,13 @@ def _options(parser: Any) -> None:
     parser.add_argument("--rate-per-user", type=float, default=0.05, help="arrivals a second of one OpenLoop user")
     parser.add_argument("--abandonment", type=float, default=0.0, help="share of clients that hang up")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and choices")
+    parser.add_argument(
+        "--shape",
+        choices=["", Burst.__name__, Steps.__name__],
+        default="",
+        help="how the number of users changes; with --class-picker the web UI asks for it",
+        include_in_web_ui=False,
+    )
 
 
 @events.init.add_listener
@@ -37,6 +48,17 @@ def _check(environment: Any, **_: Any) -> None:
         load_mix(Path(environment.parsed_options.mix))
     except ValueError as error:
         raise SystemExit(f"--mix: {error}") from None
+
+
+@events.init.add_listener
+def _choose(environment: Any, **_: Any) -> None:
+    """What runs where nobody chose: locust itself takes all users that a file has, and its first shape."""
+    options = environment.parsed_options
+    environment.shape_class = environment.available_shape_classes[options.shape] if options.shape else None
+    if environment.shape_class is not None:
+        environment.shape_class.runner = environment.runner
+    if not options.user_classes:
+        environment.user_classes = [environment.available_user_classes[ClosedLoop.__name__]]
 
 
 @events.test_start.add_listener

@@ -53,6 +53,21 @@ class _Entry(BaseModel):
             raise ValueError(f"size must be WIDTHxHEIGHT in ASCII, got {request['size']!r}") from None
         return request
 
+    @property
+    def work(self) -> str:
+        """What makes it cheap or dear, in a few words."""
+        request, cache = self.request, self.request.get("cache") or {}
+        words = [str(request["size"])]
+        if steps := request.get("num_inference_steps"):
+            words.append(f"{steps} steps")
+        if (count := request.get("n", 1)) != 1:
+            words.append(f"{count} images")
+        if kind := cache.get("type") if isinstance(cache, dict) else cache:
+            words.append("no cache" if kind == "none" else str(kind))
+        if preset := request.get("preset"):
+            words.append(str(preset))
+        return ", ".join([*words, *(["stream"] if self.stream else [])])
+
 
 class Mix(BaseModel):
     """What users ask for.
@@ -66,6 +81,13 @@ class Mix(BaseModel):
 
     seeds: int = Field(default=6, ge=1)
     entries: list[_Entry] = Field(min_length=1)
+
+    @property
+    def kinds(self) -> list[str]:
+        """What each entry asks for, told apart by a number where several ask for the same."""
+        works = [entry.work for entry in self.entries]
+        several = {work for work in works if works.count(work) > 1}
+        return [f"{work} (entry {number})" if work in several else work for number, work in enumerate(works, 1)]
 
     def draw(self, rng: random.Random) -> Ask:
         """One request, by weight."""

@@ -19,39 +19,24 @@ import json  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from datetime import datetime  # noqa: E402
-from enum import StrEnum  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 import httpx  # noqa: E402
 import typer  # noqa: E402
-from locust import LoadTestShape  # noqa: E402
-from locust.env import Environment  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.progress import Progress  # noqa: E402
 
+from loadtests.drive import Run, Scenario, drive  # noqa: E402
 from loadtests.mix import Mix, load_mix  # noqa: E402
 from loadtests.report import write_report  # noqa: E402
-from loadtests.server import address, metrics_urls, scrape, serving, sizes, wait_ready  # noqa: E402
-from loadtests.shapes import Burst, Constant, Steps  # noqa: E402
-from loadtests.summary import agreement, summarize  # noqa: E402
-from loadtests.users import ClosedLoop, OpenLoop, Plan  # noqa: E402
-from raycache.testing.inject import kill_rank  # noqa: E402
+from loadtests.server import address, metrics_urls, scrape, service, serving, sizes, wait_ready  # noqa: E402
+from loadtests.steps import highest_held, step_rows  # noqa: E402
+from loadtests.summary import agreement, by_kind, summarize  # noqa: E402
+from loadtests.users import Plan  # noqa: E402
 
 #: Ray exports metrics every 5 to 10 seconds.
 _METRICS_S = 45.0
-
-
-class Scenario(StrEnum):
-    """open: Poisson arrivals; closed: users that wait; step: the rate climbs until the goal is missed; burst: short
-    floods; soak: open, long, with clients that leave and ranks that die."""
-
-    open = "open"
-    closed = "closed"
-    step = "step"
-    burst = "burst"
-    soak = "soak"
 
 
 def main(
@@ -89,11 +74,9 @@ def main(
         before = scrape(metrics)
         if not metrics:
             console.print("no comparison with the server's metrics: name them with --metrics-url")
-        faults = _drive(
-            url, scenario, plan, seconds=seconds, rate=rate, users=users, deadline=deadline, kill=kill_every
-        )
-        numbers = summarize(plan.recorder.records, deadline=deadline, engines=engines, ranks=ranks)
-        results = {**numbers, "faults": faults}
+        said = service(url, None if host else config)
+        run = drive(url, scenario, plan, seconds=seconds, rate=rate, users=users, deadline=deadline, kill=kill_every)
+        results = {**_results(plan, run, scenario, deadline, engines, ranks), "service": said}
         if metrics:
             console.print("comparing with the server's metrics")
             try:
@@ -113,94 +96,28 @@ def _requests(path: Path) -> Mix:
         raise typer.BadParameter(str(error), param_hint="--mix") from None
 
 
+def _results(plan: Plan, run: Run, scenario: Scenario, deadline: float, engines: int, ranks: int) -> dict[str, Any]:
+    records = plan.recorder.records
+    results = {
+        **summarize(records, deadline=deadline, length=run.length, offering=run.offering, engines=engines, ranks=ranks),
+        "kinds": by_kind(records, plan.mix.kinds, deadline),
+        "faults": run.faults,
+    }
+    if scenario is Scenario.step:
+        results["steps"] = step_rows(records, run.levels, deadline)
+        results["highest_held"] = highest_held(results["steps"])
+    return results
+
+
 def _write(folder: Path, about: str, results: dict[str, Any], plan: Plan, console: Console) -> None:
     """The files of the run, and the numbers that matter most."""
     plan.recorder.write(folder / "requests.jsonl")
     summary = {"name": folder.name, "about": about, **results}
     (folder / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
     write_report(folder / "report.html", folder.name, about, results, plan.recorder.records)
-    console.print_json(
-        data={key: results[key] for key in ("outcomes", "latency", "queue", "goodput", "gang_busy", "lost")}
-    )
+    told = ("outcomes", "latency", "queue", "goodput", "gang_busy", "lost", "highest_held")
+    console.print_json(data={key: results[key] for key in told if key in results})
     console.print(f"{folder / 'report.html'}")
-
-
-class _Environment(Environment):
-    """Locust's, and what its users do."""
-
-    plan: Plan
-
-
-def _drive(
-    url: str,
-    scenario: Scenario,
-    plan: Plan,
-    *,
-    seconds: float,
-    rate: float,
-    users: int,
-    deadline: float,
-    kill: float | None,
-) -> list[dict[str, Any]]:
-    """Run locust to the end of the shape and of every request; the faults that were made on the way."""
-    closed = scenario is Scenario.closed
-    # At least four sources, so that the mix of users is one; their rates add up to the rate asked for.
-    sources = users if closed else max(4, round(rate / plan.rate_per_user))
-    plan.rate_per_user = rate / sources
-    environment = _Environment(
-        user_classes=[ClosedLoop if closed else OpenLoop],
-        host=url,
-        shape_class=_shape(scenario, plan, sources, seconds, deadline),
-        stop_timeout=plan.patience,
-    )
-    environment.plan = plan
-    runner = environment.create_local_runner()
-    plan.began = time.monotonic()
-    faults: list[dict[str, Any]] = []
-    runner.start_shape()
-    shape = runner.shape_greenlet
-    assert shape is not None  # it was started
-    killer = gevent.spawn(_kill_ranks, url, kill, seconds, plan, faults) if kill else None
-    with Progress() as progress:
-        bar = progress.add_task(scenario.value, total=seconds)
-        while not shape.ready() or len(plan.under_way):
-            passed = time.monotonic() - plan.began
-            progress.update(bar, completed=min(passed, seconds), description=f"{len(plan.recorder.records)} answers")
-            gevent.sleep(0.5)
-    if killer:
-        killer.kill()
-    runner.quit()
-    return faults
-
-
-def _shape(scenario: Scenario, plan: Plan, users: int, seconds: float, deadline: float) -> LoadTestShape:
-    if scenario is Scenario.step:
-        return Steps(users, seconds / 6, seconds, lambda window: _missed(plan, window, deadline))
-    if scenario is Scenario.burst:
-        return Burst(users, 10, seconds / 2, seconds / 10, seconds)
-    return Constant(users, seconds)
-
-
-def _missed(plan: Plan, window: float, deadline: float) -> bool:
-    """Whether, of what ended in the last ``window`` seconds, more than 5 % was late or got no image."""
-    since = time.monotonic() - plan.began - window
-    recent = [r for r in plan.recorder.records if r.ended >= since and r.outcome != "abandoned"]
-    return sum(r.outcome != "done" or r.latency > deadline for r in recent) > 0.05 * len(recent)
-
-
-def _kill_ranks(url: str, every: float, seconds: float, plan: Plan, faults: list[dict[str, Any]]) -> None:
-    """SIGKILL rank 0, 1, … in turn, as long as the run lasts."""
-    number = 0
-    while time.monotonic() - plan.began + every < seconds:
-        gevent.sleep(every)
-        engines, ranks = sizes(url)
-        try:
-            rank = number % (ranks // engines)
-            kill_rank(url, rank, engine=number % engines)
-        except (ZeroDivisionError, KeyError, IndexError, ProcessLookupError):
-            continue  # it is being rebuilt already
-        faults.append({"at": round(time.monotonic() - plan.began, 2), "what": f"SIGKILL of rank {rank}"})
-        number += 1
 
 
 def _compare(plan: Plan, metrics: Sequence[str], before: dict[str, float]) -> dict[str, Any]:

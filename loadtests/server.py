@@ -11,16 +11,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from raycache.testing.inject import engines, readiness
+from raycache.testing.inject import authorization, engines, readiness
 from raycache.testing.serve_run import serve_run
 from raycache.yaml_files import load_yaml
 
-__all__ = ["METRICS", "address", "metrics_urls", "scrape", "serving", "sizes", "wait_ready"]
+__all__ = ["METRICS", "address", "metrics_urls", "scrape", "service", "serving", "sizes", "wait_ready"]
 
 #: What a run compares itself with: a counter, and labels of those series that are summed up.
 METRICS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -85,6 +86,27 @@ def sizes(url: str) -> tuple[int, int]:
     """Engines, and ranks in all of them."""
     all_engines = engines(url)
     return len(all_engines), sum(len(engine["gang"]["ranks"]) for engine in all_engines)
+
+
+def service(url: str, config: Path | None) -> dict[str, Any]:
+    """What a report says of the service that was tested, so that its numbers can be had again.
+
+    Args:
+        config: it was started with; None where it ran already and only it knows.
+
+    Returns:
+        Its version, or None where it does not tell; the name, ranks and defaults of each model; the text of ``config``.
+    """
+    version: str | None = None
+    models: list[dict[str, Any]] = []
+    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError), httpx.Client(timeout=30) as client:
+        cards = client.get(f"{url}/v1/models", headers=authorization()).raise_for_status().json()["data"]
+        models = [{name: card.get(name) for name in ("id", "ranks", "defaults")} for card in cards]
+        version = (
+            client.get(f"{url}/openapi.json", headers=authorization()).raise_for_status().json()["info"]["version"]
+        )
+    text = {"path": str(config), "text": config.read_text()} if config is not None else None
+    return {"version": version, "models": [model for model in models if model["defaults"]], "config": text}
 
 
 def scrape(urls: Sequence[str]) -> dict[str, float]:

@@ -1,54 +1,128 @@
-"""How the number of users changes over a run; with open-loop users that is the arrival rate."""
+"""How the number of users changes over a run; with open-loop users that is the arrival rate.
+
+``loadtests.run`` says what it wants in numbers; locust's own command line and class picker say users and run time, and
+the shapes read them there.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from locust import LoadTestShape
 
-__all__ = ["Burst", "Constant", "Steps"]
+__all__ = ["Burst", "Constant", "Shape", "Steps"]
 
 #: Users started or stopped a second: at once, in effect.
 _AT_ONCE = 100.0
+#: Seconds of a run of which nobody says how long it is.
+_LENGTH = 600.0
 
 
-class Constant(LoadTestShape):
-    """``users`` for ``seconds``."""
+class Shape(LoadTestShape):
+    """A number of users at each time, until ``seconds`` are over.
 
-    def __init__(self, users: int, seconds: float) -> None:
+    Args:
+        users: in the usual load; None takes the number of users that locust was told.
+        seconds: of the whole run; None takes the run time that locust was told, or ten minutes.
+
+    Attributes:
+        levels: seconds into the run and the number of users from then on, as they came.
+    """
+
+    abstract = True
+    use_common_options = True
+
+    def __init__(self, users: int | None = None, seconds: float | None = None) -> None:
         super().__init__()
         self._users, self._seconds = users, seconds
+        self.levels: list[tuple[float, int]] = []
 
-    def tick(self) -> tuple[int, float] | None:
-        return (self._users, _AT_ONCE) if self.get_run_time() < self._seconds else None
+    @property
+    def users(self) -> int:
+        """In the usual load."""
+        return int(self._users or self._told("num_users") or 1)
 
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return float(self._seconds or self._told("run_time") or _LENGTH)
 
-class Steps(LoadTestShape):
-    """``users`` more every ``hold`` seconds, until ``missed`` says that the goal is, or ``seconds`` are over."""
+    @abstractmethod
+    def at(self, time: float) -> int:
+        """The number of users ``time`` seconds into the run."""
 
-    def __init__(self, users: int, hold: float, seconds: float, missed: Callable[[float], bool]) -> None:
-        super().__init__()
-        self._users, self._hold, self._seconds, self._missed = users, hold, seconds, missed
+    def over(self, time: float) -> bool:
+        """Whether the run ends."""
+        return time >= self.seconds
 
-    def tick(self) -> tuple[int, float] | None:
-        time = self.get_run_time()
-        if time >= self._seconds or (time > self._hold and self._missed(self._hold)):
-            return None
-        return self._users * (1 + int(time // self._hold)), _AT_ONCE
-
-
-class Burst(LoadTestShape):
-    """``users``, and ``factor`` times as many for ``burst`` seconds out of every ``period``."""
-
-    def __init__(self, users: int, factor: int, period: float, burst: float, seconds: float) -> None:
-        super().__init__()
-        self._users, self._factor, self._seconds = users, factor, seconds
-        self._period, self._burst = period, burst
+    def reset_time(self) -> None:
+        super().reset_time()
+        self.levels.clear()
 
     def tick(self) -> tuple[int, float] | None:
         time = self.get_run_time()
-        if time >= self._seconds:
+        if self.over(time):
             return None
+        users = self.at(time)
+        if not self.levels or self.levels[-1][1] != users:
+            self.levels.append((time, users))
+        return users, _AT_ONCE
+
+    def _told(self, name: str) -> Any:
+        options = self.runner.environment.parsed_options if self.runner is not None else None
+        return getattr(options, name, None)
+
+
+class Constant(Shape):
+    """``users`` for ``seconds``."""
+
+    def at(self, time: float) -> int:
+        return self.users
+
+
+class Steps(Shape):
+    """``users`` more every ``hold`` seconds (a sixth of the run), until ``missed`` says that the goal is."""
+
+    def __init__(
+        self,
+        users: int | None = None,
+        seconds: float | None = None,
+        hold: float | None = None,
+        missed: Callable[[float], bool] = lambda hold: False,
+    ) -> None:
+        super().__init__(users, seconds)
+        self._hold, self._missed = hold, missed
+
+    @property
+    def hold(self) -> float:
+        """Seconds of each step."""
+        return self._hold or self.seconds / 6
+
+    def at(self, time: float) -> int:
+        return self.users * (1 + int(time // self.hold))
+
+    def over(self, time: float) -> bool:
+        return super().over(time) or (time > self.hold and self._missed(self.hold))
+
+
+class Burst(Shape):
+    """``users``, and ``factor`` times as many for ``burst`` seconds out of every ``period`` (half of the run)."""
+
+    def __init__(
+        self,
+        users: int | None = None,
+        seconds: float | None = None,
+        factor: int = 10,
+        period: float | None = None,
+        burst: float | None = None,
+    ) -> None:
+        super().__init__(users, seconds)
+        self._factor, self._period, self._burst = factor, period, burst
+
+    def at(self, time: float) -> int:
+        period = self._period or self.seconds / 2
         # The burst is in the middle of its period, so that a run begins and ends with the usual load.
-        inside = abs(time % self._period - self._period / 2) < self._burst / 2
-        return self._users * (self._factor if inside else 1), _AT_ONCE
+        inside = abs(time % period - period / 2) < (self._burst or period / 5) / 2
+        return self.users * (self._factor if inside else 1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from loadtests.records import Record
 
-__all__ = ["agreement", "quantiles", "summarize"]
+__all__ = ["agreement", "by_kind", "quantiles", "summarize"]
 
 
 def quantiles(values: Iterable[float]) -> dict[str, float] | None:
@@ -23,11 +23,15 @@ def quantiles(values: Iterable[float]) -> dict[str, float] | None:
     return {name: round(float(value), 4) for name, value in numbers.items()}
 
 
-def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks: int) -> dict[str, Any]:
+def summarize(
+    records: Sequence[Record], *, deadline: float, length: float, offering: float, engines: int, ranks: int
+) -> dict[str, Any]:
     """The results of a run.
 
     Args:
         deadline: seconds within which an answer is good.
+        length: seconds of the whole run, from its start to the last answer; rates are counts divided by it.
+        offering: those of them in which requests were sent; what was offered a second is divided by these.
         engines, ranks: gangs, and ranks in all of them together (GPUs, where there are any).
 
     Returns:
@@ -37,14 +41,14 @@ def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks
     done = [record for record in records if record.outcome == "done"]
     counts = Counter(record.outcome for record in records)
     total = max(1, len(records))
-    span = max((record.ended for record in records), default=0.0) - min((r.intended for r in records), default=0.0)
-    span = max(span, 1e-9)
+    span = max(length, 1e-9)
     busy = sum(record.encode + record.denoise + record.decode for record in done)
     pictures = sum(record.images for record in done)
     good = sum(record.latency <= deadline for record in done)
     return {
         "requests": len(records),
         "seconds": round(span, 2),
+        "offered": {"seconds": round(offering, 2), "per_second": round(len(records) / max(offering, 1e-9), 4)},
         "outcomes": {
             name: counts.get(name, 0) for name in ("done", "refused", "aborted", "failed", "abandoned", "wrong")
         },
@@ -56,7 +60,7 @@ def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks
         "first_event": quantiles(r.first_event for r in done if r.first_event is not None),
         "first_preview": quantiles(r.first_preview for r in done if r.first_preview is not None),
         "late_client": quantiles(record.sent - record.intended for record in records),
-        "goodput": {"deadline": deadline, "per_second": round(good / span, 4), "share": round(good / total, 4)},
+        "goodput": _goodput(good, deadline, span, total),
         "pictures": {
             "count": pictures,
             "per_second": round(pictures / span, 4),
@@ -68,6 +72,35 @@ def summarize(records: Sequence[Record], *, deadline: float, engines: int, ranks
         else None,
         "checked": {"decoded": sum(r.checked for r in records), "wrong": counts.get("wrong", 0)},
     }
+
+
+def _goodput(good: int, deadline: float, span: float, total: int) -> dict[str, float]:
+    return {"deadline": deadline, "good": good, "per_second": round(good / span, 4), "share": round(good / total, 4)}
+
+
+def by_kind(records: Sequence[Record], kinds: Sequence[str], deadline: float) -> list[dict[str, Any]]:
+    """A row for each kind of request that was sent, in the order of the mix.
+
+    Args:
+        kinds: names, by :attr:`Record.kind`.
+    """
+    rows = []
+    for number, name in enumerate(kinds):
+        own = [record for record in records if record.kind == number]
+        if own:
+            done = [record for record in own if record.outcome == "done"]
+            rows.append(
+                {
+                    "kind": name,
+                    "requests": len(own),
+                    "done": len(done),
+                    "in_time": sum(record.latency <= deadline for record in done),
+                    "latency": quantiles(record.latency for record in done),
+                    "queue": quantiles(record.queue for record in done),
+                    "denoise": quantiles(record.denoise for record in done),
+                }
+            )
+    return rows
 
 
 def agreement(records: Sequence[Record], before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Everything that a machine with 1 to 8 GPUs can show, in one command and one report.
 
-    python -m benchmarks.gpu [--quick] [--only images --only ranks] [--resume] [--out docs/gpu]
+    python -m benchmarks.gpu [--quick] [--only images --only ranks] [--resume] [--doc | --out FOLDER]
     python -m benchmarks.gpu --device cpu --small      # a rehearsal: all the code, no figure that says anything
 
 What does not fit (memory, number of GPUs, compute capability) is left out, and the report says why.
@@ -21,17 +21,18 @@ from benchmarks.gpu.recorder import Found
 from benchmarks.gpu.report import write_report
 from benchmarks.gpu.running import Outcome, command_of, facts_of, run_section
 from benchmarks.gpu.sections import SECTIONS
+from benchmarks.places import doc_option, place
 
 __all__ = ["main", "measure"]
 
 #: Minutes of ``--quick``, all sections together.
 _QUICK = 8.0
-#: A rehearsal must not overwrite what a GPU has shown.
-_REPORTS, _REHEARSALS = Path("docs/gpu"), Path("runs/gpu")
+_REHEARSALS = Path("runs/gpu")
 
 
 def main(
-    out: Path | None = typer.Option(None, help="folder of the report; default: docs/gpu, of a rehearsal runs/gpu"),
+    out: Path | None = typer.Option(None, help="folder of the report"),
+    doc: bool = doc_option(),
     only: list[str] = typer.Option([], help=f"a section to run; repeat for more: {', '.join(SECTIONS)}"),
     skip: list[str] = typer.Option([], help="a section to leave out; repeat for more"),
     quick: bool = typer.Option(False, help="one round, fewer variants: about eight minutes on one H100"),
@@ -45,6 +46,8 @@ def main(
     """Run all sections, each in a process of its own, and write the report."""
     if device == "cpu" and not small:
         raise typer.BadParameter("a CPU takes hours for one image of FLUX.1-dev: add --small", param_hint="--device")
+    if doc and small:
+        raise typer.BadParameter("a rehearsal shows nothing of a GPU: leave --small out", param_hint="--doc")
     if unknown := sorted({*only, *skip} - SECTIONS.keys()):
         raise typer.BadParameter(f"there is no section {unknown[0]!r}: {', '.join(SECTIONS)}", param_hint="--only")
     if model and not Path(model, "model_index.json").is_file():
@@ -57,7 +60,7 @@ def main(
     names = [name for name in SECTIONS if (not only or name in only) and name not in skip]
     limit = minutes or (_QUICK if quick else float("inf"))
     plan = Plan(device, small, quick, ranks, str(Path(model).resolve()) if model else "")
-    out = out or (_REHEARSALS if small else _REPORTS)
+    out = out or (_REHEARSALS if small else place("gpu", doc))
     report = measure(plan, facts, names, out, resume=resume, seconds=60 * limit, console=console)
     console.print(str(report), markup=False)
 

@@ -134,7 +134,7 @@ def test_a_distance_is_told_between_published_points_only():
 
 
 def test_the_page_shows_these_tables():
-    """If this fails: python -m benchmarks.capacity --page docs/capacity.md --picture docs/images/capacity.png"""
+    """If this fails: python -m benchmarks.capacity --doc"""
     page = Path("docs/capacity.md").read_text()
     assert replaced(page, by_arithmetic()) == page
 

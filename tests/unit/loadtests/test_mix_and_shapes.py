@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loadtests
-from loadtests.mix import load_mix
+from loadtests.mix import Mix, load_mix
 from loadtests.shapes import Burst, Constant, Steps
 from raycache.protocol.bodies import ImagesBody
 
@@ -34,6 +34,20 @@ def test_entries_are_drawn_by_weight():
 def test_seeds_repeat():
     mix, rng = load_mix(MIX), random.Random(0)
     assert {mix.draw(rng).seed for _ in range(500)} == set(range(mix.seeds))
+
+
+def test_kinds_say_what_makes_them_cheap_or_dear():
+    kinds = load_mix(MIX).kinds
+    assert kinds[0] == "128x128, 12 steps"
+    assert kinds[2] == "192x192, 12 steps, FBCache"
+    assert kinds[4:] == ["128x128, 10 steps, 2 images", "128x128, 16 steps, stream"]
+
+
+def test_kinds_that_ask_for_the_same_are_told_apart():
+    alike = {"weight": 1, "request": {"prompt": "x", "size": "64x64", "cache": {"type": "none"}}}
+    other = {"weight": 1, "request": {"prompt": "x", "size": "64x64", "preset": "fast"}}
+    kinds = Mix.model_validate({"entries": [alike, other, alike]}).kinds
+    assert kinds == ["64x64, no cache (entry 1)", "64x64, fast", "64x64, no cache (entry 3)"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +84,7 @@ def test_steps_climb_until_the_goal_is_missed():
         windows.append(window)
         return len(windows) > 2
 
-    shape = Steps(4, hold=10, seconds=100, missed=missed)
+    shape = Steps(4, seconds=100, hold=10, missed=missed)
     assert _at(shape, 0)[0] == 4
     assert _at(shape, 10.5)[0] == 8
     assert _at(shape, 29.9)[0] == 12
@@ -80,5 +94,5 @@ def test_steps_climb_until_the_goal_is_missed():
 
 @given(st.floats(0, 99.9))
 def test_a_burst_lies_inside_its_period(time):
-    users = _at(Burst(4, 10, period=50, burst=10, seconds=100), time)[0]
+    users = _at(Burst(4, seconds=100, factor=10, period=50, burst=10), time)[0]
     assert users == (40 if 20 < time % 50 < 30 else 4 if not 20 <= time % 50 <= 30 else users)

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from loadtests import locustfile
@@ -59,6 +60,29 @@ def test_a_run_can_be_repeated_worker_by_worker(mix: Path):
         assert drawn(plan_of(mix, worker, seed=1)) != drawn(plan_of(mix, worker))
 
 
+def arrivals(plan: Plan, users: int = 5, length: float = 2000.0) -> list[float]:
+    """Of all users of one process, in seconds."""
+    times = []
+    for rng in _sources(plan, users):
+        now = 0.0
+        while (now := now + rng.expovariate(plan.rate_per_user)) < length:
+            times.append(now)
+    return sorted(times)
+
+
+def test_arrivals_of_two_workers_are_two_poisson_streams(mix: Path):
+    """Twins, closer than 10 ms to one of the other process, are as many as chance makes: 2 x 0.01 s x 0.25 a second."""
+    one, two = (np.array(arrivals(plan_of(mix, worker))) for worker in (0, 1))
+    assert min(len(one), len(two)) > 400
+    beside = two[np.clip(np.searchsorted(two, one), 1, len(two) - 1) - np.array([[1], [0]])]
+    twins = (np.abs(beside - one).min(axis=0) < 0.01).mean()
+    assert twins < 0.03, f"{twins:.0%} of arrivals are twins"
+    gaps = np.diff(np.sort(np.concatenate([one, two])))
+    # Of a Poisson stream the gaps are as wide on average as they spread; pairs make that 1.7 and more.
+    assert gaps.mean() == pytest.approx(1 / 0.5, rel=0.1)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.12)
+
+
 def test_no_numbers_of_worker_and_user_meet(mix: Path):
     """Worker 1's user 11 is not worker 11's user 1."""
     firsts = [rng.random() for worker in range(15) for rng in _sources(plan_of(mix, worker), 15)]
@@ -98,7 +122,7 @@ def server() -> Iterator[tuple[str, dict[int, list[int]]]]:
 
 
 @contextlib.contextmanager
-def locust(*options: str) -> Iterator[subprocess.Popen[str]]:
+def locust(*options: str, headless: bool = True) -> Iterator[subprocess.Popen[str]]:
     """locust while the block runs; its log goes to ``stderr``.
 
     On a port of its own: workers that find another run's master on locust's usual one join it. In a session of its own:
@@ -108,7 +132,16 @@ def locust(*options: str) -> Iterator[subprocess.Popen[str]]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     ports = ("--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port)
-    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", *ports, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(LOCUSTFILE),
+        *ports,
+        *options,
+        *(("--headless",) if headless else ()),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "LOCUST_SKIP_MONKEY_PATCH"}
     running = subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True

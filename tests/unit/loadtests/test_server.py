@@ -11,7 +11,7 @@ import httpx
 import pytest
 from ray.serve.metrics import Counter
 
-from loadtests.server import METRICS, address, metrics_urls, scrape, serving
+from loadtests.server import METRICS, address, metrics_urls, scrape, service, serving
 from raycache.metrics import SPECS
 from raycache.testing.inject import readiness
 
@@ -69,6 +69,37 @@ def test_readiness_is_read_whatever_the_status(monkeypatch, status, text, said):
     transport = httpx.MockTransport(lambda request: httpx.Response(status, text=text))
     monkeypatch.setattr("raycache.testing.inject._client", lambda: httpx.Client(transport=transport))
     assert readiness("http://here") == said
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, object]], None]:
+    """Has a service answer each path with this JSON, and all others with 404."""
+
+    def answers(pages: dict[str, object]) -> None:
+        def answer(request: httpx.Request) -> httpx.Response:
+            page = pages.get(request.url.path)
+            return httpx.Response(404) if page is None else httpx.Response(200, json=page)
+
+        transport, client = httpx.MockTransport(answer), httpx.Client
+        monkeypatch.setattr(httpx, "Client", lambda **options: client(transport=transport, **options))
+
+    return answers
+
+
+def test_a_service_tells_its_version_models_and_config(told, tmp_path):
+    (config := tmp_path / "c.yaml").write_text("applications: []\n")
+    card = {"id": "demo", "ranks": 2, "defaults": {"size": "64x64"}, "limits": {}}
+    told({"/v1/models": {"data": [card]}, "/openapi.json": {"info": {"version": "1.2.3"}}})
+    assert service("http://here", config) == {
+        "version": "1.2.3",
+        "models": [{"id": "demo", "ranks": 2, "defaults": {"size": "64x64"}}],
+        "config": {"path": str(config), "text": "applications: []\n"},
+    }
+
+
+def test_a_service_that_tells_nothing_is_tested_all_the_same(told):
+    told({})
+    assert service("http://here", None) == {"version": None, "models": [], "config": None}
 
 
 def test_nobody_is_not_ready():

@@ -10,7 +10,8 @@ from PIL import Image
 
 from loadtests.records import Record, Recorder
 from loadtests.report import write_report
-from loadtests.summary import agreement, quantiles, summarize
+from loadtests.steps import Level, highest_held, step_rows
+from loadtests.summary import agreement, by_kind, quantiles, summarize
 
 
 def record(intended: float, latency: float, outcome: str = "done", **more) -> Record:
@@ -37,7 +38,7 @@ def test_latency_counts_from_the_intended_start():
 
 
 def test_summary(records):
-    results = summarize(records, deadline=1.5, engines=1, ranks=2)
+    results = summarize(records, length=100.99, offering=100.99, deadline=1.5, engines=1, ranks=2)
     assert results["outcomes"] == {"done": 100, "refused": 1, "aborted": 1, "failed": 2, "abandoned": 1, "wrong": 0}
     assert results["latency"]["p50"] == pytest.approx(1.495)
     assert results["latency"]["max"] == pytest.approx(1.99)
@@ -50,13 +51,13 @@ def test_summary(records):
 
 def test_lost_is_what_was_accepted_and_got_no_picture(records):
     """A refusal, a deadline and a client's own leaving lose nothing; a 500 does, and so does silence."""
-    assert summarize(records, deadline=1, engines=1, ranks=1)["lost"] == 2
+    assert summarize(records, length=100.0, offering=100.0, deadline=1, engines=1, ranks=1)["lost"] == 2
     wrong = [record(0, 1, "failed", status=400, cause="invalid_value")]
-    assert summarize(wrong, deadline=1, engines=1, ranks=1)["lost"] == 0
+    assert summarize(wrong, length=1.0, offering=1.0, deadline=1, engines=1, ranks=1)["lost"] == 0
 
 
 def test_a_run_without_answers_has_a_summary():
-    results = summarize([], deadline=1, engines=1, ranks=1)
+    results = summarize([], length=0.0, offering=0.0, deadline=1, engines=1, ranks=1)
     assert results["latency"] is None
     assert results["requests"] == results["lost"] == 0
 
@@ -65,9 +66,14 @@ def test_a_run_that_ends_early_counts_its_own_time():
     """Nobody waits for the end of the hour: per second is per second of the run. Ten requests from 100 s on, one each
     2 s, answered in 1 s (of which 0.5 s on the gang), two images each: the last answer comes at 119 s."""
     records = [record(100 + 2 * i, 1.0, images=2, encode=0.1, denoise=0.3, decode=0.1) for i in range(10)]
-    results = summarize(records, deadline=1.0, engines=2, ranks=4)
+    results = summarize(records, length=19.0, offering=19.0, deadline=1.0, engines=2, ranks=4)
     assert results["seconds"] == 19.0
-    assert results["goodput"] == {"deadline": 1.0, "per_second": pytest.approx(10 / 19, abs=1e-4), "share": 1.0}
+    assert results["goodput"] == {
+        "deadline": 1.0,
+        "good": 10,
+        "per_second": pytest.approx(10 / 19, abs=1e-4),
+        "share": 1.0,
+    }
     assert results["pictures"] == {
         "count": 20, "per_second": pytest.approx(20 / 19, abs=1e-4),
         "per_rank_per_minute": pytest.approx(60 * 20 / 19 / 4, abs=1e-4),
@@ -81,7 +87,7 @@ def test_a_run_whose_last_requests_are_lost():
     their latency does not (they have none), and goodput is of all ten."""
     drawn = [record(i, 1.0, denoise=0.8) for i in range(4)]
     lost = [record(4 + i, 60.0, "failed", status=0, cause="ReadTimeout", denoise=9.0) for i in range(6)]
-    results = summarize([*drawn, *lost], deadline=2.0, engines=1, ranks=1)
+    results = summarize([*drawn, *lost], length=69.0, offering=69.0, deadline=2.0, engines=1, ranks=1)
     assert results["requests"] == 10
     assert results["seconds"] == 69.0
     assert results["lost"] == 6
@@ -96,7 +102,7 @@ def test_a_run_that_is_mostly_refused():
     """A refusal is quick and must not make the run look fast: three of twelve are drawn, slowly."""
     refused = [record(i, 0.01, "refused", status=429 if i % 2 else 503, cause="queue_full") for i in range(9)]
     drawn = [record(i, 5.0 + i) for i in range(3)]
-    results = summarize([*refused, *drawn], deadline=6.0, engines=1, ranks=1)
+    results = summarize([*refused, *drawn], length=9.0, offering=9.0, deadline=6.0, engines=1, ranks=1)
     assert results["shares"] == {"refused": 0.75, "aborted": 0.0, "abandoned": 0.0}
     assert results["lost"] == 0
     assert results["latency"] == {"p50": 6.0, "p95": 6.9, "p99": 6.98, "max": 7.0}
@@ -123,7 +129,7 @@ def test_a_run_that_is_mostly_refused():
 def test_one_request_of_each_kind(outcome, fields, lost):
     """Sent 1 s late and answered 3 s after it was meant to go; no image is no answer."""
     one = record(2.0, 3.0, outcome, **({"sent": 3.0, "cause": "why" if outcome != "done" else ""} | fields))
-    results = summarize([one], deadline=3.0, engines=1, ranks=1)
+    results = summarize([one], length=3.0, offering=3.0, deadline=3.0, engines=1, ranks=1)
     assert results["requests"] == 1
     assert results["seconds"] == 3.0
     assert results["outcomes"] == {
@@ -134,11 +140,11 @@ def test_one_request_of_each_kind(outcome, fields, lost):
     assert results["checked"] == {"decoded": 0, "wrong": int(outcome == "wrong")}
     if outcome == "done":
         assert results["latency"] == {"p50": 3.0, "p95": 3.0, "p99": 3.0, "max": 3.0}
-        assert results["goodput"] == {"deadline": 3.0, "per_second": 0.3333, "share": 1.0}
+        assert results["goodput"] == {"deadline": 3.0, "good": 1, "per_second": 0.3333, "share": 1.0}
         assert results["causes"] == {}
     else:
         assert results["latency"] is results["queue"] is None
-        assert results["goodput"] == {"deadline": 3.0, "per_second": 0.0, "share": 0.0}
+        assert results["goodput"] == {"deadline": 3.0, "good": 0, "per_second": 0.0, "share": 0.0}
         assert results["pictures"]["count"] == 0
         assert results["computed_blocks"] is None
         assert results["causes"] == {f"{outcome}: why": 1}
@@ -151,7 +157,7 @@ def test_answers_that_nobody_streamed_have_no_first_event():
         record(1, 1.0, first_event=0.2, computed=0.5),
         record(2, 1.0),
     ]
-    results = summarize(records, deadline=1, engines=1, ranks=1)
+    results = summarize(records, length=100.0, offering=100.0, deadline=1, engines=1, ranks=1)
     assert results["first_event"]["p50"] == pytest.approx(0.1)
     assert results["first_preview"]["max"] == 0.4
     assert results["computed_blocks"] == 0.25
@@ -190,12 +196,12 @@ def test_the_same_request_must_give_the_same_pictures():
 
 
 def test_the_report_is_one_page_with_its_plots(records, tmp_path):
-    results = summarize(records, deadline=1.5, engines=1, ranks=2)
+    results = summarize(records, length=100.99, offering=100.99, deadline=1.5, engines=1, ranks=2)
     results["faults"] = [{"at": 30.0, "what": "SIGKILL of rank 1"}]
     results["agreement"] = agreement(records, {}, {"done": 100.0})
     write_report(tmp_path / "r.html", "open-<1>", "laptop", json.loads(json.dumps(results)), records)
     page = (tmp_path / "r.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 2
     assert "SIGKILL of rank 1" in page
     assert "open-&lt;1&gt;" in page
     assert "<script" not in page
@@ -203,6 +209,55 @@ def test_the_report_is_one_page_with_its_plots(records, tmp_path):
     assert 'src="http' not in page
 
 
+def test_rates_are_of_the_whole_run_not_of_its_busy_part(records):
+    """Ten images in the last seconds of ten minutes are one a minute."""
+    late = [record(595.0, 5.0) for _ in range(10)]
+    results = summarize(late, deadline=9.0, length=600.0, offering=598.0, engines=1, ranks=1)
+    assert results["pictures"]["per_rank_per_minute"] == pytest.approx(1.0)
+    assert results["goodput"]["per_second"] == pytest.approx(10 / 600, abs=1e-4)
+    assert results["offered"] == {"seconds": 598.0, "per_second": pytest.approx(10 / 598, abs=1e-4)}
+
+
+def test_kinds_have_a_row_each():
+    quick, slow = [record(i, 1.0, denoise=0.5) for i in range(4)], [record(i, 9.0, denoise=8.0) for i in range(2)]
+    for one in slow:
+        one.kind = 2
+    rows = by_kind([*quick, *slow, record(9, 0.1, "refused")], ["a", "never asked for", "c"], 5.0)
+    assert [row["kind"] for row in rows] == ["a", "c"]
+    assert [(row["requests"], row["done"], row["in_time"]) for row in rows] == [(5, 4, 4), (2, 2, 0)]
+    assert [row["latency"]["p95"] for row in rows] == [1.0, 9.0]
+    assert [row["denoise"]["p50"] for row in rows] == [0.5, 8.0]
+
+
+def test_the_report_says_what_held_what_was_asked_for_and_of_whom(records, tmp_path):
+    levels = [Level(0.0, 40.0, 1.0), Level(40.0, 100.0, 2.0)]
+    results = summarize(records, length=100.99, offering=100.0, deadline=1.5, engines=1, ranks=2)
+    results |= {
+        "steps": (rows := step_rows(records, levels, 1.5)),
+        "highest_held": highest_held(rows),
+        "kinds": by_kind(records, ["64x64, 10 steps"], 1.5),
+        "faults": [{"at": 30.0, "what": "SIGKILL of rank 1"}, {"at": 60.0, "what": "SIGKILL of rank 0"}],
+        "service": {
+            "version": "9.8.7",
+            "models": [{"id": "demo", "ranks": 2, "defaults": {"size": "128x128", "preset": None}}],
+            "config": {"path": "c.yaml", "text": "cache: <none>"},
+        },
+    }
+    write_report(tmp_path / "r.html", "step", "", json.loads(json.dumps(results)), records)
+    page = (tmp_path / "r.html").read_text()
+    assert "The highest rate that held: <b>1.0 requests a second</b>" in page
+    assert page.count("<tr><td>2.0</td>") == 1
+    assert 'class="no">no</td>' in page
+    assert "64x64, 10 steps" in page
+    assert "<b>fault 2</b> at 60.0 s: SIGKILL of rank 0" in page
+    assert page.index("fault 2</b>") < page.index("<svg"), "beside the plot in which it is"
+    assert "9.8.7" in page
+    assert "2 rank(s) an engine; defaults: size 128x128" in page
+    assert "cache: &lt;none&gt;" in page
+
+
 def test_a_report_of_nothing(tmp_path):
-    write_report(tmp_path / "r.html", "empty", "", summarize([], deadline=1, engines=1, ranks=1), [])
-    assert (tmp_path / "r.html").read_text().count("<svg") == 3
+    write_report(
+        tmp_path / "r.html", "empty", "", summarize([], length=0.0, offering=0.0, deadline=1, engines=1, ranks=1), []
+    )
+    assert (tmp_path / "r.html").read_text().count("<svg") == 2
