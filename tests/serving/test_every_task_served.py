@@ -57,7 +57,8 @@ SERVICES = {
     "pictures": ("z-image-3-heads", "sd3", "qwen-image"),
     "edits": ("qwen-image-edit", "qwen-image-edit-plus", "flux3", "flux3-distilled"),
     "videos": ("wan-ti2v", "wan-2.2", "wan-i2v", "ltx2"),
-    "others": ("chroma", "qwen-image-2.1", "sana", "ltx", "hunyuan-video-1.5", "cogvideox"),
+    "others": ("chroma", "qwen-image-2.1", "sana"),
+    "films": ("ltx", "hunyuan-video-1.5", "cogvideox"),
 }
 #: Ranks of each; two of the others. Sana's linear attention is not split.
 RANKS = {"flux": 4, "sana": 1}
