@@ -1,11 +1,8 @@
-"""Which of diffusers' transformers the cache works on, and why not on the others.
-
-``python -c "import cache_core.supported as m; print(m.models_table())"`` prints the table of models in Markdown.
-"""
+"""Which of diffusers' transformers the cache works on, and why not on the others."""
 
 from __future__ import annotations
 
-__all__ = ["MODELS", "UNSUPPORTED", "models_table", "supported_models"]
+__all__ = ["MODELS", "UNSUPPORTED", "supported_models", "unsupported_table"]
 
 #: Transformer classes that are tested in tiny versions, by the name of their family.
 MODELS: dict[str, tuple[str, ...]] = {
@@ -106,16 +103,7 @@ def supported_models() -> dict[str, tuple[str, ...]]:
     return dict(MODELS)
 
 
-def models_table() -> str:
-    """What :func:`supported_models` says, and what it does not, as Markdown."""
-    import diffusers
-
-    rows = ["| family | diffusers transformer | branches |", "|---|---|---|"]
-    for family, classes in MODELS.items():
-        for name in classes:
-            named = hasattr(getattr(diffusers, name), "cache_context")
-            branches = "by `cache_context`, else by call" if named else "by call"
-            rows.append(f"| {family} | `{name}` | {branches} |")
-    rows += ["", "| not supported | why |", "|---|---|"]
-    rows += [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()]
-    return "\n".join(rows)
+def unsupported_table() -> str:
+    """What :data:`UNSUPPORTED` says, as Markdown."""
+    rows = ["| not supported | why |", "| --- | --- |"]
+    return "\n".join(rows + [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()])

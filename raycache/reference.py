@@ -1,6 +1,6 @@
 """The tables of the documents, made from settings, metrics, modules and registries of models themselves.
 
-python -m raycache.reference docs/operating.md docs/design.md docs/models.md README.md
+python -m raycache.reference docs/operating.md docs/requests.md docs/design.md docs/models.md README.md
 rewrites what stands between the markers.
 """
 
@@ -11,26 +11,27 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cache_core.cache_type import CacheType
-from cache_core.supported import MODELS, models_table
+from cache_core.supported import MODELS, unsupported_table
 from raycache.metrics import SPECS
 from raycache.models.registry import FAMILIES, family_of
 from raycache.models.roads import ROADS
+from raycache.protocol.bodies import ImagesBody
+from raycache.protocol.lora import LoraRequest
 from raycache.settings import ServiceSettings
 from raycache.testing.tiny_models import TINY_FAMILIES
 from raycache.worker.call_rows import STACKED
 
-__all__ = ["metrics_table", "modules_table", "service_table", "settings_table", "updated"]
+__all__ = ["metrics_table", "modules_table", "request_table", "service_table", "settings_table", "updated"]
 
-#: Explained elsewhere: the options of the cache methods.
-_ELSEWHERE = {"cache"}
+#: Explained elsewhere: the options of the cache methods, and a LoRA.
+_ELSEWHERE = {"cache", "lora"}
 _ROOT = Path(__file__).parents[1]
 #: Rooms in the order of a request's way, then what all of them share, then tools.
 _ROOMS = (
@@ -58,6 +59,13 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
+def request_table() -> str:
+    """Every field of ``POST /v1/images/generations`` with type, default and meaning, as Markdown."""
+    rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+    rows += (f"| `{path}` | {kind} | {default} | {text} |" for path, kind, default, text in _fields(ImagesBody, ""))
+    return "\n".join(rows)
+
+
 def metrics_table() -> str:
     """Every metric as it is scraped, with its kind, labels and meaning, as Markdown."""
     rows = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
@@ -80,10 +88,11 @@ def modules_table() -> str:
 
 def service_table() -> str:
     """What the service does with each transformer, and what of it was tested, as Markdown."""
-    methods = ", ".join(method for method in CacheType if method != CacheType.NONE)
+    import diffusers
+
     tiny = {family.pipeline for family in TINY_FAMILIES.values()}
     rows = [
-        "| model | transformer | tasks | several ranks | jobs share calls | cache methods | tested with |",
+        "| model | transformer | tasks | several ranks | jobs share calls | branches | tested with |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model, classes in MODELS.items():
@@ -97,17 +106,20 @@ def service_table() -> str:
                 ", ".join(tasks) or "-",
                 ROADS.get(name, "-"),
                 "yes" if name in STACKED else "-",
+                "by name" if hasattr(getattr(diffusers, name), "cache_context") else "by call",
+                ", ".join(tested),
             )
-            rows.append(f"| {' | '.join(cells)} | {methods} | {', '.join(tested)} |")
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
 _TABLES = {
     "service": service_table,
+    "request": request_table,
     "settings": settings_table,
     "metrics": metrics_table,
     "modules": modules_table,
-    "models": models_table,
+    "unsupported": unsupported_table,
 }
 
 
@@ -121,8 +133,8 @@ def updated(document: str) -> str:
     if not names:
         raise ValueError(f"a table goes between two lines like `<!-- settings -->`; there are {', '.join(_TABLES)}")
     for name in names:
-        pattern = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- {name} -->)"
-        document = re.sub(pattern, _always(_TABLES[name]()), document, flags=re.DOTALL)
+        pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- {name} -->)"
+        document = re.sub(pattern, _always(f"{_TABLES[name]()}\n"), document, flags=re.DOTALL)
     return document
 
 
@@ -162,8 +174,12 @@ def _name(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if origin is Annotated:
+        return _name(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         models = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if LoraRequest in models:
+            return "LoRA or null"
         if models:
             return "cache options"
         return " or ".join("null" if a is type(None) else _name(a) for a in get_args(annotation))

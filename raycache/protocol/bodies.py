@@ -21,7 +21,7 @@ class ImagesBody(GenerationRequest):
     #: What a stream's events are called before the dot.
     events: ClassVar[str] = "image_generation"
 
-    stream: bool = False
+    stream: bool = Field(default=False, description="Answer with server-sent events.")
     # What OpenAI's client may send and this server cannot do is accepted, whatever it says: clients send it to all.
     background: str | None = Field(default=None, description="Images are opaque: `transparent` gives a warning.")
     moderation: str | None = Field(default=None, description="Accepted and ignored with a warning.")

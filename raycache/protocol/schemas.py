@@ -39,15 +39,23 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     # No repr: whatever prints a request, a log line above all, must not print what the user wrote.
-    prompt: str = Field(min_length=1, repr=False)
-    model: str | None = None
-    n: int = Field(default=1, ge=1)
+    prompt: str = Field(min_length=1, repr=False, description="What to draw.")
+    model: str | None = Field(
+        default=None, description="Name or alias of a model of this service; null = its default model."
+    )
+    n: int = Field(default=1, ge=1, description="Number of images.")
     size: str | None = Field(default=None, description="`WIDTHxHEIGHT` in pixels, or `auto`.")
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="Image k of a request is generated from seed + k."
     )
-    num_inference_steps: int | None = Field(default=None, ge=1)
-    guidance_scale: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    num_inference_steps: int | None = Field(default=None, ge=1, description="Denoising steps, as in diffusers.")
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="How closely to follow the prompt, as in diffusers.",
+    )
     negative_prompt: str | None = Field(
         default=None, repr=False, description="What to guide away from; for models that read one."
     )
@@ -56,19 +64,24 @@ class GenerationRequest(BaseModel):
         ge=1,
         le=100,
         allow_inf_nan=False,
-        description="How far, for models whose `guidance_scale` is embedded; above 1 each step takes twice as long.",
+        description="How far to guide away from `negative_prompt`, for models whose `guidance_scale` is embedded; "
+        "above 1 each step takes twice as long.",
     )
     quality: Quality = Field(
         default="auto",
         description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's words take the "
-        "nearest; `auto` = the deployment's default. `cache` goes before it.",
+        "nearest; `auto` = the deployment's default. `cache` takes precedence.",
     )
-    cache: CacheOptions | None = Field(default=None, description="null = what `quality` says.")
+    cache: CacheOptions | None = Field(
+        default=None, description='Options of a cache method, `{"type": "none"}` for none; null = what `quality` says.'
+    )
     lora: LoraRequest | None = Field(
         default=None, description="One of this model's LoRAs, `{name, scale}` or its name; null = none."
     )
-    response_format: Literal["b64_json"] = "b64_json"
-    output_format: Literal["png", "jpeg", "webp"] = "png"
+    response_format: Literal["b64_json"] = Field(
+        default="b64_json", description="`url` is refused: this server keeps no files that a URL could name."
+    )
+    output_format: Literal["png", "jpeg", "webp"] = Field(default="png", description="File format of the images.")
     output_compression: int = Field(default=100, ge=0, le=100, description="Quality of jpeg and webp, in percent.")
     timeout_s: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Deadline, seconds from arrival."
@@ -79,7 +92,7 @@ class GenerationRequest(BaseModel):
         "a key may be allowed less.",
     )
     partial_images: int = Field(default=0, ge=0, le=3, description="Previews sent by a streaming call.")
-    user: str | None = None
+    user: str | None = Field(default=None, description="Accepted and ignored.")
 
     def inputs(self) -> JobInputs:
         """What the job begins with besides its prompt; other tasks' requests bring more."""

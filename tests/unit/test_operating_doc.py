@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = DOCS / "operating.md"
 
 
-@pytest.mark.parametrize("name", ["operating.md", "design.md", "models.md", "../README.md"])
+@pytest.mark.parametrize("name", ["operating.md", "requests.md", "design.md", "models.md", "../README.md"])
 def test_the_tables_are_up_to_date(name: str):
     text = (DOCS / name).read_text()
     assert updated(text) == text, f"run: python -m raycache.reference docs/{name}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from pathlib import Path
 from typing import Any
 
 import diffusers.models.transformers
@@ -14,7 +13,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from cache_core import NoCacheOptions, UnsupportedModelError, cache_session, supported_models
-from cache_core.supported import UNSUPPORTED, models_table
+from cache_core.supported import UNSUPPORTED
 from tests.helpers.tiny_transformers import TINY
 
 
@@ -68,11 +67,3 @@ def test_a_model_without_known_blocks_is_refused_by_name():
         cache_session(torch.nn.Linear(2, 2), NoCacheOptions()),
     ):
         pass
-
-
-@pytest.mark.parametrize("document", ["docs/models.md"])
-def test_the_published_table_is_this_one(document):
-    path = Path(__file__).parents[3] / document
-    parts = path.read_text().split("<!-- models -->")
-    assert len(parts) == 3, f"{document} has no table between two <!-- models -->"
-    assert parts[1].strip() == models_table(), f"run: python -m raycache.reference {document}"

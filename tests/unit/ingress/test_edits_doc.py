@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,8 +19,9 @@ from raycache.ingress.api import build_http_app
 from raycache.limits import LimitSettings
 from tests.helpers.openai_surface import MODEL, Service
 from tests.helpers.picture_files import file, scene
+from tests.helpers.snippets import ROOT, commands, snippets
 
-PAGE = (Path(__file__).parents[3] / "docs" / "edits.md").read_text()
+PAGE = (ROOT / "docs" / "edits.md").read_text()
 
 
 @pytest.fixture
@@ -43,14 +42,9 @@ def http(service: Service) -> Iterator[TestClient]:
         yield http
 
 
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-
-
 def test_curl(http: TestClient, service: Service):
-    (block,) = blocks("bash")
-    for line in block.splitlines():
-        words = shlex.split(line)
+    (block,) = snippets("docs/edits.md", "bash")
+    for words in commands(block.code):
         assert words[:2] == ["curl", "localhost:8000/v1/images/edits"]
         fields = [words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-F"]
         sent = [(name, (value[1:], Path(value[1:]).read_bytes())) for name, value in fields if value[0] == "@"]
@@ -72,10 +66,10 @@ def test_python(
     handle = SimpleNamespace(generate=SimpleNamespace(remote=partial(remote, service.generate)))
     monkeypatch.setattr(serve, "get_app_handle", {"flux": handle}.get)
     monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=http))
-    examples = blocks("python")
+    examples = snippets("docs/edits.md", "python")
     assert len(examples) == 2
     for example in examples:
-        exec(compile(example, "docs/edits.md", "exec"), {})
+        example.run({})
     assert [order.inputs.task for order in service.orders] == ["edit", "inpaint", "edit"]
     assert "image_edit.completed" in capsys.readouterr().out
     assert Path("picture.png").read_bytes()[:4] == b"\x89PNG"

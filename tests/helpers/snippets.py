@@ -1,0 +1,51 @@
+"""Code blocks of the documents, and the commands of those for a shell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["PAGES", "ROOT", "Snippet", "commands", "snippets"]
+
+ROOT = Path(__file__).parents[2]
+#: Every page that people read: of the site, and the bundled model's card.
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/README.md", "raycache/demo/flux_tiny/README.md"),
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+)
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A fenced code block.
+
+    Attributes:
+        page: its page, from the root of the repository.
+        line: number of lines above its first.
+        language: the word behind the fence, or nothing.
+    """
+
+    page: str
+    line: int
+    language: str
+    code: str
+
+    def run(self, names: dict[str, object]) -> None:
+        """Run it as Python with ``names``; a failure names the page's own line."""
+        exec(compile("\n" * self.line + self.code, self.page, "exec"), names)
+
+
+def snippets(page: str, *languages: str) -> list[Snippet]:
+    """The code blocks of ``page``, of all languages or of these."""
+    text = (ROOT / page).read_text()
+    found = [Snippet(page, text[: m.start(2)].count("\n"), m[1], m[2]) for m in _FENCE.finditer(text)]
+    return [snippet for snippet in found if not languages or snippet.language in languages]
+
+
+def commands(code: str) -> list[list[str]]:
+    """The words of each command of a shell's snippet, without comments."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
