@@ -6,9 +6,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, sync_playwright
 
 #: Where it is set, a machine without a browser fails the tests that need one in place of skipping them.
 REQUIRED = "RAYCACHE_REQUIRE_BROWSER"
@@ -20,13 +21,20 @@ def launched() -> Iterator[Browser]:
     """One of the browsers that tests can drive."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        missing = f"no browser: none of {', '.join(NAMES)} is on PATH"
-        assert os.environ.get(REQUIRED) != "1", missing
-        pytest.skip(missing)
+        _do_without(f"no browser: none of {', '.join(NAMES)} is on PATH")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            # /dev/shm of a container is often too small for it.
+            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        except Error as error:
+            _do_without(f"{path} does not start: {error.message[:500]}")
         yield browser
         browser.close()
+
+
+def _do_without(reason: str) -> NoReturn:
+    assert os.environ.get(REQUIRED) != "1", reason
+    pytest.skip(reason)
 
 
 @contextmanager
