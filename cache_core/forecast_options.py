@@ -126,10 +126,19 @@ class BudgetCacheOptions(MethodOptions):
 
     def known_share(self, steps: int, num_blocks: int) -> float | None:
         always = self._always(num_blocks)
-        return always + (1 - always) * self.budget(self.num_steps or steps, num_blocks) / (self.num_steps or steps)
+        computed = min(steps, self.budget(self.num_steps or steps, num_blocks))  # calls beyond num_steps are reused
+        return always + (1 - always) * computed / steps
+
+    def why_less_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        computed, share = self.budget(steps, num_blocks), self.known_share(steps, num_blocks)
+        if computed == steps or share is None or share * self.speedup <= 1 + 1e-9:
+            return []
+        first = f"the first {computed} of {steps} steps (warmup_steps={self.warmup_steps})"
+        always = f"{self.Fn_compute_blocks} + {self.Bn_compute_blocks} of {num_blocks} blocks in every step"
+        return [f"speedup={self.speedup:g} becomes {1 / share:.2f}: {first} and {always} are always computed"]
 
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
-        all_of_them = self.budget(self.num_steps or steps, num_blocks) >= (self.num_steps or steps)
+        all_of_them = self.budget(self.num_steps or steps, num_blocks) >= steps
         covered = no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
         nothing = f"speedup={self.speedup:g} and warmup_steps={self.warmup_steps} leave no step of {steps} to reuse"
         return covered or ([nothing] if all_of_them else [])

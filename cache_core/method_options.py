@@ -71,6 +71,10 @@ class MethodOptions(BaseModel):
         """The options by which no block of an image of ``steps`` steps is ever left out; most often none."""
         return []
 
+    def why_less_is_saved(self, steps: int, num_blocks: int) -> list[str]:
+        """The options by which less is saved than was asked for, where a method is asked for an amount."""
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         """The options as plain JSON values, the method under ``type``."""
         return self.model_dump(mode="json")

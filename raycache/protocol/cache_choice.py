@@ -27,10 +27,11 @@ def check_cache(options: CacheOptions, model: Capabilities) -> None:
 
 
 def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
-    """Warnings for legal options under which the cache can never save anything."""
+    """Warnings for legal options under which the cache can never save anything, or saves less than they ask for."""
     steps = made_steps(request.num_inference_steps, request.inputs.strength)
     why = request.cache.why_nothing_is_saved(steps, model.num_blocks)
-    return [f"cache: nothing can be saved: {reason}" for reason in why]
+    less = request.cache.why_less_is_saved(steps, model.num_blocks)
+    return [f"cache: nothing can be saved: {reason}" for reason in why] or [f"cache: {reason}" for reason in less]
 
 
 def cache_options(request: GenerationRequest, policy: Policy, model: Capabilities) -> CacheOptions:

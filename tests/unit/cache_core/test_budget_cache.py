@@ -137,3 +137,16 @@ def test_calls_beyond_the_last_step_are_reused():
     options = BudgetCacheOptions(speedup=2.0, warmup_steps=1, num_steps=6)
     _, report = draw_cached(MODEL, options, Job(steps=9))
     assert [cached for cached, *_ in decisions(report)][6:] == [True] * 3
+
+
+def test_a_speedup_out_of_reach_is_told_with_what_is_reached():
+    options = BudgetCacheOptions(speedup=10.0, warmup_steps=4)
+    (told,) = options.why_less_is_saved(28, BLOCKS)
+    reached = 28 * BLOCKS / (4 * BLOCKS + 24)
+    assert "speedup=10" in told
+    assert "warmup_steps=4" in told
+    assert f"becomes {reached:.2f}" in told
+    assert BudgetCacheOptions(speedup=2.0).why_less_is_saved(28, BLOCKS) == []
+    assert BudgetCacheOptions(speedup=2.0, num_steps=10).known_share(20, BLOCKS) == pytest.approx(
+        (4 * BLOCKS + 16) / (20 * BLOCKS)  # four whole steps of ten; whatever comes behind those is reused
+    )
