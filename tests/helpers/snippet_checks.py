@@ -6,6 +6,7 @@ error, too.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
@@ -31,7 +32,9 @@ __all__ = ["check_keys", "check_settings", "check_shell"]
 
 BODIES = {"/v1/images/generations": ImagesBody, "/v1/videos": VideoBody}
 #: `raycache` hands these to a module's main.
-TOOLS = {"tune": "raycache.tune.command", "quantize": "raycache.quantize"}
+TOOLS = {"tune": "raycache.tune", "quantize": "raycache.quantize"}
+#: Where the main of a package is.
+MAINS = {"raycache.tune": "raycache.tune.command", "benchmarks.gpu": "benchmarks.gpu.__main__"}
 
 
 def check_shell(code: str) -> None:
@@ -105,13 +108,23 @@ def _raycache(words: list[str]) -> None:
 def _python(words: list[str]) -> None:
     flag, module, *rest = words
     assert flag == "-m"
-    _main_of({"raycache.tune": "raycache.tune.command"}.get(module, module), rest)
+    _main_of(module, rest)
 
 
 def _main_of(module: str, words: list[str]) -> None:
+    if module.startswith("loadtests."):
+        return _read(module, words)
     alone = typer.Typer(add_completion=False)
-    alone.command()(importlib.import_module(module).main)
+    alone.command()(importlib.import_module(MAINS.get(module, module)).main)
     _parsed(get_command(alone), words)
+
+
+def _read(module: str, words: list[str]) -> None:
+    """Options of a module that must not be imported here: locust patches the sockets of the whole process."""
+    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    names = {argument.arg for argument in main.args.args}
+    assert {word[2:].replace("-", "_") for word in words if word.startswith("--")} <= names, words
 
 
 def _parsed(command: Any, words: list[str]) -> None:
