@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 __all__ = ["PAGES", "ROOT", "Snippet", "commands", "snippets"]
 
@@ -16,16 +17,17 @@ PAGES = (
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 )
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """A fenced code block.
+    """A code block.
 
     Attributes:
         page: its page, from the root of the repository.
         line: number of lines above its first.
-        language: the word behind the fence, or nothing.
+        language: the word behind the fence, or nothing; ``indented`` where four spaces make it code.
     """
 
     page: str
@@ -42,6 +44,9 @@ def snippets(page: str, *languages: str) -> list[Snippet]:
     """The code blocks of ``page``, of all languages or of these."""
     text = (ROOT / page).read_text()
     found = [Snippet(page, text[: m.start(2)].count("\n"), m[1], m[2]) for m in _FENCE.finditer(text)]
+    rest = _FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
+    indented = _INDENTED.finditer(rest)
+    found += [Snippet(page, rest[: m.start()].count("\n"), "indented", dedent(m[0])) for m in indented]
     return [snippet for snippet in found if not languages or snippet.language in languages]
 
 
