@@ -1,4 +1,4 @@
-"""What is asked of every caching method, whatever its options are called."""
+"""The interface of the options of every caching method."""
 
 from __future__ import annotations
 

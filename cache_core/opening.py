@@ -1,4 +1,4 @@
-"""Opening a session on a transformer: the one entry that everything else uses."""
+"""Opens a session on a transformer: the one entry that everything else uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may ask of the cache: one frozen pydantic model per method, under the published option names.
+"""Options of the cache: one frozen pydantic model per method, under the published option names.
 
 The names and defaults are those of cache-dit v0.1.5, where DBCache, FBCache and DBPrune were first published, so that
 existing settings carry over. In YAML and JSON the method is the field ``type``: ``none | FBCache | DBCache | DBPrune |

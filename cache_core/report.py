@@ -1,4 +1,4 @@
-"""The record of what the cache decided at each step, and why: what a user, a metric and a test all read."""
+"""The record of the cache's decisions at each step, with reasons: for users, metrics and tests."""
 
 from __future__ import annotations
 

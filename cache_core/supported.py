@@ -1,4 +1,4 @@
-"""Which of diffusers' transformers the cache works on, and why not on the others.
+"""Which of diffusers' transformers the cache supports, and why not the others.
 
 ``python -c "import cache_core.supported as m; print(m.models_table())"`` prints the table of models in Markdown.
 """

@@ -1,4 +1,4 @@
-"""What the store counts and measures of kept jobs; of the same kind as :mod:`raycache.metrics`, which lists all."""
+"""Metrics of the store for kept jobs; of the same kind as :mod:`raycache.metrics`, which lists all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may wait for the gang: a bounded queue, counted in jobs and in predicted seconds of work.
+"""Admission to the queue of a gang: bounded in jobs and in predicted seconds of work.
 
 Counting jobs alone is not enough: four steps at 256x256 and fifty at 2048x2048 differ a thousandfold. When each job
 will be done is what the gang's own schedule says (:mod:`raycache.engine.prediction`), on costs that are learned from

@@ -1,4 +1,4 @@
-"""The line in front of a gang as it will be: who leaves it when, who was told to come back, and when there is room.
+"""The predicted queue of a gang: which jobs leave when, which clients were told to come back, when there is room.
 
 A client that is refused is told when to come again, and that time is kept for it: until then nobody is let in who
 would take its room, and whoever is refused after it is told a later time. So a client that waits as long as it was

@@ -1,4 +1,4 @@
-"""The words of the step scheduler: a job and how far it is, what a tick does, whose turn it is, and what costs tell.
+"""The types of the step scheduler: a job and its progress, the contents of a tick, accounts, costs.
 
 All of it is immutable, and nothing here knows Ray, torch or a clock: the same values give the same plan on any machine.
 """

@@ -1,4 +1,4 @@
-"""Requests that begin with pictures: image to image, edit by instruction, inpainting."""
+"""Requests that start from pictures: image to image, edit by instruction, inpainting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a video is asked with: OpenAI's videos API plus our own fields, the same for HTTP and Python handles."""
+"""Video requests: OpenAI's videos API plus our own fields, the same for HTTP and Python handles."""
 
 from __future__ import annotations
 
