@@ -139,7 +139,7 @@ class FBCacheOptions(MethodOptions):
 
 
 class DBPruneOptions(MethodOptions):
-    """Dual-block prune: every block between Fn and Bn is judged on its own input and pruned on its own residual.
+    """Dual-block prune: every block between Fn and Bn compares its own input and is replaced by its own residual.
 
     Args:
         Fn_compute_blocks: first blocks, never pruned.
@@ -199,7 +199,7 @@ class DBPruneOptions(MethodOptions):
         return self.max_dynamic_prune_threshold
 
 
-#: Every method: one that is added is added here.
+#: Every method; add new ones here.
 CacheOptions = Annotated[
     NoCacheOptions | FBCacheOptions | DBCacheOptions | DBPruneOptions | ForecastCacheOptions | ScheduleCacheOptions,
     Field(discriminator="type"),
@@ -217,21 +217,21 @@ def parse_options(value: object) -> CacheOptions:
 
 
 def check_block_count(options: MethodOptions, num_blocks: int) -> None:
-    """Check options against a model of ``num_blocks`` transformer blocks.
+    """Check options against a model with ``num_blocks`` transformer blocks.
 
     Raises:
-        BlockCountError: Fn + Bn exceeds the blocks, or an id names a block that is not there.
+        BlockCountError: Fn + Bn exceeds the blocks, or an id names a block that does not exist.
     """
     options.check(num_blocks)
 
 
 def method_names() -> list[str]:
-    """What ``type`` may be."""
+    """The legal values of ``type``."""
     return list(_models())
 
 
 def option_names(cache_type: CacheType | str) -> list[str]:
-    """What may be set on a method, but for its ``type``."""
+    """The options of a method, without its ``type``."""
     return [name for name in _models()[str(cache_type)].model_fields if name != "type"]
 
 
