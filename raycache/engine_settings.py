@@ -39,7 +39,9 @@ class ReliabilitySettings(Strict):
         default=60.0, gt=0, description="Seconds a replica that is shut down may take to finish its admitted jobs."
     )
     health_check_period_s: float = Field(
-        default=2.0, gt=0, description="Serve replaces a replica after three failed checks in a row."
+        default=2.0,
+        gt=0,
+        description="Seconds between health checks; Serve replaces a replica after three failed ones in a row.",
     )
 
 
@@ -47,9 +49,11 @@ class AutoscalingSettings(Strict):
     """How many engines run, by predicted seconds of queued work. One replica = one gang."""
 
     min_replicas: int = Field(
-        default=1, ge=0, description="Fewest engines; 0 = none without requests, and the first request waits."
+        default=1,
+        ge=0,
+        description="Minimum number of engines; 0 = none without requests, and the first request waits.",
     )
-    max_replicas: int = Field(ge=1, description="Most engines; each reserves a gang's GPUs.")
+    max_replicas: int = Field(ge=1, description="Maximum number of engines; each reserves a gang's GPUs.")
     target_queued_seconds: float = Field(
         default=30.0, gt=0, description="Predicted seconds of work that one engine may have queued."
     )

@@ -34,18 +34,20 @@ class KeySettings(Strict):
 class LimitSettings(Strict):
     """Limits of one request, or of one key. Anything above is answered 4xx before a GPU is used."""
 
-    max_pixels: int = Field(default=2048 * 2048, ge=256, description="Most pixels of one image (width x height).")
-    max_steps: int = Field(default=100, ge=1, description="Most `num_inference_steps`.")
-    max_images: int = Field(default=4, ge=1, le=64, description="Largest `n` (images per request).")
-    max_frames: int = Field(default=161, ge=1, description="Most frames of a video.")
-    max_prompt_characters: int = Field(default=4000, ge=1, description="Most characters of `prompt`.")
+    max_pixels: int = Field(
+        default=2048 * 2048, ge=256, description="Maximum number of pixels of one image (width x height)."
+    )
+    max_steps: int = Field(default=100, ge=1, description="Maximum `num_inference_steps`.")
+    max_images: int = Field(default=4, ge=1, le=64, description="Maximum `n` (images per request).")
+    max_frames: int = Field(default=161, ge=1, description="Maximum number of frames of a video.")
+    max_prompt_characters: int = Field(default=4000, ge=1, description="Maximum number of characters of `prompt`.")
     max_job_seconds: float | None = Field(
         default=None,
         gt=0,
-        description="Most predicted seconds of one job by itself; null = `max_queued_seconds`.",
+        description="Maximum predicted seconds of one job by itself; null = `max_queued_seconds`.",
     )
     max_timeout_s: float = Field(
-        default=3600.0, gt=0, description="Largest `timeout_s` of a request; `request_timeout_s`, if that is larger."
+        default=3600.0, gt=0, description="Maximum `timeout_s` of a request; `request_timeout_s`, if that is larger."
     )
     max_jobs_per_key: int | None = Field(
         default=None,
@@ -59,13 +61,17 @@ class LimitSettings(Strict):
         default_factory=dict,
         description="The `weight` (1) and `max_priority` (`normal`) of a key, by its public name.",
     )
-    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Most bytes of an HTTP request body.")
+    max_body_bytes: int = Field(
+        default=1 << 20, ge=1024, description="Maximum number of bytes of an HTTP request body."
+    )
     max_upload_bytes: int = Field(
         default=32 << 20, ge=1024, le=MOST_UPLOAD, description="The same for a body that carries pictures."
     )
-    max_input_bytes: int = Field(default=16 << 20, ge=64, description="Most bytes of the file of one input picture.")
+    max_input_bytes: int = Field(
+        default=16 << 20, ge=64, description="Maximum number of bytes of the file of one input picture."
+    )
     max_input_pixels: int = Field(
-        default=4096 * 4096, ge=1, description="Most pixels of one input picture (width x height)."
+        default=4096 * 4096, ge=1, description="Maximum number of pixels of one input picture (width x height)."
     )
 
     def of_key(self, key: str | None) -> KeySettings:

@@ -69,7 +69,7 @@ class ParallelSettings(Strict):
     decode_tiles_pixels: int = Field(
         default=2 * 2048 * 2048,
         ge=1,
-        description="Most pixels, over all frames of a video, that `decode_tiles: auto` decodes whole.",
+        description="Maximum number of pixels, over all frames of a video, that `decode_tiles: auto` decodes whole.",
     )
     collective_timeout_s: float = Field(
         default=120.0,

@@ -30,7 +30,7 @@ class StoreSettings(Strict):
     max_timeout_s: float = Field(
         default=604_800.0,
         gt=0,
-        description="Largest `timeout_s` of a kept job, in place of `limits.max_timeout_s`; `store.timeout_s`, if that "
+        description="Maximum `timeout_s` of a kept job, in place of `limits.max_timeout_s`; `store.timeout_s`, if that "
         "is larger.",
     )
     max_jobs: int = Field(default=1000, ge=1, description="Jobs kept, whatever their state; one more is answered 507.")
