@@ -1,6 +1,6 @@
 """Training-free caching of transformer blocks for diffusers pipelines: DBCache, FBCache, DBPrune and ForecastCache.
 
-Works on its own, without Ray. The same decision on every rank of a context-parallel group, per image of a batch.
+Works without Ray. Every rank of a context-parallel group takes the same decision, per image of a batch.
 """
 
 from importlib import import_module
@@ -65,7 +65,7 @@ __all__ = [
     "without_thresholds",
 ]
 
-# torch and diffusers take seconds to import. Whoever needs the options only, as a web front does, must not wait.
+# torch and diffusers take seconds to import. A process that needs only the options, as a web front does, must not wait.
 _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),

@@ -1,4 +1,4 @@
-"""What the cache must know of a transformer's blocks beyond diffusers' own ``TransformerBlockRegistry``.
+"""What the cache must know of a transformer's blocks in addition to diffusers' ``TransformerBlockRegistry``.
 
 The registry says where the image and the text stream stand among a block's arguments and results. Per-image decisions
 need one thing more: which of the *other* arguments carry one entry per image, so that a block can be run for a part of

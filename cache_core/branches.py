@@ -1,4 +1,4 @@
-"""One branch of a job: its counters, its images' memories, and the step that runs.
+"""One branch of a job: its counters, the state of its images, and the current step.
 
 A call that failed may be made again, in other company, and must then decide and compute as if nothing had been. What a
 method remembers is replaced while the call runs, and to keep what is replaced until the call is over would hold every

@@ -1,4 +1,4 @@
-"""What blocks and the transformer do to each other's memory: checked, and copied where it would not stay.
+"""Blocks and a transformer that overwrite each other's tensors: detected, and copied where needed.
 
 The policies keep inputs and outputs of blocks by reference, within a step and from one step to the next. That is sound
 only if a block writes neither into its input nor into what it returned before, and the transformer not into what a

@@ -1,9 +1,9 @@
-"""The entry of cache-dit v0.1 under its own name: its README works with only the package of the import changed.
+"""cache-dit v0.1's entry under its own name: its README works if only the package of the import is changed.
 
     from cache_core.cache_factory import apply_cache_on_pipe, CacheType
 
-One thing differs from ``cache_core.apply_cache_on_pipe``: options left out of a dict of one's own are what was
-published for them (threshold 0.05, no warm-up, F1B0), not the defaults of the options models (0.12, 8, F8B8).
+It differs from ``cache_core.apply_cache_on_pipe`` in one point: options that are not given take the published defaults
+(threshold 0.05, no warm-up, F1B0), not those of the options models (0.12, 8, F8B8).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _logger = logging.getLogger(__name__)
 def apply_cache_on_pipe(
     pipe: DiffusionPipeline, cache_type: CacheType | str | None = None, **options: Any
 ) -> DiffusionPipeline:
-    """Cache every later call of ``pipe``, with the published meaning of what is left out.
+    """Cache every later call of ``pipe``, with the published defaults of options that are not given.
 
     Args:
         pipe: a diffusers pipeline.
-        cache_type: the method; None = DBCache as ``CacheType.default_options`` has it, with ``options`` on top.
-        options: as for :func:`cache_core.apply_cache_on_pipe`. Left out: ``residual_diff_threshold`` 0.05,
+        cache_type: the method; None = DBCache with ``CacheType.default_options``, with ``options`` on top.
+        options: as for :func:`cache_core.apply_cache_on_pipe`. Defaults: ``residual_diff_threshold`` 0.05,
             ``warmup_steps`` 0, no limit of steps; DBCache F1B0, DBPrune F8B8. ``Bn_compute_blocks_ids`` without
             ``Bn_compute_blocks``: as many Bn blocks as the ids reach.
 

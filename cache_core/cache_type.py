@@ -1,6 +1,6 @@
 """The methods by their published names, and the options published with them.
 
-Names, defaults and what is printed are those of cache-dit v0.1.5, so that its README works with another import;
+Names, defaults and printed forms are those of cache-dit v0.1.5, so that its README works with another import;
 ForecastCache, BudgetCache and ScheduleCache are this project's own.
 """
 
@@ -13,7 +13,7 @@ __all__ = ["CacheType"]
 
 
 class CacheType(StrEnum):
-    """The methods. The value is the name in YAML and JSON; printed, and read, are the published long names too."""
+    """The methods. The value is the name in YAML and JSON; the published long names are printed, and accepted too."""
 
     NONE = "none"
     FBCache = "FBCache"
@@ -39,7 +39,7 @@ class CacheType(StrEnum):
         """The method of a name, spelled in any of the published ways (``"db"``, ``"dual_block_cache"``, ...).
 
         Raises:
-            ValueError: an unknown method; lists those there are.
+            ValueError: an unknown method; lists the known ones.
         """
         return CacheType.NONE if cache_type is None else CacheType(cache_type)
 
@@ -50,7 +50,7 @@ class CacheType(StrEnum):
         """Keyword arguments for :func:`cache_core.apply_cache_on_pipe`, as published.
 
         Raises:
-            ValueError: an unknown method; lists those there are.
+            ValueError: an unknown method; lists the known ones.
         """
         method = CacheType(cache_type)
         options = {name: list(value) if value == [] else value for name, value in _DEFAULTS[method.name].items()}
@@ -58,7 +58,7 @@ class CacheType(StrEnum):
 
     @staticmethod
     def range(start: int, end: int, step: int = 1) -> list[int]:
-        """Every ``step``-th id of ``start..end-1`` with the first and last id always in it; ``step <= 1`` gives ``[]``.
+        """Every ``step``-th id of ``start..end-1`` always with the first and last id; ``step <= 1`` gives ``[]``.
 
         Made for ``Bn_compute_blocks_ids``, where the empty list means "all".
 
@@ -79,7 +79,7 @@ _LONG_NAMES = {
     "BudgetCache": "Budget_Cache",
     "ScheduleCache": "Schedule_Cache",
 }
-#: Published spellings, in small letters and without underscores.
+#: Published spellings, in lower case and without underscores.
 _ALIASES = {
     "NONE": {"none", "no", "nocache", "nonecache"},
     "FBCache": {"fb", "fbcache", "firstblockcache"},
@@ -89,7 +89,7 @@ _ALIASES = {
     "BudgetCache": {"budget", "budgetcache"},
     "ScheduleCache": {"schedule", "schedulecache"},
 }
-#: Published order too: people print these. Those without a use here are dropped when they are applied.
+#: In the published order, because people print these. Options without an effect here are dropped on use.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "NONE": {},
     "FBCache": {"residual_diff_threshold": 0.08, "warmup_steps": 8, "max_cached_steps": 8},

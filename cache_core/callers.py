@@ -1,4 +1,4 @@
-"""Who calls a transformer: the pipeline call that stands nearest on the stack, and the way it came.
+"""Who calls a transformer: the nearest pipeline call on the stack, and the frames in between.
 
 Whoever opened a session may, in the same thread, run other code that calls the transformer: a preview by a second
 pipeline in a step callback, a safety re-run, the same pipeline once more. Their calls come with the same context, the

@@ -1,4 +1,4 @@
-"""Telling the calls of one denoising step apart, where the pipeline does not name them.
+"""Distinguishes the calls of one denoising step if the pipeline does not name them.
 
 True CFG calls the transformer twice a step, for the prompt and for the negative prompt. Some pipelines name the two
 with ``cache_context``, many do not (FLUX Kontext and ControlNet, HunyuanVideo I2V, Kandinsky 5, Wan video-to-video,

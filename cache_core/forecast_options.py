@@ -157,7 +157,7 @@ class ScheduleCacheOptions(MethodOptions):
         Fn_compute_blocks: first blocks, computed in every step.
         Bn_compute_blocks: last blocks, computed in every step.
         warmup_steps: the first steps of a branch that are always computed.
-        compute_every: of the steps after the warm-up every so-manieth is computed, the one before it last.
+        compute_every: after the warm-up, the last step of every group of this many is computed.
         steps_computation_mask: instead of that, for each step from the first on whether it is computed (as in
             cache-dit); steps past its end are. Empty = ``compute_every`` holds.
         forecast_nodes: from how many of the last computed steps a forecast is made; 1 repeats the last residual.

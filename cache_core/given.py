@@ -1,4 +1,4 @@
-"""What a transformer was called with, noted before anything around its forward splits it.
+"""The arguments of a transformer call, recorded before anything around its forward splits them.
 
 The cache's own hook is the innermost and sees a rank's share of the text, where context parallelism splits at the root
 (diffusers' hook on FLUX, ParaAttention's forward): shares of two prompts may be equal on one rank, which hold only

@@ -1,4 +1,4 @@
-"""What earlier sessions found out of a block, for as long as its code is the same.
+"""What earlier sessions learned about a block, valid as long as its code is the same.
 
 A session is often one image, and a service opens one for each: to check every block anew in each costs a few percent of
 a small image. What a block does to memory changes only with its code: its own forward, or a forward or attention

@@ -1,4 +1,4 @@
-"""What is asked of every caching method, whatever its options are called."""
+"""The interface of the options of every caching method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class BlockCountError(ValueError):
     """Options that do not fit the number of blocks of a model.
 
     Attributes:
-        field: the option at fault.
+        field: the wrong option.
         reason: what is wrong, with both numbers.
         nearest: a legal value close to the one given.
     """
@@ -24,14 +24,14 @@ class BlockCountError(ValueError):
 
 
 class MethodOptions(BaseModel):
-    """What is asked of every method, so that nobody else need know which there are, and which fields one has.
+    """The interface of every method's options, so that other code need not know the methods and their fields.
 
     Attributes:
-        policy: what carries it out, as ``module:class``; made from the images' options and the session. Policies need
-            torch, options do not.
-        thresholds: options that decide over their own image only, so that images of one batch may differ in them.
-        structure: options that say which blocks run; images that share a call have the same.
-        remembers: it keeps something from block to block, and from step to step.
+        policy: the class that implements it, as ``module:class``; constructed from the images' options and
+            the session. Policies need torch, options do not.
+        thresholds: options that affect only their own image, so that images of one batch may differ in them.
+        structure: options that determine which blocks run; images that share a call have the same.
+        remembers: whether it keeps state between blocks and between steps.
     """
 
     policy: ClassVar[str] = ""
@@ -42,14 +42,14 @@ class MethodOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def check(self, num_blocks: int) -> None:
-        """Raise :class:`BlockCountError` where a model of so many transformer blocks has too few."""
+        """Raise :class:`BlockCountError` if a model with ``num_blocks`` transformer blocks has too few."""
 
     def for_steps(self, steps: int) -> Self:
         """The options for an image of ``steps`` denoising steps, where the method must know how many there are."""
         return self
 
     def spelled_out(self) -> MethodOptions:
-        """The options that the policy takes, where this is a shorter way to say them."""
+        """The options that the policy takes, if this is a shorter form of them."""
         return self
 
     @property
@@ -60,15 +60,15 @@ class MethodOptions(BaseModel):
 
     @property
     def computed_steps(self) -> int:
-        """How many first steps of an image are computed whatever it looks like."""
+        """Number of first steps that are always computed."""
         return 0
 
     def known_share(self, steps: int, num_blocks: int) -> float | None:
-        """The share of blocks that an image of ``steps`` steps computes; None where the image decides."""
+        """The share of blocks that an image of ``steps`` steps computes; None if that depends on the image."""
         return None
 
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
-        """The options by which no block of an image of ``steps`` steps is ever left out; most often none."""
+        """Reasons in the options why no block of an image of ``steps`` steps is ever skipped; usually none."""
         return []
 
     def why_less_is_saved(self, steps: int, num_blocks: int) -> list[str]:
@@ -81,7 +81,7 @@ class MethodOptions(BaseModel):
 
 
 def check_ends(first: int, last: int, num_blocks: int) -> None:
-    """Fn and Bn against a model's blocks."""
+    """Check Fn and Bn against a model's number of blocks."""
     if first > num_blocks:
         raise BlockCountError("Fn_compute_blocks", f"{first} is more than the model's {num_blocks} blocks", num_blocks)
     if first + last > num_blocks:

@@ -1,4 +1,4 @@
-"""Opening a session on a transformer: the one entry that everything else uses."""
+"""Opens a session on a transformer: the one entry that everything else uses."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def cache_session(
     """Cache the transformer's blocks for one job.
 
     One call of the transformer is one step of the branch that ``transformer.cache_context(name)`` names (``"default"``
-    where none is open). Nothing is left behind when the job ends, however it ends: the buffers are freed, and hooks
-    that were not there before are taken off.
+    if none is open). When the job ends, also by an exception, the buffers are freed, and hooks that were not there
+    before are removed.
 
-    The job is the pipeline call, or the loop of one's own, that calls the transformer first, and later pipeline calls
-    one after the other, each image beginning anew. What else calls the transformer meanwhile (another thread, a step
-    callback, a pipeline in it) is computed without the cache and not reported, or goes to a session of its own.
+    The job is the pipeline call, or your own loop, that calls the transformer first, and later pipeline calls one after
+    the other, each starting fresh. Other callers of the transformer meanwhile (another thread, a step callback, a
+    pipeline in it) are computed without the cache and not reported, or use their own session.
 
     Args:
         transformer: a diffusers transformer, or ``torch.compile`` of one.
         options: one of the options models, or a dict with a ``type`` field. Or a list, one for each image of the
-            batch, which may differ in thresholds: each image is judged by its own. With guidance in one batch every
+            batch, which may differ in thresholds: each image is compared with its own. With guidance in one batch every
             image has two rows (SD3, Z-Image, LTX, CogVideoX, Mochi, PixArt) or more: the list still has one entry an
-            image, rows that hold the same latents are one image's, and the report has an entry for each row, in the
+            image, rows that hold the same latents belong to one image, and the report has an entry for each row, in the
             order of the call (diffusers' pipelines stack all images' negative rows, then all positive ones, or the
             other way round). ``num_images_per_prompt`` counts: one entry an image, prompt after prompt.
         group: the process group whose ranks decide together; None = this process alone.
@@ -61,7 +61,7 @@ def cache_session(
 
     Raises:
         TypeError: not a transformer; says what to pass.
-        pydantic.ValidationError: a dict that is no options. BlockCountError: options that do not fit the model.
+        pydantic.ValidationError: a dict with invalid options. BlockCountError: options that do not fit the model.
         ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
         AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
@@ -85,7 +85,7 @@ def session_of(
     group: dist.ProcessGroup | None = None,
     should_abort: Callable[[], bool] | None = None,
 ) -> Iterator[CacheReport]:
-    """The same for a known pipeline: a session that takes no other's calls."""
+    """The same for a known pipeline: the session handles only its calls."""
     inner = _inner_of(transformer)
     with job_session(transformer, options, group, should_abort) as session, opened(inner, session, pipe):
         yield session.report
@@ -99,12 +99,12 @@ def job_session(
     should_abort: Callable[[], bool] | None = None,
     name: str = "",
 ) -> Iterator[Session]:
-    """The cache's state of one job, for calls that :func:`joined` makes for it, alone or with other jobs.
+    """The cache's state of one job, for calls that :func:`joined` makes, of this job alone or with other jobs.
 
-    Any number may be open on one transformer. Arguments and errors as of :func:`cache_session`.
+    Any number may be open on one transformer. Arguments and errors are those of :func:`cache_session`.
 
     Args:
-        name: of the job; all ranks call it the same, which they check.
+        name: the name of the job; all ranks use the same, and check that.
     """
     each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
     inner = _inner_of(transformer)

@@ -1,4 +1,4 @@
-"""What options of several methods have in common: kinds of values, and reasons why nothing is ever saved."""
+"""Shared by the options of several methods: types of values, and reasons why nothing is ever saved."""
 
 from __future__ import annotations
 

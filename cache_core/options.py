@@ -1,4 +1,4 @@
-"""What a user may ask of the cache: one frozen pydantic model per method, under the published option names.
+"""Options of the cache: one frozen pydantic model per method, under the published option names.
 
 The names and defaults are those of cache-dit v0.1.5, where DBCache, FBCache and DBPrune were first published, so that
 existing settings carry over. In YAML and JSON the method is the field ``type``: ``none | FBCache | DBCache | DBPrune |
@@ -140,7 +140,7 @@ class FBCacheOptions(MethodOptions):
 
 
 class DBPruneOptions(MethodOptions):
-    """Dual-block prune: every block between Fn and Bn is judged on its own input and pruned on its own residual.
+    """Dual-block prune: every block between Fn and Bn compares its own input and is replaced by its own residual.
 
     Args:
         Fn_compute_blocks: first blocks, never pruned.
@@ -200,7 +200,7 @@ class DBPruneOptions(MethodOptions):
         return self.max_dynamic_prune_threshold
 
 
-#: Every method: one that is added is added here.
+#: Every method; add new ones here.
 CacheOptions = Annotated[
     NoCacheOptions
     | FBCacheOptions
@@ -224,21 +224,21 @@ def parse_options(value: object) -> CacheOptions:
 
 
 def check_block_count(options: MethodOptions, num_blocks: int) -> None:
-    """Check options against a model of ``num_blocks`` transformer blocks.
+    """Check options against a model with ``num_blocks`` transformer blocks.
 
     Raises:
-        BlockCountError: Fn + Bn exceeds the blocks, or an id names a block that is not there.
+        BlockCountError: Fn + Bn exceeds the blocks, or an id names a block that does not exist.
     """
     options.check(num_blocks)
 
 
 def method_names() -> list[str]:
-    """What ``type`` may be."""
+    """The legal values of ``type``."""
     return list(_models())
 
 
 def option_names(cache_type: CacheType | str) -> list[str]:
-    """What may be set on a method, but for its ``type``."""
+    """The options of a method, without its ``type``."""
     return [name for name in _models()[str(cache_type)].model_fields if name != "type"]
 
 

@@ -1,4 +1,4 @@
-"""Noticing another cache on the same transformer.
+"""Detects another cache on the same transformer.
 
 Two caches stack in silence: one reuses what the other did not compute, and each reports as if it were alone. Whoever
 comes second must be told, and a session must look again, since the other may have come since.

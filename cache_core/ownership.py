@@ -1,4 +1,4 @@
-"""Sessions belong to whoever opened them, not to the transformer.
+"""Sessions belong to the job that opened them, not to the transformer.
 
 Several may be open on one transformer at once: of two threads, of an image and of the preview generated in its step
 callback. Each call of the transformer goes to the session of the job that makes it, or to none: then it is computed as

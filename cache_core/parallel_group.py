@@ -1,4 +1,4 @@
-"""Finding the process group whose ranks share one transformer, so that they also share its decisions."""
+"""Finds the process group whose ranks share one transformer, and so share its decisions."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     from cache_core import CacheType, apply_cache_on_pipe
     apply_cache_on_pipe(pipe, **CacheType.default_options(CacheType.DBCache))
 
-Every call of the pipeline is a session of its own, also after a call that raised. Only this pipeline object changes:
-its class, and other pipelines of the same class or transformer, do not.
+Every call of the pipeline opens its own session, also after a call that raised. Only this pipeline object changes, not
+other pipelines of the same class or transformer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _CachedPipeline(AlsoPipeline):
     _raycache: _Setup
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle would look for this class under its module's name and complain that it is not the one there.
+        # Pickle would look this class up by its module and name, and find another one.
         raise TypeError(
             f"a {type(self).__name__} with a cache cannot be pickled or copied: call remove_cache(pipe) first, and "
             "apply_cache_on_pipe on the copy"
@@ -65,17 +65,17 @@ def apply_cache_on_pipe(
     group: dist.ProcessGroup | None = None,
     **options: Any,
 ) -> DiffusionPipeline:
-    """Cache every later call of ``pipe``. Calling it again replaces the options.
+    """Cache every later call of ``pipe``. A second call replaces the options.
 
     Args:
-        pipe: a diffusers pipeline with a ``transformer``, and perhaps a ``transformer_2`` (Wan 2.2) or an
+        pipe: a diffusers pipeline with a ``transformer``, and optionally a ``transformer_2`` (Wan 2.2) or an
             ``unconditional_transformer`` (Ideogram 4).
         cache_type: the method; ``CacheType.NONE`` computes everything but still reports.
         group: ranks that decide together; None = those that ParaAttention (or diffusers) splits the transformer over,
             looked up at every call, so ``parallelize_pipe`` may come before or after.
-        options: the method's options under their published names. Those left out are as in the options models and
+        options: the method's options under their published names. The defaults are those of the options models and
             ``CacheType.default_options`` (threshold 0.12, 0.08 for FBCache and DBPrune; warm-up 8; F8B8), where
-            cache-dit took 0.05, 0 and F1B0: :func:`cache_core.cache_factory.apply_cache_on_pipe` does as published.
+            cache-dit used 0.05, 0 and F1B0: :func:`cache_core.cache_factory.apply_cache_on_pipe` uses those.
             ``enable_taylorseer`` becomes ``taylor_order``.
 
     Returns:
@@ -134,10 +134,10 @@ def _attached(pipe: DiffusionPipeline, options: CacheOptions) -> list[Attachment
 
 
 def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:
-    """Make ``pipe`` what it was before ``apply_cache_on_pipe``; does nothing if it has no cache.
+    """Undo ``apply_cache_on_pipe``; does nothing if ``pipe`` has no cache.
 
     Raises:
-        RuntimeError: a transformer's forward was wrapped by somebody else since (ParaAttention, offloading).
+        RuntimeError: a transformer's forward was wrapped by other code since (ParaAttention, offloading).
     """
     _check_is_pipeline(pipe, "remove_cache")
     if isinstance(pipe, _CachedPipeline):
@@ -177,7 +177,7 @@ def _cached_class(original: type) -> type:
                 reports[name] = stack.enter_context(session_of(self, transformer, options, group))
             setup.reports = reports
             try:
-                # The class is asked at call time: ParaAttention may have replaced its __call__ since.
+                # The class is read at call time: ParaAttention may have replaced its __call__ since.
                 return original.__call__(self, *args, **kwargs)
             finally:
                 setup.reports = reports  # a call in a step callback has left its own

@@ -1,4 +1,4 @@
-"""One hook of the cache on one module: put there, kept there whatever others do to the module's forward, taken off."""
+"""One hook of the cache on one module: attached, kept whatever others do to the module's forward, removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a cache method: one object for the run of a call, one memory for every image of a branch.
+"""The contract of a cache method: one object per call, one memory per image of a branch.
 
 A call of the transformer may hold images of several jobs, at different steps of theirs. Whatever a method remembers or
 counts is therefore an image's own, and so are its options, but for what says which blocks run.

@@ -1,4 +1,4 @@
-"""Options as cache-dit published them (v0.1 and v0.2), put into those that this implementation has.
+"""Options as cache-dit published them (v0.1 and v0.2), translated to those of this implementation.
 
 What changes nothing here is dropped. What would change something and is not there is refused with the reason: left out
 silently, the image would be another than the one that was asked for.

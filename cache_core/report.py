@@ -1,4 +1,4 @@
-"""The record of what the cache decided at each step, and why: what a user, a metric and a test all read."""
+"""The record of the cache's decisions at each step, with reasons: for users, metrics and tests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class ImageDecision:
     Attributes:
         cached: the middle blocks were reused (all methods but DBPrune).
         reason: why it was computed (``warmup first limit threshold non_finite``) or reused (``below``); ``schedule``
-            where it is said beforehand which steps are computed, ``budget`` where what is left of it leaves no choice.
+            if the computed steps are fixed beforehand; ``budget`` if what is left of it leaves no choice.
         residual_diff: relative L1 difference behind the decision (ForecastCache: relative L2 error of the forecast);
-            None when nothing was compared, or it had no value.
+            None if nothing was compared, or the value is not finite.
         pruned_blocks: ids of the pruned blocks (DBPrune).
         computed_blocks: how many blocks ran for this image.
         differences: ``{block id: (difference or None, threshold)}`` for every comparison made.
-        weights: of the forecast that was judged or reused, the oldest computed step first (ForecastCache,
+        weights: weights of the forecast that was compared or used, the oldest computed step first (ForecastCache,
             ScheduleCache).
     """
 
@@ -60,10 +60,10 @@ class StepRecord:
 
 @dataclass(slots=True)
 class CacheReport:
-    """Everything one session decided. Grows by one :class:`StepRecord` at the end of every step.
+    """All decisions of one session. Grows by one :class:`StepRecord` at the end of every step.
 
     Attributes:
-        method: as ``type`` of the options names it.
+        method: the ``type`` of the options.
         options: the options in force, as JSON values.
         num_blocks: transformer blocks of the model.
         steps: the steps so far, all branches in call order.
@@ -98,7 +98,7 @@ class CacheReport:
         ]
 
     def to_dict(self, detail: bool = False) -> dict[str, Any]:
-        """The report as JSON values; with ``detail`` every comparison made stands under ``differences``."""
+        """The report as JSON values; with ``detail``, every comparison is listed under ``differences``."""
         return {
             "method": self.method,
             "options": dict(self.options),

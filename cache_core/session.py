@@ -1,4 +1,4 @@
-"""One job's cache state: opened for a request, thrown away after it, whatever happened in it."""
+"""One job's cache state: opened for a request and discarded after it."""
 
 from __future__ import annotations
 

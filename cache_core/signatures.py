@@ -1,4 +1,4 @@
-"""What a forward's arguments are called: read once, since ``inspect`` is slow and every session asks."""
+"""The names of a forward's arguments: read once, since ``inspect`` is slow and every session needs them."""
 
 from __future__ import annotations
 

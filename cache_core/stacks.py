@@ -1,4 +1,4 @@
-"""Where a transformer's blocks stand: the module lists that hold them, and the block inside what was put around it."""
+"""Where a transformer's blocks are: the module lists that hold them, and the block inside its wrappers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part of a batch: what the arguments of a block hold for some of the images."""
+"""A part of a batch: the arguments of a block for some of the images."""
 
 from __future__ import annotations
 

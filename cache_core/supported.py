@@ -1,4 +1,4 @@
-"""Which of diffusers' transformers the cache works on, and why not on the others."""
+"""Which of diffusers' transformers the cache supports, and why not the others."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ MODELS: dict[str, tuple[str, ...]] = {
     "Kandinsky 6": ("Kandinsky6Transformer3DModel",),
 }
 
-_SOUND = "draws sound alone, no image or video"
+_SOUND = "generates only sound, no image or video"
 _U_NET_PART = "a part of a U-Net, which calls many of them per step"
 
 #: All other transformers that diffusers has, with the reason why they are refused.
 UNSUPPORTED: dict[str, str] = {
     "AceStepTransformer1DModel": _SOUND,
-    "AnyFlowFARTransformer3DModel": "draws a video chunk after chunk and keeps keys and values of the chunks before, "
+    "AnyFlowFARTransformer3DModel": "generates a video chunk by chunk and keeps keys and values of earlier chunks, "
     "which its blocks write",
     "Cosmos3OmniTransformer": "packs all samples of a call into one sequence without a batch dimension",
     "DreamLiteTransformer2DModel": _U_NET_PART,
@@ -78,8 +78,8 @@ UNSUPPORTED: dict[str, str] = {
     "picture has no row of its own in it: not tested",
     "MiniMaxMusic3RVQDepthDecoder": _SOUND,
     "MiniMaxMusic3Transformer1DModel": _SOUND,
-    "PriorTransformer": "draws an embedding, not an image: a handful of tokens, nothing to save",
-    "RFD4ProteinaTransformer": "draws proteins",
+    "PriorTransformer": "generates an embedding, not an image: a handful of tokens, nothing to save",
+    "RFD4ProteinaTransformer": "generates proteins",
     "SanaWMLTX2RefinerTransformer3DModel": "keeps keys and values of a sliding window, which its blocks write",
     "SanaWMTransformer3DModel": "amplifies rounding: without a cache, in float32, an image of a batch differs from "
     "itself alone by 2e-4, so that what a cache does to it cannot be told from that",

@@ -1,4 +1,4 @@
-"""What the functions on the way to a module's own forward keep: who put them there, and what they close over."""
+"""The functions around a module's own forward: who installed them, and what they close over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration that cannot work never replaces one that does: what the builder looks at before Serve acts.
+"""The builder's checks before Serve acts: a configuration that cannot work never replaces one that does.
 
 Serve runs the builder first. What it raises ends the deployment there, and the engines that serve go on serving. Files
 are looked for where they will be read: the builder's own node, often a head without models and keys, says nothing.

@@ -1,4 +1,4 @@
-"""Settings of one of several models, filled up with what stands beside the list of them."""
+"""Fills the settings of one of several models with those beside the list of models."""
 
 from __future__ import annotations
 

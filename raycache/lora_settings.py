@@ -10,7 +10,7 @@ from raycache.strict import Strict
 
 __all__ = ["LoraName", "LoraSettings"]
 
-#: What a request calls a LoRA by.
+#: The name of a LoRA in requests.
 LoraName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -22,15 +22,15 @@ class LoraSettings(Strict):
         description="A *.safetensors file, a folder with one, or a Hugging Face hub id; weights of text encoders in "
         "it are refused.",
     )
-    weight_name: str | None = Field(default=None, description="The file in that folder, where it has several.")
+    weight_name: str | None = Field(default=None, description="The file in that folder, if it has several.")
     path_2: str | None = Field(
         default=None,
         min_length=1,
         description="As `path`, for the second transformer of a model that has two (Wan 2.2: for the steps with little "
-        "noise). None: that one is left as it is.",
+        "noise). None: the second is left unchanged.",
     )
-    weight_name_2: str | None = Field(default=None, description="The file in `path_2`, where it has several.")
+    weight_name_2: str | None = Field(default=None, description="The file in `path_2`, if it has several.")
     revision: str | None = Field(default=None, description="Hub revision, for hub ids; of both paths.")
     scale: float = Field(
-        default=1.0, ge=-10, le=10, allow_inf_nan=False, description="For requests that name none; 1 = as trained."
+        default=1.0, ge=-10, le=10, allow_inf_nan=False, description="Scale of requests that set none; 1 = as trained."
     )

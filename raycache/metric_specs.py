@@ -1,4 +1,4 @@
-"""Metrics as data: one spec each, out of which fall the objects that count and the rows of the documents."""
+"""Metrics as data: one spec each, from which the metric objects and the tables of the documents are made."""
 
 from __future__ import annotations
 

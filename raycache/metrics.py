@@ -37,14 +37,14 @@ class Metrics(Specified):
     queue_seconds = Spec(
         Histogram,
         "raycache_queue_seconds",
-        "Seconds in which a job waited: before its start, and while others had their turn.",
+        "Seconds that a job waited: before its start, and during the turns of others.",
         ("method",),
         _SECONDS,
     )
     predicted_queue_seconds = Spec(
-        Gauge, "raycache_predicted_queue_seconds", "Seconds by which others delay a job that arrives now, as predicted."
+        Gauge, "raycache_predicted_queue_seconds", "Predicted seconds by which others delay a job that arrives now."
     )
-    queued_jobs = Spec(Gauge, "raycache_queued_jobs", "Jobs admitted and not started.")
+    queued_jobs = Spec(Gauge, "raycache_queued_jobs", "Jobs admitted and not yet started.")
     encode_seconds = Spec(
         Histogram, "raycache_encode_seconds", "Seconds in the text encoders.", ("method", "size"), _SECONDS
     )
@@ -90,13 +90,13 @@ class Metrics(Specified):
     restarts = Spec(
         Counter,
         "raycache_rank_restarts_total",
-        "Times all ranks were replaced, by kind of fault (death, hang, error).",
+        "Replacements of all ranks, by kind of fault (death, hang, error).",
         ("cause",),
     )
     retries = Spec(
         Counter,
         "raycache_retries_total",
-        "Jobs run again after a fault, by its kind (death, hang, error).",
+        "Jobs run again after a fault, by kind of fault (death, hang, error).",
         ("cause",),
     )
     fault_to_picture_seconds = Spec(

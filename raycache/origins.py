@@ -1,4 +1,4 @@
-"""Origins that browsers send: other pages that may talk to the service, by name."""
+"""Origins that browsers send: the pages that may call the service."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class ParallelSettings(Strict):
     ranks_per_replica: int = Field(default=4, ge=1, le=8, description="Ulysses context-parallel degree (world size).")
     device: Literal["cuda", "cpu"] = Field(default="cuda", description="`cuda` runs NCCL, `cpu` runs gloo.")
     accelerator_type: str | None = Field(
-        default=None, description="GPU model every rank must sit on, as Ray names it, e.g. `L20`; null = any."
+        default=None, description="GPU model that every rank must run on, as Ray names it, e.g. `L20`; null = any."
     )
     rank_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved per rank.")
     engine_cpus: float = Field(default=1.0, gt=0, description="CPUs reserved for the replica's own process.")
@@ -29,13 +29,13 @@ class ParallelSettings(Strict):
     )
     scheduling: Literal["fair", "fifo"] = Field(
         default="fair",
-        description="`fair`: many jobs at once, step by step, shared between callers; `fifo`: one after the other.",
+        description="`fair`: many jobs at once, step by step, shared between callers; `fifo`: one at a time.",
     )
-    max_active_jobs: int = Field(default=8, ge=1, le=64, description="Jobs that may be under way at once with `fair`.")
+    max_active_jobs: int = Field(default=8, ge=1, le=64, description="Jobs that may run at once with `fair`.")
     max_active_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="Bytes that the caches of jobs under way may hold on each rank; null = 80 % of what is free on the "
+        description="Bytes that the caches of running jobs may hold on each rank; null = 80 % of what is free on the "
         "GPU after the warm-up.",
     )
     max_rows: int | None = Field(
@@ -43,42 +43,42 @@ class ParallelSettings(Strict):
         ge=1,
         le=64,
         description="Images, of several jobs, that one transformer call may hold at once where it pays; 1 = no joined "
-        "calls. Default 8, and 1 with `model.compile`, where each other number is compiled anew.",
+        "calls. Default 8, and 1 with `model.compile`, where each new number is compiled again.",
     )
     prompt_cache_bytes: int = Field(
         default=128 << 20,
         ge=0,
-        description="Encoded prompts kept by each rank that encodes, where it encodes, in bytes; 0 = none.",
+        description="Bytes of encoded prompts that each encoding rank caches, on the device that encodes; 0 = none.",
     )
     overlap_decoding: bool | None = Field(
         default=None,
-        description="Decode finished images beside the next calls of the transformer; default: on `cuda`, where the "
-        "device has room for both.",
+        description="Decode finished images during the next transformer calls; default: on `cuda`, where the device "
+        "has room for both.",
     )
     spare_processes: bool | None = Field(
         default=None,
-        description="A process for each rank that has imported its libraries and waits, so that a rebuild after a "
-        "fault need not: about 0.6 GB of the node's memory each, none of a GPU's. Default: on `cuda`.",
+        description="A spare process for each rank with all libraries imported, for a faster rebuild after a fault: "
+        "about 0.6 GB of the node's memory each, none of a GPU's. Default: on `cuda`.",
     )
     decode_tiles: Literal["auto", "never", "always"] = Field(
         default="auto",
-        description="Decode images by tiles, which all ranks share: `auto` those with more pixels than "
-        "`decode_tiles_pixels`, whole where the model's VAE has no tiles that can be shared; `always` all that are "
-        "larger than a tile; `never` none.",
+        description="Decode images by tiles, shared by all ranks: `auto` those with more pixels than "
+        "`decode_tiles_pixels`, if the model's VAE has tiles that can be shared; `always` all that are larger than a "
+        "tile; `never` none.",
     )
     decode_tiles_pixels: int = Field(
         default=2 * 2048 * 2048,
         ge=1,
-        description="Pixels, those of all frames of a video, that `decode_tiles: auto` decodes whole.",
+        description="Maximum number of pixels, over all frames of a video, that `decode_tiles: auto` decodes whole.",
     )
     collective_timeout_s: float = Field(
         default=120.0,
         gt=0,
-        description="Process-group timeout in seconds, once warm: second line behind the hang detector.",
+        description="Process-group time-out in seconds, once warm: second line of defence behind the hang detector.",
     )
     nodes_may_come: bool = Field(
         default=False,
-        description="Deploy in place of running engines though no node can hold a gang: an autoscaler will bring one.",
+        description="Replace running engines even if no node can hold a gang: an autoscaler will add one.",
     )
     startup_timeout_s: float = Field(
         default=1800.0, gt=0, description="Seconds until all ranks must have loaded and joined (downloads included)."

@@ -1,4 +1,4 @@
-"""Kinds of quantization that settings may name, and what each needs of a card. Imports no torch.
+"""The kinds of quantization, and what each needs of a GPU.
 
 Weights alone (``int8_weight``, ``fp8_weight``) halve the memory of what is quantized and are multiplied in bfloat16;
 with activations (``int8``, ``fp8``) the multiplication itself is of 8 bits, which saves time where it is compiled.

@@ -1,4 +1,4 @@
-"""Advice of libraries that is for their developers, kept from people who ask for an image; errors stay."""
+"""Silences advice of libraries to their developers; errors stay."""
 
 from __future__ import annotations
 

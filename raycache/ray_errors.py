@@ -1,4 +1,4 @@
-"""How Ray tells that an actor is gone. Only some of these errors are ``RayActorError``."""
+"""Ray's errors that mean an actor is gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long it takes until there are ranks again, or an engine."""
+"""The time until ranks, or an engine, are available again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of the documents, made from settings, metrics, modules and registries of models themselves.
+"""The generated tables of the documents, from settings, metrics, modules and registries of models.
 
 python -m raycache.reference docs/operating.md docs/requests.md docs/design.md docs/models.md README.md
 rewrites what stands between the markers.

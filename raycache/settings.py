@@ -46,19 +46,20 @@ class ModelSettings(_Settings):
     local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
     quantization: Quantization = Field(
         default="none",
-        description="Of the linear layers in the transformers' blocks, by torchao: weights alone (`int8_weight`, "
-        "`fp8_weight`) or the activations, too (`int8`, `fp8`). A folder that `raycache.quantize` made must be named "
-        "with what it was made with. Needs `pip install 'raycache[quant]'`, and `fp8` an L4, L20, L40S, H100 or later.",
+        description="Quantization of the linear layers in the transformers' blocks, by torchao: only weights "
+        "(`int8_weight`, `fp8_weight`) or also activations (`int8`, `fp8`). For a folder that `raycache.quantize` "
+        "made, set the value that it was made with. Needs `pip install 'raycache[quant]'`, and `fp8` an L4, L20, L40S, "
+        "H100 or later.",
     )
     quantize_text_encoder: bool = Field(
         default=False,
-        description="Quantize the weights of the text encoders, too: with 8-bit floats or integers, as `quantization`.",
+        description="Also quantize the weights of the text encoders, with 8-bit floats or integers as `quantization`.",
     )
     compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
     text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
         default="every_rank",
-        description="Where prompts are encoded: by `every_rank`; by `one_rank`, the first, which alone loads the text "
-        "encoders and hands the others what they give; or by that rank on its `cpu`, so that no GPU must hold them.",
+        description="Where prompts are encoded: on `every_rank`; on `one_rank`, the first, which alone loads the text "
+        "encoders and sends the others the result; or by that rank on its `cpu`, so that no GPU holds them.",
     )
     presets: Path | None = Field(
         default=None, description="Presets file that `raycache.tune` wrote; default: the bundled one for this model."
@@ -73,7 +74,7 @@ class ModelSettings(_Settings):
     lora_bytes: int = Field(
         default=2 << 30,
         ge=1,
-        description="Bytes of loaded LoRAs on each rank; beyond it those used least lately are put away.",
+        description="Bytes of loaded LoRAs on each rank; beyond it the least recently used are unloaded.",
     )
 
     @model_validator(mode="after")
@@ -91,13 +92,15 @@ class WarmupShape(_Settings):
     """A request run before the replica reports ready, so that no user pays for allocation or compilation."""
 
     size: Size = Field(description="`WIDTHxHEIGHT` in pixels, generated before ready.")
-    n: int = Field(default=1, ge=1, description="Images of that request: so many rows its transformer calls have.")
-    num_inference_steps: int = Field(default=2, ge=1, description="At least; always past the cache's own warm-up.")
-    num_frames: int = Field(default=1, ge=1, description="Of a video; 1 = the fewest.")
+    n: int = Field(default=1, ge=1, description="Images of that request: the rows of its transformer calls.")
+    num_inference_steps: int = Field(
+        default=2, ge=1, description="At least this many; always past the cache's own warm-up."
+    )
+    num_frames: int = Field(default=1, ge=1, description="Frames of a video; 1 = the fewest possible.")
 
 
 class Policy(_Settings):
-    """What may change while the service runs: Serve's ``user_config`` of the engine, for jobs that come."""
+    """What may change while the service runs: Serve's ``user_config`` of the engine, for new jobs."""
 
     cache: CacheOptions
     presets: dict[PresetName, CacheOptions] = Field(default_factory=dict, description="What `quality` stands for.")
@@ -142,7 +145,7 @@ class EngineSettings(_Settings):
 
     model: ModelSettings | None = None
     parallel: ParallelSettings = ParallelSettings()
-    cache: CacheOptions = Field(default_factory=DBCacheOptions, description="Cache options of requests that name none.")
+    cache: CacheOptions = Field(default_factory=DBCacheOptions, description="Cache options of requests that set none.")
     defaults: DefaultSettings = DefaultSettings()
     limits: LimitSettings = LimitSettings()
     warmup: list[WarmupShape] = Field(default_factory=list)
@@ -150,7 +153,7 @@ class EngineSettings(_Settings):
     num_replicas: int = Field(default=1, ge=1, description="Engines; each reserves its own gang.")
     autoscaling: AutoscalingSettings | None = Field(
         default=None,
-        description="Let the number of engines follow the queue, instead of `num_replicas`; null = do not.",
+        description="Let the number of engines follow the queue, instead of `num_replicas`; null = off.",
     )
 
     @property
@@ -183,20 +186,21 @@ class ServiceSettings(EngineSettings):
 
     ingress: IngressSettings = IngressSettings()
     store: StoreSettings | None = Field(
-        default=None, description="Keep jobs that nobody waits for: videos, asynchronous images; null = do not."
+        default=None, description="Store of kept jobs: videos and asynchronous images; null = none."
     )
     logging: LoggingSettings = LoggingSettings()
     models: list[ModelEntry] | None = Field(
         default=None,
         min_length=1,
-        description="Several models in place of `model`: each entry has the settings above for engines of its own, but "
-        "for `ingress`, `store` and `logging`. What an entry does not say is what stands beside `models`.",
+        description="Several models in place of `model`: each entry has the settings above for its own engines, except "
+        "`ingress`, `store` and `logging`. What an entry leaves out is taken from beside `models`.",
     )
     aliases: dict[str, str] = Field(
-        default_factory=dict, description="Other names that requests may give as `model`, each with the model's own."
+        default_factory=dict,
+        description="Other names that requests may give as `model`, each with the name of the model it stands for.",
     )
     default_model: str | None = Field(
-        default=None, description="Name of the model of requests that give none; null = the first of `models`."
+        default=None, description="Model of requests that name none; null = the first of `models`."
     )
 
     @property

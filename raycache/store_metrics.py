@@ -1,4 +1,4 @@
-"""What the store counts and measures of kept jobs; of the same kind as :mod:`raycache.metrics`, which lists all."""
+"""Metrics of the store for kept jobs; of the same kind as :mod:`raycache.metrics`, which lists all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raycache.protocol.stored import JobStatus, StoredJob
 
 __all__ = ["StoreMetrics"]
 
-#: Of jobs that nobody waits for.
+#: Buckets for kept jobs, in seconds.
 _LONG_SECONDS = (1, 3, 10, 30, 100, 300, 1000, 3600, 10_800, 43_200, 86_400, 604_800)
 
 
@@ -21,7 +21,7 @@ class StoreMetrics(Specified):
     """What the store counts and measures of kept jobs.
 
     Args:
-        models: of the service; they are told of from the start.
+        models: the models of the service, which are reported from the start.
     """
 
     jobs = Spec(
@@ -30,18 +30,18 @@ class StoreMetrics(Specified):
         "Jobs kept, by status (queued, in_progress, completed, failed).",
         ("model", "status"),
     )
-    bytes = Spec(Gauge, "raycache_stored_bytes", "Bytes kept: results, and the pictures that jobs brought.")
+    bytes = Spec(Gauge, "raycache_stored_bytes", "Bytes kept: results, and the input pictures of jobs.")
     wait_seconds = Spec(
         Histogram,
         "raycache_stored_wait_seconds",
-        "Seconds from a kept job's arrival until an engine first began it.",
+        "Seconds from a kept job's arrival until an engine first started it.",
         ("model",),
         _LONG_SECONDS,
     )
     run_seconds = Spec(
         Histogram,
         "raycache_stored_run_seconds",
-        "Seconds of a kept job's last try, from an engine's word that it has it until its result is kept.",
+        "Seconds of a kept job's last try, from its acceptance by an engine until its result is kept.",
         ("model",),
         _LONG_SECONDS,
     )
@@ -52,12 +52,15 @@ class StoreMetrics(Specified):
         ("model", "outcome", "cause"),
     )
     removed = Spec(
-        Counter, "raycache_stored_removed_total", "Jobs kept no more, by cause (deleted, expired).", ("model", "cause")
+        Counter,
+        "raycache_stored_removed_total",
+        "Jobs removed from the store, by cause (deleted, expired).",
+        ("model", "cause"),
     )
     retries = Spec(
         Counter,
         "raycache_stored_retries_total",
-        "Tries at an engine that will be made again, by the code of the error; `interrupted`: the store was replaced.",
+        "Failed tries that will be repeated, by the code of the error; `interrupted`: the store was replaced.",
         ("model", "cause"),
     )
 

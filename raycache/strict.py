@@ -1,4 +1,4 @@
-"""The base of all settings: unknown names are errors, and what nobody sees is no part of a word."""
+"""The base of all settings: unknown names are errors, and invisible characters are ignored."""
 
 from __future__ import annotations
 

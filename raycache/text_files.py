@@ -1,4 +1,4 @@
-"""Files that people write. What an editor leaves in them is undone, or whoever reads the error knows the line.
+"""Text files written by people.
 
 Byte order marks, UTF-16, any line ending, trailing and non-breaking blanks, zero-width characters at the ends of a
 line and remarks mean nothing. What is left must be what its reader expects, else :class:`FileError` says where not.

@@ -1,4 +1,4 @@
-"""Traces: Serve's own OpenTelemetry spans of a request, carried on to the ranks. Off unless Serve's tracing is on.
+"""Traces: Serve's own OpenTelemetry spans of a request, continued on the ranks.
 
 Serve opens a span in the proxy, the ingress and the engine, and carries the trace between them. Ranks are no part of
 Serve: a job takes the context along, and each rank exports its own spans where Serve's processes export theirs.

@@ -1,4 +1,4 @@
-"""YAML files that people write, read into pydantic models: what cannot be used is told with file, line and field."""
+"""YAML files written by people, read into pydantic models: errors name file, line and field."""
 
 from __future__ import annotations
 

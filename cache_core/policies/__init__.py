@@ -1,1 +1,1 @@
-"""One caching method, one file: what it decides, and what it remembers for that."""
+"""One file per caching method: its decisions, and the state that they need."""

@@ -1,4 +1,4 @@
-"""DBPrune: each block between Fn and Bn is judged on its own input and, if that hardly moved, replaced by its residual.
+"""DBPrune: each block between Fn and Bn compares its own input and, if it hardly changed, reuses its residual.
 
 Behaviour as published with cache-dit v0.1.5, per image instead of per batch. Nothing is stored on a pruned block, so
 successive prunes are compared with an ever older input and a block un-prunes by itself.

@@ -1,4 +1,4 @@
-"""A block judged on its own input: the input it last ran on, and what it added then.
+"""A block compared by its own input: the input of its last run, and the residual of that run.
 
 Used for DBCache's Bn blocks outside ``Bn_compute_blocks_ids``. DBPrune judges blocks alike but shares tensors between
 neighbours (:mod:`cache_core.policies.block_prune`).

@@ -1,4 +1,4 @@
-"""What DBCache and the methods built like it remember of one image, and when it may be reused by counters alone."""
+"""The state of one image in DBCache and methods like it, and when counters alone allow reuse."""
 
 from __future__ import annotations
 

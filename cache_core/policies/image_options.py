@@ -1,4 +1,4 @@
-"""Options of images that are generated together: one for all, or for each its own thresholds.
+"""Options of images that are generated together: one for all, or thresholds for each.
 
 A threshold decides over its own image only. Everything else about a method says what the batch runs, or when.
 """

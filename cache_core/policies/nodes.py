@@ -1,4 +1,4 @@
-"""The Fn blocks' residuals of one image at the last computed steps: what its forecast is fitted on."""
+"""The Fn blocks' residuals of one image at the last computed steps, to which its forecast is fitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DBPrune remembers of one image: its blocks as they last ran, kept in one of two ways behind one contract.
+"""DBPrune's state of one image: its blocks' last runs, stored in one of two ways behind one interface.
 
 Without a forecast, a block's memory shares tensors with its neighbours (:class:`SharedMemory`). A forecast needs
 residuals of several steps, which nobody shares (:class:`ForecastMemory`).

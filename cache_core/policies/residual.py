@@ -1,4 +1,4 @@
-"""What a span of blocks added to one image, remembered over the last computed steps, and what it would add now.
+"""The residual of a span of blocks for one image over the last computed steps, and its value for now.
 
 Order 0 repeats the last residual. Orders 1 and 2 extrapolate it (TaylorSeer, arXiv:2503.06923). Where TaylorSeer builds
 derivatives from differences over an assumed fixed interval, this is the interpolating polynomial through the computed

@@ -1,4 +1,4 @@
-"""Which rows of a transformer's call are whose, when each image has options of its own.
+"""Which rows of a transformer's call belong to which image, when each image has its own options.
 
 Guidance in one batch (SD3, Z-Image, LTX, CogVideoX, Mochi, PixArt) gives each image several rows, its negative and its
 positive half. Rows of one image hold the same latents, and that tells whose they are. Counting alone cannot: the halves

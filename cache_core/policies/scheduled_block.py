@@ -1,4 +1,4 @@
-"""ScheduleCache: which steps are computed is said beforehand, whatever the image looks like."""
+"""ScheduleCache: the computed steps are fixed beforehand, whatever the image looks like."""
 
 from __future__ import annotations
 

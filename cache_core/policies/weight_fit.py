@@ -1,4 +1,4 @@
-"""The weights with which a forecast is made, fitted to what this image really did, and how far they miss it.
+"""The weights of a forecast, fitted to the image's actual residual, and their remaining error.
 
 Of the residual ``r`` of the first blocks, computed anyway, and the nodes ``r_1 .. r_m`` before it, the weights are the
 ``w`` with ``sum w = 1`` that minimise ``|r - sum w_i r_i|``. With ``e = r - r_m`` and ``d_j = r_(m-j) - r_m`` this is

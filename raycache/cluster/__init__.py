@@ -1,1 +1,1 @@
-"""What Ray's cluster holds: room for a gang, a free port, room for one more."""
+"""The resources of Ray's cluster: room for a gang, a free port, room for one more engine."""

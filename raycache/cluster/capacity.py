@@ -1,4 +1,4 @@
-"""Can this cluster hold the gang? Ray and Serve wait for ever and in silence when it cannot; this module says it."""
+"""Whether the cluster can hold the gang."""
 
 from __future__ import annotations
 

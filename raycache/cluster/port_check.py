@@ -1,5 +1,5 @@
-"""Whose port is it? Serve's proxies listen with SO_REUSEPORT, so a second service on a port takes half of the
-connections of the first, in silence. The builder looks, and the one that came later goes.
+"""Checks which process uses a port. Serve's proxies listen with SO_REUSEPORT, so a second service on a port silently
+takes half of the connections of the first. The builder checks this, and the later service ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is there room for one more, so that the old replica serves until the new one is warm?"""
+"""Whether there is room for one more replica, so that the old one serves until the new one is warm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking a running service for one image, over its stream of events."""
+"""Requests one image from a running service, over its stream of events."""
 
 from __future__ import annotations
 

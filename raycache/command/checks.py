@@ -1,4 +1,4 @@
-"""What `raycache doctor` looks at. Each check reads one fact and judges it; nothing is changed or started."""
+"""The checks of ``raycache doctor``."""
 
 from __future__ import annotations
 

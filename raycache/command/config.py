@@ -1,4 +1,4 @@
-"""``raycache config``: the configurations that are installed."""
+"""``raycache config``: the installed configurations."""
 
 from __future__ import annotations
 

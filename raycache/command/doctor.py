@@ -1,4 +1,4 @@
-"""``raycache doctor``: what this machine has and lacks, a line each, with what to do."""
+"""``raycache doctor``: checks of this machine, one line each, with what to do."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _STYLES = {"ok": "green", "warning": "yellow", "fails": "bold red"}
 
 
 def doctor(
-    port: Annotated[int, typer.Option(help="That a service is to listen on.", min=1, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="Port that the service will use.", min=1, max=65535)] = 8000,
 ) -> None:
-    """Look at what serving needs on this machine. The exit code is 1 if something would fail."""
+    """Check this machine for what serving needs. The exit code is 1 if something would fail."""
     from raycache.command.checks import all_checks
 
     console = Console(soft_wrap=True, highlight=False)

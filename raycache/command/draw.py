@@ -23,7 +23,7 @@ def draw(
     out: Annotated[Path, typer.Option("--out", "-o", help="File; its suffix is the format: .png, .jpg, .webp.")],
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same image; random without.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same image; default: random.")] = None,
     quality: Annotated[str | None, typer.Option(help="exact, high, balanced or fast.")] = None,
     cache: Annotated[
         str | None,
@@ -31,10 +31,10 @@ def draw(
             help="none, DBCache, FBCache, DBPrune, ForecastCache, BudgetCache, ScheduleCache, or options as JSON."
         ),
     ] = None,
-    url: Annotated[str | None, typer.Option(help=f"Of a service; {_HERE} is tried without.")] = None,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace a file that is there.")] = False,
+    url: Annotated[str | None, typer.Option(help=f"Address of a service; default: {_HERE}, if one answers.")] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
 ) -> None:
-    """Draw one image. A service that wants a key gets $RAYCACHE_API_KEY."""
+    """Draw one image. The key for a service is read from $RAYCACHE_API_KEY."""
     format = _checked(out, force)
     asked = {"size": size, "num_inference_steps": steps, "seed": seed, "quality": quality, "cache": _cache(cache)}
     request: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}

@@ -19,7 +19,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="raycache",
-    help="Images from diffusion transformers: serve them, draw one, see what a machine lacks.",
+    help="Images from diffusion transformers: serve them, draw one, check this machine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a traceback is read by people who know Python's
@@ -37,7 +37,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Its version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options before the subcommand."""
 

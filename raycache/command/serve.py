@@ -29,12 +29,12 @@ _STOP_S = 30.0
 
 def serve(
     config: Annotated[str, typer.Argument(help="A name of `raycache config list`, or a file.")] = "laptop",
-    port: Annotated[int | None, typer.Option(help="To listen on.", min=1, max=65535)] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", min=1, max=65535)] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 means all.")] = None,
     ranks: Annotated[int | None, typer.Option(help="Ranks of each engine: GPUs, or processes on a CPU.", min=1)] = None,
     model: Annotated[str | None, typer.Option(help="Folder, hub id, `demo` or `noise`.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Quality that requests get which name none.")] = None,
-    log: Annotated[Path | None, typer.Option(help="File for what Ray and Serve say.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Quality of requests that name none.")] = None,
+    log: Annotated[Path | None, typer.Option(help="File for the output of Ray and Serve.")] = None,
 ) -> None:
     """Serve images until Ctrl-C. In production `serve run` does the same with a file of your own."""
     from raycache.command.serve_config import Changes, read_service

@@ -1,1 +1,1 @@
-"""The Serve replica around one gang: who gets in, who waits, what is answered."""
+"""The Serve replica around one gang: admission, queue, answers."""

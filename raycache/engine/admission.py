@@ -1,8 +1,8 @@
-"""Who may wait for the gang: a bounded queue, counted in jobs and in predicted seconds of work.
+"""Admission to the queue of a gang: bounded in jobs and in predicted seconds of work.
 
-Counting jobs alone is not enough: four steps at 256x256 and fifty at 2048x2048 differ a thousandfold. When each job
-will be done is what the gang's own schedule says (:mod:`raycache.engine.prediction`), on costs that are learned from
-what the gang has drawn, the warm-up included (:mod:`raycache.gang.costs`).
+Counting jobs alone is not enough: four steps at 256x256 and fifty at 2048x2048 differ a thousandfold. The
+gang's own schedule predicts when each job will be done (:mod:`raycache.engine.prediction`), with costs learned from its
+finished jobs, including the warm-up (:mod:`raycache.gang.costs`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from raycache.settings import Policy
 
 __all__ = ["Admission", "Load", "Ticket"]
 
-#: What is told and not decided by may be so many seconds old.
+#: Predictions that are only reported, not used for decisions, may be this many seconds old.
 _OLD_S = 0.2
-#: Clients told to come back that are thought of when a time is looked for.
+#: Maximum number of clients told to come back that are considered when a time is searched.
 _EXPECTED = 16
-#: The name of a job that nobody asked for; it comes after all others of its time.
+#: The id of a hypothetical job; it sorts after all others that arrive at the same time.
 _PROBE = "~"
 
 
@@ -45,11 +45,11 @@ class Ticket(Place):
 
 @dataclass(frozen=True)
 class Load:
-    """What there is to do.
+    """The load of an engine.
 
     Attributes:
-        queued: jobs that were not started.
-        running: jobs that were; one at least if there is any.
+        queued: jobs that have not started.
+        running: jobs that have; at least one if there are any jobs.
         wait_s: predicted seconds by which a job with the default settings that came now would be done later than if
             it came alone. In order of arrival that is when it would start.
         backlog_s: predicted seconds until all are done.
@@ -62,12 +62,12 @@ class Load:
 
 
 class Admission:
-    """The queue in front of one gang. Thread-safe; giving a place back never waits for a prediction.
+    """The queue in front of one gang. Thread-safe; releasing a place never waits for a prediction.
 
     Args:
         policy: the limits in force.
-        costs: what jobs take; the gang teaches it.
-        outlook: how far the gang is with the jobs that it has; asked for again and again.
+        costs: the learned costs of jobs; updated by the gang.
+        outlook: returns the progress of the gang's jobs; called repeatedly.
         clock: seconds, monotonic, as in the outlook.
     """
 
@@ -95,17 +95,17 @@ class Admission:
         priority: Priority = "normal",
         mark: Hashable = None,
     ) -> Ticket:
-        """A place in the queue for job ``id``; give it back with :meth:`release`.
+        """A place in the queue for job ``id``; return it with :meth:`release`.
 
         Args:
-            timeout_s: after which the job is over.
-            key: whose limits count, where there are keys.
-            priority: of the request, which the key may name.
-            mark: of the client and what it asks, to know it again when it comes back.
+            timeout_s: seconds after which the job ends.
+            key: the key whose limits apply, if there are keys.
+            priority: priority of the request, which the key may use.
+            mark: identifies the client and its request, to recognize it when it comes back.
 
         Raises:
-            RequestError: 429 with the seconds after which this job gets in; 503 where another engine may be in time;
-                400 when no waiting can help, because the job alone takes longer than is allowed.
+            RequestError: 429 with the seconds after which this job will be admitted; 503 if another engine may be in
+                time; 400 if waiting cannot help, because the job alone takes longer than is allowed.
         """
         with self._lock:
             now, own = self._clock(), self._costs.seconds(work) or 0.0
@@ -130,7 +130,7 @@ class Admission:
         self._tickets.pop(ticket.job.id, None)
 
     def again_in(self, ticket: Ticket, timeout_s: float, mark: Hashable = None) -> float:
-        """Seconds after which the job of ``ticket``, which was lost, gets in when it is sent again."""
+        """Seconds after which the lost job of ``ticket`` will be admitted if it is sent again."""
         with self._lock:
             now, held = self._clock(), dict(self._tickets)
             held.pop(ticket.job.id, None)
@@ -138,7 +138,7 @@ class Admission:
             return self._promise(ticket, mark, _Asked(held, base, now), patience_s=timeout_s, firm=False)
 
     def load(self) -> Load:
-        """What there is to do, and what that means for a new job."""
+        """The load, and its effect on a new job."""
         with self._lock:
             now, base = self._clock(), self._lately()
             held = len(self._tickets)
@@ -148,7 +148,7 @@ class Admission:
             return Load(held - running, running, wait_s, base.backlog_s(now))
 
     def left_s(self, id: str) -> float | None:
-        """Predicted seconds until the answer to job ``id``; None where nothing is known of it."""
+        """Predicted seconds until the answer to job ``id``; None if nothing is known of it."""
         if not self._costs.known:
             return None
         with self._lock:
@@ -156,7 +156,7 @@ class Admission:
             return None if end is None else max(0.0, end - now)
 
     def ahead(self, id: str) -> int:
-        """Jobs that should be started before job ``id``; 0 once that is."""
+        """Jobs that should start before job ``id``; 0 once it has started."""
         with self._lock:
             base = self._lately()
             turns = {id: (_start(base.forecasts[id]), job.arrived) for id, job in base.jobs.items() if job.waiting}
@@ -167,7 +167,7 @@ class Admission:
         return self._predictions.of(jobs, self._clock(), older_s=_OLD_S)
 
     def _wait_s(self, base: Prediction, now: float) -> float:
-        """By how much those who are there delay one who comes now."""
+        """Seconds by which the present jobs delay one that arrives now."""
         defaults = self.policy.defaults
         work = Work(defaults.size, 1, defaults.num_inference_steps, self.policy.cache)
         probe = self._costs.job_state(_PROBE, work, arrived=now, deadline=math.inf, caller="")
@@ -185,7 +185,7 @@ class Admission:
         )
 
     def _told(self, code: str | None, ticket: Ticket, mark: Hashable, asked: _Asked) -> float:
-        """Seconds after which the job gets in, as far as that can be said, which is then kept for it."""
+        """Predicted seconds until the job can be admitted; its place is then kept."""
         how: dict[str, Any] = {"turns": code != "key_limit", "firm": code != "gang_restarting"}
         patience_s = max(ticket.job.deadline - asked.now, ticket.seconds)
         if code == "deadline_unreachable" and asked.base.outlook.rules.scheduling != "fifo":
@@ -203,7 +203,7 @@ class Admission:
         return self._line.promise(ticket, mark, asked.queue(), asked.now, self._limits(asked.base.outlook), **how)
 
     def _refusal(self, ticket: Ticket, asked: _Asked, mark: Hashable) -> RequestError | None:
-        """Why this job does not get in now."""
+        """The reason not to admit this job now, or None."""
         held, base, now, limits = asked.held, asked.base, asked.now, self._limits(asked.base.outlook)
         mine = [place.seconds for place in held.values() if ticket.key is not None and place.key == ticket.key]
         if mine and limits.exceeds_key(len(mine), sum(mine) + ticket.seconds):
@@ -219,7 +219,7 @@ class Admission:
             if (late := self._late(ticket, asked)) is not None:
                 return late
         if not full and self._line.claim(mark, now):
-            return None  # a prediction may have been wrong by a little, and the promise is kept
+            return None  # the prediction may have been slightly wrong; the promise is kept
         if full:
             message = f"{len(held) - base.outlook.rules.max_active} jobs wait already, at most "
             return RequestError(429, f"{message}{self.policy.max_queued_requests} may", None, "queue_full")
@@ -229,15 +229,15 @@ class Admission:
                 f"at most {limits.seconds:g} s may queue"
             )
             return RequestError(429, message, None, "queue_full")
-        # An idle gang waits for nobody: whoever was told to come back finds one job more before it at most.
+        # An idle gang waits for no client: one that was told to come back finds at most one more job before it.
         if held and self._line.harms(ticket, asked.queue(), now, limits):
             message = "the places that are free are kept for clients that were told to come back"
             return RequestError(429, message, None, "queue_full")
         return None
 
     def _late(self, ticket: Ticket, asked: _Asked) -> RequestError | None:
-        """Why deadlines would be missed if this job got in."""
-        assert asked.told is not None  # what would become of it was asked before
+        """The refusal if deadlines would be missed with this job, or None."""
+        assert asked.told is not None  # predicted before
         base, now, ready_in_s = asked.base, asked.now, asked.base.outlook.ready_in_s
         timeout_s, wait = ticket.job.deadline - now, base.backlog_s(now)
         late = not asked.told.in_time(ticket.job.id, now)
@@ -259,7 +259,7 @@ def _start(told: Forecast) -> float:
 
 @dataclass
 class _Asked:
-    """A question for a place: who holds one, what becomes of them, and what would with one job more."""
+    """A request for a place: the present holders, their prediction, and that with one more job."""
 
     held: dict[str, Ticket]
     base: Prediction
@@ -271,5 +271,5 @@ class _Asked:
         ends, ready_in_s = self.base.ends(self.now), self.base.outlook.ready_in_s
         queue: list[tuple[Place, float]] = [(place, ends.get(id, self.now)) for id, place in self.held.items()]
         if ready_in_s and not queue:
-            queue.append((Place(0.0), self.now + ready_in_s))  # nobody can be drawn before
+            queue.append((Place(0.0), self.now + ready_in_s))  # no job can run before
         return sorted(queue, key=lambda one: one[1])

@@ -1,4 +1,4 @@
-"""How many engines the queued work needs: Serve's autoscaling, fed with what admission predicts.
+"""The number of engines that the queued work needs: Serve's autoscaling with the predictions of admission.
 
 Counting requests says little here: four steps at 256x256 and fifty at 2048x2048 differ a thousandfold. Serve pickles
 this module by value and runs it in its controller, so it imports nothing of ours but the settings' types.

@@ -1,4 +1,4 @@
-"""Whose a job is to the scheduler: an account for each key at each priority, and what that weighs beside others."""
+"""The account of a job in the scheduler: one per key and priority, with its weight."""
 
 from __future__ import annotations
 

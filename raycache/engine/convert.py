@@ -1,4 +1,4 @@
-"""From a request to a job, and from what became of it to an answer."""
+"""From a request to a job, and from its outcome to an answer."""
 
 from __future__ import annotations
 

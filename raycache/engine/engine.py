@@ -1,4 +1,4 @@
-"""The engine deployment: owns one gang, decides who may use it, and answers each job once.
+"""The engine deployment: owns one gang, admits jobs to it, and answers each job once.
 
 Errors that are answers (refused, aborted, failed) are *returned* as :class:`RequestError`, not raised: Serve writes a
 traceback for whatever a deployment raises, and a full queue is no news worth a traceback.

@@ -1,4 +1,4 @@
-"""What an engine needs of a gang, and the one it gets."""
+"""The interface that an engine needs of a gang, and its implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who asked for the jobs of an engine, so that none is run for an ingress that is gone."""
+"""Leases of the callers of an engine's jobs, so that no job runs for an ingress that is gone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The line in front of a gang as it will be: who leaves it when, who was told to come back, and when there is room.
+"""The predicted queue of a gang: which jobs leave when, which clients were told to come back, when there is room.
 
-A client that is refused is told when to come again, and that time is kept for it: until then nobody is let in who
-would take its room, and whoever is refused after it is told a later time. So a client that waits as long as it was
-told gets in, also when many are refused at once. Times are whole seconds from now, because `Retry-After` is.
+A refused client is told when to come back, and its place is kept: until then no other client is admitted that would
+take its room, and clients refused after it are told later times. So a client that waits as long as it was told is
+admitted, also if many are refused at once. Times are whole seconds from now, as `Retry-After` is.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 __all__ = ["Limits", "Line", "Place"]
 
-#: Promises kept at once, and for one client; who comes beyond them is told the last of these times once more.
+#: Promises kept at once, and for one client; clients beyond that are told the last of these times again.
 _PROMISES, _EACH = 256, 32
-#: A client may be late by so many seconds, or by this share of its wait, before its time is given to others.
+#: A client may be late by this many seconds, or by this share of its wait, before its place is given to others.
 _LATE_S, _LATE_SHARE = 2.0, 0.1
-#: Few clients wait longer than this (OpenAI's wait a third of it). One that does gets in, but no other is refused for
-#: its sake.
+#: Few clients wait longer than this (OpenAI's wait a third of it). One that does is admitted, but no other is refused
+#: in its favour.
 _PATIENT_S = 180.0
 _SOON = 1e-3
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the line may hold: jobs, the running one among them, and seconds of work; in all, and of one key."""
+    """Limits of the queue: jobs, including the running one, and seconds of work; in total, and per key."""
 
     jobs: float
     seconds: float
@@ -34,13 +34,13 @@ class Limits:
     key_seconds: float = math.inf
 
     def exceeds_key(self, jobs: int, seconds: float) -> bool:
-        """Whether a key that has ``jobs`` may have no other, with which it would have so many seconds."""
+        """Whether a key with ``jobs`` jobs may not have another, with which it would have ``seconds`` of work."""
         return jobs >= self.key_jobs or seconds > self.key_seconds + _SOON
 
 
 @dataclass(eq=False)
 class Place:
-    """A job in the line. ``seconds``: how long it keeps the gang busy; ``key``: whose it is, if that is known."""
+    """A job in the queue. ``seconds``: how long it keeps the gang busy; ``key``: its key, if known."""
 
     seconds: float
     key: str | None = None
@@ -48,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class _Promise:
-    """``turns``: whoever is refused later is told a later time. ``firm``: its room is kept from others until then."""
+    """``turns``: clients refused later are told later times. ``firm``: its room is kept from others until then."""
 
     at: float
     until: float
@@ -59,13 +59,13 @@ class _Promise:
 
 
 class Line:
-    """Promises, and what follows from them for a queue that is handed in with each question."""
+    """Promises, and their effect on a queue that is passed with each call."""
 
     def __init__(self) -> None:
         self._promises: list[_Promise] = []
 
     def claim(self, mark: Hashable, now: float) -> bool:
-        """A client with this mark is there, and is let in if this is True: it waited as long as it was told."""
+        """Redeem a promise of a returning client; True if it has one and is admitted, since it waited as told."""
         self._promises = [promise for promise in self._promises if promise.until >= now]
         mine = [promise for promise in self._promises if promise.mark == mark and promise.at <= now + _SOON]
         if mine:
@@ -77,14 +77,14 @@ class Line:
         return any(promise.mark == mark and promise.at <= now + _SOON <= promise.until for promise in self._promises)
 
     def expected(self) -> list[tuple[Place, float]]:
-        """Who was told to come back, and when, the next first."""
+        """The places of clients told to come back, and their times, the next first."""
         told = sorted(self._promises, key=lambda promise: promise.at)
         return [(promise.place, promise.at) for promise in told]
 
     def harms(self, place: Place, queue: Sequence[tuple[Place, float]], now: float, limits: Limits) -> bool:
-        """Whether somebody who was told to come back would find no room if ``place`` were let in now.
+        """Whether a client told to come back would find no room if ``place`` were admitted now.
 
-        ``queue``: the places in it, and when each will have left it.
+        ``queue``: its places, and when each will have left.
         """
         firm = [promise for promise in self._promises if promise.firm]
         future = _Future(queue, now)
@@ -109,14 +109,14 @@ class Line:
         turns: bool = True,
         firm: bool = True,
     ) -> float:
-        """Seconds after which ``place`` gets in, kept for it.
+        """Seconds after which ``place`` is admitted; the place is kept for it.
 
         Args:
-            least_s: not before so many seconds.
-            patience_s: it must be done so soon after it got in.
-            unsure: by which share the times of ``queue`` may be wrong.
-            turns: it comes behind all who were refused before it; not where its own key's jobs are what it waits for.
-            firm: nobody else is let in who would take its room; not where its job may be done elsewhere meanwhile.
+            least_s: not before this many seconds.
+            patience_s: it must be done within this time after its admission.
+            unsure: the share by which the times of ``queue`` may be wrong.
+            turns: it comes after all clients refused before it; not if it waits for jobs of its own key.
+            firm: no other client is admitted that would take its room; not if its job may run elsewhere meanwhile.
         """
         mine = [promise.at for promise in self._promises if promise.mark == mark]
         if len(mine) >= _EACH or len(self._promises) >= _PROMISES:
@@ -140,10 +140,10 @@ class Line:
 
 
 class _Future:
-    """A queue in which places leave one after the other, and some join.
+    """A queue that places leave one after the other, and that others join.
 
-    ``slower``: each takes so many times what is predicted. A margin on each time that is told would not do: whoever is
-    told the next one joins after it, and margins would grow upon margins.
+    ``slower``: each takes this many times its prediction. A margin on each promised time would not work: the next
+    client joins after it, so the margins would accumulate.
     """
 
     def __init__(self, queue: Sequence[tuple[Place, float]], now: float, slower: float = 1.0) -> None:
@@ -158,11 +158,11 @@ class _Future:
         self.leaves.append(self._free)
 
     def wait(self, at: float) -> float:
-        """Predicted seconds until a place that joins ``at`` a time is at the head."""
+        """Predicted seconds until a place that joins at time ``at`` is at the head."""
         return max(0.0, self._free - at) / self._slower
 
     def full(self, place: Place, at: float, limits: Limits) -> bool:
-        """Whether there is no room for ``place`` at a time."""
+        """Whether there is no room for ``place`` at time ``at``."""
         first = bisect_right(self.leaves, at + _SOON)
         held = len(self.leaves) - first
         if held >= limits.jobs or (held and self.wait(at) + place.seconds > limits.seconds + _SOON):
@@ -174,7 +174,7 @@ class _Future:
 
 
 def _join(promises: list[_Promise], future: _Future) -> Iterator[_Promise]:
-    """Those who were told to come back, each joining when told; yields each before it joins."""
+    """Let clients join the future queue at their promised times; yields each promise before it joins."""
     for promise in sorted(promises, key=lambda promise: promise.at):
         yield promise
         future.join(promise.place, promise.at)

@@ -1,4 +1,4 @@
-"""What becomes of the admitted jobs, as the gang's own schedule says: run forward from where the gang stands.
+"""Predicted end of the admitted jobs: the gang's own schedule, simulated from its current state.
 
 Forecasts cost some milliseconds (:mod:`raycache.gang.forecast`), so each is kept until something changes.
 """

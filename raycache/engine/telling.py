@@ -1,4 +1,4 @@
-"""What a stream is told of its job: its place in the queue while it waits, then each step, and previews."""
+"""The events of a job's stream: its place in the queue while it waits, then each step, and previews."""
 
 from __future__ import annotations
 

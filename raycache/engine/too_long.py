@@ -1,4 +1,4 @@
-"""Which jobs are too long by themselves, whoever waits: longer than their deadline, or than one job may be."""
+"""Jobs that are too long by themselves: longer than their deadline, or than the limit of one job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serve's ``user_config`` of the engine: what is in force, and what is not and why.
+"""Serve's ``user_config`` of the engine: the values in force, and those refused with the reason.
 
 Serve calls a deployment healthy whatever its ``user_config`` says, and hands it to every engine that starts later. An
 illegal one must therefore change nothing in an engine that serves, nor keep the next one from starting.

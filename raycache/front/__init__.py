@@ -1,4 +1,4 @@
-"""What stands in Serve's own HTTP proxy, before anything of a request reaches a replica.
+"""Middleware in Serve's own HTTP proxy: bounds and checks before a request reaches a replica.
 
 Serve's proxy reads headers and bodies without bounds, decodes some headers in a way that fails, and answers in plain
 text when an ingress died. It loads what ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names: set it to :data:`CALLBACK`

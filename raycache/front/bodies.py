@@ -1,4 +1,4 @@
-"""Bodies of requests: read within bounds of size, time and number, undone from their encodings.
+"""Request bodies: read within bounds of size, time and number, and decompressed.
 
 Who never ends a body costs others nothing: slow bodies are few and hold few bytes, and the slowest gives its place to
 whoever comes. A body that comes at once takes nobody's place.

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with bounds where it has none: bytes and seconds of a request's head, bytes behind its body.
+"""uvicorn's HTTP protocol with additional bounds: bytes and seconds of a request's head, bytes after its body.
 
 httptools collects a header of any length, for as long as its sender likes, before anybody is asked; so it does with the
 fields behind a chunked body. And what is no HTTP is told so in the shape of all other errors.

@@ -1,4 +1,4 @@
-"""The jobs of a gang between handles and ticks: who is planned for, who is told what, and what is learned from it."""
+"""The jobs of a gang between handles and ticks: planning, notifications to callers, learning of costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One report of a tick from those of all ranks, which must say the same of what all do alike."""
+"""Merges the reports of all ranks on a tick into one, and checks that they agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling a process that hangs from one that gets no CPU.
+"""Distinguishes a process that hangs from one that gets no CPU.
 
 On a machine with more work than cores a step may take many times what it took before. Linux counts, for each thread,
 the time in which it could have run and did not; a process that sleeps, waits in a collective or is stopped has none.

@@ -1,4 +1,4 @@
-"""Deadlines that can be kept: which they are, and what may be done first without breaking one.
+"""The deadlines that can be met, and the work that may run first without missing one.
 
 Earliest deadline first keeps all deadlines that can be kept on one machine. As long as it would still keep them
 afterwards, anything else may go first; so deadlines only take over when they have to.

@@ -1,4 +1,4 @@
-"""Which jobs are decoded together: their rows go to the ranks in turn, so some cost nothing beside others."""
+"""Which jobs are decoded together: their rows are distributed over the ranks, so some cost no extra time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sum of a few terms, fitted to what was measured: costs per term, never negative, robust to single outliers."""
+"""A sum of a few terms, fitted to measurements: costs per term, never negative, robust to single outliers."""
 
 from __future__ import annotations
 

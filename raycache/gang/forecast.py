@@ -1,4 +1,4 @@
-"""What becomes of each job, in bounded time: the schedule run forward with many calls taken for one.
+"""Predicted end of each job, in bounded time: the schedule simulated with many calls treated as one.
 
 The exact simulation makes a plan for every transformer call. Here some consecutive calls of a job count as one call
 that takes as long as they do, so that the same scheduler makes about a hundred plans, however many calls there are.

@@ -1,4 +1,4 @@
-"""The supervised group of rank actors that works on many jobs step by step, notices faults, and rebuilds itself.
+"""The supervised group of rank actors that works on many jobs step by step, detects faults, and rebuilds itself.
 
 All rank calls are submitted by one plain ``threading.Thread`` fed by a queue. Serve cancels a request's
 child tasks recursively, by context; this thread's tasks belong to no request, so no cancel can hit some ranks only.

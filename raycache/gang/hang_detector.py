@@ -1,4 +1,4 @@
-"""Deciding that a rank hangs: one record per rank, and no clock or process of its own."""
+"""Detects a rank that hangs: one record per rank, without a clock or process of its own."""
 
 from __future__ import annotations
 

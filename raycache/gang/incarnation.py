@@ -1,4 +1,4 @@
-"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and working until they meet a fault."""
+"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and working until a fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which jobs' transformer calls become one: those that may, where a row more costs less than a call of its own."""
+"""Which jobs' transformer calls are joined: compatible ones, if one more row costs less than a separate call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gang's schedule as others may read it: its jobs, how far they are, and the rules by which it goes on."""
+"""A read-only snapshot of a gang's schedule: its jobs, their progress, and the scheduling rules."""
 
 from __future__ import annotations
 

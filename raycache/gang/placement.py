@@ -1,4 +1,4 @@
-"""Which bundles a gang's placement group needs, and who sits in which."""
+"""The bundles of a gang's placement group, and which process runs in which."""
 
 from __future__ import annotations
 

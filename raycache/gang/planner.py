@@ -1,4 +1,4 @@
-"""The schedule of a living gang: jobs as far as the ranks have told, ticks that are under way, and the next one.
+"""The schedule of a running gang: jobs as reported by the ranks, ticks that were sent, and the next one.
 
 A tick is planned while the one before it runs, on what that will have done if all goes well. Where it did not, what
 was sent ahead is skipped by the ranks, and planned anew. Used by the gang's thread; knows neither Ray nor handles.

@@ -1,4 +1,4 @@
-"""Jobs that a gang has: handed in by any thread, begun and answered by the gang's own."""
+"""Jobs of a gang: submitted by any thread, started and answered by the gang's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes for the ranks of one gang: those of the next life, and spares that have imported everything and wait.
+"""Processes for the ranks of one gang: those of the next life, and spares that have imported all libraries.
 
 Importing its libraries takes a rank longer than anything else in a rebuild but reading the weights. A spare has done it
 before anything fails. It holds no GPU memory: it knows which GPU its rank has, and touches it when it is needed.

@@ -1,6 +1,6 @@
-"""The words of the step scheduler: a job and how far it is, what a tick does, whose turn it is, and what costs tell.
+"""The types of the step scheduler: a job and its progress, the contents of a tick, accounts, costs.
 
-All of it is immutable, and nothing here knows Ray, torch or a clock: the same values give the same plan on any machine.
+All types are immutable, and independent of Ray, torch and clocks: the same values give the same plan on any machine.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ class JobState:
     """A job as the scheduler sees it.
 
     Attributes:
-        caller: whose it is; fair shares are between callers.
-        weight: of its caller beside the others: one of weight 2 gets twice the time of one of weight 1.
-        arrived, deadline: seconds of the clock that ``now`` is read from.
-        shape: of its transformer call beyond the batch dimension, equal for calls that may join.
-        joins: what else must be equal to join: method and which blocks run. None: never.
-        lora: that it is drawn with, and its scale; must be equal to join, too.
-        rows: of its call: one per image.
-        tokens: of one row, text included.
-        calls: transformer calls from beginning to end; with true CFG two per step.
+        caller: the account of the job; fair shares are between callers.
+        weight: weight of its caller: a caller of weight 2 gets twice the time of one of weight 1.
+        arrived, deadline: seconds, on the same clock as ``now``.
+        shape: shape of its transformer call without the batch dimension; equal for calls that may join.
+        joins: what else must be equal to join: the method and the blocks that run. None: never joins.
+        lora: its LoRA and scale; must be equal to join, too.
+        rows: rows of its call: one per image.
+        tokens: tokens of one row, text included.
+        calls: total number of transformer calls; with true CFG two per step.
         calls_done: None while it waits. A job with all calls done is still to be decoded.
-        share: of the blocks, that it is expected to compute.
-        previews: small images that are decoded on the way.
-        unwanted: whoever asked for it does not want it any more.
+        share: the share of blocks that it is expected to compute.
+        previews: number of previews that are decoded in between.
+        unwanted: its client cancelled it.
     """
 
     id: str
@@ -51,7 +51,7 @@ class JobState:
 
     @property
     def waiting(self) -> bool:
-        """Whether it was not started yet."""
+        """Whether it has not started yet."""
         return self.calls_done is None
 
     @property
@@ -61,13 +61,13 @@ class JobState:
 
 
 class CallCosts(Protocol):
-    """What is known of costs, in seconds and bytes. Must not change while a plan is made."""
+    """Learned costs, in seconds and bytes. Must not change while a plan is made."""
 
     def call_s(self, jobs: Sequence[JobState]) -> float:
         """One transformer call with the rows of all these jobs, which may join."""
 
     def start_s(self, job: JobState) -> float:
-        """From taking it up to its first transformer call: encoding."""
+        """From its start to its first transformer call: encoding."""
 
     def end_s(self, job: JobState) -> float:
         """From its last transformer call to its answer: decoding."""
@@ -76,31 +76,31 @@ class CallCosts(Protocol):
         """Device memory that it holds while it is active."""
 
     def max_rows(self, job: JobState) -> float:
-        """Rows that a call of its shape may have, as far as running out of memory has taught."""
+        """Maximum rows of a call of its shape, learned from out-of-memory errors."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the scheduler may do.
+    """The parameters of the scheduler.
 
     Attributes:
-        scheduling: ``fifo`` draws one job after the other in order of arrival; ``fair`` works on many step by step.
-        max_rows: of a joined call.
-        max_active: jobs that are started and not ended. The last place is kept for a job whose turn it is: jobs that
-            only come along in a joined call leave it free.
-        decoders: ranks that the rows of jobs that end are spread over.
-        memory_bytes: for all active jobs; a job that needs more by itself is tried alone.
-        ageing: of one caller's jobs the one with the least work left goes first, but waiting a second counts as
-            ``ageing`` seconds of work less. So only jobs that arrive within ``work / ageing`` seconds after a job
-            are ever preferred to it.
+        scheduling: ``fifo`` runs one job at a time in order of arrival; ``fair`` works on many step by step.
+        max_rows: maximum rows of a joined call.
+        max_active: maximum number of started, unfinished jobs. The last place is kept for a job whose turn it is:
+            jobs that only join a call leave it free.
+        decoders: ranks over which the rows of finished jobs are distributed for decoding.
+        memory_bytes: limit for all active jobs; a job that needs more by itself is tried alone.
+        ageing: of one caller's jobs the one with the least remaining work goes first, but each second of waiting
+            counts as ``ageing`` seconds of work less. So only jobs that arrive within ``work / ageing`` seconds after
+            a job are ever preferred to it.
         patience_s: a job without a deadline goes before its caller's deadlines when it is older than this.
         lead: to meet a deadline, a caller may get ahead of its fair share by at most this part of the smallest job of
             the caller whose turn it is. ``math.inf``: deadlines always go first.
-        tolerance: by which share ``left_s`` may be too long, before a job is taken for one that cannot be in time.
+        tolerance: the share by which ``left_s`` may be too long before a job counts as unable to be in time.
         max_stretch: how many times longer a joined call may take than the longest of its jobs' own calls. The encoding
-            of one job that begins with it does not count where the calls it then shares save far more.
-        min_gain: what joining must save at least, as a share of the joining job's own call.
-        tick_s: a tick has calls for about so many seconds, and at least one call.
+            of one job that starts with it does not count if the calls that it then shares save far more.
+        min_gain: minimum saving of joining, as a share of the joining job's own call.
+        tick_s: a tick has calls for about this many seconds, and at least one call.
     """
 
     scheduling: Literal["fifo", "fair"] = "fair"
@@ -117,7 +117,7 @@ class Rules:
     tick_s: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Check the ranges.
 
         Raises:
             ValueError: a rule is out of its range.
@@ -136,10 +136,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Accounts:
-    """Virtual time: seconds that each caller got, divided by the weight of its jobs. Who has the least is next.
+    """Virtual time: seconds that each caller got, divided by the weight of its jobs. The caller with the least is next.
 
-    A caller that had nothing to do does not save up: it comes back at ``clock``, where the least of those are who have
-    jobs. One that got more than its share, and left, finds that on its account.
+    An idle caller does not accumulate credit: it comes back at ``clock``, the least virtual time of the callers with
+    jobs. A caller that got more than its share, and left, still has that on its account.
     """
 
     got: Mapping[str, float] = field(default_factory=dict)
@@ -150,8 +150,8 @@ class Accounts:
         return max(self.got.get(caller, 0.0), self.clock)
 
     def present(self, callers: set[str]) -> Accounts:
-        """These callers have jobs now."""
-        # Where nobody waits, all begin anew.
+        """The accounts when exactly these callers have jobs."""
+        # If no caller has jobs, all start over.
         clock = min(map(self.of, callers)) if callers else max([self.clock, *self.got.values()])
         got = {caller: self.of(caller) for caller in sorted(callers | self.got.keys())}
         # Idle callers behind the clock are where a new one would be, and need not be remembered.
@@ -159,7 +159,7 @@ class Accounts:
         return Accounts(got, clock)
 
     def charged(self, charges: Mapping[str, float]) -> Accounts:
-        """Callers got so many seconds of virtual time each."""
+        """The accounts after callers used this many seconds of virtual time each."""
         got = dict(self.got)
         for caller, seconds in charges.items():
             got[caller] = self.of(caller) + seconds
@@ -171,12 +171,12 @@ class Plan:
     """What every rank does in a tick, in this order: abort, start, calls, end.
 
     Attributes:
-        abort: jobs that are late or unwanted.
-        start: jobs that are encoded, and are in one of the calls.
+        abort: jobs that are late or cancelled.
+        start: jobs to encode, which are also in one of the calls.
         calls: for each transformer call the jobs whose rows are in it, in this order.
-        end: jobs that are decoded.
-        seconds: that it is expected to take.
-        charges: to each caller its part of them, in virtual time.
+        end: jobs to decode.
+        seconds: expected duration.
+        charges: each caller's part of it, in virtual time.
     """
 
     abort: tuple[str, ...] = ()
@@ -193,9 +193,9 @@ class Plan:
 
 
 def settled(jobs: Sequence[JobState], plan: Plan) -> tuple[JobState, ...]:
-    """The jobs after ``plan`` was carried out; those that are over are gone.
+    """The jobs after ``plan`` was executed, without finished ones.
 
-    A call of a job that turned out to need none any more is none: it was planned before that was known.
+    A call of a job that turned out to need no further call does not count: it was planned before that was known.
     """
     called = {each for call in plan.calls for each in call}
     over = {*plan.abort, *plan.end}

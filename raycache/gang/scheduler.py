@@ -1,16 +1,16 @@
 """What a gang does next, as a pure function: active and waiting jobs, learned costs, accounts, now -> plan of one tick.
 
-Whose turn it is: deadlines first, but only when they would be missed otherwise (:mod:`raycache.gang.deadlines`); then
-the caller that got the least of its fair share (virtual time); of its jobs the one with the least work left, with
-ageing. Other jobs come along in the call where that saves time (:mod:`raycache.gang.joining`). Jobs are started only
-when it is their turn or when they come along, so that whoever arrives later finds a place.
+The order: deadlines first, but only if they would be missed otherwise (:mod:`raycache.gang.deadlines`); then the
+caller that has used the least of its fair share (virtual time); of its jobs the one with the least remaining work,
+with ageing. Other jobs join the call if that saves time (:mod:`raycache.gang.joining`). Jobs are started only when it
+is their turn or when they join, so that later jobs find a place.
 
-Nobody starves. A caller's account stands still while it waits, so its turn comes; it waits for at most one call, or
+No job starves. A caller's account stands still while it waits, so its turn comes; it waits for at most one call, or
 one encoding or decoding, of each other caller between two turns, for one decoding beside each such call, and for the
-lead that deadlines may take (:class:`~raycache.gang.schedule.Rules`). Of its own jobs, a job with ``w`` seconds of work
-waits only for those that arrived before it or within ``w / ageing`` seconds after it, and for deadlines until it is
-``patience_s`` old. A job that cannot meet its deadline any more is drawn when nothing else is to be done, and is over
-at its deadline.
+lead that deadlines may take (:class:`~raycache.gang.schedule.Rules`). Among jobs of the same caller, a job with ``w``
+seconds of work waits only for those that arrived before it or within ``w / ageing`` seconds after it, and for
+deadlines until it is ``patience_s`` old. A job that can no longer meet its deadline runs when there is nothing else
+to do, and ends at its deadline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["left_s", "plan"]
 
 
 def left_s(job: JobState, costs: CallCosts) -> float:
-    """Seconds of work that ``job`` has left, if it is drawn alone."""
+    """Seconds of work that ``job`` has left, if it runs alone."""
     left, seconds = job.calls_left, costs.end_s(job)
     if job.calls_done is None:
         seconds += costs.start_s(job)
@@ -37,8 +37,8 @@ def plan(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Acc
     """The next tick.
 
     Args:
-        jobs: all that are not over, active and waiting, in any order.
-        accounts: as ``Accounts.present`` tells them for these jobs' callers.
+        jobs: all unfinished jobs, active and waiting, in any order.
+        accounts: the result of ``Accounts.present`` for these jobs' callers.
         now: seconds, on the clock of the jobs' arrivals and deadlines.
 
     Raises:
@@ -61,7 +61,7 @@ def plan(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Acc
 
 
 class _Tick:
-    """A plan in the making. A job is in it once: its next call depends on what this one returns."""
+    """A plan under construction. A job is in it once: its next call depends on the result of this one."""
 
     def __init__(
         self, jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Accounts, now: float
@@ -79,7 +79,7 @@ class _Tick:
         self.charges: dict[str, float] = {}
 
     def add(self) -> bool:
-        """Plan one thing more, a call or an end; False if there is nothing."""
+        """Add one call or one end to the plan; False if there is none."""
         order = self._order()
         startable = self._startable(order)
         ready = [job for job in order if job.id not in self._used and (not job.waiting or job.id in startable)]

@@ -1,4 +1,4 @@
-"""The schedule run forward on what is known of costs: when each job will start and end.
+"""Simulates the schedule with the known costs: when each job will start and end.
 
 It calls the same function as the gang's thread, so what is predicted is what will be done, as far as costs are right.
 """

@@ -1,4 +1,4 @@
-"""Where a gang, and a job that it was given, stand: one value each, in place of flags that could contradict."""
+"""The state of a gang, and of a job: one value each, instead of flags that could contradict each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a rank may show no progress before it counts as hanging: seconds learned from jobs, in every phase."""
+"""How long a rank may show no progress before it counts as hanging: learned from jobs, for every phase."""
 
 from __future__ import annotations
 

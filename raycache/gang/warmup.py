@@ -1,4 +1,4 @@
-"""What is run before a gang is ready: the declared shapes, and a probe that tells what is fixed from what grows."""
+"""Runs before a gang is ready: the declared shapes, and a probe that separates fixed costs from growing ones."""
 
 from __future__ import annotations
 

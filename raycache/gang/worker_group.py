@@ -1,4 +1,4 @@
-"""The rank actors of one gang incarnation: born together, watched together, killed together."""
+"""The rank actors of one gang incarnation: started, watched and killed together."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The front: HTTP and Python handles, in a process without a GPU. It knows engines by their handle alone."""
+"""The ingress: HTTP and Python handles, in a process without a GPU."""

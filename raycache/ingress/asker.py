@@ -1,4 +1,4 @@
-"""Who asks, on a request's way through the ingress: the public name of its key. No body carries it."""
+"""The caller of a request on its way through the ingress: the public name of its key."""
 
 from __future__ import annotations
 

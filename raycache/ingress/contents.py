@@ -1,4 +1,4 @@
-"""Files of the store over HTTP: whole or in part, so that players may seek and downloads go on where they broke off."""
+"""Files of the store over HTTP: whole or in part, so that players can seek and downloads can resume."""
 
 from __future__ import annotations
 

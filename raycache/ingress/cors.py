@@ -1,4 +1,4 @@
-"""Browsers on other origins: answers carry CORS headers for those that the settings name."""
+"""CORS headers for browsers on the origins that the settings name."""
 
 from __future__ import annotations
 

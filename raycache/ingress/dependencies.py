@@ -1,4 +1,4 @@
-"""What routes depend on: the service behind them, a valid key, a body of their own type."""
+"""Dependencies of routes: the service behind them, a valid key, a body of their own type."""
 
 from __future__ import annotations
 

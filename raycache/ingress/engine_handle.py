@@ -1,4 +1,4 @@
-"""What the ingress asks of Serve's handle of the engines, with the types that Serve leaves open."""
+"""Typed calls to the engines through Serve's untyped handle."""
 
 from __future__ import annotations
 

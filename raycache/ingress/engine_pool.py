@@ -1,4 +1,4 @@
-"""The engines of one model: a request is judged by what they said, asked of one, and of another if that is lost."""
+"""The engines of one model: checks a request against their status, sends it to one, and to another if that is lost."""
 
 from __future__ import annotations
 

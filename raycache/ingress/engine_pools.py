@@ -1,4 +1,4 @@
-"""The engines of all models, asked in one name: by an ingress, or by the store."""
+"""The engines of all models, used under one name: by an ingress, or by the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ingress knows of the engines of a model: which serve, what they can generate, what their limits are."""
+"""The last known status of a model's engines: which serve, what they can generate, their limits."""
 
 from __future__ import annotations
 

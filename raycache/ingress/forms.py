@@ -1,4 +1,4 @@
-"""Forms of parts (``multipart/form-data``): their fields as JSON would have them, and their files.
+"""Multipart forms (``multipart/form-data``): their fields as the equivalent JSON, and their files.
 
 What OpenAI's client and others write into a form is text: numbers, ``true``, ``cache[type]`` for a part of an object,
 nothing for what is null. Which of it is meant as text, the model of the body says.

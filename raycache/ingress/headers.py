@@ -1,4 +1,4 @@
-"""What a request's headers ask for besides its body: raw bytes in place of JSON, a deadline, an answer later."""
+"""Options in a request's headers: raw bytes in place of JSON, a deadline, an asynchronous answer."""
 
 from __future__ import annotations
 

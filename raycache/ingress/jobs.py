@@ -1,4 +1,4 @@
-"""What is told of kept jobs, of whatever kind, and how a list of them is asked for."""
+"""Replies about kept jobs of any kind, and the parameters of their lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room for input pictures in one process: few are decoded at once, off the event loop; what they hold is bounded."""
+"""Limits for input pictures in one process: few are decoded at once, off the event loop, in bounded memory."""
 
 from __future__ import annotations
 

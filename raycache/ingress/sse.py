@@ -1,4 +1,4 @@
-"""Server-sent events: OpenAI's image stream, with our progress between."""
+"""Server-sent events: OpenAI's image stream, with this service's progress events in between."""
 
 from __future__ import annotations
 

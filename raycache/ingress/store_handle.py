@@ -1,4 +1,4 @@
-"""What the ingress asks of the store, with the types that Serve leaves open; what the store refuses is raised here."""
+"""Typed calls to the store through Serve's untyped handle; raises the store's refusals as errors."""
 
 from __future__ import annotations
 

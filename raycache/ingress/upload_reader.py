@@ -1,4 +1,4 @@
-"""A body that brings pictures, a form of parts or JSON: read within bounds, and taken apart off the event loop."""
+"""A body that carries pictures, a form or JSON: read within bounds, and parsed off the event loop."""
 
 from __future__ import annotations
 

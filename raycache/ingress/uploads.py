@@ -1,4 +1,4 @@
-"""From the body of an edit to a request: a form of parts or JSON, its files, their pixels. All of it within bounds."""
+"""From the body of an edit to a request: a form or JSON, its files, their pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the body of a video's request to the request: a form of parts or JSON, and the picture that it may bring."""
+"""From the body of a video request to the request: a form or JSON, and its optional picture."""
 
 from __future__ import annotations
 

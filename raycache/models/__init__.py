@@ -1,1 +1,1 @@
-"""What only models know: finding, loading, guiding, decoding."""
+"""Everything specific to models: finding, loading, guiding, decoding."""

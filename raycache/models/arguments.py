@@ -1,4 +1,4 @@
-"""A job as arguments of its pipeline's call: by name, and only those that the pipeline has."""
+"""A job as named arguments of its pipeline's call, limited to those that the pipeline has."""
 
 from __future__ import annotations
 

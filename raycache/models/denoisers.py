@@ -1,4 +1,4 @@
-"""What a pipeline calls in each step, whatever its class calls it, and what the cache knows of it."""
+"""The denoisers that a pipeline calls in each step, under any attribute name, and the cache's support for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service asks of a model family: all that differs between FLUX and whatever else diffusers can generate with.
+"""The interface of a model family: all that differs between FLUX and the other models of diffusers.
 
 Most of it is data. A pipeline brings its own encoding and its own tail, and takes arguments by name
 (:mod:`raycache.models.arguments`); a family says what a request may ask of it, and what cannot be read from the files.

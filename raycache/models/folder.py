@@ -1,4 +1,4 @@
-"""What a model's folder says of the model before it is loaded, and what it lacks. Imports no torch."""
+"""What a model's folder says about the model before it is loaded, and which files are missing."""
 
 from __future__ import annotations
 

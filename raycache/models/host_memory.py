@@ -1,4 +1,4 @@
-"""What reading a model's weights costs each rank in host memory.
+"""The host memory that reading a model's weights costs each rank.
 
 diffusers and transformers map safetensors files into memory and leave the tensors there when their type stays as it
 is: all ranks of a node share the pages that the kernel read once, and ``pipe.to(device)`` copies from them straight to

@@ -1,4 +1,4 @@
-"""Families of images that differ from each other in little more than names: CFG in one batch, latents as they are."""
+"""Families of image models that differ in little more than names: CFG in one batch, latents as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From latents of flow matching to pixels, on rank 0: what families whose VAE is scaled and shifted share."""
+"""From latents of flow matching to pixels, on rank 0: shared by families whose VAE is scaled and shifted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the files of the settings' LoRAs are, and what speaks against one before it is loaded. Imports no torch."""
+"""Finds the files of the settings' LoRAs, and checks them before they are loaded."""
 
 from __future__ import annotations
 

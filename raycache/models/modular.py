@@ -1,4 +1,4 @@
-"""diffusers' modular pipelines, loaded and called as others are: inputs by name, and a workflow for each task."""
+"""diffusers' modular pipelines, loaded and called like others: inputs by name, and one workflow per task."""
 
 from __future__ import annotations
 

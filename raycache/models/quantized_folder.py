@@ -1,4 +1,4 @@
-"""How the parts of a model's folder are quantized, and what the settings say of that. Imports no torch."""
+"""How the parts of a model's folder are quantized, compared with the settings."""
 
 from __future__ import annotations
 

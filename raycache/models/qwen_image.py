@@ -1,4 +1,4 @@
-"""Qwen-Image: text of free length, guided by a negative prompt in calls of its own, a VAE that is Wan's."""
+"""Qwen-Image: text of any length, guidance by a negative prompt in separate calls, Wan's VAE."""
 
 from __future__ import annotations
 

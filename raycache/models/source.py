@@ -1,4 +1,4 @@
-"""Finding the model that the settings name: a folder, the hub, or one of the models this project makes.
+"""Finds the model that the settings name: a folder, the hub, or one of the models of this project.
 
 Imports no torch, so that the builder may look before anything is deployed.
 """

@@ -1,4 +1,4 @@
-"""Text encoders that stand apart from their pipeline: loaded on one rank only, on its device or on the CPU.
+"""Text encoders separate from their pipeline: loaded on one rank only, on its device or on the CPU.
 
 Where they are left out a stand-in tells their class, config and type, which pipelines ask for, and cannot be called.
 """

@@ -1,4 +1,4 @@
-"""Presets: one word of a request (``quality``) for cache options, held in one file per model.
+"""Presets: named cache options (a request's ``quality``), in one file per model.
 
 ``python -m raycache.tune`` makes such a file by measuring. A model without one has ``exact`` only: a threshold that
 fits one model harms the images of another.

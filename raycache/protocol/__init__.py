@@ -1,1 +1,1 @@
-"""What two processes must agree on: requests, jobs, answers, errors. Neither Ray nor torch."""
+"""The data that processes exchange: requests, jobs, answers, errors."""

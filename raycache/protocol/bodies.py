@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests: what decides the result, and what OpenAI's clients may send besides."""
+"""Bodies of HTTP requests: the fields that decide the result, and others that OpenAI's clients may send."""
 
 from __future__ import annotations
 

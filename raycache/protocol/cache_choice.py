@@ -1,4 +1,4 @@
-"""Which cache options a request gets, and whether they fit the model's blocks."""
+"""The cache options of a request, and whether they fit the model's blocks."""
 
 from __future__ import annotations
 

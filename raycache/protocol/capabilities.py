@@ -1,4 +1,4 @@
-"""What is known of a model: where it is, what it is, and what can be asked of it."""
+"""What is known of a model: its location, its kind, and what it can generate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests that bring pictures, as JSON or as a form of parts."""
+"""Bodies of HTTP requests that carry pictures, as JSON or as a form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that begin with pictures: image to image, edit by instruction, inpainting."""
+"""Requests that start from pictures: image to image, edit by instruction, inpainting."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["EditRequest"]
 
 
 class EditRequest(GenerationRequest):
-    """One request for ``n`` images that are made of others.
+    """One request for ``n`` images made from other pictures.
 
-    What it brings says the task: with ``mask`` inpainting, else with ``strength`` image to image, else an edit by the
-    prompt's instruction. Where the model has image to image and no edit, it is that, with
+    Its fields select the task: inpainting with ``mask``, else image to image with ``strength``, else an edit by the
+    prompt's instruction. If the model has image to image but no edit, the latter becomes image to image with
     :data:`raycache.protocol.tasks.USUAL_STRENGTH`.
 
-    Files are read and decoded when the request is made, so a ``Path`` is one of the caller's machine, and pixels are
-    what crosses handles.
+    Files are read and decoded when the request is made, so a ``Path`` is a path on the caller's machine, and handles
+    transfer pixels.
 
     Raises:
         RequestError: 400: a picture cannot be read.
@@ -35,13 +35,13 @@ class EditRequest(GenerationRequest):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     image: SkipValidation[PictureSource | Sequence[PictureSource]] = Field(
-        repr=False, description="One picture or several; of several the first is what is redrawn."
+        repr=False, description="One picture or several; if several, the first is the one to change."
     )
     mask: SkipValidation[PictureSource | None] = Field(
-        default=None, repr=False, description="What of the first picture is drawn anew."
+        default=None, repr=False, description="The area of the first picture that is generated again."
     )
     strength: float | None = Field(
-        default=None, gt=0, le=1, allow_inf_nan=False, description="How much of the first picture is given up."
+        default=None, gt=0, le=1, allow_inf_nan=False, description="The share of the first picture that is given up."
     )
 
     @field_validator("image", mode="before")
@@ -49,7 +49,7 @@ class EditRequest(GenerationRequest):
     def _pictures(cls, value: Any) -> tuple[np.ndarray, ...]:
         sources = list(value) if isinstance(value, list | tuple) else [value]
         if not sources:
-            raise invalid("image", "an edit needs a picture at least")
+            raise invalid("image", "an edit needs a picture, at least one")
         if len(sources) == 1:
             return (as_picture(sources[0]),)
         return tuple(as_picture(source, f"image[{index}]") for index, source in enumerate(sources))
@@ -60,7 +60,7 @@ class EditRequest(GenerationRequest):
         return None if value is None else as_mask(value)
 
     def inputs(self) -> JobInputs:
-        """The pictures, and the task that they are for."""
+        """The pictures, and their task."""
         return JobInputs(
             task=task_of(mask=self.mask is not None, strength=self.strength),
             pictures=cast(tuple[np.ndarray, ...], self.image),

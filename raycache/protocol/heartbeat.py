@@ -1,4 +1,4 @@
-"""What a rank says of itself, and of what failed on it. Light to import: the engine reads it without torch."""
+"""The status of a rank, and of a failure on it."""
 
 from __future__ import annotations
 

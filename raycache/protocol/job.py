@@ -1,4 +1,4 @@
-"""What the service hands to a gang, and what it gets back."""
+"""A job for a gang, and its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a job ends without a result, and how a gang does: what the engine turns into answers."""
+"""How a job, or a gang, ends without a result; the engine turns these into answers."""
 
 from __future__ import annotations
 

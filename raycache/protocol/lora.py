@@ -1,4 +1,4 @@
-"""A LoRA as requests name it: by a name of the settings' list, never by a path."""
+"""A LoRA in a request: named from the settings' list, never by a path."""
 
 from __future__ import annotations
 

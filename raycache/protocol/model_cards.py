@@ -1,4 +1,4 @@
-"""What clients are told of a model: its names, what it can do, what is in force, and whether it serves."""
+"""The public description of a model: its names, capabilities, values in force, and whether it serves."""
 
 from __future__ import annotations
 

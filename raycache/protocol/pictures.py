@@ -1,4 +1,4 @@
-"""Input pictures: from the bytes of a file, which anybody may have made, to an array of pixels.
+"""Input pictures: from the bytes of an untrusted file to an array of pixels.
 
 Size, format and number of frames are read from a file's header and checked before any of it is decoded.
 """

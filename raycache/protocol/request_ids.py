@@ -1,4 +1,4 @@
-"""Ids that clients give to their requests: they go to logs and back in headers, so only what both can hold is kept."""
+"""Request ids given by clients: they appear in logs and headers, so only characters valid in both are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything about a request that can be known to be wrong before a GPU is touched.
+"""Checks all that can be checked of a request before a GPU is used.
 
 ``resolve`` either refuses with the field, the reason and the nearest legal values, or returns a request that says
 everything: no None is left for the ranks to interpret, so what runs is a pure function of what is returned.

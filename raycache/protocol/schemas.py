@@ -20,7 +20,7 @@ from raycache.protocol.sound import Sound
 from raycache.settings import Policy
 from raycache.size import Size
 
-#: What a request gets that does not say, and the least that one which says may say.
+#: By field: what a request without it gets, and the least legal value.
 _LEFT_OUT: dict[str, tuple[str, float]] = {
     "seed": ("a random seed", 0),
     "num_inference_steps": ("this server's default", 1),
@@ -32,13 +32,13 @@ _LEFT_OUT: dict[str, tuple[str, float]] = {
 class GenerationRequest(BaseModel):
     """One request for ``n`` images. Fields that are None take the deployment's defaults.
 
-    Only what can be judged without knowing the deployment is judged here; the rest (limits, divisibility, options
-    against the model's blocks) is checked by :mod:`raycache.protocol.resolve` before a GPU is touched.
+    This model checks only what does not depend on the deployment; :mod:`raycache.protocol.resolve` checks the rest
+    (limits, divisibility, options against the model's blocks) before a GPU is used.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    # No repr: whatever prints a request, a log line above all, must not print what the user wrote.
+    # No repr: nothing that prints a request, above all no log line, may print what the user wrote.
     prompt: str = Field(min_length=1, repr=False, description="What to draw.")
     model: str | None = Field(
         default=None, description="Name or alias of a model of this service; null = its default model."
@@ -57,7 +57,7 @@ class GenerationRequest(BaseModel):
         description="How closely to follow the prompt, as in diffusers.",
     )
     negative_prompt: str | None = Field(
-        default=None, repr=False, description="What to guide away from; for models that read one."
+        default=None, repr=False, description="What to avoid; for models that take one."
     )
     true_cfg_scale: float | None = Field(
         default=None,
@@ -88,28 +88,28 @@ class GenerationRequest(BaseModel):
     )
     priority: Priority = Field(
         default="normal",
-        description="Beside others' requests one of `high` gets four times the time of `normal`, and `low` a quarter; "
-        "a key may be allowed less.",
+        description="`high` gets four times the time of `normal`, and `low` a quarter, while other requests run; "
+        "a key may be limited to less.",
     )
     partial_images: int = Field(default=0, ge=0, le=3, description="Previews sent by a streaming call.")
     user: str | None = Field(default=None, description="Accepted and ignored.")
 
     def inputs(self) -> JobInputs:
-        """What the job begins with besides its prompt; other tasks' requests bring more."""
+        """The job's inputs besides its prompt; requests of other tasks have more."""
         return TEXT_ONLY
 
     def fitted(self, model: Capabilities, limits: LimitSettings) -> GenerationRequest:
-        """This request in what ``model`` can make: a video's has a number of frames."""
+        """This request with values that ``model`` supports: that of a video gets a number of frames."""
         return self
 
     def frames_a_second(self, model: Capabilities) -> float:
-        """Of the video that is made; 0 for images."""
+        """Frames per second of the video; 0 for images."""
         return 0.0
 
     @field_validator(*_LEFT_OUT, mode="before")
     @classmethod
     def _chosen_here(cls, value: Any, info: ValidationInfo) -> Any:
-        """Elsewhere -1 means "choose for me"."""
+        """In other APIs -1 means "choose for me"."""
         if isinstance(value, int | float) and value < 0:
             assert info.field_name is not None  # a field's validator has a field
             means, least = _LEFT_OUT[info.field_name]
@@ -120,17 +120,17 @@ class GenerationRequest(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest:
-    """All that decides the images, checked and without a None; :func:`raycache.protocol.resolve.resolve` makes it.
+    """All that determines the images, checked and without None; made by :func:`raycache.protocol.resolve.resolve`.
 
     Attributes:
         seed: of the first image; image k is generated from seed + k.
-        quality: what drew it was asked for by this word; ``auto`` where ``cache`` was given.
+        quality: the requested preset; ``auto`` if ``cache`` was given.
         timeout_s: seconds from arrival.
         partial_images: previews that a streaming call gets.
-        inputs: pictures and what else the task begins with.
-        fps: frames a second of a video; 0 for images.
-        calls_per_step: of the transformer.
-        lora: that it is drawn with.
+        inputs: pictures and other inputs of the task.
+        fps: frames per second of a video; 0 for images.
+        calls_per_step: calls of the transformer per step.
+        lora: the LoRA that is used, or None.
     """
 
     prompt: str = field(repr=False)
@@ -154,7 +154,7 @@ class ResolvedRequest:
 
 
 class StageTimes(BaseModel):
-    """Seconds a request spent in each stage; ``queue``: all in which it waited, also while others had their turn."""
+    """Seconds that a request spent in each stage; ``queue`` is all waiting, also during the turns of other jobs."""
 
     queue: float = 0.0
     encode: float = 0.0
@@ -166,13 +166,13 @@ class GenerationResult(BaseModel):
     """What a handle call returns.
 
     Attributes:
-        images: uint8 arrays of shape [height, width, 3], RGB; of a video [frames, height, width, 3].
+        images: uint8 arrays of shape [height, width, 3], RGB; for a video [frames, height, width, 3].
         seeds: the seed each image was generated from.
-        report: decisions of the cache, ``CacheReport.to_dict()``; None when the request asked for no cache.
+        report: decisions of the cache, ``CacheReport.to_dict()``; None if the request asked for no cache.
         times: seconds per stage.
-        warnings: what was odd but not wrong, for the user to read.
-        fps: frames a second of a video; 0 for images.
-        sound: of the first video, where the model makes any.
+        warnings: what was unusual but not wrong, for the user to read.
+        fps: frames per second of a video; 0 for images.
+        sound: sound of the first video, if the model generates any.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -186,7 +186,7 @@ class GenerationResult(BaseModel):
     sound: SkipValidation[Sound | None] = Field(default=None, repr=False)
 
     def save(self, path: str) -> None:
-        """Write the first image to ``path``, whose suffix names the format; of videos the first, as MP4."""
+        """Write the first image to ``path``, whose suffix sets the format; or the first video, as MP4."""
         if self.fps:
             from raycache.protocol.video_files import write_video
 
@@ -199,14 +199,14 @@ class GenerationResult(BaseModel):
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One denoising step is done. Sent by streaming calls.
+    """One denoising step has finished. Sent by streaming calls.
 
     Attributes:
-        step: steps done, from 1.
-        steps: steps in all.
+        step: number of finished steps, from 1.
+        steps: total number of steps.
         cached: per image, whether the step reused the cache; empty when the request asked for no cache.
-        residual_diff: per image, the difference that was compared; None where none was.
-        seconds_left: estimate until the image is there; None before the engine knows.
+        residual_diff: per image, the difference that was compared; None if none was.
+        seconds_left: estimate until the image is ready; None before the engine knows.
     """
 
     step: int
@@ -218,7 +218,7 @@ class ProgressEvent:
 
 @dataclass(frozen=True)
 class PreviewEvent:
-    """A cheap look at what the images are becoming.
+    """A preview of the unfinished images.
 
     Attributes:
         index: 0-based number of the preview.
@@ -231,13 +231,13 @@ class PreviewEvent:
 
 @dataclass(frozen=True)
 class QueuedEvent:
-    """An engine has taken the job into its queue. Told over HTTP only, where it lets the status out before any step.
+    """An engine has admitted the job to its queue. Sent only over HTTP, so that the status goes out before any step.
 
-    Told again whenever its place has changed.
+    Sent again whenever its place in the queue changes.
 
     Attributes:
-        ahead: jobs that will be started before it, as predicted; None before an engine has taken it.
-        seconds_left: estimate until the image is there; None before the engine knows.
+        ahead: predicted number of jobs that will start before it; None before an engine has admitted it.
+        seconds_left: estimate until the image is ready; None before the engine knows.
     """
 
     ahead: int | None = None
@@ -246,20 +246,20 @@ class QueuedEvent:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """One engine replica, as it sees itself.
+    """The status that one engine replica reports.
 
     Attributes:
         replica: Serve's id of the replica; ``pid`` its process.
         ready: a warm gang without faults serves.
         queued: jobs admitted and not yet started.
-        running: ranks have a job, or several.
-        predicted_queue_s: seconds by which others delay a job that arrives now, as predicted.
-        gang: the gang's own words: jobs under way, ranks with their steps, restarts, faults.
-        model: that is loaded; requests give ``model_name``.
+        running: the ranks have at least one job.
+        predicted_queue_s: predicted seconds by which others delay a job that arrives now.
+        gang: the status of the gang: running jobs, ranks with their steps, restarts, faults.
+        model: the loaded model; requests name it ``model_name``.
         policy: limits and defaults in force.
-        user_config_refused: why the last ``user_config`` is not in force; None when it is.
-        start_s: how long it took to be ready, which another one would take too.
-        told_at: ``time.time()`` of all this; what the ingress passes on may be a second old.
+        user_config_refused: why the last ``user_config`` is not in force; None if it is.
+        start_s: seconds from start to ready, which another engine would take too.
+        told_at: ``time.time()`` of this status; the ingress may return one that is a second old.
     """
 
     replica: str

@@ -1,4 +1,4 @@
-"""Sizes of images: which can be drawn, which are nearest to one that cannot, and which a request means."""
+"""Image sizes: which are possible, which possible ones are nearest, and which one a request means."""
 
 from __future__ import annotations
 

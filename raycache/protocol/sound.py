@@ -1,4 +1,4 @@
-"""Sound that a model makes beside frames."""
+"""Sound that a model generates with its frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that are kept: what the store writes of each, and what it tells an ingress."""
+"""Kept jobs: the record that the store writes, and what it reports to an ingress."""
 
 from __future__ import annotations
 

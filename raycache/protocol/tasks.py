@@ -1,4 +1,4 @@
-"""What a task needs of a request, checked against what the model can do: pictures, a mask, strength, frames."""
+"""A task's inputs, checked against the model's capabilities: pictures, a mask, strength, frames."""
 
 from __future__ import annotations
 

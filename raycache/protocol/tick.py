@@ -1,4 +1,4 @@
-"""What the gang's thread tells every rank to do next, and what a rank says of it. Light to import: no torch."""
+"""The tick that the gang's thread sends to every rank, and a rank's report on it."""
 
 from __future__ import annotations
 

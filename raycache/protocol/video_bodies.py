@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests for videos, as JSON or as a form of parts."""
+"""Bodies of HTTP requests for videos, as JSON or as a form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames to a video file and its thumbnail, images to files."""
+"""Writes frames to a video file and its thumbnail, and images to files."""
 
 from __future__ import annotations
 

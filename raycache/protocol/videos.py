@@ -1,4 +1,4 @@
-"""What a video is asked with: OpenAI's videos API plus our own fields, the same for HTTP and Python handles."""
+"""Video requests: OpenAI's videos API plus our own fields, the same for HTTP and Python handles."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from raycache.protocol.tasks import nearest_frames
 
 __all__ = ["VideoFields", "VideoRequest"]
 
-#: Seconds of a video whose request names neither these nor frames, as OpenAI's; fewer where the limit says so.
+#: Seconds of a video without `seconds` and `num_frames`, as in OpenAI's API; fewer if the limit is lower.
 _SECONDS = 4.0
 
 
 class VideoFields(GenerationRequest):
-    """What every request for a video has, whatever it begins with."""
+    """The fields of every video request."""
 
-    n: int = Field(default=1, ge=1, le=1, description="One video a request.")
+    n: int = Field(default=1, ge=1, le=1, description="One video per request.")
     seconds: float | None = Field(
         default=None,
         gt=0,
         le=3600,
         allow_inf_nan=False,
-        description="Length; 4 where `num_frames` is not given either.",
+        description="Length in seconds; 4 if `num_frames` is not given either.",
     )
     num_frames: int | None = Field(default=None, ge=1, description="Frames, in place of `seconds`.")
     fps: float | None = Field(
@@ -39,27 +39,27 @@ class VideoFields(GenerationRequest):
         gt=0,
         le=120,
         allow_inf_nan=False,
-        description="Frames a second; default: as the model was trained.",
+        description="Frames per second; default: those of the model's training.",
     )
 
     @field_validator("seconds", mode="before")
     @classmethod
     def _as_number(cls, value: Any) -> Any:
-        """OpenAI's clients send a word: ``"4"``."""
+        """OpenAI's clients send a string: ``"4"``."""
         try:
             return float(value) if isinstance(value, str) else value
         except ValueError:
             return value
 
     def frames_a_second(self, model: Capabilities) -> float:
-        """As it is shown, however many frames there are."""
+        """Frames per second of the video file."""
         return self.fps or model.fps
 
     def fitted(self, model: Capabilities, limits: LimitSettings) -> Self:
-        """This request with frames and frames a second that ``model`` makes.
+        """This request with a number of frames and frames per second that ``model`` supports.
 
         Raises:
-            RequestError: 400 for ``seconds`` beside ``num_frames``, or more of them than are allowed.
+            RequestError: 400 for ``seconds`` together with ``num_frames``, or for more frames than are allowed.
         """
         if not model.frame_step:
             return self  # makes no videos, which is told of its task

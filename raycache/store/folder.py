@@ -1,4 +1,4 @@
-"""The folder behind the store: one folder a job, each change of it whole or not at all."""
+"""The folder behind the store: one folder per job, with atomic changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a store could keep jobs in a folder: looked at before anything is deployed, and nothing is left behind."""
+"""Checks that a store can keep jobs in a folder: before anything is deployed, and without leaving files behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All jobs of the store by what is asked of them: whose they are, what comes next, which are over. No disk."""
+"""All jobs of the store, indexed by key, by order of execution and by age."""
 
 from __future__ import annotations
 

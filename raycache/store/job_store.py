@@ -1,4 +1,4 @@
-"""Jobs in a folder, and their way to the engines: kept, begun, found again, deleted, expired."""
+"""Jobs in a folder, and their life cycle: kept, started, recovered, deleted, expired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests as they are kept: JSON, and a file for each picture that they bring."""
+"""Requests as they are kept: JSON, and one file for each picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what an engine generated to the files that are kept of it."""
+"""From the output of an engine to the files that are kept."""
 
 from __future__ import annotations
 

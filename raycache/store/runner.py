@@ -1,4 +1,4 @@
-"""Having kept jobs generated: a few at once, each until it is over, whichever engines die meanwhile."""
+"""Runs kept jobs on engines: a few at once, each until it ends, also if engines die meanwhile."""
 
 from __future__ import annotations
 

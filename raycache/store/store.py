@@ -1,4 +1,4 @@
-"""The store deployment: one replica that keeps jobs and has them generated, whoever asked and whatever became of them.
+"""The store deployment: one replica that keeps jobs and has them generated, independent of clients' connections.
 
 It asks engines as an ingress does, in its own name: its leases, its deadlines, its second engine after a loss. So a job
 hangs neither on a connection nor on an ingress. Errors that are answers are *returned*, as the engine's are.

@@ -1,1 +1,1 @@
-"""One rank, in a process and on a device of its own: torch."""
+"""One rank, with its own process and device: torch."""

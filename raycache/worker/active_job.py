@@ -1,4 +1,4 @@
-"""One job on one rank, from its prompt to its images: what its own pipeline call does, and what is noted meanwhile."""
+"""One job on one rank, from its prompt to its images: its pipeline call, and what is recorded meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which arguments of a transformer's call have a row for each image: a table by class, as diffusers has them."""
+"""Which arguments of a transformer's call have one row per image: a table by diffusers class."""
 
 from __future__ import annotations
 

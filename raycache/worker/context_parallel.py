@@ -1,4 +1,4 @@
-"""A transformer split over the ranks of its gang, checked against itself on one rank, and the group its ranks share."""
+"""A transformer split over the ranks of its gang, checked against its output on one rank, and its process group."""
 
 from __future__ import annotations
 

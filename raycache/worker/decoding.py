@@ -1,4 +1,4 @@
-"""Decoding on one rank: inside the tick that says so, or beside the calls of the ticks that follow.
+"""Decoding on one rank: inside the tick that requests it, or beside the calls of later ticks.
 
 On a GPU the images of finished jobs are decoded by a thread of its own, on a stream of its own: the device's free
 units do it while the transformer's next call runs. What a tick begins is collected at the end of the next one, by all

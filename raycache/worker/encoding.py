@@ -1,4 +1,4 @@
-"""A pipeline's own ``encode_prompt`` with a memory: what was asked with equal arguments before is not encoded again.
+"""A pipeline's own ``encode_prompt`` with a cache: equal arguments are not encoded again.
 
 Where one rank encodes for all, it alone remembers, and hands on what it made or knew: ranks need to agree on nothing.
 """

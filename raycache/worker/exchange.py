@@ -1,4 +1,4 @@
-"""Values with tensors in them from rank to rank: any structure, of which the others need to know nothing.
+"""Sends values that contain tensors, in any structure, from one rank to the others.
 
 The structure goes as a pickle with a number for each tensor, the tensors as the bytes of one buffer.
 """

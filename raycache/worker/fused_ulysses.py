@@ -1,4 +1,4 @@
-"""diffusers' Ulysses attention with query, key and value in one all-to-all, where it sends one for each.
+"""diffusers' Ulysses attention with query, key and value in one all-to-all instead of three.
 
 An attention then costs two messages to each peer instead of four, and gives the same bits. Tokens and heads need not
 divide among the ranks (:mod:`raycache.worker.uneven`).

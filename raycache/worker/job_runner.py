@@ -1,4 +1,4 @@
-"""The jobs of one rank: begins, steps, drops and decodes them as ticks say, many at once.
+"""The jobs of one rank: starts, steps, drops and decodes them as ticks say, many at once.
 
 Every rank carries out the same ticks, so all stand at the same place. A failure breaks its tick off, and nothing more
 is done until the gang knows of it (:attr:`~raycache.protocol.tick.Tick.knows`): a rank that went on alone would meet

@@ -1,4 +1,4 @@
-"""One job's own view of a pipeline: all of the real one, but what computes is handed over to whoever drives the job.
+"""One job's own view of a pipeline: identical to the real one, but its heavy calls are delegated to the driver.
 
 In the place of each denoiser and of the VAE stands an object that passes everything on but the call: a job is
 suspended there. So a pipeline runs unmodified, from its arguments to its images, and its own tail (unpacking, scaling,

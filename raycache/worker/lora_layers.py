@@ -1,4 +1,4 @@
-"""LoRAs in a transformer's linear layers, of which each call has one or none: two ways, without and with compiling."""
+"""LoRAs in a transformer's linear layers, at most one per call: two ways, without and with compiling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LoRA's file as matrices for the transformer's linear layers, checked against them before any is touched."""
+"""A LoRA's file as matrices for the transformer's linear layers, checked against them before any is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hook through which tests and benchmarks watch a rank, and break it at a step that no signal could hit."""
+"""The hook through which tests and benchmarks watch a rank, and inject faults at an exact step."""
 
 from __future__ import annotations
 

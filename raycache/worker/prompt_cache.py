@@ -1,4 +1,4 @@
-"""Encoded prompts that were used lately, bounded in bytes. Equal on all ranks, which are told the same ticks."""
+"""Recently used encoded prompts, bounded in bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One report of a job whose pipeline has several denoisers: each has a session of the cache of its own."""
+"""One report of a job whose pipeline has several denoisers, each with its own cache session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a split transformer still computes what it computed on one rank, asked once at load.
+"""Checks once, at load, that a split transformer computes the same as on one rank.
 
 A road may break with any version of diffusers or ParaAttention, and need not say so: SD3 with a plan alone is off by
 23 %. So the whole transformer is called on every rank before it is split, and on all of them together afterwards, with

@@ -1,4 +1,4 @@
-"""Qwen-Image 2.1's attention over ranks: heads are exchanged before it, so that it has all tokens in some heads.
+"""Qwen-Image 2.1's attention over ranks: heads are exchanged first, so that each rank has all tokens of some heads.
 
 It calls torch's attention once for each part of the text and each picture, with keys up to that part's end. So its own
 code must see the whole sequence, normalize and turn it, and keep keys and values, if it is told to, of this rank's

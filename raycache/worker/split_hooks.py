@@ -1,4 +1,4 @@
-"""Hooks that split the tokens of a transformer's modules over the ranks, and put them together again."""
+"""Hooks that split the tokens of a transformer's modules over the ranks, and gather them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small inputs for every transformer class that can be split, made from its config: one image, a few tokens a rank.
+"""Small inputs for every transformer class that can be split, from its config: one image, a few tokens per rank.
 
 A rank has 4 image tokens and 2 text tokens, as far as the class lets choose. Where pipelines give a mask of the text,
 its last token is masked. Classes of 2026 are in :mod:`raycache.worker.split_newer_inputs`.

@@ -1,4 +1,4 @@
-"""What small inputs of transformers are made from: numbers that are the same on all ranks, and parts many have."""
+"""Building blocks of small transformer inputs: numbers that are the same on all ranks, and common parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of different jobs as one call of their transformer: what must be equal, what is stacked, whose the answer is.
+"""Calls of different jobs as one call of their transformer: what must be equal, what is stacked, how it is split.
 
 What has a row for each image is in a table (:mod:`raycache.worker.call_rows`). Everything else must be equal, or two
 calls do not join.

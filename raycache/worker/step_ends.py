@@ -1,4 +1,4 @@
-"""The end of each step of a pipeline's call, told alike by those that have a callback and those that have none."""
+"""The end of each step of a pipeline's call, reported alike for pipelines with and without a callback."""
 
 from __future__ import annotations
 

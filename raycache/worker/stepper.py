@@ -1,4 +1,4 @@
-"""Many jobs on one rank, step by step: each is a pipeline call of its own, suspended where it calls a denoiser.
+"""Many jobs on one rank, step by step: each is its own pipeline call, suspended where it calls a denoiser.
 
 A job runs an unmodified diffusers pipeline in a greenlet, with a view of its own (:mod:`raycache.worker.job_view`).
 The job's whole state is its own stack. Whoever drives the stepper says which of the waiting calls are run together; a

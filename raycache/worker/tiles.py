@@ -1,4 +1,4 @@
-"""A VAE's own decoding by tiles, in two passes around the work itself, so that ranks can share the work.
+"""A VAE's own tiled decoding, in two passes around the actual work, so that ranks can share the work.
 
 The first pass notes what the VAE calls its decoder with, tile by tile. Then tiles are computed, in any order, anywhere.
 The last pass hands the VAE what was computed, and it puts tiles together as it always does. Nothing of that is repeated

@@ -1,4 +1,4 @@
-"""Tokens and attention heads that need not divide among the ranks: who has how many, and the exchanges between ranks.
+"""Tokens and attention heads that need not divide evenly among the ranks: shares, and exchanges between ranks.
 
 Of any number, rank r of N has what ``torch.tensor_split`` gives it: the first ranks one more than the others. So every
 rank knows all sizes from the whole number alone: no message tells them, and nothing is padded.

@@ -1,1 +1,1 @@
-"""Routes by what they are about; :func:`raycache.ingress.api.build_http_app` puts them together."""
+"""Routes by topic; :func:`raycache.ingress.api.build_http_app` combines them."""

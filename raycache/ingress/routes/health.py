@@ -1,4 +1,4 @@
-"""What probes ask. Without a key they learn the status only."""
+"""Endpoints for probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images asked for with `Prefer: respond-async`: kept jobs, whose result is what a client who waits would get."""
+"""Images requested with ``Prefer: respond-async``: kept jobs with the same result as a synchronous request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models of this service and their other names, as OpenAI's clients list them, with what each can do."""
+"""The models of this service and their aliases, in the format of OpenAI's API, with their capabilities."""
 
 from __future__ import annotations
 

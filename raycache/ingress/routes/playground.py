@@ -1,4 +1,4 @@
-"""The page to try the service with: static files, which ask of the API what any other client asks."""
+"""The playground: static files that use the same API as any other client."""
 
 from __future__ import annotations
 

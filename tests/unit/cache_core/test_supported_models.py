@@ -55,7 +55,7 @@ def test_an_unsupported_transformer_is_refused_with_the_reason():
         num_attention_heads=2, attention_head_dim=4, num_layers=2, embedding_dim=8, num_embeddings=4
     )
     with (
-        pytest.raises(UnsupportedModelError, match="PriorTransformer cannot be cached: draws an embedding"),
+        pytest.raises(UnsupportedModelError, match="PriorTransformer cannot be cached: generates an embedding"),
         cache_session(model, NoCacheOptions()),
     ):
         pass
