@@ -1,6 +1,6 @@
 """README's picture of the page at ``/``: a real service, a real image, and the exact one beside it under the slider.
 
-    python -m benchmarks.playground_picture [--url URL] [--out page.png] [--dark] [--width 360]
+    python -m benchmarks.playground_picture [--url URL] [--doc | --out page.png] [--dark] [--width 360]
 
 Starts ``serve_configs/laptop_dbcache.yaml`` unless ``--url`` names a service; needs Chromium on PATH.
 README's picture is the light and wide one.
@@ -19,10 +19,10 @@ import httpx
 import typer
 from playwright.sync_api import Page, expect, sync_playwright
 
+from benchmarks.places import doc_option, place
 from benchmarks.serving import PATH, application, settings_of
 
 _ROOT = Path(__file__).parents[1]
-_PICTURE = _ROOT / "docs" / "images" / "playground.png"
 _CONFIG = _ROOT / "serve_configs" / "laptop_dbcache.yaml"
 #: Milliseconds in which an image must be there.
 _PATIENCE_MS = 180_000
@@ -30,7 +30,8 @@ _PATIENCE_MS = 180_000
 
 def main(
     url: Annotated[str | None, typer.Option(help="A service that runs; default: one is started.")] = None,
-    out: Annotated[Path, typer.Option(help="The file.")] = _PICTURE,
+    out: Annotated[Path | None, typer.Option(help="draw into this file")] = None,
+    doc: bool = doc_option(),
     dark: Annotated[bool, typer.Option(help="As in dark mode.")] = False,
     width: Annotated[int, typer.Option(help="Of the window, in pixels; below 600 it is a phone's.")] = 1180,
     prompt: Annotated[str, typer.Option(help="What is drawn.")] = "a red circle left of a blue square",
@@ -41,6 +42,7 @@ def main(
     browser = shutil.which("chromium")
     if browser is None:
         raise typer.BadParameter("no `chromium` on PATH, with which the picture is taken; install it")
+    out = out or place("images/playground.png", doc)
     with contextlib.ExitStack() as stack:
         url = url or stack.enter_context(application(settings_of(_CONFIG, tiny=False)))
         page = stack.enter_context(_page(browser, "dark" if dark else "light", width))

@@ -55,3 +55,13 @@ def opened(context: BrowserContext, url: str, allowed: tuple[str, ...] = ()) -> 
         yield page
     assert not [text for text in told if not any(part in text for part in allowed)]
     assert not [address for address in asked if not address.startswith((url, "data:", f"blob:{origin}/"))]
+
+
+def choose(page: Page, quality: str) -> None:
+    page.get_by_role("radio", name=quality, exact=True).check()
+
+
+def ask(page: Page, prompt: str) -> None:
+    page.get_by_role("radio", name="Fast", exact=True).wait_for(state="attached")
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("button", name="Draw", exact=True).click()
