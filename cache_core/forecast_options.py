@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -13,7 +13,41 @@ from cache_core.option_kinds import StepLimit, Threshold, never_judged, no_block
 __all__ = ["BudgetCacheOptions", "ForecastCacheOptions", "ScheduleCacheOptions"]
 
 
-class ForecastCacheOptions(MethodOptions):
+class _Forecasting(MethodOptions):
+    """What methods have in common that forecast the middle between Fn and Bn blocks; all Bn blocks always run."""
+
+    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
+    Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
+    tail_threshold: ClassVar[float] = 0.0
+
+    if TYPE_CHECKING:  # each method says its own bounds and defaults
+        Fn_compute_blocks: int
+        Bn_compute_blocks: int
+        warmup_steps: int
+        forecast_nodes: int
+
+    @property
+    def taylor_order(self) -> int:
+        """Order of the polynomial through as many nodes."""
+        return self.forecast_nodes - 1
+
+    @property
+    def computed_steps(self) -> int:
+        return self.warmup_steps
+
+    def check(self, num_blocks: int) -> None:
+        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
+
+
+class _Unlimited(_Forecasting):
+    """Neither a limit of steps nor a threshold is in force."""
+
+    max_cached_steps: ClassVar[int] = -1
+    max_continuous_cached_steps: ClassVar[int] = -1
+    residual_diff_threshold: ClassVar[float] = math.inf
+
+
+class ForecastCacheOptions(_Forecasting):
     """The middle blocks are forecast where the forecast holds for the first ones, with weights fitted on them.
 
     Args:
@@ -30,10 +64,6 @@ class ForecastCacheOptions(MethodOptions):
 
     policy = "cache_core.policies.forecast_block:ForecastBlock"
     thresholds = frozenset({"residual_diff_threshold"})
-    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
-
-    #: All Bn blocks always run.
-    Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
 
     type: Literal["ForecastCache"] = "ForecastCache"
     Fn_compute_blocks: int = Field(default=1, ge=1)
@@ -44,20 +74,6 @@ class ForecastCacheOptions(MethodOptions):
     residual_diff_threshold: Threshold = 0.04
     forecast_nodes: Annotated[int, Field(ge=2, le=3)] = 3
 
-    @property
-    def taylor_order(self) -> int:
-        """Order of the polynomial through as many nodes."""
-        return self.forecast_nodes - 1
-
-    @property
-    def tail_threshold(self) -> float:
-        """No Bn block is compared."""
-        return 0.0
-
-    @property
-    def computed_steps(self) -> int:
-        return self.warmup_steps
-
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
         return [
             *never_judged(self, steps),
@@ -65,11 +81,8 @@ class ForecastCacheOptions(MethodOptions):
             *no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks),
         ]
 
-    def check(self, num_blocks: int) -> None:
-        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
 
-
-class BudgetCacheOptions(MethodOptions):
+class BudgetCacheOptions(_Unlimited):
     """ForecastCache without a threshold: as many steps are computed as ``speedup`` allows, those that need it most.
 
     Args:
@@ -87,14 +100,6 @@ class BudgetCacheOptions(MethodOptions):
 
     policy = "cache_core.policies.budget_block:BudgetBlock"
     thresholds = frozenset({"speedup", "typical_error"})
-    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
-
-    #: All Bn blocks always run, and neither a limit nor a threshold is in force.
-    Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
-    max_cached_steps: ClassVar[int] = -1
-    max_continuous_cached_steps: ClassVar[int] = -1
-    residual_diff_threshold: ClassVar[float] = math.inf
-    tail_threshold: ClassVar[float] = 0.0
 
     type: Literal["BudgetCache"] = "BudgetCache"
     speedup: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0
@@ -104,15 +109,6 @@ class BudgetCacheOptions(MethodOptions):
     warmup_steps: int = Field(default=4, ge=0)
     forecast_nodes: Annotated[int, Field(ge=2, le=3)] = 3
     typical_error: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.012
-
-    @property
-    def taylor_order(self) -> int:
-        """Order of the polynomial through as many nodes."""
-        return self.forecast_nodes - 1
-
-    @property
-    def computed_steps(self) -> int:
-        return self.warmup_steps
 
     def for_steps(self, steps: int) -> Self:
         return self if self.num_steps else self.model_copy(update={"num_steps": steps})
@@ -143,14 +139,11 @@ class BudgetCacheOptions(MethodOptions):
         nothing = f"speedup={self.speedup:g} and warmup_steps={self.warmup_steps} leave no step of {steps} to reuse"
         return covered or ([nothing] if all_of_them else [])
 
-    def check(self, num_blocks: int) -> None:
-        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
-
     def _always(self, num_blocks: int) -> float:
         return min(1.0, (self.Fn_compute_blocks + self.Bn_compute_blocks) / num_blocks)
 
 
-class ScheduleCacheOptions(MethodOptions):
+class ScheduleCacheOptions(_Unlimited):
     """A fixed schedule of computed steps, with a forecast between them: what any rule that looks has to beat.
 
     Args:
@@ -165,14 +158,6 @@ class ScheduleCacheOptions(MethodOptions):
     """
 
     policy = "cache_core.policies.scheduled_block:ScheduledBlock"
-    structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
-
-    #: All Bn blocks always run, and neither a limit nor a threshold is in force.
-    Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
-    max_cached_steps: ClassVar[int] = -1
-    max_continuous_cached_steps: ClassVar[int] = -1
-    residual_diff_threshold: ClassVar[float] = math.inf
-    tail_threshold: ClassVar[float] = 0.0
 
     type: Literal["ScheduleCache"] = "ScheduleCache"
     Fn_compute_blocks: int = Field(default=1, ge=1)
@@ -182,15 +167,6 @@ class ScheduleCacheOptions(MethodOptions):
     steps_computation_mask: tuple[bool, ...] = ()
     forecast_nodes: Annotated[int, Field(ge=1, le=3)] = 2
     fit_weights: bool = False
-
-    @property
-    def taylor_order(self) -> int:
-        """Order of the polynomial through as many nodes."""
-        return self.forecast_nodes - 1
-
-    @property
-    def computed_steps(self) -> int:
-        return self.warmup_steps
 
     def computes(self, step: int) -> bool:
         """Whether step ``step``, from 0, is computed."""
@@ -214,6 +190,3 @@ class ScheduleCacheOptions(MethodOptions):
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
         nothing = "the schedule computes every step" if all(map(self.computes, range(steps))) else ""
         return [*filter(None, [nothing]), *no_block_between(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)]
-
-    def check(self, num_blocks: int) -> None:
-        check_ends(self.Fn_compute_blocks, self.Bn_compute_blocks, num_blocks)
