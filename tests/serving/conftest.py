@@ -25,6 +25,7 @@ from raycache.protocol.job import Job
 from raycache.settings import AppSettings
 from raycache.testing.inject import engines
 from raycache.testing.planned_faults import enable_planned_faults
+from tests.helpers.forked_worker import forked_workers
 from tests.helpers.jobs import make_job
 from tests.helpers.starting import started
 
@@ -62,7 +63,7 @@ def local_ray() -> Iterator[None]:
             log_to_driver=False,
         )
 
-    with started("Ray", start, ray.shutdown):
+    with forked_workers(), started("Ray", start, ray.shutdown):
         yield
 
 
