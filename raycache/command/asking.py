@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 from rich.progress import Progress, TaskID
 
+from raycache.command.drawn import Drawn
 from raycache.command.telling import USAGE
 
 __all__ = ["ServiceError", "ask", "events_in", "is_service"]
@@ -40,16 +41,13 @@ def is_service(url: str) -> bool:
         return False
 
 
-def ask(url: str, request: dict[str, Any], bar: Progress, task: TaskID) -> tuple[bytes, str, list[str]]:
+def ask(url: str, request: dict[str, Any], bar: Progress, task: TaskID) -> Drawn:
     """One image.
 
     Args:
         url: of the service, with its prefix.
         request: body of ``POST /v1/images/generations``.
         bar, task: shows its steps.
-
-    Returns:
-        The encoded image, what is told of it, and warnings.
 
     Raises:
         ServiceError: nobody answers there, the request was refused, or it failed.
@@ -73,12 +71,22 @@ def ask(url: str, request: dict[str, Any], bar: Progress, task: TaskID) -> tuple
                 elif event["type"] == "error":
                     raise ServiceError(f"{url}: {event['error']['message']}")
                 elif event["type"].endswith(".completed"):
-                    seconds = sum(event["times"].values())
-                    line = f"{event['size']}, seed {event['seed']}, {seconds:.1f} s at {url}"
-                    return base64.b64decode(event["b64_json"]), line, event["warnings"]
+                    return _drawn(url, event)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(f"no service answers at {url}: {error}; `raycache serve` starts one") from None
     raise ServiceError(f"{url}: the stream ended without an image")
+
+
+def _drawn(url: str, event: dict[str, Any]) -> Drawn:
+    seconds = sum(event["times"].values())
+    report = event.get("report")  # none without a cache
+    return Drawn(
+        image=base64.b64decode(event["b64_json"]),
+        line=f"{event['size']}, seed {event['seed']}, {seconds:.1f} s at {url}",
+        warnings=event["warnings"],
+        seconds=seconds - event["times"].get("queue", 0.0),
+        computed_share=report["totals"]["computed_block_fraction"][0] if report else 1.0,
+    )
 
 
 def events_in(lines: Iterable[str]) -> Iterator[dict[str, Any]]:

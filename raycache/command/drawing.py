@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.progress import Progress, TaskID
 
 from raycache.command.configs import find_config
+from raycache.command.drawn import Drawn
 from raycache.command.serve_config import Changes, read_service
 from raycache.models.folder import capabilities_told
 from raycache.models.registry import family_of
@@ -21,43 +23,56 @@ from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.quiet import be_quiet
 from raycache.settings import AppSettings, ModelSettings
 
-__all__ = ["DrawingError", "draw_here"]
+if TYPE_CHECKING:
+    from cache_core import CacheReport
+
+__all__ = ["BundledModel", "DrawingError"]
 
 
 class DrawingError(ValueError):
     """The request cannot be drawn; the message says which part of it, and what would be right."""
 
 
-def draw_here(request: dict[str, Any], bar: Progress, task: TaskID) -> tuple[bytes, str, list[str]]:
-    """One image by the bundled model, with the laptop configuration's defaults and limits.
+class BundledModel:
+    """The bundled model, with the laptop configuration's defaults and limits; its weights are read once."""
 
-    Args:
-        request: fields of a :class:`GenerationRequest`.
-        bar, task: shows its steps.
+    def __init__(self) -> None:
+        (self._settings,) = read_service(find_config("laptop"), Changes()).settings.engines
 
-    Returns:
-        The encoded image, what is told of it, and warnings.
+    @cached_property
+    def _pipe(self) -> Any:
+        be_quiet()
+        return _loaded(self._settings.model)
 
-    Raises:
-        DrawingError: the request is wrong.
-    """
-    (settings,) = read_service(find_config("laptop"), Changes()).settings.engines
-    asked, wanted = _resolved(request, settings)
-    be_quiet()
-    pipe, began = _loaded(settings.model), time.perf_counter()
-    bar.update(task, description="drawing", total=wanted.num_inference_steps)
+    def draw(self, request: dict[str, Any], bar: Progress, task: TaskID) -> Drawn:
+        """One image.
 
-    def step_ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        bar.update(task, completed=step + 1)
-        return tensors
+        Args:
+            request: fields of a :class:`GenerationRequest`.
+            bar, task: shows its steps.
 
-    image, cached = _image(pipe, wanted, step_ended)
-    seconds = time.perf_counter() - began
-    saved = f"{cached} of {wanted.num_inference_steps} steps from the cache"
-    line = f"{wanted.size}, seed {wanted.seed}, {seconds:.1f} s in this process, {saved}"
-    family = family_of(type(pipe).__name__, "demo")
-    warnings = family.request_warnings(wanted.prompt, wanted.size)
-    return encode(image, asked.output_format, asked.output_compression), line, warnings
+        Raises:
+            DrawingError: the request is wrong.
+        """
+        asked, wanted = _resolved(request, self._settings)
+        pipe, began = self._pipe, time.perf_counter()
+        bar.update(task, description="drawing", completed=0, total=wanted.num_inference_steps)
+
+        def step_ended(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            bar.update(task, completed=step + 1)
+            return tensors
+
+        image, report = _image(pipe, wanted, step_ended)
+        seconds = time.perf_counter() - began
+        saved = f"{sum(report.cached_steps)} of {wanted.num_inference_steps} steps from the cache"
+        family = family_of(type(pipe).__name__, "demo")
+        return Drawn(
+            image=encode(image, asked.output_format, asked.output_compression),
+            line=f"{wanted.size}, seed {wanted.seed}, {seconds:.1f} s in this process, {saved}",
+            warnings=family.request_warnings(wanted.prompt, wanted.size),
+            seconds=seconds,
+            computed_share=next(iter(report.computed_block_fraction), 1.0),
+        )
 
 
 def _resolved(request: dict[str, Any], settings: AppSettings) -> tuple[GenerationRequest, ResolvedRequest]:
@@ -83,8 +98,8 @@ def _loaded(settings: ModelSettings) -> Any:
     return load_pipeline(settings, folder, torch.device("cpu"))
 
 
-def _image(pipe: Any, wanted: ResolvedRequest, step_ended: Any) -> tuple[Any, int]:
-    """uint8 ``[height, width, 3]``, and how many steps reused what was computed before."""
+def _image(pipe: Any, wanted: ResolvedRequest, step_ended: Any) -> tuple[Any, CacheReport]:
+    """uint8 ``[height, width, 3]``, and what the cache did."""
     import numpy as np
     import torch
 
@@ -105,4 +120,4 @@ def _image(pipe: Any, wanted: ResolvedRequest, step_ended: Any) -> tuple[Any, in
             callback_on_step_end=step_ended,
         )[0]
     image = (drawn[0] * 255).round().astype(np.uint8)
-    return image, sum(report.cached_steps)
+    return image, report

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from raycache import __version__
+from raycache.command.bench import bench
 from raycache.command.config import app as config
 from raycache.command.doctor import doctor
 from raycache.command.draw import draw
@@ -63,6 +64,7 @@ def run_tool(name: str, arguments: list[str]) -> None:
 
 app.command()(serve)
 app.command()(draw)
+app.command()(bench)
 app.command()(doctor)
 app.add_typer(config, name="config")
 

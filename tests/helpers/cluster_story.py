@@ -25,6 +25,7 @@ from raycache.gang.placement import placement_bundles
 from raycache.protocol.schemas import EngineStatus
 from raycache.settings import AppSettings
 from raycache.testing.planned_faults import PlannedFault, enable_planned_faults
+from tests.helpers.forked_worker import forked_workers
 
 #: A node is dead after so many missed checks, one a second; generous, for a busy machine.
 _CHECKS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 6, "health_check_initial_delay_ms": 0}
@@ -152,4 +153,5 @@ def main(model: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))
+    with forked_workers():
+        print(json.dumps(main(sys.argv[1])))

@@ -17,8 +17,8 @@ import socket
 import sys
 from typing import Any
 
-#: What takes ranks and Ray's workers long. Not Ray: it reads the environment, which is another in each child. Nothing of
-#: this project: a test may ask what of it a rank needs.
+#: What takes ranks and Ray's workers long. Not Ray: it reads the environment, which is another in each child. Nothing
+#: of this project: a test may ask what of it a rank needs.
 PRELOADED = (
     "av",
     "fastapi",

@@ -24,19 +24,21 @@ _CONTEXT = "--serialized-runtime-env-context="
 
 @contextmanager
 def forked_workers() -> Iterator[None]:
-    """Whatever Ray is started inside has workers of this kind, as long as this process lives."""
+    """Whatever Ray is started inside has workers of this kind, as long as this process lives.
+
+    A process that such a one has started takes the same servers.
+    """
+    import pytest
     from ray._private import ray_constants
 
     from tests.helpers.forking import fork_servers
 
-    own = ray_constants.SETUP_WORKER_FILENAME
-    os.environ[_SOCKETS] = os.pathsep.join(fork_servers())
-    ray_constants.SETUP_WORKER_FILENAME = str(Path(__file__).resolve())  # joined to Ray's folder, so it stays itself
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        if _SOCKETS not in os.environ:
+            patch.setenv(_SOCKETS, os.pathsep.join(fork_servers()))
+        # Ray joins it to the name of its own folder: an absolute path stays itself.
+        patch.setattr(ray_constants, "SETUP_WORKER_FILENAME", str(Path(__file__).resolve()))
         yield
-    finally:
-        ray_constants.SETUP_WORKER_FILENAME = own
-        del os.environ[_SOCKETS]
 
 
 def main(arguments: list[str]) -> None:

@@ -47,9 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def workers() -> Iterator[None]:
+    """Ray's workers cost what they do, not what imports cost."""
+    with forked_workers():
+        yield
+
+
+@pytest.fixture(scope="session")
+def local_ray(workers: None) -> Iterator[None]:
     """A Ray of our own, whose ranks fail where a prompt says so; its CPUs and GPUs are only numbers."""
     os.environ[VARIABLE] = CALLBACK  # as `make serve` and the image do; Serve's proxy inherits it
+    # Ray's own 15 lets whatever else the machine does, this process included, go before ranks and engines.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     enable_planned_faults()
 
     def start() -> None:
@@ -63,7 +72,7 @@ def local_ray() -> Iterator[None]:
             log_to_driver=False,
         )
 
-    with forked_workers(), started("Ray", start, ray.shutdown):
+    with started("Ray", start, ray.shutdown):
         yield
 
 

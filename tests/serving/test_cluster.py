@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def seen(tiny_model: Path) -> dict[str, Any]:
+def seen(workers: None, tiny_model: Path) -> dict[str, Any]:
     """What :mod:`tests.helpers.cluster_story` saw."""
     story = [sys.executable, "-m", "tests.helpers.cluster_story", str(tiny_model)]
     run = subprocess.run(story, cwd=ROOT, capture_output=True, text=True, timeout=500)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from raycache.command import draw as draw_module
+from raycache.command import drawn as drawn_module
 from raycache.command.main import app
 
 
@@ -79,7 +79,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def no_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw_module, "_HERE", "http://127.0.0.1:1")
+    monkeypatch.setattr(drawn_module, "HERE", "http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_drawn(out: 
 
 
 def test_a_running_service_draws(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(draw_module, "_HERE", url)
+    monkeypatch.setattr(drawn_module, "HERE", url)
     monkeypatch.setenv("RAYCACHE_API_KEY", "secret")
     options = ("--size", "16x16", "--steps", "2", "--seed", "5", "--quality", "fast", "--cache", "none")
     result = run("-o", str(tmp_path / "x.webp"), *options)
