@@ -86,15 +86,13 @@ def _fields(setting: str) -> dict[str, Any]:
 
 
 def _measure(
-    rows: list[_Row], request: dict[str, Any], seeds: range, url: str | None, bar: Progress, whole: Any
+    rows: list[_Row], request: dict[str, Any], seeds: range, url: str | None, bar: Progress, whole: TaskID
 ) -> str:
-    """Draws everything; returns where it was drawn. A first round warms up, shows what is refused, and does not count."""
+    """Draws everything; returns where. The first round warms up and shows what is refused; it does not count."""
     task = bar.add_task("starting", total=None)
     draw, place = drawing_at(url, bar, task)
-    warnings = dict.fromkeys(
-        text for row in rows for text in draw({**request, **row.fields, "seed": seeds[0]}).warnings
-    )
-    for warning in warnings:
+    first = [draw({**request, **row.fields, "seed": seeds[0]}) for row in rows]
+    for warning in dict.fromkeys(text for drawn in first for text in drawn.warnings):
         bar.console.print(f"Warning: {warning}", style="yellow", markup=False)
     for seed in seeds:
         reference = None
