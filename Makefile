@@ -46,6 +46,7 @@ check: lint
 lint: install
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/typos
 	$(BIN)/mypy
 
 # The site in ./site, from the same pages that the repository shows; a link that leads nowhere is an error.
