@@ -6,17 +6,22 @@ the time in which it could have run and did not; a process that sleeps, waits in
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 __all__ = ["cpu_wait_s"]
 
 
 def cpu_wait_s(pid: int) -> float:
     """Seconds that the threads of process ``pid`` together have waited for a CPU; 0 where that is not known."""
-    total = 0
-    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+    total, folder = 0, f"/proc/{pid}/task"
+    try:
+        threads = os.listdir(folder)
+    except OSError:  # it has ended, or this is not Linux
+        return 0.0
+    for thread in threads:
         try:
-            total += int(path.read_text().split()[1])  # time on a CPU, time waiting for one (both ns), slices
+            with open(f"{folder}/{thread}/schedstat", "rb") as file:
+                total += int(file.read().split()[1])  # time on a CPU, time waiting for one (both ns), slices
         except (OSError, ValueError, IndexError):
             continue  # a thread that has just ended, or a kernel that does not count
     return total / 1e9

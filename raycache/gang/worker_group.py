@@ -24,12 +24,13 @@ from raycache.protocol.tick import Tick
 from raycache.ray_errors import DEATHS
 from raycache.settings import AppSettings
 
-__all__ = ["HEARTBEAT_S", "Fault", "WorkerGroup"]
+__all__ = ["HEARTBEAT_S", "IDLE_HEARTBEAT_S", "Fault", "WorkerGroup"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds between two heartbeats of a rank: how soon a hang or the death of an idle rank is seen.
-HEARTBEAT_S = 0.2
+#: Seconds between two heartbeats of a rank: how soon a hang is seen, and the death of an idle rank. Idle ranks are asked
+#: less often: each answer costs milliseconds of CPU, and nobody waits for them.
+HEARTBEAT_S, IDLE_HEARTBEAT_S = 0.2, 0.5
 #: Seconds the ranks get to write their stacks.
 _STACKS_S = 2.0
 
@@ -119,10 +120,11 @@ class WorkerGroup:
             Fault: a rank died, does not answer, or shows no progress.
         """
         now = time.monotonic()
+        interval_s = IDLE_HEARTBEAT_S if step_timeout_s is None else HEARTBEAT_S
         for rank, worker in enumerate(self._workers):
             if worker.asked is not None and ray.wait([worker.asked], timeout=0)[0]:
                 self._take(rank, worker.asked, now)
-            if worker.asked is None and now - worker.asked_at >= HEARTBEAT_S:
+            if worker.asked is None and now - worker.asked_at >= interval_s:
                 worker.asked, worker.asked_at = worker.actor.heartbeat.remote(), now
         if (hang := self.detector.hang(now, step_timeout_s)) is not None:
             raise Fault("hang", hang)
