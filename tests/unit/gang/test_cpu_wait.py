@@ -18,8 +18,10 @@ def test_a_starved_process_has_waited_and_a_sleeping_one_has_not():
     # Three that want the CPU of one: each must wait for the others.
     cpu = min(os.sched_getaffinity(0))
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
-    idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    sleeps = "import time; print(flush=True); time.sleep(60)"
+    idle = subprocess.Popen([sys.executable, "-c", sleeps], stdout=subprocess.PIPE)
     try:
+        idle.stdout.readline()  # it has started, for which it may have waited long
         for process in busy:
             os.sched_setaffinity(process.pid, {cpu})
         time.sleep(1)
