@@ -9,7 +9,7 @@ from raycache.protocol.capabilities import Capabilities
 
 __all__ = ["Failure", "Heartbeat", "Loaded", "Phase", "Settled"]
 
-Phase = Literal["loading", "idle", "encode", "denoise", "decode"]
+Phase = Literal["loading", "idle", "encode", "denoise", "compile", "decode"]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from cache_core import DBCacheOptions, NoCacheOptions
 from raycache.demo.noise import build_noise_model
+from raycache.models.compiling import BlockCompiler
 from raycache.protocol.job import Job, JobOutput
 from raycache.settings import AppSettings
+from raycache.worker import rank as rank_module
 from raycache.worker.rank import Rank
 from tests.helpers.jobs import make_job
 from tests.helpers.ranks import run_ranks
@@ -147,7 +149,7 @@ def _draw_compiled(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
 
         return call
 
-    torch.compile = functools.partial(torch.compile, backend=backend)
+    rank_module.BlockCompiler = functools.partial(BlockCompiler, backend)  # this process ends with the test
     drawn = draw(_rank(folder, rank, world_size, compile=True), {_job("compiled"): 0})
     return {"plain": expected, "compiled": drawn, "traced": traced, "ran": ran}
 
