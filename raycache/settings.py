@@ -41,7 +41,9 @@ class ModelSettings(_Settings):
     revision: str | None = Field(default=None, description="Hub revision, for hub ids.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Weights and activations.")
     cache_dir: Path | None = Field(
-        default=None, description="Where hub downloads and the noise model are kept; default: the hub's own cache."
+        default=None,
+        description="Where hub downloads, the noise model and compiled blocks (in `compiled`) are kept; default: the "
+        "hub's own cache, and `raycache` in the user's cache folder.",
     )
     local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
     quantization: Quantization = Field(
@@ -57,7 +59,7 @@ class ModelSettings(_Settings):
     )
     compile: bool | Literal["auto"] = Field(
         default="auto",
-        description="Compile the transformers' blocks with torch.compile: `auto` = on `cuda`, where it pays.",
+        description="Compile the transformers' blocks with torch.compile: `auto` = on `cuda` only.",
     )
     text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
         default="every_rank",

@@ -1,23 +1,53 @@
-"""Compiling transformer blocks, so that two graphs of a class serve any size and any number of images."""
+"""Compiling transformer blocks, so that two graphs of a class serve any size and any number of images.
+
+What was compiled is kept on disk: the next process traces the blocks again, but finds their code there.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo as dynamo
+import torch.distributed as dist
 from torch._dynamo.exc import TorchDynamoException
 
 from raycache.models.denoisers import blocks_of
 
-__all__ = ["BlockCompiler"]
+__all__ = ["BlockCompiler", "keep_compiled"]
 
 _logger = logging.getLogger("raycache.rank")
 
 Forward = Callable[..., Any]
+
+#: Where torch keeps what it compiled; it has a folder of its own in /tmp if nothing is said.
+_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep what this process compiles in ``folder``, unless the environment names another.
+
+    Must be called before anything is compiled. Ranks, models and versions of torch may share a folder.
+    """
+    if _FOLDER in os.environ:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _logger.warning(
+            "%s cannot hold compiled blocks (%s): set model.cache_dir or %s, or they are compiled again after the next "
+            "start of this node",
+            folder,
+            error,
+            _FOLDER,
+        )
+        return
+    os.environ[_FOLDER] = str(folder)
 
 
 class BlockCompiler:
@@ -47,6 +77,17 @@ class BlockCompiler:
     def give_up(self, why: str) -> None:
         """Run all blocks uncompiled from now on."""
         self.failure = self.failure or why
+
+    def agree(self, group: dist.ProcessGroup | None) -> None:
+        """Run all blocks uncompiled if compiling failed on any rank of ``group``; all of them call this at once."""
+        failures = [self.failure]
+        if group is not None:
+            failures = [""] * dist.get_world_size(group)
+            dist.all_gather_object(failures, self.failure, group)
+        if any(failures):
+            why = "; ".join(f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure)
+            _logger.warning("Transformer blocks run uncompiled, which is slower. Compiling failed: %s", why)
+            self.give_up(why)
 
     def _compiled(self, forward: Forward) -> Forward:
         compiled = torch.compile(forward, backend=self._backend)

@@ -21,13 +21,13 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from raycache.logs import to_stderr
 from raycache.models.arguments import pipelines_of
-from raycache.models.compiling import BlockCompiler
+from raycache.models.compiling import BlockCompiler, keep_compiled
 from raycache.models.denoisers import denoisers_of
 from raycache.models.host_memory import told_of_casts
 from raycache.models.loading import capabilities_of, import_pipeline, load_pipeline
 from raycache.models.lora_files import fetch_loras
 from raycache.models.registry import family_of
-from raycache.models.source import prepare_model
+from raycache.models.source import cache_folder, prepare_model
 from raycache.models.text_encoders import TextEncoders, load_text_encoders, text_encoders_named
 from raycache.protocol.capabilities import ModelKind
 from raycache.protocol.heartbeat import Heartbeat, Loaded, Settled
@@ -88,7 +88,12 @@ class Rank:
             )
 
     def settle(self) -> Settled:
-        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most."""
+        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most.
+
+        If a rank could not compile, none runs compiled blocks.
+        """
+        self._claim_thread()
+        self._compiler.agree(self._group)
         if self._group is not None:
             _set_pg_timeout(timedelta(seconds=self._settings.parallel.collective_timeout_s), self._group)
         free_bytes = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
@@ -105,6 +110,9 @@ class Rank:
         self._claim_thread()
         stages = LoadStages()
         self.get_ready(source)
+        if self._settings.compiles:
+            keep_compiled(cache_folder(self._settings.model) / "compiled")
+            tell_compiling(self._place.compiles)
         stages.ended("import")
         encoders = self._load_pipeline(source, stages.ended)
         model = capabilities_of(self._pipe, self._settings.model, kind)
@@ -116,8 +124,6 @@ class Rank:
 
             for denoiser in denoisers_of(self._pipe).values():
                 self._group = parallelize(denoiser, family.called)
-        if self._settings.compiles:
-            tell_compiling(self._place.compiles)
         context = RankContext(
             self._pipe,
             family,
@@ -178,6 +184,7 @@ class Rank:
             memory=psutil.Process().memory_info().rss,
             device_memory=torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0,
             collective_wait_s=round(place.collective_wait_s, 3),
+            compile_failure=self._compiler.failure,
         )
 
     def _claim_thread(self) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo as dynamo
+from torch._dynamo.utils import counters
 
-from raycache.models.compiling import BlockCompiler
+from raycache.models.compiling import BlockCompiler, keep_compiled
 from raycache.models.denoisers import blocks_of
 from raycache.worker.active_job import Place
 from raycache.worker.load_stages import tell_compiling
 from tests.helpers.compiling import Counting
-from tests.helpers.tiny_flux import Job, draw, tiny_flux
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny_flux import Job, draw, gap, tiny_flux
 
 
 class Broken(Counting):
@@ -79,3 +83,35 @@ def test_a_rank_says_that_it_compiles():
         twice(torch.ones(2))
         seen.append(place.compiling)
     assert seen == [True, False, False]
+
+
+def _started(rank: int, world_size: int, folder: Path) -> tuple[float, int, int]:
+    """How far compiled blocks are from others, and how often code was found or not found on disk."""
+    keep_compiled(folder)
+    model, compiler, job = tiny_flux(0, 1), BlockCompiler(), Job(steps=1)
+    compiler.compile(model)
+    difference = gap(draw(model, job), draw(tiny_flux(0, 1), job))
+    assert compiler.failure == ""
+    return difference, counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
+
+
+@pytest.mark.slow  # compiles for half a minute
+def test_a_process_compiles_nothing_that_one_before_it_did(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (cold, hits, misses), (warm, found, missed) = (
+        run_ranks(1, _started, tmp_path / "kept", timeout=500)[0] for _ in range(2)
+    )
+    assert (hits, misses) == (0, 1)
+    assert (found, missed) == (1, 0)
+    assert cold == warm < 1e-5
+
+
+def test_where_the_folder_cannot_be_made_torch_keeps_its_own(tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "file").touch()
+    keep_compiled(tmp_path / "file" / "compiled")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert "model.cache_dir" in caplog.text
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    keep_compiled(tmp_path / "compiled")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
