@@ -18,7 +18,7 @@ from raycache.worker.active_job import Place
 from raycache.worker.load_stages import tell_compiling
 from tests.helpers.compiling import Counting
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny_flux import Job, draw, gap, tiny_flux
+from tests.helpers.tiny_flux import Job, draw, tiny_flux
 
 
 class Broken(Counting):
@@ -85,25 +85,27 @@ def test_a_rank_says_that_it_compiles():
     assert seen == [True, False, False]
 
 
-def _started(rank: int, world_size: int, folder: Path) -> tuple[float, int, int]:
-    """How far compiled blocks are from others, and how often code was found or not found on disk."""
+def _started(rank: int, world_size: int, folder: Path) -> tuple[torch.Tensor, str, int, int]:
+    """What a compiled layer gives, and how often its code was found or not found on disk.
+
+    Not a block: torch multiplies matrices without the C++ compiler, which takes a minute for a block.
+    """
     keep_compiled(folder)
-    model, compiler, job = tiny_flux(0, 1), BlockCompiler(), Job(steps=1)
-    compiler.compile(model)
-    difference = gap(draw(model, job), draw(tiny_flux(0, 1), job))
-    assert compiler.failure == ""
-    return difference, counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]
+    compiler, layer = BlockCompiler(), torch.nn.Linear(2, 2, bias=False).requires_grad_(False)
+    layer.weight.fill_(0.5)
+    output = compiler._compiled(layer.forward)(torch.ones(3, 2))
+    found = counters["inductor"]
+    return output, compiler.failure, found["fxgraph_cache_hit"], found["fxgraph_cache_miss"]
 
 
-@pytest.mark.slow  # compiles for half a minute
+@pytest.mark.slow
 def test_a_process_compiles_nothing_that_one_before_it_did(tmp_path: Path, monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    (cold, hits, misses), (warm, found, missed) = (
-        run_ranks(1, _started, tmp_path / "kept", timeout=500)[0] for _ in range(2)
-    )
-    assert (hits, misses) == (0, 1)
-    assert (found, missed) == (1, 0)
-    assert cold == warm < 1e-5
+    cold, warm = (run_ranks(1, _started, tmp_path / "kept", timeout=250)[0] for _ in range(2))
+    assert cold[1:] == ("", 0, 1)
+    assert warm[1:] == ("", 1, 0)
+    assert torch.equal(cold[0], torch.ones(3, 2))
+    assert torch.equal(warm[0], cold[0])
 
 
 def test_where_the_folder_cannot_be_made_torch_keeps_its_own(tmp_path: Path, monkeypatch, caplog):
