@@ -29,7 +29,7 @@ class ReliabilitySettings(Strict):
         default=120.0,
         gt=0,
         description="Seconds without progress that are a hang where nothing can be predicted: the very first jobs, and "
-        "steps of a new shape with `model.compile`.",
+        "the compiling of a transformer block.",
     )
     max_restarts: int = Field(
         default=5, ge=0, description="Gang restarts within `restart_window_s`; after more, Serve replaces the engine."

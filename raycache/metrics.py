@@ -115,6 +115,12 @@ class Metrics(Specified):
     rank_device_memory = Spec(
         Gauge, "raycache_rank_device_memory_bytes", "Peak memory a rank has allocated on its GPU.", ("rank",)
     )
+    rank_uncompiled = Spec(
+        Gauge,
+        "raycache_rank_uncompiled",
+        "1 while a rank runs transformer blocks uncompiled because compiling failed, else 0.",
+        ("rank",),
+    )
     user_config_refused = Spec(
         Gauge,
         "raycache_user_config_refused",
@@ -166,6 +172,7 @@ class Metrics(Specified):
             if "memory" in heartbeat:
                 self.rank_memory.set(heartbeat["memory"], tags)
                 self.rank_device_memory.set(heartbeat["device_memory"], tags)
+                self.rank_uncompiled.set(float(bool(heartbeat.get("compile_failure"))), tags)
                 key = f"{heartbeat['rank']} of {heartbeat['pid']}"  # a new process counts from zero
                 self._advance(self.collective_wait_seconds, key, heartbeat["collective_wait_s"], tags)
 

@@ -38,12 +38,12 @@ class ParallelSettings(Strict):
         description="Bytes that the caches of running jobs may hold on each rank; null = 80 % of what is free on the "
         "GPU after the warm-up.",
     )
-    max_rows: int | None = Field(
-        default=None,
+    max_rows: int = Field(
+        default=8,
         ge=1,
         le=64,
         description="Images, of several jobs, that one transformer call may hold at once where it pays; 1 = no joined "
-        "calls. Default 8, and 1 with `model.compile`, where each new number is compiled again.",
+        "calls.",
     )
     prompt_cache_bytes: int = Field(
         default=128 << 20,

@@ -41,7 +41,9 @@ class ModelSettings(_Settings):
     revision: str | None = Field(default=None, description="Hub revision, for hub ids.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(default="bfloat16", description="Weights and activations.")
     cache_dir: Path | None = Field(
-        default=None, description="Where hub downloads and the noise model are kept; default: the hub's own cache."
+        default=None,
+        description="Where hub downloads, the noise model and compiled blocks (in `compiled`) are kept; default: the "
+        "hub's own cache, and `raycache` in the user's cache folder.",
     )
     local_files_only: bool = Field(default=False, description="Never ask the hub, even for a missing file.")
     quantization: Quantization = Field(
@@ -55,7 +57,10 @@ class ModelSettings(_Settings):
         default=False,
         description="Also quantize the weights of the text encoders, with 8-bit floats or integers as `quantization`.",
     )
-    compile: bool = Field(default=False, description="torch.compile each transformer block (regional compilation).")
+    compile: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Compile the transformers' blocks with torch.compile: `auto` = on `cuda` only.",
+    )
     text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
         default="every_rank",
         description="Where prompts are encoded: on `every_rank`; on `one_rank`, the first, which alone loads the text "
@@ -86,6 +91,10 @@ class ModelSettings(_Settings):
         if self.quantize_text_encoder and self.text_encoders != "every_rank":
             raise ValueError("model.quantize_text_encoder is for text_encoders: every_rank; leave one of the two out")
         return self
+
+    def compiles(self, device: str) -> bool:
+        """Whether blocks are compiled on a device of this type."""
+        return device == "cuda" if self.compile == "auto" else self.compile
 
 
 class WarmupShape(_Settings):
@@ -264,6 +273,11 @@ class AppSettings(ServiceSettings):
     def engines(self) -> tuple[AppSettings, ...]:
         """This one."""
         return (self,)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the ranks compile the transformers' blocks."""
+        return self.model.compiles(self.parallel.device)
 
     @property
     def policy(self) -> Policy:

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.gpu.plan import Facts, Plan, Shape
 from cache_core.blocks import find_blocks
+from raycache.models.compiling import BlockCompiler
 
 __all__ = ["Steps", "autoencoder", "compile_blocks", "flux", "quantize", "unfit", "why_not_fp8"]
 
@@ -125,9 +126,8 @@ class Steps:
 
 
 def compile_blocks(transformer: nn.Module, backend: str = "inductor") -> None:
-    """As ``model.compile`` does: each block's forward, so that blocks of a class share a graph."""
-    for block in _blocks(transformer):
-        block.forward = torch.compile(block.forward, backend=backend)
+    """As ``model.compile`` does."""
+    BlockCompiler(backend).compile(transformer)
 
 
 def quantize(transformer: nn.Module, device: str) -> None:

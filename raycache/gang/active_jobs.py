@@ -27,8 +27,6 @@ __all__ = ["ActiveJobs", "rules_of"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Images in a joined call, unless the settings say otherwise.
-_ROWS = 8
 #: Of the memory that is free after the warm-up, the part that jobs' caches may hold.
 _FILLED = 0.8
 #: Kinds of joined calls that are learned from when a job is done.
@@ -219,8 +217,7 @@ class ActiveJobs:
 def rules_of(settings: AppSettings) -> Rules:
     """How the gang of an application schedules its jobs."""
     parallel, ranks = settings.parallel, settings.parallel.ranks_per_replica
-    rows = parallel.max_rows or (1 if settings.model.compile else _ROWS)
     if parallel.scheduling == "fifo":
-        return Rules(scheduling="fifo", max_rows=rows, max_active=1, decoders=ranks)
+        return Rules(scheduling="fifo", max_rows=parallel.max_rows, max_active=1, decoders=ranks)
     memory = math.inf if parallel.max_active_bytes is None else parallel.max_active_bytes
-    return Rules(max_rows=rows, max_active=parallel.max_active_jobs, decoders=ranks, memory_bytes=memory)
+    return Rules(max_rows=parallel.max_rows, max_active=parallel.max_active_jobs, decoders=ranks, memory_bytes=memory)

@@ -61,8 +61,7 @@ class Incarnation:
         self._settings, self._name, self._tick = settings, name, tick
         self._costs = Costs() if costs is None else costs
         self._actors = WorkerGroup(settings, processes, name)
-        # Its own: new ranks may compile everything again.
-        self.timeouts = StepTimeouts(settings.reliability, self._costs, compiles=settings.model.compile)
+        self.timeouts = StepTimeouts(settings.reliability, self._costs)
         self._warmup_s = 0.0
         self.free_bytes: int | None = None
         self._sent: deque[tuple[Tick, dict[Any, int]]] = deque()

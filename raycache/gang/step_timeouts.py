@@ -22,23 +22,19 @@ class StepTimeouts:
     """max(floor, k x the seconds for which the phase shows no progress), where those are predicted for the job at hand.
 
     A size that was never run is no reason to wait longer: what others took says enough
-    (:mod:`raycache.gang.costs`), and the warm-up has run some. Two waits are not predicted. Compiled blocks
-    compile anew for each new kind of job, up to the first comparison after the cache's warm-up. And the first jobs
-    of new ranks may take several times what those of the ranks before them took; before there were any, nothing is
-    known.
+    (:mod:`raycache.gang.costs`), and the warm-up has run some. Two waits are not predicted: a rank that compiles, which
+    it says, and the first jobs of new ranks, which may take several times what those of the ranks before them took;
+    before there were any, nothing is known.
 
     Args:
         settings: floors and factors.
         costs: what the gang has learned, in earlier lives too.
-        compiles: the transformer's blocks are compiled. A call whose images disagree then meets new shapes, and
-            compiles again, at any step.
     """
 
-    def __init__(self, settings: ReliabilitySettings, costs: Costs | None = None, *, compiles: bool = False) -> None:
-        self._settings, self._compiles = settings, compiles
+    def __init__(self, settings: ReliabilitySettings, costs: Costs | None = None) -> None:
+        self._settings = settings
         self._costs = Costs() if costs is None else costs
         self._call_s: dict[_Kind, deque[float]] = {}
-        self._finished: dict[_Kind, int] = {}
 
     def called(self, jobs: Sequence[Job], seconds: float) -> None:
         """A call of the transformer with the rows of all these jobs took so long."""
@@ -46,9 +42,7 @@ class StepTimeouts:
 
     def finished(self, job: Job, denoise_s: float) -> None:
         """``job`` ran to its end, its steps in ``denoise_s`` seconds together."""
-        kind, steps = _kind([job]), job.num_inference_steps
-        self._finished[kind] = max(self._finished.get(kind, 0), steps)
-        self._times(kind).append(denoise_s / steps)
+        self._times(_kind([job])).append(denoise_s / job.num_inference_steps)
 
     def seconds(self, jobs: Sequence[Job], phase: str, *, cold: bool = False) -> float:
         """How long ``jobs`` may show no progress in ``phase``: that of rank 0, which is idle between two ticks.
@@ -58,14 +52,14 @@ class StepTimeouts:
             cold: a job of the warm-up.
         """
         settings = self._settings
+        if phase == "compile":
+            return settings.watchdog_first_s
         if cold:
             took = self._costs.cold_s(phase)
             return settings.watchdog_first_s if took is None else max(settings.watchdog_floor_s, RELOAD_TIMES * took)
         if not jobs:
             return settings.watchdog_floor_s
         if phase == "loading":  # a LoRA, from whatever disk it is on
-            return settings.watchdog_first_s
-        if phase == "denoise" and self._compiles and not self._known(jobs):
             return settings.watchdog_first_s
         # A call that is shared takes less than its jobs' own would one after the other.
         expected = [self._costs.phase_s(work_of(job), phase) or 0.0 for job in jobs]
@@ -78,13 +72,6 @@ class StepTimeouts:
 
     def _times(self, kind: _Kind) -> deque[float]:
         return self._call_s.setdefault(kind, deque(maxlen=32))
-
-    def _known(self, jobs: Sequence[Job]) -> bool:
-        """Such jobs were finished that went beyond the cache's warm-up."""
-        if sum(len(job.images) for job in jobs) > 1:
-            return False
-        job = jobs[0]
-        return self._finished.get(_kind(jobs), 0) >= min(job.num_inference_steps, beyond_warmup(job.cache))
 
 
 def beyond_warmup(options: CacheOptions) -> int:

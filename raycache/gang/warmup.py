@@ -36,8 +36,10 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
 
     Args:
         probe: nothing is known of this model's times. One size cannot tell what a job costs at any size from what it
-            costs per pixel, so another is run too, in two steps, unless each new size is compiled anew. Nor can one
-            image tell what several in one call cost: the smallest size is run once more, with more images.
+            costs per pixel, so another is run too, in two steps. Nor can one image tell what several in one call cost:
+            the smallest size is run once more, with more images.
+
+    Compiled blocks have one graph for one image and another for several, so both kinds are run in any case.
     """
     options, declared = settings.cache, settings.warmup
     past = beyond_warmup(options)
@@ -47,14 +49,22 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
         )
         for shape in declared
     ]
-    if not probe or settings.model.compile:
-        return drawn
     probed = _probe_size(settings, model)
     job = _job(settings, model, probed, 1, _PROBE_STEPS, NoCacheOptions())
     smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: size.tokens(model.token_side))
     rows = _job(settings, model, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
     # The very first job of a process loads libraries and allocates; where nothing is declared, that is the probe's.
-    return [*(drawn or [WarmUp(job, teaches=False)]), WarmUp(job), WarmUp(rows)]
+    first = drawn or [WarmUp(job, teaches=False)] * (probe or settings.compiles)
+    if settings.compiles:
+        first += [
+            WarmUp(each, teaches=False) for each in (job, rows) if not any(_alike(each, one.job) for one in first)
+        ]
+    return [*first, WarmUp(job), WarmUp(rows)] if probe else first
+
+
+def _alike(job: Job, other: Job) -> bool:
+    """Whether compiled blocks have the same graph for both."""
+    return (len(job.images) > 1) == (len(other.images) > 1)
 
 
 def _probe_size(settings: AppSettings, model: Capabilities) -> Size:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from raycache.models.compiling import BlockCompiler
 from raycache.models.denoisers import blocks_of, denoisers_of
 from raycache.models.folder import classes_named, is_modular_folder, pipeline_class, told_by
 from raycache.models.modular import load_modular
@@ -39,12 +40,14 @@ def load_pipeline(
     *,
     without: Iterable[str] = (),
     ended: Callable[[str], None] = lambda stage: None,
+    compiler: BlockCompiler | None = None,
 ) -> Any:
     """The pipeline in ``folder`` on ``device`` in the dtype of the settings, silent, ready to generate.
 
     Args:
         without: parts that are left out; a modular pipeline has all.
         ended: told when a stage is over: read, copy.
+        compiler: of the denoisers' blocks, if the settings say so; default: a new one.
 
     Raises:
         CannotQuantize: the settings' quantization does not fit the folder, or the device; no weights were read then.
@@ -59,12 +62,10 @@ def load_pipeline(
     ended("read")
     pipe.to(device)
     ended("copy")
-    if settings.compile:
-        # Regional: each block's forward, so decision code stays outside and all blocks of a class share one graph.
+    if settings.compiles(device.type):
+        compiler = compiler or BlockCompiler()
         for denoiser in denoisers_of(pipe).values():
-            for block in blocks_of(denoiser):
-                module: Any = block.module  # a method is exchanged, which types do not foresee
-                module.forward = torch.compile(module.forward)
+            compiler.compile(denoiser)
     return pipe
 
 

@@ -13,7 +13,7 @@ from raycache.models.registry import own_model
 from raycache.protocol.capabilities import ModelKind, ModelSource
 from raycache.settings import ModelSettings
 
-__all__ = ["ModelNotFound", "model_outline", "prepare_model"]
+__all__ = ["ModelNotFound", "cache_folder", "model_outline", "prepare_model"]
 
 #: Of a hub model, what says how it is built: a few kilobytes.
 _OUTLINE = [
@@ -40,7 +40,7 @@ def prepare_model(settings: ModelSettings) -> ModelSource:
     """
     if (own := own_model(settings.path)) is not None:
         try:
-            folder = own.folder(_cache_folder(settings))
+            folder = own.folder(cache_folder(settings))
         except FileNotFoundError as error:
             raise ModelNotFound(str(error)) from None
         return str(folder), _kind(settings.path)
@@ -63,7 +63,7 @@ def model_outline(settings: ModelSettings, scratch: Path) -> Path | None:
     """
     if (own := own_model(settings.path)) is not None:
         try:
-            return own.outline(_cache_folder(settings))
+            return own.outline(cache_folder(settings))
         except FileNotFoundError as error:
             raise ModelNotFound(str(error)) from None
     if (folder := _folder(settings)) is not None:
@@ -124,7 +124,8 @@ def _fetch(settings: ModelSettings, *, allow_patterns: list[str], local_dir: Pat
     ) from None
 
 
-def _cache_folder(settings: ModelSettings) -> Path:
+def cache_folder(settings: ModelSettings) -> Path:
+    """Where this project keeps what it builds for a model."""
     return settings.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raycache"
 
 

@@ -9,7 +9,7 @@ from raycache.protocol.capabilities import Capabilities
 
 __all__ = ["Failure", "Heartbeat", "Loaded", "Phase", "Settled"]
 
-Phase = Literal["loading", "idle", "encode", "denoise", "decode"]
+Phase = Literal["loading", "idle", "encode", "denoise", "compile", "decode"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Heartbeat:
         gpus: ids of its GPUs, as Ray numbers them on the node.
         memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
         collective_wait_s: seconds it has waited in the decisions' all-reduce, over its life.
+        compile_failure: why it runs transformer blocks uncompiled that it should have compiled; empty if it does not.
     """
 
     pid: int
@@ -65,6 +66,7 @@ class Heartbeat:
     memory: int
     device_memory: int
     collective_wait_s: float
+    compile_failure: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class Place:
     step: int = 0
     calls: int = 0
     collective_wait_s: float = 0.0
+    compiling: bool = False
+
+    def compiles(self, now: bool) -> None:
+        """Whether torch compiles something, which no prediction knows."""
+        self.compiling = now
 
     def idle(self) -> None:
         """There is nothing to do."""

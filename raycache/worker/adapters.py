@@ -29,10 +29,13 @@ __all__ = ["Adapters", "adapters_of"]
 _logger = logging.getLogger("raycache.rank")
 
 
-def adapters_of(pipe: Any, settings: ModelSettings) -> Adapters | None:
+def adapters_of(pipe: Any, settings: ModelSettings, *, compiled: bool = False) -> Adapters | None:
     """What loads the settings' LoRAs into ``pipe``; None where there are none.
 
     Must be made before the transformer is called for the first time.
+
+    Args:
+        compiled: the blocks of its transformers are.
 
     Raises:
         LoraFault: this pipeline can have none.
@@ -48,7 +51,7 @@ def adapters_of(pipe: Any, settings: ModelSettings) -> Adapters | None:
     for name, lora in settings.loras.items():
         if lora.path_2 is not None and "transformer_2" not in denoisers:
             raise LoraFault(f"model.loras.{name}: {pipeline} has one transformer; leave path_2 out")
-    return Adapters(pipe, settings)
+    return Adapters(pipe, settings, compiled=compiled)
 
 
 class Adapters:
@@ -58,15 +61,15 @@ class Adapters:
         bytes: by name, of those that are loaded; the one used least lately first.
     """
 
-    def __init__(self, pipe: Any, settings: ModelSettings) -> None:
+    def __init__(self, pipe: Any, settings: ModelSettings, *, compiled: bool = False) -> None:
         self._pipe, self._settings = pipe, settings
         self._keys = {name: f"lora_{number}" for number, name in enumerate(settings.loras)}  # peft allows no dots
         self._users: Counter[str] = Counter()
         self.bytes: OrderedDict[str, int] = OrderedDict()
         self._layers: dict[str, LoraLayers] = {}
-        readable = list(self._readable()) if settings.compile else []
+        readable = list(self._readable()) if compiled else []
         for part, transformer in denoisers_of(pipe).items():
-            if settings.compile:
+            if compiled:
                 self._layers[part] = SlotLayers(transformer, [lora[part] for lora in readable if part in lora])
             else:
                 self._layers[part] = SwitchedLayers(transformer)

@@ -21,12 +21,13 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from raycache.logs import to_stderr
 from raycache.models.arguments import pipelines_of
+from raycache.models.compiling import BlockCompiler, keep_compiled
 from raycache.models.denoisers import denoisers_of
 from raycache.models.host_memory import told_of_casts
 from raycache.models.loading import capabilities_of, import_pipeline, load_pipeline
 from raycache.models.lora_files import fetch_loras
 from raycache.models.registry import family_of
-from raycache.models.source import prepare_model
+from raycache.models.source import cache_folder, prepare_model
 from raycache.models.text_encoders import TextEncoders, load_text_encoders, text_encoders_named
 from raycache.protocol.capabilities import ModelKind
 from raycache.protocol.heartbeat import Heartbeat, Loaded, Settled
@@ -36,7 +37,7 @@ from raycache.worker.active_job import Place, RankContext
 from raycache.worker.adapters import adapters_of
 from raycache.worker.encoding import OneEncodes
 from raycache.worker.job_runner import JobRunner
-from raycache.worker.load_stages import LoadStages, compile_seconds
+from raycache.worker.load_stages import LoadStages, compile_seconds, tell_compiling
 from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
 from raycache.worker.prompt_cache import PromptCache
@@ -56,7 +57,7 @@ class Rank:
         self._device = torch.device("cuda:0" if settings.parallel.device == "cuda" else "cpu")
         self._group: dist.ProcessGroup | None = None
         self._store: dist.TCPStore | None = None
-        self._place = Place()
+        self._place, self._compiler = Place(), BlockCompiler()
         to_stderr(settings.logging)
         # The hang detector asks for the stacks of a hanging rank by signal: it works while Python itself is stuck.
         self._stacks = Path(stacks).open("w")  # noqa: SIM115 - open as long as the rank lives
@@ -87,11 +88,16 @@ class Rank:
             )
 
     def settle(self) -> Settled:
-        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most."""
+        """The gang is warm: from now on a collective may take ``collective_timeout_s`` at most.
+
+        If a rank could not compile, none runs compiled blocks.
+        """
+        self._claim_thread()
+        self._compiler.agree(self._group)
         if self._group is not None:
             _set_pg_timeout(timedelta(seconds=self._settings.parallel.collective_timeout_s), self._group)
         free_bytes = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
-        return Settled(free_bytes, compile_seconds() if self._settings.model.compile else 0.0)
+        return Settled(free_bytes, compile_seconds() if self._settings.compiles else 0.0)
 
     def get_ready(self, source: str) -> None:
         """Import what :meth:`load` will need. Nothing is read, and no device is touched."""
@@ -104,12 +110,15 @@ class Rank:
         self._claim_thread()
         stages = LoadStages()
         self.get_ready(source)
+        if self._settings.compiles:
+            keep_compiled(cache_folder(self._settings.model) / "compiled")
+            tell_compiling(self._place.compiles)
         stages.ended("import")
         encoders = self._load_pipeline(source, stages.ended)
         model = capabilities_of(self._pipe, self._settings.model, kind)
         family = family_of(model.pipeline, kind)
         # Before any call: with `model.compile` blocks must be compiled with a LoRA's place in them.
-        adapters = adapters_of(self._pipe, self._settings.model)
+        adapters = adapters_of(self._pipe, self._settings.model, compiled=self._settings.compiles)
         if self._world > 1:
             from raycache.worker.context_parallel import parallelize
 
@@ -142,9 +151,10 @@ class Rank:
         if self._rank == 0 and (casts := told_of_casts(folder, model.dtype, self._world)):
             _logger.warning(casts)
         if model.text_encoders == "every_rank" or (model.text_encoders == "one_rank" and self._world == 1):
-            self._pipe = load_pipeline(model, source, self._device, ended=ended)
+            self._pipe = load_pipeline(model, source, self._device, ended=ended, compiler=self._compiler)
             return None
-        self._pipe = load_pipeline(model, source, self._device, without=text_encoders_named(folder), ended=ended)
+        without = text_encoders_named(folder)
+        self._pipe = load_pipeline(model, source, self._device, without=without, ended=ended, compiler=self._compiler)
         return load_text_encoders(
             folder,
             self._pipe,
@@ -168,12 +178,13 @@ class Rank:
             device=str(self._device),
             gpus=self._gpus or context.get_accelerator_ids().get("GPU", []),
             jobs=place.jobs,
-            phase=place.phase,
+            phase="compile" if place.compiling else place.phase,
             step=place.step,
             calls=place.calls,
             memory=psutil.Process().memory_info().rss,
             device_memory=torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0,
             collective_wait_s=round(place.collective_wait_s, 3),
+            compile_failure=self._compiler.failure,
         )
 
     def _claim_thread(self) -> None:

@@ -14,8 +14,10 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from cache_core import DBCacheOptions, NoCacheOptions
 from raycache.demo.noise import build_noise_model
+from raycache.models.compiling import BlockCompiler
 from raycache.protocol.job import Job, JobOutput
 from raycache.settings import AppSettings
+from raycache.worker import rank as rank_module
 from raycache.worker.rank import Rank
 from tests.helpers.jobs import make_job
 from tests.helpers.ranks import run_ranks
@@ -147,17 +149,37 @@ def _draw_compiled(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
 
         return call
 
-    torch.compile = functools.partial(torch.compile, backend=backend)
-    drawn = draw(_rank(folder, rank, world_size, compile=True), {_job("compiled"): 0})
-    return {"plain": expected, "compiled": drawn, "traced": traced, "ran": ran}
+    rank_module.BlockCompiler = functools.partial(BlockCompiler, backend)  # this process ends with the test
+    made = _rank(folder, rank, world_size, compile=True)
+    drawn, calls = draw(made, {_job("compiled"): 0}), ran
+    if rank == 1:
+        made._compiler.give_up("no compiler here")
+    mixed, alone = draw(made, {_job("mixed"): 100}, first=100), ran
+    made.settle()
+    failed = draw(made, {_job("failed"): 200}, first=200)
+    return {
+        "plain": expected,
+        "compiled": drawn,
+        "mixed": mixed,
+        "failed": failed,
+        "traced": traced,
+        "ran": [calls, alone - calls, ran - alone],
+        "failure": made._compiler.failure,
+    }
 
 
 def test_compiled_blocks_draw_the_same_on_two_ranks(model: Path):
+    """Also while only one of them can compile; when they settle, they agree that none does."""
     answers = run_ranks(2, _draw_compiled, model, timeout=240)
-    plain, compiled = answers[0]["plain"].outputs["plain"], answers[0]["compiled"].outputs["compiled"]
-    np.testing.assert_array_equal(compiled.images, plain.images)
-    assert compiled.report == plain.report
+    first = answers[0]
+    plain = first["plain"].outputs["plain"]
+    for name in ("compiled", "mixed", "failed"):
+        output = first[name].outputs[name]
+        np.testing.assert_array_equal(output.images, plain.images)
+        assert output.report == plain.report
     assert plain.report["totals"]["cached_steps"][0] > 0
     for answer in answers:
         assert all("all_to_all" in graph for graph in answer["traced"])
-        assert 0 < len(answer["traced"]) < answer["ran"], "one graph serves all steps"
+        assert 0 < len(answer["traced"]) < answer["ran"][0], "one graph serves all steps"
+        assert answer["failure"].endswith("rank 1: no compiler here")
+    assert [answer["ran"][1:] for answer in answers] == [[first["ran"][0], 0], [0, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 import tomllib
@@ -30,7 +31,8 @@ TOOLS = {
 FILES = sorted(path for package in ("raycache", "cache_core") for path in (ROOT / package).rglob("*.py"))
 
 
-def brought(requirements: list[str]) -> set[str]:
+@functools.cache
+def brought(*requirements: str) -> set[str]:
     """Names of all distributions that come with ``requirements``, as far as they are installed here."""
     found: set[tuple[str, str]] = set()
     waiting = [(Requirement(text), "") for text in requirements]
@@ -56,7 +58,7 @@ VENDORED = {
     canonicalize_name(found.name)
     for found in distributions(path=[str(distribution("ray").locate_file("ray/thirdparty_files"))])
 }
-RUNTIME = brought(PROJECT["dependencies"]) | VENDORED
+RUNTIME = brought(*PROJECT["dependencies"]) | VENDORED
 OWNERS = {module: {canonicalize_name(owner) for owner in owners} for module, owners in packages_distributions().items()}
 
 
@@ -73,7 +75,7 @@ def imported(path: Path) -> Iterator[str]:
 def test_a_file_imports_what_is_installed_with_it(path: Path):
     name = str(path.relative_to(ROOT))
     extra = next((extra for tool, extra in TOOLS.items() if name.startswith(tool)), None)
-    there = RUNTIME | brought(PROJECT["optional-dependencies"][extra] if extra else [])
+    there = RUNTIME | brought(*(PROJECT["optional-dependencies"][extra] if extra else []))
     for package in imported(path):
         assert OWNERS.get(package, set()) & there, f"{package} is not in pyproject.toml's dependencies"
 

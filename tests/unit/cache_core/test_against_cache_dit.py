@@ -46,7 +46,7 @@ def _grid() -> list[dict[str, Any]]:
     ]
     options += [
         _dbcache(2, 1, 0.35, warmup_steps=warmup, max_cached_steps=cached, max_continuous_cached_steps=run)
-        for warmup, cached, run in itertools.product((0, 3, 20), (-1, 0, 1, 4), (-1, 0, 2))
+        for warmup, cached, run in [*itertools.product((0, 3), (-1, 0, 1, 4), (-1, 0, 2)), (20, -1, -1), (20, 4, 2)]
     ]
     options += [_dbcache(1, 0, 0.0), _dbcache(1, 0, 0.999, warmup_steps=0)]
     options += [

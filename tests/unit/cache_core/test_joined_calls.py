@@ -94,7 +94,7 @@ def traffic(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(traffic())
 def test_everybody_decides_as_alone(traffic: tuple[list[tuple[Job, CacheOptions]], list[int]]):
     specs, arrivals = traffic
@@ -112,7 +112,7 @@ FAULTS = st.builds(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=16, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(traffic((*CACHING, "BudgetCache")), st.dictionaries(st.integers(1, 9), FAULTS, min_size=3, max_size=9))
 def test_a_call_that_failed_and_is_made_again_never_was(
     traffic: tuple[list[tuple[Job, CacheOptions]], list[int]], faults: dict[int, Fault]

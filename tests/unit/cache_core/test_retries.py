@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from cache_core import cache_session
 from tests.helpers.joined import OutOfMemory
-from tests.helpers.tiny_flux import Job, decisions, draw, draw_cached
+from tests.helpers.tiny_flux import Job, decisions, draw, draw_cached, tiny_flux
 
 OPTIONS = {
     "DBCache": {
@@ -33,6 +35,26 @@ class _OutOfMemoryError(Exception):
     pass
 
 
+JOB = Job(seeds=(1, 2), steps=STEPS)
+
+
+def _call(flux: Any, now: int, moved: float = 0.0) -> torch.Tensor:
+    latents = JOB.start() + 0.02 * now + moved
+    return flux(hidden_states=latents, timestep=JOB.timestep(0), return_dict=False, **JOB.static())[0]
+
+
+def _options(method: str, order: int) -> dict[str, Any]:
+    return OPTIONS[method] | ({"taylor_order": order} if method != "ForecastCache" else {"forecast_nodes": order or 3})
+
+
+@functools.cache
+def _unharmed(method: str | None, order: int = 0) -> list[torch.Tensor]:
+    """What is drawn where no call fails; None: without a cache."""
+    flux = tiny_flux()
+    with torch.no_grad(), cache_session(flux, _options(method, order)) if method else nullcontext():
+        return [_call(flux, now) for now in range(STEPS)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("order", [0, 2])
@@ -52,30 +74,17 @@ def test_a_step_after_one_that_failed(flux, method, block, step, order, again):
 
     inside = module.norm1 if block < 3 else module.norm
     inside.register_forward_pre_hook(explode)
-    job = Job(seeds=(1, 2), steps=STEPS)
-
-    def call(now: int, moved: float = 0.0) -> torch.Tensor:
-        latents = job.start() + 0.02 * now + moved
-        return flux(hidden_states=latents, timestep=job.timestep(0), return_dict=False, **job.static())[0]
-
-    with torch.no_grad():
-        uncached = [call(now) for now in range(STEPS)]
-        options = OPTIONS[method] | (
-            {"taylor_order": order} if method != "ForecastCache" else {"forecast_nodes": order or 3}
-        )
-        with cache_session(flux, options):
-            unharmed = [call(now) for now in range(STEPS)]
-        with cache_session(flux, options) as report:
-            outputs, failed = [], 0
-            for now in range(STEPS):
-                armed[0] = now == step
-                try:
-                    output = call(now)
-                except _OutOfMemoryError:
-                    failed += 1
-                    output = call(now, 0.0 if again else 1e-6)
-                armed[0] = False
-                outputs.append(output)
+    with torch.no_grad(), cache_session(flux, _options(method, order)) as report:
+        outputs, failed = [], 0
+        for now in range(STEPS):
+            armed[0] = now == step
+            try:
+                output = _call(flux, now)
+            except _OutOfMemoryError:
+                failed += 1
+                output = _call(flux, now, 0.0 if again else 1e-6)
+            armed[0] = False
+            outputs.append(output)
 
     assert failed or (step == 5 and block in (2, 5))  # a reused block cannot fail
     assert [record.step for record in report.steps] == list(range(STEPS))
@@ -84,11 +93,11 @@ def test_a_step_after_one_that_failed(flux, method, block, step, order, again):
         reused = ["below"] * 3
         if failed and step == 5 and not again:
             assert reasons == ["warmup"] * 3 + reused[:2] + ["first"] + reused[2:] + ["limit"] * 2
-            torch.testing.assert_close(outputs[step][image], uncached[step][image], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(outputs[step][image], _unharmed(None)[step][image], atol=1e-5, rtol=1e-5)
         else:
             assert reasons == ["warmup"] * 3 + reused + ["limit"] * 3
             if again:
-                assert all(map(torch.equal, outputs, unharmed))
+                assert all(map(torch.equal, outputs, _unharmed(method, order)))
 
 
 def test_a_first_call_that_failed_may_be_followed_by_a_smaller_one(flux):

@@ -101,6 +101,7 @@ PRODUCTION = [file for file in sorted(FOLDER.glob("*.yaml")) if one_model(file) 
 @pytest.mark.parametrize("file", PRODUCTION, ids=lambda file: file.stem)
 def test_it_fits_its_model_and_its_card(file: Path):
     settings = AppSettings.model_validate(one_model(file))
+    assert settings.compiles
     model = told(settings.model.path)
     published, quantized = MODELS[settings.model.path], settings.model.quantization != "none"
     assert (published.weights_gb <= ROOM_GB) != quantized, "quantized where it must be"

@@ -25,7 +25,8 @@ MODEL = Capabilities("noise", 57, 24, 512, "FluxPipeline", 16)
 def settings(*sizes: str, ranks: int = 2, **sections: Any) -> AppSettings:
     warmup = [{"size": size} for size in sizes]
     parallel = {"ranks_per_replica": ranks}
-    return AppSettings.model_validate({"model": {"path": "noise"}, "parallel": parallel, "warmup": warmup} | sections)
+    model = {"path": "noise", "compile": False}
+    return AppSettings.model_validate({"model": model, "parallel": parallel, "warmup": warmup} | sections)
 
 
 class Ranks:
@@ -122,11 +123,22 @@ def test_the_probe_can_be_drawn_by_any_number_of_ranks(ranks: int):
         assert last.size.tokens(16) % ranks == 0
 
 
-def test_the_probe_obeys_the_limits_and_spares_the_compiler():
+def test_the_probe_obeys_the_limits():
     small = settings("128x128", limits={"max_pixels": 128 * 128})
     assert all(each.job.size.pixels <= 128 * 128 for each in warm_ups(small, MODEL, probe=True))
-    compiled = settings("128x128", model={"path": "noise", "compile": True})
-    assert [str(each.job.size) for each in warm_ups(compiled, MODEL, probe=True)] == ["128x128"]
+
+
+@pytest.mark.parametrize(("declared", "drawn"), [([], [1, 4]), ([1], [1, 4]), ([2], [2, 1]), ([1, 3, 1], [1, 3, 1])])
+def test_compiled_blocks_meet_one_image_and_several(declared: list[int], drawn: list[int]):
+    """Each kind has a graph of its own, compiled before any user waits. Compiling says nothing of later times."""
+    warmup = [{"size": "128x128", "n": images} for images in declared]
+    for compiles, images in ((True, drawn), (False, declared)):
+        asked = settings(warmup=warmup, model={"path": "noise", "compile": compiles})
+        first, probed = (warm_ups(asked, MODEL, probe=probe) for probe in (False, True))
+        assert [len(each.job.images) for each in first] == images
+        assert [len(each.job.images) for each in first if each.teaches] == declared
+        assert [len(each.job.images) for each in probed if each.teaches] == [*declared, 1, 4]
+        assert len(probed) == len(first) + 2 + (not compiles and not declared)
 
 
 @pytest.mark.parametrize(("wanted", "made"), [(1, 5), (5, 5), (6, 9), (81, 81)])

@@ -20,6 +20,7 @@ from torch._dynamo.utils import counters
 
 from raycache.demo.noise import build_noise_model
 from raycache.dry_run import look_here
+from raycache.models.compiling import BlockCompiler
 from raycache.models.denoisers import blocks_of
 from raycache.models.loading import load_pipeline
 from raycache.models.quantization import CannotQuantize, quantized_layers, refuse_what_does_not_fit
@@ -233,11 +234,8 @@ def test_compiled_blocks_with_a_lora_draw_as_they_do_uncompiled(noise: Path, tmp
         pipe = load_pipeline(asked, str(noise), CPU)
         if compiled:
             dynamo.reset()
-            asked = asked.model_copy(update={"compile": True})
-            for block in blocks_of(pipe.transformer):
-                module: Any = block.module
-                module.forward = torch.compile(module.forward, backend="aot_eager")
-        adapters = adapters_of(pipe, asked)
+            BlockCompiler("aot_eager").compile(pipe.transformer)
+        adapters = adapters_of(pipe, asked, compiled=compiled)
         assert adapters is not None
         images = [draw(pipe, num_inference_steps=1)]
         counters.clear()

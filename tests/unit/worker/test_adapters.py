@@ -136,15 +136,16 @@ def test_switching_and_reloading_twenty_times_leaves_memory_flat(files: dict[str
     adapters = made(pipe, files, lora_bytes=60_000)
     stepper, held = Stepper(pipe, adapters=adapters), list[tuple[int, int, int]]()
     plain = call(1)(pipe)
-    for _ in range(10):
+    for number in range(10):
         for name in ("a", "b.2"):
             adapters.load(name, None)
             assert stepper.start("job", call(1), NoCacheOptions(), lora=LoraChoice(name, 0.5)) is None
             stepper.step(["job"])
             stepper.end("job")
             assert list(adapters.bytes) == [name]
-        held.append(_alive(pipe.transformer))
-    assert len(set(held[1:])) == 1, held
+        if number in (1, 5, 9):  # to look at all that there is takes a second
+            held.append(_alive(pipe.transformer))
+    assert len(set(held)) == 1, held
     adapters.use(None)
     assert torch.equal(call(1)(pipe), plain)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch._dynamo as dynamo
 from diffusers import FluxPipeline
 from torch._dynamo.utils import counters
 
-from raycache.models.denoisers import blocks_of
+from raycache.models.compiling import BlockCompiler
 from raycache.protocol.job_errors import LoraNotLoaded
 from raycache.protocol.lora import LoraChoice
 from raycache.settings import ModelSettings
@@ -41,10 +40,8 @@ def test_no_lora_after_the_first_calls_compiles_anything(tmp_path: Path):
     }
     loras = {name: {"path": str(file)} for name, file in files.items()} | {"late": {"path": str(tmp_path / "late")}}
     settings = ModelSettings.model_validate({"path": "noise", "compile": True, "loras": loras})
-    for block in blocks_of(transformer):
-        module: Any = block.module
-        module.forward = torch.compile(module.forward, backend="eager")
-    adapters = Adapters(pipe_of(transformer), settings)
+    BlockCompiler("eager").compile(transformer)
+    adapters = Adapters(pipe_of(transformer), settings, compiled=True)
     dynamo.reset()
     counters.clear()
     assert gap(draw(transformer, JOB), plain) == 0, "a LoRA of zeros changes nothing"

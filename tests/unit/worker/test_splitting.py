@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from raycache.models.compiling import BlockCompiler
 from raycache.models.roads import ROADS, WHOLE, splits_unevenly
 from raycache.worker.context_parallel import parallelize
 from raycache.worker.split_by import by_diffusers
@@ -66,8 +67,7 @@ def test_compiled_blocks_are_not_compiled_for_the_small_image():
 
     model: Any = build("FluxTransformer2DModel")
     wanted = call_alone(model, 2).output
-    for block in model.transformer_blocks:
-        block.forward = torch.compile(block.forward, backend=backend)
+    BlockCompiler(backend).compile(model)
     assert torch.equal(call_alone(model, 2).output, wanted)
     assert not compiled
 
