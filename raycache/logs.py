@@ -52,12 +52,15 @@ def to_stderr(settings: LoggingSettings) -> None:
 
 
 def quiet_libraries() -> None:
-    """In a rank, before diffusers is imported: errors only, no progress bars.
+    """In a rank, best before diffusers is imported: errors only, no progress bars.
 
     Not only noise: diffusers warns about a prompt that is too long by writing its end to the log. The reply says it.
     """
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for library in ("transformers", "diffusers"):
+        wanted = os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")
+        logs = sys.modules.get(f"{library}.utils.logging")  # it has read the environment, if it is there
+        if logs is not None and wanted == "error":
+            logs.set_verbosity_error()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"para_attn\.")
 
