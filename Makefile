@@ -35,13 +35,13 @@ serve: $(RUNTIME)
 # Ranks and services want the machine to themselves; unit tests share it. `python -m pytest` runs all in one process.
 test: install
 	status=0; \
-	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 $(PYTEST_ARGS) || status=$$?; \
+	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS) || status=$$?; \
 	$(BIN)/python -m pytest tests/distributed tests/serving tests/gpu $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
 # Before each commit: no Ray, no model that takes long. `make test` runs all of it.
 check: lint
-	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check --no-cache .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ CASES = [
 
 
 @functools.cache
-def _root() -> tempfile.TemporaryDirectory[str]:
+def _own() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="tiny-models-")
 
 
 def tiny_folder(name: str) -> Path:
-    """Built once a run."""
-    return build_tiny(name, Path(_root().name, name))
+    """Built once a run, where ``tests/unit/conftest.py`` has made a folder for all its processes; else in each."""
+    return build_tiny(name, Path(os.environ.get("TINY_MODELS") or _own().name, name))
 
 
 def load_tiny(folder: Path) -> Any:

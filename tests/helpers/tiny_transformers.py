@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import diffusers
@@ -26,6 +27,12 @@ def build(name: str, **other: Any) -> torch.nn.Module:
             elif not bool(parameter.any()):
                 torch.nn.init.normal_(parameter, std=0.1)
     return model.requires_grad_(False)
+
+
+@functools.cache
+def shared(name: str) -> torch.nn.Module:
+    """As :func:`build`, one for all tests that leave it as it is."""
+    return build(name)
 
 
 def call(model: torch.nn.Module, name: str, pictures: Pictures) -> torch.Tensor:

@@ -208,18 +208,30 @@ def test_each_test_on_the_gpu_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.slow
 def test_a_rehearsal_measures_everything(tmp_path: Path):
-    """All sections in one process, which imports torch once; but tests/gpu, and what starts Ray (tests/serving)."""
+    """All sections in one process, which imports torch once; but tests/gpu, and what starts Ray (tests/serving).
+
+    Its ranks are forked, before anything has begun a thread; what they are given can be sent to them all the same.
+    """
     code = """
+        import pickle
         import sys
         from pathlib import Path
+        from benchmarks.gpu import spawning
         from benchmarks.gpu.child import run
         from benchmarks.gpu.facts import found
         from benchmarks.gpu.plan import Plan
         from benchmarks.gpu.recorder import Recorder
         from benchmarks.gpu.sections import SECTIONS
 
+        start = spawning.mp.start_processes
+
+        def fork(function, given, **how):
+            pickle.dumps((function, given))
+            return start(function, given, **how | {"start_method": "fork"})
+
         if __name__ == "__main__":
-            for name, section in SECTIONS.items():
+            spawning.mp.start_processes = fork
+            for name, section in sorted(SECTIONS.items(), key=lambda each: "ranks" not in each[1].needs):
                 if name not in ("tests", "rebuild"):
                     recorder = Recorder(Path(sys.argv[1]) / f"{name}.json")
                     run(section, Plan("cpu", small=True, quick=True), found("cpu"), recorder)

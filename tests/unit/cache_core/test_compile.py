@@ -212,9 +212,9 @@ def test_nothing_of_a_request_outlives_it(way):
 
 
 def test_inductor_draws_the_same():
-    """The real compiler once, on two blocks only: it is slow."""
-    eager, job = tiny_flux(1, 1), Job(steps=5)
-    model = torch.compile(tiny_flux(1, 1))
+    """The real compiler once, on two blocks of one graph: it is slow."""
+    eager, job = tiny_flux(2, 0), Job(steps=5)
+    model = torch.compile(tiny_flux(2, 0))
     options = FBCacheOptions(warmup_steps=1, residual_diff_threshold=0.5)
     with cache_session(eager, options) as expected:
         outputs = draw(eager, job)

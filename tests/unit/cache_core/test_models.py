@@ -20,18 +20,12 @@ from cache_core import (
 from cache_core.block_specs import BLOCKS
 from cache_core.blocks import find_blocks
 from tests.helpers.pictures import Pictures
-from tests.helpers.tiny_transformers import TINY, build, call
+from tests.helpers.tiny_transformers import TINY, call, shared
 
 STILL, RESTLESS = 0.01, 1.0
 THRESHOLD = 0.2
 
 every_model = pytest.mark.parametrize("name", TINY)
-
-
-@functools.cache
-def model_of(name: str) -> torch.nn.Module:
-    """Built once, for tests that leave it as it is."""
-    return build(name)
 
 
 def draw(
@@ -52,7 +46,7 @@ def bare(
 @functools.cache
 def expected_of(name: str, seeds: tuple[int, ...], drifts: tuple[float, ...]) -> list[torch.Tensor]:
     """As :func:`bare`, drawn once for all options."""
-    return bare(model_of(name), name, seeds, drifts)
+    return bare(shared(name), name, seeds, drifts)
 
 
 def gap(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -83,7 +77,7 @@ NOTHING_REUSED = [
     ],
 )
 def test_nothing_reused_means_nothing_changed(name, options):
-    model, seeds, drifts = model_of(name), (1, 2), (STILL, RESTLESS)
+    model, seeds, drifts = shared(name), (1, 2), (STILL, RESTLESS)
     expected = expected_of(name, seeds, drifts)
     outputs, report = draw(model, name, options, seeds, drifts)
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
@@ -105,19 +99,19 @@ def cuts(blocks: int) -> list[dict[str, int]]:
 @every_model
 def test_a_still_picture_comes_out_of_the_cache_as_it_was_computed(name):
     """Equal inputs at every step: what is reused must be what would have been computed, wherever the model is cut."""
-    blocks = len(find_blocks(model_of(name)))
-    expected = bare(model_of(name), name, (1,), (0.0,), steps=2)
+    blocks = len(find_blocks(shared(name)))
+    expected = bare(shared(name), name, (1,), (0.0,), steps=2)
     for cut in cuts(blocks):
         ids = (0,) if cut["Bn_compute_blocks"] > 1 else ()
         options = DBCacheOptions(
             **cut, Bn_compute_blocks_ids=ids, warmup_steps=1, residual_diff_threshold=1e-6, taylor_order=0
         )
-        outputs, report = draw(model_of(name), name, options, (1,), (0.0,), steps=2)
+        outputs, report = draw(shared(name), name, options, (1,), (0.0,), steps=2)
         assert report.cached_steps == [1], cut
         assert gap(outputs, expected) < 1e-5, cut
         first, last = cut.values()
         outputs, report = draw(
-            model_of(name),
+            shared(name),
             name,
             DBPruneOptions(**cut, warmup_steps=1, residual_diff_threshold=1e-6, residual_cache_update_interval=1),
             (1,),
@@ -150,7 +144,7 @@ METHOD_NAMES = ["DBCache", "DBCache-partial-Bn", "FBCache-taylor", "DBPrune", "F
 @pytest.mark.parametrize("options", METHODS, ids=METHOD_NAMES)
 def test_pictures_that_disagree_equal_themselves_alone(name, options):
     """The restless image is computed in a sub-batch, so every batched argument must have been cut for it."""
-    model, seeds, drifts = model_of(name), (1, 2), (STILL, RESTLESS)
+    model, seeds, drifts = shared(name), (1, 2), (STILL, RESTLESS)
     outputs, report = draw(model, name, options, seeds, drifts)
     assert [bool(d.cached or d.pruned_blocks) for d in report.steps[-1].images] == [True, False]
     for k in range(2):
@@ -171,7 +165,7 @@ def test_pictures_that_disagree_equal_themselves_alone(name, options):
 @every_model
 def test_the_table_names_every_batched_argument(name, monkeypatch):
     """Seven images, and no other size divisible by seven: what has seven rows must stand in the table."""
-    model, seen = model_of(name), set()
+    model, seen = shared(name), set()
     for block in find_blocks(model):
         forward = block.module.forward
 
@@ -206,7 +200,7 @@ def seven(value: Any, dim: int = 0) -> bool:
 
 def test_the_table_names_arguments_that_exist_of_blocks_that_are_tested():
     described = set()
-    for block in (block for name in TINY for block in find_blocks(model_of(name))):
+    for block in (block for name in TINY for block in find_blocks(shared(name))):
         spec = block.spec
         named = {*spec.batched, *spec.nested, *spec.with_shared, *spec.tokens_first, *spec.without}
         streams = {block.hidden_argument, *([] if block.encoder_result is None else [block.encoder_argument])}
@@ -217,14 +211,14 @@ def test_the_table_names_arguments_that_exist_of_blocks_that_are_tested():
 
 @pytest.mark.parametrize("name", ["SD3Transformer2DModel", "ZImageTransformer2DModel"])
 def test_without_cache_context_the_branch_is_default(name):
-    assert not hasattr(model_of(name), "cache_context")
-    _, report = draw(model_of(name), name, NoCacheOptions(), (1,), (STILL,), steps=2)
+    assert not hasattr(shared(name), "cache_context")
+    _, report = draw(shared(name), name, NoCacheOptions(), (1,), (STILL,), steps=2)
     assert [(record.step, record.branch) for record in report.steps] == [(0, "default"), (1, "default")]
 
 
 def test_branches_have_counters_and_differences_of_their_own():
     name = "FluxTransformer2DModel"
-    model, options = model_of(name), FBCacheOptions(warmup_steps=1, residual_diff_threshold=THRESHOLD)
+    model, options = shared(name), FBCacheOptions(warmup_steps=1, residual_diff_threshold=THRESHOLD)
     with torch.no_grad(), cache_session(model, options) as report:
         for step in range(4):
             for branch, seed, drift in (("cond", 1, STILL), ("uncond", 2, RESTLESS)):

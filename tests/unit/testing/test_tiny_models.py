@@ -17,7 +17,7 @@ from PIL import Image
 from cache_core import FBCacheOptions, cache_session
 from raycache.testing.tiny_models import TINY_FAMILIES, TinyFamily, build_tiny
 from raycache.testing.tiny_models.__main__ import main
-from tests.helpers.tiny_models import load_tiny
+from tests.helpers.tiny_models import load_tiny, tiny_folder
 
 SLOW = [name for name, family in TINY_FAMILIES.items() if family.slow]
 #: One of each kind: an image, a text encoder with a chat, a video by two transformers.
@@ -62,9 +62,8 @@ def enlarged_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("enlarged_less")
 @pytest.mark.parametrize("name", NAMES)
-def test_the_folder_loads_as_what_it_says_and_draws(name: str, tmp_path: Path):
-    family = TINY_FAMILIES[name]
-    folder = build_tiny(name, tmp_path / name)
+def test_the_folder_loads_as_what_it_says_and_draws(name: str):
+    family, folder = TINY_FAMILIES[name], tiny_folder(name)
     (index,) = folder.glob("*model_index.json")
     assert json.loads(index.read_text())["_class_name"] == family.pipeline
     pipe = load_tiny(folder)
@@ -85,10 +84,10 @@ def test_the_folder_loads_as_what_it_says_and_draws(name: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "threshold"), [("flux", 0.2), ("wan", 0.1), ("z-image-3-heads", 0.3), ("flux2-klein", 0.3), ("ltx2", 0.3)]
 )
-def test_blocks_differ_from_step_to_step_as_a_trained_models_do(name: str, threshold: float, tmp_path: Path):
+def test_blocks_differ_from_step_to_step_as_a_trained_models_do(name: str, threshold: float):
     """Thresholds of real models decide both ways here, and what is reused shows."""
     family = TINY_FAMILIES[name]
-    pipe = DiffusionPipeline.from_pretrained(build_tiny(name, tmp_path / name))
+    pipe = DiffusionPipeline.from_pretrained(tiny_folder(name))
     pipe.set_progress_bar_config(disable=True)
     one = draw(pipe, family, "a red circle", 7, steps=8)
     options = FBCacheOptions(warmup_steps=1, residual_diff_threshold=threshold)
@@ -102,9 +101,9 @@ def test_blocks_differ_from_step_to_step_as_a_trained_models_do(name: str, thres
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_a_picture_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str, tmp_path: Path):
+def test_a_picture_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str):
     family = TINY_FAMILIES[name]
-    pipe = DiffusionPipeline.from_pretrained(build_tiny(name, tmp_path / name))
+    pipe = DiffusionPipeline.from_pretrained(tiny_folder(name))
     tokens = []
     pipe.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from raycache.models.folder import capabilities_told, folder_faults
 from raycache.protocol.resolve import check_deployment
 from raycache.settings import AppSettings
-from raycache.testing.tiny_models import TINY_FAMILIES, build_tiny
+from raycache.testing.tiny_models import TINY_FAMILIES
+from tests.helpers.tiny_models import tiny_folder
 
 #: A video, an edit, and a pipeline with a guider among its parts.
 QUICK = {"wan", "wan-ti2v", "flux-fill", "hunyuan-image"}
@@ -17,8 +16,8 @@ NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) f
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_service_of_it_would_be_deployed(name: str, tmp_path: Path):
-    folder = build_tiny(name, tmp_path / name)
+def test_a_service_of_it_would_be_deployed(name: str):
+    folder = tiny_folder(name)
     assert folder_faults(folder) == []
     model = capabilities_told(folder, None)
     assert model is not None

@@ -19,7 +19,7 @@ from raycache.worker.stacking import join_key, stack_arguments, unstack
 from raycache.worker.stepper import Stepper
 from tests.helpers.guided_pipes import GUIDED, draw_guided
 from tests.helpers.pictures import Pictures
-from tests.helpers.tiny_transformers import TINY, build
+from tests.helpers.tiny_transformers import TINY, shared
 
 COMMON = {"Fn_compute_blocks": 1, "warmup_steps": 1, "residual_diff_threshold": 0.2}
 DBCACHE: dict[str, Any] = {"type": "DBCache", "Bn_compute_blocks": 1} | COMMON
@@ -96,7 +96,7 @@ def draw_together(model: nn.Module, jobs: list[Job], options: Any) -> int:
     ],
 )
 def test_two_jobs_at_different_steps_draw_and_decide_as_alone(name: str, options: dict[str, Any]):
-    model, together = build(name), jobs_of(name)
+    model, together = shared(name), jobs_of(name)
     assert draw_together(model, together, options) >= 2
     seen = set()
     for job, alone in zip(together, jobs_of(name), strict=True):
@@ -114,7 +114,7 @@ def test_what_is_one_for_all_rows_is_given_to_each():
     one = call_of(FLUX, timestep=torch.tensor([0.5]), guidance=torch.tensor(3.0))
     other = Job(FLUX, (6,), 1).arguments() | {"timestep": torch.tensor(0.25), "guidance": torch.tensor([4.0])}
     assert joins(FLUX, one, other)
-    stacked = stack_arguments(build(FLUX), [one, other])
+    stacked = stack_arguments(shared(FLUX), [one, other])
     assert stacked["timestep"].tolist() == [0.5, 0.5, 0.25]
     assert stacked["guidance"].tolist() == [3.0, 3.0, 4.0]
 
@@ -140,7 +140,7 @@ def call_of(name: str, **others: Any) -> dict[str, Any]:
 
 
 def joins(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    keys = [join_key(build(name), call) for call in (one, other)]
+    keys = [join_key(shared(name), call) for call in (one, other)]
     return None not in keys and keys[0] == keys[1]
 
 
@@ -185,8 +185,8 @@ def test_what_differs_in_more_than_rows_does_not_join(name: str, others: dict[st
 def test_a_call_with_what_is_not_described_stays_alone(others: dict[str, Any]):
     """Also beside its equal: two requests may be the same to the last bit, and each needs its own rows."""
     name = "FluxTransformer2DModel" if "kv_cache" not in others else "Flux2Transformer2DModel"
-    assert join_key(build(name), call_of(name)) is not None
-    assert join_key(build(name), call_of(name, **others)) is None
+    assert join_key(shared(name), call_of(name)) is not None
+    assert join_key(shared(name), call_of(name, **others)) is None
 
 
 def test_positions_with_rows_join_whatever_the_number_of_rows():
@@ -195,7 +195,7 @@ def test_positions_with_rows_join_whatever_the_number_of_rows():
     one = Job(name, (1,), 1).arguments() | {"img_ids": places[None]}
     two = call_of(name, img_ids=places.repeat(2, 1, 1))
     assert joins(name, one, two)
-    stacked = stack_arguments(build(name), [one, two])
+    stacked = stack_arguments(shared(name), [one, two])
     assert torch.equal(stacked["img_ids"], places.repeat(3, 1, 1))
     assert torch.equal(stacked["txt_ids"], one["txt_ids"])
     assert not joins(name, one, two | {"img_ids": places.repeat(2, 1, 1) + 1})
@@ -209,12 +209,12 @@ def test_two_rows_of_an_image_are_told_from_one():
     assert not joins(name, once, twice)
     assert joins(name, twice, single | {"encoder_hidden_states_image": torch.zeros(2, 4, 8)})
     assert joins(name, once, single | {"encoder_hidden_states_image": torch.zeros(1, 4, 8)})
-    assert join_key(build(name), call_of(name, encoder_hidden_states_image=torch.ones(3, 4, 8))) is None
+    assert join_key(shared(name), call_of(name, encoder_hidden_states_image=torch.ones(3, 4, 8))) is None
 
 
 def test_positions_that_are_written_over_are_others():
     call = call_of(FLUX)
-    model = build(FLUX)
+    model = shared(FLUX)
     before = join_key(model, call)
     assert join_key(model, call) == before
     call["img_ids"].add_(1)
