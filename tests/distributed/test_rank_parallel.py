@@ -181,5 +181,5 @@ def test_compiled_blocks_draw_the_same_on_two_ranks(model: Path):
     for answer in answers:
         assert all("all_to_all" in graph for graph in answer["traced"])
         assert 0 < len(answer["traced"]) < answer["ran"][0], "one graph serves all steps"
-        assert answer["failure"].endswith("rank 1: no compiler here")
+        assert answer["failure"].endswith("no compiler here")
     assert [answer["ran"][1:] for answer in answers] == [[first["ran"][0], 0], [0, 0]]
