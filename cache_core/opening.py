@@ -65,7 +65,7 @@ def cache_session(
         ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
         AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
-        RuntimeError: a session is open on this transformer already and has computed nothing yet, or the transformer is
+        RuntimeError: a session is already open on this transformer and has computed nothing yet, or the transformer is
             split over ranks and no group is given.
 
     Examples:
