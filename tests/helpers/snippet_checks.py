@@ -5,7 +5,6 @@ Each check raises AssertionError or the parser's own error; an unknown kind of b
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import re
@@ -25,7 +24,7 @@ from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.video_bodies import VideoBody
 from raycache.settings import AppSettings, ServiceSettings
 from tests.helpers.openai_surface import Service
-from tests.helpers.snippets import ROOT, commands
+from tests.helpers.snippets import ROOT, check_options, commands
 
 __all__ = ["check_keys", "check_settings", "check_shell"]
 
@@ -112,18 +111,10 @@ def _python(words: list[str]) -> None:
 
 def _main_of(module: str, words: list[str]) -> None:
     if module.startswith("loadtests."):
-        return _read(module, words)
+        return check_options(module, words)  # locust patches the sockets of the whole process
     alone = typer.Typer(add_completion=False)
     alone.command()(importlib.import_module(MAINS.get(module, module)).main)
     _parsed(get_command(alone), words)
-
-
-def _read(module: str, words: list[str]) -> None:
-    """Read the options of a module that must not be imported here: locust patches the sockets of the whole process."""
-    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
-    names = {argument.arg for argument in main.args.args}
-    assert {word[2:].replace("-", "_") for word in words if word.startswith("--")} <= names, words
 
 
 def _parsed(command: Any, words: list[str]) -> None:

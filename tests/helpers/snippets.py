@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
-__all__ = ["PAGES", "ROOT", "Snippet", "commands", "snippets"]
+__all__ = ["PAGES", "ROOT", "Snippet", "check_options", "commands", "snippets"]
 
 ROOT = Path(__file__).parents[2]
 #: Every page for readers: those of the site, and the bundled model's card.
@@ -54,3 +55,19 @@ def commands(code: str) -> list[list[str]]:
     """The words of each command in a shell snippet, without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def check_options(module: str, words: list[str]) -> None:
+    """Check a command's options by reading the source of its ``main``, without importing the module."""
+    place = ROOT / module.replace(".", "/")
+    files = [place.with_suffix(".py"), place / "__main__.py", place / "command.py"]
+    mains = [
+        node
+        for file in files
+        if file.is_file()
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "main"
+    ]
+    assert mains, f"no main in {module}"
+    names = {argument.arg for argument in (*mains[0].args.args, *mains[0].args.kwonlyargs)}
+    assert {word[2:].replace("-", "_") for word in words if word.startswith("--")} <= names, words
