@@ -127,7 +127,7 @@ def test_another_processor_is_looked_at_again():
     attention = flux.transformer_blocks[1].attn
     attention.set_processor(_Processor(attention.processor))
     with (
-        pytest.raises(RuntimeError, match=r"transformer_blocks\.1 writes into an argument besides"),
+        pytest.raises(RuntimeError, match=r"transformer_blocks\.1 writes into an argument other than"),
         cache_session(flux, OPTIONS),
     ):
         draw(flux, JOB)
