@@ -2,21 +2,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two stages: what the service needs, then what tests, load tests and benchmarks need besides.
+# Two stages: what the service needs, then what tests, load tests and benchmarks need in addition.
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 CONFIG ?= laptop
 export RAY_USAGE_STATS_ENABLED = 0
 # Ray's usage statistics need the internet, and transformers' advice is noise on a laptop.
 export TRANSFORMERS_VERBOSITY = error
-# Bounds in Serve's proxy, where requests arrive: raycache/front/__init__.py.
+# Request limits in Serve's proxy, where requests arrive: raycache/front/__init__.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH = raycache.front:middlewares
 
 .PHONY: install serve test check lint format docs loadtest bench bench-service bench-gpu clean
 
 install: $(STAMP)
 
-# torch first and alone: with torch==2.13.0 satisfied, nothing below asks for another build of it.
+# torch first and alone: with torch==2.13.0 satisfied, nothing below installs a different build of it.
 $(RUNTIME): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(0 if (3,11) <= v < (3,13) else "raycache needs Python 3.11 or 3.12, %s is %d.%d: make PYTHON=python3.11 ..." % (sys.executable, *v))'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,18 +28,18 @@ $(STAMP): $(RUNTIME)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,loadtest,bench]'
 	touch $(STAMP)
 
-# A first image waits for nothing that only tests need.
+# Installs only what the service needs, so that the first image comes sooner.
 serve: $(RUNTIME)
 	$(BIN)/raycache serve $(CONFIG)
 
-# Ranks and services want the machine to themselves; unit tests share it. `python -m pytest` runs all in one process.
+# Ranks and services need the machine to themselves; unit tests share it. `python -m pytest` runs all in one process.
 test: install
 	status=0; \
 	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS) || status=$$?; \
 	$(BIN)/python -m pytest tests/distributed tests/serving tests/gpu $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
-# Before each commit: no Ray, no model that takes long. `make test` runs all of it.
+# Before each commit: without Ray and slow tests. `make test` runs everything.
 check: lint
 	$(BIN)/python -m pytest tests/unit -m "not slow" --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
@@ -49,7 +49,7 @@ lint: install
 	$(BIN)/typos
 	$(BIN)/mypy
 
-# The site in ./site, from the same pages that the repository shows; a link that leads nowhere is an error.
+# Builds the site in ./site from the pages in docs/; a broken link is an error.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -60,14 +60,14 @@ format: install
 loadtest: install
 	$(BIN)/python -m loadtests.run
 
-# What docs/performance.md shows; half an hour on two idle cores.
+# The measurements of docs/performance.md and docs/capacity.md; half an hour on two idle cores.
 bench: install
 	$(BIN)/python -m benchmarks.first_picture
 	$(BIN)/python -m benchmarks.cache_overhead
 	$(BIN)/python -m benchmarks.ulysses
 	$(BIN)/python -m benchmarks.capacity
 
-# What docs/reliability.md shows: faults, and 500 jobs under faults; then many jobs at once beside one after the other; longer.
+# The measurements of docs/reliability.md (faults, 500 jobs under faults) and docs/scheduling.md (many jobs); takes longer.
 bench-service: install
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.recovery
@@ -76,7 +76,7 @@ bench-service: install
 	$(BIN)/python -m benchmarks.many_jobs
 	$(BIN)/python -m benchmarks.waits
 
-# Wants one GPU or more; docs/gpu/README.md.
+# Needs at least one GPU; docs/gpu/README.md.
 bench-gpu: install
 	$(BIN)/python -m benchmarks.gpu
 

@@ -1,10 +1,10 @@
-"""What the service is measured by: ``python -m benchmarks.NAME``. Without ``--doc`` nothing goes into ``docs/``."""
+"""Benchmarks of the service: ``python -m benchmarks.NAME``. Nothing is written to ``docs/`` without ``--doc``."""
 
 import sys
 
 from raycache.quiet import be_quiet
 
-# As a command, and before it imports torch; a test that imports one of them wants all warnings.
-# While Python looks for the module of `-m` it says so here.
+# Only as a command, and before torch is imported; a test that imports a benchmark should see all warnings.
+# While Python looks for the module of `-m`, `sys.argv[0]` is "-m".
 if sys.argv[0] == "-m":
     be_quiet()

@@ -1,4 +1,4 @@
-"""All-reduces per decision, counted: each method in a process group of one rank, told that it is parallelized."""
+"""Counts all-reduces per decision: each method in a process group of one rank, treated as parallelized."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def agreement_rows(threshold: float, steps: int = 6) -> list[tuple[str, str, str
             calls.clear()
             with picture():
                 schedule.run(twin)
-            # Every step but the first decides: once, or (prune) once for each block but the first.
+            # Every step except the first decides: once, or (prune) once for each block except the first.
             decisions = (steps - 1) * (5 if contender.kind == "prune" else 1)
             rows.append((contender.kind, contender.name, str(decisions), f"{calls['all_reduce'] / decisions:.1f}"))
     finally:
@@ -49,7 +49,7 @@ def agreement_rows(threshold: float, steps: int = 6) -> list[tuple[str, str, str
 
 
 def para_attention_first_block_cache() -> str:
-    """Whether ParaAttention's own first-block cache runs beside the installed diffusers; what it says if not."""
+    """Whether ParaAttention's own first-block cache runs with the installed diffusers; if not, its error."""
     model = flux(doubles=2, singles=4, heads=2, head_dim=64, dtype=torch.float32, device="cpu")
     try:
         from para_attn.first_block_cache import utils

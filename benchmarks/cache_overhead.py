@@ -1,12 +1,12 @@
-"""What caching costs beside what it saves: our methods and their peers, in one run, with the same decisions.
+"""What caching costs compared with what it saves: our methods and their peers, in one run, with the same decisions.
 
     python -m benchmarks.cache_overhead [--device cuda] [--flux-dev] [--out TABLE.md]
 
 *Efficiency* = measured speed-up / ideal speed-up, where the ideal counts only the time of the blocks that were still
-computed (and of everything around the blocks). On CPU the blocks are timed in the very image that is judged, so that
-a machine whose speed wanders slows both sides of the ratio; on CUDA, where a clock around each block would empty the
-queue, the blocks' time is that of the uncached image of the same round. *Cost per decision* is measured on blocks
-that cost nothing, at FLUX.1-dev's activation size: everything a method adds, hooks, sums, agreement and reuse, over its
+computed (and of everything around the blocks). On CPU the blocks are timed in the measured image itself, so that a
+machine of varying speed slows both sides of the ratio; on CUDA, where timing each block would drain the queue, the
+blocks' time is that of the uncached image of the same round. *Cost per decision* is measured with blocks that cost
+nothing, at FLUX.1-dev's activation size: everything a method adds (hooks, sums, agreement and reuse) divided by its
 decisions. Contenders take turns in every round. The CPU clock is this process's CPU time on one thread, which other
 processes disturb least; on CUDA it is wall time around a synchronised image.
 """
@@ -34,8 +34,8 @@ from benchmarks.workload import Geometry, Schedule, Tokens, flux, flux_with_free
 from cache_core.blocks import find_blocks
 
 THRESHOLD = 0.15
-#: (model, tokens, steps). Two widths, because a block's work grows with the square of the width and a decision's only
-#: with the width itself.
+#: (model, tokens, steps). Two widths, because a block's work grows with the square of the width, a decision's only
+#: linearly.
 _SMALL = (
     (
         Geometry(doubles=6, singles=12, heads=6, head_dim=64, dtype=torch.float32),
@@ -59,12 +59,12 @@ _FLUX_DEV = (
 
 @dataclass
 class Entry:
-    """One contender on one model and what was seen of it.
+    """One contender on one model, and its measurements.
 
     Attributes:
         blocks: block calls of one image, by class.
-        block_seconds: seconds spent in them; on CUDA only without a cache, where nothing else is disturbed.
-        seconds, ideal: per round: an image's time, and what it would be if only the skipped blocks were gone.
+        block_seconds: seconds spent in them; on CUDA only without a cache, where timing disturbs nothing else.
+        seconds, ideal: per round: an image's time, and what it would be if skipped blocks were the only difference.
         held: bytes alive after the last step because of the cache.
     """
 
@@ -80,10 +80,10 @@ class Entry:
 
 def main(
     device: str = typer.Option("cpu", help="cpu or cuda"),
-    flux_dev: bool = typer.Option(False, help="FLUX.1-dev's true size, bf16, 1024x1024, 28 steps (a GPU, 30 GB)"),
+    flux_dev: bool = typer.Option(False, help="FLUX.1-dev in full, bf16, 1024x1024, 28 steps (needs a GPU with 30 GB)"),
     compiled: bool = typer.Option(False, help="compile each block's forward"),
     rounds: int = typer.Option(7, help="images per contender"),
-    out: Path | None = typer.Option(None, help="write the tables here as Markdown too"),
+    out: Path | None = typer.Option(None, help="also write the tables here, as Markdown"),
 ) -> None:
     """Print both tables."""
     torch.set_grad_enabled(False)
@@ -121,7 +121,7 @@ def main(
 
 
 def _shown(table: Table) -> Table:
-    """As soon as it is known: a run takes long."""
+    """Print a table as soon as it is complete, because a run takes long."""
     table.show()
     return table
 
@@ -170,7 +170,7 @@ def _clock(device: str) -> float:
 
 def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str, title: str) -> None:
     plain = entries[0]
-    for entry in entries:  # warm up, and see what one image holds
+    for entry in entries:  # warm up, and measure what one image holds
         before = _live_bytes()
         with entry.picture():
             schedule.run(entry.model)
@@ -187,7 +187,7 @@ def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str,
 
 
 def _ideal(entry: Entry, plain: Entry) -> float:
-    """Seconds of the last image if only the blocks that were computed had cost anything beside the plain model."""
+    """Seconds of the last image if nothing but the computed blocks and the rest of the plain model took time."""
     around = plain.seconds[-1] - sum(plain.block_seconds.values())
     if entry.block_seconds:
         return around + sum(entry.block_seconds.values())

@@ -1,9 +1,9 @@
-"""The tables and the picture of docs/capacity.md: what others published beside the model, what it says, who waits.
+"""The tables and the plot of docs/capacity.md: published times against the model, its predictions, and waiting times.
 
     python -m benchmarks.capacity [--per-minute 12 --goal 20] [--doc]
 
-Draws nothing and needs no GPU: arithmetic, and a few minutes of simulation. With ``--doc`` each table takes the place
-of the one between its two marks, ``<!-- table NAME -->``.
+Generates no images and needs no GPU: arithmetic, and a few minutes of simulation. With ``--doc`` each table replaces
+the one between its two marks, ``<!-- table NAME -->``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from benchmarks.waiting import answered_p95, gangs_needed, gangs_that_hold
 
 __all__ = ["by_arithmetic", "replaced"]
 
-#: What is to be beaten, and how far off the model may be on rows it was not fitted on.
+#: The time to beat, and how far off the model may be on rows that it was not fitted on.
 _GOAL_S, _WITHIN = 3.90, 0.10
 _RANKS = (1, 2, 4)
 
 
 def main(
-    per_minute: float = typer.Option(12.0, min=0.01, help="images asked for a minute"),
+    per_minute: float = typer.Option(12.0, min=0.01, help="images requested per minute"),
     goal: float = typer.Option(20.0, min=0.1, help="seconds within which 95 % must be answered"),
     doc: bool = doc_option(),
 ) -> None:
@@ -38,14 +38,14 @@ def main(
     if doc:
         page = place("capacity.md", doc)
         page.write_text(replaced(page.read_text(), tables))
-    # matplotlib is not needed by those who want the tables only.
+    # Imported here, because the tables alone do not need matplotlib.
     from benchmarks.capacity_picture import draw
 
     draw(place("images/capacity.png", doc), _GOAL_S, _WITHIN)
 
 
 def by_arithmetic() -> dict[str, Table]:
-    """The tables that take no simulation, by the names of their marks."""
+    """The tables that need no simulation, by the names of their marks."""
     held = [row for row in ROWS if not row.fitted]
     within = sum(abs(error) <= _WITHIN for error in errors(held))
     return {
@@ -63,12 +63,12 @@ def replaced(text: str, tables: dict[str, Table]) -> str:
     """The page with each table between its marks.
 
     Raises:
-        ValueError: if a table's marks are not there exactly twice.
+        ValueError: a table's mark does not appear exactly twice.
     """
     for name, table in tables.items():
         mark = f"<!-- table {name} -->"
         if text.count(mark) != 2:
-            raise ValueError(f"the page must say {mark} before and behind the table; found {text.count(mark)} times")
+            raise ValueError(f"the page must have {mark} before and after the table; found {text.count(mark)} times")
         before, _, behind = text.split(mark)
         text = f"{before}{mark}\n{table.markdown()}{mark}{behind}"
     return text
@@ -87,7 +87,7 @@ def _compared(row: Row) -> tuple[str, ...]:
 
 
 def _constants() -> Iterator[tuple[str, ...]]:
-    """What the fit gives, and what it would give with fewer rows: how well the two constants can be told apart."""
+    """The fitted constants, and what fewer rows would give: how well the two constants can be separated."""
     fitted = [row for row in ROWS if row.fitted]
     alone = [row for row in fitted if row.ranks == 1]
     ways = {
@@ -121,7 +121,7 @@ def _shown(one: Span) -> str:
 
 
 def _plan(per_minute: float, goal_s: float) -> Table:
-    """Gangs of one, two and four for a rate and a goal, of what `span` calls compiled, 60 % of blocks computed."""
+    """Gangs of one, two and four ranks for a rate and a goal, with compiled kernels and 60 % of blocks computed."""
     rows = []
     for ranks in _RANKS:
         each = seconds(FLUX_DEV_1024, L20, ranks, computed=0.6, factor=KERNELS[1].middle)

@@ -1,11 +1,11 @@
-"""How long an image takes on a gang: arithmetic with its assumptions on view.
+"""How long an image takes on a gang: arithmetic with explicit assumptions.
 
 An image's seconds on ``r`` ranks are ``serial + f (compute / r + exchange(r)) + decisions``, where ``f`` is the share
 of blocks that is computed. Ulysses exchanges queries, keys, values and the attention's output once each per block:
-each rank holds ``S x C x 2 / r`` bytes of each and sends ``(r - 1) / r`` of it. Others send each by itself, ours sends
-two messages to each block: query, key and value are one (`raycache.worker.fused_ulysses`).
+each rank holds ``S x C x 2 / r`` bytes of each and sends ``(r - 1) / r`` of it. Others send each separately; ours sends
+two messages per block, because query, key and value share one (`raycache.worker.fused_ulysses`).
 
-Two constants are fitted, by `fit`, on the rows of `benchmarks.published` that say so; the others are held back.
+Two constants are fitted, by `fit`, on the rows of `benchmarks.published` marked as such; the others are held back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.published import ROWS, Row
 
 __all__ = ["FLUX_DEV_1024", "L20", "OURS", "THEIRS", "Machine", "Picture", "errors", "fit", "predicted", "seconds"]
 
-#: All-to-alls of a block: those of diffusers' Ulysses attention and ParaAttention's, and ours.
+#: All-to-alls per block: in diffusers' and ParaAttention's Ulysses attention, and in ours.
 THEIRS, OURS = 4, 2
 
 
@@ -26,9 +26,9 @@ class Machine:
     """One GPU and its link.
 
     Attributes:
-        compute_s: seconds of a whole uncached image's blocks on one of them (measured or published).
-        link_gb_s: GB/s that one rank sends at most.
-        call_s: seconds a collective takes however little it carries.
+        compute_s: seconds of a whole uncached image's blocks on one GPU (measured or published).
+        link_gb_s: the most that one rank can send, GB/s.
+        call_s: seconds that a collective takes however small it is.
     """
 
     compute_s: float
@@ -38,11 +38,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn.
+    """The model and the image that is generated.
 
     Attributes:
-        tokens: of text and image together; width: channels; blocks, steps: numbers.
-        serial_s: seconds that neither ranks nor caches make less: encoders, decoder, embedders, Python around steps.
+        tokens: of text and image together; width: channels; blocks, steps: their numbers.
+        serial_s: seconds that neither ranks nor caches reduce: encoders, decoder, embedders, Python around steps.
     """
 
     tokens: int
@@ -52,7 +52,7 @@ class Picture:
     serial_s: float
 
     def exchanged_gb(self, ranks: int) -> float:
-        """GB one rank sends over a whole uncached image in bfloat16."""
+        """GB that one rank sends for a whole uncached image in bfloat16."""
         each = self.tokens * self.width * 2 / ranks * (ranks - 1) / ranks
         return 4 * self.blocks * self.steps * each / 1e9
 
@@ -60,8 +60,8 @@ class Picture:
 #: FLUX.1-dev, 1024 x 1024, 28 steps. ``serial_s`` is fitted.
 FLUX_DEV_1024 = Picture(tokens=4096 + 512, width=3072, blocks=57, steps=28, serial_s=1.40)
 
-#: NVIDIA L20: 24.85 s an image (cache-dit 0.2.2) less what is serial. The link is what PCIe 4.0 x16 carries one way,
-#: not fitted. ``call_s`` is fitted.
+#: NVIDIA L20: 24.85 s per image (cache-dit 0.2.2) minus the serial part. The link is PCIe 4.0 x16 in one direction, not
+#: fitted. ``call_s`` is fitted.
 L20 = Machine(compute_s=24.85 - FLUX_DEV_1024.serial_s, link_gb_s=31.5, call_s=41e-6)
 
 
@@ -76,13 +76,13 @@ def seconds(
     message: float = 1.0,
     decisions: int = 0,
 ) -> float:
-    """Seconds of an image on a gang of ``ranks`` with nothing waiting.
+    """Seconds of an image on a gang of ``ranks`` with no other job waiting.
 
     Args:
         computed: share of blocks computed, from a report.
-        factor: of one GPU's compute time, for compilation and quantization.
-        messages: all-to-alls of a block; message: their bytes as a part of bfloat16's.
-        decisions: collectives that agree on what is cached, of the whole image.
+        factor: on one GPU's compute time, for compilation and quantization.
+        messages: all-to-alls per block; message: their bytes relative to bfloat16.
+        decisions: collectives for cache decisions in the whole image.
     """
     exchange = agreement = 0.0
     if ranks > 1:
@@ -93,10 +93,10 @@ def seconds(
 
 
 def predicted(row: Row, picture: Picture = FLUX_DEV_1024, machine: Machine = L20) -> float:
-    """Seconds by the model for what a source did, from that source's own figures of one GPU.
+    """The model's seconds for a source's setting, from that source's own figures for one GPU.
 
     Raises:
-        ValueError: if the row names neither an uncached figure of one GPU nor a cached one with its share.
+        ValueError: the row has neither an uncached figure for one GPU nor a cached one with its share.
     """
     serial = picture.serial_s
     if row.share is not None:
@@ -123,15 +123,15 @@ def predicted(row: Row, picture: Picture = FLUX_DEV_1024, machine: Machine = L20
 
 
 def errors(rows: Sequence[Row], picture: Picture = FLUX_DEV_1024, machine: Machine = L20) -> list[float]:
-    """Predicted over published less one, of each row."""
+    """Predicted divided by published, minus one, for each row."""
     return [predicted(row, picture, machine) / row.published_s - 1 for row in rows]
 
 
 def fit(rows: Sequence[Row] | None = None) -> tuple[float, float]:
-    """``serial_s`` and ``call_s`` with the least squares of relative errors; neither may be negative.
+    """``serial_s`` and ``call_s`` with the least squared relative errors; neither may be negative.
 
     Args:
-        rows: what it is fitted on, by default the rows that say so.
+        rows: the rows to fit on; default: those marked as fitted.
     """
     from scipy.optimize import least_squares
 

@@ -1,4 +1,4 @@
-"""The picture of docs/capacity.md: published against predicted seconds, and seconds against distance."""
+"""The plot of docs/capacity.md: published against predicted seconds, and seconds against PSNR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["draw"]
 
 
 def draw(path: Path, goal_s: float, within: float) -> None:
-    """Two panels into ``path``: how far the model can be trusted, and what it says of four L20s."""
+    """Draw two panels into ``path``: how accurate the model is, and its predictions for four L20s."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What the waiting formula says beside what the engine's scheduler does, in the scheduler's own simulator."""
+"""The waiting formula compared with the engine's scheduler, in the scheduler's own simulator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raycache.gang.simulator import simulated
 __all__ = ["KINDS", "compared"]
 
 _JOBS = 3000
-#: Pixels a side, steps, and how often beside the others.
+#: Pixels per side, steps, and weight among the others.
 KINDS: Mapping[str, Sequence[tuple[int, int, int]]] = {
     "equal: 1024 x 1024, 28 steps": ((1024, 28, 1),),
     "mixed: 512 x 512 to 1024 x 1024, 4 to 50 steps": ((512, 4, 8), (512, 28, 3), (1024, 28, 2), (1024, 50, 2)),
@@ -34,11 +34,11 @@ def compared(name: str, kinds: Sequence[tuple[int, int, int]], load: float) -> I
     for number in range(_JOBS):
         at += rng.expovariate(load / mean_s)
         arrivals.append(replace(rng.choices(jobs, weights)[0], id=f"{number:05d}", arrived=at))
-    stretched = _JOBS * mean_s / load / at  # so that the gang is as busy as it says, and not by chance less
+    stretched = _JOBS * mean_s / load / at  # so that the load is exact and not random
     arrivals = [replace(job, arrived=job.arrived * stretched) for job in arrivals]
     costs = taught(machine, arrivals, rng)
     cells = ["-"]
-    if len(jobs) == 1:  # of mixed jobs, those who wait 95 % are not those who take longest
+    if len(jobs) == 1:  # among mixed jobs, the 95 % longest waits are not those of the longest jobs
         cells = [f"{mean_s + wait_p95(load / mean_s, mean_s, 1):.1f}"]
     for rules in (Rules(scheduling="fifo"), Rules(max_rows=1), Rules()):
         done = simulated(arrivals, costs, rules, 0.0, truth=machine)

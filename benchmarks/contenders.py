@@ -17,9 +17,9 @@ from cache_core.options import CacheOptions
 
 __all__ = ["Contender", "contenders"]
 
-#: A picture: everything that happens between these two is measured.
+#: Runs one image; its whole time is measured.
 Picture = Callable[[], Any]
-#: Attaches a method to a transformer; returns a context manager factory that surrounds each picture.
+#: Attaches a method to a transformer; returns a context manager factory that surrounds each image.
 Prepare = Callable[[FluxTransformer2DModel], Picture]
 
 
@@ -28,7 +28,7 @@ class Contender:
     """One way to cache.
 
     Attributes:
-        name: how the table calls it.
+        name: its name in the table.
         kind: ``none``, ``first block``, ``dual block`` or ``prune``: rows to compare with each other.
         prepare: attaches it to a transformer; returns a context manager factory that surrounds each image.
     """
@@ -47,7 +47,7 @@ def contenders(
         first, last: Fn and Bn of the dual-block rows; the prune rows take Fn=1, Bn=0.
         threshold: far from both the small and the large differences of the schedule, so that all decide alike.
         steps: transformer calls of one image.
-        group: ranks that decide together, for ours; peers find theirs themselves.
+        group: ranks that decide together, for our methods; peers find theirs themselves.
     """
     first_block = FBCacheOptions(max_cached_steps=-1, warmup_steps=1, residual_diff_threshold=threshold)
     dual = DBCacheOptions(
@@ -74,7 +74,7 @@ def _nothing() -> Iterator[None]:
 
 def _ours(options: CacheOptions, group: dist.ProcessGroup | None) -> Prepare:
     def prepare(transformer: FluxTransformer2DModel) -> Callable[[], Any]:
-        Attachment(transformer).kept = True  # once, as apply_cache_on_pipe does, and peers
+        Attachment(transformer).kept = True  # attached once, as apply_cache_on_pipe and the peers do
         return lambda: cache_session(transformer, options, group)
 
     return prepare

@@ -1,4 +1,4 @@
-"""What `benchmarks.many_jobs` measures from outside: throughput, who waits for whom, and a run to be drawn."""
+"""What `benchmarks.many_jobs` measures from outside: throughput, waiting behind other jobs, and a run for a plot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Asked = dict[str, Any]
 
 
 def small_mix(path: Path, count: int) -> list[Asked]:
-    """Requests of ``loadtests/mix_small.yaml``, the same at each call."""
+    """Requests from ``loadtests/mix_small.yaml``, the same at each call."""
     from loadtests.mix import load_mix
 
     mix, rng = load_mix(path), random.Random(0)
@@ -64,7 +64,7 @@ def throughput(both: Both, amounts: Amounts, name: str, requests: Sequence[Asked
 
 
 def _closed_loop(way: Way, requests: Sequence[Asked], clients: int) -> tuple[float, list[float]]:
-    """Seconds of all, and of each."""
+    """Seconds for all requests together, and for each."""
     todo: queue.SimpleQueue[Asked] = queue.SimpleQueue()
     for request in requests:
         todo.put(request)
@@ -85,7 +85,7 @@ def _closed_loop(way: Way, requests: Sequence[Asked], clients: int) -> tuple[flo
 
 
 def head_of_line(both: Both, amounts: Amounts) -> list[Row]:
-    """A 4-step job that comes upon a long one: its time beside its time alone."""
+    """A 4-step job that arrives during a long one: its time relative to its time alone."""
     rows = [
         Row(f"4 steps behind {amounts.long_steps} of {whose} caller", "x alone") for whose in ("its own", "another")
     ]
@@ -105,14 +105,14 @@ def _behind(way: Way, long_steps: int, caller: str) -> float:
     long = way.job(size="256x256", num_inference_steps=long_steps, cache=NO_CACHE)
     handle = way.gang.submit(long, caller=caller, on_progress=lambda _: far.set())
     if not far.wait(TIMEOUT_S):
-        raise TimeoutError(f"{way.name}: the long job made no step in {TIMEOUT_S:g} s")
+        raise TimeoutError(f"{way.name}: the long job reported no step within {TIMEOUT_S:g} s")
     with_it = way.draw_s(_short(way), "short")
     handle.future.result(TIMEOUT_S)
     return with_it / alone
 
 
 def flood(both: Both, amounts: Amounts) -> list[Row]:
-    """One caller submits many jobs at once, another one at a time while they last: its p95, and how much is drawn."""
+    """One caller submits many jobs together, another one at a time meanwhile: its p95, and the total throughput."""
     row = Row(f"one at a time beside a flood of {amounts.flood}, p95", "x alone")
     whole = Row(f"both together with a flood of {amounts.flood}", "images/min")
     for _, pair in in_turns(both, amounts.rounds):
@@ -136,9 +136,9 @@ def _flooded(way: Way, count: int) -> tuple[float, float]:
 
 
 def scene(way: Way) -> tuple[list[Line], Ticks]:
-    """Ten jobs of three callers that arrive one after the other, to be drawn as a timeline."""
+    """Ten jobs of three callers that arrive one after the other, for a timeline."""
     cached = {"type": "DBCache", "residual_diff_threshold": 0.3, "warmup_steps": 2}
-    # How many calls alone it arrives after the one before, whatever the machine: else all come at once, or none meet.
+    # Gaps between arrivals are counted in calls, whatever the machine, or all would coincide or none would overlap.
     play: list[tuple[float, str, Asked]] = [
         (0, "studio", {"size": "128x128", "num_inference_steps": 24, "cache": NO_CACHE}),
         (4, "chat", {"size": "64x64", "num_inference_steps": 10, "cache": cached}),

@@ -1,8 +1,8 @@
-"""Plots of what the cache decides: the differences of each step, and which blocks were pruned when.
+"""Plots of the cache's decisions: the differences at each step, and which blocks were pruned when.
 
     python -m benchmarks.decisions [--model demo] [--doc | --out PICTURE.png]
 
-Top: DBCache's difference at each step beside its threshold; a filled mark is a step whose middle blocks were reused.
+Top: DBCache's difference at each step and its threshold; a filled mark is a step whose middle blocks were reused.
 Bottom: DBPrune's differences by block and step; a hatched cell is a pruned block.
 """
 
@@ -101,7 +101,7 @@ def _prune_panel(axes: Any, report: CacheReport) -> Any:
         for block, (difference, _) in record.images[0].differences.items():
             grid[block, column] = np.nan if difference is None else difference
     limit = 3 * report.options["residual_diff_threshold"]
-    # Centred on whole steps, where the panel above has its marks.
+    # Centred on whole steps, to match the marks of the panel above.
     edges = np.arange(len(report.steps) + 1) - 0.5
     mesh = axes.pcolormesh(edges, np.arange(report.num_blocks + 1), grid, cmap="viridis", vmin=0, vmax=limit)
     for column, record in enumerate(report.steps):

@@ -1,10 +1,10 @@
-"""From nothing to an image, and what ranks and caching do to its time.
+"""Time from a cold start to the first image, and the effect of ranks and caching on an image's time.
 
     python -m benchmarks.first_picture [--config serve_configs/laptop_dbcache.yaml] [--out TABLE.md]
 
-Starts the real application (`serve run`), waits for `/readyz`, draws once; then draws on gangs of 1 and 4 ranks without
-Serve in between. The cost of a decision is the time of an image that decides in every step and never reuses, less that
-of one that does not decide, per step.
+Starts the real application (`serve run`), waits for `/readyz`, generates one image; then generates on gangs of 1, 2 and
+4 ranks without Serve. The cost of a decision is the time of an image that decides in every step and never reuses, minus
+that of one that does not decide, per step.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def main(
     size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(28, help="denoising steps"),
     rounds: int = typer.Option(5, help="images per row"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     rows: list[tuple[str, str]] = []
     table = Table(f"{config.name}, {size}, {steps} steps; {machine()}", ["what", "seconds"], rows)
     for row in itertools.chain(_start_up(config, size, steps), _gangs(config, size, steps, rounds)):
         rows.append(row)
-        # As soon as it is known: on a slow machine the rest takes minutes, and a run that is stopped keeps what it has.
+        # Printed at once: on a slow machine the rest takes minutes, and a stopped run should keep what it has.
         Console().print(f"{row[0]}: {row[1]}")
         write(out, table)
     table.show()
@@ -81,7 +81,7 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
         2: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
         4: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
     }
-    # Logical CPUs: the gangs must be placed whatever the machine has.
+    # Logical CPUs, so that the gangs can be placed on any machine.
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         for ranks, methods in plans.items():

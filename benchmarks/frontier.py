@@ -1,8 +1,8 @@
-"""Latency against throughput: the machine at hand as many small gangs or few large ones.
+"""Latency against throughput: this machine used as many small gangs or few large ones.
 
     python -m benchmarks.frontier [--out TABLE.md]
 
-Draws on 4 gangs of 1, 2 of 2 and 1 of 4 ranks. What L20s would do is predicted by `benchmarks.capacity`.
+Generates on 4 gangs of 1 rank, 2 of 2 and 1 of 4. `benchmarks.capacity` predicts the same for L20s.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SHAPES = ((4, 1), (2, 2), (1, 4))
 
 
 def main(
-    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="what to draw with"),
+    config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     size: str = typer.Option("128x128"),
     steps: int = typer.Option(12, min=2),
     rounds: int = typer.Option(3, min=2, help="images per gang"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     rows = list(_measured(config, size, steps, rounds))
@@ -35,7 +35,7 @@ def main(
 
 
 def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, ...]]:
-    """One image alone, then every gang busy at once."""
+    """One image alone, then all gangs busy at the same time."""
     import ray
 
     from cache_core import NoCacheOptions

@@ -1,11 +1,11 @@
-"""Many jobs at once, step by step, against one after the other: the same gang, both ways in turns.
+"""Many jobs together, step by step, against one after the other: identical gangs, measured in turns.
 
     python -m benchmarks.many_jobs [--ranks 2] [--quick] [--only PART] [--doc] [--out TABLE.md] [--keep VALUES.json]
 
-``fifo`` draws one job after the other and joins no calls, ``fair`` is the default of the settings. Both gangs draw with
-the model of the config, without HTTP. Cells are medians of the rounds (least - most); the last column is that of the
-ratios within a round. With ``--keep`` the values go to a JSON file as soon as they are known, and a later run of
-other parts adds to it.
+``fifo`` runs one job after the other and joins no calls; ``fair`` is the default setting. Both gangs use the model of
+the config, without HTTP. Cells are medians over the rounds (least - most); the last column is the median of the ratios
+within a round. With ``--keep`` values are written to a JSON file as soon as they are known, and a later run of other
+parts adds to it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def main(
     only: list[str] = typer.Option([], help=f"these parts: {', '.join((*PARTS, *EXTRAS))}; repeat for more"),
     picture: Path | None = typer.Option(None, help="draw the timeline into this file"),
     doc: bool = doc_option(),
-    keep: Path | None = typer.Option(None, help="write the values here as JSON, beside those of other parts"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    keep: Path | None = typer.Option(None, help="write the values here as JSON, together with those of other parts"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the tables and draw the timeline."""
     if unknown := set(only) - {*PARTS, *EXTRAS}:
@@ -59,19 +59,19 @@ def main(
     if rounds is not None:
         amounts = Amounts(rounds, amounts.clients, amounts.jobs, amounts.long_steps, amounts.flood)
     parallel = {"ranks_per_replica": ranks}
-    # Work beside this must not look like a hang.
+    # Other work on this machine must not look like a hang.
     settings = settings_of(config, False, parallel=parallel, reliability={"watchdog_floor_s": 60.0})
     rows: list[Row] = kept(keep, [])
     names = (FIFO, FAIR) if set(chosen) & PARTS.keys() else (FAIR,)
     with ways(settings, names) as both:
-        # First of all: they are compared with what the warm-up taught.
+        # First, because they are compared with what the warm-up taught.
         if "costs" in chosen:
             costs = scheduler_costs.learned_costs(both[FAIR], str(settings.warmup[0].size))
             show_table(f"What the warm-up taught, {ranks} rank(s)", COSTS, costs, None)
         for name in track([part for part in PARTS if part in chosen], description=f"{ranks} rank(s)"):
             measured = PARTS[name](both, amounts)
             rows = kept(keep, measured) if keep is not None else [*rows, *measured]
-            # As soon as it is known: a run that is stopped has told what it found.
+            # Written as soon as it is known, so that a stopped run keeps its results.
             for row in measured:
                 Console().print("  ".join(row.cells()))
         if "timeline" in chosen:

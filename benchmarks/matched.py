@@ -1,8 +1,8 @@
 """``python -m benchmarks.matched``: rules for reuse at equal shares of computed blocks, in paired differences.
 
-Every rule draws the same held-out captions from the same seeds at several settings. Between two settings the PSNR of
-each image is interpolated in the share of blocks, so that all rules are read at the same shares, and each is compared
-with one of them image by image. Stop it and run it again: what is drawn is kept in ``--work``.
+Every rule generates the same held-out captions from the same seeds at several settings. Between two settings the PSNR
+of each image is interpolated in the share of blocks, so that all rules are read at the same shares, and each is
+compared with a base rule image by image. It can be stopped and run again: results are kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from raycache.tune.sweep import Job, draw
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
+    model: Annotated[str, typer.Option(help="Folder of a model trained on the demo world, or `demo`.")] = "demo",
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 24,
-    batch: Annotated[int, typer.Option(help="Images drawn at a time; cache-dit draws one.")] = 8,
-    work: Annotated[Path, typer.Option(help="Folder for what is drawn.")] = Path("results/matched"),
+    batch: Annotated[int, typer.Option(help="Images generated at a time; cache-dit generates one.")] = 8,
+    work: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/matched"),
     doc: bool = doc_option(),
 ) -> None:
     """Measure, print the table and draw the plot."""
@@ -54,7 +54,7 @@ def main(
 
 
 def measured(pipe: object, prompts: int, batch: int, file: Path) -> list[Line]:
-    """All points, those that are known from ``file``."""
+    """All points; known ones are read from ``file``."""
     scenes = held_out_scenes(prompts, seed=3)
     job = Job(tuple(scene.caption for scene in scenes), STEPS, Size(128, 128), batch)
     known = [Line(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []

@@ -1,4 +1,4 @@
-"""The rules that are compared at equal shares of computed blocks, each at settings that compute less and less."""
+"""The rules that are compared at equal shares of computed blocks, each at settings that compute fewer and fewer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raycache.tune.sweep import Job, draw
 __all__ = ["WARMUP", "Drawn", "Point", "points"]
 
 WARMUP = 4
-#: Images, and the share of blocks that was computed for them.
+#: Images, and the share of blocks computed for them.
 Drawn = tuple[np.ndarray, float]
 
 
@@ -32,9 +32,9 @@ class Point:
     """One rule at one setting.
 
     Attributes:
-        rule: for the table; settings of one rule are joined by a line.
-        setting: what varies along the rule.
-        drawn: draws a job.
+        rule: name in the table; settings of one rule are joined by a line.
+        setting: what varies within the rule.
+        drawn: generates a job.
     """
 
     rule: str
@@ -43,7 +43,7 @@ class Point:
 
 
 def points(pipe: Any) -> Iterator[Point]:
-    """All of them; a rule's from the most careful on."""
+    """All points; those of a rule start with the one that computes most."""
     for threshold in (0.06, 0.1, 0.16, 0.26):
         options = FBCacheOptions(
             warmup_steps=WARMUP, max_cached_steps=-1, residual_diff_threshold=threshold, taylor_order=1
@@ -83,7 +83,7 @@ def _fewer(steps: int) -> Callable[[Any, Job], Drawn]:
 
 
 def _cache_dit(threshold: float, every: int | None = None) -> Callable[[Any, Job], Drawn]:
-    """One image at a time, since it decides once for a whole batch; the same seeds as ours."""
+    """One image at a time, because it decides once for a whole batch; the same seeds as ours."""
     mask = None if every is None else [int(i < WARMUP or (i - WARMUP) % every == every - 1) for i in range(STEPS)]
 
     def drawn(pipe: Any, job: Job) -> Drawn:
@@ -119,7 +119,7 @@ def _without(left_out: Sequence[int]) -> Callable[[Any, Job], Drawn]:
 
 @contextmanager
 def _passed_by(transformer: Any, left_out: Sequence[int]) -> Iterator[None]:
-    """These blocks return what they are given."""
+    """Make these blocks return their input."""
     blocks = [find_blocks(transformer)[index].module for index in left_out]
     for block in blocks:
         block.forward = lambda hidden_states, encoder_hidden_states, **_: (encoder_hidden_states, hidden_states)
@@ -131,7 +131,7 @@ def _passed_by(transformer: Any, left_out: Sequence[int]) -> Iterator[None]:
 
 
 def _least_important(pipe: Any) -> list[int]:
-    """Block ids by how much they add to the image tokens over a whole image, the least first."""
+    """Block ids by how much they add to the image tokens over a whole image, smallest first."""
     added: dict[int, float] = {}
     handles = []
     for block in find_blocks(pipe.transformer):

@@ -1,4 +1,4 @@
-"""What rules cost and keep at equal shares of computed blocks: as a table of paired differences, and as a plot."""
+"""The rules' quality at equal shares of computed blocks: a table of paired differences, and a plot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Line:
 
 
 def at_share(lines: list[Line], rule: str, share: float) -> np.ndarray | None:
-    """The PSNR of each image where the rule computes ``share``, between two settings; None outside of all."""
+    """The PSNR of each image if the rule computes ``share``, interpolated between two settings; None outside them."""
     own = sorted((line for line in lines if line.rule == rule), key=lambda line: line.share)
     known = [line.share for line in own]
     if not known or not known[0] <= share <= known[-1]:
@@ -32,7 +32,7 @@ def at_share(lines: list[Line], rule: str, share: float) -> np.ndarray | None:
 
 
 def rows(lines: list[Line]) -> list[list[str]]:
-    """A row for each rule, a cell for each share."""
+    """One row for each rule, one cell for each share."""
     found = []
     for rule in dict.fromkeys(line.rule for line in lines):
         cells = [rule]
@@ -49,7 +49,7 @@ def rows(lines: list[Line]) -> list[list[str]]:
 
 
 def draw_plot(lines: list[Line], path: Path) -> None:
-    """PSNR over the share of blocks, a line for each rule."""
+    """Plot PSNR over the share of blocks, one line for each rule."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What a session keeps between steps at FLUX.1-dev's geometry, 1024 x 1024, bfloat16."""
+"""The memory that a session keeps between steps with FLUX.1-dev's geometry, 1024 x 1024, bfloat16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["memory_rows"]
 
 
 def memory_rows(device: str) -> list[tuple[str, ...]]:
-    """Method, GiB that a session of ours keeps between steps, GiB that the published one does."""
+    """Method, GiB that our session keeps between steps, GiB that the published implementation keeps."""
     size = Geometry(doubles=19, singles=38, heads=24, head_dim=128, dtype=torch.bfloat16)
     tokens = Tokens(tokens=4096, text=512)
     schedule = Schedule(2, **tokens, dtype=torch.bfloat16, device=device, jump=False)
@@ -29,7 +29,7 @@ def memory_rows(device: str) -> list[tuple[str, ...]]:
 
     for first, last in ((0, 0), (8, 8)):
         held = held_with(DBPruneOptions(Fn_compute_blocks=first, Bn_compute_blocks=last, warmup_steps=2))
-        # Published: input and residual of every block, whether or not it may be pruned.
+        # Published: input and residual of every block, even of those that are never pruned.
         published = 19 * (2 * image + text) + 38 * 2 * (image + text)
         rows.append((f"DBPrune F{first}B{last}", f"{held / 2**30:.2f}", f"{published / 2**30:.2f}"))
     held = held_with(DBCacheOptions(warmup_steps=2))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead [--config serve_configs/laptop_two_ranks.yaml] [--out overhead.md]
 
-Time of a request over HTTP, less the seconds that rank 0 spent in the same pipeline call (encode, denoise and decode,
-as it timed them itself), less the time of encoding the image as PNG.
+The time of a request over HTTP, minus the seconds that rank 0 spent in the same pipeline call (encode, denoise and
+decode, by its own timing), minus the time of encoding the image as PNG.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main(
     size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(4, help="denoising steps"),
     rounds: int = typer.Option(40, help="requests per row"),
-    tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    tiny: bool = typer.Option(False, help="use a model of 2 + 4 blocks instead of the configured one"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     settings = settings_of(config, tiny, warmup=[{"size": size}])
@@ -65,7 +65,7 @@ def _measure(client: httpx.Client, body: dict[str, object], accept: str, rounds:
         began = time.perf_counter()
         encode(pixels, "png", 100)
         encoding = 1000 * (time.perf_counter() - began)
-        if number >= 3:  # the first warm connections and caches
+        if number >= 3:  # the first ones warm up connections and caches
             totals.append(total)
             gangs.append(gang)
             encodings.append(encoding)

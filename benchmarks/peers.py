@@ -1,4 +1,4 @@
-"""cache-dit on a FLUX transformer, laid out as in its published figures."""
+"""cache-dit on a FLUX transformer, with the block layout of its published figures."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def enable_cache_dit(
     """Put cache-dit's DBCache, or DBPrune, on ``transformer``.
 
     Args:
-        transformer: what gets it.
+        transformer: a FLUX transformer.
         prune: DBPrune instead of DBCache.
         first, last: Fn and Bn.
         steps: transformer calls of one image.
-        warmup: first steps that are always computed.
-        order: of its TaylorSeer; 0 = none.
-        mask: its SCM: 1 for each step that is computed; between them it reuses. None = by threshold.
+        warmup: number of first steps that are always computed.
+        order: order of its TaylorSeer; 0 = none.
+        mask: its SCM: 1 for each step that is computed; the others reuse. None = decide by threshold.
 
     Returns:
-        What makes it ready for the next image, at a threshold: to be called before each.
+        A function that prepares it for the next image with a threshold; to be called before each image.
     """
     cache_dit, adapter = _laid_out(transformer)
     kind = cache_dit.DBPruneConfig if prune else cache_dit.DBCacheConfig
@@ -61,7 +61,7 @@ def enable_cache_dit(
 
 
 def _laid_out(transformer: FluxTransformer2DModel) -> tuple[Any, Any]:
-    """cache-dit, told to be quiet, and the transformer as it takes it."""
+    """cache-dit, with its log silenced, and the transformer in the form that it accepts."""
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")
     import cache_dit
     from cache_dit.caching.patch_functors import FluxPatchFunctor
@@ -69,7 +69,7 @@ def _laid_out(transformer: FluxTransformer2DModel) -> tuple[Any, Any]:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("cache_dit"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    # One list of all blocks: the layout behind cache-dit's published FLUX figures, and the one comparable to ours.
+    # One list of all blocks: the layout of cache-dit's published FLUX figures, and the one comparable to ours.
     adapter = cache_dit.BlockAdapter(
         transformer=transformer,
         blocks=transformer.transformer_blocks + transformer.single_transformer_blocks,

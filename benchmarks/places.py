@@ -1,4 +1,4 @@
-"""Where benchmarks put what they make: a folder that git ignores; ``docs/`` only for those who say ``--doc``."""
+"""Where benchmarks write their results: a folder that git ignores, or ``docs/`` with ``--doc``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ DOCS, OUT = Path("docs"), Path("benchmarks/out")
 
 
 def doc_option() -> bool:
-    """``--doc`` of a command, which is off unless it is given."""
+    """A command's ``--doc`` option, off by default."""
     option: bool = typer.Option(False, "--doc", help=f"write into {DOCS}/, over what is there, instead of {OUT}/")
     return option
 
 
 def place(name: str, doc: bool) -> Path:
-    """Where the file ``name`` goes, such as ``images/quality.png``; its folder is made, and the place is printed."""
+    """The path for the file ``name``, such as ``images/quality.png``; creates its folder and prints the path."""
     path = (DOCS if doc else OUT) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Console(stderr=True).print(f"into {path}" if doc else f"into {path} ({DOCS / name} with --doc)", highlight=False)
@@ -27,10 +27,10 @@ def place(name: str, doc: bool) -> Path:
 
 
 def put_text(name: str, mark: str, text: str, doc: bool) -> None:
-    """``text`` between the two ``mark``s of the page ``name``; without ``doc`` as a file of its own.
+    """Write ``text`` between the two ``mark``s of the page ``name``; without ``doc``, into a separate file.
 
     Raises:
-        ValueError: the page does not have the mark exactly twice.
+        ValueError: the mark does not appear exactly twice in the page.
     """
     path = place(name, doc)
     if not doc:
@@ -38,6 +38,6 @@ def put_text(name: str, mark: str, text: str, doc: bool) -> None:
         return
     page = path.read_text()
     if (found := page.count(mark)) != 2:
-        raise ValueError(f"{path} must say {mark} before and behind the table; found {found} times")
+        raise ValueError(f"{path} must have {mark} before and after the table; found {found} times")
     before, _, after = page.split(mark)
     path.write_text(f"{before}{mark}\n\n{text}\n{mark}{after}")

@@ -1,9 +1,9 @@
-"""README's picture of the page at ``/``: a real service, a real image, and the exact one beside it under the slider.
+"""README's screenshot of the page at ``/``: a real service, a real image, and the exact one next to it on the slider.
 
     python -m benchmarks.playground_picture [--url URL] [--doc | --out page.png] [--dark] [--width 360]
 
 Starts ``serve_configs/laptop_dbcache.yaml`` unless ``--url`` names a service; needs Chromium on PATH.
-README's picture is the light and wide one.
+README shows the light, wide screenshot.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from benchmarks.serving import PATH, application, settings_of
 
 _ROOT = Path(__file__).parents[1]
 _CONFIG = _ROOT / "serve_configs" / "laptop_dbcache.yaml"
-#: Milliseconds in which an image must be there.
+#: Milliseconds within which an image must appear.
 _PATIENCE_MS = 180_000
 
 
 def main(
-    url: Annotated[str | None, typer.Option(help="A service that runs; default: one is started.")] = None,
-    out: Annotated[Path | None, typer.Option(help="draw into this file")] = None,
+    url: Annotated[str | None, typer.Option(help="A running service; default: start one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the screenshot into this file.")] = None,
     doc: bool = doc_option(),
-    dark: Annotated[bool, typer.Option(help="As in dark mode.")] = False,
-    width: Annotated[int, typer.Option(help="Of the window, in pixels; below 600 it is a phone's.")] = 1180,
-    prompt: Annotated[str, typer.Option(help="What is drawn.")] = "a red circle left of a blue square",
-    seed: Annotated[int, typer.Option(help="Of the image.")] = 7,
-    method: Annotated[str | None, typer.Option(help="A cache method by its defaults, not the preset `fast`.")] = None,
+    dark: Annotated[bool, typer.Option(help="Use dark mode.")] = False,
+    width: Annotated[int, typer.Option(help="Width of the window in pixels; below 600 as on a phone.")] = 1180,
+    prompt: Annotated[str, typer.Option(help="What to generate.")] = "a red circle left of a blue square",
+    seed: Annotated[int, typer.Option(help="Seed of the image.")] = 7,
+    method: Annotated[str | None, typer.Option(help="A method with its defaults instead of the preset `fast`.")] = None,
 ) -> None:
-    """Take the picture."""
+    """Take the screenshot."""
     browser = shutil.which("chromium")
     if browser is None:
-        raise typer.BadParameter("no `chromium` on PATH, with which the picture is taken; install it")
+        raise typer.BadParameter("no `chromium` on PATH, which takes the screenshot; install it")
     out = out or place("images/playground.png", doc)
     with contextlib.ExitStack() as stack:
         url = url or stack.enter_context(application(settings_of(_CONFIG, tiny=False)))
@@ -71,7 +71,7 @@ def _page(browser: str, scheme: Literal["light", "dark"], width: int) -> Iterato
 
 
 def _compare(page: Page, prompt: str, seed: int, method: str | None) -> None:
-    """Draw, draw exactly, and wait until nothing moves any more."""
+    """Generate, compare with the exact image, and wait until the page is still."""
     page.get_by_role("radio", name="Custom" if method else "Fast", exact=True).check()
     if method:
         page.get_by_label("Method").select_option(method)
@@ -85,7 +85,7 @@ def _compare(page: Page, prompt: str, seed: int, method: str | None) -> None:
 
 
 def _jobs_of_others(page: Page, url: str) -> None:
-    """Something for the gang to do, in two sizes."""
+    """Keep the gang busy with jobs of two sizes."""
     bars = page.locator("#gang").get_by_role("progressbar")
     expect(bars).to_have_count(0, timeout=_PATIENCE_MS)
     for size, steps in (("128x128", 90), ("192x128", 60)):

@@ -1,9 +1,8 @@
-"""What others measured of FLUX.1-dev on NVIDIA L20s, each figure with its own source's figure of one GPU.
+"""Published measurements of FLUX.1-dev on NVIDIA L20s, each with the same source's figure for one GPU.
 
-1024 x 1024, 28 steps where nothing else is said. Runs of one setting differ by 12 % between sources (23.56 to
-26.36 s on one GPU, with nothing switched on), so no figure of one source is ever measured by that of another.
-Left out: ring attention, tensor parallelism, projections that overlap with messages, and rows that do not say what
-was computed.
+1024 x 1024 and 28 steps unless noted. Runs of one setting differ by 12 % between sources (23.56 to 26.36 s on one GPU
+without any optimization), so figures of one source are never compared with those of another. Left out: ring attention,
+tensor parallelism, projections that overlap with messages, and rows that do not say what was computed.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ __all__ = ["DRAWBENCH_PSNR", "ROWS", "SOURCES", "Row", "Source"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure was read.
+    """Where a figure was published.
 
     Attributes:
-        name: short, as tables call it; version: commit, release or number of a pull request.
+        name: short name in tables; version: commit, release or pull request number.
     """
 
     name: str
@@ -35,7 +34,7 @@ CONTEXT = Source(
 #: Its four-GPU rows use ParaAttention with `max_ulysses_dim_size=4`.
 RELEASE = Source("cache-dit 0.2.2, README", "https://pypi.org/project/cache-dit/0.2.2/", "release 0.2.2")
 FRONT_PAGE = Source("cache-dit, README", f"{_CD}/0003c4be8d637069862e585d9186a7bfff79e213/README.md", "commit 0003c4b")
-#: The author's own repository is stored without this page; this is a fork's copy of it.
+#: Read in a fork, because the author's own repository was not available with this page.
 PARA = Source(
     "ParaAttention, fastest_flux.md",
     "https://github.com/zhangvia/ParaAttention/blob/9ac562bc9b4a2a3f0f7c12fffda869516bb45d9d/doc/fastest_flux.md",
@@ -54,7 +53,7 @@ _BLOCKS, _STEPS = 57, 28
 
 
 def _share(cached_steps: int, always: int = 1) -> float:
-    """Of all blocks, where so many of 28 steps were cached and ``always`` blocks ran in each of them."""
+    """Share of all blocks computed if ``cached_steps`` of 28 steps were cached and ``always`` blocks ran in each."""
     return 1 - cached_steps * (_BLOCKS - always) / (_STEPS * _BLOCKS)
 
 
@@ -63,15 +62,15 @@ class Row:
     """One published latency.
 
     Attributes:
-        alone_s: this source's seconds on one GPU with the same kernels, nothing cached; None where it has none.
-        ranks: GPUs, by Ulysses.
-        share: of the blocks that was computed; None: it follows from ``cached_alone_s`` and ``alone_s``.
-        cached_alone_s: this source's seconds on one GPU with the same kernels and the same cache, where it has them.
-        decisions: collectives that agree on what is cached, of the whole image.
-        message: bytes of an all-to-all as a part of bfloat16's.
-        tokens: of text and image.
-        fitted: whether the model's constants were fitted on it; all others are held back.
-        remark: what is not alike.
+        alone_s: this source's seconds on one GPU with the same kernels, uncached; None if not published.
+        ranks: number of GPUs, with Ulysses.
+        share: share of blocks computed; None: it follows from ``cached_alone_s`` and ``alone_s``.
+        cached_alone_s: this source's seconds on one GPU with the same kernels and the same cache, if published.
+        decisions: collectives for cache decisions in the whole image.
+        message: bytes of an all-to-all relative to bfloat16.
+        tokens: of text and image together.
+        fitted: whether the model's constants were fitted on this row; all others are held back.
+        remark: what differs from our setting.
     """
 
     source: Source
@@ -88,12 +87,12 @@ class Row:
     remark: str = ""
 
 
-#: CONTEXT_PARALLEL.md gives no compiled figure of one GPU: its eager one, times what compiling does in PR 19673.
+#: CONTEXT_PARALLEL.md has no compiled figure for one GPU: its eager one, times the effect of compiling in PR 19673.
 _COMPILED_ALONE_S = 23.56 * 20.3 / 23.6
 _BORROWED = "one GPU compiled: 23.56 s x 20.3 / 23.6 of PR 19673"
-#: Query, value and output in eight bits, key in sixteen.
+#: Query, value and output in 8 bits, key in 16.
 _FP8_MESSAGE = (3 * 0.5 + 1) / 4
-#: Two all-reduces for each block but the first, in each step (docs/performance.md counts them).
+#: Two all-reduces for each block except the first, in each step (docs/performance.md counts them).
 _PRUNE_DECISIONS = 2 * _STEPS * (_BLOCKS - 1)
 
 _PARALLEL = tuple(
@@ -176,7 +175,7 @@ _ALL_TOGETHER = (
         for ranks, seconds, how in ((2, 4.92, "ring of 2"), (4, 3.90, "ring of 2 x Ulysses 2"))
     ),
 )
-#: 50 steps; the share is that of operations. The last has another base, measured in another run of the same page.
+#: 50 steps; the share is of operations. The last has a different base, measured in another run on the same page.
 _FIFTY = tuple(
     Row(DRAWBENCH, f"50 steps, DBCache {setting}", seconds, alone_s, share=tera / 3726.87)
     for setting, seconds, alone_s, tera in (

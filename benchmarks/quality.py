@@ -1,8 +1,8 @@
 """``python -m benchmarks.quality``: what each cache setting costs in quality on the bundled model, ours and cache-dit.
 
-Every setting draws the same held-out captions from the same seeds as the uncached model. Published thresholds were
-found on FLUX.1-dev; a "re-tuned" threshold is the one that computes the named share of blocks here. Stop it and run it
-again: rows that are known are kept in ``--work``.
+Every setting generates the same held-out captions from the same seeds as the uncached model. Published thresholds were
+tuned on FLUX.1-dev; a "re-tuned" threshold is the one that computes the named share of blocks here. It can be stopped
+and run again: finished rows are kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Draw = Callable[[Job, float], tuple[np.ndarray, float, float]]
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
+    model: Annotated[str, typer.Option(help="Folder of a model trained on the demo world, or `demo`.")] = "demo",
     prompts: Annotated[int, typer.Option(help="Held-out captions.")] = 200,
-    batch: Annotated[int, typer.Option(help="Images our settings draw at a time; cache-dit draws one.")] = 8,
-    peer_prompts: Annotated[int, typer.Option(help="Captions that cache-dit draws, the first of them.")] = 24,
-    minutes: Annotated[float, typer.Option(help="Begin no new row after that; run again to go on.")] = 1e9,
-    work: Annotated[Path, typer.Option(help="Folder for known rows.")] = Path("results/quality"),
+    batch: Annotated[int, typer.Option(help="Images at a time with our settings; cache-dit takes one.")] = 8,
+    peer_prompts: Annotated[int, typer.Option(help="Number of first captions that cache-dit generates.")] = 24,
+    minutes: Annotated[float, typer.Option(help="Start no new row after this; run again to continue.")] = 1e9,
+    work: Annotated[Path, typer.Option(help="Folder for finished rows.")] = Path("results/quality"),
     doc: bool = doc_option(),
 ) -> None:
     """Measure, print the table and draw the plot."""
@@ -78,7 +78,7 @@ def main(
 
 
 class Known:
-    """Rows by who and setting, kept in a file."""
+    """Finished rows by implementation and setting, kept in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -95,7 +95,7 @@ class Known:
 
 
 class Bench:
-    """Measures settings on held-out captions of one model; rows that are known are left as they are."""
+    """Measures settings on held-out captions of one model; finished rows are not measured again."""
 
     def __init__(self, pipe: Any, prompts: int, batch: int, known: Known) -> None:
         self._pipe, self._known = pipe, known
@@ -104,7 +104,7 @@ class Bench:
         self._references, _, self._seconds = draw(pipe, self._job, NoCacheOptions())
 
     def uncached(self, peer_prompts: int) -> None:
-        """The rows of the references: all of them, and those of the captions that the peer draws."""
+        """The rows of the uncached references: of all captions, and of those that the peer generates."""
         verdicts = [judge(scene, image) for scene, image in zip(self._scenes, self._references, strict=True)]
         for who, own in ((OURS, verdicts), (SAME, verdicts[:peer_prompts])):
             accuracy = shares(own)["all_right"]
@@ -123,8 +123,8 @@ class Bench:
             self._known.add(self._measured(drawn, self._job, setting, OURS, threshold))
 
     def beside_peer(self, setting: Setting, threshold: float, prompts: int) -> None:
-        """The first captions with our cache at the threshold of all, and with the peer's at the share of blocks that
-        ours computes."""
+        """The first captions with our cache at the same threshold as all captions, and with the peer's at the share of
+        blocks that ours computes."""
         same = self._known.get(SAME, setting.name)
         few = replace(self._job, prompts=self._job.prompts[:prompts])
         if same is None:
@@ -141,7 +141,7 @@ class Bench:
         return lambda job, threshold: draw(self._pipe, job, setting.options(threshold))
 
     def _measured(self, drawn: Draw, job: Job, setting: Setting, who: str, threshold: float) -> Row:
-        """Draw the job at a threshold, and judge the pictures."""
+        """Generate the job at a threshold, and score the images."""
         pictures, computed, seconds = drawn(job, threshold)
         count = len(pictures)
         references = self._references[:count]
@@ -161,7 +161,7 @@ class Bench:
 
 
 def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts: int = 2) -> float:
-    """The threshold at which about ``share`` of the blocks is computed, by bisection on the first prompts."""
+    """The threshold at which about ``share`` of the blocks are computed, by bisection on the first prompts."""
     few = Job(job.prompts[:prompts], job.steps, job.size, job.batch)
     low, high = np.log(0.002), np.log(2.0)
     for _ in range(looks):
@@ -174,7 +174,7 @@ def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts:
 
 
 def peer(pipe: Any, whole: FluxTransformer2DModel, setting: Setting) -> Draw:
-    """Drawing with cache-dit at a setting's block counts, one picture at a time: it decides once for a whole batch."""
+    """Generation with cache-dit at a setting's block counts, one image at a time: it decides once for a whole batch."""
     from benchmarks.quality_settings import cache_dit_on
 
     calls = [0]

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.quality_grid``: one image that shows the presets side by side, seconds under each."""
+"""``python -m benchmarks.quality_grid``: a grid of images by preset, with the seconds under each."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _Made = tuple[np.ndarray, float, float]
 
 def main(
     doc: bool = doc_option(),
-    seed: Annotated[int, typer.Option(help="Of every image.")] = 7,
-    threads: Annotated[int, typer.Option(help="CPU threads; seconds are those of all together.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of every image.")] = 7,
+    threads: Annotated[int, typer.Option(help="CPU threads; seconds are wall time with all of them.")] = 1,
 ) -> None:
-    """Draw four captions with every preset and paste them into one image."""
+    """Generate four captions with every preset and paste the images into one."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(threads)
     pipe = load(str(demo_model_path()))
     presets = load_presets("demo").presets
-    timed(pipe, PROMPTS[0], presets["exact"], 0)  # the first image pays for allocation
+    timed(pipe, PROMPTS[0], presets["exact"], 0)  # the first image includes allocation
     names = [name for name in PRESET_NAMES if name in presets]
     made = {name: [timed(pipe, prompt, presets[name], seed) for prompt in PROMPTS] for name in names}
     grid = compose(names, made)
@@ -50,7 +50,7 @@ def main(
 
 
 def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> _Made:
-    """One picture, its seconds, and the share of blocks that was computed."""
+    """One image, its seconds, and the share of blocks computed."""
     clock = clock_of(pipe)
     started = clock()
     with cache_session(pipe.transformer, options) as report:
@@ -59,7 +59,7 @@ def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> _Made:
 
 
 def compose(names: Sequence[PresetName], made: Mapping[PresetName, list[_Made]]) -> Image.Image:
-    """Presets in columns, captions in rows, seconds and PSNR to ``exact`` under each picture."""
+    """Presets in columns, captions in rows, seconds and PSNR to ``exact`` under each image."""
     left, top = 150, 24
     size = (left + len(names) * (SIDE + GAP), top + len(PROMPTS) * (SIDE + 2 * LINE + GAP))
     grid = Image.new("RGB", size, "white")

@@ -1,4 +1,4 @@
-"""The settings whose quality is measured: the published ones, with and without forecast, and their peer's."""
+"""The settings whose quality is measured: the published ones, with and without forecast, and the peer's."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Setting:
     """One setting.
 
     Attributes:
-        name: for the table.
+        name: name in the table.
         kind: ``FBCache``, ``DBCache`` or ``DBPrune``.
         first: Fn.
         last: Bn.
-        threshold: published; None where a share is published instead.
-        share: of blocks to compute, for which the threshold is searched; None = take the published threshold.
-        order: of the forecast.
+        threshold: the published one; None if a share is published instead.
+        share: share of blocks to compute, for which the threshold is searched; None = use the published threshold.
+        order: order of the forecast.
         ids: ``Bn_compute_blocks_ids``.
-        peer: draw it with cache-dit too, at the share that ours computed.
-        preset: a whole setting that the rest only describes.
+        peer: whether to measure cache-dit too, at the share that ours computed.
+        preset: a preset's options, which the other fields only describe.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Setting:
     preset: CacheOptions | None = None
 
     def options(self, threshold: float) -> CacheOptions:
-        """Our options at a threshold; a preset's are what they are."""
+        """Our options at a threshold; a preset's options are fixed."""
         if self.preset is not None:
             return self.preset
         if self.kind == "FBCache":
@@ -113,7 +113,7 @@ def presets() -> list[Setting]:
 def cache_dit_on(
     transformer: FluxTransformer2DModel, setting: Setting, steps: int
 ) -> Callable[[float, Job, Any], tuple[np.ndarray, float]]:
-    """Put cache-dit on a transformer; returns what draws a job at a threshold: images and seconds an image."""
+    """Enable cache-dit on a transformer; returns a function from threshold and job to images and seconds per image."""
     refresh = enable_cache_dit(
         transformer,
         prune=setting.kind == "DBPrune",
@@ -129,7 +129,7 @@ def cache_dit_on(
         started = clock()
         for index, prompt in enumerate(job.prompts):
             refresh(threshold)
-            # Ours seed each picture by its place within a batch that starts at its own number: the same seeds.
+            # The same seeds as ours, which seed each image of a batch by its position and the batch's first number.
             drawn = generate_images(pipe, [prompt], [index], steps=job.steps, size=job.size)
             pictures.append(drawn)
         return np.concatenate(pictures), (clock() - started) / len(job.prompts)

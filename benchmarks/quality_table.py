@@ -1,4 +1,4 @@
-"""Rows of the quality benchmark, and how they are shown: as a table, and as a plot."""
+"""Rows of the quality benchmark, as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.report import Table
 STEPS = 28
 COLUMNS = ["setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "accuracy", "s a picture"]
 OURS, SAME, PEER = "raycache", "raycache, same captions", "cache-dit 1.5.3"
-"""All captions with ours; those that the peer draws with ours, at the same threshold; with the peer, at that share."""
+"""All captions with ours; the peer's captions with ours, at the same threshold; with the peer, at that share."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class Row:
 
     Attributes:
         who: :data:`OURS`, :data:`SAME` or :data:`PEER`.
-        setting: name.
-        threshold: in force.
-        tuned: the threshold is not the published one.
-        share: of blocks computed, 0 to 1.
+        setting: its name.
+        threshold: the one in effect.
+        tuned: whether the threshold differs from the published one.
+        share: share of blocks computed, 0 to 1.
         psnr: dB, mean.
         ssim: mean.
         distance: mean (see ``raycache.tune.measures.feature_distance``).
-        accuracy: share of pictures that the judge reads as asked (colour, shape, relation, background).
-        seconds: a picture.
+        accuracy: share of images in which the judge finds what the caption says (colour, shape, relation, background).
+        seconds: per image.
     """
 
     who: str
@@ -68,14 +68,14 @@ def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
 
 
 def _kind(row: Row) -> str:
-    """The part of a plot's label that tells a row's group from the others of its ``who``."""
+    """The part of a plot's label that distinguishes a row's group among those with the same ``who``."""
     if row.who != OURS:
         return ""
     return "forecast" if "forecast" in row.setting else "presets" if "preset" in row.setting else "ours"
 
 
 def draw_plot(rows: list[Row], path: Path) -> None:
-    """Quality over the share of blocks computed, ours and the peer's."""
+    """Plot quality over the share of blocks computed, for ours and the peer's."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""A rank is killed, again and again: how long until new ones are ready, with spare processes and without, in turns.
+"""Kills a rank repeatedly: seconds until the gang is ready again, with and without spare processes, in turns.
 
     python -m benchmarks.rebuild [--ranks 2] [--rounds 5] [--out TABLE.md]
 
-Two gangs with the model of the config, without HTTP, one of which keeps spares; the other one's ranks wait while one is
-rebuilt. Seconds from the death of a rank to the gang being ready again; cells are medians (least - most), and the last
-column is that of the ratios within a round.
+Two gangs with the model of the config, without HTTP, one of which keeps spares; one gang is idle while the other is
+rebuilt. Seconds are from the death of a rank until the gang is ready again; cells are medians (least - most), and the
+last column is the median of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main(
     config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     ranks: int = typer.Option(2, min=1, help="of each gang"),
     rounds: int = typer.Option(5, min=2, help="deaths of each gang"),
-    tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    tiny: bool = typer.Option(False, help="use a model of 2 + 4 blocks instead of the configured one"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
@@ -67,7 +67,7 @@ def main(
 
 
 def _settle() -> None:
-    """Until spares have imported what they import, so that no gang is rebuilt beside that."""
+    """Wait until spares have finished their imports, so that no gang is rebuilt at the same time."""
     quiet = 0
     while quiet < 3:
         quiet = quiet + 1 if psutil.cpu_percent(interval=1.0) < 15 else 0

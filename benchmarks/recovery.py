@@ -1,11 +1,11 @@
-"""Faults on purpose, and the seconds until the client has its answer and the next good image is there.
+"""Injects faults, and measures the seconds until the client is answered and the next correct image is delivered.
 
     python -m benchmarks.recovery [--config serve_configs/laptop_two_ranks.yaml] [--out recovery.md]
 
-Starts the real application with one engine. For each fault: one job under it (unless the fault hits an idle service)
-and three queued behind. Seconds from the fault: *detect* (the gang noticed), *kill* (all old ranks are gone), *rebuild*
-(new processes have imported their libraries and met), *load* (model and warm-up images), *answer* (of the job under
-the fault), *next image* (first one bit-equal to the reference).
+Starts the real application with one engine. For each fault, one job is running (unless the fault hits an idle service)
+and three are queued behind it. Seconds from the fault: *detect* (the gang noticed), *kill* (all old ranks are gone),
+*rebuild* (new processes have imported their libraries and formed a group), *load* (model and warm-up images), *answer*
+(to the running job), *next image* (first one bit-equal to the reference).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def main(
     config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     size: str = typer.Option("128x128", help="image size"),
     steps: int = typer.Option(12, help="denoising steps"),
-    tiny: bool = typer.Option(False, help="a model of 2 + 4 blocks in place of the configured one"),
-    only: str = typer.Option("", help="only faults whose name holds this"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    tiny: bool = typer.Option(False, help="use a model of 2 + 4 blocks instead of the configured one"),
+    only: str = typer.Option("", help="only faults whose name contains this"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     settings = settings_of(
@@ -111,7 +111,7 @@ def _row(
 ) -> list[str]:
     good = [answer for answer in behind if answer.picture is not None and answer.picture == reference]
     if len(good) != len(behind):
-        raise SystemExit(f"not every picture is good: {[(a.status, a.picture == reference) for a in behind]}")
+        raise SystemExit(f"not every image is correct: {[(a.status, a.picture == reference) for a in behind]}")
     times = ["-"] * 4
     if recovered:
         recovery = engines(url)[0]["gang"]["last_recovery"]

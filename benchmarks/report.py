@@ -1,4 +1,4 @@
-"""How benchmarks tell what they found: tables on the screen and in Markdown, medians with their spread, the machine."""
+"""How benchmarks report results: tables on the screen and in Markdown, medians with their spread, the machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Table", "machine", "processor", "quantile", "quartiles", "show_table
 
 @dataclass(frozen=True)
 class Table:
-    """One table, every cell as it is shown. The title may be empty."""
+    """One table with formatted cells. The title may be empty."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def show(self) -> None:
-        """Print it, as wide as it needs to be where nobody looks at a terminal."""
+        """Print it, as wide as it needs to be if the output is not a terminal."""
         table = rich_table.Table(*self.columns, title=self.title or None)
         for row in self.rows:
             table.add_row(*row)
@@ -48,7 +48,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def write(out: Path | None, *tables: Table, about: str = "") -> None:
-    """The tables as a Markdown file at ``out``, below a paragraph on all of them; nothing where ``out`` is None."""
+    """Write the tables to a Markdown file at ``out``, below the paragraph ``about``; do nothing if ``out`` is None."""
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,13 +56,13 @@ def write(out: Path | None, *tables: Table, about: str = "") -> None:
 
 
 def quartiles(values: Sequence[float], digits: int = 2) -> str:
-    """The median and the quartiles of two values or more, with so many digits behind the point."""
+    """The median and the quartiles of two values or more, with ``digits`` decimals."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.{digits}f} ({low:.{digits}f} - {high:.{digits}f})"
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median and, of several, the least and the most, in three digits; a dash where there is none."""
+    """The median and, for several values, the least and the most, in three digits; a dash if there is no value."""
     if not values:
         return "-"
     middle = f"{statistics.median(values):.3g}"
@@ -70,13 +70,13 @@ def spread(values: Sequence[float]) -> str:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The least value that is no less than this part of all."""
+    """The smallest value that is not below ``part`` of all values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
 def machine() -> str:
-    """What a figure depends on besides the code."""
+    """What a figure depends on apart from the code."""
     load = os.getloadavg()[0]
     busy = ", shared with other work" if load > 1 else ""
     return f"{os.cpu_count()} CPU cores, no GPU, load average {load:.1f} at the end{busy}, {time.strftime('%Y-%m-%d')}"

@@ -1,4 +1,4 @@
-"""What scheduling costs: between calls, for a plan; and whether the gang knows what calls cost."""
+"""What scheduling costs, between calls and per plan; and how accurately the gang predicts the cost of calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROWS = (1, 2, 4, 8)
 
 
 def overhead(both: Both, amounts: Amounts) -> list[Row]:
-    """What a job alone spends besides calls, encoding and decoding: over the whole job, and between two calls."""
+    """What a single job spends outside calls, encoding and decoding: over the whole job, and between two calls."""
     rows = []
     for size in ("64x64", "256x256"):
         whole, between = Row(f"besides calls, {size} alone, mean", "ms/step"), Row(f"between calls, {size}, p50", "ms")
@@ -34,7 +34,7 @@ def overhead(both: Both, amounts: Amounts) -> list[Row]:
 
 
 def _besides_ms(way: Way, size: str, steps: int) -> tuple[float, float]:
-    """By step, submitting and answering included; and between the reports of two ticks, the median."""
+    """Per step, including submission and answer; and the median between the reports of two ticks."""
     way.recorder.take()
     job = way.job(size=size, num_inference_steps=steps, cache=NO_CACHE)
     began = time.monotonic()
@@ -47,7 +47,7 @@ def _besides_ms(way: Way, size: str, steps: int) -> tuple[float, float]:
 
 
 def between_calls_s(ticks: Ticks) -> list[float]:
-    """From one tick's report to the next, less what that took, for each that only made calls."""
+    """From one tick's report to the next, minus the next tick's own time, for ticks that only made calls."""
     pairs = [(came - before, report) for (before, _), (came, report) in pairwise(ticks)]
     return [
         seconds - sum(call.seconds for call in report.calls)
@@ -57,7 +57,7 @@ def between_calls_s(ticks: Ticks) -> list[float]:
 
 
 def planning(both: Both, amounts: Amounts, *, active: int = 8, waiting: int = 24, times: int = 50) -> list[Row]:
-    """How long one plan takes with the costs that the gang has learned, and right after it learned something."""
+    """How long one plan takes with the costs that the gang has learned, and right after it has learned new ones."""
     name = f"a plan, {active} active, {waiting} waiting"
     known, anew = Row(name, "ms"), Row(f"{name}, costs just learned", "ms")
     for way in both.values():
@@ -81,7 +81,7 @@ def _states(way: Way, active: int, waiting: int) -> list[JobState]:
 
 def _plans_ms(way: Way, states: Sequence[JobState], rules: Rules, forget: bool) -> float:
     if forget:
-        way.gang.costs.meet(way.gang.capabilities())  # predictions that were made are forgotten, as after learning
+        way.gang.costs.meet(way.gang.capabilities())  # drops cached predictions, as learning does
     accounts = Accounts().present({state.caller for state in states})
     began = time.perf_counter()
     plan(states, way.gang.costs, rules, accounts, float(len(states)))
@@ -89,7 +89,7 @@ def _plans_ms(way: Way, states: Sequence[JobState], rules: Rules, forget: bool) 
 
 
 def learned_costs(way: Way, size: str, steps: int = 6) -> list[list[str]]:
-    """Rows of a call, seconds that were expected of it, and seconds that it took; before any of them was drawn."""
+    """Rows of a call, its predicted seconds, and its measured seconds; predicted before any of them was run."""
     told = {}
     jobs = {rows: way.job(seeds=range(rows), size=size, num_inference_steps=steps, cache=NO_CACHE) for rows in _ROWS}
     for rows, job in jobs.items():

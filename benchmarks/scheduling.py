@@ -2,8 +2,8 @@
 
     python -m benchmarks.scheduling [--seconds 600 --load 0.9 --goal 60] [--picture TIMELINE.png] [--out TABLE.md]
 
-The scheduler, the simulator and the learned costs are those of production; the machine is a cost model with noise
-that the scheduler only knows by what it was taught. Draws nothing and needs no GPU.
+The scheduler, the simulator and the learned costs are those of production; the machine is a cost model with noise,
+which the scheduler knows only from measurements. Generates no images and needs no GPU.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from raycache.gang.scheduler import left_s, plan
 from raycache.gang.simulator import Forecast, Planner, simulated
 
 _TEXT_TOKENS = 512
-#: Pixels a side, steps, caller, and how often beside the others.
+#: Pixels per side, steps, caller, and weight among the others.
 _MIX = ((512, 4, "chat", 8), (512, 28, "chat", 3), (1024, 28, "studio", 2), (1024, 50, "studio", 2))
 _Bars = dict[str, list[tuple[float, float]]]
 
 
 class Machine:
-    """Four L20 by the capacity model: a call is a fixed part and a part that grows with tokens.
+    """Four L20s by the capacity model: a call has a fixed part and a part that grows with tokens.
 
-    ``fixed_s`` is what launches and messages of a call cost however small it is: an assumption, as in the model.
+    ``fixed_s`` is the time of a call's launches and messages, however small it is: an assumption, as in the model.
     """
 
     fixed_s = 0.04
@@ -61,12 +61,12 @@ class Machine:
         return job.rows * job.tokens * 3072 * 2 * 3 / 4
 
     def max_rows(self, job: JobState) -> float:
-        """Rows that fit a call."""
+        """Rows that fit into one call."""
         return 16.0
 
 
 def taught(machine: Machine, jobs: Sequence[JobState], rng: random.Random) -> LearnedCallCosts:
-    """Costs as a gang learns them from the kinds of jobs in the trace, each measured with 5 % of noise."""
+    """Costs as a gang learns them from the kinds of jobs in the trace, each measured with 5 % noise."""
     costs = LearnedCallCosts()
     for job in {job.shape: job for job in jobs}.values():
         costs.started(job, machine.start_s(job))
@@ -80,7 +80,7 @@ def taught(machine: Machine, jobs: Sequence[JobState], rng: random.Random) -> Le
 
 
 def trace(machine: Machine, length_s: float, load: float, rng: random.Random) -> list[JobState]:
-    """Poisson arrivals of a mix of jobs that keep one job at a time busy for ``load`` of the time, and two bursts."""
+    """Poisson arrivals of a job mix that, run one at a time, take ``load`` of the time; and two bursts."""
     kinds = [job_of(machine, *kind[:3]) for kind in _MIX]
     weights = [kind[3] for kind in _MIX]
     mean_s = statistics.fmean(
@@ -90,13 +90,13 @@ def trace(machine: Machine, length_s: float, load: float, rng: random.Random) ->
     while (at := at + rng.expovariate(load / mean_s)) < length_s:
         arrivals.append((at, rng.choices(kinds, weights)[0]))
     for burst in (0.2, 0.6):
-        arrivals += [(burst * length_s, kinds[-1])] * 6  # somebody sends a folder of work at once
+        arrivals += [(burst * length_s, kinds[-1])] * 6  # one caller sends a whole batch
     arrivals.sort(key=lambda arrival: arrival[0])
     return [replace(kind, id=f"{i:04d}", arrived=at) for i, (at, kind) in enumerate(arrivals)]
 
 
 def job_of(machine: Machine, side: int, steps: int, caller: str) -> JobState:
-    """A job that has not come yet: a square image of so many pixels a side, 60 % of its blocks computed."""
+    """A job that has not arrived yet: a square image of ``side`` pixels, 60 % of its blocks computed."""
     tokens = float(side**2 // 256 + _TEXT_TOKENS)
     return JobState(
         id="", arrived=0.0, shape=side, calls=steps, tokens=tokens, joins="dbcache", caller=caller, share=0.6
@@ -104,7 +104,7 @@ def job_of(machine: Machine, side: int, steps: int, caller: str) -> JobState:
 
 
 def request_batching(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Accounts, now: float) -> Plan:
-    """What a gang does that joins whole requests: equal jobs that wait at one moment are drawn together to the end."""
+    """The plan of a gang that batches whole requests: equal jobs that wait at one moment run together to the end."""
     late = tuple(job.id for job in jobs if job.deadline < now)
     alive = sorted((job for job in jobs if job.id not in late), key=lambda job: (job.arrived, job.id))
     batch = [job for job in alive if not job.waiting]
@@ -124,7 +124,7 @@ def request_batching(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, a
 
 @dataclass
 class Outcome:
-    """What a way of scheduling made of the trace: seconds from arrival to answer, with and without deadlines."""
+    """The result of one scheduling on the trace: seconds from arrival to answer, with and without deadlines."""
 
     name: str
     took_s: dict[str, float]
@@ -133,7 +133,7 @@ class Outcome:
 
 
 def run(name: str, planner: Planner, rules: Rules, jobs: Sequence[JobState], goal_s: float, seed: int) -> Outcome:
-    """Run the trace twice: without deadlines for latencies, with them for what is done in time."""
+    """Run the trace twice: without deadlines for latencies, with them for the share done in time."""
     machine = Machine()
     costs, bars = taught(machine, jobs, random.Random(seed)), _Bars()
 
@@ -153,7 +153,7 @@ def _in_time(forecast: Forecast, job: JobState) -> bool:
 
 
 def row(outcome: Outcome, jobs: Sequence[JobState]) -> tuple[str, ...]:
-    """Figures of one way, as text."""
+    """The figures of one scheduling, as text."""
     machine, took = Machine(), list(outcome.took_s.values())
     by_caller = {
         caller: [outcome.took_s[job.id] / left_s(job, machine) for job in jobs if job.caller == caller]
@@ -171,7 +171,7 @@ def row(outcome: Outcome, jobs: Sequence[JobState]) -> tuple[str, ...]:
 
 
 def draw(outcomes: Sequence[Outcome], jobs: Sequence[JobState], path: Path, until_s: float) -> None:
-    """A timeline of each way: a line per job from its arrival, thick where it is worked on."""
+    """A timeline of each scheduling: one line per job from its arrival, thick while it runs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -195,12 +195,12 @@ def draw(outcomes: Sequence[Outcome], jobs: Sequence[JobState], path: Path, unti
 
 def main(
     length: float = typer.Option(600.0, "--seconds", min=1, help="of arrivals"),
-    load: float = typer.Option(0.9, min=0.01, help="of one job at a time"),
+    load: float = typer.Option(0.9, min=0.01, help="arriving work, relative to running one job at a time"),
     goal: float = typer.Option(60.0, min=0.1, help="seconds within which a job must be answered"),
-    max_rows: int = typer.Option(8, min=1, help="of a joined call"),
+    max_rows: int = typer.Option(8, min=1, help="rows of a joined call"),
     seed: int = typer.Option(0),
     picture: Path | None = typer.Option(None, help="draw the timeline into this file"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     jobs = trace(Machine(), length, load, random.Random(seed))

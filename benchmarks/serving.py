@@ -1,4 +1,4 @@
-"""The real application on a Ray of its own, for benchmarks that talk HTTP to it."""
+"""The real application on its own Ray, for benchmarks over HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATH = "/v1/images/generations"
 
 @dataclass
 class Answer:
-    """One reply: status, ``time.time()`` of its arrival, seconds it took, its body, and a sum over the image."""
+    """One reply: status, ``time.time()`` of its arrival, its seconds, its body, and a checksum of the image."""
 
     status: int
     at: float
@@ -55,7 +55,7 @@ def settings_of(config: Path, tiny: bool, **sections: Any) -> AppSettings:
 
 @contextlib.contextmanager
 def application(settings: AppSettings) -> Iterator[str]:
-    """Its URL; ready. Ray and Serve are this process's own and end with the block."""
+    """Start the application and yield its URL once it is ready. Ray and Serve end with the block."""
     import ray
     from ray import serve
 
@@ -65,7 +65,7 @@ def application(settings: AppSettings) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Logical CPUs: it must be placed whatever the machine has.
+    # Logical CPUs, so that it can be placed on any machine.
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -79,7 +79,7 @@ def application(settings: AppSettings) -> Iterator[str]:
 
 
 def ask(url: str, timeout_s: float = 600.0, **body: Any) -> Answer:
-    """Draw; what went wrong on the way is an answer with status 0."""
+    """Request an image; a transport error becomes an answer with status 0."""
     began = time.time()
     try:
         reply = httpx.post(url + PATH, json={"prompt": "a red circle", "seed": 7, **body}, timeout=timeout_s)

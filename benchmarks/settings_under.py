@@ -1,7 +1,7 @@
-"""Which settings generate an image within a goal on one, two and four L20s, at what distance: by the capacity model.
+"""Settings that generate an image within a goal on one, two and four L20s, and their PSNR, by the capacity model.
 
-Nothing here was measured: kernels are factors of published pairs of one source each, shares of blocks are those that
-cache-dit published at 28 steps, and errors are those of the held-back rows that resemble it most.
+Nothing here was measured: kernel factors come from published pairs of one source each, shares of blocks are those that
+cache-dit published at 28 steps, and errors are those of the most similar held-back rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STEPS = FLUX_DEV_1024.steps
 
 @dataclass(frozen=True)
 class Kernels:
-    """How blocks are computed; factors of one GPU's compute seconds, the least and the most that sources gave."""
+    """How blocks are computed: factors on one GPU's compute seconds, the lowest and the highest of the sources."""
 
     name: str
     least: float
@@ -27,13 +27,13 @@ class Kernels:
 
     @property
     def middle(self) -> float:
-        """Of the two."""
+        """The mean of the two."""
         return (self.least + self.most) / 2
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What is cached: the setting by name, and how many of 28 steps were cached with it where it was published."""
+    """A cache setting by name, and how many of 28 steps were cached with it in the publication."""
 
     name: str
     cached_steps: int
@@ -41,13 +41,13 @@ class Cache:
 
     @property
     def share(self) -> float:
-        """Of the blocks that is computed."""
+        """The share of blocks that is computed."""
         return 1 - self.cached_steps * (FLUX_DEV_1024.blocks - self.always) / (_STEPS * FLUX_DEV_1024.blocks)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds: predicted, and between what bounds."""
+    """Predicted seconds with their bounds."""
 
     seconds: float
     least: float
@@ -55,7 +55,7 @@ class Span:
 
 
 def _ratio(after_s: float, before_s: float) -> float:
-    """Of compute seconds, from two figures of one GPU of one source."""
+    """The ratio of compute seconds, from two figures for one GPU by one source."""
     return (after_s - FLUX_DEV_1024.serial_s) / (before_s - FLUX_DEV_1024.serial_s)
 
 
@@ -68,7 +68,7 @@ KERNELS = (
     Kernels("bfloat16, compiled", _COMPILED[0], _COMPILED[-1]),
     Kernels("FP8, compiled", _FP8[0], _FP8[-1]),
 )
-#: One GPU, nothing switched on: the least and the most of all sources at this size.
+#: One GPU without any optimization: the lowest and the highest of all sources at this size.
 _ALONE_S = (23.56, 26.36)
 
 CACHES = (
@@ -81,16 +81,16 @@ CACHES = (
 
 
 def underestimates() -> tuple[float, float]:
-    """The least and the greatest error of held-back rows with a cache on several GPUs: what is predicted here."""
+    """The lowest and the highest error of held-back rows with a cache on several GPUs."""
     alike = errors([row for row in ROWS if not row.fitted and row.ranks > 1 and row.share != 1.0])
     return min(alike), max(alike)
 
 
 def span(kernels: Kernels, cache: Cache, ranks: int) -> Span:
-    """Seconds of ours: two all-to-alls a block, one all-reduce a decision.
+    """Seconds of our implementation: two all-to-alls per block, one all-reduce per decision.
 
-    The bounds are the model's on the fastest and the slowest published GPU, with the kernels' least and most factor,
-    corrected by the greatest error to that side of a row that resembles it.
+    The bounds are the model's for the fastest and the slowest published GPU, with the kernels' lowest and highest
+    factor, corrected by the largest error in that direction of a similar row.
     """
 
     def of(alone_s: float, factor: float) -> float:
@@ -108,7 +108,7 @@ def span(kernels: Kernels, cache: Cache, ranks: int) -> Span:
 
 
 def psnr(share: float, known: Sequence[tuple[float, float]] = DRAWBENCH_PSNR) -> float | None:
-    """dB of the cache alone at this share of blocks, between published points; None beyond them."""
+    """PSNR in dB of the cache alone at this share of blocks, interpolated between published points; None outside."""
     import numpy as np
 
     shares, values = zip(*known, strict=True)

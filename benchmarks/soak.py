@@ -1,10 +1,9 @@
-"""Hundreds of small jobs of mixed sizes and methods, some cancelled, with a rank killed now and then.
+"""Hundreds of small jobs of mixed sizes and methods, some cancelled, with a rank killed from time to time.
 
     python -m benchmarks.soak [--jobs 500] [--kill-every 100] [--out soak.md]
 
-Every job must be answered: 200, or, for those that are cancelled, nothing because the client left. Resident memory of
-each rank is read after every job; its growth is the most it ever was from the 50th job of that process on, against
-what it was at that job.
+Every job must be answered with 200, except cancelled ones, whose client has left. Resident memory of each rank is read
+after every job; its growth is the maximum from the 50th job of that process on, relative to the value at that job.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ SETTLED = 50
 def main(
     config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
     jobs: int = typer.Option(500, help="how many"),
-    kill_every: int = typer.Option(100, help="kill a rank after so many jobs; 0 = never"),
-    cancel_every: int = typer.Option(10, help="the client of every such job leaves early"),
-    tiny: bool = typer.Option(True, help="a model of 2 + 4 blocks in place of the configured one"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    kill_every: int = typer.Option(100, help="kill a rank after this many jobs; 0 = never"),
+    cancel_every: int = typer.Option(10, help="the client of every Nth job leaves early"),
+    tiny: bool = typer.Option(True, help="use a model of 2 + 4 blocks instead of the configured one"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     settings = settings_of(config, tiny, reliability={"max_restarts": 99})

@@ -1,4 +1,4 @@
-"""A plot of who was in which transformer call: a line per job, a bar per call, joined calls linked."""
+"""A plot of which jobs were in which transformer call: one line per job, one bar per call, joined calls linked."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["Bar", "Line", "bars_of", "draw"]
 
 _HEIGHT = 0.72
-#: Phases besides calls are told by their colours, callers by others.
+#: Colours of phases other than calls; callers have other colours.
 _PHASES = {"encode": "0.75", "decode": "0.35"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """A job: seconds of the clock of the bars."""
+    """A job; seconds on the same clock as the bars."""
 
     job: str
     label: str
@@ -33,11 +33,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of time that a job was worked on.
+    """A period in which a job was running.
 
     Attributes:
-        share: of the blocks that it computed.
-        members: all jobs of the call, this one among them.
+        share: share of the blocks that it computed.
+        members: all jobs of the call, including this one.
     """
 
     job: str
@@ -49,14 +49,14 @@ class Bar:
 
     @property
     def joined(self) -> bool:
-        """Whether other jobs were in the call."""
+        """Whether the call had other jobs."""
         return len(self.members) > 1
 
 
 def bars_of(ticks: Sequence[tuple[float, TickReport]]) -> list[Bar]:
-    """What ranks did when, from the reports and the seconds at which they were there.
+    """What the ranks did when, from the ticks' reports and the times of their arrival.
 
-    A tick's parts follow each other without gaps up to its report: encoding, calls, decoding.
+    A tick's parts follow each other without gaps until its report: encoding, calls, decoding.
     """
     bars = []
     for came, report in ticks:
@@ -76,13 +76,13 @@ def draw(lines: Sequence[Line], bars: Sequence[Bar], path: Path, title: str) -> 
     """Write the plot; times count from the first arrival.
 
     Raises:
-        ValueError: there is no job, or a bar of one that has no line.
+        ValueError: there is no job, or a bar belongs to a job without a line.
     """
     if not lines:
         raise ValueError("a timeline needs at least one job")
     places = {line.job: place for place, line in enumerate(sorted(lines, key=lambda line: line.arrived))}
     if strangers := {bar.job for bar in bars} - places.keys():
-        raise ValueError(f"these jobs have bars and no line: {sorted(strangers)}")
+        raise ValueError(f"these jobs have bars but no line: {sorted(strangers)}")
     import matplotlib
 
     matplotlib.use("agg")
@@ -112,7 +112,7 @@ def draw(lines: Sequence[Line], bars: Sequence[Bar], path: Path, title: str) -> 
 def _bar(axes: Axes, bar: Bar, places: dict[str, int], zero: float, colour: str) -> None:
     place, begin = places[bar.job], bar.begin - zero
     face = colour if bar.phase == "call" else _PHASES[bar.phase]
-    # What was reused is light: a call that computes a third of the blocks is drawn with little more than that.
+    # Reuse is light: the opacity follows the share of blocks that the call computes.
     alpha = 0.2 + 0.8 * bar.share if bar.phase == "call" else 1.0
     axes.barh(place, bar.seconds, _HEIGHT, left=begin, color=face, alpha=alpha, linewidth=0, zorder=2)
     edge, width = ("black", 0.9) if bar.joined else ("white", 0.5)

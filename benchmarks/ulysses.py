@@ -1,8 +1,8 @@
-"""Query, key and value in one all-to-all against ParaAttention's three: a call of FLUX's 57 blocks, in turns.
+"""Query, key and value in one all-to-all instead of ParaAttention's three: a call of FLUX's 57 blocks, in turns.
 
     python -m benchmarks.ulysses [--ranks 2] [--ranks 4] [--out TABLE.md]
 
-The numbers that come out are equal bit by bit; only messages differ. Ranks are gloo processes on this machine.
+The results are bit-equal; only messages differ. Ranks are gloo processes on this machine.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from benchmarks.workload import Schedule, flux
 
 COLUMNS = ["ranks", "width x tokens", "three all-to-alls, s", "one, s", "ratio: median (quartiles)"]
 SIZES = {"128 x (64 + 16)": (4, 32, 64, 16), "512 x (256 + 64)": (8, 64, 256, 64)}
-"""Heads, channels of a head, image and text tokens."""
+"""Heads, channels per head, image tokens and text tokens."""
 
 
 def main(
     ranks: list[int] = typer.Option([2, 4], help="gloo ranks; repeat for more"),
     rounds: int = typer.Option(8, help="calls of each kind"),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
     rows = []
@@ -71,7 +71,7 @@ def _rank(rank: int, world: int, rounds: int, folder: str) -> None:
                 dist.barrier()
                 began = time.perf_counter()
                 schedule.run(model)
-                if number:  # the first round pays for allocation
+                if number:  # the first round includes allocation
                     seen.append(time.perf_counter() - began)
         three, one = seconds[apart], seconds[together]
         ratios = [a / b for a, b in zip(three, one, strict=True)]

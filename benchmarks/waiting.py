@@ -1,8 +1,8 @@
 """How long requests wait for a gang, and how many gangs a goal needs: an approximation, and a simulation.
 
-The formula assumes that requests arrive at random (Poisson), that any free gang takes the one that has waited
-longest, and that a gang does one after the other. `benchmarks.capacity` says beside it what Serve's router and the
-engine's own scheduler do instead.
+The formula assumes that requests arrive at random (Poisson), that any free gang takes the one that has waited longest,
+and that a gang runs one after the other. `benchmarks.capacity` compares it with Serve's router and the engine's own
+scheduler.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["answered_p95", "gangs_needed", "gangs_that_hold", "wait_p95"]
 def wait_p95(per_second: float, service_s: float, gangs: int, variation: float = 0.0) -> float:
     """Seconds that 95 % of requests wait at most.
 
-    Erlang's C says how many wait at all. Those who wait do so for ``(1 + v^2) S / (2 c (1 - rho))`` in the mean
-    (exact for one gang, and where service times are exponential), and an exponential tail is assumed:
-    ``ln(20 C)`` times the mean of those who wait, nothing where fewer than 5 % wait.
+    Erlang's C gives the share that waits at all. Those requests wait ``(1 + v^2) S / (2 c (1 - rho))`` on average
+    (exact for one gang, and for exponential service times), and an exponential tail is assumed: ``ln(20 C)`` times the
+    mean of those that wait, zero if fewer than 5 % wait.
 
     Args:
-        per_second: arrivals; service_s: mean seconds of a request on a gang; gangs: how many.
-        variation: of the service times, standard deviation over mean: 0 where all take equally long.
+        per_second: arrivals; service_s: mean seconds of a request on a gang; gangs: their number.
+        variation: standard deviation of service times over their mean; 0 if all are equal.
 
     Returns:
-        Infinity when the gangs cannot keep up.
+        Seconds; infinity if the gangs cannot keep up.
     """
     load = per_second * service_s / gangs
     if load >= 1:
@@ -47,7 +47,7 @@ def _erlang_c(offered: float, gangs: int) -> float:
 
 
 def gangs_needed(per_minute: float, goal_s: float, service_s: float) -> int | None:
-    """Gangs that answer 95 % of ``per_minute`` equal images within ``goal_s`` seconds; None if one takes longer."""
+    """Gangs that answer 95 % of ``per_minute`` equal images within ``goal_s``; None if one image takes longer."""
     if service_s >= goal_s:
         return None
     gangs = 1
@@ -62,13 +62,13 @@ def answered_p95(
     """Seconds within which 95 % of equal requests are answered, by a simulation of ``requests`` of them.
 
     Args:
-        one_queue: any free gang takes the oldest, as the formula assumes. Otherwise each gang has a queue of its own
-            and a request joins the shorter of two that are drawn at random, as Ray Serve's router does.
+        one_queue: any free gang takes the oldest, as the formula assumes. Otherwise each gang has its own queue and a
+            request joins the shorter of two random ones, as in Ray Serve's router.
 
-    The first twentieth is not counted.
+    The first twentieth of the requests is not counted.
     """
     rng = random.Random(seed)
-    free_at = [0.0] * gangs  # when what each has taken is done
+    free_at = [0.0] * gangs  # when each gang has finished its queue
     ends: list[deque[float]] = [deque() for _ in range(gangs)]
     now, took = 0.0, []
     for _ in range(requests):
@@ -77,7 +77,7 @@ def answered_p95(
             gang = min(range(gangs), key=free_at.__getitem__)
         else:
             first = int(gangs * rng.random())
-            second = (first + 1 + int((gangs - 1) * rng.random())) % gangs  # another
+            second = (first + 1 + int((gangs - 1) * rng.random())) % gangs  # a different one
             for each in (first, second):
                 while ends[each] and ends[each][0] <= now:
                     ends[each].popleft()
@@ -90,7 +90,7 @@ def answered_p95(
 
 
 def gangs_that_hold(per_minute: float, goal_s: float, service_s: float) -> int | None:
-    """As `gangs_needed`, but behind Serve's router, by simulation; None if one image takes longer than the goal."""
+    """Like `gangs_needed`, but behind Serve's router, by simulation; None if one image takes longer than the goal."""
     gangs = gangs_needed(per_minute, goal_s, service_s)
     if gangs is None:
         return None

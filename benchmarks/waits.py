@@ -1,10 +1,10 @@
-"""Whether the service is honest: the seconds that a stream is told on admission, and `Retry-After`, against what came.
+"""How accurate the service's predictions are: the seconds announced on admission, and `Retry-After`.
 
     python -m benchmarks.waits [--ranks 2] [--requests 60] [--load 1.2] [--doc | --picture waits.png] [--out waits.md]
 
-Mixed jobs of three callers arrive at random times, as streams over HTTP, whatever is under way. What is predicted is
-`seconds_left` of the first event; the error is its share of the seconds that it really took. A client that is refused
-comes back after `Retry-After`, to the second, and is counted as kept if it gets in then.
+Mixed jobs of three callers arrive at random times as streams over HTTP (open loop). The prediction is `seconds_left` of
+the first event; its error is relative to the actual seconds. A refused client comes back exactly after `Retry-After`,
+and the promise counts as kept if it is admitted then.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from benchmarks.serving import PATH, application, settings_of
 
 CALLERS = ("studio", "chat", "app")
 _PATIENCE_S = 600.0
-#: Requests in a closed loop before anything is counted: they teach what jobs cost, and tell how many fit in a second.
+#: Requests in a closed loop before counting starts: the gang learns costs from them, and they show the capacity.
 _FIRST, _CLIENTS = 24, 8
 
 
 @dataclass
 class Asked:
-    """One request and what became of it.
+    """One request and its outcome.
 
     Attributes:
-        predicted_s, real_s: until its picture, from its admission; None where nothing was said, or came.
+        predicted_s, real_s: seconds from admission to the image; None if nothing was predicted, or no image came.
         told_s: `Retry-After` of each refusal.
-        status: the last one.
+        status: the last HTTP status.
     """
 
     caller: str
@@ -52,7 +52,7 @@ class Asked:
 
     @property
     def error(self) -> float | None:
-        """Of the prediction, as a share of what it took."""
+        """The prediction's error relative to the actual seconds."""
         if self.predicted_s is None or self.real_s is None:
             return None
         return abs(self.predicted_s / self.real_s - 1)
@@ -60,15 +60,15 @@ class Asked:
 
 def main(
     config: Path = typer.Option(Path("serve_configs/laptop_two_ranks.yaml"), help="the application's settings"),
-    ranks: int = typer.Option(2, min=1, help="of the gang"),
-    requests: int = typer.Option(60, min=1, help="of the open loop"),
-    load: float = typer.Option(1.2, min=0.1, help="arrivals, as a share of what the gang can draw"),
+    ranks: int = typer.Option(2, min=1, help="ranks of the gang"),
+    requests: int = typer.Option(60, min=1, help="requests in the open loop"),
+    load: float = typer.Option(1.2, min=0.1, help="arrival rate relative to the gang's capacity"),
     queued_s: float = typer.Option(20.0, help="`max_queued_seconds`: beyond that clients are refused"),
     picture: Path | None = typer.Option(None, help="draw predicted against real seconds into this file"),
     doc: bool = doc_option(),
-    out: Path | None = typer.Option(None, help="write the table here as Markdown too"),
+    out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
-    """Print the table and draw the picture."""
+    """Print the table and draw the plot."""
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys"
         keys.write_text("".join(f"key-of-{name}  # {name}\n" for name in CALLERS))
@@ -101,7 +101,7 @@ async def _run(url: str, count: int, load: float) -> tuple[list[Asked], float]:
 
 
 async def _closed(client: httpx.AsyncClient, bodies: list[dict[str, Any]], progress: Progress) -> float:
-    """Seconds for each of them, several at once."""
+    """Seconds per request, with several running at the same time."""
     bar, began = progress.add_task("closed loop", total=len(bodies)), time.monotonic()
     places = asyncio.Semaphore(_CLIENTS)
 
@@ -128,7 +128,7 @@ def _body(rng: random.Random) -> dict[str, Any]:
 async def _ask(
     client: httpx.AsyncClient, one: Asked, body: dict[str, Any], progress: Progress, bar: TaskID, often: int = 2
 ) -> Asked:
-    """Once, and again when it was told to, ``often`` times in all."""
+    """Send once, and again after each `Retry-After`, at most ``often`` times in total."""
     headers = {"authorization": f"Bearer key-of-{one.caller}"}
     for _ in range(often):
         async with client.stream("POST", PATH, json={**body, "stream": True}, headers=headers) as response:

@@ -1,7 +1,7 @@
-"""Two gangs that differ in how they schedule, on one Ray, for benchmarks that use them in turns; and what came of it.
+"""Two gangs with different scheduling on one Ray, for benchmarks that use them in turns; and the rows of their results.
 
-A gang that has nothing to do costs next to nothing, so both stay loaded, and what is compared was measured minutes
-apart on the same machine.
+An idle gang costs almost nothing, so both stay loaded, and compared values are measured minutes apart on the same
+machine.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ += ["in_turns", "kept", "mean_rows", "ways"]
 
 FIFO, FAIR = "fifo", "fair"
 NO_CACHE = {"type": "none"}
-#: Longer than anything that is measured.
+#: Seconds; longer than anything measured here.
 TIMEOUT_S = 900.0
-#: ``time.monotonic()`` at which each tick's report was there, and the report.
+#: ``time.monotonic()`` at the arrival of each tick's report, and the report.
 Ticks = list[tuple[float, TickReport]]
 _SCHEDULING: dict[str, dict[str, object]] = {
     FIFO: {"scheduling": "fifo", "max_rows": 1},
@@ -42,17 +42,17 @@ _SCHEDULING: dict[str, dict[str, object]] = {
 
 
 class Recorder:
-    """Remembers each tick; called by the gang's thread."""
+    """Records each tick; called by the gang's thread."""
 
     def __init__(self) -> None:
         self._ticks: Ticks = []
 
     def __call__(self, report: TickReport) -> None:
-        """A tick is done."""
+        """Record a finished tick."""
         self._ticks.append((time.monotonic(), report))
 
     def take(self) -> Ticks:
-        """All since it was asked last."""
+        """All ticks since the last call."""
         ticks, self._ticks = self._ticks, []
         return ticks
 
@@ -61,9 +61,9 @@ class Way:
     """One of the gangs.
 
     Attributes:
-        name: of its scheduling.
-        gang: ready.
-        recorder: of its ticks.
+        name: name of its scheduling.
+        gang: the gang, ready.
+        recorder: records its ticks.
     """
 
     def __init__(self, name: str, gang: Gang, recorder: Recorder, settings: AppSettings) -> None:
@@ -71,7 +71,7 @@ class Way:
         self._settings, self._numbers = settings, itertools.count()
 
     def job(self, *, seeds: Sequence[int] = (7,), **asked: Any) -> Job:
-        """What a request with these fields is to the gang; ``size`` and ``num_inference_steps`` must be among them."""
+        """The gang's job for a request with these fields, which must include ``size`` and ``num_inference_steps``."""
         request = GenerationRequest.model_validate({"prompt": "a red circle", **asked})
         assert request.size is not None
         assert request.num_inference_steps is not None
@@ -93,22 +93,22 @@ class Way:
         return self.gang.submit(job, caller=caller)
 
     def draw_s(self, job: Job, caller: str = "") -> float:
-        """Seconds from handing ``job`` in until it is there."""
+        """Seconds from submitting ``job`` until its result."""
         began = time.monotonic()
         self.submit(job, caller).future.result(TIMEOUT_S)
         return time.monotonic() - began
 
 
-#: By name.
+#: Both gangs, by name.
 Both = Mapping[str, Way]
 
 
 @contextlib.contextmanager
 def ways(settings: AppSettings, names: Sequence[str] = (FIFO, FAIR)) -> Iterator[dict[str, Way]]:
-    """The gangs, ready, by name. Ray is this process's own and ends with the block."""
+    """The gangs, ready, by name. Ray is started here and ends with the block."""
     import ray
 
-    # Logical CPUs: the gangs must be placed whatever the machine has.
+    # Logical CPUs, so that the gangs can be placed on any machine.
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with contextlib.ExitStack() as stack:
@@ -127,13 +127,13 @@ def ways(settings: AppSettings, names: Sequence[str] = (FIFO, FAIR)) -> Iterator
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is drawn.
+    """How much to run.
 
     Attributes:
-        rounds: of each measurement, in turns.
-        clients, jobs: of a closed loop: clients at once, and jobs of all of them together.
-        long_steps: of the job that others come upon.
-        flood: jobs that one caller submits at once.
+        rounds: rounds of each measurement, in turns.
+        clients, jobs: of a closed loop: concurrent clients, and the total number of jobs.
+        long_steps: steps of the job that others arrive during.
+        flood: jobs that one caller submits together.
     """
 
     rounds: int = 5
@@ -144,7 +144,7 @@ class Amounts:
 
 
 def in_turns(both: Both, rounds: int) -> Iterator[tuple[int, Sequence[Way]]]:
-    """The ways of each round; who is first changes, so that a machine that gets slower favours nobody."""
+    """The ways of each round; the order alternates, so that a machine that slows down favours neither."""
     for number in range(rounds):
         pair = [both[FIFO], both[FAIR]]
         yield number, pair[:: 1 if number % 2 == 0 else -1]
@@ -152,11 +152,11 @@ def in_turns(both: Both, rounds: int) -> Iterator[tuple[int, Sequence[Way]]]:
 
 @dataclass
 class Row:
-    """One thing that was measured on both gangs, once a round.
+    """One quantity measured on both gangs, once per round.
 
     Attributes:
         what, unit: of the values.
-        values: by name of the way, in order of the rounds.
+        values: by name of the way, in the order of rounds.
     """
 
     what: str
@@ -164,28 +164,28 @@ class Row:
     values: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Those of one round."""
+        """Add the values of one round."""
         for way, value in values.items():
             self.values.setdefault(way, []).append(value)
 
     def cells(self) -> list[str]:
-        """What, unit, fifo, fair, and fair beside fifo of the same round; a dash where a way has none."""
+        """What, unit, fifo, fair, and fair over fifo of the same round; a dash if a way has no value."""
         fifo, fair = self.values.get(FIFO, []), self.values.get(FAIR, [])
         ratios = [a / b for a, b in zip(fair, fifo, strict=False) if b > 0]
         return [self.what, self.unit, spread(fifo), spread(fair), spread(ratios)]
 
 
 def mean_rows(ticks: Ticks) -> float:
-    """Jobs in a call, over all calls; 0 where none was made."""
+    """Mean number of jobs per call; 0 if there was no call."""
     counts = [len(call.jobs) for _, report in ticks for call in report.calls]
     return statistics.fmean(counts) if counts else 0.0
 
 
 def kept(path: Path | None, new: Sequence[Row]) -> list[Row]:
-    """The rows in the JSON file and the new ones, which replace those of the same name; the file has them then.
+    """The rows of the JSON file and the new ones, which replace rows of the same name; also writes them to the file.
 
     Raises:
-        ValueError: the file is there, and is not what this wrote.
+        ValueError: the file exists but was not written by this benchmark.
     """
     if path is None:
         return list(new)

@@ -1,4 +1,4 @@
-"""The models and the schedule that the cache benchmarks run: FLUX with random weights, and FLUX with free blocks."""
+"""The models and the schedule of the cache benchmarks: FLUX with random weights, and FLUX whose blocks cost nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 class Geometry(TypedDict):
-    """How many blocks of which width; arguments of :func:`flux`."""
+    """Numbers of blocks and their width; arguments of :func:`flux`."""
 
     doubles: int
     singles: int
@@ -28,7 +28,7 @@ class Geometry(TypedDict):
 
 
 class Tokens(TypedDict):
-    """Of the image, and of the text."""
+    """Numbers of image and text tokens."""
 
     tokens: int
     text: int
@@ -62,7 +62,7 @@ def flux(
 def flux_with_free_blocks(
     *, doubles: int, singles: int, heads: int, head_dim: int, dtype: torch.dtype, device: str, tokens: int, text: int
 ) -> FluxTransformer2DModel:
-    """FLUX whose blocks only add a constant, so that what remains of a cached image's time is the cache itself."""
+    """FLUX whose blocks only add a constant, so that the rest of a cached image's time is the cache itself."""
     model = flux(doubles=0, singles=0, heads=heads, head_dim=head_dim, dtype=dtype, device=device)
     width = heads * head_dim
     image_part = torch.full((1, tokens, width), 0.5, dtype=dtype, device=device)
@@ -78,7 +78,7 @@ def flux_with_free_blocks(
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return encoder_hidden_states + text_part, hidden_states + image_part
 
-    with torch.device("meta"):  # the weights are never touched
+    with torch.device("meta"):  # the weights are never used
         blocks: list[nn.Module] = [FluxTransformerBlock(width, heads, head_dim) for _ in range(doubles)]
         blocks += [FluxSingleTransformerBlock(width, heads, head_dim) for _ in range(singles)]
     for block in blocks:
@@ -89,19 +89,19 @@ def flux_with_free_blocks(
 
 
 def sharing_weights(model: _Model) -> _Model:
-    """A copy with modules of its own (hooks differ) on the same parameters (memory does not)."""
+    """A copy with its own modules, for its own hooks, that shares the parameters to save memory."""
     memo = {id(parameter): parameter for parameter in model.parameters()}
     twin = copy.deepcopy(model, memo)
     for mine, theirs in zip(model.modules(), twin.modules(), strict=True):
         forward = mine.__dict__.get("forward")
-        if isinstance(forward, types.MethodType):  # a forward of the instance must run on the copy
+        if isinstance(forward, types.MethodType):  # a forward set on the instance must run on the copy
             vars(theirs)["forward"] = types.MethodType(forward.__func__, theirs)
     return twin
 
 
 class Schedule:
-    """The inputs of one image's steps. Every ``period`` steps the input jumps (no method reuses anything there), in
-    between it drifts by a hundredth (every method reuses everything), so all methods take the same decisions."""
+    """The inputs of one image's steps. Every ``period`` steps the input jumps (no method reuses anything there); in
+    between it drifts by a hundredth (every method reuses everything), so all methods make the same decisions."""
 
     def __init__(
         self, steps: int, *, tokens: int, text: int, dtype: torch.dtype, device: str, period: int = 4, jump: bool = True
@@ -132,7 +132,7 @@ class Schedule:
             )
 
     def run(self, model: Any) -> torch.Tensor:
-        """Draw: call the model once per step, as FluxPipeline does."""
+        """Call the model once per step, as FluxPipeline does."""
         for call in self._calls:
             with model.cache_context("cond"):
                 output = model(**call)[0]

@@ -65,7 +65,7 @@ __all__ = [
     "without_thresholds",
 ]
 
-# torch and diffusers take seconds to import. A process that needs only the options, as a web front does, must not wait.
+# torch and diffusers take seconds to import. A process that needs only the options, such as an ingress, must not wait.
 _NAMES = {
     "blocks": ("UnsupportedModelError",),
     "consensus": ("RanksParted",),

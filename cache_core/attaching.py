@@ -1,4 +1,4 @@
-"""Hooks that several sessions share: put on by the first, taken off by the last."""
+"""Hooks that several sessions share: the first attaches them, the last removes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def attached(transformer: nn.Module) -> Iterator[Attachment]:
-    """The attachment on a transformer, made if there is none, while a session is open on it."""
+    """The attachment on a transformer, created if there is none, for as long as a session is open on it."""
     with _LOCK:
         attachment = attachment_of(transformer) or Attachment(transformer)
         attachment.sessions += 1
@@ -33,7 +33,7 @@ def attached(transformer: nn.Module) -> Iterator[Attachment]:
 
 
 def let_go(attachment: Attachment) -> None:
-    """Take off hooks that were kept between sessions: now, or when the last session that is open has ended."""
+    """Remove hooks that were kept between sessions: now, or when the last open session has ended."""
     with _LOCK:
         attachment.kept = False
         if not attachment.sessions:

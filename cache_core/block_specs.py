@@ -1,8 +1,8 @@
-"""What the cache must know of a transformer's blocks in addition to diffusers' ``TransformerBlockRegistry``.
+"""What the cache must know about a transformer's blocks in addition to diffusers' ``TransformerBlockRegistry``.
 
-The registry says where the image and the text stream stand among a block's arguments and results. Per-image decisions
-need one thing more: which of the *other* arguments carry one entry per image, so that a block can be run for a part of
-the batch. That is written down here per block class; nothing is guessed from shapes.
+The registry says which of a block's arguments and results are the image and the text stream. Per-image decisions also
+need to know which of the *other* arguments carry one entry per image, so that a block can run for a part of the batch.
+That is listed here per block class; nothing is guessed from shapes.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ STACKS = frozenset(
     }
 )
 
-#: Modules of diffusers around a block, with no work of their own.
+#: Modules of diffusers that wrap a block and compute nothing themselves.
 WRAPPERS = frozenset({"HiDreamBlock"})
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block class.
+    """How one block class is called.
 
     Attributes:
         batched: arguments (tensors, or tuples of tensors) with one entry per image, besides the two streams. An entry
-            with another leading size than the batch (a broadcast ``temb``, say) is passed on whole.
+            whose leading size is not the batch size (such as a broadcast ``temb``) is passed on whole.
         nested: ``{argument: keys}`` of batched entries inside a dict argument.
-        with_shared: of these, arguments that may end with one entry more, which every image uses.
-        tokens_first: arguments, the image stream among them, whose second dimension is the batch.
-        fused_text: the second stream takes part when the block's input is compared: it is one sequence with the image
-            inside the block, or is drawn itself (sound).
-        without: key-value caches that must not be in use, and what to do instead. They fill while blocks run, so none
-            may be skipped, and are not split by image.
-        metadata: where the streams stand, for blocks that diffusers' registry does not know or describes wrongly.
+        with_shared: those of them that may end with one extra entry, which every image uses.
+        tokens_first: arguments, including the image stream, whose second dimension is the batch.
+        fused_text: the second stream is included when the block's input is compared, because it is one sequence with
+            the image inside the block, or is itself generated (sound).
+        without: key-value caches that must not be in use, and what to do instead. They fill while blocks run, so no
+            block may be skipped, and they are not split by image.
+        metadata: where the streams are, for blocks that diffusers' registry does not know or describes wrongly.
     """
 
     batched: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ BLOCKS: dict[str, BlockSpec] = {
     "QwenImageTransformerBlock": BlockSpec(
         ("temb", "encoder_hidden_states_mask", "modulate_index"), {"joint_attention_kwargs": ("attention_mask",)}
     ),
-    # Three classes of that name: the registry knows Wan's own, and not ChronoEdit's and Wan-Animate's copies.
+    # Three classes have this name: the registry knows Wan's own, but not ChronoEdit's and Wan-Animate's copies.
     "WanTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
     "HunyuanVideoTransformerBlock": BlockSpec(("temb", "attention_mask")),
     "HunyuanVideoSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), fused_text=True),
@@ -90,7 +90,7 @@ BLOCKS: dict[str, BlockSpec] = {
     "MochiTransformerBlock": BlockSpec(("temb", "encoder_attention_mask")),
     "LTXVideoTransformerBlock": BlockSpec(("temb", "image_rotary_emb", "encoder_attention_mask")),
     "JointTransformerBlock": BlockSpec(("temb",), {"joint_attention_kwargs": ("ip_hidden_states", "temb")}),
-    # The registry says that this one returns the image stream alone; it returns (text, image).
+    # The registry says that this block returns only the image stream; it returns (text, image).
     "BriaTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
     "BriaSingleTransformerBlock": BlockSpec(("temb",), fused_text=True, metadata=_TEXT_THEN_IMAGE),
     "Kandinsky5TransformerDecoderBlock": BlockSpec(("text_embed", "time_embed", "rope")),
@@ -104,7 +104,7 @@ BLOCKS: dict[str, BlockSpec] = {
     "ChromaTransformerBlock": BlockSpec(("temb", "attention_mask"), _IP_ADAPTER, metadata=_TEXT_THEN_IMAGE),
     "ChromaSingleTransformerBlock": BlockSpec(("temb", "attention_mask"), _IP_ADAPTER, metadata=_IMAGE),
     "HunyuanVideo15TransformerBlock": BlockSpec(("temb", "attention_mask"), metadata=_IMAGE_THEN_TEXT),
-    # Text and pictures in one sequence; with a causal condition the modulation ends with the row of timestep 0.
+    # Text and images in one sequence; with a causal condition the modulation ends with the row of timestep 0.
     "QwenImage21TransformerBlock": BlockSpec(
         ("modulation", "key_valid", "attention_mask"),
         with_shared=("modulation",),
@@ -147,7 +147,7 @@ BLOCKS: dict[str, BlockSpec] = {
             encoder_hidden_states_argument_name="audio_hidden_states",
         ),
     ),
-    # Its blocks for one kind of token each come before these, and run at every step.
+    # The blocks before these handle one kind of token each, and run at every step.
     "Flux3SingleTransformerBlock": BlockSpec(
         ("temb_mod", "temb_mod_context"), fused_text=True, metadata=_TEXT_THEN_IMAGE
     ),
@@ -158,9 +158,9 @@ BLOCKS: dict[str, BlockSpec] = {
     ),
     "Krea2TransformerBlock": BlockSpec(("temb", "attention_mask"), metadata=_IMAGE),
     "Ideogram4TransformerBlock": BlockSpec(("attention_mask", "image_rotary_emb", "adaln_input"), metadata=_IMAGE),
-    # Its mask of frames is one for all images.
+    # All images share its mask of frames.
     "SkyReelsV2TransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
-    # Each block's text ends with tokens of its own, which the next block's replace.
+    # Each block appends tokens of its own to the text, which those of the next block replace.
     "HiDreamImageTransformerBlock": BlockSpec(
         ("hidden_states_masks", "temb", "image_rotary_emb"), metadata=_IMAGE_THEN_TEXT
     ),
@@ -169,7 +169,7 @@ BLOCKS: dict[str, BlockSpec] = {
     ),
     "GlmImageTransformerBlock": BlockSpec(
         ("temb", "attention_mask"),
-        without={"kv_cache": "GLM-Image cannot be cached with pictures as conditions"},
+        without={"kv_cache": "GLM-Image cannot be cached with images as conditions"},
         metadata=_IMAGE_THEN_TEXT,
     ),
     "OvisImageTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
@@ -181,10 +181,10 @@ BLOCKS: dict[str, BlockSpec] = {
     "CogView3PlusTransformerBlock": BlockSpec(("emb",), metadata=_IMAGE_THEN_TEXT),
     "PRXBlock": BlockSpec(("temb", "image_rotary_emb", "attention_mask"), metadata=_IMAGE),
     "OmniGenBlock": BlockSpec(("attention_mask",), metadata=_IMAGE),
-    # Half of the text's channels are each block's own: the model replaces them between the blocks.
+    # Half of the text's channels belong to one block: the model replaces them between blocks.
     "BriaFiboTransformerBlock": BlockSpec(("temb",), metadata=_TEXT_THEN_IMAGE),
     "BriaFiboSingleTransformerBlock": BlockSpec(("temb",), metadata=_IMAGE),
-    # Gist of the text, image and pictures to edit in one sequence; some blocks read the text besides.
+    # Text summary, image and images to edit in one sequence; some blocks also read the text itself.
     "BriaFibo2TransformerBlock": BlockSpec(
         (
             *("attn_mask", "freqs_cis", "adaln_input", "noise_mask", "adaln_noisy", "adaln_clean"),
@@ -225,7 +225,7 @@ BLOCKS: dict[str, BlockSpec] = {
     "BasicTransformerBlock": BlockSpec(("attention_mask", "encoder_attention_mask", "timestep", "class_labels")),
 }
 
-#: Transformers that start over with other streams between two blocks: the number of the first block after that.
+#: Transformers that switch to other streams between two blocks: the number of the first block after the switch.
 SEAMS: dict[str, Callable[[Any], int]] = {
     # The encoder's image stream becomes the decoder's text stream.
     "MotifVideoTransformer3DModel": lambda c: c.num_layers + c.num_single_layers - c.num_decoder_layers,

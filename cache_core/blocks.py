@@ -34,7 +34,7 @@ class States(NamedTuple):
     """Both streams between two blocks.
 
     Shapes: hidden [batch, image tokens, channels]; encoder [batch, text tokens, channels], None where the block does
-    not return the text stream. With the batch dimension left out it is one image's row of them.
+    not return the text stream. Without the batch dimension it is one image's row.
     """
 
     hidden: torch.Tensor
@@ -45,10 +45,10 @@ class States(NamedTuple):
         return States(self.hidden[image], None if self.encoder is None else self.encoder[image])
 
     def owned_row(self, image: int) -> States:
-        """One image's states that keep nothing else alive: views where they fill their storage, else copies; no graph.
+        """One image's states, detached, that keep no other memory alive: views if they fill their storage, else copies.
 
         They do not fill it in a batch of several images, nor where one stream was replaced since (ControlNet) and the
-        other is still a view of the joint buffer that a block gave for both.
+        other is still a view of the joint buffer that a block returned for both.
         """
         hidden, encoder = self.row(image)
         row = States(hidden.detach(), None if encoder is None else encoder.detach())
@@ -64,7 +64,7 @@ class States(NamedTuple):
         return States(owned(row.hidden), None if row.encoder is None else owned(row.encoder))
 
     def copied(self) -> States:
-        """The same values in memory of their own."""
+        """A deep copy."""
         return States(self.hidden.clone(), None if self.encoder is None else self.encoder.clone())
 
     def minus(self, other: States) -> States:
@@ -75,7 +75,7 @@ class States(NamedTuple):
 
     @staticmethod
     def stack(rows: list[States]) -> States:
-        """A batch from its images' rows; free for a batch of one."""
+        """A batch from its images' rows; for a batch of one a view."""
         encoders = [row.encoder for row in rows if row.encoder is not None]
         if len(rows) == 1:
             return States(rows[0].hidden[None], encoders[0][None] if encoders else None)
@@ -86,7 +86,7 @@ class States(NamedTuple):
 class Block:
     """One transformer block: its number in execution order over all stacks, its module, and how it is called.
 
-    ``seam`` marks a block whose input is another thing than the output before it: no residual may span both.
+    ``seam`` marks a block whose input is not the output of the block before it: no residual may span both.
     """
 
     index: int
@@ -101,7 +101,7 @@ class Block:
     seam: bool = False
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An argument by name, wherever the caller put it; None if it was not given."""
+        """An argument by name, passed by position or by keyword; None if it was not given."""
         if name in kwargs:
             return kwargs[name]
         position = self.parameters.get(name)
@@ -123,7 +123,7 @@ def find_blocks(transformer: nn.Module) -> list[Block]:
     ]
     blocks = [_describe(index, name, without_wrapper(module)) for index, (name, module) in enumerate(named)]
     if len({block.module for block in blocks}) < len(blocks):
-        raise UnsupportedModelError(f"{model} has one block in several places: a block's memory belongs to one place")
+        raise UnsupportedModelError(f"{model} has one block in several places, but a block's memory is for one place")
     if not blocks:
         raise UnsupportedModelError(
             f"{model} has no stack of transformer blocks (looked for {sorted(STACKS)}); "
@@ -159,7 +159,7 @@ def _describe(index: int, name: str, module: nn.Module) -> Block:
 
 
 class BlockCall:
-    """One call of one block: its input states, and the means to run it for all images, some, or none."""
+    """One call of one block: its input states, and how to run it for all images, some, or none."""
 
     __slots__ = ("_args", "_buffers", "_forward", "_given", "_kwargs", "block", "states")
 
@@ -173,26 +173,26 @@ class BlockCall:
         self._buffers: Buffers | None = None
 
     def watch(self, buffers: Buffers) -> None:
-        """Look after what is done to the memory of the block's streams, so that they may be kept."""
+        """Track writes to the memory of the block's streams, so that they can be kept."""
         self._buffers = buffers
         buffers.take(self._given)
 
     @property
     def handed(self) -> bool:
-        """Whether the streams are what the block before gave, untouched."""
+        """Whether the streams are the previous block's output, unchanged."""
         return self._buffers is not None and self._buffers.handed
 
     @property
     def overwritten(self) -> bool:
-        """Whether they are what the block before gave, but written into since."""
+        """Whether they are the previous block's output, but written into since."""
         return self._buffers is not None and self._buffers.overwritten
 
     @property
     def refused(self) -> str | None:
-        """What to do instead of giving the block a key-value cache that is in use; None if it was given none."""
+        """What to do instead of passing the block a key-value cache that is in use; None if none was passed."""
         for name, instead in self.block.spec.without.items():
             cache = self.block.argument(name, self._args, self._kwargs)
-            if cache is not None and getattr(cache, "mode", "") is not None:  # GLM-Image's has no mode when unused
+            if cache is not None and getattr(cache, "mode", "") is not None:  # GLM-Image's has mode None when unused
                 return f"{name}: {instead}"
         return None
 
@@ -201,11 +201,11 @@ class BlockCall:
         return self.states.hidden.shape[0]
 
     def compute(self) -> States:
-        """Run the block for the whole batch, with the caller's own arguments."""
+        """Run the block for the whole batch, with the caller's arguments."""
         return self._run(self._args, self._kwargs)
 
     def compute_rows(self, rows: list[int]) -> States:
-        """Run the block for the images ``rows`` only; the result has ``len(rows)`` images."""
+        """Run the block only for the images ``rows``; the result has ``len(rows)`` images."""
         if _knows_rows_by_place(self.block.module):
             whole = self.compute()
             return States.stack([whole.row(k) for k in rows])
@@ -251,15 +251,15 @@ class BlockCall:
         return self._turned(States(output[self.block.hidden_result], output[self.block.encoder_result]))
 
     def _turned(self, states: States) -> States:
-        """From the block's order of dimensions to ours, and back: views, or the states themselves if it is the same."""
+        """Convert from the block's order of dimensions to ours, or back: views, or the same object if they agree."""
         if self.block.hidden_argument not in self.block.spec.tokens_first:
             return states
         return States(states.hidden.transpose(0, 1), states.encoder)
 
 
 def _knows_rows_by_place(block: nn.Module) -> bool:
-    """Whether attention is perturbed for a third or half of the batch (PAG): a part of the batch has other thirds.
+    """Whether attention is perturbed for a third or half of the batch (PAG): a part of the batch has different thirds.
 
-    Asked at every call: pipelines exchange the processors while they run.
+    Checked at every call, because pipelines replace the processors while they run.
     """
     return any(isinstance(getattr(module, "processor", None), _BY_PLACE) for module in block.modules())

@@ -1,10 +1,10 @@
 """One branch of a job: its counters, the state of its images, and the current step.
 
-A call that failed may be made again, in other company, and must then decide and compute as if nothing had been. What a
-method remembers is replaced while the call runs, and to keep what is replaced until the call is over would hold every
-residual twice (DBPrune has one for each block). Verdicts are kept instead, which are numbers: they stand when the call
-is made again. A method replaces what it remembers only where a verdict, or counters alone, had said that the image is
-computed here, so nothing asks for what is gone; and the new run stores anew what the failed one had stored.
+A failed call may be repeated, together with other jobs, and must then decide and compute as if it had not failed. A
+method's memory is replaced while the call runs, and keeping the old values until the call is over would hold every
+residual twice (DBPrune has one for each block). Verdicts are kept instead, which are only numbers: they are reused when
+the call is repeated. A method replaces what it remembers only where a verdict, or counters alone, had decided that the
+image is computed here, so the repeated call does not need the old values; and it stores the new ones again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cache_core.report import ImageDecision, StepRecord
 
 __all__ = ["Branch", "Shapes"]
 
-#: Of both streams; None for the encoder's where blocks do not return it.
+#: Shapes of both streams; None for the encoder's where blocks do not return it.
 Shapes = tuple[tuple[int, ...], tuple[int, ...] | None]
 
 
@@ -27,9 +27,9 @@ class Branch:
     """State of one named cache context.
 
     Attributes:
-        step: how many calls were completed.
-        next_block: how many blocks of the running call were called.
-        polled: the abort flag was looked at in the running call.
+        step: number of completed calls.
+        next_block: number of blocks that the running call has called.
+        polled: whether the running call has polled the abort flag.
         decisions: of the running call, row by row.
         policy: runs the calls that this job makes alone.
     """
@@ -48,7 +48,7 @@ class Branch:
         self._verdicts: dict[int, list[Verdict | None]] = {}
 
     def begin(self, inputs: CallInputs) -> None:
-        """A call begins. Where it is not the one that failed, what that one left is of no use: all is forgotten."""
+        """A call begins. If it does not repeat the one that failed, the memory is useless and is cleared."""
         if self._failed is not None and not self._failed.is_again(inputs):
             self.forget()
         self._inputs = inputs
@@ -61,7 +61,7 @@ class Branch:
             fixed: whether the shape must be the same at every step.
 
         Raises:
-            ValueError: another batch or size than at the branch's first step.
+            ValueError: the batch or size differs from the branch's first step.
         """
         rows = shape[0][0]
         if self._shape is None:
@@ -76,11 +76,11 @@ class Branch:
             image.step = self.step
 
     def answered(self, site: int) -> list[Verdict | None]:
-        """For each row the verdict that it got at block ``site`` in a try of this call that failed."""
+        """For each row its verdict at block ``site`` from a failed attempt at this call."""
         return self._verdicts.get(site) or [None] * len(self.decisions)
 
     def settle(self, site: int, totals: Sequence[Totals | None], judges: Sequence[Judge] = ()) -> list[Verdict | None]:
-        """The verdicts at block ``site``: those of a try that failed stand, the others follow from the ranks' sums."""
+        """The verdicts at block ``site``: those of a failed attempt stand, the others follow from the ranks' sums."""
         judges = judges or [Verdict.of] * len(totals)
         self._verdicts[site] = [
             before or (None if own is None else judge(*own))
@@ -89,8 +89,8 @@ class Branch:
         return self._verdicts[site]
 
     def commit(self) -> tuple[StepRecord, int]:
-        """The call is over: its step, and how many of its comparisons were not finite."""
-        decisions = self.decisions if self.next_block else []  # every block was left out
+        """The call is over: return its step, and how many of its comparisons were not finite."""
+        decisions = self.decisions if self.next_block else []  # no block was called
         record = StepRecord(self.step, self.name, decisions)
         verdicts = [verdict for row in self._verdicts.values() for verdict in row if verdict is not None]
         self._verdicts = {}
@@ -100,7 +100,7 @@ class Branch:
         return record, sum(not verdict.finite for verdict in verdicts)
 
     def undo(self) -> None:
-        """The call failed: only its verdicts stay, for the case that it is made again."""
+        """The call failed: keep only its verdicts, in case it is repeated."""
         if self.next_block and self._inputs is not None:
             self._failed = FailedCall(self._inputs)
         for image in self.images:
@@ -110,7 +110,7 @@ class Branch:
         self.next_block = 0
 
     def forget(self) -> None:
-        """Let go of everything that is remembered of earlier steps, but not of the counters."""
+        """Drop everything that is remembered of earlier steps, but keep the counters."""
         self._failed, self._verdicts = None, {}
         for image in self.images:
             image.forget()
@@ -119,9 +119,9 @@ class Branch:
         if first[0][0] != now[0][0]:
             return (
                 f"batch size changed inside branch {self.name!r}: {first[0][0]} at its first step, {now[0][0]} at step "
-                f"{self.step}; open a new cache_session for another batch"
+                f"{self.step}; open a new cache_session for a different batch"
             )
         return (
             f"input shape changed inside branch {self.name!r}: {first} at its first step, {now} at step {self.step}; "
-            "open a new cache_session for another size"
+            "open a new cache_session for a different size"
         )

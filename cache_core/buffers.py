@@ -1,14 +1,14 @@
 """Blocks and a transformer that overwrite each other's tensors: detected, and copied where needed.
 
-The policies keep inputs and outputs of blocks by reference, within a step and from one step to the next. That is sound
-only if a block writes neither into its input nor into what it returned before, and the transformer not into what a
-block returned. Fused kernels, patches and CUDA graphs with static outputs do, some of them without telling the version
-counter, and inference-mode tensors have none. So the first time a block runs on a shape it gets copies, which are
-compared; the next times versions and storages are looked at, which costs no memory traffic; and after those only the
-versions of its streams. What was found holds for later sessions too, as long as the block's code is the same
-(:mod:`cache_core.known_blocks`).
+The policies keep inputs and outputs of blocks by reference, within a step and from one step to the next. That is safe
+only if a block does not write into its input or into an earlier output, and the transformer does not write into a
+block's output. Fused kernels, patches and CUDA graphs with static outputs do, some of them without raising the version
+counter, and inference-mode tensors have no counter. So the first time a block runs on a shape it gets copies, which are
+compared afterwards; the next times only versions and storages are checked, which costs no memory traffic; and after
+those only the versions of its streams. The result also holds for later sessions, as long as the block's code is the
+same (:mod:`cache_core.known_blocks`).
 
-Copying is a rank's own affair. Refusing depends on code and storages only, which are the same on every rank.
+Each rank decides alone what it copies. Refusing depends on code and storages only, which are the same on every rank.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Buffers:
-    """Of one session.
+    """The buffers of one session.
 
     Attributes:
-        handed: whether the running block's input is what the block before it gave, untouched.
-        overwritten: whether it was written into in between, without a copy of it being kept.
+        handed: whether the running block's input is the output of the block before it, unchanged.
+        overwritten: whether it was written into in between and no copy of it was kept.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Buffers:
         self.handed = not written and all(a is b for a, b in zip(states, out, strict=True))
 
     def give(self, states: States) -> States:
-        """What the transformer gets of a block's output; ``states`` may be kept."""
+        """What the transformer gets as a block's output; ``states`` may be kept."""
         kept, out = states, states
         if self._first or self._model_writes:
             out = States(*_copies(states))
@@ -70,15 +70,15 @@ class Buffers:
         return out
 
     def let_go(self) -> None:
-        """A call of the transformer begins or ends: what was given is nobody's input."""
+        """A call of the transformer begins or ends: no block will get the last output as its input."""
         self._given = None
 
     def run(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a block so that its streams and what it returns may be kept.
 
         Raises:
-            RuntimeError: it wrote into an argument that is no stream; into a stream, or into what it had returned,
-                although it did not the first time.
+            RuntimeError: it wrote into an argument that is not a stream; or into a stream or an earlier output, which
+                it did not do the first time.
         """
         names = [block.hidden_argument, *([] if block.encoder_result is None else [block.encoder_argument])]
         inputs = [block.argument(name, args, kwargs) for name in names]
@@ -102,11 +102,11 @@ class Buffers:
             used = _copies(inputs)
             args, kwargs = _replaced(block, dict(zip(names, used, strict=True)), args, kwargs)
         output = forward(*args, **kwargs)
-        self._runs[place] = run  # one that raised was not looked at to the end
+        self._runs[place] = run  # a run that raised was not checked to the end
         if others_versions != _versions(others) or (self._first and not all(map(_same_bits, others, others_before))):
             raise RuntimeError(
-                f"block {block.name} writes into an argument besides its two streams, which it would not do in a step "
-                "that skips it: it cannot be cached (`type: none` works)"
+                f"block {block.name} writes into an argument other than its two streams, which it would not do in a "
+                "step that skips it: it cannot be cached (`type: none` works)"
             )
         if self._first and not all(map(_same_bits, used, inputs)):
             known.writes = True
@@ -119,12 +119,12 @@ class Buffers:
     def _check_streams(self, block: Block, inputs: list[Any], versions: list[int | None]) -> None:
         if versions != _versions(inputs):
             raise RuntimeError(
-                f"block {block.name} wrote into its input in place, which it did not when it first ran: the cache "
-                "compares with that input. Let it write into a tensor of its own"
+                f"block {block.name} wrote into its input in place, which it did not do when it first ran, but the "
+                "cache compares with that input. Let it write into a tensor of its own"
             )
 
     def _known_block(self, block: Block, forward: Callable[..., Any]) -> KnownBlock:
-        """What is known of a block; asked once a session, and again where another forward runs."""
+        """What is known about a block; looked up once per session, and again if its forward was replaced."""
         code = getattr(forward, "checkpoints", forward)
         code = getattr(code, "__func__", code)
         place = block.index, code
@@ -133,17 +133,17 @@ class Buffers:
         return self._known[place]
 
     def _owned(self, block: Block, known: KnownBlock, output: Any, used: list[Any], run: int) -> Any:
-        """The output in memory that no later run writes into."""
+        """The output, in memory that no later run writes into."""
         single = isinstance(output, torch.Tensor)
         outputs = [output] if single else list(output)
         storages = {_address(value): value.untyped_storage() for value in _tensors(outputs)}
         for address in map(_address, _tensors(used)):
             storages.pop(address, None)  # it returns its input, or a view of it
-        # Alive: not memory that was free in between.
+        # Still alive, so it is not memory that was freed in between.
         if any(address in self._outputs and not self._outputs[address].expired() for address in storages):
             if run > 2 and not known.reuses:
                 raise RuntimeError(
-                    f"block {block.name} returns memory that was returned before, by turns: the cache compares with "
+                    f"block {block.name} alternates between outputs in the same memory, but the cache compares with "
                     "what was in it. Let it return a tensor of its own (no CUDA graph, no static buffers)"
                 )
             known.reuses = True
@@ -177,7 +177,7 @@ def _versions(values: Iterable[Any]) -> list[int | None]:
 
 
 def _kind(value: Any) -> Any:
-    """Kernels may be others for another shape, dtype or mode."""
+    """What may make a block use different kernels: shape, dtype and mode."""
     if not isinstance(value, torch.Tensor):
         return None
     return value.shape, value.dtype, value.device, value.requires_grad, value.is_inference()
@@ -196,7 +196,7 @@ def _same_bits(left: Any, right: Any) -> bool:
 
 
 def _copies(values: Sequence[Any]) -> list[Any]:
-    """Copies with the same strides (a compiled block is not compiled again) that share memory as the originals do."""
+    """Copies with the same strides (or a compiled block would be recompiled) that share memory as the originals do."""
     wholes: dict[Any, torch.Tensor] = {}
     copies: list[Any] = []
     for value in values:
@@ -214,14 +214,15 @@ def _copies(values: Sequence[Any]) -> list[Any]:
 
 
 def _is_alone(value: torch.Tensor) -> bool:
-    """Whether it fills its memory, or is a small part of it. What is no view must stay none: a compiled block asks."""
+    """Whether to clone it by itself: it fills its memory (the clone is not a view either, as a compiled block expects)
+    or is a small part of it."""
     return not value.nbytes < value.untyped_storage().nbytes() <= 2 * value.nbytes
 
 
 def _replaced(
     block: Block, values: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with others in the place of those named."""
+    """The arguments of a call with the named ones replaced."""
     positional, named = list(args), dict(kwargs)
     for name, value in values.items():
         if name in named:

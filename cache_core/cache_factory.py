@@ -1,9 +1,9 @@
-"""cache-dit v0.1's entry under its own name: its README works if only the package of the import is changed.
+"""cache-dit v0.1's entry point under its own name: its README works if only the package of the import is changed.
 
     from cache_core.cache_factory import apply_cache_on_pipe, CacheType
 
-It differs from ``cache_core.apply_cache_on_pipe`` in one point: options that are not given take the published defaults
-(threshold 0.05, no warm-up, F1B0), not those of the options models (0.12, 8, F8B8).
+It differs from ``cache_core.apply_cache_on_pipe`` in one point: options that are not given have the published defaults
+(threshold 0.05, no warm-up, F1B0) instead of those of the options models (0.12, 8, F8B8).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def apply_cache_on_pipe(
         As :func:`cache_core.apply_cache_on_pipe`.
     """
     if cache_type is None:
-        _logger.warning("no cache_type given: DBCache with its default options and what was given. Name one to be sure")
+        _logger.warning(
+            "no cache_type given: using DBCache with defaults for what is not given. Pass cache_type to be sure"
+        )
     method = None if cache_type is None else CacheType(cache_type)
     return _pipe.apply_cache_on_pipe(pipe, method or CacheType.DBCache, **with_published_defaults(options, method))

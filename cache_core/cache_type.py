@@ -13,7 +13,7 @@ __all__ = ["CacheType"]
 
 
 class CacheType(StrEnum):
-    """The methods. The value is the name in YAML and JSON; the published long names are printed, and accepted too."""
+    """The methods. The value is the name in YAML and JSON; the published long names are printed and also accepted."""
 
     NONE = "none"
     FBCache = "FBCache"
@@ -58,7 +58,7 @@ class CacheType(StrEnum):
 
     @staticmethod
     def range(start: int, end: int, step: int = 1) -> list[int]:
-        """Every ``step``-th id of ``start..end-1`` always with the first and last id; ``step <= 1`` gives ``[]``.
+        """Every ``step``-th id of ``start..end-1``, always with the first and last id; ``step <= 1`` gives ``[]``.
 
         Made for ``Bn_compute_blocks_ids``, where the empty list means "all".
 
@@ -89,7 +89,7 @@ _ALIASES = {
     "BudgetCache": {"budget", "budgetcache"},
     "ScheduleCache": {"schedule", "schedulecache"},
 }
-#: In the published order, because people print these. Options without an effect here are dropped on use.
+#: In the published order, because people print these. Options without effect here are dropped when used.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "NONE": {},
     "FBCache": {"residual_diff_threshold": 0.08, "warmup_steps": 8, "max_cached_steps": 8},

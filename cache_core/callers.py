@@ -1,8 +1,8 @@
 """Who calls a transformer: the nearest pipeline call on the stack, and the frames in between.
 
-Whoever opened a session may, in the same thread, run other code that calls the transformer: a preview by a second
-pipeline in a step callback, a safety re-run, the same pipeline once more. Their calls come with the same context, the
-same module and often the same shapes. What differs is the stack.
+The code that opened a session may, in the same thread, run other code that calls the transformer: a preview by a second
+pipeline in a step callback, a safety re-run, the same pipeline again. Those calls have the same context, the same
+module and often the same shapes. Only the stack differs.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import nn
 
 __all__ = ["AlsoPipeline", "Caller", "Place", "caller", "is_running", "place"]
 
-#: A pipeline's own ``self.transformer(...)``: it calls the module itself, no function in between.
+#: A pipeline's own ``self.transformer(...)``: it calls the module directly, with no function in between.
 _DIRECT = nn.Module.__call__.__code__
 #: What stands between a call and the module that is called: its wrappers and hooks.
 _BETWEEN = {"accelerate", "cache_core", "contextlib", "diffusers", "functools", "para_attn", "torch"}
 
 
 class AlsoPipeline:
-    """Mixed into what is called like a pipeline, though diffusers does not know its class."""
+    """Mixin for what is called like a pipeline, although diffusers does not know its class."""
 
 
 class Place(NamedTuple):
-    """A running function, known again without keeping its frame, and so its tensors, alive."""
+    """A running function, identified without keeping its frame, and therefore its tensors, alive."""
 
     frame: int
     code: CodeType
@@ -39,9 +39,9 @@ class Caller(NamedTuple):
 
     Attributes:
         pipe: the nearest pipeline; None outside any.
-        run: the frame of its ``__call__``. Another frame generates another image.
-        door: what that frame called to get here: the module itself, or a function (a step callback, a helper) that did.
-        places: outside any pipeline, the functions on the stack, the one that called the transformer first.
+        run: the frame of its ``__call__``. A different frame generates a different image.
+        door: what that frame called: the module itself, or a function (a step callback, a helper) that called it.
+        places: outside any pipeline, the functions on the stack, starting with the one that called the transformer.
     """
 
     pipe: Any
@@ -50,11 +50,11 @@ class Caller(NamedTuple):
     places: tuple[Place, ...]
 
     def came_like(self, first: Caller, opener: Place | None) -> bool:
-        """Whether the same code calls again, not something that it only called on the way.
+        """Whether the same code calls again, and not other code that it merely called.
 
-        A pipeline calls its transformer itself or through one helper of its own (LTX-2's ``denoise``). A loop of one's
-        own may use any function, until it calls one that does not come back: what that calls is not the loop's. All
-        that ``opener`` itself calls is.
+        A pipeline calls its transformer itself or through one helper of its own (LTX-2's ``denoise``). A hand-written
+        loop may call through any function that was on the stack of its first call and is still running; calls from
+        deeper functions are not the loop's. All that ``opener`` itself calls is.
         """
         if self.run is not None or first.run is not None:
             return self.run is first.run and self.door in (first.door, None, _DIRECT)
@@ -62,7 +62,7 @@ class Caller(NamedTuple):
 
 
 def caller() -> Caller:
-    """Who called the function that asks."""
+    """Who called the function that calls this."""
     door: FrameType | None = None
     for frame in _outwards(sys._getframe(1)):
         pipe = _pipeline_of(frame)
@@ -73,12 +73,12 @@ def caller() -> Caller:
 
 
 def place() -> Place | None:
-    """The function, not one of this package, that called the function that asks."""
+    """The function outside this package that called the function that calls this."""
     return next(_places(sys._getframe(1)), None)
 
 
 def is_running(run: FrameType) -> bool:
-    """Whether a frame stands on the stack of any thread."""
+    """Whether a frame is on the stack of any thread."""
     return any(frame is run for innermost in sys._current_frames().values() for frame in _outwards(innermost))
 
 

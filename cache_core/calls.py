@@ -2,18 +2,18 @@
 
 True CFG calls the transformer twice a step, for the prompt and for the negative prompt. Some pipelines name the two
 with ``cache_context``, many do not (FLUX Kontext and ControlNet, HunyuanVideo I2V, Kandinsky 5, Wan video-to-video,
-...). Taken for one sequence, one prompt's residuals would be judged by, and reused for, the other's: guidance is lost
-without a word. The timestep does not change between the calls of a step, and the conditioning (text, masks, labels,
-image embeddings, guidance, the shape of the latents) does: each call at the same timestep with conditioning not yet
-seen there is a branch of its own, ``default``, ``default#2``, ``default#3``, ... From step to step a call is known
-again by its conditioning, not by its place.
+...). Treated as one sequence, one prompt's residuals would be compared with and reused for the other's, and guidance
+would be lost silently. The timestep does not change between the calls of a step, but the conditioning (text, masks,
+labels, image embeddings, guidance, the shape of the latents) does: each call at the same timestep with conditioning not
+yet seen there is a branch of its own, ``default``, ``default#2``, ``default#3``, ... From step to step a call is
+recognised by its conditioning, not by its position.
 
-Conditioning that was seen at this timestep begins a new step: schedulers of second order (Heun) evaluate two steps at
-one timestep, and in half precision neighbouring timesteps may round to the same number. A prompt guided by itself
-therefore stays one branch, which its image cannot tell.
+Conditioning that was already seen at this timestep begins a new step: second-order schedulers (Heun) evaluate two steps
+at one timestep, and in half precision neighbouring timesteps may round to the same number. A prompt guided by itself
+therefore stays one branch, which makes no difference to its image.
 
-Ranks must tell calls apart alike, though context parallelism gives each a share of the text: what the transformer was
-called with counts as well (:mod:`cache_core.given`).
+All ranks must distinguish calls in the same way, although context parallelism gives each of them only a part of the
+text: the arguments of the whole transformer call count as well (:mod:`cache_core.given`).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from cache_core.signatures import parameters_of
 
 __all__ = ["CallInputs", "FailedCall", "StepCalls", "call_inputs"]
 
-#: The arguments' names over all supported transformers.
+#: The names of these arguments in all supported transformers.
 _TIMESTEP = ("timestep", "t", "timesteps")
 _LATENTS = ("hidden_states", "x")
-#: What may change between the calls of a step. Not what ControlNet adds: it changes from step to step, too.
+#: What may change between the calls of a step. ControlNet's residuals are left out: they change at every step.
 _CONDITIONING = (
     "encoder_hidden_states", "encoder_hidden_states_2", "encoder_hidden_states_t5", "encoder_hidden_states_llama3",
     "audio_encoder_hidden_states", "pooled_projections", "pooled_embeds", "cap_feats", "text_bth", "text_lens",
@@ -40,13 +40,13 @@ _CONDITIONING = (
     "siglip_feats", "control_hidden_states", "prior_token_id", "prior_token_drop", "encoder_attention_mask",
     "encoder_attention_mask_2", "encoder_hidden_states_mask", "encoder_mask", "attention_mask", "guidance",
     "added_cond_kwargs", "joint_attention_kwargs", "attention_kwargs",
-    # LTX-2 is guided by its own text, once more in another way.
+    # LTX-2 is also guided by its own text in other ways.
     "isolate_modalities", "spatio_temporal_guidance_blocks", "perturbation_mask",
 )  # fmt: skip
 
 
 class CallInputs(NamedTuple):
-    """What tells a call of the transformer apart, and its rows.
+    """What distinguishes a call of the transformer, and its rows.
 
     Attributes:
         timestep: a tensor, of one value or one per image (or token), or a number; None if the call has none.
@@ -59,10 +59,10 @@ class CallInputs(NamedTuple):
     conditioning: tuple[Any, ...]
 
     def within(self, given: CallInputs | None) -> CallInputs:
-        """The same, as the innermost forward got it, of a call that was made with ``given``.
+        """These inputs of the innermost forward combined with ``given``, those of the whole call.
 
-        Another call differs in either: wrappers between the two may split what was given, so that only a part of the
-        difference arrives, or call the forward several times, with inputs of their own.
+        A different call differs in at least one: wrappers between the two may split what was given, so that only a part
+        of the difference arrives, or call the forward several times with other inputs.
         """
         same_time = given is None or given.timestep is self.timestep
         if given is None or (same_time and _is_identical(given.conditioning, self.conditioning)):
@@ -70,7 +70,7 @@ class CallInputs(NamedTuple):
         rows = [len(own) if hasattr(own, "__len__") else None for own in (given.latents, self.latents)]
         return CallInputs(
             self.timestep if same_time else (given.timestep, self.timestep),
-            given.latents if rows[0] == rows[1] else self.latents,  # a batch may be split, too
+            given.latents if rows[0] == rows[1] else self.latents,  # a batch may also be split
             (given.conditioning, self.conditioning),
         )
 
@@ -81,7 +81,7 @@ def call_inputs(transformer: nn.Module, args: Sequence[Any], kwargs: dict[str, A
     timestep, latents = (
         next((given[name] for name in names if name in given), None) for names in (_TIMESTEP, _LATENTS)
     )
-    # Skip-layer guidance asks for the prompt's rows once more.
+    # Skip-layer guidance calls with the prompt's rows a second time.
     return CallInputs(timestep, latents, (_shapes(latents), *(given.get(name) for name in _CONDITIONING)))
 
 
@@ -91,21 +91,21 @@ def _shapes(latents: Any) -> list[Any]:
 
 
 class FailedCall:
-    """A call that raised, to be known when it is made again."""
+    """A call that raised, kept to recognise its repetition."""
 
     def __init__(self, inputs: CallInputs) -> None:
         self._inputs, self._versions = inputs, _versions(inputs)
 
     def is_again(self, inputs: CallInputs) -> bool:
-        """Whether a call has the same in it, and nothing was written over since."""
+        """Whether a call has the same inputs, and none of them was written to since."""
         return self._versions == _versions(self._inputs) and _equal(tuple(self._inputs), tuple(inputs))
 
 
 class StepCalls:
     """The calls of the running step under one cache context.
 
-    Identity is asked before values, and conditioning before the timestep: most pipelines pass the same tensors at every
-    step, so that a GPU has nothing to wait for.
+    Identity is checked before values, and conditioning before the timestep: most pipelines pass the same tensors at
+    every step, so that there is no wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -130,16 +130,17 @@ class StepCalls:
         return branch
 
     def _branch_of(self, conditioning: tuple[Any, ...], shapes: list[Any]) -> int:
-        """The one that was called with the same before, whatever its place in the step was then: guidance may begin and
-        end midway, and calls may change their order. What is new is told by its place, if that is free."""
+        """The branch that was called with the same conditioning before, whatever its position in the step: guidance may
+        begin and end midway, and calls may change their order. New conditioning gets the branch of its position, if
+        that is free."""
         free = {branch: own for branch, own in self._known.items() if branch not in self._seen}
         for same in (_is_same, _is_seen):
             if found := next((branch for branch, own in free.items() if same(own, conditioning)), None):
                 self._steady.add(found)
                 return found
         place = len(self._seen) + 1
-        # A branch that always had the same text did not get another one: this is a call that was not made before. But
-        # another batch or image size is no call of this image, and the branch refuses it.
+        # A branch that always had the same text does not get a new one: this is a call that was not made before. But
+        # a different batch or image size is not a call of this image, and the branch refuses it.
         taken = place in self._seen or (place in self._steady and self._shapes[place] == shapes)
         return max(self._known) + 1 if taken else place
 
@@ -148,13 +149,13 @@ class StepCalls:
         self._before = None
 
     def undo(self) -> None:
-        """The call raised: it was none."""
+        """The call raised: it does not count."""
         if self._before is not None:
             self._timestep, self._seen, self._known, self._shapes, self._steady = self._before
         self._before = None
 
     def _reference(self, conditioning: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What the same objects were remembered as before; else as what they are to be known again by."""
+        """The existing record of the same objects, else a new record to recognise them by."""
         return tuple(
             next((seen[i] for seen in self._known.values() if i < len(seen) and _is_same(seen[i], own)), None)
             or _references(own)
@@ -163,8 +164,8 @@ class StepCalls:
 
 
 def _copy(timestep: Any) -> Any:
-    """What stays when the pipeline writes the next step's time into the same tensor; no wait for a GPU."""
-    if isinstance(timestep, tuple):  # as given, and as it arrived
+    """A copy that stays when the pipeline writes the next step's time into the same tensor; no wait for a GPU."""
+    if isinstance(timestep, tuple):  # as given to the transformer, and as received by its forward
         return tuple(map(_copy, timestep))
     if not isinstance(timestep, torch.Tensor):
         return timestep
@@ -172,7 +173,7 @@ def _copy(timestep: Any) -> Any:
 
 
 def _same_time(left: Any, right: Any) -> bool:
-    """Rows of one time are as many as the call has; a call of fewer rows may still be of the same step."""
+    """Whether two timesteps are equal; with fewer rows a call may still be of the same step."""
     if isinstance(left, tuple) and isinstance(right, tuple) and len(left) == len(right):
         return all(map(_same_time, left, right))
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor) and left.shape != right.shape:
@@ -183,7 +184,7 @@ def _same_time(left: Any, right: Any) -> bool:
 
 
 class _SeenTensor:
-    """A tensor that was seen, without keeping it alive: its values are known again by a weighted sum of them."""
+    """A tensor that was seen, without keeping it alive: its values are recognised by a weighted sum of them."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._reference, self._mark = weakref.ref(tensor), _mark(tensor)
@@ -193,14 +194,14 @@ class _SeenTensor:
         return value is not None and self._reference() is value
 
     def is_seen(self, value: Any) -> bool:
-        if not isinstance(value, torch.Tensor):  # a call without text is another, also when this one is gone
+        if not isinstance(value, torch.Tensor):  # a call without text is a different one, also when this tensor is gone
             return False
         alive = self._reference()
         return self._mark == _mark(value) if alive is None else _equal(alive, value)
 
 
 def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Shape, device, and what stays of the values: a number on a CPU, a scalar of a GPU that nobody waits for."""
+    """Shape, device, and a sum over the values: a number on a CPU, on a GPU a scalar tensor that is not waited for."""
     values = tensor.detach().double().flatten()
     weighted = values @ torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
     return tensor.shape, tensor.device, weighted.item() if tensor.device.type == "cpu" else weighted
@@ -215,7 +216,7 @@ def _references(value: Any) -> Any:
 
 
 def _is_same(seen: Any, value: Any) -> bool:
-    """Whether all tensors are the very same objects, and everything else is equal; a GPU has nothing to wait for."""
+    """Whether all tensors are the same objects, and everything else is equal; no wait for a GPU."""
     if isinstance(seen, dict):
         return isinstance(value, dict) and _is_same(tuple(seen.items()), tuple(value.items()))
     if isinstance(seen, tuple):
@@ -245,7 +246,7 @@ def _versions(value: Any) -> list[int]:
 
 
 def _is_identical(left: Any, right: Any) -> bool:
-    """Whether nothing between the two exchanged a tensor; without looking into any."""
+    """Whether both hold the same tensor objects; values are not compared."""
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         return len(left) == len(right) and all(map(_is_identical, left, right))
     return left is right or (isinstance(left, int | float | str) and left == right)

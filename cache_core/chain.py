@@ -1,12 +1,12 @@
 """The chain of forwards on one module, and the innermost place in it.
 
 ``module.forward`` is wrapped by many: diffusers' hooks (group offloading, context parallelism), accelerate's (CPU
-offloading, device maps), ParaAttention, a user's own patch. Most of them must run whether or not the cache computes a
-block: they load the next block's weights, or split its input. So the cache's own hook goes inside all of them, whoever
-came first, and is then still there when they are taken off and put back.
+offloading, device maps), ParaAttention, a user's patch. Most of them must run whether or not the cache computes a
+block: they load the next block's weights, or split its input. So the cache's own hook goes inside all of them, in
+whatever order they were installed, and is still there when they are removed and put back.
 
-Places that can be written are those of diffusers' ``HookRegistry``, accelerate's ``_old_forward`` and
-``module.forward`` itself. Other wrappers keep what they wrap to themselves: they are looked through, never changed.
+Writable places are those of diffusers' ``HookRegistry``, accelerate's ``_old_forward`` and ``module.forward`` itself.
+Other wrappers hide what they wrap: they are searched, never changed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _IDLE = ModelHook()
-_MOST = 200  # callables looked at: a wrapper may refer to anything
+_MOST = 200  # callables inspected: a wrapper may refer to anything
 
 
 class CacheHook(ModelHook):
     """A hook of the cache."""
 
-    fn_ref: Any  # diffusers declares what is in it, callables, as None
+    fn_ref: Any  # it holds callables, but diffusers declares them as None
 
     def __init__(self) -> None:
         ModelHook.__init__(self)
@@ -50,8 +50,8 @@ class Link(NamedTuple):
 
     Attributes:
         forward: what it holds now.
-        owner, name: the object and its attribute; owner None = inside a wrapper that cannot be changed.
-        wrapper: who holds it; None for the module itself.
+        owner, name: the object and its attribute; owner None means inside a wrapper that cannot be changed.
+        wrapper: the wrapper that holds it; None for the module itself.
     """
 
     forward: Any
@@ -64,20 +64,20 @@ class Link(NamedTuple):
 
 
 def chain(module: nn.Module) -> list[Link]:
-    """The places on the way from ``module.forward`` to the module's own, outermost first; as far as can be seen."""
+    """The places between ``module.forward`` and the class's own forward, outermost first, as far as they are known."""
     top = Link(module.forward, module, "forward")
     return [top, *(_below(top.forward, module, []) or [])]
 
 
 def holder(module: nn.Module, forward: Any) -> Link | None:
     """The place that holds ``forward``; None if calls of the module do not lead through it."""
-    if module.__dict__.get("forward") is forward:  # the usual case: nobody came after
+    if module.__dict__.get("forward") is forward:  # the usual case: nothing was wrapped around it since
         return Link(forward, module, "forward")
     return next((link for link in chain(module) if link.forward is forward), None)
 
 
 def is_innermost(module: nn.Module, hook: CacheHook, wrapper: Any) -> bool:
-    """Whether calls lead through a hook's wrapper, and through nothing inside it that could be around it."""
+    """Whether calls go through a hook's wrapper, and nothing inside it could be moved around it."""
     links = chain(module)
     at = next((i for i, link in enumerate(links) if link.forward is wrapper), None)
     return at is not None and all(link.owner is None or link.owner is hook.fn_ref for link in links[at + 1 :])
@@ -92,8 +92,8 @@ def own_forward(module: nn.Module, forward: Any) -> bool:
 
 
 def leads_to_another(module: nn.Module) -> bool:
-    """Whether the outermost wrapper is one of diffusers' that was copied together with its module: it runs the forward
-    of the module it was made for."""
+    """Whether the outermost wrapper is one of diffusers' that was copied together with its module: such a copy still
+    runs the forward of the original module."""
     reference = _reference(getattr(module.__dict__.get("forward"), "func", None))
     registry: HookRegistry = vars(module)["_diffusers_hook"]
     return reference is not None and all(reference is not own for own in registry._fn_refs)
@@ -110,7 +110,7 @@ def insert(module: nn.Module, hook: CacheHook, name: str) -> Any:
     if place.owner is not module or place.name != "forward":
         module.forward = outer
         place.put(wrapper)
-    # diffusers takes the order of its lists for the order of the wrappers.
+    # diffusers assumes that its lists are in the order of the wrappers.
     registry._hook_order.insert(0, registry._hook_order.pop())
     registry._fn_refs.insert(0, registry._fn_refs.pop())
     registry.hooks = {key: registry.hooks[key] for key in registry._hook_order}
@@ -118,12 +118,12 @@ def insert(module: nn.Module, hook: CacheHook, name: str) -> Any:
 
 
 def take_off(module: nn.Module, hook: CacheHook, name: str, wrapper: Any) -> None:
-    """Unregister a hook and leave no trace; nothing but the registry changes if calls do not lead through it."""
+    """Unregister a hook and leave no trace; only the registry changes if calls do not go through it."""
     registry: HookRegistry = vars(module)["_diffusers_hook"]
     link, reference = holder(module, wrapper), hook.fn_ref
     if link is not None and link.owner is not None:
         link.put(reference.original_forward)
-    # Somebody may still hold the wrapper.
+    # Other code may still hold the wrapper.
     reference.forward = reference.original_forward
     reference.pre_forward, reference.post_forward = _IDLE.pre_forward, _IDLE.post_forward
     if registry.hooks.get(name) is hook:
@@ -134,11 +134,11 @@ def take_off(module: nn.Module, hook: CacheHook, name: str, wrapper: Any) -> Non
     if not registry.hooks:
         del module._diffusers_hook
         if own_forward(module, module.__dict__.get("forward")):
-            del module.__dict__["forward"]  # the class has it
+            del module.__dict__["forward"]  # the class's own is enough
 
 
 def _below(forward: Any, module: nn.Module, seen: list[Any]) -> list[Link] | None:
-    """The places inside ``forward``; None if it does not lead to the module's own forward."""
+    """The places inside ``forward``; None if it does not reach the module's own forward."""
     if len(seen) >= _MOST or any(forward is other for other in seen):
         return None
     seen.append(forward)
@@ -163,13 +163,13 @@ def _below(forward: Any, module: nn.Module, seen: list[Any]) -> list[Link] | Non
 
 
 def _reference(function: Any) -> HookFunctionReference | None:
-    """What diffusers' wrapper calls; it can be changed."""
+    """The reference through which diffusers' wrapper calls; it can be changed."""
     cells = getattr(function, "__closure__", None) or ()
     return next((value for value in map(_content, cells) if isinstance(value, HookFunctionReference)), None)
 
 
 def _referred(forward: Any) -> Iterator[Any]:
-    """The callables that a wrapper of an unknown kind may call."""
+    """The callables that an unknown kind of wrapper may call."""
     values: list[Any] = []
     if isinstance(forward, functools.partial):
         values += [forward.func, *forward.args, *forward.keywords.values()]

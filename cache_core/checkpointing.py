@@ -1,8 +1,8 @@
 """Gradient checkpointing inside a session: the cache decides outside, and only what it computes is checkpointed.
 
-A diffusers transformer checkpoints around its blocks, so around the cache's hooks: backward would run the hooks again,
-when the step is over and what was reused has been replaced. In a session the transformer's checkpointing is passed by,
-and each block's own forward is checkpointed instead. Outside of sessions everything is as it was.
+A diffusers transformer checkpoints around its blocks, and so around the cache's hooks: backward would run the hooks
+again after the step is over, when what was reused has been replaced. In a session the transformer's checkpointing is
+bypassed and each block's own forward is checkpointed instead. Outside of sessions nothing changes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import nn
 
 __all__ = ["Checkpointing", "refuse_backward"]
 
-#: The attribute in which diffusers' transformers keep it.
+#: The attribute that holds the checkpointing function in diffusers' transformers.
 _FUNCTION = "_gradient_checkpointing_func"
 
 
 class _Forward(nn.Module):
-    """A forward as the module that functions for checkpointing take."""
+    """A forward as a module, which is what checkpointing functions take."""
 
     def __init__(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         super().__init__()
@@ -31,18 +31,18 @@ class _Forward(nn.Module):
 
 
 class _PassBy:
-    """In place of a transformer's checkpointing function."""
+    """Replaces a transformer's checkpointing function."""
 
     def __init__(self, given: Callable[..., Any], in_session: Callable[[nn.Module], bool]) -> None:
         self.given, self._in_session = given, in_session
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        block = getattr(module, "__self__", module)  # PRX gives a block's `__call__`
+        block = getattr(module, "__self__", module)  # PRX passes a block's `__call__`
         return module(*args, **kwargs) if self._in_session(block) else self.given(module, *args, **kwargs)
 
 
 class _Checkpointed:
-    """A block's forward, checkpointed. ``checkpoints``: the code that runs, which stays while this is made anew."""
+    """A block's forward, checkpointed. ``checkpoints`` is the code that runs, the same in every new wrapper."""
 
     def __init__(self, given: Callable[..., Any], forward: Callable[..., Any]) -> None:
         self._given, self.checkpoints = given, forward
@@ -52,13 +52,13 @@ class _Checkpointed:
 
 
 class Checkpointing:
-    """Of one transformer. ``in_session``: whether a call of this module now is handled by a session."""
+    """Checkpointing of one transformer. ``in_session``: whether a session handles a call of this module now."""
 
     def __init__(self, transformer: nn.Module, in_session: Callable[[nn.Module], bool]) -> None:
         self._transformer, self._in_session = transformer, in_session
 
     def adopt(self) -> None:
-        """Put the function aside that ``enable_gradient_checkpointing`` left, if it did since the last call."""
+        """Replace the function that ``enable_gradient_checkpointing`` set since the last call, if any."""
         given = self._function()
         if given is not None and not isinstance(given, _PassBy):
             vars(self._transformer)[_FUNCTION] = _PassBy(given, self._in_session)
@@ -82,10 +82,10 @@ class Checkpointing:
 
 
 def refuse_backward(transformer: nn.Module) -> None:
-    """Raise RuntimeError if backward calls the transformer: no step can be repeated when later ones were made."""
+    """Raise RuntimeError if backward calls the transformer: a step cannot be repeated after later ones."""
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             f"{type(transformer).__name__} is called again by backward(), through checkpointing around all of it: in a "
-            "cache session that would be another step. Use transformer.enable_gradient_checkpointing(), which "
+            "cache session that would count as another step. Use transformer.enable_gradient_checkpointing(), which "
             "checkpoints block by block"
         )

@@ -1,11 +1,12 @@
 """Keeping blocks compiled while the hooks around them stay eager.
 
-The hooks are ``torch.compiler.disable``: decision code must not be traced. So a compiled caller would run the blocks
-eagerly, silently. Instead each block's original forward is called through a compiled function of its own:
+The hooks are under ``torch.compiler.disable``, because decision code must not be traced. A compiled caller would
+therefore run the blocks eagerly without notice. Instead each block's original forward is called through its own
+compiled function:
 
 * a forward that is compiled already (``block.forward = torch.compile(block.forward)``) needs nothing;
-* ``transformer.compile_repeated_blocks()`` leaves a compiled call around the hook: it is taken off and its compile
-  context (backend, mode and all) is put around the forward inside;
+* ``transformer.compile_repeated_blocks()`` leaves a compiled call around the hook: it is removed and its compile
+  context (backend, mode and other settings) is put around the forward inside;
 * ``torch.compile(transformer)`` and ``transformer.compile()`` wrap the whole: their context is re-entered per block.
 """
 
@@ -35,8 +36,8 @@ Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def untraced(function: _Function) -> _Function:
-    """A decorator: the function is never traced, whatever calls it."""
-    return cast(_Function, torch.compiler.disable(function))  # torch leaves its type open
+    """Decorator: the function is never traced, whatever calls it."""
+    return cast(_Function, torch.compiler.disable(function))  # torch does not type it
 
 
 def unwrap_compiled(module: nn.Module) -> nn.Module:
@@ -67,7 +68,7 @@ def compile_context(module: nn.Module) -> Compile | None:
 
 
 def take_compiled_call(block: nn.Module) -> tuple[Callable[..., Any], Compile]:
-    """Take off what ``block.compile()`` left and return it with its compile context.
+    """Remove what ``block.compile()`` added, and return it with its compile context.
 
     Raises:
         ValueError: it was compiled with CUDA graphs.
@@ -75,19 +76,19 @@ def take_compiled_call(block: nn.Module) -> tuple[Callable[..., Any], Compile]:
     context = _context_in(block)
     refuse_cuda_graphs(context.compiler_config)
     compiled, block._compiled_call_impl = block._compiled_call_impl, None
-    assert compiled is not None  # the context was found in it
+    assert compiled is not None  # or it would have no context
     return compiled, context
 
 
 def is_compiled(forward: Callable[..., Any]) -> bool:
-    """Whether a forward is what ``torch.compile`` made of one."""
+    """Whether a forward was returned by ``torch.compile``."""
     return hasattr(forward, "get_compiler_config")
 
 
 def refuse_cuda_graphs(compiler_config: Any) -> None:
-    """Raise ValueError for a compiler that returns tensors which its next run overwrites.
+    """Raise ValueError for a compiler whose outputs are overwritten by its next run.
 
-    The cache holds on to what one block gave while other blocks run.
+    The cache keeps one block's output while other blocks run.
     """
     if compiler_config is not None and compiler_config.get("triton.cudagraphs"):
         raise ValueError(
@@ -97,11 +98,11 @@ def refuse_cuda_graphs(compiler_config: Any) -> None:
 
 
 def _context_in(module: nn.Module) -> OptimizeContext:
-    """The compile context in the closure that ``module.compile()`` left."""
+    """The compile context in the closure that ``module.compile()`` created."""
     for cell in getattr(module._compiled_call_impl, "__closure__", None) or ():
         if isinstance(cell.cell_contents, OptimizeContext):
             return cell.cell_contents
     raise RuntimeError(
-        f"{type(module).__name__} was compiled with module.compile() in a way this torch version hides from the cache; "
-        "compile each block's forward instead: block.forward = torch.compile(block.forward)"
+        f"{type(module).__name__} was compiled with module.compile() in a way that the cache does not find in this "
+        "torch version; compile each block's forward instead: block.forward = torch.compile(block.forward)"
     )

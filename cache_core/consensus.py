@@ -1,14 +1,14 @@
-"""How the ranks of one context-parallel group come to the same decision.
+"""How the ranks of one context-parallel group make the same decision.
 
 One all-reduce (SUM, float32) per decision, over the context-parallel group only, of a vector of fixed length
 ``width * images + 2``::
 
-    [ sum|cur - ref| per image | sum|ref| per image | abort wishes | checksum ]
+    [ sum|cur - ref| per image | sum|ref| per image | abort flag | checksum ]
 
-where a method asks with two sums an image; one that fits weights asks with more. The method fixes the width, and images
-that do not ask put zeros, so the length never depends on state. The checksum covers (branch, step, site, all
-decisions so far): if the sum is not world size times one's own, the ranks disagree and this very decision raises,
-instead of a deadlock some collectives later.
+for a method with two sums per image; one that fits weights has more. The method fixes the width, and images that
+compare nothing contribute zeros, so the length never depends on state. The checksum covers (branch, step, site, all
+decisions so far): if the sum is not world size times a rank's own, the ranks disagree and this decision raises, instead
+of a deadlock some collectives later.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ __all__ = ["Consensus", "GroupConsensus", "RanksParted", "Sums", "Totals", "chec
 
 #: One image's local sums, float32 tensors of shape []: ``(sum|current - reference|, sum|reference|)``, or its own.
 Sums = tuple[torch.Tensor, ...]
-#: The same over all ranks.
+#: These sums over all ranks.
 Totals = tuple[float, ...]
 
 
 class RanksParted(RuntimeError):
-    """The ranks of a group are not in the same place. The job is lost and the group must be rebuilt."""
+    """The ranks of a group are not at the same decision. The job is lost and the group must be rebuilt."""
 
 
 def checksum16(*parts: object) -> int:
-    """A 16-bit checksum: summed over up to 256 ranks it is still exact in float32."""
+    """A 16-bit checksum: its sum over up to 256 ranks is still exact in float32."""
     return zlib.crc32(repr(parts).encode()) & 0xFFFF
 
 
 class Consensus:
-    """One process alone: nothing is reduced and nothing is paid. Also the base of :class:`GroupConsensus`."""
+    """A single process: nothing is reduced, at no cost. Also the base of :class:`GroupConsensus`."""
 
     collectives = 0
     wait_s = 0.0
@@ -47,14 +47,14 @@ class Consensus:
     def agree(
         self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device, width: int = 2
     ) -> tuple[list[Totals | None], bool]:
-        """The sums over all ranks of every image that asks, and whether any rank wishes to abort.
+        """The sums over all ranks of every image that is compared, and whether any rank wants to abort.
 
         Args:
-            sums: for each image of the batch its local sums, or None if it does not ask.
-            abort: this rank's wish.
-            checksum: where this rank believes to be, 16 bits.
-            device: where the activations live.
-            width: how many sums an image has; given by the method, whoever asks.
+            sums: for each image of the batch its local sums, or None if it is not compared.
+            abort: whether this rank wants to abort.
+            checksum: 16 bits over this rank's position and history.
+            device: the device of the activations.
+            width: sums per image; fixed by the method, whichever images are compared.
 
         Raises:
             RanksParted: another rank sent a different checksum.
@@ -77,8 +77,8 @@ class GroupConsensus(Consensus):
         self, sums: Sequence[Sums | None], abort: bool, checksum: int, device: torch.device, width: int = 2
     ) -> tuple[list[Totals | None], bool]:
         images = len(sums)
-        # Filled on the device: copying a vector from the host would make the host wait here as well as below. And of
-        # this dtype, whatever torch's default is.
+        # Filled on the device: copying a vector from the host would make the host wait here as well as below. The dtype
+        # must not depend on torch's default.
         vector = torch.zeros(width * images + 2, dtype=torch.float32, device=device)
         vector[-2].fill_(float(abort))
         vector[-1].fill_(float(checksum))
@@ -88,7 +88,7 @@ class GroupConsensus(Consensus):
         began = time.perf_counter()
         self._all_reduce(vector)
         self.collectives += 1
-        *values, wishes, total = vector.tolist()  # on a GPU the wait is here
+        *values, wishes, total = vector.tolist()  # on a GPU the host waits here
         self.wait_s += time.perf_counter() - began
         if total != self.world_size * checksum:
             raise RanksParted(

@@ -1,7 +1,7 @@
 """Partial sums of the relative L1 difference, in float32, for one image's shard of tokens.
 
 The statistic behind every decision is ``sum|current - reference| / sum|reference|`` over all tokens and channels of
-one image. Each rank sums its own shard here; :mod:`cache_core.consensus` adds the shards up. Sums, not means, so that
+one image. Each rank sums its own shard here; :mod:`cache_core.consensus` adds up the shards. Sums, not means, so that
 uneven shards stay exact.
 
 ``vector_norm(ord=1)``, ``torch.dist`` and ``cdist`` are not used on purpose: on CPU they add float32 numbers one after
@@ -22,7 +22,7 @@ import torch
 
 __all__ = ["absolute_sum", "can_fuse", "difference_sum", "fused"]
 
-#: Elements per chunk on CPU: the scratch (1 MiB) stays in cache, so no pass over memory is paid for temporaries.
+#: Elements per chunk on CPU: the temporaries (1 MiB) stay in cache, so they cost no pass over memory.
 _CHUNK = 1 << 18
 
 
@@ -97,8 +97,8 @@ def _residual(current: torch.Tensor, minus: torch.Tensor, reference: torch.Tenso
 
 @functools.cache
 def can_fuse() -> bool:
-    """Whether Triton can build a kernel here: torch brings Triton along, but not the C compiler and the Python headers
-    that Triton builds each kernel's launcher with. Slim container images lack them."""
+    """Whether Triton can build a kernel here: torch installs Triton, but not the C compiler and the Python headers that
+    Triton needs to build each kernel's launcher. Slim container images lack them."""
     compilers = (os.environ.get("CC"), "gcc", "clang")
     return (
         importlib.util.find_spec("triton") is not None
@@ -109,6 +109,6 @@ def can_fuse() -> bool:
 
 @functools.cache
 def fused(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """One kernel of ``function``, shapes dynamic so that a new image size is no recompile. Made when first wanted:
-    importing the compiler takes a second, which a machine without a GPU need not pay."""
+    """One kernel of ``function``, with dynamic shapes so that a new image size needs no recompile. Created on first
+    use: importing the compiler takes a second, which a machine without a GPU need not spend."""
     return torch.compile(function, dynamic=True)

@@ -14,13 +14,13 @@ __all__ = ["BudgetCacheOptions", "ForecastCacheOptions", "ScheduleCacheOptions"]
 
 
 class _Forecasting(MethodOptions):
-    """What methods have in common that forecast the middle between Fn and Bn blocks; all Bn blocks always run."""
+    """Common to methods that forecast the middle between Fn and Bn blocks; all Bn blocks always run."""
 
     structure = frozenset({"Fn_compute_blocks", "Bn_compute_blocks"})
     Bn_compute_blocks_ids: ClassVar[tuple[int, ...]] = ()
     tail_threshold: ClassVar[float] = 0.0
 
-    if TYPE_CHECKING:  # each method says its own bounds and defaults
+    if TYPE_CHECKING:  # each method declares its own bounds and defaults
         Fn_compute_blocks: int
         Bn_compute_blocks: int
         warmup_steps: int
@@ -28,7 +28,7 @@ class _Forecasting(MethodOptions):
 
     @property
     def taylor_order(self) -> int:
-        """Order of the polynomial through as many nodes."""
+        """Order of the polynomial through ``forecast_nodes`` nodes."""
         return self.forecast_nodes - 1
 
     @property
@@ -40,7 +40,7 @@ class _Forecasting(MethodOptions):
 
 
 class _Unlimited(_Forecasting):
-    """Neither a limit of steps nor a threshold is in force."""
+    """No limit of steps and no threshold."""
 
     max_cached_steps: ClassVar[int] = -1
     max_continuous_cached_steps: ClassVar[int] = -1
@@ -59,7 +59,7 @@ class ForecastCacheOptions(_Forecasting):
         residual_diff_threshold: relative error (L2) of the first blocks' forecast below which (strictly) the middle is
             forecast. Not the published methods' measure: a fifth to a quarter of their threshold computes as many
             blocks of the bundled model.
-        forecast_nodes: from how many of the last computed steps a forecast is made.
+        forecast_nodes: how many of the last computed steps a forecast uses.
     """
 
     policy = "cache_core.policies.forecast_block:ForecastBlock"
@@ -83,18 +83,19 @@ class ForecastCacheOptions(_Forecasting):
 
 
 class BudgetCacheOptions(_Unlimited):
-    """ForecastCache without a threshold: as many steps are computed as ``speedup`` allows, those that need it most.
+    """ForecastCache without a threshold: it computes as many steps as ``speedup`` allows, those that need it most.
 
     Args:
-        speedup: how many times fewer blocks are computed than without a cache: of an image of ``num_steps`` steps the
-            largest number of whole steps with which no more than 1 / ``speedup`` of its blocks are computed. The
-            warm-up counts, and is computed even where it takes more.
-        num_steps: denoising steps of an image; 0 = told by whoever opens the session (a pipeline's call, a service).
+        speedup: how many times fewer blocks are computed than without a cache. Of ``num_steps`` steps, the largest
+            number is computed whole with which no more than 1 / ``speedup`` of the image's blocks are computed. The
+            warm-up counts, and is computed even if it takes more.
+        num_steps: denoising steps of an image; 0 = set by the code that opens the session (a pipeline's call, a
+            service).
         Fn_compute_blocks: first blocks, computed in every step; on their residual the forecast is fitted and judged.
         Bn_compute_blocks: last blocks, computed in every step.
         warmup_steps: the first steps of a branch that are always computed.
-        forecast_nodes: from how many of the last computed steps a forecast is made.
-        typical_error: relative error (L2) that the forecast of the first blocks usually has one step on, with this
+        forecast_nodes: how many of the last computed steps a forecast uses.
+        typical_error: relative error (L2) that the forecast of the first blocks usually has one step ahead, with this
             model. Too small a value spends the budget early, too large a value late.
     """
 
@@ -114,9 +115,9 @@ class BudgetCacheOptions(_Unlimited):
         return self if self.num_steps else self.model_copy(update={"num_steps": steps})
 
     def budget(self, steps: int, num_blocks: int) -> int:
-        """How many of ``steps`` steps are computed whole; at least the warm-up, and the first."""
+        """How many of ``steps`` steps are computed whole: at least the warm-up, and at least one."""
         always = self._always(num_blocks)
-        # Of T steps C are computed: C + (T - C) always = T / speedup. A rounding error must not cost a whole step.
+        # With C of T steps computed: C + (T - C) always = T / speedup. A rounding error must not cost a whole step.
         affordable = math.floor(steps * (1 / self.speedup - always) / (1 - always) + 1e-9) if always < 1 else steps
         return min(steps, max(affordable, self.warmup_steps, 1))
 
@@ -131,7 +132,7 @@ class BudgetCacheOptions(_Unlimited):
             return []
         first = f"the first {computed} of {steps} steps (warmup_steps={self.warmup_steps})"
         always = f"{self.Fn_compute_blocks} + {self.Bn_compute_blocks} of {num_blocks} blocks in every step"
-        return [f"speedup={self.speedup:g} becomes {1 / share:.2f}: {first} and {always} are always computed"]
+        return [f"speedup={self.speedup:g} is at most {1 / share:.2f} here: {first} and {always} are always computed"]
 
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
         all_of_them = self.budget(self.num_steps or steps, num_blocks) >= steps
@@ -144,17 +145,17 @@ class BudgetCacheOptions(_Unlimited):
 
 
 class ScheduleCacheOptions(_Unlimited):
-    """A fixed schedule of computed steps, with a forecast between them: what any rule that looks has to beat.
+    """A fixed schedule of computed steps, with a forecast between them: the baseline for every rule that compares.
 
     Args:
         Fn_compute_blocks: first blocks, computed in every step.
         Bn_compute_blocks: last blocks, computed in every step.
         warmup_steps: the first steps of a branch that are always computed.
         compute_every: after the warm-up, the last step of every group of this many is computed.
-        steps_computation_mask: instead of that, for each step from the first on whether it is computed (as in
-            cache-dit); steps past its end are. Empty = ``compute_every`` holds.
-        forecast_nodes: from how many of the last computed steps a forecast is made; 1 repeats the last residual.
-        fit_weights: fit the forecast's weights on the first blocks, as ForecastCache does; else interpolation.
+        steps_computation_mask: instead of ``compute_every``, for each step from the first on whether it is computed (as
+            in cache-dit); steps beyond its end are computed. Empty = use ``compute_every``.
+        forecast_nodes: how many of the last computed steps a forecast uses; 1 repeats the last residual.
+        fit_weights: fit the forecast's weights on the first blocks, as ForecastCache does; else interpolate.
     """
 
     policy = "cache_core.policies.scheduled_block:ScheduledBlock"
@@ -170,7 +171,7 @@ class ScheduleCacheOptions(_Unlimited):
 
     def computes(self, step: int) -> bool:
         """Whether step ``step``, from 0, is computed."""
-        if step < max(self.warmup_steps, 1):  # before the first there is nothing to reuse
+        if step < max(self.warmup_steps, 1):  # the first has nothing to reuse
             return True
         if mask := self.steps_computation_mask:
             return step >= len(mask) or mask[step]

@@ -1,8 +1,8 @@
 """The arguments of a transformer call, recorded before anything around its forward splits them.
 
-The cache's own hook is the innermost and sees a rank's share of the text, where context parallelism splits at the root
-(diffusers' hook on FLUX, ParaAttention's forward): shares of two prompts may be equal on one rank, which hold only
-padding there, and differ on another. torch's own hooks on the module run before every wrapper of its forward.
+The cache's own hook is the innermost and sees only a rank's share of the text if context parallelism splits at the root
+(diffusers' hook on FLUX, ParaAttention's forward). The shares of two prompts may be equal on one rank, where they are
+only padding, and differ on another. torch's own hooks on the module run before every wrapper of its forward.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GIVEN: ContextVar[dict[nn.Module, CallInputs]] = ContextVar("cache_core_given",
 
 
 class Given:
-    """Notes the calls of one module while a session is open on it."""
+    """Records the calls of one module while a session is open on it."""
 
     def __init__(self, module: nn.Module) -> None:
         self._handles = (
@@ -37,11 +37,11 @@ class Given:
 
 
 def given_to(module: nn.Module) -> CallInputs | None:
-    """What the running call of a module was made with; None = its forward was called past the module itself."""
+    """The arguments of a module's running call; None = its forward was called directly, not through the module."""
     return _GIVEN.get().get(module)
 
 
-# Functions of a module, not methods: a copied or pickled transformer takes its torch hooks along.
+# Module-level functions, not methods: a copied or pickled transformer keeps its torch hooks.
 @untraced
 def _note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if innermost(module) is not None:

@@ -2,8 +2,8 @@
 
 One hook per block and one on the root, each inside whatever else wraps the module (:mod:`cache_core.chain`). A step is
 one call of the root; its branch is the name of the open ``cache_context``. Names of parameters and modules do not
-change, so LoRA and ControlNet still work. Calls of no open session
-(:mod:`cache_core.ownership`) pass through.
+change, so LoRA and ControlNet still work. Calls that belong to no open session (:mod:`cache_core.ownership`) pass
+through.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _logger = logging.getLogger(__name__)
 
 
 class _BranchName(StateManager):
-    """Only listens: keeps the name of the cache context that the pipeline opened, for each thread its own."""
+    """Only listens: keeps, for each thread, the name of the cache context that the pipeline opened."""
 
     def __init__(self) -> None:
-        super().__init__(cast(BaseState, BaseState))  # diffusers says the state, and means its class
+        super().__init__(cast(BaseState, BaseState))  # diffusers' annotation says an instance, but it takes the class
 
     @property
     def name(self) -> str:
@@ -67,9 +67,9 @@ class _RootHook(CacheHook):
         if module is not self.attachment.transformer:
             raise RuntimeError(
                 "this transformer is a copy of one that the cache is attached to, and would run the original's blocks; "
-                "call remove_cache() before copying, and attach to the copy again"
+                "call remove_cache() before copying, and attach the cache to the copy"
             )
-        # Unlike new_forward, this is traced: True exactly when the caller is compiled.
+        # Unlike new_forward, this is traced, so it is True exactly when the caller is compiled.
         self.compiling = torch.compiler.is_compiling()
         return args, kwargs
 
@@ -94,7 +94,7 @@ class _RootHook(CacheHook):
             return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
-        # Pipelines call this at the end of every call. The session belongs to whoever opened it, so it stays.
+        # Pipelines call this at the end of every call. The session stays: it belongs to the code that opened it.
         return module
 
 
@@ -115,17 +115,17 @@ class _BlockHook(CacheHook):
         return session.run(BlockCall(self.block, forward, args, kwargs))
 
     def compile(self, context: Compile | None) -> None:
-        """Run the block's own forward compiled in a user's compile context; None = as it is."""
+        """Run the block's own forward compiled in a user's compile context; None = unchanged."""
         self._context, forward = context, self.fn_ref.original_forward
         if context is None:
             self.compiled = None
         elif hasattr(forward, "__code__"):
             self.compiled = context(forward)
-        else:  # another hook's wrapper is a functools.partial, which Dynamo takes only from inside a function
+        else:  # another hook's wrapper is a functools.partial, which Dynamo accepts only inside a function
             self.compiled = context(lambda *args, **kwargs: forward(*args, **kwargs))
 
     def compile_again(self) -> None:
-        """The block's own forward is another one now."""
+        """Compile again, because the block's own forward was replaced."""
         self.compile(self._context)
 
 
@@ -133,8 +133,8 @@ class Attachment:
     """The hooks on one transformer.
 
     Attributes:
-        sessions: how many are open; the hooks stay on that long.
-        kept: the hooks stay on between sessions.
+        sessions: number of open sessions; the hooks stay while there is one.
+        kept: whether the hooks stay between sessions.
     """
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -158,16 +158,16 @@ class Attachment:
         self._tell_registries()
 
     def settle(self) -> None:
-        """Make every call lead through the hooks again, whatever was done to the transformer since.
+        """Route every call through the hooks again, whatever was done to the transformer since.
 
         Raises:
-            UnsupportedModelError: a block was exchanged for one that is unknown.
+            UnsupportedModelError: a block was replaced by one of an unknown class.
         """
         self.settle_blocks()
         self._root.settle()
 
     def settle_blocks(self) -> None:
-        """The same for the blocks only: also inside a call of the transformer."""
+        """The same for the blocks only; also works inside a call of the transformer."""
         if [block.module for block in self.blocks] != list(block_modules(self.transformer)):
             self._take_new_blocks()
         for place, hook in zip(self._places, self._hooks, strict=True):
@@ -175,7 +175,7 @@ class Attachment:
                 hook.compile_again()
 
     def _take_new_blocks(self) -> None:
-        """Quantizers and adapters exchange blocks: those that went are left as they were, new ones get hooks."""
+        """Quantizers and adapters replace blocks: hooks are removed from old blocks and added to new ones."""
         blocks = find_blocks(self.transformer)
         for place in self._places:
             if all(block.module is not place.module for block in blocks):
@@ -198,13 +198,13 @@ class Attachment:
         self._tell_registries()
 
     def _tell_registries(self) -> None:
-        """Have diffusers look again which modules have hooks: as its ``invalidate_child_registries_cache``, faster."""
+        """Make diffusers look for modules with hooks again: a faster ``invalidate_child_registries_cache``."""
         for _, registry in registries(self.transformer):
             registry._child_registries_cache = None
 
     @property
     def session(self) -> Session | None:
-        """The session opened last in this context."""
+        """The most recently opened session in this context."""
         return innermost(self.transformer)
 
     def use_compile_context(self, context: Compile | None) -> None:
@@ -216,7 +216,7 @@ class Attachment:
             hook.compile(context)
 
     def adopt_compiled_blocks(self) -> None:
-        """Move what ``compile_repeated_blocks()`` did from around the hooks to inside them."""
+        """Move what ``compile_repeated_blocks()`` put around the hooks inside them."""
         for hook in self._hooks:
             if hook.block.module._compiled_call_impl is not None:
                 self._taken[hook.block.index], context = take_compiled_call(hook.block.module)
@@ -225,28 +225,28 @@ class Attachment:
                 refuse_cuda_graphs(hook.fn_ref.original_forward.get_compiler_config())
 
     def warn_if_eager(self) -> None:
-        """Say once that a compiled caller runs these blocks eagerly, because its compile context is not known here."""
+        """Warn once that a compiled caller runs these blocks eagerly, because its compile context is not known here."""
         if self._warned or all(hook.compiled or is_compiled(hook.fn_ref.original_forward) for hook in self._hooks):
             return
         self._warned = True
         name = type(self.transformer).__name__
         _logger.warning(
             "%s is called through torch.compile, but its blocks run eagerly: the cache was given the module inside. "
-            "Give cache_session what torch.compile returned, or use transformer.compile_repeated_blocks()",
+            "Pass cache_session what torch.compile returned, or use transformer.compile_repeated_blocks()",
             name,
         )
 
     def check_detachable(self) -> None:
-        """Raise RuntimeError if somebody wrapped a forward after the cache did (ParaAttention, a patch): taking our
-        wrapper from under theirs would undo it silently."""
+        """Raise RuntimeError if other code wrapped a forward after the cache did (ParaAttention, a patch): removing the
+        cache's wrapper under theirs would silently undo it."""
         for place in (*self._places, self._root):
             place.check_removable()
 
     def detach(self) -> None:
-        """Take the hooks off and leave the modules as they were.
+        """Remove the hooks and leave the modules as they were.
 
         Raises:
-            RuntimeError: as :meth:`check_detachable` says; nothing was taken off then.
+            RuntimeError: see :meth:`check_detachable`; then nothing was removed.
         """
         self.check_detachable()
         for block, place in zip(self.blocks, self._places, strict=True):

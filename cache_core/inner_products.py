@@ -1,11 +1,11 @@
 """Partial inner products behind a fitted forecast, in float32, for one image's shard of tokens.
 
-With residuals ``r_1 .. r_m`` of the first blocks at the last computed steps (the nodes, the oldest first) and ``r`` of
-this step, the deviation is ``e = r - r_m``, and the differences of the nodes are ``d_j = r_(m-j) - r_m`` for
-``j = 1 .. m-1``. The products between them say everything that a fit needs, and also how far any weights miss ``r``
-(:mod:`cache_core.policies.weight_fit`). Differences, not the residuals themselves: of residuals that hardly differ,
-products in float32 keep nothing but what they have in common. Sums add up over shards, as in
-:mod:`cache_core.difference`, by the same summation.
+With residuals ``r_1 .. r_m`` of the first blocks at the last computed steps (the nodes, oldest first) and ``r`` of this
+step, the deviation is ``e = r - r_m``, and the differences of the nodes are ``d_j = r_(m-j) - r_m`` for
+``j = 1 .. m-1``. Their inner products are all that a fit needs, and give the error of any weights
+(:mod:`cache_core.policies.weight_fit`). Differences, not the residuals themselves: if residuals hardly differ, float32
+products of them keep only what they have in common. Sums add up over shards as in :mod:`cache_core.difference`, with
+the same summation.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _CHUNK = 1 << 18
 def deviation_products(
     current: torch.Tensor, minus: torch.Tensor, nodes: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
-    """``<e, e>`` and ``<e, d_j>`` for each difference of the nodes, the newest first.
+    """``<e, e>`` and ``<e, d_j>`` for each difference of the nodes, newest first.
 
     Args:
         current: output of the first blocks, [tokens, channels], any floating dtype.
         minus: their input. ``current - minus`` is rounded to the common dtype, as a node is.
-        nodes: one residual or more, the oldest first; shape and dtype of ``current``.
+        nodes: one residual or more, oldest first; shape and dtype of ``current``.
 
     Returns:
         As many float32 tensors of shape [] as there are nodes.
@@ -41,9 +41,9 @@ def deviation_products(
 
 @torch.no_grad()
 def node_products(nodes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """``<r_m, r_m>``, then ``<d_i, d_j>`` for ``i <= j``: of one node 1 number, of two 2, of three 4.
+    """``<r_m, r_m>``, then ``<d_i, d_j>`` for ``i <= j``: 1 number for one node, 2 for two, 4 for three.
 
-    Args and returns as of :func:`deviation_products`; the order is 11, 12, 22.
+    Args and returns as in :func:`deviation_products`; the order is 11, 12, 22.
     """
     return _summed(_nodes, tuple(reversed(nodes)))
 

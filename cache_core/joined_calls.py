@@ -1,8 +1,8 @@
 """Calls of the transformer that several jobs share, each at a step of its own.
 
-The rows of a call are stacked job after job. Every job decides as it would alone: its images bring their own step,
-options, counters and memory, and only the ranks' agreement is one for all rows. What must be equal is the method and
-which blocks run (:attr:`MethodOptions.joins`); that the transformer's arguments may be stacked is the caller's to know.
+The rows of a call are stacked job after job. Every job decides as it would alone: its images have their own step,
+options, counters and memory, and only the ranks' agreement is shared by all rows. Jobs must have the same method and
+run the same blocks (:attr:`MethodOptions.joins`); the caller ensures that the transformer's arguments can be stacked.
 
 Examples:
     >>> with job_session(transformer, options, name="a") as a, job_session(transformer, others, name="b") as b:
@@ -39,7 +39,7 @@ class JobCall(NamedTuple):
     Attributes:
         context: the cache context in which the job makes it (``cache_context``), which names its branch.
         inputs: what the job itself would have called the transformer with.
-        rows: how many of the call's rows are its.
+        rows: how many of the call's rows belong to the job.
     """
 
     session: Session
@@ -51,7 +51,7 @@ class JobCall(NamedTuple):
 def job_call(
     session: Session, transformer: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], context: str = "default"
 ) -> JobCall:
-    """A job's part, from the arguments of the call that it would make alone."""
+    """A job's part of a joined call, from the arguments of the call that it would make alone."""
     inputs = call_inputs(unwrap_compiled(transformer), args, dict(kwargs))
     return JobCall(session, context, inputs, len(inputs.latents))
 
@@ -60,11 +60,11 @@ def job_call(
 def joined(transformer: nn.Module, calls: Sequence[JobCall]) -> Iterator[None]:
     """The next call of ``transformer`` in this context is one of all these jobs.
 
-    It counts when this context ends. If anything raises before, nothing of it counts, and each job's call may be made
-    again, with whichever others: it then decides and computes as it would have. Another call instead begins anew, from
-    memories that are empty.
+    It counts when this context ends without an error. If anything raises before, nothing counts, and each job's call
+    may be repeated, together with any others: it then decides and computes as it would have. A different call instead
+    starts with empty memories.
 
-    ``should_abort`` is not polled in it: whoever joins calls ends a job between them.
+    ``should_abort`` is not polled in it: the caller ends jobs between calls.
 
     Raises:
         ValueError: two jobs that cannot share a call, or one job twice.
@@ -81,11 +81,11 @@ def joined(transformer: nn.Module, calls: Sequence[JobCall]) -> Iterator[None]:
 
 
 class JoinedCall:
-    """Routes the blocks of one call to the images of several jobs: to each of them what a session is to one."""
+    """Routes the blocks of one call to the images of several jobs, as a session does for one job."""
 
     def __init__(self, calls: Sequence[JobCall]) -> None:
         if not calls:
-            raise ValueError("a joined call of no job: give at least one")
+            raise ValueError("joined() got no calls: give at least one")
         _check_joinable([call.session for call in calls])
         self._calls = calls
         self._sessions = [call.session for call in calls]
@@ -116,7 +116,7 @@ class JoinedCall:
         return self._policy.run(call)
 
     def end_step(self) -> None:
-        """The transformer's own forward returned; what stands around it (a gather of all ranks' parts) may yet fail."""
+        """The transformer's own forward returned; code around it (a gather of all ranks' parts) may still fail."""
         if self._first.every_block:
             check_complete(self.blocks, self._called)
         if self._buffers is not None:
@@ -124,7 +124,7 @@ class JoinedCall:
         self._returned = True
 
     def commit(self) -> None:
-        """Every job's step goes into its counters and its report, if the call was made."""
+        """Add every job's step to its counters and its report, if the call was made."""
         if not self._returned:
             return
         if self._called:
@@ -133,7 +133,7 @@ class JoinedCall:
             session.record_step()
 
     def fail_step(self) -> None:
-        """The call raised: it is none of any job's steps."""
+        """The call raised: it is not a step of any job."""
         self._returned = False
         for session in self._sessions:
             session.fail_step()
@@ -163,15 +163,15 @@ class JoinedCall:
         ]
 
     def answered(self, site: int) -> list[Verdict | None]:
-        """Each job's verdicts of a try that failed; who was in that call does not matter."""
+        """Each job's verdicts from a failed attempt; it does not matter which jobs shared that call."""
         return [verdict for session in self._sessions for verdict in session.answered(site)]
 
     def look(self, device: torch.device) -> None:
-        """The ranks' agreement in a call where no image asks anything."""
+        """The ranks' agreement in a call in which no image is compared."""
         self.agree(-1, [None] * self._bounds[-1][1], device)
 
     def decided(self, *each: object) -> None:
-        """Each job's decisions become part of its own history, as if it were alone."""
+        """Add each job's decisions to its own history, as if it were alone."""
         for session, (first, end) in zip(self._sessions, self._bounds, strict=True):
             session.decided(*each[first:end])
 
@@ -198,7 +198,7 @@ class JoinedCall:
 def _check_joinable(sessions: Sequence[Session]) -> None:
     first = sessions[0]
     if len({id(session) for session in sessions}) < len(sessions):
-        raise ValueError("a job is twice in one joined call: its branches follow each other, they do not share a call")
+        raise ValueError("a job is twice in one joined call: its branches need separate calls, one after the other")
     for other in sessions[1:]:
         if other.blocks is not first.blocks:
             raise ValueError("sessions of different transformers cannot share a call")

@@ -30,8 +30,8 @@ class MethodOptions(BaseModel):
         policy: the class that implements it, as ``module:class``; constructed from the images' options and
             the session. Policies need torch, options do not.
         thresholds: options that affect only their own image, so that images of one batch may differ in them.
-        structure: options that determine which blocks run; images that share a call have the same.
-        remembers: whether it keeps state between blocks and between steps.
+        structure: options that determine which blocks run; they are the same for all images of a call.
+        remembers: whether the method keeps state between blocks and between steps.
     """
 
     policy: ClassVar[str] = ""
@@ -45,11 +45,11 @@ class MethodOptions(BaseModel):
         """Raise :class:`BlockCountError` if a model with ``num_blocks`` transformer blocks has too few."""
 
     def for_steps(self, steps: int) -> Self:
-        """The options for an image of ``steps`` denoising steps, where the method must know how many there are."""
+        """The options for an image of ``steps`` denoising steps, if the method must know how many there are."""
         return self
 
     def spelled_out(self) -> MethodOptions:
-        """The options that the policy takes, if this is a shorter form of them."""
+        """The options that the policy takes, if these are a shorter form of them."""
         return self
 
     @property
@@ -68,11 +68,11 @@ class MethodOptions(BaseModel):
         return None
 
     def why_nothing_is_saved(self, steps: int, num_blocks: int) -> list[str]:
-        """Reasons in the options why no block of an image of ``steps`` steps is ever skipped; usually none."""
+        """Reasons why these options never skip a block of an image of ``steps`` steps; usually none."""
         return []
 
     def why_less_is_saved(self, steps: int, num_blocks: int) -> list[str]:
-        """The options by which less is saved than was asked for, where a method is asked for an amount."""
+        """Reasons why these options save less than the amount that was requested, for methods that take an amount."""
         return []
 
     def to_dict(self) -> dict[str, Any]:

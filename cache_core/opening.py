@@ -1,4 +1,4 @@
-"""Opens a session on a transformer: the one entry that everything else uses."""
+"""Opens a session on a transformer: the entry point that everything else uses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def cache_session(
         ValueError: a list whose options differ in more than thresholds, or which does not fit the rows of a call.
         UnsupportedModelError: the transformer's blocks are unknown.
         AnotherCacheError: diffusers', ParaAttention's or cache-dit's cache is on this transformer too.
-        RuntimeError: a session is open on this transformer already and has computed nothing yet, or the transformer is
+        RuntimeError: a session is already open on this transformer and has computed nothing yet, or the transformer is
             split over ranks and no group is given.
 
     Examples:
@@ -99,12 +99,12 @@ def job_session(
     should_abort: Callable[[], bool] | None = None,
     name: str = "",
 ) -> Iterator[Session]:
-    """The cache's state of one job, for calls that :func:`joined` makes, of this job alone or with other jobs.
+    """The cache's state of one job, for calls made under :func:`joined`, by this job alone or with other jobs.
 
     Any number may be open on one transformer. Arguments and errors are those of :func:`cache_session`.
 
     Args:
-        name: the name of the job; all ranks use the same, and check that.
+        name: the name of the job; all ranks must use the same, which is checked.
     """
     each = [parse_options(own) for own in (options if isinstance(options, list | tuple) else [options])]
     inner = _inner_of(transformer)
@@ -120,7 +120,7 @@ def job_session(
         values = combined(each)
         check_block_count(each[0], len(attachment.blocks))
         context = compile_context(transformer)
-        if context is not None or attachment.sessions == 1:  # others, which are under way, keep theirs
+        if context is not None or attachment.sessions == 1:  # sessions that are already running keep theirs
             attachment.use_compile_context(context)
         report = CacheReport(each[0].type, values, len(attachment.blocks))
         consensus = Consensus() if group is None else GroupConsensus(group)
@@ -145,6 +145,6 @@ def _inner_of(transformer: Any) -> nn.Module:
 
 def _policy_of(options: MethodOptions) -> Callable[[Any, Deciding], Policy]:
     if not options.policy:
-        raise TypeError(f"nothing implements {type(options).__name__}: it names no policy")
+        raise TypeError(f"{type(options).__name__} has no implementation: its `policy` is empty")
     policy: Callable[[Any, Deciding], Policy] = pkgutil.resolve_name(options.policy)
     return policy

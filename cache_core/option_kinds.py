@@ -1,4 +1,4 @@
-"""Shared by the options of several methods: types of values, and reasons why nothing is ever saved."""
+"""Shared by the options of several methods: value types, and reasons why nothing is saved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TaylorOrder = Annotated[int, Field(ge=0, le=2)]
 
 
 class _Judging(Protocol):
-    """Fields of a method that leaves out what has changed little, after a warm-up."""
+    """Fields of a method that, after a warm-up, skips what has changed little."""
 
     @property
     def warmup_steps(self) -> int: ...
@@ -28,7 +28,7 @@ class _Judging(Protocol):
 
 def never_judged(options: _Judging, steps: int) -> list[str]:
     late = f"warmup_steps={options.warmup_steps} covers all {steps} steps" if options.warmup_steps >= steps else ""
-    strict = "residual_diff_threshold=0 is never undercut" if options.residual_diff_threshold == 0 else ""
+    strict = "no difference is below residual_diff_threshold=0" if options.residual_diff_threshold == 0 else ""
     return [reason for reason in (late, strict) if reason]
 
 

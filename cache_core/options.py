@@ -100,7 +100,7 @@ class DBCacheOptions(MethodOptions):
     @field_validator("Bn_compute_blocks_ids")
     @classmethod
     def _bn_ids_lie_in_bn(cls, ids: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        last = info.data.get("Bn_compute_blocks")  # absent if it was wrong itself
+        last = info.data.get("Bn_compute_blocks")  # absent if it was itself invalid
         if last is not None and (outside := [i for i in ids if i >= last]):
             legal = f"the legal range is 0..{last - 1}" if last else "only the empty list is legal"
             raise ValueError(f"{outside} lie outside the Bn group: with Bn_compute_blocks={last}, {legal}")

@@ -1,7 +1,7 @@
 """Detects another cache on the same transformer.
 
-Two caches stack in silence: one reuses what the other did not compute, and each reports as if it were alone. Whoever
-comes second must be told, and a session must look again, since the other may have come since.
+Two caches stack without an error: one reuses what the other did not compute, and each reports as if it were alone. So
+attaching the cache checks for others, and every session checks again, since one may have been added in between.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _DIFFUSERS = {
 
 
 class AnotherCacheError(RuntimeError):
-    """Another cache is on this transformer; the message names it and says how to take it off."""
+    """Another cache is on this transformer; the message names it and says how to remove it."""
 
 
 def check_no_other_cache(transformer: nn.Module) -> None:
-    """Look for the caches of diffusers, ParaAttention and cache-dit.
+    """Refuse a transformer that has a cache of diffusers, ParaAttention or cache-dit.
 
     Args:
         transformer: a diffusers transformer, not compiled as a whole.
 
     Raises:
-        AnotherCacheError: there is one.
+        AnotherCacheError: it has one.
     """
     for other, remedy in _others(transformer):
         raise AnotherCacheError(
@@ -58,15 +58,15 @@ def _others(transformer: nn.Module) -> Iterator[tuple[str, str]]:
     if getattr(transformer, "_cache_config", None) is not None:
         kind = type(transformer._cache_config).__name__
         yield f"diffusers' own ({kind})", "Call transformer.disable_cache() first"
-    # Not by its forward: that of FLUX stays patched after cache_dit.disable_cache.
+    # Its forward is no evidence: that of FLUX stays patched after cache_dit.disable_cache.
     if {"_is_cached", "_context_manager"} <= transformer.__dict__.keys():
         yield "cache-dit's", "Call cache_dit.disable_cache(...) on what it was enabled on first"
     if _made_by("para_attn.first_block_cache", transformer):
-        yield "ParaAttention's first-block cache", "It cannot be taken off again: load the transformer anew without it"
+        yield "ParaAttention's first-block cache", "It cannot be removed: load the transformer again without it"
 
 
 def _made_by(package: str, transformer: nn.Module) -> bool:
-    """Whether a forward of the transformer was put there by ``package``, under however many others."""
-    # Not __module__, which functools.wraps copies from what is wrapped: globals are those of the wrapper's file.
+    """Whether one of the transformer's wrapped forwards comes from ``package``."""
+    # Not __module__, which functools.wraps copies from the wrapped function; globals are those of the wrapper's file.
     names = (getattr(function, "__globals__", {}).get("__name__") for function, _ in wrapped_forwards(transformer))
     return any(str(name).startswith(package) for name in names)

@@ -1,13 +1,13 @@
 """Sessions belong to the job that opened them, not to the transformer.
 
-Several may be open on one transformer at once: of two threads, of an image and of the preview generated in its step
-callback. Each call of the transformer goes to the session of the job that makes it, or to none: then it is computed as
-if there were no cache, and counted nowhere.
+Several may be open on one transformer at the same time: those of two threads, or of an image and the preview generated
+in its step callback. Each call of the transformer goes to the session of the job that makes it, or to none: then it is
+computed without the cache and not reported.
 
 Open sessions are kept in a context variable, so threads, tasks and greenlets have their own; ``asyncio.to_thread``
-takes its caller's along. Within a context, the pipeline call on the stack tells a job's calls from others
-(:mod:`cache_core.callers`): a session is bound to the pipeline call, or the loop of one's own, that its first call came
-from.
+inherits its caller's. Within a context, the pipeline call on the stack distinguishes a job's calls from others
+(:mod:`cache_core.callers`): a session is bound to the pipeline call, or the hand-written loop, that made its first
+call.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Open:
         self.closed = self.busy = self.passed = False
 
     def takes(self, now: Caller) -> bool:
-        """Whether a call is this job's. The first that comes decides who the job is."""
+        """Whether a call belongs to this job. The first call decides which job that is."""
         if self.bound is None and self._may_bind(now):
             self.bound = now
         if self.bound is None or not now.came_like(self.bound, self._opener):
@@ -54,15 +54,15 @@ class _Open:
         return True
 
     def passes_to(self, now: Caller) -> bool:
-        """Whether this is the first call of the job's next image: the pipeline call before has ended."""
+        """Whether this is the first call of the job's next image: the previous pipeline call has ended."""
         if self.bound is None or self.bound.run is None or not self._may_bind(now) or is_running(self.bound.run):
             return False
-        self.session.close()  # nothing of the image before may be reused
+        self.session.close()  # nothing of the previous image may be reused
         self.bound = now
         return True
 
     def close(self) -> None:
-        """Let go of everything: copies of the context, and a frame with its locals, may live on."""
+        """Drop all references, because copies of the context, and a frame with its locals, may outlive this."""
         self.session.close()
         self.closed = True
         self.transformer = self.session = self.pipe = self.bound = None
@@ -72,7 +72,7 @@ class _Open:
 
 
 class Routing(Protocol):
-    """What a call of the transformer and its blocks are routed through: a session, or several jobs' joined call."""
+    """What handles a call of the transformer and its blocks: a session, or several jobs' joined call."""
 
     def begin_step(self, context: str, inputs: CallInputs) -> None: ...
 
@@ -91,19 +91,19 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def opened(transformer: nn.Module, session: Session, pipe: Any = None) -> Iterator[None]:
-    """Have a session open in this context.
+    """Keep a session open in this context.
 
     Args:
-        pipe: the pipeline whose calls it takes; None = whoever calls the transformer first.
+        pipe: the pipeline whose calls it takes; None = the first caller of the transformer.
 
     Raises:
-        RuntimeError: another one is, which has taken no call yet: whose the next call is could not be told.
+        RuntimeError: another session is open and has taken no call yet, so the next call could belong to either.
     """
     other = _innermost(transformer)
     if other is not None and other.bound is None and None in (other.pipe, pipe):
         raise RuntimeError(
-            "a cache session is open on this transformer already, and nothing was drawn in it yet: whose the next call "
-            "is could not be told. Close one first; while the job of one draws, others may open and close theirs"
+            "a cache session is already open on this transformer and has computed nothing yet, so the next call could "
+            "belong to either. Close one first; once a session's job has started, others may open and close theirs"
         )
     own = _Open(transformer, session, pipe)
     _OPEN.set((*_still_open(), own))
@@ -116,14 +116,14 @@ def opened(transformer: nn.Module, session: Session, pipe: Any = None) -> Iterat
 
 
 def innermost(transformer: nn.Module) -> Session | None:
-    """The session opened last on a transformer in this context, whoever's call it takes next."""
+    """The most recently opened session on a transformer in this context, whichever calls it takes."""
     found = _innermost(transformer)
     return None if found is None else found.session
 
 
 @contextmanager
 def call_for(transformer: nn.Module, routing: Routing) -> Iterator[None]:
-    """Have the next call of a transformer in this context routed through ``routing``, whoever makes it."""
+    """Route the next call of a transformer in this context through ``routing``, whoever makes it."""
     token = _NEXT.set((transformer, routing))
     try:
         yield
@@ -133,7 +133,7 @@ def call_for(transformer: nn.Module, routing: Routing) -> Iterator[None]:
 
 @contextmanager
 def call_of(transformer: nn.Module) -> Iterator[Routing | None]:
-    """While one call of a transformer runs: what it is routed through; None = it is computed, without the cache."""
+    """While one call of a transformer runs: what handles it; None = it is computed without the cache."""
     own, session = None, _taken(transformer)
     if session is None and (own := _owner(transformer, caller())) is not None:
         session = own.session
@@ -147,12 +147,12 @@ def call_of(transformer: nn.Module) -> Iterator[Routing | None]:
 
 
 def running(transformer: nn.Module) -> Routing | None:
-    """What the running call of a transformer is routed through; None = nothing, or no call is running."""
+    """What handles the running call of a transformer; None = nothing, or no call is running."""
     return next((session for module, session in reversed(_RUNNING.get()) if module is transformer), None)
 
 
 def _taken(transformer: nn.Module) -> Routing | None:
-    """What was said of the next call, which this one is."""
+    """The routing that was set for the next call, which is this one."""
     said = _NEXT.get()
     if said is None or said[0] is not transformer:
         return None
@@ -161,18 +161,18 @@ def _taken(transformer: nn.Module) -> Routing | None:
 
 
 def _owner(transformer: nn.Module, now: Caller) -> _Open | None:
-    """Whose the call is that begins now; it is busy from here on."""
+    """The session that the starting call belongs to; it is marked busy."""
     mine = [own for own in reversed(_still_open()) if own.transformer is transformer]
     with _LOCK:  # a context may have been copied to other threads
         for own in mine:
-            # A call inside a call, or beside it in another thread, is no step of the same image.
+            # A call inside a call, or at the same time in another thread, is not a step of the same image.
             if not own.busy and not own.closed and (own.takes(now) or (own is mine[0] and own.passes_to(now))):
                 own.busy = True
                 return own
     if mine and not mine[0].passed:
         mine[0].passed = True
         _logger.info(
-            "%s was called by another than the job whose cache session is open: such calls are computed, not cached",
+            "%s was called by code other than the job whose cache session is open: such calls are computed, not cached",
             type(transformer).__name__,
         )
     return None

@@ -3,7 +3,7 @@
 diffusers 0.42 calls ``scaled_dot_product_attention(..., enable_gqa=...)``; ParaAttention's replacement does not take
 that keyword, so a transformer that its ``parallelize_pipe`` split fails at the first attention. Attention without
 grouped queries passes ``enable_gqa=False``, which changes nothing, so it is dropped; True is refused. ParaAttention
-sends query, key and value in an all-to-all each; here they share one, so a block costs two messages to each peer
+sends query, key and value in one all-to-all each; here they share one, so a block costs two messages to each peer
 instead of four.
 
 The cache repairs it when a session opens on a transformer that ParaAttention split; without the cache, call
@@ -44,14 +44,14 @@ def gather_heads(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ulysses' first exchange: from all heads of this rank's tokens to this rank's heads of all tokens.
 
-    One all-to-all and no copy more than three of them make: the packing is the copy that puts heads first.
+    One all-to-all instead of three, with no additional copy: packing is part of the copy that puts heads first.
 
     Args:
-        query, key, value: ``[batch, heads, tokens, channels]`` each, of one shape and dtype.
-        mesh: the ranks, as ParaAttention names them; their number divides the heads.
+        query, key, value: ``[batch, heads, tokens, channels]`` each, with the same shape and dtype.
+        mesh: ParaAttention's mesh of the ranks; their number divides the heads.
 
     Returns:
-        Three of ``[batch, heads / ranks, tokens x ranks, channels]``, tokens in the order of ranks.
+        Three tensors ``[batch, heads / ranks, tokens x ranks, channels]``, tokens in the order of ranks.
     """
     from para_attn import para_attn_interface as interface
 
@@ -66,7 +66,7 @@ def gather_heads(
 
 
 def repair_para_attention() -> None:
-    """Make ParaAttention's attention work under the installed diffusers, in this process; once is enough."""
+    """Make ParaAttention's attention work with the installed diffusers in this process; calling it once is enough."""
     from para_attn import para_attn_interface as interface
 
     separate: Callable[..., torch.Tensor] = interface.ulysses_attn_func
@@ -85,7 +85,7 @@ def repair_para_attention() -> None:
         **kwargs: Any,
     ) -> torch.Tensor:
         if enable_gqa:
-            raise ValueError("ParaAttention's Ulysses attention has no grouped queries (enable_gqa=True)")
+            raise ValueError("ParaAttention's Ulysses attention does not support grouped queries (enable_gqa=True)")
         alike = query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
         if not alike or mesh is None or interface.DP.get_world_size(mesh) == 1:
             return separate(query, key, value, *args, mesh=mesh, attn_func=attn_func, **kwargs)

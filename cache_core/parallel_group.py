@@ -1,4 +1,4 @@
-"""Finds the process group whose ranks share one transformer, and so share its decisions."""
+"""Finds the process group whose ranks share one transformer, and therefore its decisions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
     """The group of ranks that share a transformer's image; None if it is not parallelized.
 
     Raises:
-        RuntimeError: it is parallelized, but over which ranks cannot be told; deciding alone would deadlock.
+        RuntimeError: it is parallelized, but its ranks cannot be determined; deciding alone would deadlock.
     """
     if not is_parallelized(transformer):
         return None
     config = _diffusers_config(transformer)
-    for name in ("_flattened_mesh", "_mesh"):  # context parallel: ring x ulysses as one; tensor parallel: one alone
+    for name in ("_flattened_mesh", "_mesh"):  # context parallel: ring x ulysses, flattened; tensor parallel: one
         if (mesh := getattr(config, name, None)) is not None:
             group: dist.ProcessGroup = mesh.get_group()
             return group
@@ -35,13 +35,13 @@ def find_group(transformer: nn.Module) -> dist.ProcessGroup | None:
         if isinstance(mesh := cells.get("seq_mesh"), DeviceMesh):
             return mesh.get_group()
     raise RuntimeError(
-        f"{type(transformer).__name__} is parallelized, but its process group cannot be told from it; "
-        "pass group= (the torch.distributed group of the ranks that share one picture)"
+        f"{type(transformer).__name__} is parallelized, but its process group could not be found; "
+        "pass group= (the torch.distributed group of the ranks that share one image)"
     )
 
 
 def _diffusers_config(transformer: nn.Module) -> Any:
-    """Tensor parallel ranks hold the same states and would decide alike, but an abort is one rank's own wish."""
+    """Tensor parallel ranks have the same states and would decide alike, but a single rank may ask to abort."""
     config = getattr(transformer, "_parallel_config", None)
     context = getattr(config, "context_parallel_config", None)
     return context if context is not None else getattr(config, "tensor_parallel_config", None)

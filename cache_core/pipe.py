@@ -36,12 +36,12 @@ __all__ = ["apply_cache_on_pipe", "cache_reports", "cache_summary", "remove_cach
 
 
 class _CachedPipeline(AlsoPipeline):
-    """Mixed into the class of one pipeline object; holds what ``apply_cache_on_pipe`` set up."""
+    """Mixin for the class of one pipeline object; holds what ``apply_cache_on_pipe`` set up."""
 
     _raycache: _Setup
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle would look this class up by its module and name, and find another one.
+        # Pickle would look up this class by its module and name, and find a different one.
         raise TypeError(
             f"a {type(self).__name__} with a cache cannot be pickled or copied: call remove_cache(pipe) first, and "
             "apply_cache_on_pipe on the copy"
@@ -104,7 +104,7 @@ def apply_cache_on_pipe(
 
 
 def _parsed(cache_type: CacheType, given: dict[str, Any]) -> CacheOptions:
-    """Options from their published names. Raises ValueError for those that the method does not have."""
+    """Options from their published names. Raises ValueError for options that the method does not have."""
     options, legal = translated(given), option_names(cache_type)
     if unknown := [name for name in options if name not in legal]:
         near = difflib.get_close_matches(unknown[0], legal, n=1)
@@ -114,7 +114,7 @@ def _parsed(cache_type: CacheType, given: dict[str, Any]) -> CacheOptions:
 
 
 def _attached(pipe: DiffusionPipeline, options: CacheOptions) -> list[Attachment]:
-    """Hooks on those transformers of ``pipe`` that have none, if all can be cached with ``options``; else on none."""
+    """Hooks on all transformers of ``pipe`` that have none, or on none if one cannot be cached with ``options``."""
     attached: list[Attachment] = []
     try:
         for transformer in _transformers(pipe).values():
@@ -137,7 +137,7 @@ def remove_cache(pipe: DiffusionPipeline) -> DiffusionPipeline:
     """Undo ``apply_cache_on_pipe``; does nothing if ``pipe`` has no cache.
 
     Raises:
-        RuntimeError: a transformer's forward was wrapped by other code since (ParaAttention, offloading).
+        RuntimeError: other code has wrapped a transformer's forward since (ParaAttention, offloading).
     """
     _check_is_pipeline(pipe, "remove_cache")
     if isinstance(pipe, _CachedPipeline):
@@ -167,7 +167,7 @@ def cache_summary(pipe: DiffusionPipeline) -> str:
 
 def _cached_class(original: type) -> type:
     @functools.wraps(original.__call__)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # by this name cache_core.callers knows it
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # cache_core.callers finds it by this name
         setup: _Setup = self._raycache
         reports: dict[str, CacheReport] = {}
         options = setup.options.for_steps(steps_of(original.__call__, (self, *args), kwargs))
@@ -180,9 +180,9 @@ def _cached_class(original: type) -> type:
                 # The class is read at call time: ParaAttention may have replaced its __call__ since.
                 return original.__call__(self, *args, **kwargs)
             finally:
-                setup.reports = reports  # a call in a step callback has left its own
+                setup.reports = reports  # a call in a step callback has set its own
 
-    # Pipelines look at their own class name (saving, loading, device maps), so the name stays.
+    # Pipelines use their own class name (saving, loading, device maps), so the name stays.
     return type(
         original.__name__,
         (_CachedPipeline, original),
@@ -193,8 +193,8 @@ def _cached_class(original: type) -> type:
 def _check_is_pipeline(pipe: object, function: str) -> None:
     if isinstance(pipe, nn.Module):
         raise TypeError(
-            f"{function} takes the pipeline, not a {type(pipe).__name__} of it: {function}(pipe). A transformer "
-            "without pipeline is cached with cache_session(transformer, options)"
+            f"{function} takes the pipeline, not its {type(pipe).__name__}: {function}(pipe). A transformer "
+            "without a pipeline is cached with cache_session(transformer, options)"
         )
     if isinstance(pipe, type) or not (isinstance(pipe, DiffusionPipeline) or callable(pipe)):
         given = f"the class {pipe.__name__}" if isinstance(pipe, type) else f"a {type(pipe).__name__}"
@@ -208,7 +208,7 @@ def _transformers(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name in ("transformer", "transformer_2", "unconditional_transformer"):
         module = getattr(pipe, name, None)
-        # One module may have both parts: its steps are counted once, under the first name.
+        # One module may be both: its steps are counted once, under the first name.
         if isinstance(module, nn.Module) and unwrap_compiled(module) not in map(unwrap_compiled, found.values()):
             found[name] = module
     if not found:

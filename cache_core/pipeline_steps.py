@@ -10,14 +10,14 @@ __all__ = ["steps_of"]
 
 
 def steps_of(call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Steps of ``call(*args, **kwargs)``; 0 where its arguments do not tell (a modular pipeline's defaults).
+    """Steps of ``call(*args, **kwargs)``; 0 if its arguments do not say (a modular pipeline's defaults).
 
-    A list of ``sigmas`` or ``timesteps`` has one entry a step; with a ``strength`` the first steps are left out, as
-    diffusers' image-to-image pipelines do it.
+    A list of ``sigmas`` or ``timesteps`` has one entry per step; with a ``strength`` the first steps are left out, as
+    in diffusers' image-to-image pipelines.
     """
     try:
         bound = inspect.signature(call).bind_partial(*args, **kwargs)
-    except TypeError:  # the pipeline will say what is wrong with its arguments
+    except TypeError:  # the pipeline itself will say what is wrong with its arguments
         return 0
     bound.apply_defaults()
     given = {**bound.arguments, **bound.arguments.get("kwargs", {})}

@@ -1,4 +1,4 @@
-"""One hook of the cache on one module: attached, kept whatever others do to the module's forward, removed."""
+"""One hook of the cache on one module: attached, kept when others change the module's forward, removed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Placement"]
 
 
 class Placement:
-    """A hook in the innermost place of a module's forwards.
+    """A hook in the innermost place of a module's chain of forwards.
 
     Raises:
-        RuntimeError: the module was copied, or is shared, with a cache's hook and others on it.
+        RuntimeError: the module was copied or is shared, and has a cache's hook and other hooks on it.
     """
 
     def __init__(self, module: nn.Module, hook: CacheHook, name: str) -> None:
@@ -29,10 +29,10 @@ class Placement:
         self._insert()
 
     def settle(self) -> bool:
-        """Make calls of the module lead through the hook again, innermost. True if what it wraps is another forward.
+        """Route calls of the module through the hook again, innermost. True if the forward that it wraps has changed.
 
-        accelerate's offloading takes its hooks off and puts them on again after every image; people patch a forward
-        and put back the one they remember.
+        accelerate's offloading removes and restores its hooks after every image; people patch a forward and later put
+        back the one they saved.
         """
         if self.module.__dict__.get("forward") is not self._outermost:
             if not is_innermost(self.module, self.hook, self._wrapper):
@@ -47,8 +47,8 @@ class Placement:
         return False
 
     def check_removable(self) -> None:
-        """Raise RuntimeError if a wrapper that cannot be changed holds the hook's: without it, that wrapper would have
-        to go, too."""
+        """Raise RuntimeError if a wrapper that cannot be changed holds the hook's: removing the hook would remove that
+        wrapper as well."""
         link = holder(self.module, self._wrapper)
         if link is not None and link.owner is None:
             raise RuntimeError(
@@ -58,7 +58,7 @@ class Placement:
             )
 
     def remove(self) -> None:
-        """Take the hook off; where a wrapper still holds it, it passes calls through."""
+        """Remove the hook; if a wrapper still holds it, it passes calls through."""
         take_off(self.module, self.hook, self._name, self._wrapper)
 
     def _insert(self) -> None:
@@ -74,7 +74,7 @@ def _name(forward: Any) -> str:
 
 
 def _clean_copy(module: nn.Module, name: str) -> None:
-    """A copied block has copies of the hooks, and a forward that runs the original's."""
+    """Remove the cache's hook from a copied block, whose forward would run the original's."""
     registry = getattr(module, "_diffusers_hook", None)
     if registry is None or name not in registry.hooks:
         return

@@ -1,7 +1,7 @@
 """The contract of a cache method: one object per call, one memory per image of a branch.
 
-A call of the transformer may hold images of several jobs, at different steps of theirs. Whatever a method remembers or
-counts is therefore an image's own, and so are its options, but for what says which blocks run.
+A call of the transformer may hold images of several jobs, each at its own step. What a method remembers or counts is
+therefore kept per image, and so are its options, except those that determine which blocks run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Deciding", "ImageMemory", "Judge", "Policy", "Verdict"]
 
 
 class Verdict(NamedTuple):
-    """The answer to one image's question.
+    """The result of one image's comparison.
 
     Attributes:
         difference: the relative difference over all ranks; None if it has no value.
         finite: False if a sum was NaN or infinite.
-        weights: those of the forecast that was judged, of its last nodes; empty where a method fits none.
+        weights: of the forecast that was compared, for its last nodes; empty for methods that fit none.
     """
 
     difference: float | None
@@ -40,16 +40,16 @@ class Verdict(NamedTuple):
         return cls(difference / reference if reference > 0 else None, finite=True)
 
     def below(self, threshold: float) -> bool:
-        """Strictly below, and only if there is a value."""
+        """Whether there is a difference and it is strictly below the threshold."""
         return self.difference is not None and self.difference < threshold
 
 
-#: From one image's sums over all ranks to its answer.
+#: Computes an image's verdict from its sums over all ranks.
 Judge = Callable[..., Verdict]
 
 
 class Deciding(Protocol):
-    """What a policy asks while a call runs: the ranks decide together.
+    """What a policy calls so that the ranks decide together.
 
     Attributes:
         blocks: the transformer's blocks in execution order.
@@ -65,65 +65,67 @@ class Deciding(Protocol):
         width: int = 2,
         judges: Sequence[Judge] = (),
     ) -> list[Verdict | None]:
-        """All ranks' answer to the images that ask at block ``site``; None for those that do not.
+        """The verdicts, the same on all ranks, of images compared at block ``site``; None for the other images.
 
         Args:
-            width: how many sums an image has, whether it asks or not.
+            width: sums per image, whether it is compared or not.
             judges: one for each image; empty = :meth:`Verdict.of` for all.
         """
 
     def answered(self, site: int) -> list[Verdict | None]:
-        """The verdicts that images got at block ``site`` in a try of this call that failed: :meth:`agree` returns them,
-        whatever is asked. What would be compared may be gone, so such an image has no sums; but :meth:`agree` is called
-        as it was in that try, on every rank."""
+        """The images' verdicts at block ``site`` from a failed attempt at this call; :meth:`agree` returns them again.
+
+        What was compared may be gone, so such an image has no sums; but :meth:`agree` must be called as in that
+        attempt, on every rank.
+        """
 
     def look(self, device: torch.device) -> None:
-        """A look at the abort flag in a step where no image asks anything."""
+        """Poll the abort flag in a step in which no image is compared."""
 
     def decided(self, *each: object) -> None:
-        """One image each: make these decisions part of the history that the next checksum covers."""
+        """Add these decisions, one per image, to the history that the next checksum covers."""
 
 
 class ImageMemory(Protocol):
-    """What is remembered and counted of one image of one branch.
+    """What is remembered and counted for one image of one branch.
 
-    While a call runs, an image's tensors are replaced only after the verdict that computes it, and its counters not at
-    all: the call may fail at any place.
+    While a call runs, an image's tensors are replaced only after the verdict to compute it, and its counters not at
+    all, because the call may fail at any point.
 
     Attributes:
-        step: how many calls of this branch came before the running one; set before each.
+        step: number of calls of this branch before the running one; set before each.
     """
 
     step: int
 
     def forget(self) -> None:
-        """Let go of what is remembered of earlier steps, but not of the counters."""
+        """Drop what is remembered of earlier steps, but keep the counters."""
 
     def undo(self, step: int) -> None:
-        """The call of ``step`` failed: let go of what it stored. What that replaced is gone, and not missed if the call
-        is made again, where the verdicts stand; :meth:`forget` follows if another is made."""
+        """The call of ``step`` failed: drop what it stored. What that had replaced is gone, but is not needed if the
+        call is repeated, since its verdicts are kept; if a different call follows, :meth:`forget` is called."""
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held between steps."""
 
 
 class Policy(Protocol):
-    """What to compute, what to reuse, what to remember. Made of options and of a :class:`Deciding`; keeps nothing of an
-    image beyond a call."""
+    """Decides what to compute, reuse and remember. Constructed from options and a :class:`Deciding`; keeps nothing of
+    an image beyond a call."""
 
     def new_images(self, each: Sequence[Any], rows: int, latents: Any) -> list[Any]:
-        """Memories for the rows of a branch that begins.
+        """Memories for the rows of a new branch.
 
         Args:
             each: the options of every image, or one for all.
-            latents: what the transformer was called with; rows of one image hold the same.
+            latents: the transformer's input; rows of one image hold the same.
         """
 
     def begin_step(self, images: Sequence[Any], decisions: Sequence[ImageDecision]) -> None:
-        """A call with these images begins; their decisions are filled in as it goes."""
+        """A call with these images begins; their decisions are filled in while it runs."""
 
     def run(self, call: BlockCall) -> Any:
         """Handle one block call and return the block's output."""
 
     def end_step(self) -> None:
-        """The call is over: counters are counted here, and nothing is done that may fail."""
+        """The call is over: update counters here, and do nothing that may fail."""

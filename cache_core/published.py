@@ -1,7 +1,7 @@
 """Options as cache-dit published them (v0.1 and v0.2), translated to those of this implementation.
 
-What changes nothing here is dropped. What would change something and is not there is refused with the reason: left out
-silently, the image would be another than the one that was asked for.
+Options that have no effect here are dropped. Options that would change the image but are not implemented are refused
+with the reason, because ignoring them silently would produce a different image from the one requested.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cache_core.cache_type import CacheType
 
 __all__ = ["translated", "with_published_defaults"]
 
-#: Published options that this implementation has no use for, with the only value that changes nothing.
+#: Published options that this implementation does not have, with the only value that changes nothing.
 _NEUTRAL: dict[str, Any] = {
     "downsample_factor": 1,
     "enable_alter_cache": False,
@@ -30,10 +30,10 @@ _REASONS = {
     "important_condition_threshold": "means over chosen tokens are not exact over uneven shards",
     "Fn_compute_blocks_ids": "it dropped blocks from the model",
     "shallow_patch": "there is no patch of the pipeline without its transformer",
-    "cfg_diff_compute_separate": "cond and uncond always decide for themselves",
+    "cfg_diff_compute_separate": "cond and uncond are always decided separately",
     "type": "the method is given as cache_type",
 }
-#: Published options that only bounded others, tuned what is now off, or switch what is always so.
+#: Published options that only bounded others, tuned features that are now off, or switch on what is always on.
 _IGNORED = {
     "max_Fn_compute_blocks",
     "max_Bn_compute_blocks",
@@ -55,7 +55,7 @@ _TAYLORSEER = (
 _TAYLORSEER_IGNORED = {"warmup_steps", "max_warmup_steps", "skip_interval_steps"}
 _MAX_ORDER = 2
 
-#: What the published ``apply_cache_on_pipe`` took for options left out of a dict of one's own.
+#: The defaults of the published ``apply_cache_on_pipe`` for options left out of a user's dict.
 _LEFT_OUT: dict[CacheType, dict[str, Any]] = {
     CacheType.NONE: {},
     CacheType.FBCache: {"residual_diff_threshold": 0.05, "warmup_steps": 0, "max_cached_steps": -1},
@@ -74,10 +74,10 @@ _LEFT_OUT: dict[CacheType, dict[str, Any]] = {
 
 
 def translated(options: dict[str, Any]) -> dict[str, Any]:
-    """Published options as options of this implementation; names that neither knows are left as they are.
+    """Published options as options of this implementation; unknown names are left as they are.
 
     Raises:
-        ValueError: an option that is not there, at more than its neutral value; says why and what would do.
+        ValueError: an unsupported option with a value that is not neutral; says why and what to use instead.
     """
     kept: dict[str, Any] = {}
     for name, value in options.items():
@@ -87,7 +87,7 @@ def translated(options: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}={value!r} is not supported: {_REASONS[name]}; leave it at {neutral!r}")
         elif name not in _IGNORED and name not in _TAYLORSEER:
             kept[name] = value
-    if kept.get("warmup_steps") == -1:  # published for "none": a step's number is never below it
+    if kept.get("warmup_steps") == -1:  # published for "none", as no step's number is below it
         kept["warmup_steps"] = 0
     order = _taylor_order(options)
     if order is not None and kept.setdefault("taylor_order", order) != order:
@@ -99,11 +99,11 @@ def translated(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_published_defaults(options: dict[str, Any], cache_type: CacheType | None) -> dict[str, Any]:
-    """Options with those filled in that were left out, as the published ``apply_cache_on_pipe`` did.
+    """Options, with missing ones filled in as the published ``apply_cache_on_pipe`` did.
 
     Args:
         options: published names.
-        cache_type: None = not given: the options published for DBCache, with these on top.
+        cache_type: None means not given: the options published for DBCache, overridden by these.
     """
     if cache_type is None:
         base = CacheType.default_options(CacheType.DBCache)
@@ -111,14 +111,14 @@ def with_published_defaults(options: dict[str, Any], cache_type: CacheType | Non
     else:
         base = _LEFT_OUT[cache_type]
     filled = base | options
-    # The README's example gives ids of an F8B16 without saying B16.
+    # The README's example gives ids for F8B16 without setting B16.
     if (ids := options.get("Bn_compute_blocks_ids")) and "Bn_compute_blocks" not in options:
         filled["Bn_compute_blocks"] = max(filled["Bn_compute_blocks"], max(ids) + 1)
     return filled
 
 
 def _taylor_order(options: dict[str, Any]) -> int | None:
-    """The forecast that the TaylorSeer switches ask for; None if they ask for none."""
+    """The forecast's order that the TaylorSeer options request; None if they request none."""
     if not options.get("enable_taylorseer"):
         if options.get("enable_encoder_taylorseer"):
             raise ValueError(
@@ -128,8 +128,8 @@ def _taylor_order(options: dict[str, Any]) -> int | None:
         return None
     if options.get("taylorseer_cache_type", "residual") not in ("residual", None):
         raise ValueError(
-            f"taylorseer_cache_type={options['taylorseer_cache_type']!r} is not supported: what the blocks add is "
-            "forecast, not the state; use 'residual'"
+            f"taylorseer_cache_type={options['taylorseer_cache_type']!r} is not supported: the forecast is of the "
+            "blocks' residual, not of the state; use 'residual'"
         )
     more = dict(options.get("taylorseer_kwargs") or {})
     named = options.get("taylorseer_order")  # from v0.2.16 on

@@ -17,13 +17,13 @@ class ImageDecision:
     Attributes:
         cached: the middle blocks were reused (all methods but DBPrune).
         reason: why it was computed (``warmup first limit threshold non_finite``) or reused (``below``); ``schedule``
-            if the computed steps are fixed beforehand; ``budget`` if what is left of it leaves no choice.
+            if the computed steps are fixed beforehand; ``budget`` if the remaining budget leaves no choice.
         residual_diff: relative L1 difference behind the decision (ForecastCache: relative L2 error of the forecast);
             None if nothing was compared, or the value is not finite.
         pruned_blocks: ids of the pruned blocks (DBPrune).
         computed_blocks: how many blocks ran for this image.
         differences: ``{block id: (difference or None, threshold)}`` for every comparison made.
-        weights: weights of the forecast that was compared or used, the oldest computed step first (ForecastCache,
+        weights: weights of the forecast that was compared or used, oldest computed step first (ForecastCache,
             ScheduleCache).
     """
 
@@ -64,7 +64,7 @@ class CacheReport:
 
     Attributes:
         method: the ``type`` of the options.
-        options: the options in force, as JSON values.
+        options: the options in effect, as JSON values.
         num_blocks: transformer blocks of the model.
         steps: the steps so far, all branches in call order.
         collectives: all-reduces made; 0 without a group.

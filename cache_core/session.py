@@ -1,4 +1,4 @@
-"""One job's cache state: opened for a request and discarded after it."""
+"""One job's cache state: created for a request and discarded after it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["JobAborted", "Session", "check_complete", "check_due", "shapes_of"]
 
 
 class JobAborted(Exception):
-    """Some rank asked for this job to end; raised on every rank of the group at the same step.
+    """A rank asked to end this job; raised on every rank of the group at the same step.
 
     Attributes:
         step: the step (within ``branch``) that was not finished.
-        branch: name of the cache context it belonged to.
+        branch: name of the cache context of that step.
     """
 
     def __init__(self, step: int, branch: str) -> None:
@@ -36,14 +36,14 @@ class Session:
 
     Args:
         blocks: the transformer's blocks in execution order.
-        policy: the method's.
+        policy: creates the method's policy.
         each: the options of every image, or one for all.
         consensus: how the ranks decide together.
         report: filled in step by step.
         should_abort: polled once per step; True asks all ranks to raise :class:`JobAborted`.
-        name: of the job; all ranks call it the same.
-        every_block: whether a step must call every block, once and in order, on one shape. False where nothing is
-            remembered: skip-layer guidance and other batches are nothing to it.
+        name: the job's name, the same on all ranks.
+        every_block: whether a step must call every block, once and in order, on one shape. False if nothing is
+            remembered, so that skip-layer guidance and changing batches do not matter.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Session:
         self._buffers = Buffers() if every_block else None
         self._contexts: dict[str, StepCalls] = {}
         self._branches: dict[str, Branch] = {}
-        self._calls: StepCalls | None = None  # of the context in which a call is running
+        self._calls: StepCalls | None = None  # those of the context in which a call is running
         self._branch: Branch | None = None
-        # Ranks that were told different things part at their first look, not at their first different decision.
+        # Ranks with different settings then fail at their first agreement, not at their first different decision.
         self._history = checksum16(name, report.method, report.options, report.num_blocks)
 
     def begin_step(self, context: str, inputs: CallInputs) -> None:
-        """The transformer is being called in a cache context; the batch is known when its first block is."""
+        """The transformer is being called in a cache context; the batch is known once its first block is called."""
         if self._buffers is not None:
             self._buffers.let_go()
         self._calls = self._contexts.setdefault(context, StepCalls())
@@ -93,7 +93,7 @@ class Session:
         return branch.policy.run(call)
 
     def end_step(self) -> None:
-        """The transformer's call returned: its step is complete and goes into the report."""
+        """The transformer's call returned: its step is complete and is added to the report."""
         branch = self._current()
         if self.every_block:
             check_complete(self.blocks, branch.next_block)
@@ -104,11 +104,11 @@ class Session:
         self.record_step()
 
     def advance(self) -> None:
-        """One more block of the running call."""
+        """Count one more block of the running call."""
         self._current().next_block += 1
 
     def record_step(self) -> None:
-        """The running call is over: from here on it counts."""
+        """The running call is over: count it."""
         record, non_finite = self._current().commit()
         self.report.steps.append(record)
         self.report.non_finite += non_finite
@@ -117,10 +117,10 @@ class Session:
         self._branch = self._calls = None
 
     def fail_step(self) -> None:
-        """The running call raised, wherever: all is as it was before, and it may be made again.
+        """The running call raised: restore the state before it, so that it may be repeated.
 
-        What was decided in it stays in the history that the ranks compare, and its collectives stay in the report:
-        ranks that failed at different decisions notice at the next one.
+        Its decisions stay in the history that the ranks compare, and its collectives stay in the report: ranks that
+        failed at different decisions notice at the next one.
         """
         if self._buffers is not None:
             self._buffers.let_go()
@@ -129,11 +129,11 @@ class Session:
         branch, self._branch, self._calls = self._branch, None, None
         if branch is None:
             return
-        if branch.step == 0:  # there is nothing before it, and another batch may be tried
+        if branch.step == 0:  # nothing came before it, so a different batch may be tried
             self._branches.pop(branch.name, None)
         else:
             branch.undo()
-            branch.policy = self.new_policy(self)  # the other one holds the states that it was at
+            branch.policy = self.new_policy(self)  # the old one holds states of the failed call
 
     def agree(
         self,
@@ -143,13 +143,13 @@ class Session:
         width: int = 2,
         judges: Sequence[Judge] = (),
     ) -> list[Verdict | None]:
-        """All ranks' answer to the images that ask at block ``site``; None for those that do not.
+        """The verdicts, the same on all ranks, of images compared at block ``site``; None for the other images.
 
-        Also the look at the abort flag. Called at the same places on every rank, because who asks depends only on
-        options, step index, counters and earlier answers.
+        Also polls the abort flag. Called at the same places on every rank, because which images are compared depends
+        only on options, step index, counters and earlier verdicts.
 
         Raises:
-            JobAborted: a rank asked for it. RanksParted: the ranks are not at the same decision.
+            JobAborted: a rank asked to end the job. RanksParted: the ranks are not at the same decision.
         """
         branch = self._current()
         wish = False
@@ -164,7 +164,7 @@ class Session:
         return self.settle(site, totals, judges)
 
     def answered(self, site: int) -> list[Verdict | None]:
-        """The verdicts at block ``site`` that stand, because a try of this call that failed got them."""
+        """The verdicts at block ``site`` that are kept from a failed attempt at this call."""
         return self._current().answered(site)
 
     def settle(self, site: int, totals: Sequence[Totals | None], judges: Sequence[Judge] = ()) -> list[Verdict | None]:
@@ -173,22 +173,22 @@ class Session:
 
     @property
     def place(self) -> tuple[str, int, int]:
-        """Where this job is: branch, step, and a checksum of what it is and of all its decisions so far."""
+        """Where this job is: branch, step, and a checksum of its settings and all its decisions so far."""
         branch = self._current()
         return branch.name, branch.step, self._history
 
     def count_waits(self, collectives: int, seconds: float) -> None:
-        """Into the report, also what was shared with other jobs."""
+        """Add collectives and their waiting time to the report, including those shared with other jobs."""
         self.report.collectives += collectives
         self.report.collective_wait_s += seconds
 
     def look(self, device: torch.device) -> None:
-        """A look at the abort flag in a step where no image asks anything."""
+        """Poll the abort flag in a step in which no image is compared."""
         branch = self._current()
         self.agree(-1, [None] * len(branch.decisions), device)
 
     def decided(self, *each: object) -> None:
-        """Make decisions part of the history that the next checksum covers."""
+        """Add decisions to the history that the next checksum covers."""
         self._history = checksum16(self._history, each)
 
     def tensors(self) -> Iterator[torch.Tensor]:
@@ -203,7 +203,7 @@ class Session:
         return sum(storages.values())
 
     def close(self) -> None:
-        """Let go of every tensor and counter: a next image would be a first one. The report stays."""
+        """Drop every tensor and counter, so that the next image starts fresh. The report stays."""
         if self._buffers is not None:
             self._buffers.let_go()
         self._branches.clear()
@@ -216,32 +216,32 @@ class Session:
         return self._branch
 
     def open_rows(self, shape: Shapes) -> tuple[list[Any], list[ImageDecision]]:
-        """The first block of a call: the memories and the decisions of this job's rows in it.
+        """At the first block of a call: the memories and decisions of this job's rows in it.
 
         Raises:
-            ValueError: another batch or size than at the branch's first step.
+            ValueError: the batch or size differs from the branch's first step.
         """
         branch = self._current()
         branch.open(shape, self.each, lambda: self.new_policy(self), self.every_block)
         return branch.images, branch.decisions
 
     def new_policy(self, deciding: Deciding) -> Policy:
-        """One that runs calls of this job's images, alone or with others'."""
+        """A policy that runs calls of this job's images, alone or with those of other jobs."""
         return self._policy(self.each[0], deciding)
 
 
 def shapes_of(call: BlockCall) -> Shapes:
-    """Of what a block was called with."""
+    """The shapes of the streams that a block was called with."""
     hidden, encoder = call.states
     return tuple(hidden.shape), None if encoder is None else tuple(encoder.shape)
 
 
 def check_due(blocks: Sequence[Block], number: int, call: BlockCall) -> None:
-    """Raise RuntimeError where a block is not the one that comes next, or is given what no step may skip."""
+    """Raise RuntimeError if a block is not the next one, or gets a key-value cache, which no step may skip."""
     if call.block.index != number:
         expected = blocks[min(number, len(blocks) - 1)].name
         raise RuntimeError(
-            f"block {call.block.name} was called where {expected} was due: the cache needs every block of a step, "
+            f"block {call.block.name} was called where {expected} was expected: the cache needs every block of a step, "
             "in order (skip-layer guidance and the like need `type: none`)"
         )
     if refused := call.refused:
@@ -252,7 +252,7 @@ def check_due(blocks: Sequence[Block], number: int, call: BlockCall) -> None:
 
 
 def check_complete(blocks: Sequence[Block], called: int) -> None:
-    """Raise RuntimeError where a call of the transformer left out its last blocks."""
+    """Raise RuntimeError if a call of the transformer left out its last blocks."""
     if called != len(blocks):
         raise RuntimeError(
             f"the transformer called {called} of its {len(blocks)} blocks: the cache needs all "

@@ -25,9 +25,9 @@ def stacks(transformer: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 
 
 def without_wrapper(module: nn.Module) -> nn.Module:
-    """The block inside what somebody put around it (an adapter, ``torch.compile(block)``, FSDP); else ``module``.
+    """The block inside its wrapper (an adapter, ``torch.compile(block)``, FSDP); ``module`` itself if there is none.
 
-    The wrapper itself runs in every step; diffusers' own modules are blocks, but for those known to be wrappers.
+    The wrapper itself runs in every step; diffusers' own modules are blocks, except those known to be wrappers.
     """
     kind = type(module)
     diffusers_own = kind.__module__.startswith("diffusers.") and kind.__name__ not in WRAPPERS

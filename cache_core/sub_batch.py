@@ -1,4 +1,4 @@
-"""A part of a batch: the arguments of a block for some of the images."""
+"""A part of a batch: a block's arguments for some of the images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["argument_of_rows"]
 
 
 def argument_of_rows(spec: BlockSpec, name: str, value: Any, rows: list[int], batch: int, stream: bool) -> Any:
-    """The images ``rows`` of one argument of a block, as the model's table says; the argument itself if it has none.
+    """The entries of the images ``rows`` in one argument of a block; the whole argument if ``spec`` lists no entries.
 
     Args:
         batch: how many images the call has.
@@ -30,9 +30,9 @@ def argument_of_rows(spec: BlockSpec, name: str, value: Any, rows: list[int], ba
 
 
 def _take(value: Any, rows: list[int], batch: int, dim: int = 0) -> Any:
-    """The entries of the images ``rows``; of several entries per image, stacked batch after batch, all of them.
+    """The entries of the images ``rows``; if there are several per image, stacked batch after batch, all of them.
 
-    By slices: an index tensor would have to travel to the device, and the host would wait for it at every block.
+    Uses slices: an index tensor would be copied to the device, and the host would wait for that at every block.
     """
     if isinstance(value, torch.Tensor):
         repeats, rest = divmod(value.shape[dim] if value.ndim > dim else 0, batch)

@@ -8,9 +8,9 @@ __all__ = ["format_summary"]
 
 
 def format_summary(reports: dict[str, CacheReport]) -> str:
-    """One line per image and branch: steps, cached steps, share of blocks computed, and a strip of its steps.
+    """One line per image and branch: cached steps, share of blocks computed, and one character for each step.
 
-    In the strip ``.`` is a computed step, ``#`` a cached one and a digit the tenths of its blocks that were pruned.
+    There ``.`` is a computed step, ``#`` a cached one, and a digit the tenths of the step's blocks that were pruned.
     """
     if not reports:
         return "no cached call yet"

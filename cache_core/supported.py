@@ -60,7 +60,7 @@ MODELS: dict[str, tuple[str, ...]] = {
 _SOUND = "generates only sound, no image or video"
 _U_NET_PART = "a part of a U-Net, which calls many of them per step"
 
-#: All other transformers that diffusers has, with the reason why they are refused.
+#: All other transformers of diffusers, with the reason why they are refused.
 UNSUPPORTED: dict[str, str] = {
     "AceStepTransformer1DModel": _SOUND,
     "AnyFlowFARTransformer3DModel": "generates a video chunk by chunk and keeps keys and values of earlier chunks, "
@@ -69,20 +69,20 @@ UNSUPPORTED: dict[str, str] = {
     "DreamLiteTransformer2DModel": _U_NET_PART,
     "HunyuanDiT2DModel": "its later blocks take the outputs of earlier ones (skip connections), which a reused middle "
     "does not have",
-    "Kandinsky6SRTransformer3DModel": "its sparse attention chooses what to look at anew at every step, in a kernel "
+    "Kandinsky6SRTransformer3DModel": "its sparse attention selects its tokens again at every step, in a kernel "
     "for GPUs: not tested",
     "LatteTransformer3DModel": "its spatial and temporal blocks take turns on the same states, batched once by frame "
     "and once by token, so a video has no row of its own",
     "LongCatAudioDiTTransformer": _SOUND,
-    "MiniMaxH3Transformer3DModel": "packs sound and video with one table of noise levels for the whole batch, so a "
-    "picture has no row of its own in it: not tested",
+    "MiniMaxH3Transformer3DModel": "packs sound and video with one table of noise levels for the whole batch, so an "
+    "image has no row of its own in it: not tested",
     "MiniMaxMusic3RVQDepthDecoder": _SOUND,
     "MiniMaxMusic3Transformer1DModel": _SOUND,
     "PriorTransformer": "generates an embedding, not an image: a handful of tokens, nothing to save",
     "RFD4ProteinaTransformer": "generates proteins",
     "SanaWMLTX2RefinerTransformer3DModel": "keeps keys and values of a sliding window, which its blocks write",
-    "SanaWMTransformer3DModel": "amplifies rounding: without a cache, in float32, an image of a batch differs from "
-    "itself alone by 2e-4, so that what a cache does to it cannot be told from that",
+    "SanaWMTransformer3DModel": "amplifies rounding: without a cache, in float32, an image in a batch differs from "
+    "the same image alone by 2e-4, so that the effect of a cache cannot be distinguished from that",
     "StableAudio3DiTModel": _SOUND,
     "StableAudioDiTModel": _SOUND,
     "T5FilmDecoder": _SOUND,
@@ -97,13 +97,13 @@ UNSUPPORTED: dict[str, str] = {
 def supported_models() -> dict[str, tuple[str, ...]]:
     """Families whose diffusers transformers work with every method, with their class names.
 
-    Supported means tested: uncached output unchanged, every method runs, pictures of a batch decide for themselves.
+    Supported means tested: the uncached output is unchanged, every method runs, every image decides for itself.
     :data:`UNSUPPORTED` names all others that diffusers has, with the reason.
     """
     return dict(MODELS)
 
 
 def unsupported_table() -> str:
-    """What :data:`UNSUPPORTED` says, as Markdown."""
+    """:data:`UNSUPPORTED` as a Markdown table."""
     rows = ["| not supported | why |", "| --- | --- |"]
     return "\n".join(rows + [f"| `{name}` | {reason} |" for name, reason in UNSUPPORTED.items()])

@@ -25,6 +25,6 @@ def all_modules(module: nn.Module) -> list[nn.Module]:
 def registries(module: nn.Module) -> Iterator[tuple[nn.Module, HookRegistry]]:
     """The modules with diffusers' hooks in and under ``module``."""
     for own in all_modules(module):
-        registry = own.__dict__.get("_diffusers_hook")  # asking the module itself is slow where it has none
+        registry = own.__dict__.get("_diffusers_hook")  # attribute access on the module is slow if it has none
         if registry is not None:
             yield own, registry

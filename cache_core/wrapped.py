@@ -1,4 +1,4 @@
-"""The functions around a module's own forward: who installed them, and what they close over."""
+"""The functions around a module's own forward, and the variables that they close over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["wrapped_forwards"]
 
 
 def wrapped_forwards(module: nn.Module) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The functions around a module's own forward, from outside in, with the variables that each closes over."""
+    """The functions around a module's own forward, outermost first, with the variables that each closes over."""
     for link in chain(module):
         forward = link.forward.func if isinstance(link.forward, functools.partial) else link.forward
         function = getattr(forward, "__func__", forward)
@@ -26,6 +26,6 @@ def _closure(function: Any) -> dict[str, Any]:
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
     cells = {}
     for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
-        with suppress(ValueError):  # a variable that was not set yet
+        with suppress(ValueError):  # a variable that is not set yet
             cells[name] = cell.cell_contents
     return cells

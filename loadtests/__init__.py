@@ -1,1 +1,1 @@
-"""Load tests with locust: what the service carries, and what becomes of requests when it is too much or breaks."""
+"""Load tests with locust: the load that the service can carry, and what happens under overload and faults."""

@@ -1,4 +1,4 @@
-"""Driving one run: locust's users in a shape, faults on the way, to the last answer."""
+"""Drives one run: locust's users in a shape, injected faults, until the last answer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["Run", "Scenario", "drive"]
 
 
 class Scenario(StrEnum):
-    """open: Poisson arrivals; closed: users that wait; step: the rate climbs until the goal is missed; burst: short
-    floods; soak: open, long, with clients that leave and ranks that die."""
+    """open: Poisson arrivals; closed: users that wait; step: the rate rises until the goal is missed; burst: short
+    floods; soak: open and long, with clients that leave and ranks that are killed."""
 
     open = "open"
     closed = "closed"
@@ -36,10 +36,10 @@ class Run:
     """How a run went.
 
     Attributes:
-        faults: that were made on the way, ``at`` seconds.
-        levels: of a rate that changes; empty where it does not, and where users wait for answers.
-        offering: seconds until no more requests were sent.
-        length: seconds until the last of them had its end.
+        faults: injected faults, ``at`` seconds.
+        levels: levels of a changing rate; empty for a constant rate and for closed loops.
+        offering: seconds until the last request was sent.
+        length: seconds until the last request ended.
     """
 
     faults: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Run:
 
 
 class _Environment(Environment):
-    """Locust's, and what its users do."""
+    """Locust's environment, with the plan of its users."""
 
     plan: Plan
 
@@ -68,11 +68,11 @@ def drive(
     """Run locust to the end of the shape and of every request.
 
     Args:
-        rate: requests a second at first, or in the usual load; closed loops have ``users`` instead.
-        kill: seconds between two deaths of ranks; None for none.
+        rate: requests per second at first, or in the normal load; closed loops have ``users`` instead.
+        kill: seconds between two kills of ranks; None for none.
     """
     closed = scenario is Scenario.closed
-    # At least four sources, so that the mix of users is one; their rates add up to the rate asked for.
+    # At least four sources, so that their requests mix; their rates add up to the requested rate.
     sources = users if closed else max(4, round(rate / plan.rate_per_user))
     plan.rate_per_user = rate / sources
     shape = _shape(scenario, plan, sources, seconds, deadline)
@@ -99,7 +99,7 @@ def drive(
 
 
 def _watch(scenario: Scenario, shape: Any, plan: Plan, seconds: float) -> None:
-    """Wait for the end, with a bar that is full there, however the run ends."""
+    """Wait for the end, with a progress bar that ends full however the run ends."""
     with Progress() as progress:
         bar = progress.add_task(scenario.value, total=seconds)
         while not shape.ready() or len(plan.under_way):
@@ -125,16 +125,16 @@ def _missed(plan: Plan, window: float, deadline: float) -> bool:
 
 
 def _levels(shape: Shape, plan: Plan, end: float) -> list[Level]:
-    """Those of the shape, in seconds of the run: locust's clock began with it."""
+    """The shape's levels, in seconds of the run, which started with locust's clock."""
     begins = [*(start for start, _ in shape.levels), end]
-    # Locust looks at its shape once a second; less than that is missing of no step.
+    # Locust checks its shape once a second, so a complete step may lack up to that.
     hold = shape.hold - 1.5 if isinstance(shape, Steps) else 0.0
     spans = zip(begins[:-1], begins[1:], shape.levels, strict=True)
     return [Level(start, over, users * plan.rate_per_user, over - start > hold) for start, over, (_, users) in spans]
 
 
 def _kill_ranks(url: str, every: float, seconds: float, plan: Plan, faults: list[dict[str, Any]]) -> None:
-    """SIGKILL rank 0, 1, … in turn, as long as the run lasts."""
+    """SIGKILL rank 0, 1, … in turn, for as long as the run lasts."""
     number = 0
     while time.monotonic() - plan.began + every < seconds:
         gevent.sleep(every)

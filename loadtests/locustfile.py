@@ -6,8 +6,8 @@
     locust -f loadtests/locustfile.py --host http://127.0.0.1:8000 --headless --users 4 --shape Burst OpenLoop
 
 A user is a client that waits for its answer and asks again (``ClosedLoop``) unless ``OpenLoop`` is named: then the
-number of users times ``--rate-per-user`` is the arrival rate. ``--processes`` shares the users out,
-and each draws from ``--seed`` and the number of its process. Repeated images are compared within one process.
+number of users times ``--rate-per-user`` is the arrival rate. ``--processes`` distributes the users, and each process
+seeds its users with ``--seed`` and its number. Repeated images are compared within one process.
 ``python -m loadtests.run`` runs the prepared scenarios and writes the report.
 """
 
@@ -27,9 +27,9 @@ __all__ = ["Burst", "ClosedLoop", "OpenLoop", "Steps"]
 
 @events.init_command_line_parser.add_listener
 def _options(parser: Any) -> None:
-    parser.set_defaults(web_host="127.0.0.1")  # locust's own is every interface, and anyone there could start a test
+    parser.set_defaults(web_host="127.0.0.1")  # locust's default is every interface, where anyone could start a test
     parser.add_argument("--mix", default=str(Path(__file__).with_name("mix.yaml")), help="weighted requests, YAML")
-    parser.add_argument("--rate-per-user", type=float, default=0.05, help="arrivals a second of one OpenLoop user")
+    parser.add_argument("--rate-per-user", type=float, default=0.05, help="arrivals per second of one OpenLoop user")
     parser.add_argument("--abandonment", type=float, default=0.0, help="share of clients that hang up")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals and choices")
     parser.add_argument(
@@ -43,7 +43,7 @@ def _options(parser: Any) -> None:
 
 @events.init.add_listener
 def _check(environment: Any, **_: Any) -> None:
-    """A mix that cannot be used stops the start: what a listener raises, locust only logs."""
+    """Stop the start if the mix is invalid: locust only logs what a listener raises."""
     try:
         load_mix(Path(environment.parsed_options.mix))
     except ValueError as error:
@@ -52,7 +52,7 @@ def _check(environment: Any, **_: Any) -> None:
 
 @events.init.add_listener
 def _choose(environment: Any, **_: Any) -> None:
-    """What runs where nobody chose: locust itself takes all users that a file has, and its first shape."""
+    """Default users and shape: locust itself would take all users of the file, and its first shape."""
     options = environment.parsed_options
     environment.shape_class = environment.available_shape_classes[options.shape] if options.shape else None
     if environment.shape_class is not None:
@@ -69,6 +69,6 @@ def _plan(environment: Any, **_: Any) -> None:
         rate_per_user=options.rate_per_user,
         abandonment=options.abandonment,
         seed=options.seed,
-        # A master has no number, and no users.
+        # A master has no number and no users.
         worker=getattr(environment.runner, "worker_index", 0),
     )

@@ -20,7 +20,7 @@ class Ask:
     """One request to be sent.
 
     Attributes:
-        kind: number of its entry in the mix; with ``seed`` it decides the image.
+        kind: number of its entry in the mix; together with ``seed`` it determines the image.
         body: for ``POST /v1/images/generations``.
     """
 
@@ -31,7 +31,7 @@ class Ask:
 
     @property
     def size(self) -> Size:
-        """Of each of its pictures."""
+        """The size of each of its images."""
         return Size.parse(self.body["size"])
 
 
@@ -48,14 +48,14 @@ class _Entry(BaseModel):
         if missing := {"prompt", "size"} - set(request):
             raise ValueError(f"lacks {sorted(missing)}")
         try:
-            Size.parse(str(request["size"]))  # nothing but a string looks like one
+            Size.parse(str(request["size"]))  # only a string can be a size
         except ValueError:
             raise ValueError(f"size must be WIDTHxHEIGHT in ASCII, got {request['size']!r}") from None
         return request
 
     @property
     def work(self) -> str:
-        """What makes it cheap or dear, in a few words."""
+        """What determines its cost, in a few words."""
         request, cache = self.request, self.request.get("cache") or {}
         words = [str(request["size"])]
         if steps := request.get("num_inference_steps"):
@@ -70,10 +70,10 @@ class _Entry(BaseModel):
 
 
 class Mix(BaseModel):
-    """What users ask for.
+    """What users request.
 
     Attributes:
-        seeds: how many different seeds an entry is drawn with.
+        seeds: number of different seeds for each entry.
         entries: bodies with their weights; each names ``prompt`` and ``size``.
     """
 
@@ -84,13 +84,13 @@ class Mix(BaseModel):
 
     @property
     def kinds(self) -> list[str]:
-        """What each entry asks for, told apart by a number where several ask for the same."""
+        """What each entry requests, with a number if several request the same."""
         works = [entry.work for entry in self.entries]
         several = {work for work in works if works.count(work) > 1}
         return [f"{work} (entry {number})" if work in several else work for number, work in enumerate(works, 1)]
 
     def draw(self, rng: random.Random) -> Ask:
-        """One request, by weight."""
+        """A random request, by weight."""
         (kind,) = rng.choices(range(len(self.entries)), [entry.weight for entry in self.entries])
         entry, seed = self.entries[kind], rng.randrange(self.seeds)
         body = entry.request | {"seed": seed}
@@ -101,7 +101,7 @@ def load_mix(path: Path) -> Mix:
     """The mix in a YAML file.
 
     Raises:
-        ValueError: names the file, the line, the field and what is wrong.
+        ValueError: the file is not a valid mix; names the file, the line, the field and what is wrong.
     """
     try:
         return load_as(path, Mix, "request mix")

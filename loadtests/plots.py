@@ -24,15 +24,15 @@ COLOURS = {
 }
 
 _OVER_TIME = (
-    "The run over its time. From the top: how many requests a second were offered and answered; how many were under "
-    "way, and how many of those waited in the server's queue; how long each took, where it was meant to start, with "
-    "percentiles (dotted: the deadline); what became of them."
+    "The run over time. From the top: requests per second offered and answered; requests in progress, and how many of "
+    "them waited in the server's queue; how long each took, at its intended start, with percentiles (dotted: the "
+    "deadline); their outcomes."
 )
-_SHARES = "How to read: the share of images (upwards) that came within so many seconds, or had left the queue by then."
+_SHARES = "How to read: the share of images (vertical) that arrived, or had left the queue, within so many seconds."
 
 
 def figures(records: Sequence[Record], results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Captions, each with its plot."""
+    """Captions with their plots."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -61,12 +61,12 @@ def _svg(figure: Any) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)
-    # The XML header and the doctype have no place inside HTML.
+    # The XML header and the doctype are not allowed inside HTML.
     return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), count=1, flags=re.DOTALL)
 
 
 def _name_lines(axes: Any) -> None:
-    """Beside the panel: inside, the names would lie on what they name."""
+    """Name the lines next to the panel, because inside it the names would cover them."""
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 

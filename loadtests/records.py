@@ -1,4 +1,4 @@
-"""What became of each request."""
+"""The outcome of each request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from PIL import Image
 __all__ = ["Outcome", "Record", "Recorder"]
 
 #: done; refused (429, 503, before any work); aborted (deadline); failed (any other error); abandoned by this client;
-#: wrong (an answer that is not the image asked for).
+#: wrong (an answer that is not the requested image).
 Outcome = Literal["done", "refused", "aborted", "failed", "abandoned", "wrong"]
 
-#: Images are compared by the means over so many by so many fields, which rounding changes by less than this.
+#: Images are compared by means over a grid of this many fields per side; rounding changes a mean by less than this.
 _SIDE, _ROUNDING = 16, 3
 
 
@@ -29,14 +29,14 @@ class Record:
     """One request. Times in seconds of one monotonic clock, counted from the start of the run.
 
     Attributes:
-        kind, seed: which image was asked for.
-        intended: when it was to be sent; an open loop counts latency from here, however late the client was.
-        sent, ended: when it was, and when it was answered.
-        status: HTTP status; 0 when there was no answer.
-        cause: the error's code, empty when done.
+        kind, seed: which image was requested.
+        intended: when it should be sent; an open loop counts latency from here, however late the client was.
+        sent, ended: when it was sent, and when it was answered.
+        status: HTTP status; 0 if there was no answer.
+        cause: the error's code; empty if done.
         images: images received.
         queue, encode, denoise, decode: the server's own times.
-        first_event, first_preview: of a stream, after ``sent``.
+        first_event, first_preview: seconds after ``sent``, for a stream.
         computed: mean share of blocks computed; None without a report.
     """
 
@@ -72,24 +72,24 @@ class _Seen(NamedTuple):
 
 @dataclass
 class Recorder:
-    """All records of a run, and what each image looked like when it was first seen."""
+    """All records of a run, and a small copy of each image when it was first received."""
 
     records: list[Record] = field(default_factory=list)
     _seen: dict[tuple[int, int], _Seen] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, record: Record) -> None:
-        """A request has its end."""
+        """Add a request that has ended."""
         with self._lock:
             self.records.append(record)
 
     def same_as_before(self, kind: int, seed: int, pictures: Sequence[bytes]) -> bool:
-        """Whether these are the images that the same request gave before; True for the first.
+        """Whether these are the images that the same request returned before; True for the first.
 
-        But for rounding: whoever shared their transformer calls then shares them no more.
+        Differences by rounding are allowed: the jobs that share its transformer calls vary.
 
         Raises:
-            OSError: they are no images.
+            OSError: they are not images.
         """
         digests = tuple(hashlib.sha256(picture).hexdigest() for picture in pictures)
         with self._lock:
@@ -102,11 +102,11 @@ class Recorder:
         return before.small.shape == small.shape and bool(np.abs(before.small - small).max() <= _ROUNDING)
 
     def write(self, path: Path) -> None:
-        """One JSON object a line."""
+        """Write one JSON object per line."""
         path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in self.records))
 
 
 def _small(picture: bytes) -> np.ndarray:
-    """Means over a grid, int16 [side, side, 3]: another image differs in some, rounding in none by much."""
+    """Means over a grid, int16 [side, side, 3]: a different image changes some of them, rounding none by much."""
     image = Image.open(io.BytesIO(picture)).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return np.asarray(image, np.int16)

@@ -1,4 +1,4 @@
-"""One HTML page of a run, with plots, and nothing that must be fetched."""
+"""One self-contained HTML page for a run, with plots."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _ROWS = (
 
 
 def write_report(path: Path, name: str, about: str, results: dict[str, Any], records: Sequence[Record]) -> None:
-    """Write the page of ``results``: what ``summarize`` gave, with what else is known.
+    """Write the page for ``results``: those of ``summarize``, with additional keys.
 
-    That may be ``faults``, ``agreement``, ``kinds``, ``steps`` with ``highest_held``, and ``service``.
+    These may be ``faults``, ``agreement``, ``kinds``, ``steps`` with ``highest_held``, and ``service``.
     """
     page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE.read_text())
     path.write_text(page.render(name=name, about=about, results=results, rows=_ROWS, figures=figures(records, results)))

@@ -1,4 +1,4 @@
-"""Sending one request and judging its answer."""
+"""Sends one request and checks its answer."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def send(
 
     Args:
         session: locust's HTTP client of a user; its statistics get the latency from the intended start.
-        began: ``time.monotonic()`` of the run's start.
+        began: ``time.monotonic()`` at the run's start.
         patience: seconds until this client hangs up.
-        leaves: it means to hang up; then that is no error.
-        check: look at the images, too.
+        leaves: whether it hangs up on purpose, which is then not an error.
+        check: also check the images.
     """
     record.sent = time.monotonic() - began
     name = f"{ask.body['size']} {ask.body.get('num_inference_steps', '')} steps" + (" stream" if ask.stream else "")
@@ -74,7 +74,7 @@ def send(
 
 
 def _count(response: Any, record: Record) -> None:
-    """Into locust's statistics."""
+    """Add the request to locust's statistics."""
     response.request_meta["response_time"] = 1000 * record.latency
     if record.outcome in ("done", "abandoned"):
         response.success()
@@ -90,7 +90,7 @@ def _refused(response: Any, record: Record) -> None:
     if record.cause in _ABORTED or record.status == 504:
         record.outcome = "aborted"
     elif record.status in (429, 503):
-        # Nothing but a refusal may lack the hint when to come back.
+        # A refusal must say when to come back.
         record.outcome = "refused" if "retry-after" in response.headers else "wrong"
     else:
         record.outcome = "failed"

@@ -1,15 +1,15 @@
-"""Run a scenario against the service and write what came of it.
+"""Run a scenario against the service and write its results.
 
     python -m loadtests.run [open|closed|step|burst|soak] [--host URL] [--seconds 120] [--rate 0.25]
 
 Without ``--host`` it starts ``serve run`` on ``--config`` and stops it afterwards. The folder ``runs/<name>`` then has
 ``report.html``, ``results.json``, ``requests.jsonl`` and the server's log.
-A service with keys is sent the one in the environment's ``RAYCACHE_API_KEY``.
+If the service needs a key, it is read from the environment variable ``RAYCACHE_API_KEY``.
 """
 
 from __future__ import annotations
 
-# First: it makes sockets and locks cooperative before anything else holds one.
+# First, because it makes sockets and locks cooperative before anything else uses one.
 import gevent.monkey
 
 gevent.monkey.patch_all()
@@ -42,12 +42,12 @@ _METRICS_S = 45.0
 def main(
     scenario: Scenario = typer.Argument(Scenario.open),
     host: str | None = typer.Option(None, help="a running service; default: start one"),
-    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="what to start"),
+    config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="configuration to start"),
     seconds: float = typer.Option(120.0, min=1, help="length of the run"),
     rate: float = typer.Option(0.2, min=0.001, help="requests a second (open, step, burst, soak)"),
     users: int = typer.Option(8, min=1, help="clients (closed)"),
     deadline: float = typer.Option(30.0, min=0.1, help="seconds within which an answer is good"),
-    abandonment: float | None = typer.Option(None, min=0, max=1, help="share of clients that leave [soak: 0.3]"),
+    abandonment: float | None = typer.Option(None, min=0, max=1, help="share of clients that hang up [soak: 0.3]"),
     kill_every: float | None = typer.Option(None, min=1, help="SIGKILL a rank every so many seconds [soak: 60]"),
     mix: Path = typer.Option(Path(__file__).with_name("mix.yaml"), help="weighted requests"),
     metrics_url: list[str] = typer.Option(
@@ -81,7 +81,7 @@ def main(
             console.print("comparing with the server's metrics")
             try:
                 results["agreement"] = _compare(plan, metrics, before)
-            except (httpx.HTTPError, ValueError) as error:  # the answers are worth keeping all the same
+            except (httpx.HTTPError, ValueError) as error:  # the answers are still worth keeping
                 console.print(f"[red]no comparison: {metrics} does not answer: {error}")
     about = f"{host or config.name}, {engines} engine(s), {ranks} rank(s), {seconds:g} s; seed {seed}"
     _write(folder, about, results, plan, console)
@@ -110,7 +110,7 @@ def _results(plan: Plan, run: Run, scenario: Scenario, deadline: float, engines:
 
 
 def _write(folder: Path, about: str, results: dict[str, Any], plan: Plan, console: Console) -> None:
-    """The files of the run, and the numbers that matter most."""
+    """Write the run's files and print the most important numbers."""
     plan.recorder.write(folder / "requests.jsonl")
     summary = {"name": folder.name, "about": about, **results}
     (folder / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -121,7 +121,7 @@ def _write(folder: Path, about: str, results: dict[str, Any], plan: Plan, consol
 
 
 def _compare(plan: Plan, metrics: Sequence[str], before: dict[str, float]) -> dict[str, Any]:
-    """The agreement once the server's counters stand still."""
+    """The agreement once the server's counters no longer change."""
     end, rows = time.monotonic() + _METRICS_S, {}
     while time.monotonic() < end:
         rows = agreement(plan.recorder.records, before, scrape(metrics))

@@ -1,4 +1,4 @@
-"""A run over its time: what was offered and answered, who was waiting, and percentiles."""
+"""A run over time: requests offered, answered and waiting, and percentiles."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from loadtests.records import Record
 
 __all__ = ["over_time"]
 
-#: Of a run; each is at least a second long.
+#: Parts of a run; each is at least a second long.
 _BINS = 24
 
 
 def over_time(records: Sequence[Record], length: float) -> dict[str, Any]:
-    """Numbers of equal parts of the run.
+    """Numbers for equal parts of the run.
 
     Args:
         length: seconds of the whole run.
 
     Returns:
-        ``edges`` of the N parts, N + 1 seconds; ``offered`` and ``answered`` (with an image) a second, by when requests
-        were meant to start and ended, [N]; ``p50``, ``p95`` of the latency of those that were meant to start in the
-        part and got an image, [N], NaN where there are none; ``times`` with the number of requests ``under_way``, and
-        ``queued`` in the server by its own words (known of requests with an image only), all [M].
+        ``edges`` of the N parts, N + 1 seconds; ``offered`` and ``answered`` (with an image) per second, by intended
+        start and by end, [N]; ``p50``, ``p95`` of the latency of requests whose intended start is in the part and that
+        got an image, [N], NaN if there are none; ``times`` with the number of requests ``under_way``, and ``queued`` in
+        the server by its own report (known only for requests with an image), all [M].
     """
     length = max(length, 1.0)
     edges = np.linspace(0.0, length, max(1, min(_BINS, int(length))) + 1)
@@ -51,6 +51,6 @@ def over_time(records: Sequence[Record], length: float) -> dict[str, Any]:
 
 
 def _inside(times: np.ndarray, spans: Sequence[tuple[float, float]]) -> np.ndarray:
-    """How many of the half-open spans hold each time, [M]."""
+    """How many of the half-open spans contain each time, [M]."""
     begun, over = (np.sort([span[side] for span in spans]) for side in (0, 1))
     return np.asarray(np.searchsorted(begun, times, side="right") - np.searchsorted(over, times, side="right"))

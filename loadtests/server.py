@@ -1,4 +1,4 @@
-"""The server under test: started and stopped here unless one is there already, and what it says of itself."""
+"""The server under test: started and stopped here unless one is running, and what it reports about itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raycache.yaml_files import load_yaml
 
 __all__ = ["METRICS", "address", "metrics_urls", "scrape", "service", "serving", "sizes", "wait_ready"]
 
-#: What a run compares itself with: a counter, and labels of those series that are summed up.
+#: What a run is compared with: a counter, and the labels of the series that are summed.
 METRICS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "done": ("ray_raycache_requests_total", {"outcome": "done"}),
     "images": ("ray_raycache_images_total", {}),
@@ -35,29 +35,29 @@ METRICS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 
 def address(config: Path) -> str:
-    """Where the service of a ``serve run`` YAML listens.
+    """The address at which the service of a ``serve run`` YAML listens.
 
     Raises:
-        ValueError: it is no YAML; names the line. OSError: it cannot be read.
+        ValueError: it is not valid YAML; names the line. OSError: it cannot be read.
     """
     document = load_yaml(config, "serve config")
     if not isinstance(document, dict):
-        raise ValueError(f"{config} is no serve config: its fields are missing")
+        raise ValueError(f"{config} is not a serve config: its fields are missing")
     http = document.get("http_options") or {}
     return f"http://{http.get('host', '127.0.0.1')}:{http.get('port', 8000)}"
 
 
 @contextlib.contextmanager
 def serving(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`serve run` on ``config``, ready, while the block runs; its output goes to ``log``.
+    """Run `serve run` on ``config`` and wait until it is ready; its output goes to ``log``. Stops it after the block.
 
     Raises:
-        RuntimeError: another service has the address, or it ended by itself. TimeoutError: it does not get ready.
+        RuntimeError: the address is in use, or the server ended by itself. TimeoutError: it does not become ready.
     """
     url = address(config)
     parts = httpx.URL(url)
     with contextlib.suppress(OSError), socket.create_connection((parts.host, parts.port), 5):
-        raise RuntimeError(f"{url} is taken: name it with --host to test what is there, or give --config another port")
+        raise RuntimeError(f"{url} is in use: pass it as --host to test that service, or use another port in --config")
     with serve_run(config, log) as process:
         wait_ready(url, 600.0, process, log)
         yield process
@@ -68,10 +68,10 @@ def serving(config: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def wait_ready(
     url: str, timeout_s: float, process: subprocess.Popen[bytes] | None = None, log: Path | None = None
 ) -> None:
-    """Until a warm gang serves at ``url``.
+    """Wait until a warm gang serves at ``url``.
 
     Raises:
-        TimeoutError: says what ``/readyz`` said last. RuntimeError: ``process``, which should serve it, has ended.
+        TimeoutError: with the last answer of ``/readyz``. RuntimeError: ``process``, which should serve it, has ended.
     """
     end = time.monotonic() + timeout_s
     while not (said := readiness(url)).get("ready"):
@@ -83,19 +83,19 @@ def wait_ready(
 
 
 def sizes(url: str) -> tuple[int, int]:
-    """Engines, and ranks in all of them."""
+    """The number of engines, and of ranks in all of them."""
     all_engines = engines(url)
     return len(all_engines), sum(len(engine["gang"]["ranks"]) for engine in all_engines)
 
 
 def service(url: str, config: Path | None) -> dict[str, Any]:
-    """What a report says of the service that was tested, so that its numbers can be had again.
+    """What a report says about the tested service, so that its numbers can be reproduced.
 
     Args:
-        config: it was started with; None where it ran already and only it knows.
+        config: the configuration it was started with; None if it was already running.
 
     Returns:
-        Its version, or None where it does not tell; the name, ranks and defaults of each model; the text of ``config``.
+        Its version, or None if it does not say; the name, ranks and defaults of each model; the text of ``config``.
     """
     version: str | None = None
     models: list[dict[str, Any]] = []
@@ -110,10 +110,10 @@ def service(url: str, config: Path | None) -> dict[str, Any]:
 
 
 def scrape(urls: Sequence[str]) -> dict[str, float]:
-    """The counters of :data:`METRICS` as Prometheus would read them, summed over the nodes that ``urls`` name.
+    """The counters of :data:`METRICS` as Prometheus would read them, summed over the nodes in ``urls``.
 
     Raises:
-        httpx.HTTPError: an address does not answer. ValueError: it answers with something else.
+        httpx.HTTPError: an address does not answer. ValueError: its answer is not metrics.
     """
     pages = [httpx.get(url, timeout=10).raise_for_status().text for url in urls]
     samples = [sample for page in pages for family in text_string_to_metric_families(page) for sample in family.samples]
@@ -124,23 +124,23 @@ def scrape(urls: Sequence[str]) -> dict[str, float]:
 
 
 def metrics_urls(server: int) -> list[str]:
-    """Where the Ray that process ``server`` started exports metrics, one address a node.
+    """The metrics addresses of the Ray that process ``server`` started, one per node.
 
-    There may be other Rays on this machine, so this one is known by its raylet, a child of the process that started it.
+    There may be other Rays on this machine, so it is found by its raylet, a child of the process that started it.
 
     Raises:
-        RuntimeError: ``server`` started no Ray; says what to do.
+        RuntimeError: ``server`` did not start a Ray; says what to do.
     """
     raylets = [child for child in psutil.Process(server).children(recursive=True) if child.name() == "raylet"]
     if not raylets:
         raise RuntimeError(
             "`serve run` joined a Ray that it did not start (RAY_ADDRESS is set, or `ray start` was run here): "
-            "name the metrics of its nodes with --metrics-url, or leave that Ray alone"
+            "pass the metrics addresses of its nodes with --metrics-url, or do not use that Ray"
         )
     (gcs,) = (word.partition("=")[2] for word in raylets[0].cmdline() if word.startswith("--gcs-address="))
-    # Ray wants a token where one lies in the home folder, and says so to its own processes only.
+    # Ray requires a token if there is one in the home folder, and passes it to its own processes only.
     auth = {name: value for name, value in raylets[0].environ().items() if name.startswith("RAY_AUTH")}
-    # In a process of its own: Ray and gevent do not mix.
+    # In a separate process, because Ray and gevent do not work together.
     code = (
         f"import ray; ray.init({gcs!r}, log_to_driver=False, logging_level='error'); "
         "nodes = [node for node in ray.nodes() if node['Alive']]; "

@@ -1,7 +1,7 @@
 """How the number of users changes over a run; with open-loop users that is the arrival rate.
 
-``loadtests.run`` says what it wants in numbers; locust's own command line and class picker say users and run time, and
-the shapes read them there.
+``loadtests.run`` passes numbers; with locust's own command line and class picker, the shapes read users and run time
+from there.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from locust import LoadTestShape
 
 __all__ = ["Burst", "Constant", "Shape", "Steps"]
 
-#: Users started or stopped a second: at once, in effect.
+#: Users started or stopped per second: in effect all immediately.
 _AT_ONCE = 100.0
-#: Seconds of a run of which nobody says how long it is.
+#: Default length of a run, seconds.
 _LENGTH = 600.0
 
 
@@ -24,11 +24,11 @@ class Shape(LoadTestShape):
     """A number of users at each time, until ``seconds`` are over.
 
     Args:
-        users: in the usual load; None takes the number of users that locust was told.
-        seconds: of the whole run; None takes the run time that locust was told, or ten minutes.
+        users: in the normal load; None uses locust's number of users.
+        seconds: length of the whole run; None uses locust's run time, or ten minutes.
 
     Attributes:
-        levels: seconds into the run and the number of users from then on, as they came.
+        levels: past changes: seconds into the run and the number of users from then on.
     """
 
     abstract = True
@@ -41,12 +41,12 @@ class Shape(LoadTestShape):
 
     @property
     def users(self) -> int:
-        """In the usual load."""
+        """Users in the normal load."""
         return int(self._users or self._told("num_users") or 1)
 
     @property
     def seconds(self) -> float:
-        """Of the whole run."""
+        """Seconds of the whole run."""
         return float(self._seconds or self._told("run_time") or _LENGTH)
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Shape(LoadTestShape):
         """The number of users ``time`` seconds into the run."""
 
     def over(self, time: float) -> bool:
-        """Whether the run ends."""
+        """Whether the run is over at ``time``."""
         return time >= self.seconds
 
     def reset_time(self) -> None:
@@ -83,7 +83,7 @@ class Constant(Shape):
 
 
 class Steps(Shape):
-    """``users`` more every ``hold`` seconds (a sixth of the run), until ``missed`` says that the goal is."""
+    """``users`` more every ``hold`` seconds (a sixth of the run), until ``missed`` says that the goal is missed."""
 
     def __init__(
         self,
@@ -123,6 +123,6 @@ class Burst(Shape):
 
     def at(self, time: float) -> int:
         period = self._period or self.seconds / 2
-        # The burst is in the middle of its period, so that a run begins and ends with the usual load.
+        # The burst is in the middle of its period, so that a run starts and ends with the normal load.
         inside = abs(time % period - period / 2) < (self._burst or period / 5) / 2
         return self.users * (self._factor if inside else 1)

@@ -1,4 +1,4 @@
-"""Runs whose rate changes: what became of the requests of each step, and the highest rate that held."""
+"""Runs with a changing rate: the outcomes of each step's requests, and the highest rate that held."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ GOAL = 0.95
 
 @dataclass(frozen=True)
 class Level:
-    """A time with one rate.
+    """A period with one rate.
 
     Attributes:
         start, end: seconds into the run.
-        rate: requests a second that were meant to be sent.
-        whole: it lasted as long as it should have.
+        rate: intended requests per second.
+        whole: whether it lasted as long as planned.
     """
 
     start: float
@@ -32,19 +32,20 @@ class Level:
 
 
 def missed(records: Iterable[Record], deadline: float) -> bool:
-    """Whether more than 1 - :data:`GOAL` of these were late or got no image. Clients that left do not count."""
+    """Whether more than 1 - :data:`GOAL` of the requests were late or got no image. Clients that left do not count."""
     judged = [record for record in records if record.outcome != "abandoned"]
     bad = sum(record.outcome != "done" or record.latency > deadline for record in judged)
     return bad > (1 - GOAL) * len(judged) + 1e-9
 
 
 def step_rows(records: Sequence[Record], levels: Sequence[Level], deadline: float) -> list[dict[str, Any]]:
-    """A row for each level: of the requests that were meant to start in it, whenever they ended.
+    """A row for each level, about the requests whose intended start is in it, whenever they ended.
 
     Returns:
-        ``rate`` was asked for, ``offered`` came by chance, ``answered`` counts images' requests that ended in the step;
-        all are requests a second. ``waiting`` were under way at its end. ``held`` is None where nothing can be said: no
-        request came, or the run ended before the step did, with no more missed than the goal allows.
+        ``rate`` was intended, ``offered`` is the random actual rate, ``answered`` counts requests that ended with an
+        image in the step; all are requests per second. ``waiting`` were in progress at its end. ``held`` is None if
+        nothing can be said: there was no request, or the run ended before the step, with no more missed than the goal
+        allows.
     """
     return [_row(records, level, deadline) for level in levels]
 
@@ -74,9 +75,9 @@ def _row(records: Sequence[Record], level: Level, deadline: float) -> dict[str, 
 
 
 def highest_held(rows: Sequence[dict[str, Any]]) -> float | None:
-    """The rate of the last step that held before one did not; None if none held.
+    """The rate of the last step that held before the first that did not; None if none held.
 
-    A step that holds behind one that did not is luck, or a queue that was refused away: it does not count.
+    A step that holds after one that did not is luck, or due to refused requests, and does not count.
     """
     best = None
     for row in rows:

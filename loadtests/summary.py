@@ -14,7 +14,7 @@ __all__ = ["agreement", "by_kind", "quantiles", "summarize"]
 
 
 def quantiles(values: Iterable[float]) -> dict[str, float] | None:
-    """p50, p95, p99 and max, in the unit of ``values``; None without any."""
+    """p50, p95, p99 and max, in the unit of ``values``; None if there are none."""
     ordered = np.fromiter(values, float)
     if not ordered.size:
         return None
@@ -31,12 +31,12 @@ def summarize(
     Args:
         deadline: seconds within which an answer is good.
         length: seconds of the whole run, from its start to the last answer; rates are counts divided by it.
-        offering: those of them in which requests were sent; what was offered a second is divided by these.
-        engines, ranks: gangs, and ranks in all of them together (GPUs, where there are any).
+        offering: seconds in which requests were sent, by which the offered rate is computed.
+        engines, ranks: number of gangs, and of ranks in all of them together (GPUs, if there are any).
 
     Returns:
-        Shares are of all requests, seconds everywhere. ``lost`` counts requests that were accepted and got no
-        image, with an answer (5xx) or without, though nobody aborted them.
+        Shares are of all requests; times are in seconds. ``lost`` counts requests that were accepted and got no image,
+        with an answer (5xx) or without one, although they were not aborted.
     """
     done = [record for record in records if record.outcome == "done"]
     counts = Counter(record.outcome for record in records)
@@ -79,7 +79,7 @@ def _goodput(good: int, deadline: float, span: float, total: int) -> dict[str, f
 
 
 def by_kind(records: Sequence[Record], kinds: Sequence[str], deadline: float) -> list[dict[str, Any]]:
-    """A row for each kind of request that was sent, in the order of the mix.
+    """A row for each kind of request sent, in the order of the mix.
 
     Args:
         kinds: names, by :attr:`Record.kind`.
@@ -104,14 +104,14 @@ def by_kind(records: Sequence[Record], kinds: Sequence[str], deadline: float) ->
 
 
 def agreement(records: Sequence[Record], before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
-    """This run's own numbers beside the server's metrics.
+    """This run's own numbers compared with the server's metrics.
 
     Args:
-        before, after: what :func:`loadtests.server.scrape` said at the start and at the end.
+        before, after: results of :func:`loadtests.server.scrape` at the start and at the end.
 
     Returns:
-        For each number: ours, the server's, and the difference as a share of the server's. A client that hung up does
-        not know whether its image was drawn all the same, so those are taken as the server counted them.
+        For each number: the client's, the server's, and the difference relative to the server's. A client that hung up
+        does not know whether its image was still generated, so for those the server's count is used.
     """
     done = [record for record in records if record.outcome in ("done", "wrong")]
     ours = {

@@ -1,8 +1,8 @@
 """Locust users: sources of a Poisson stream (open loop), and clients that wait for each answer (closed loop).
 
-The sum of Poisson streams is one, so a number of :class:`OpenLoop` users *is* an arrival rate: shapes, the web UI and
-``--processes`` work on it as on any other user count. Locust's usual loop is closed: a slow server slows its own load
-down, and queueing is never seen.
+The sum of Poisson streams is a Poisson stream, so a number of :class:`OpenLoop` users *is* an arrival rate: shapes, the
+web UI and ``--processes`` work on it as on any other user count. Locust's usual loop is closed: a slow server reduces
+its own load, and queueing is never observed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Plan:
     """What the users of one run do; locust's environment carries it as ``environment.plan``.
 
     Attributes:
-        rate_per_user: requests a second that one open-loop user stands for.
+        rate_per_user: requests per second of one open-loop user.
         abandonment: share of requests whose client hangs up at a random time within ``abandon_within`` seconds.
         check: share of answers whose images are decoded; all are compared byte for byte.
-        patience: seconds any client waits for an answer.
-        seed: of all that is drawn in the run; ``worker``: number of this process among those that share the users out.
-        under_way: requests that nobody waits for; their source may be gone already.
-        began: ``time.monotonic()`` of the start.
+        patience: seconds that a client waits for an answer.
+        seed: of all random choices in the run; ``worker``: number of this process among those that share the users.
+        under_way: requests in progress that no user waits for; their source may have stopped.
+        began: ``time.monotonic()`` at the start.
     """
 
     mix: Mix
@@ -49,9 +49,9 @@ class Plan:
     under_way: Group = field(default_factory=Group)
 
     def next_source(self) -> random.Random:
-        """A random source for one more user: its own in all processes, and the same in every run with this seed.
+        """A random source for one more user: unique over all processes, and the same in every run with this seed.
 
-        Two users with one source would send the same requests at the same time: no Poisson stream, but pairs.
+        Two users with one source would send the same requests at the same time, which is not a Poisson stream.
         """
         self.users += 1
         return random.Random(f"{self.seed}/{self.worker}/{self.users}")
@@ -81,7 +81,7 @@ class OpenLoop(_Client):
     def on_start(self) -> None:
         super().on_start()
         self._next = time.monotonic() - self.plan.began
-        self.wait()  # a source does not begin with an arrival
+        self.wait()  # a source does not start with an arrival
 
     def wait_time(self) -> float:
         """Seconds until this source's next arrival; from its own clock, so that a late client catches up."""
@@ -91,12 +91,12 @@ class OpenLoop(_Client):
     @tag("open")
     @task
     def arrive(self) -> None:
-        """Send the request that is due, whatever became of those before."""
+        """Send the request that is due, whatever the state of earlier ones."""
         self.plan.under_way.spawn(self._ask, self._next)
 
 
 class ClosedLoop(_Client):
-    """A client that asks again as soon as it has its answer: for saturation."""
+    """A client that sends again as soon as it has its answer: for saturation."""
 
     wait_time = constant(0)
 

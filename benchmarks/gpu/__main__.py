@@ -1,9 +1,9 @@
-"""Everything that a machine with 1 to 8 GPUs can show, in one command and one report.
+"""All measurements for a machine with 1 to 8 GPUs, in one command and one report.
 
     python -m benchmarks.gpu [--quick] [--only images --only ranks] [--resume] [--doc | --out FOLDER]
-    python -m benchmarks.gpu --device cpu --small      # a rehearsal: all the code, no figure that says anything
+    python -m benchmarks.gpu --device cpu --small      # a rehearsal: runs all the code, its figures mean nothing
 
-What does not fit (memory, number of GPUs, compute capability) is left out, and the report says why.
+What does not fit (memory, number of GPUs, compute capability) is skipped, and the report says why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.places import doc_option, place
 
 __all__ = ["main", "measure"]
 
-#: Minutes of ``--quick``, all sections together.
+#: Minutes for ``--quick``, all sections together.
 _QUICK = 8.0
 _REHEARSALS = Path("runs/gpu")
 
@@ -36,14 +36,16 @@ def main(
     only: list[str] = typer.Option([], help=f"a section to run; repeat for more: {', '.join(SECTIONS)}"),
     skip: list[str] = typer.Option([], help="a section to leave out; repeat for more"),
     quick: bool = typer.Option(False, help="one round, fewer variants: about eight minutes on one H100"),
-    minutes: float = typer.Option(0.0, min=0.0, help="end after so long; default: no limit, 8 with --quick"),
-    resume: bool = typer.Option(False, help="keep what an earlier run of the same kind on this machine has done"),
-    ranks: int = typer.Option(0, min=0, max=8, help="at most so many ranks; 0 = one for each GPU"),
+    minutes: float = typer.Option(0.0, min=0.0, help="end after this many minutes; default: no limit, 8 with --quick"),
+    resume: bool = typer.Option(
+        False, help="keep finished sections of an earlier run of the same kind on this machine"
+    ),
+    ranks: int = typer.Option(0, min=0, max=8, help="at most this many ranks; 0 = one for each GPU"),
     model: str = typer.Option("", help="folder of a FLUX model whose gang is rebuilt; default: random weights"),
-    device: Literal["cuda", "cpu"] = typer.Option("cuda", help="cpu goes with --small"),
+    device: Literal["cuda", "cpu"] = typer.Option("cuda", help="cpu requires --small"),
     small: bool = typer.Option(False, help="a tiny model: a rehearsal of the code"),
 ) -> None:
-    """Run all sections, each in a process of its own, and write the report."""
+    """Run all sections, each in its own process, and write the report."""
     if device == "cpu" and not small:
         raise typer.BadParameter("a CPU takes hours for one image of FLUX.1-dev: add --small", param_hint="--device")
     if doc and small:
@@ -68,11 +70,11 @@ def main(
 def measure(
     plan: Plan, facts: Facts, names: list[str], out: Path, *, resume: bool, seconds: float, console: Console
 ) -> Path:
-    """Run the sections called ``names``; the report is written anew after each.
+    """Run the sections called ``names``; the report is rewritten after each.
 
     Args:
-        resume: sections that are done are not run again.
-        seconds: for all together; those that come too late are not started.
+        resume: do not run finished sections again.
+        seconds: for all together; later sections are not started.
 
     Returns:
         The report's path.

@@ -15,7 +15,7 @@ __all__ = ["run"]
 
 
 def run(section: Section, plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """Measure, or write down why this machine cannot."""
+    """Measure, or record why this machine cannot."""
     import torch
 
     torch.set_grad_enabled(False)

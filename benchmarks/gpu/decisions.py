@@ -1,4 +1,4 @@
-"""Section *decisions*: microseconds that a decision costs, at FLUX.1-dev's activation size."""
+"""Section *decisions*: the cost of a decision in microseconds, at FLUX.1-dev's activation size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DECIDING: dict[str, CacheOptions] = {
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """A row of each method: an image that decides wherever it can and never reuses, less one with hooks alone."""
+    """A row for each method: an image that decides wherever it can and never reuses, minus one with hooks only."""
     recorder.note(
         "Blocks only add a constant, so nothing hides what Python and launches cost. With real blocks the device is "
         "busy meanwhile: what is left of it then is in the section on efficiency."
@@ -69,6 +69,6 @@ def _times(model: Any, steps: Steps, plan: Plan) -> dict[str, tuple[list[float],
                 spent = seconds_of(plan.device, lambda: steps.run(model))
             if report is not None:
                 decisions[name] = sum(len(image.differences) for step in report.steps for image in step.images)
-            if number:  # the first round allocates
+            if number:  # the first round includes allocation
                 seconds[name].append(spent)
     return {name: (seconds[name], decisions[name]) for name in ways}

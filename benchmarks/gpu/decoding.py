@@ -1,4 +1,4 @@
-"""Section *decoding*: what the autoencoder takes, whole and in tiles, alone and beside calls of the transformer."""
+"""Section *decoding*: the autoencoder's time, whole and in tiles, alone and during calls of the transformer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["measure"]
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """Rows of each size; then one of both things at once."""
+    """Rows for each size; then one for decoding and transformer calls at the same time."""
     dtype = getattr(torch, plan.shape.dtype)
     vae = autoencoder(plan.small, dtype, plan.device)
     for side in plan.shape.sides:
@@ -65,11 +65,11 @@ def _beside(plan: Plan, vae: AutoencoderKL, recorder: Recorder) -> None:
 
 
 def _at_once(calls: Callable[[], None], decode: Callable[[], None], device: str) -> Callable[[], None]:
-    """Both, as a rank does it: decoding in a thread and a stream of its own."""
+    """Both together, as in a rank: decoding in its own thread and stream."""
     stream = torch.cuda.Stream() if device == "cuda" else None
 
     def aside() -> None:
-        # Gradients and the current stream belong to a thread.
+        # Gradient mode and the current stream are per thread.
         with torch.no_grad(), torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
             decode()
 

@@ -1,4 +1,4 @@
-"""Section *efficiency*: how much of the time that skipped blocks would have taken a cache really saves."""
+"""Section *efficiency*: how much of the skipped blocks' time a cache actually saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _THRESHOLD = 0.15
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """A row of each method of ours and of its peers, all on the same weights, eager, with the same decisions."""
+    """A row for each of our methods and the peers, all on the same weights, eager, with the same decisions."""
     recorder.note(
         "Efficiency = measured speed-up / ideal speed-up; the ideal image pays for the blocks that were computed and "
         "for everything around blocks, and nothing for deciding and reusing. Without a cache it is 1."
@@ -40,7 +40,7 @@ def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
 
 
 class _Base:
-    """The image without a cache, again in each round, since a device's clock wanders.
+    """The image without a cache, repeated in each round, because a device's clock rate varies.
 
     Attributes:
         blocks: calls of one image, by class.

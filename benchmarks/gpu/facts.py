@@ -1,7 +1,7 @@
-"""What this machine is, found out by a process that ends at once: python -m benchmarks.gpu.facts DEVICE.
+"""Facts about this machine, collected by a short-lived process: python -m benchmarks.gpu.facts DEVICE.
 
-Whoever asks CUDA holds a context on the GPU from then on: some hundred MB, and the whole GPU where its compute mode is
-exclusive. So the command itself never asks.
+A process that uses CUDA keeps a context on the GPU: some hundred MB, and the whole GPU if its compute mode is
+exclusive. So the command itself never uses it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "diffusers", "para-attn", "torchao", "triton", "ray", "cac
 
 
 def found(device: str) -> Facts:
-    """The machine as ``device`` ("cuda" or "cpu") shows it. Never raises for want of a GPU: it tells."""
+    """The machine as seen by ``device`` ("cuda" or "cpu"). A missing GPU is reported in ``problem``, not raised."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

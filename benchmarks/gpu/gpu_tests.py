@@ -1,4 +1,4 @@
-"""Section *tests*: what is right on a CPU must be right on a GPU; tests/gpu, by pytest."""
+"""Section *tests*: what is correct on a CPU must be correct on a GPU; runs tests/gpu with pytest."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """A row of each test that ran; those that pytest left out are said to be skipped, with its reason."""
+    """A row for each test that ran; tests that pytest skipped are recorded with the reason."""
     report = recorder.path.with_name("tests.junit.xml")
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    # This process asks nothing of CUDA: the tests have the GPUs for themselves.
+    # This process does not use CUDA, so that the tests have the GPUs to themselves.
     ended = subprocess.run(command, cwd=_ROOT, env=os.environ | {"RAYCACHE_TEST_DEVICE": plan.device}, check=False)
     if not report.exists():
         recorder.fail("tests/gpu", f"pytest ended with code {ended.returncode} and without a report; see the log")

@@ -12,13 +12,13 @@ from benchmarks.gpu.recorder import Cell, Recorder
 
 __all__ = ["BUILDS", "built", "measure"]
 
-#: Ways to prepare the transformer. FP8 is compiled, too: without, quantizing activations costs more than it saves.
+#: Ways to prepare the transformer. FP8 is also compiled: otherwise quantizing activations costs more than it saves.
 BUILDS = ("eager", "compiled", "FP8, compiled")
 TABLE = "Images on one GPU"
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """Rows of every build with every method."""
+    """Rows for every build with every method."""
     recorder.note(
         "Weights are random, so the inputs say which steps may be reused: all but every fourth, after a warm-up. "
         "Compare seconds at a share of blocks; real prompts compute other shares. Encoding and decoding are not in."
@@ -38,13 +38,13 @@ def built(build: str, plan: Plan) -> torch.nn.Module:
     if build.startswith("FP8"):
         quantize(model, plan.device)
     if build.endswith("compiled"):
-        # A rehearsal need not wait for inductor.
+        # A rehearsal does not need inductor.
         compile_blocks(model, "eager" if plan.small else "inductor")
     return model
 
 
 def _rows(build: str, plan: Plan, recorder: Recorder, reference: torch.Tensor | None) -> torch.Tensor | None:
-    """All methods on one build; what the first build predicts without a cache is what others are compared with."""
+    """All methods on one build; other builds are compared with the first build's uncached prediction."""
     model = built(build, plan)
     base: float | None = None
     for name, options in methods(plan.shape).items():

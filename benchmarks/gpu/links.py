@@ -1,4 +1,4 @@
-"""Section *links*: what ranks pay for exchanging tokens, by size, and for agreeing on a decision."""
+"""Section *links*: the cost of exchanging tokens between ranks, by size, and of agreeing on a decision."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from benchmarks.gpu.spawning import run_ranks
 __all__ = ["measure"]
 
 _SIZES = tuple(1 << power for power in range(12, 29, 2))  # bytes of a rank: 4 KiB to 256 MiB
-#: Of one decision: sums of one image, the abort flag, the checksum.
+#: Numbers in one decision: sums of one image, the abort flag, the checksum.
 _DECISION = 4
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """Rows of each number of ranks beyond one."""
+    """Rows for each number of ranks above one."""
     recorder.note("Bandwidth counts what a rank sends to others: size x (ranks - 1) / ranks, in 10^9 bytes a second.")
     for world in plan.worlds(len(facts.devices)):
         if world > 1:
@@ -56,9 +56,9 @@ def _links(rank: int, world: int, plan: Plan, recorder: Recorder) -> None:
 
 
 def _repeated(plan: Plan, call: Callable[[], object]) -> float:
-    """Seconds of one call: of many in a row, the median of some such rows."""
+    """Seconds of one call: the median over several runs of many consecutive calls."""
     times, rows = (5, 3) if plan.small else (20, 5)
-    for _ in range(3):  # NCCL opens its connections with the first message of each kind
+    for _ in range(3):  # NCCL opens its connections at the first message of each kind
         call()
     seconds = []
     for _ in range(rows):

@@ -1,4 +1,4 @@
-"""Seconds, memory, and what happens to an attempt that fails."""
+"""Measures seconds and memory, and records attempts that fail."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from benchmarks.gpu.recorder import Recorder
 
 __all__ = ["attempt", "peak_gib", "release", "seconds_of", "synchronize"]
 
-#: In what is told of a rank that had too little memory.
+#: Part of the message of a rank that ran out of memory.
 _OUT_OF_MEMORY = "torch.OutOfMemoryError"
 
 
 def synchronize(device: str) -> None:
-    """Wait for what the device was told to do; a CPU has done it."""
+    """Wait for the device's queued work; a CPU has none."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds_of(device: str, call: Callable[[], object]) -> float:
-    """Wall time of one call, its work on the device included and nothing of what came before."""
+    """Wall time of one call, including its work on the device but no earlier work."""
     synchronize(device)
     began = time.perf_counter()
     call()
@@ -34,32 +34,32 @@ def seconds_of(device: str, call: Callable[[], object]) -> float:
 
 
 def release(device: str) -> None:
-    """Give back what nobody holds any more, and begin to look for the peak anew."""
+    """Free unused memory, and reset the peak."""
     gc.collect()
-    # Whoever only starts ranks has asked nothing of CUDA, and should not begin here: it would take a context's memory.
+    # A process that only starts ranks has not used CUDA, and should not start here: a context takes memory.
     if device == "cuda" and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_gib(device: str) -> float | None:
-    """The most that tensors took since :func:`release`, GiB; None on a CPU."""
+    """The peak memory of tensors since :func:`release`, GiB; None on a CPU."""
     return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
 
 @contextmanager
 def attempt(recorder: Recorder, what: str, device: str) -> Iterator[None]:
-    """Measure something; if it fails, write down why, and go on with what comes next.
+    """Measure something; if it fails, record why, and continue.
 
-    Too little memory is a fact about the device, anything else is an error. After one that leaves CUDA unusable the
-    next attempt ends the section.
+    Too little memory counts as skipped, anything else as an error. After an error that leaves CUDA unusable the next
+    attempt ends the section.
     """
-    # Not behind the attempt: while its error is handled, the error's frames hold what the attempt held.
+    # Not after the attempt: while its error is handled, the error's frames hold the attempt's memory.
     release(device)
     try:
         yield
     except Exception as error:
-        traceback.print_exc()  # whole, into the section's log
+        traceback.print_exc()  # in full, to the section's log
         if isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY in str(error):
             recorder.skip(what, f"out of memory: {_told(error)}")
         else:
@@ -68,7 +68,7 @@ def attempt(recorder: Recorder, what: str, device: str) -> Iterator[None]:
 
 
 def _told(error: BaseException) -> str:
-    """One line of its message: the last if a rank's traceback is in it, else the first."""
+    """One line of its message: the last if it contains a rank's traceback, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return "no message"

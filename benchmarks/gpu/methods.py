@@ -1,4 +1,4 @@
-"""The caching methods that are compared, and one image timed with one of them."""
+"""The caching methods that are compared, and the timing of one image with one of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cache_core.options import CacheOptions
 
 __all__ = ["METHODS", "image_times", "methods"]
 
-#: Names of all methods, the cheapest to trust first.
+#: Names of all methods, in order of priority.
 METHODS = ("no cache", "DBCache", "FBCache", "DBPrune")
-#: Far above what bfloat16 and a drift of a hundredth make, far below a jump: all methods decide alike.
+#: Far above the effect of bfloat16 and of a drift of a hundredth, far below a jump: all methods decide alike.
 _THRESHOLD = 0.12
 
 
 def methods(shape: Shape) -> dict[str, CacheOptions | None]:
-    """Options by name; None: no session at all."""
+    """Options by name; None means no session."""
     ends: dict[str, Any] = {"Fn_compute_blocks": shape.first, "Bn_compute_blocks": shape.last}
     common: dict[str, Any] = {"warmup_steps": shape.warmup, "residual_diff_threshold": _THRESHOLD}
     options = (
@@ -43,13 +43,13 @@ def image_times(
     plan: Plan,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[dict[str, Cell], torch.Tensor, CacheReport | None]:
-    """Time some images after a few steps that allocate, and compile what is to be compiled.
+    """Time some images, after a few steps for allocation and compilation.
 
     Returns:
         Columns of a row: seconds of an image (the median), the least and the most, the share of blocks computed,
-        seconds of those few steps. What the last image's last call predicted, and its report.
+        seconds of those first steps. The prediction of the last image's last call, and its report.
     """
-    # The last two: one that jumps, and the first that may be reused.
+    # The last two steps: one that jumps, and the first that may be reused.
     few, steps = Steps(plan.shape, plan.device, plan.shape.warmup + 2), Steps(plan.shape, plan.device)
     report: CacheReport | None = None
     output = torch.empty(0)

@@ -1,4 +1,4 @@
-"""FLUX.1-dev and its autoencoder at their true sizes, with random weights, made on the device itself."""
+"""FLUX.1-dev and its autoencoder at full size, with random weights, created on the device itself."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from raycache.models.compiling import BlockCompiler
 __all__ = ["Steps", "autoencoder", "compile_blocks", "flux", "quantize", "unfit", "why_not_fp8"]
 
 _Model = TypeVar("_Model", bound=nn.Module)
-#: Bytes of activations, of a cache's memory and of libraries' workspaces beside the weights of FLUX.1-dev at 1024x1024.
+#: Bytes for activations, a cache's memory and libraries' workspaces, besides the weights, of FLUX.1-dev at 1024x1024.
 _BESIDE = 4 << 30
 #: Steps from one jump of the inputs to the next.
 _PERIOD = 4
-#: The least compute capability with FP8 tensor cores.
+#: The lowest compute capability with FP8 tensor cores.
 _FP8 = (8, 9)
 
 
@@ -30,7 +30,7 @@ def flux(shape: Shape, device: str) -> FluxTransformer2DModel:
 
 
 def _hollow(shape: Shape) -> FluxTransformer2DModel:
-    """Without memory for its weights."""
+    """The transformer without memory for its weights."""
     rope = (shape.head_dim // 8, shape.head_dim * 7 // 16, shape.head_dim * 7 // 16)  # 128 -> 16, 56, 56
     with torch.device("meta"):
         return FluxTransformer2DModel(
@@ -47,7 +47,7 @@ def _hollow(shape: Shape) -> FluxTransformer2DModel:
 
 
 def autoencoder(small: bool, dtype: torch.dtype, device: str) -> AutoencoderKL:
-    """FLUX's, 16 latent channels, an eighth of the picture's side; small: the same with few channels."""
+    """FLUX's autoencoder: 16 latent channels, an eighth of the image's side; small: the same with few channels."""
     with torch.device("meta"):
         model = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -65,14 +65,14 @@ def autoencoder(small: bool, dtype: torch.dtype, device: str) -> AutoencoderKL:
 
 @torch.no_grad()
 def _filled(model: _Model, dtype: torch.dtype, device: str) -> _Model:
-    """Memory on the device, and random numbers in it that keep a block's output as large as its input.
+    """Allocate memory on the device, and fill it with random numbers that keep a block's output as large as its input.
 
     Raises:
-        RuntimeError: the model has buffers, which would be left with whatever the memory held.
+        RuntimeError: the model has buffers, which would stay uninitialized.
     """
     if buffers := [name for name, _ in model.named_buffers()]:
         raise RuntimeError(f"{type(model).__name__} has buffers that nobody fills: {', '.join(buffers[:3])}")
-    nn.Module.to(model, dtype)  # past diffusers' own, which advises about checkpoints
+    nn.Module.to(model, dtype)  # bypasses diffusers' own, which warns about checkpoints
     model.to_empty(device=device)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -87,10 +87,10 @@ def _filled(model: _Model, dtype: torch.dtype, device: str) -> _Model:
 
 class Steps:
     """The inputs of one image's steps: a jump at every fourth, where no method may reuse anything, and drifts by a
-    hundredth in between, where each method may reuse all that it likes.
+    hundredth in between, where each method may reuse everything.
 
-    With random weights nothing else would do: how alike real steps are, only real weights know. The prompt stays the
-    same throughout, since the cache takes another one for another image.
+    Random weights cannot show how similar real steps are, so the inputs decide. The prompt stays the same, because the
+    cache would treat a different one as a different image.
     """
 
     def __init__(self, shape: Shape, device: str, steps: int | None = None) -> None:
@@ -118,7 +118,7 @@ class Steps:
             self._calls.append((noise(100 + stretch, 1, shape.tokens, 64) + drift, timestep))
 
     def run(self, model: Any) -> torch.Tensor:
-        """Call the model once per step, as FluxPipeline does; what the last call predicts: [1, tokens, 64]."""
+        """Call the model once per step, as FluxPipeline does; returns the last call's prediction: [1, tokens, 64]."""
         for latents, timestep in self._calls:
             with model.cache_context("cond"):
                 output: torch.Tensor = model(hidden_states=latents, timestep=timestep, **self._common)[0]
@@ -131,16 +131,16 @@ def compile_blocks(transformer: nn.Module, backend: str = "inductor") -> None:
 
 
 def quantize(transformer: nn.Module, device: str) -> None:
-    """FP8 in the linear layers of the blocks: weights, and activations by scales of their own for each token.
+    """FP8 in the linear layers of the blocks: weights, and activations with one scale per token.
 
-    Not in what makes modulations: its input is one vector an image. A CPU cannot multiply in FP8 and gets the weights
-    alone.
+    Not for modulations, whose input is one vector per image. A CPU cannot multiply in FP8, so there only weights are
+    quantized.
     """
     import torchao.quantization as torchao
 
     config: Any = torchao.Float8WeightOnlyConfig()
     if device == "cuda":
-        # Not its settings for inductor, which tune for minutes, and for everything that this process compiles.
+        # Without torchao's inductor settings, which tune for minutes and affect everything that this process compiles.
         config = torchao.Float8DynamicActivationFloat8WeightConfig(
             granularity=torchao.PerRow(), set_inductor_config=False
         )
@@ -157,7 +157,7 @@ def _blocks(transformer: nn.Module) -> Iterator[Any]:
 
 
 def why_not_fp8(plan: Plan, facts: Facts) -> str:
-    """What keeps this machine from FP8; empty if nothing does."""
+    """Why this machine cannot use FP8; empty if it can."""
     if plan.device == "cuda" and facts.capability < _FP8:
         found = ".".join(map(str, facts.capability))
         return f"needs compute capability 8.9 (L4, L20, L40, H100 and later), this is {found}"

@@ -1,4 +1,4 @@
-"""What is to be measured on what: the same for all sections of a run. Imports no torch."""
+"""What to measure, and on which machine: the same for all sections of a run. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Kind = Literal["cuda", "cpu"]
 
 @dataclass(frozen=True)
 class Shape:
-    """A FLUX transformer, and an image that it generates.
+    """A FLUX transformer, and the image that it generates.
 
     Attributes:
         text_channels, pooled: widths of T5's and CLIP's part.
-        tokens, text: of the image and of the prompt.
+        tokens, text: numbers of tokens of the image and of the prompt.
         first, last: Fn and Bn of methods that have them.
-        warmup: steps that methods always compute.
-        sides: of images that are decoded, in pixels.
+        warmup: number of steps that methods always compute.
+        sides: sides of the images that are decoded, in pixels.
     """
 
     doubles: int
@@ -47,19 +47,19 @@ class Shape:
 
 #: FLUX.1-dev, 1024 x 1024.
 FLUX_DEV = Shape(19, 38, 24, 128, 4096, 768, 4096, 512, "bfloat16", 28, 8, 8, 8, (512, 1024, 2048))
-#: What a CPU computes in a moment, with the same code.
+#: A size that a CPU computes in a moment, with the same code.
 SMALL = Shape(2, 4, 4, 32, 32, 16, 16, 8, "float32", 6, 1, 1, 2, (32,))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for on the command line.
+    """The options of the command line.
 
     Attributes:
-        small: a tiny model in place of FLUX.1-dev: a rehearsal, whose figures say nothing.
+        small: a tiny model instead of FLUX.1-dev: a rehearsal, whose figures mean nothing.
         quick: one round, fewer variants.
-        ranks: at most so many; 0 = as many as there are GPUs.
-        model: folder of a model whose gang is rebuilt; empty = one with random weights, made on the spot.
+        ranks: the maximum number; 0 = as many as there are GPUs.
+        model: folder of a model whose gang is rebuilt; empty = a generated one with random weights.
     """
 
     device: Kind = "cuda"
@@ -70,12 +70,12 @@ class Plan:
 
     @property
     def shape(self) -> Shape:
-        """Of the model."""
+        """Shape of the model."""
         return SMALL if self.small else FLUX_DEV
 
     @property
     def rounds(self) -> int:
-        """Images of each kind that are timed."""
+        """Number of timed images of each kind."""
         return 1 if self.quick or self.small else 3
 
     def worlds(self, devices: int) -> list[int]:
@@ -89,7 +89,7 @@ class Plan:
         return [world for world in (1, 2, 4, 8) if world <= most and self.shape.heads % world == 0]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The plan as JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -108,9 +108,9 @@ class Facts:
     """The machine.
 
     Attributes:
-        devices: its GPUs; none where the CPU is measured.
-        versions: of what the figures depend on, by name.
-        problem: why CUDA cannot be used though it was asked for; empty if it can.
+        devices: its GPUs; none if the CPU is measured.
+        versions: of the packages that figures depend on, by name.
+        problem: why CUDA cannot be used although it was requested; empty if it can.
     """
 
     devices: tuple[Device, ...] = ()
@@ -121,20 +121,20 @@ class Facts:
 
     @property
     def free(self) -> int:
-        """Bytes free on the GPU that has least."""
+        """Free bytes on the GPU that has the least."""
         return min((device.free for device in self.devices), default=0)
 
     @property
     def capability(self) -> tuple[int, int]:
-        """The lowest of all GPUs; (0, 0) without any."""
+        """The lowest compute capability of all GPUs; (0, 0) without GPUs."""
         return min((device.capability for device in self.devices), default=(0, 0))
 
     def signature(self) -> list[str]:
-        """What must be alike for figures of two runs to stand in one report."""
+        """What must be equal for the figures of two runs to be in one report."""
         return [*(device.name for device in self.devices), self.versions.get("torch", ""), self.cpu]
 
     def to_json(self) -> str:
-        """For another process."""
+        """JSON for another process."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The plots of the report; a section without figures has none."""
+"""The plots of the report; a section without figures has no plot."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _number(cell: Cell) -> float:
 
 
 def _images(axes: Axes, rows: Rows) -> None:
-    """Bars: builds beside each other, a colour for each method."""
+    """Bars grouped by build, with a colour for each method."""
     builds, methods = list(_groups(rows, "build")), _groups(rows, "method")
     width = 0.8 / len(methods)
     for number, (method, own) in enumerate(methods.items()):
@@ -116,7 +116,7 @@ def _links(axes: Axes, rows: Rows) -> None:
 
 def _rebuild(axes: Axes, rows: Rows) -> None:
     others = {"gang", "first start, s", "in all, s", "image before, s", "image after, s"}
-    stages = [column for column in rows[0] if column not in others]  # one after the other, from the kill on
+    stages = [column for column in rows[0] if column not in others]  # in order, starting at the kill
     for place, row in enumerate(rows):
         left = 0.0
         for number, stage in enumerate(stages):

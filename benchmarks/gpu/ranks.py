@@ -16,8 +16,8 @@ TABLE = "Images over ranks"
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """Rows of every number of ranks; how they scale is what quick keeps of the builds and methods."""
-    # One rank is what the section on images has rehearsed already.
+    """Rows for every number of ranks, with fewer builds and methods in a quick run."""
+    # A rehearsal of the section on images already covers one rank.
     worlds = plan.worlds(len(facts.devices))[1 if plan.small else 0 :]
     builds = [build for build in BUILDS if not (plan.quick and build != "eager")]
     for build in builds:

@@ -1,4 +1,4 @@
-"""Section *rebuild*: a rank of a gang is killed; seconds until its successors are ready, by stage."""
+"""Section *rebuild*: a rank of a gang is killed; seconds until the new ranks are ready, by stage."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PATIENCE_S = 600.0
 
 
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
-    """Rows of the largest gang, in as many variants as there is time for."""
+    """Rows for the largest gang, in as many variants as there is time for."""
     import ray
 
     from raycache.demo.noise import build_noise_model
 
-    # Logical CPUs, for gangs must be placed whatever the machine has. GPUs are those that Ray finds.
+    # Logical CPUs, so that gangs can be placed on any machine. GPUs are those that Ray finds.
     found: dict[str, Any] = {"num_gpus": 0} if plan.device == "cpu" else {}
     ray.init(
         address="local",
@@ -64,7 +64,7 @@ class _Variant:
 
 
 def _variants(plan: Plan) -> list[_Variant]:
-    """A rehearsal does without spares, for which it would have to wait; quick is what production has by default."""
+    """A rehearsal has no spares, because it would have to wait for them; quick uses the defaults of production."""
     plain, spares = _Variant("no spares", False, False), _Variant("spares", False, True)
     if plan.small:
         return [plain]
@@ -110,7 +110,7 @@ def _rebuilt(plan: Plan, model: str, world: int, variant: _Variant) -> dict[str,
         started = time.monotonic() - began
         usual = image()
         if variant.spares:
-            time.sleep(started)  # they import what ranks imported, beside a gang that draws
+            time.sleep(started)  # they import libraries while a gang is running
         killed = time.time()
         os.kill(gang.status().ranks[-1]["pid"], signal.SIGKILL)
         seconds = _recovery(gang, killed)
@@ -120,10 +120,10 @@ def _rebuilt(plan: Plan, model: str, world: int, variant: _Variant) -> dict[str,
 
 
 def _recovery(gang: Any, killed: float) -> dict[str, float]:
-    """Seconds by stage, when the gang is ready again.
+    """Seconds by stage, once the gang is ready again.
 
     Raises:
-        TimeoutError: it is not, in the time that any gang needs.
+        TimeoutError: it was not ready within the time that any gang needs.
     """
     deadline = time.monotonic() + _PATIENCE_S
     while (last := gang.status().last_recovery) is None or last.ready_s is None:

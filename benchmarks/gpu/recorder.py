@@ -1,4 +1,4 @@
-"""What one section found, on disk as soon as it is known. Imports no torch."""
+"""One section's results, on disk as soon as they are known. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Cell = str | int | float | None
 
 @dataclass
 class Found:
-    """Of one section so far.
+    """Results of one section so far.
 
     Attributes:
         tables: rows by title of their table; a row has a value for each column.
         skipped: what was not measured, and why: it does not fit, or is not installed.
         failed: what should have worked, and the error.
-        notes: sentences on the figures.
+        notes: sentences about the figures.
     """
 
     tables: dict[str, list[dict[str, Cell]]] = field(default_factory=dict)
@@ -31,16 +31,16 @@ class Found:
 
     @property
     def rows(self) -> int:
-        """In all tables."""
+        """Number of rows in all tables."""
         return sum(len(rows) for rows in self.tables.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The results as JSON values."""
         return asdict(self)
 
     @classmethod
     def read(cls, path: Path) -> Found:
-        """From a file; nothing found where there is none."""
+        """Read from a file; empty results if there is none."""
         if not path.exists():
             return cls()
         values = json.loads(path.read_text())
@@ -50,37 +50,37 @@ class Found:
 
 
 class Recorder:
-    """Writes a :class:`Found`. Any process of the section may, one at a time: each change reads the file anew."""
+    """Writes a :class:`Found`. Any process of the section may write, one at a time: each change rereads the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, table: str, **row: Cell) -> None:
-        """One row more."""
+        """Add a row."""
         found = Found.read(self.path)
         found.tables.setdefault(table, []).append(row)
         self._write(found)
 
     def skip(self, what: str, why: str) -> None:
-        """It was not measured, and that is right so."""
+        """Record what was deliberately not measured."""
         found = Found.read(self.path)
         found.skipped.append((what, why))
         self._write(found)
 
     def fail(self, what: str, why: str) -> None:
-        """It was not measured, and should have been."""
+        """Record what should have been measured and was not."""
         found = Found.read(self.path)
         found.failed.append((what, why))
         self._write(found)
 
     def note(self, text: str) -> None:
-        """A sentence on the figures."""
+        """Add a sentence about the figures."""
         found = Found.read(self.path)
         found.notes.append(text)
         self._write(found)
 
     def _write(self, found: Found) -> None:
-        # A process that is killed while it writes must not take with it what was there.
+        # A process that is killed while writing must not destroy earlier results.
         beside = self.path.with_suffix(".part")
         beside.write_text(json.dumps(found.to_dict(), indent=1))
         os.replace(beside, self.path)

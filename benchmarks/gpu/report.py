@@ -1,4 +1,4 @@
-"""One report of all sections: Markdown, JSON and plots. Imports no torch."""
+"""One report of all sections: Markdown, JSON and plots. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_report(out: Path, plan: Plan, facts: Facts, outcomes: Sequence[Outcome
     """Write ``report.md``, ``report.json`` and the plots into ``out``.
 
     Args:
-        outcomes: of this run and of earlier ones; those that do not fit this one are named and left out.
+        outcomes: of this run and earlier ones; those that do not fit this run are named and left out.
     """
     mine = [outcome for outcome in outcomes if outcome.fits(plan, facts)]
     others = [outcome.name for outcome in outcomes if not outcome.fits(plan, facts)]

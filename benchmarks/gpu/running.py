@@ -1,4 +1,4 @@
-"""A section as a process: ended when its time is over, and kept whatever becomes of it. Imports no torch."""
+"""Runs a section as a process: ends it at its time limit, and keeps its results in any case. Without torch."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["Outcome", "Status", "command_of", "facts_of", "run_section"]
 
 Status = Literal["done", "with failures", "skipped", "failed", "out of time", "not started"]
 _ROOT = Path(__file__).resolve().parents[2]
-#: Seconds that a section has to end after it was asked to.
+#: Seconds that a section has to end after SIGTERM.
 _GRACE_S = 5.0
 _LOG_LINES = 15
 
 
 @dataclass
 class Outcome:
-    """What became of a section.
+    """The outcome of a section.
 
     Attributes:
-        seconds: that it took; limit_s: that it had.
-        why: it is not done.
-        made: when, as ``YYYY-MM-DD HH:MM``; plan, machine: for what, to tell whether it fits another run.
+        seconds: its duration; limit_s: its time limit.
+        why: the reason if it is not done.
+        made: date and time, as ``YYYY-MM-DD HH:MM``; plan, machine: of its run, to check whether it fits another.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Outcome:
     found: Found = field(default_factory=Found)
 
     def fits(self, plan: Plan, facts: Facts) -> bool:
-        """Whether its figures may stand beside those of another run."""
+        """Whether its figures may be shown together with those of another run."""
         return self.plan == plan.to_dict() and self.machine == facts.signature()
 
     def write(self, folder: Path) -> None:
-        """For a later run."""
+        """Write it for a later run."""
         (folder / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Self | None:
-        """What an earlier run left; None if it left nothing."""
+        """The outcome of an earlier run; None if there is none."""
         path = folder / f"{name}.json"
         if not path.exists():
             return None
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def facts_of(device: str) -> Facts:
-    """The machine, asked by another process.
+    """Facts about the machine, collected by another process.
 
     Raises:
         RuntimeError: torch cannot be imported, or crashes when it looks for GPUs.
@@ -75,11 +75,11 @@ def facts_of(device: str) -> Facts:
     asked = subprocess.run(command, cwd=_ROOT, env=_environment(), capture_output=True, text=True, check=False)
     if asked.returncode != 0:
         raise RuntimeError(f"cannot look for GPUs:\n{asked.stderr.strip()[-2000:]}")
-    return Facts.from_json(asked.stdout.strip().splitlines()[-1])  # libraries may print before
+    return Facts.from_json(asked.stdout.strip().splitlines()[-1])  # libraries may print before it
 
 
 def command_of(name: str, plan: Plan, folder: Path) -> list[str]:
-    """What runs a section whose facts lie in ``folder``."""
+    """The command that runs a section whose facts are in ``folder``."""
     given = [name, json.dumps(plan.to_dict()), str(folder / "facts.json"), str(folder / f"{name}.found.json")]
     return [sys.executable, "-m", "benchmarks.gpu.child", *given]
 
@@ -91,20 +91,20 @@ def run_section(
     limit_s: float,
     tell: Callable[[Found, float], None] = lambda found, seconds: None,
 ) -> Outcome:
-    """Run a section to its end, or to the end of its time.
+    """Run a section to its end, or to its time limit.
 
     Args:
-        command: writes what it finds to ``NAME.found.json`` in ``folder``; its output goes to ``NAME.log`` there.
-        tell: is told once a second what was found so far, and the seconds so far.
+        command: writes its results to ``NAME.found.json`` in ``folder``; its output goes to ``NAME.log`` there.
+        tell: called once a second with the results and the seconds so far.
 
     Returns:
-        Everything it had written down, however it ended.
+        The outcome with everything that it had written, however it ended.
     """
     path, log = folder / f"{name}.found.json", folder / f"{name}.log"
     path.unlink(missing_ok=True)
     began = time.monotonic()
     with log.open("wb") as output:
-        # A session of its own: it and all its ranks are ended together.
+        # In its own process session, so that it and all its ranks are ended together.
         process = subprocess.Popen(
             command, cwd=_ROOT, env=_environment(), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -119,7 +119,7 @@ def run_section(
 
 
 def _environment() -> dict[str, str]:
-    """Of a section: the repository can be imported, libraries neither call home nor chat."""
+    """The environment of a section: the repository can be imported, libraries send no statistics and log little."""
     path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
     return os.environ | quiet | {"PYTHONPATH": path}
@@ -136,12 +136,12 @@ def _waited(process: subprocess.Popen[bytes], deadline: float, tell: Callable[[]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End it and all that it started, politely first, so that ranks and Ray put away what they have."""
+    """End it and all processes that it started, with SIGTERM first, so that ranks and Ray can clean up."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_S)
-    with contextlib.suppress(ProcessLookupError):  # what it left behind, if anything
+    with contextlib.suppress(ProcessLookupError):  # remaining processes, if any
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

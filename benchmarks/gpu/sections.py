@@ -1,4 +1,4 @@
-"""The sections of the report, in the order in which they run: what tells most for its time comes first."""
+"""The sections of the report, in the order in which they run: the most informative for their time come first."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["SECTIONS", "Section"]
 
 @dataclass(frozen=True)
 class Section:
-    """One process.
+    """One section, which is one process.
 
     Attributes:
         name: on the command line; title: in the report.
-        entry: import path of what measures: ``(plan, facts, recorder)``.
-        limit_s, quick_s: seconds after which it is ended, and with ``--quick``.
+        entry: import path of its function ``(plan, facts, recorder)``.
+        limit_s, quick_s: seconds after which it is ended, without and with ``--quick``.
         needs: ``model``: memory for the transformer; ``ranks``: two GPUs or more.
     """
 
@@ -37,5 +37,5 @@ _ALL = (
     Section("links", "Messages between ranks", "links:measure", 600, 60, ("ranks",)),
     Section("rebuild", "Rebuild of a gang", "rebuild:measure", 1800, 120),
 )
-#: By name.
+#: The sections by name.
 SECTIONS = {section.name: section for section in _ALL}

@@ -1,6 +1,6 @@
-"""Ranks as processes of a section, made as the service makes them: each sees one GPU, and joins a group over loopback.
+"""Ranks as processes of a section, created as in the service: each sees one GPU, and joins a group over loopback.
 
-Imports nothing large: what a rank runs brings its own.
+Imports nothing large: the rank's function imports what it needs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from raycache.worker.process_group import join_group, open_store
 
 __all__ = ["run_ranks"]
 
-#: Seconds that a collective may take: one rank may compile while others wait.
+#: Timeout of a collective, seconds: one rank may compile while others wait.
 _TIMEOUT_S = 300.0
 #: What each rank runs: (rank, number of ranks, plan, further arguments).
 Work = Callable[..., None]
 
 
 def run_ranks(work: Work, world: int, plan: Plan, *arguments: Any) -> None:
-    """Call ``work(rank, world, plan, *arguments)`` in so many processes, in a group of NCCL or gloo.
+    """Call ``work(rank, world, plan, *arguments)`` in ``world`` processes, in an NCCL or gloo group.
 
     Args:
         work: a function at the top level of a module.
@@ -34,7 +34,7 @@ def run_ranks(work: Work, world: int, plan: Plan, *arguments: Any) -> None:
     Raises:
         ProcessRaisedException, ProcessExitedException: a rank failed; the others are ended.
     """
-    store = open_store(world)  # is kept open until all are done
+    store = open_store(world)  # kept open until all are done
     ranks = []
     try:
         for rank in range(world):
@@ -43,7 +43,7 @@ def run_ranks(work: Work, world: int, plan: Plan, *arguments: Any) -> None:
                 ranks.append(mp.start_processes(_rank, given, nprocs=1, join=False, start_method="spawn"))
         waiting = list(ranks)
         while waiting:
-            # Each in turn, a moment: the first that fails raises, while others may wait for it for ever.
+            # Each in turn, briefly: the first that fails raises, while others may wait for it forever.
             waiting = [one for one in waiting if not one.join(timeout=0.1)]
     finally:
         for process in [process for one in ranks for process in one.processes]:
@@ -53,9 +53,9 @@ def run_ranks(work: Work, world: int, plan: Plan, *arguments: Any) -> None:
 
 @contextmanager
 def _seeing(rank: int, plan: Plan) -> Iterator[None]:
-    """Processes that are started now see one GPU, as Ray's do, and call it 0.
+    """Processes that are started now see one GPU, as Ray's do, as device 0.
 
-    It must be in their environment from the start: libraries ask CUDA while they are imported, and it looks once.
+    It must be in their environment from the start: libraries use CUDA during import, and CUDA reads it only once.
     """
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [name.strip() for name in (before or "").split(",") if name.strip()]
@@ -78,7 +78,7 @@ def _rank(_: int, rank: int, work: Work, world: int, plan: Plan, port: int, argu
     torch.set_grad_enabled(False)
     device = torch.device("cuda:0" if plan.device == "cuda" else "cpu")
     join_group(device=device, port=port, store=None, rank=rank, world_size=world, timeout_s=_TIMEOUT_S)
-    # Nothing is put away after an error: that would wait for ranks which wait for this one.
+    # No cleanup after an error: it would wait for ranks that wait for this one.
     work(rank, world, plan, *arguments)
     dist.barrier()
     dist.destroy_process_group()

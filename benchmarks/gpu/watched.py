@@ -1,4 +1,4 @@
-"""Blocks whose calls are counted and timed without making the device wait."""
+"""Counts and times the calls of blocks without making the device wait."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["WatchedBlocks"]
 
 
 class WatchedBlocks:
-    """All blocks of a transformer, from now on; wrap them before a cache is attached.
+    """Watches all blocks of a transformer; create it before a cache is attached.
 
-    On CUDA a block's time is that between two events in the stream: the device's own, and the queue stays full.
+    On CUDA a block's time is between two events in the stream, so it is the device's own and the queue stays full.
     """
 
     def __init__(self, transformer: nn.Module, device: str, timed: bool) -> None:
@@ -27,16 +27,16 @@ class WatchedBlocks:
         self.calls: Counter[str] = Counter()
         self._marks: defaultdict[str, list[tuple[Any, Any]]] = defaultdict(list)
         for found in find_blocks(transformer):
-            block: Any = found.module  # a method is exchanged, which types do not foresee
+            block: Any = found.module  # a method is replaced, which its type does not allow
             block.forward = self._wrapped(block.forward, type(block).__name__, timed)
 
     def clear(self) -> None:
-        """Forget the calls so far."""
+        """Reset the counts and times."""
         self.calls.clear()
         self._marks.clear()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds in all calls so far, by class of the block; the device must have done them."""
+        """Seconds in all calls so far, by class of the block; the device must have finished them."""
         return {name: sum(self._between(*pair) for pair in pairs) for name, pairs in self._marks.items()}
 
     def _wrapped(self, forward: Callable[..., Any], name: str, timed: bool) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """DBPrune: each block between Fn and Bn compares its own input and, if it hardly changed, reuses its residual.
 
-Behaviour as published with cache-dit v0.1.5, per image instead of per batch. Nothing is stored on a pruned block, so
-successive prunes are compared with an ever older input and a block un-prunes by itself.
+Behaviour as published with cache-dit v0.1.5, per image instead of per batch. A pruned block stores nothing, so
+successive prunes are compared with an older and older input until the block is computed again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class _Image:
     """What is remembered of one image.
 
     Attributes:
-        options: its own. What says which blocks may be pruned is the same for all images of a call.
+        options: the image's own; those that determine which blocks may be pruned are the same for all images of a call.
         memory: its blocks as they last ran.
-        step: how many calls of this branch came before the running one.
+        step: number of calls of this branch before the running one.
         pruned_steps: steps with at least one pruned block so far.
-        gate: why no block of this step may be pruned; None if blocks ask.
+        gate: why no block of this step may be pruned; None if blocks are compared.
         keeping: whether what this step computes is remembered.
         moves: this step's positive differences so far, for the dynamic threshold.
-        asked, non_finite: whether any block of this step asked; got no finite answer.
+        asked, non_finite: whether any block of this step was compared; whether any result was not finite.
     """
 
     options: DBPruneOptions
@@ -59,7 +59,7 @@ class _Image:
 
 
 class BlockPrune:
-    """Runs the blocks of calls whose images may prune the same ones; all else is each image's own."""
+    """Runs the blocks of calls whose images may prune the same blocks; everything else is per image."""
 
     def __init__(self, options: DBPruneOptions, deciding: Deciding) -> None:
         self._deciding = deciding
@@ -106,7 +106,7 @@ class BlockPrune:
                 image.memory.clear()
 
     def _judge(self, call: BlockCall) -> tuple[dict[int, States], frozenset[int]]:
-        """Rows of the images pruned here; images whose answer was not finite."""
+        """Rows of the images pruned here, and images whose result was not finite."""
         index = call.block.index
         answered = self._deciding.answered(index)
         sums = [
@@ -141,7 +141,7 @@ class BlockPrune:
 
 
 def _threshold(image: _Image) -> float:
-    """The threshold of the next comparison. Dynamic: relaxed mean of this step's differences, up to the cap; at
+    """The threshold of the next comparison. If dynamic: the relaxed mean of this step's differences, up to the cap; at
     the cap it drops back to the static one, as published."""
     options = image.options
     static = options.residual_diff_threshold
@@ -152,7 +152,7 @@ def _threshold(image: _Image) -> float:
 
 
 def _gate(image: _Image) -> Reason | None:
-    """Why no block of this step may be pruned; None if blocks ask."""
+    """Why no block of this step may be pruned; None if blocks are compared."""
     options = image.options
     if image.step < options.warmup_steps:
         return "warmup"
@@ -162,7 +162,7 @@ def _gate(image: _Image) -> Reason | None:
 
 
 def _may_be_reused(image: _Image, step: int) -> bool:
-    """Whether what is stored at ``step`` can be read later; counters only, so the same on all ranks."""
+    """Whether what is stored at ``step`` can be read later; uses only counters, so it is the same on all ranks."""
     options = image.options
     interval = options.residual_cache_update_interval
     last_warmup_store = (max(options.warmup_steps, 1) - 1) // interval * interval

@@ -1,23 +1,23 @@
-"""BudgetCache: a number of computed steps is given, and spent where the forecast holds least.
+"""BudgetCache: a given number of steps is computed, those where the forecast is worst.
 
-ForecastCache's threshold fits one model, and says nothing about the time that an image takes. Here the number of steps
-to compute is known, so at each step the question is: is this forecast worse than what the budget has to put up with?
+ForecastCache's threshold fits one model and does not determine how long an image takes. Here the number of steps to
+compute is known, so each step is computed if its forecast is worse than the budget has to accept.
 
-With ``R`` steps left, this one included, and ``b`` of them to compute, one of every ``R / b`` is computed: a step is
-reused up to the distance ``R / b - 1`` from the last computed one, and computed at ``R / b``. The threshold stands
-between the two, for an image that goes on with the mean rate of what was seen of it::
+With ``R`` steps left, including this one, and ``b`` of them to compute, one of every ``R / b`` is computed: a step is
+reused up to the distance ``R / b - 1`` from the last computed one, and computed at ``R / b``. The threshold is between
+the two, for an image that continues at the mean rate seen so far::
 
     rate = error / sqrt(distance)
     threshold = mean rate * sqrt(R / b - 1/2)
 
-Where the image moves faster than it did, errors cross it early, and what that costs lengthens ``R / b`` for the rest;
-where it moves slower, steps are saved up. The first steps of an image are its fastest, so the mean begins with what the
-model's images usually have (``typical_error``), or the budget would be saved for steps that need it less. With
-``b = R`` every step is computed, with ``b = 0`` none: exactly the budget is spent. All of it is counted, or agreed on
-by the ranks, so they decide alike.
+Where the image changes faster than before, errors cross the threshold early, and computing these steps increases
+``R / b`` for the rest; where it changes more slowly, steps are saved. The first steps of an image change fastest, so
+the mean starts from the model's usual rate (``typical_error``), or the budget would be saved for steps that need it
+less. With ``b = R`` every step is computed, with ``b = 0`` none: exactly the budget is spent. Everything is either
+counted or agreed on by the ranks, so they decide alike.
 
-The error itself grows nearly in proportion to the distance. The root was better than that, and than weaker and stronger
-powers, on the bundled model: it lets the threshold follow what is left to spend less closely.
+The error itself grows nearly in proportion to the distance. On the bundled model the square root was better than that,
+and than weaker and stronger powers: the threshold then depends less on the remaining budget.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from cache_core.report import ImageDecision, Reason
 
 __all__ = ["BudgetBlock", "BudgetImage"]
 
-#: Of how many seen steps the model's usual rate has the weight.
+#: The model's usual rate has the weight of this many seen steps.
 _PRIOR = 8
 
 
 @dataclass
 class BudgetImage(ForecastImage):
-    """An image, and what it may still spend.
+    """An image and its remaining budget.
 
     Attributes:
-        budget: steps of it that are computed.
+        budget: number of its steps to compute.
         rates: sum and number of the rates seen.
     """
 
@@ -54,7 +54,7 @@ class BudgetImage(ForecastImage):
 
     @property
     def left(self) -> tuple[int, int]:
-        """Steps from this one on, and how many of them are computed."""
+        """The steps from this one on, and how many of them are to be computed."""
         return self.options.num_steps - self.step, self.budget - (self.step - self.cached)
 
     def gate(self) -> Reason | None:
@@ -67,11 +67,11 @@ class BudgetImage(ForecastImage):
         return super().may_be_reused(step) and self.budget < self.options.num_steps
 
     def rate(self, error: float) -> float:
-        """``error`` over the root of the distance to the last computed step."""
+        """``error`` divided by the square root of the distance to the last computed step."""
         return error / math.sqrt(self.step - self.nodes.last)
 
     def threshold(self, difference: float | None) -> float:
-        """The error from which on this step is computed; infinite where nothing is left to spend."""
+        """The error from which this step is computed; infinite if the budget is spent."""
         steps, computed = self.left
         if difference is None:
             return 0.0
@@ -83,7 +83,7 @@ class BudgetImage(ForecastImage):
 
 
 class BudgetBlock(ForecastBlock):
-    """ForecastCache's run of a call, with a threshold that follows from what is left to spend."""
+    """Runs a call as ForecastCache does, with a threshold derived from the remaining budget."""
 
     _memory = BudgetImage
     _images: Sequence[BudgetImage]
@@ -99,7 +99,7 @@ class BudgetBlock(ForecastBlock):
         if not options.num_steps:
             raise ValueError(
                 "BudgetCache must know how many denoising steps an image has: set num_steps to how often the loop "
-                "calls the transformer (a cached pipeline's call, and the service, tell it themselves)"
+                "calls the transformer (a cached pipeline's call, and the service, set it themselves)"
             )
         return options.budget(options.num_steps, self._num_blocks)
 

@@ -1,7 +1,7 @@
 """A block compared by its own input: the input of its last run, and the residual of that run.
 
-Used for DBCache's Bn blocks outside ``Bn_compute_blocks_ids``. DBPrune judges blocks alike but shares tensors between
-neighbours (:mod:`cache_core.policies.block_prune`).
+Used for DBCache's Bn blocks outside ``Bn_compute_blocks_ids``. DBPrune compares blocks in the same way but shares
+tensors between neighbours (:mod:`cache_core.policies.block_prune`).
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ class ComparedBlock:
         self._input_sum: torch.Tensor | None = None
 
     def record(self, step: int, states: States, output: States) -> None:
-        """The block ran on ``states`` and gave ``output``."""
+        """Record that the block ran on ``states`` and returned ``output``."""
         self._residual.record(step, *output.minus(states))
         self._step = step
         self._input = states if self._block.spec.fused_text else States(states.hidden, None)
         self._input_sum = None
 
     def compare(self, states: States) -> Sums:
-        """How far this input is from the one the block last ran on."""
+        """The difference of this input from the one that the block last ran on."""
         assert self._input is not None
         if self._input_sum is None:
             self._input_sum = input_sum(self._block, self._input)
         return moved_sum(self._block, states, self._input), self._input_sum
 
     def reuse(self, step: int, states: States) -> States:
-        """The block's output if it adds what it added before."""
+        """The block's output, assuming that it adds what it added before."""
         return States(*self._residual.add_to(step, *states))
 
     def undo(self, step: int) -> bool:
-        """Let go of what was recorded at ``step``. The input before it is gone, so there is nothing to compare with
-        until it is recorded anew; earlier residuals stay for the forecast.
+        """Drop what was recorded at ``step``. The earlier input is gone, so there is nothing to compare with until the
+        step is recorded again; earlier residuals stay for the forecast.
 
         Returns:
             Whether anything is left.

@@ -27,9 +27,9 @@ __all__ = ["DualBlock"]
 
 
 class DualBlock:
-    """Runs the blocks of calls whose images have the same Fn, Bn and Bn ids; all else is each image's own."""
+    """Runs the blocks of calls whose images have the same Fn, Bn and Bn ids; everything else is per image."""
 
-    #: What is remembered of an image.
+    #: The class of an image's memory.
     _memory: type[DualImage] = DualImage
 
     def __init__(self, options: DualOptions, deciding: Deciding) -> None:
@@ -86,17 +86,17 @@ class DualBlock:
         index = call.block.index
         first, last = next(segment for segment in self._segments if segment[0] <= index <= segment[1])
         if index == first:
-            # What a cached image passes through with is the model's, which may write into it.
+            # The states of a cached image that pass through belong to the model, which may write into them.
             passing = self._cached_images() and index != last
             self._base = call.states.copied() if passing else call.states
-        # Cached images pass unchanged through the middle and get what it would have added at its last block: the model
-        # may add residuals of its own (ControlNet) between the blocks, and those must not count twice.
+        # Cached images pass unchanged through the middle, and what it would have added is added at its last block: the
+        # model may add residuals of its own (ControlNet) between the blocks, and those must not count twice.
         if index != last:
             if not self._computing:
                 return call.pack(call.states)
             return call.pack(self._complete(call, {k: call.states.row(k) for k in self._cached_images()}))
         base, images = self._base, self._images
-        assert base is not None  # the segment's first block came before
+        assert base is not None  # set at the segment's first block
         reused = {
             k: States(*images[k].middle[last].add_to(images[k].step, *base.row(k), self._weights_of(k)))
             for k in self._cached_images()
@@ -110,7 +110,7 @@ class DualBlock:
         return call.pack(states)
 
     def _compared(self, call: BlockCall) -> Any:
-        """A Bn block outside ``Bn_compute_blocks_ids``: in a cached step judged on its own input."""
+        """A Bn block outside ``Bn_compute_blocks_ids``: in a cached step decided by its own input."""
         index = call.block.index
         sums: list[Sums | None] = [None] * call.batch
         answered = self._deciding.answered(index)
@@ -143,7 +143,7 @@ class DualBlock:
     # --- deciding ----------------------------------------------------------------------------------------------
 
     def _decide(self, states: States) -> None:
-        """One look at every image, in every step: the fixed place of DBCache's one all-reduce."""
+        """Decide for every image, at the same block in every step: the place of DBCache's one all-reduce."""
         answered = self._deciding.answered(self._last_first)
         sums = [None if answered[k] is not None else self._asked(k, states) for k in range(len(self._images))]
         for k, verdict in enumerate(self._agreed(sums, states.hidden.device)):
@@ -157,7 +157,7 @@ class DualBlock:
         self._entry = None
 
     def _asked(self, k: int, states: States) -> Sums | None:
-        """What image ``k`` asks; None, and the reason, if it is computed without a look."""
+        """The sums of image ``k``; None, with the reason recorded, if it is computed without a comparison."""
         image, decision = self._images[k], self._decisions[k]
         if (gate := image.gate()) is not None or (reference := image.reference) is None:
             decision.reason = gate or "first"
@@ -181,12 +181,12 @@ class DualBlock:
             self._keeping[k] = False
 
     def _outcome(self, k: int) -> object:
-        """What the ranks compare of image ``k``'s decision from here on."""
+        """What enters the ranks' checksums of image ``k``'s decision."""
         return self._decisions[k].cached
 
     def _remember(self, k: int, states: States) -> None:
-        """The Fn blocks' residual of a step that is computed, to compare later ones with."""
-        # Only the last warm-up step's reference can be compared; residuals are kept earlier, for the forecast.
+        """Keep the Fn blocks' residual of a computed step, to compare later ones with."""
+        # Only the last warm-up step's reference can be compared; for the forecast, earlier residuals are kept too.
         image = self._images[k]
         if image.step >= image.options.warmup_steps - 1:
             image.reference = (states.hidden[k] - self._before(k)).detach()
@@ -194,11 +194,11 @@ class DualBlock:
 
     def _before(self, k: int) -> torch.Tensor:
         """The image tokens that entered the first block."""
-        assert self._entry is not None  # block 0 came before
+        assert self._entry is not None  # set at block 0
         return self._entry.hidden[k]
 
     def _weights_of(self, k: int) -> Sequence[float] | None:
-        """Those of the forecast that is reused for image ``k``; None = a polynomial's."""
+        """Weights of the forecast that is reused for image ``k``; None = those of a polynomial."""
         return None
 
     # --- running blocks ----------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class DualBlock:
 
 
 def _segments(blocks: Sequence[Block], start: int, end: int) -> list[tuple[int, int]]:
-    """The middle ``start..end-1`` cut at the model's seams (FLUX.2 joins text and image between its stacks).
+    """The middle ``start..end-1`` split at the model's seams (FLUX.2 joins text and image between its stacks).
 
     Within a segment one residual spans all blocks, also across stacks.
     """

@@ -1,4 +1,4 @@
-"""The state of one image in DBCache and methods like it, and when counters alone allow reuse."""
+"""The state of one image in DBCache and similar methods, and when counters alone allow reuse."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class DualImage:
     """What is remembered of one image between steps.
 
     Attributes:
-        options: its own. What says which blocks run is the same for all images of a call.
-        step: how many calls of this branch came before the running one.
+        options: the image's own; those that determine which blocks run are the same for all images of a call.
+        step: number of calls of this branch before the running one.
         reference: residual of the Fn blocks at the last computed step, [tokens, channels].
-        reference_sum: its absolute sum, taken at the first comparison.
+        reference_sum: its absolute sum, computed at the first comparison.
         taken: the step of the reference.
         middle: what each segment of the middle added.
         tail: the compared Bn blocks, by block id.
-        cached, run: cached steps so far; those in a row.
+        cached, run: number of cached steps so far, and in a row.
     """
 
     options: DualOptions
@@ -84,7 +84,7 @@ class DualImage:
             yield from block.tensors()
 
     def gate(self) -> Reason | None:
-        """Why this image is computed though there were something to compare with; None if it asks."""
+        """Why this image is computed although there is something to compare with; None if it is compared."""
         options = self.options
         if self.step < options.warmup_steps:
             return "warmup"
@@ -93,11 +93,11 @@ class DualImage:
         return "threshold" if options.residual_diff_threshold <= 0 else None
 
     def threshold(self, difference: float | None) -> float:
-        """Below which a difference lets this step be reused."""
+        """The value below which a difference allows reuse in this step."""
         return self.options.residual_diff_threshold
 
     def may_be_reused(self, step: int) -> bool:
-        """Whether a residual computed at ``step`` can be read later; counters only, so the same on all ranks."""
+        """Whether a residual computed at ``step`` can be read later; uses only counters, so all ranks agree."""
         options = self.options
         return (
             step >= options.warmup_steps - 1 - options.taylor_order

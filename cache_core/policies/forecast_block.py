@@ -1,9 +1,9 @@
-"""ForecastCache: the middle is forecast where the forecast holds for the Fn blocks, with weights fitted on them.
+"""ForecastCache: the middle is forecast if the forecast is right for the Fn blocks, with weights fitted on them.
 
-DBCache asks whether the Fn blocks' residual has moved since the last computed step. Where the middle is not repeated
-but forecast, that is the wrong question: what moves evenly is forecast well. Here the Fn blocks' residual is forecast
-too, with the same weights as the middle's, and compared with what it is. The weights themselves are fitted to it, for
-each image at each step (:mod:`cache_core.policies.weight_fit`).
+DBCache tests whether the Fn blocks' residual has changed since the last computed step. For a middle that is forecast
+instead of repeated, that is the wrong test: even change is forecast well. Here the Fn blocks' residual is forecast too,
+with the same weights as the middle's, and compared with its actual value. The weights themselves are fitted to that
+value, for each image at each step (:mod:`cache_core.policies.weight_fit`).
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class ForecastImage(DualImage):
 
 
 class ForecastBlock(DualBlock):
-    """DBCache's run of a call, with another question."""
+    """Runs a call as DBCache does, with a different comparison."""
 
     _memory: type[DualImage] = ForecastImage
     _images: Sequence[ForecastImage]
 
     def begin_step(self, images: Sequence[Any], decisions: Sequence[ImageDecision]) -> None:
         super().begin_step(images, decisions)
-        self._weights: dict[int, tuple[float, ...]] = {}  # of images that are reused
+        self._weights: dict[int, tuple[float, ...]] = {}  # of images that reuse
 
     def _asked(self, k: int, states: States) -> Sums | None:
         image = self._images[k]
@@ -82,7 +82,7 @@ class ForecastBlock(DualBlock):
         return self._decisions[k].cached, self._decisions[k].weights
 
     def _remember(self, k: int, states: States) -> None:
-        # As early as the middle's residuals, to which the weights will belong.
+        # From the same step on as the middle's residuals, to which the weights are applied.
         self._images[k].nodes.record(self._images[k].step, states.hidden[k] - self._before(k))
 
     def _weights_of(self, k: int) -> Sequence[float] | None:

@@ -1,6 +1,6 @@
-"""Options of images that are generated together: one for all, or thresholds for each.
+"""Options of images that are generated together: the same for all, or thresholds for each.
 
-A threshold decides over its own image only. Everything else about a method says what the batch runs, or when.
+A threshold affects only its own image. All other options of a method determine what the batch runs, or when.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def combined(each: Sequence[CacheOptions]) -> dict[str, Any]:
     """All of them as plain JSON values; a threshold in which they differ is a list.
 
     Raises:
-        ValueError: they differ in more than thresholds (names where), or there are none.
+        ValueError: they differ in more than thresholds (the message names the options), or the list is empty.
     """
     if not each:
         raise ValueError("an empty list of options: give one for each image, or one for all")

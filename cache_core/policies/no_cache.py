@@ -1,4 +1,4 @@
-"""No caching: every block runs. A policy like the others, so that abort and agreement work without a method too."""
+"""No caching: every block runs. A policy like the others, so that abort and agreement also work without a method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ComputeAll:
             decision.reason = "threshold"
 
     def run(self, call: BlockCall) -> Any:
-        if not self._looked:  # at the first block that is called: guidance may leave out block 0
+        if not self._looked:  # at the first block called: guidance may leave out block 0
             self._looked = True
             self._deciding.look(call.states.hidden.device)
         for decision in self._decisions:

@@ -1,4 +1,4 @@
-"""The Fn blocks' residuals of one image at the last computed steps, to which its forecast is fitted."""
+"""The Fn blocks' residuals of one image at the last computed steps, on which its forecast is fitted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Nodes"]
 
 
 class Nodes:
-    """Residuals of up to ``most`` computed steps; those of the middle are kept for the same steps."""
+    """Residuals of up to ``most`` computed steps; the middle's residuals are kept for the same steps."""
 
     __slots__ = ("_between", "_most", "_steps", "_tensors")
 
@@ -22,7 +22,7 @@ class Nodes:
         self._most = most
         self._steps: list[int] = []
         self._tensors: list[torch.Tensor] = []
-        self._between: Sums | None = None  # products of the nodes, which stay while the nodes do
+        self._between: Sums | None = None  # products of the nodes, valid while the nodes are the same
 
     def __bool__(self) -> bool:
         return bool(self._steps)
@@ -39,18 +39,18 @@ class Nodes:
         self._between = None
 
     def undo(self, step: int) -> None:
-        """Let go of what was recorded at ``step``."""
+        """Drop what was recorded at ``step``."""
         if step in self._steps:
             at = self._steps.index(step)
             self._steps, self._tensors = self._steps[:at], self._tensors[:at]
             self._between = None
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self._steps, self._tensors, self._between = [], [], None
 
     def products(self, current: torch.Tensor, minus: torch.Tensor) -> Sums:
-        """This rank's sums for :class:`~cache_core.policies.weight_fit.Products`, always as many.
+        """This rank's sums for :class:`~cache_core.policies.weight_fit.Products`, always the same number.
 
         Args:
             current, minus: output and input of the Fn blocks, [tokens, channels].
@@ -62,7 +62,7 @@ class Nodes:
         return *now, *[torch.zeros_like(now[0])] * (3 - len(now)), *self._between
 
     def weights(self, step: int) -> list[float]:
-        """Interpolation through the nodes' steps, of the highest order that magnifies no more than the limit."""
+        """Interpolation weights for the nodes' steps, of the highest order that magnifies no more than the limit."""
         return forecast_weights(self._steps, step, SPAN)
 
     def tensors(self) -> Iterator[torch.Tensor]:

@@ -1,7 +1,7 @@
 """DBPrune's state of one image: its blocks' last runs, stored in one of two ways behind one interface.
 
 Without a forecast, a block's memory shares tensors with its neighbours (:class:`SharedMemory`). A forecast needs
-residuals of several steps, which nobody shares (:class:`ForecastMemory`).
+residuals of several steps, which cannot be shared (:class:`ForecastMemory`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class BlockMemory(Protocol):
     """One block as it last ran. ``states`` are one image's row of the block's input."""
 
     def compare(self, states: States) -> Sums:
-        """How far ``states`` are from the input that the block last ran on."""
+        """The difference of ``states`` from the input that the block last ran on."""
 
     def reuse(self, step: int, states: States) -> States:
-        """``states`` with what the block would add at ``step``."""
+        """``states`` plus what the block would add at ``step``."""
 
     def undo(self, step: int) -> bool:
-        """Let go of what was stored at ``step``. Returns whether anything is left."""
+        """Drop what was stored at ``step``. Returns whether anything is left."""
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor held."""
@@ -41,39 +41,39 @@ class PruningMemory(Protocol):
     """The blocks of one image.
 
     Attributes:
-        blocks: by block id; only blocks that may be pruned and have run have one.
+        blocks: memories by block id, only of blocks that may be pruned and have run.
     """
 
     @property
     def blocks(self) -> Mapping[int, BlockMemory]: ...
 
     def passed(self, step: int, k: int, call: BlockCall, output: States | None) -> None:
-        """A block was called, for whatever images; called in the order of the blocks.
+        """Record that a block was called, for any images; to be called in the order of the blocks.
 
         Args:
-            step: of the image.
+            step: the image's step.
             k: the image's row of the call.
-            output: what the block gave, all rows of it, if that is to be remembered; else None.
+            output: all rows of the block's output if it is to be remembered; else None.
 
         Raises:
-            RuntimeError: the transformer wrote into what is remembered of the block before.
+            RuntimeError: the transformer wrote into what is remembered of the previous block.
         """
 
     def drop(self, index: int) -> None:
-        """Let go of one block, if it is remembered."""
+        """Drop one block, if it is remembered."""
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Drop everything."""
 
     def undo(self, step: int) -> None:
-        """Let go of what was stored at ``step``."""
+        """Drop what was stored at ``step``."""
 
 
 _Block = TypeVar("_Block", bound=BlockMemory)
 
 
 class _Blocks(Generic[_Block]):
-    """What both have in common."""
+    """Common to both memories."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, _Block] = {}
@@ -102,7 +102,7 @@ class ForecastMemory(_Blocks[ComparedBlock]):
 
 
 class SharedMemory(_Blocks[SharedBlock]):
-    """Chains of blocks that share tensors. ``last``: id of the transformer's last block, whose output nobody shares."""
+    """Chains of blocks that share tensors. ``last``: id of the transformer's last block, whose output is not shared."""
 
     def __init__(self, last: int) -> None:
         super().__init__()
@@ -118,8 +118,8 @@ class SharedMemory(_Blocks[SharedBlock]):
             return
         if previous.step == step and call.overwritten:
             raise RuntimeError(
-                f"the transformer wrote into what the block before {call.block.name} had returned, which it did not "
-                "when they first ran: DBPrune compares with that. DBCache does not"
+                f"the transformer wrote into the output of the block before {call.block.name}, which it did not do "
+                "when they first ran, but DBPrune compares with that output. Use DBCache, which does not"
             )
         if output is None:
             if previous.step == step or index not in self.blocks:
@@ -139,9 +139,9 @@ class SharedMemory(_Blocks[SharedBlock]):
         index = call.block.index
         self.blocks[index] = block = SharedBlock(call.block, step, states, output)
         if index == self._last:
-            block.settle()  # no block shares it, and what the transformer does to it is not seen
+            block.settle()  # no block shares it, and later writes to it would not be noticed
 
 
 def pruning_memory(options: DBPruneOptions, blocks: int) -> PruningMemory:
-    """The memory that an image's options need, in a transformer of so many blocks."""
+    """The memory that an image's options need, in a transformer of ``blocks`` blocks."""
     return ForecastMemory(options.taylor_order) if options.taylor_order else SharedMemory(blocks - 1)

@@ -1,13 +1,13 @@
-"""The residual of a span of blocks for one image over the last computed steps, and its value for now.
+"""The residual of a span of blocks for one image at the last computed steps, and its forecast for this step.
 
 Order 0 repeats the last residual. Orders 1 and 2 extrapolate it (TaylorSeer, arXiv:2503.06923). Where TaylorSeer builds
 derivatives from differences over an assumed fixed interval, this is the interpolating polynomial through the computed
 steps at their real positions: exact for residuals that are polynomials of that order, however uneven the steps.
 
-What is recorded is not exact, and extrapolation magnifies what is wrong with it by the sum of the absolute weights: a
-parabola 7 times one step on from three successive ones, 31 times three steps on. So order 2 is an upper bound: of the
-polynomials through the last steps, the highest that magnifies no more than a limit is taken, at last the constant.
-Order 1 is the line, as published.
+Recorded values are not exact, and extrapolation magnifies their errors by the sum of the absolute weights: a parabola
+through three successive steps 7 times one step ahead, 31 times three steps ahead. So order 2 is an upper bound: of the
+polynomials through the last steps, the one of highest order that magnifies no more than a limit is used, if necessary
+the constant. Order 1 is the line, as published.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 
 __all__ = ["PER_BLOCK", "SPAN", "Residual", "extrapolation_weights", "forecast_weights"]
 
-#: Limit for one residual over a span of blocks, which starts from computed states: a parabola two steps on from three
-#: successive ones.
+#: Limit for one residual over a span of blocks, which starts from computed states: a parabola through three successive
+#: steps, two steps ahead.
 SPAN = 17.0
-#: Limit where each block is forecast for itself. Its input is what the forecasts before it made, so errors multiply
-#: along the depth, move the inputs that decide, and come back through what is recorded next. A line two steps on.
+#: Limit where each block is forecast separately. Its input comes from earlier forecasts, so errors multiply with depth,
+#: change the inputs that are compared, and return through what is recorded next. A line two steps ahead.
 PER_BLOCK = 5.0
 
 
@@ -51,7 +51,7 @@ def extrapolation_weights(steps: list[int], at: int) -> list[float]:
 
 
 def forecast_weights(steps: list[int], at: int, limit: float) -> list[float]:
-    """Weights of the last of ``steps``: those of the highest order that magnifies errors by ``limit`` at most.
+    """Weights of the last of ``steps``, of the highest order that magnifies errors by at most ``limit``.
 
     >>> forecast_weights([2, 3, 4], 5, limit=7)
     [1.0, -3.0, 3.0]
@@ -72,7 +72,7 @@ class Residual:
 
     Args:
         order: the highest order of the forecast.
-        limit: how much order 2 may magnify errors of what is recorded.
+        limit: how much order 2 may magnify errors of recorded values.
 
     Shapes are those of one image's row: hidden [image tokens, channels], encoder [text tokens, channels] or None for
     blocks that do not return the text stream.
@@ -88,12 +88,12 @@ class Residual:
         return bool(self._samples)
 
     def record(self, step: int, hidden: torch.Tensor, encoder: torch.Tensor | None) -> None:
-        """Remember the residual of a computed step, without its graph; the oldest beyond ``order + 1`` is dropped."""
+        """Remember the residual of a computed step, detached; the oldest beyond ``order + 1`` is dropped."""
         sample = _Sample(step, hidden.detach(), None if encoder is None else encoder.detach())
         self._samples = [*self._samples[-self._order :], sample] if self._order else [sample]
 
     def undo(self, step: int) -> None:
-        """Let go of what was recorded at ``step``, which will be recorded anew."""
+        """Drop what was recorded at ``step``, which will be recorded again."""
         self._samples = [sample for sample in self._samples if sample.step != step]
 
     def add_to(
@@ -102,7 +102,7 @@ class Residual:
         """Both streams with the residual forecast for ``step`` added; the inputs are not written to.
 
         Args:
-            weights: of the last recorded residuals, the oldest first; None = the polynomial's.
+            weights: of the last recorded residuals, oldest first; None = the polynomial's.
         """
         if weights is None:
             weights = forecast_weights([sample.step for sample in self._samples], step, self._limit)
@@ -111,7 +111,7 @@ class Residual:
             hidden = torch.add(hidden, sample.hidden, alpha=weight)
             if sample.encoder is not None:
                 before = encoder if text is None else text
-                assert before is not None  # a block's text stream is there at every step, or at none
+                assert before is not None  # a block has a text stream at every step or at none
                 text = torch.add(before, sample.encoder, alpha=weight)
         return hidden, text
 

@@ -1,9 +1,9 @@
 """Which rows of a transformer's call belong to which image, when each image has its own options.
 
 Guidance in one batch (SD3, Z-Image, LTX, CogVideoX, Mochi, PixArt) gives each image several rows, its negative and its
-positive half. Rows of one image hold the same latents, and that tells whose they are. Counting alone cannot: the halves
-may stand one after the other, as diffusers' pipelines stack them, or row by row, and a wrong guess would silently give
-an image another's threshold.
+positive half. Rows of one image hold the same latents, which identifies them. Counting alone cannot: the halves may be
+stacked one after the other, as in diffusers' pipelines, or row by row, and a wrong guess would silently give an image
+the threshold of another.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _Item = TypeVar("_Item")
 
 
 def for_rows(each: Sequence[_Item], rows: int, latents: Any) -> list[_Item]:
-    """One for every row of a call: those given, image by image, or the same for all.
+    """One item for every row of a call, from one item per image or one for all.
 
     Raises:
-        ValueError: as :func:`images_of_rows` says.
+        ValueError: see :func:`images_of_rows`.
     """
     return [each[image] for image in images_of_rows(len(each), rows, latents)]
 
@@ -31,12 +31,12 @@ def images_of_rows(images: int, rows: int, latents: Any) -> list[int]:
     """The image of each row of a transformer's call.
 
     Args:
-        images: how many were announced; 1 = all rows alike.
+        images: number of images that options were given for; 1 = all rows alike.
         rows: leading size of the call's batch.
-        latents: what the transformer was called with, a tensor or a list with an entry for each row.
+        latents: the transformer's input, a tensor or a list with an entry for each row.
 
     Raises:
-        ValueError: the rows are no whole multiple of the images, or do not repeat that many images' latents.
+        ValueError: the rows are not a multiple of the images, or do not repeat that many images' latents.
     """
     repeats, rest = divmod(rows, images)
     announced = f"options for {images} images, but the transformer was called with a batch of {rows}"
@@ -46,12 +46,12 @@ def images_of_rows(images: int, rows: int, latents: Any) -> list[int]:
         return [row % images for row in range(rows)]
     half_after_half = [row % images for row in range(rows)]
     row_by_row = [row // repeats for row in range(rows)]
-    for order in (half_after_half, row_by_row):  # equal images leave both open: then the order of diffusers' pipelines
+    for order in (half_after_half, row_by_row):  # equal images match both: then the order of diffusers' pipelines
         if _rows_repeat(latents, order):
             return order
     raise ValueError(
-        f"{announced} rows that do not hold the latents of {images} images {repeats} times each, so it cannot be told "
-        "which rows are whose: give one for each image (num_images_per_prompt counts) or one for each row"
+        f"{announced} rows that do not hold the latents of {images} images {repeats} times each, so it is unknown "
+        "which rows belong to which: give one for each image (num_images_per_prompt counts) or one for each row"
     )
 
 
@@ -67,4 +67,6 @@ def _rows_repeat(latents: Any, order: list[int]) -> bool:
 def _equal(left: Any, right: Any) -> bool:
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         return torch.equal(left, right)
-    return len(left) == len(right) and all(map(_equal, left, right))  # Z-Image's omni form: a list of images a row
+    return len(left) == len(right) and all(
+        map(_equal, left, right)
+    )  # Z-Image's omni form: a list of images for each row

@@ -29,7 +29,7 @@ class _Image(ForecastImage):
 
 
 class ScheduledBlock(ForecastBlock):
-    """The Fn blocks are asked for weights at most, never for the decision."""
+    """The Fn blocks give the weights at most, never the decision."""
 
     _memory = _Image
     _images: Sequence[_Image]

@@ -1,15 +1,16 @@
 """The weights of a forecast, fitted to the image's actual residual, and their remaining error.
 
-Of the residual ``r`` of the first blocks, computed anyway, and the nodes ``r_1 .. r_m`` before it, the weights are the
-``w`` with ``sum w = 1`` that minimise ``|r - sum w_i r_i|``. With ``e = r - r_m`` and ``d_j = r_(m-j) - r_m`` this is
-least squares without the constraint, ``|e - sum v_j d_j|``. Solution and error need their inner products only::
+For the residual ``r`` of the first blocks, which is computed anyway, and the nodes ``r_1 .. r_m`` before it, the
+weights are the ``w`` with ``sum w = 1`` that minimise ``|r - sum w_i r_i|``. With ``e = r - r_m`` and
+``d_j = r_(m-j) - r_m`` this is unconstrained least squares, ``|e - sum v_j d_j|``. Solution and error need only inner
+products::
 
     G v = b,   G_ij = <d_i, d_j>,   b_i = <d_i, e>,   error^2 = <e, e> - 2 v.b + v.G v
 
 So each rank adds up the products of its own tokens, one all-reduce adds up the ranks, and every rank solves the same
 2 x 2 system in Python's float64: the weights are equal to the last bit.
 
-The error is that of the weights that are used, fitted or not, so a doubtful fit cannot pass for a good forecast.
+The error is that of the weights in use, fitted or not, so a doubtful fit cannot be mistaken for a good forecast.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from cache_core.policy import Verdict
 
 __all__ = ["WIDTH", "Products", "fitted"]
 
-#: Numbers an image brings into the all-reduce, however many nodes it has yet.
+#: Numbers that an image contributes to the all-reduce, however many nodes it has so far.
 WIDTH = 7
-#: Differences of which the angle's squared sine is smaller are taken for parallel: products in float32 are known to
-#: 1e-7, so that of ``G``'s determinant no digit would be left at 1e-7.
+#: Differences are treated as parallel if the squared sine of their angle is smaller: float32 products are accurate to
+#: 1e-7, so at 1e-7 no digit of ``G``'s determinant would be left.
 _PARALLEL = 1e-5
-#: ``<d, d>`` below this part of ``<r_m, r_m>`` is what rounding made of two equal residuals.
+#: ``<d, d>`` below this part of ``<r_m, r_m>`` is the rounding error of two equal residuals.
 _EQUAL = 1e-13
 
 
 class Products(NamedTuple):
-    """One image's inner products over all ranks; 0 where there is no such node.
+    """One image's inner products over all ranks; 0 for missing nodes.
 
     Attributes:
         ee, e1, e2: ``<e, e>``, ``<e, d_1>``, ``<e, d_2>``; ``d_1`` is the newest difference.
@@ -53,12 +54,12 @@ class Products(NamedTuple):
         """``|r - sum w_i r_i|``.
 
         Args:
-            weights: of the last nodes, the oldest first, in sum 1.
+            weights: of the last nodes, oldest first, with sum 1.
         """
         v1, v2 = (*reversed(weights[:-1]), 0.0, 0.0)[:2]
         square = self.ee - 2 * (v1 * self.e1 + v2 * self.e2)
         square += v1 * v1 * self.g11 + 2 * v1 * v2 * self.g12 + v2 * v2 * self.g22
-        return math.sqrt(max(0.0, square))  # rounding may leave a little less than nothing
+        return math.sqrt(max(0.0, square))  # rounding may make it slightly negative
 
     def line(self) -> list[float] | None:
         """Weights of the last two nodes; None if they do not differ."""
@@ -68,7 +69,7 @@ class Products(NamedTuple):
         return [v1, 1 - v1]
 
     def plane(self) -> list[float] | None:
-        """Weights of three nodes; None if their differences are parallel, or none."""
+        """Weights of three nodes; None if their differences are parallel or zero."""
         scale = self.g11 * self.g22
         determinant = scale - self.g12 * self.g12
         if min(self.g11, self.g22) <= _EQUAL * self.last or determinant <= _PARALLEL * scale:
@@ -79,13 +80,13 @@ class Products(NamedTuple):
 
 
 def fitted(otherwise: Sequence[float], *products: float) -> Verdict:
-    """One image's verdict: the error relative to the last node, and the weights it belongs to.
+    """One image's verdict: the error relative to the last node, and the weights that it belongs to.
 
-    Of all nodes, then of the last two, the fit is taken that is determined and magnifies what is inexact in the nodes
-    by no more than :data:`~cache_core.policies.residual.SPAN` (the sum of absolute weights).
+    Uses the fit on all nodes, else on the last two, if it is determined and magnifies the nodes' errors by no more than
+    :data:`~cache_core.policies.residual.SPAN` (the sum of absolute weights).
 
     Args:
-        otherwise: the weights where there is no such fit.
+        otherwise: the weights to use if there is no such fit.
         products: of :class:`Products`.
     """
     if not all(map(math.isfinite, products)):

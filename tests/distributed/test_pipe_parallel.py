@@ -122,7 +122,7 @@ def test_the_group_is_found_on_the_transformer(answers):
 def test_no_rank_decides_alone(answers):
     for answer in answers:
         assert "is split over several ranks" in answer["lone session"]
-        assert "its process group cannot be told from it; pass group=" in answer["unknown group"]
+        assert "its process group could not be found; pass group=" in answer["unknown group"]
         assert answer["given group"] > 0
 
 

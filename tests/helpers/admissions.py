@@ -1,4 +1,4 @@
-"""Admission in front of a gang that tells what a test says, with a clock that the test turns."""
+"""Admission in front of a gang with scripted answers, with a clock that the test advances."""
 
 import itertools
 
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Gang:
-    """What the gang tells; it has not begun any job that it is not said to have."""
+    """What the gang reports; it has started only the jobs that the test names."""
 
     jobs: tuple[JobState, ...] = ()
     accounts, ready_in_s = Accounts(), 0.0

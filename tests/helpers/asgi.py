@@ -1,4 +1,4 @@
-"""One request to an ASGI application, message by message, as a server's socket would have it."""
+"""One request to an ASGI application, message by message, as a server would pass it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ URL = "/v1/images/generations"
 
 
 class Wire:
-    """A request under way: ``send`` and ``leave`` are its client's, the rest is what the application answered.
+    """A running request: ``send`` and ``leave`` are the client's side, the rest is the application's answer.
 
     Args:
-        app: to call; a task is made of it at once.
-        path: of the request.
-        method: of the request.
+        app: the application; its call starts immediately as a task.
+        path: path of the request.
+        method: HTTP method.
         headers: as bytes or text, before ``content-type: application/json``.
     """
 
@@ -54,7 +54,7 @@ class Wire:
         return self
 
     async def until(self, text: str, seconds: float = 20.0) -> Wire:
-        """Wait until the answer holds ``text``."""
+        """Wait until the answer contains ``text``."""
         async with asyncio.timeout(seconds):
             while text not in self.text:
                 self.arrived.clear()
@@ -84,5 +84,5 @@ class Wire:
 
 
 def asked(app: Any, **fields: Any) -> Wire:
-    """A whole request for an image."""
+    """A complete request for an image."""
     return Wire(app).send(json.dumps({"prompt": "a circle", **fields}).encode())

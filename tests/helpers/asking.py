@@ -1,4 +1,4 @@
-"""Requests that tests send over HTTP, and some that are left while they wait or are drawn."""
+"""Requests that tests send over HTTP, some of which are abandoned while they wait or run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(url: str, **fields: Any) -> httpx.Response:
 
 
 def draw_when_told(url: str, **fields: Any) -> httpx.Response:
-    """As :func:`draw`, by a client who comes back when it is told to: free places may be kept for others."""
+    """As :func:`draw`, by a client that retries after `Retry-After`: free places may be kept for others."""
     for _ in range(20):
         answer = draw(url, **fields)
         if answer.status_code != 429:
@@ -41,7 +41,7 @@ def draw_when_told(url: str, **fields: Any) -> httpx.Response:
 
 
 def pixels(response: httpx.Response, index: int = 0) -> np.ndarray:
-    """A reply's image, which must have one."""
+    """The image of a reply, which must have one."""
     assert response.status_code == 200, response.text
     data = base64.b64decode(response.json()["data"][index]["b64_json"])
     return np.asarray(Image.open(io.BytesIO(data)))
@@ -55,10 +55,10 @@ def streamed(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def being_drawn(url: str, **fields: Any) -> Iterator[None]:
-    """``ENDLESS`` with ``fields`` changed, certainly under way while the block runs; afterwards its client leaves.
+    """``ENDLESS`` with ``fields`` changed, running while the block runs; afterwards its client leaves.
 
-    A streamed answer tells of its first step. One that waits for it in vain may stand behind another endless one, so it
-    asks again; so does one that comes while an engine lets go of the job before.
+    A streamed answer reports its first step. If that does not come, the request may be queued behind another endless
+    one, so it is sent again; also if it arrives while an engine is still dropping the previous job.
     """
     body = {**ENDLESS, "stream": True, **fields}
     for patience_s in (10, 20, 40):
@@ -72,7 +72,7 @@ def being_drawn(url: str, **fields: Any) -> Iterator[None]:
             if _tells_of_a_step(lines, patience_s):
                 yield
                 return
-    raise TimeoutError("no engine has begun to draw this")
+    raise TimeoutError("no engine has started this request")
 
 
 def _tells_of_a_step(lines: Iterator[str], patience_s: float) -> bool:
@@ -97,7 +97,7 @@ def sent(url: str, **fields: Any) -> Iterator[None]:
 
 
 def scraped() -> dict[str, list[Sample]]:
-    """What this Ray's metrics port tells, by name: other applications were here, too."""
+    """The metrics of this Ray, by name; they include other applications that ran on it."""
     node = ray.nodes()[0]
     text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=30).text
     names: dict[str, list[Sample]] = {}

@@ -1,4 +1,4 @@
-"""Asking a service as OpenAI's client does, for each task of the small models, with the scene of plain_diffusers."""
+"""Requests with OpenAI's client, for each task of the small models, with the scene of plain_diffusers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FPS = 8
 
 
 class Answer(NamedTuple):
-    """What was answered: pixels as in :class:`tests.helpers.plain_diffusers.Plain`, and the report."""
+    """An answer: pixels as in :class:`tests.helpers.plain_diffusers.Plain`, and the report."""
 
     pixels: np.ndarray
     report: dict[str, Any] | None
 
 
 def asked(client: openai.OpenAI, name: str, task: str, cache: dict[str, Any]) -> Answer:
-    """A model does a task as a client asks for it."""
+    """Request a task from a model as a client does."""
     extra = _extra(name, cache)
     if task.endswith("video"):
         return video(client, name, task, extra)
@@ -45,7 +45,7 @@ def asked(client: openai.OpenAI, name: str, task: str, cache: dict[str, Any]) ->
 
 
 def video(client: openai.OpenAI, name: str, task: str, extra: dict[str, Any]) -> Answer:
-    """As :func:`asked`, of a kept job."""
+    """As :func:`asked`, for a stored job."""
     more: dict[str, Any] = {"input_reference": png(scene())} if task == "image-to-video" else {}
     size: Any = "64x64"
     extra |= {"num_frames": TINY_FAMILIES[name].ask["num_frames"], "fps": FPS}
@@ -70,7 +70,7 @@ def png(picture: np.ndarray) -> tuple[str, bytes, str]:
 
 
 def mask() -> tuple[str, bytes, str]:
-    """As OpenAI has it: transparent where it is to be painted over."""
+    """A mask in OpenAI's form: transparent where the image is to be replaced."""
     return png(np.dstack([scene(), 255 - masked()]))
 
 
@@ -80,7 +80,7 @@ def pixels(encoded: str | None) -> np.ndarray:
 
 
 def edited(client: openai.OpenAI, name: str, widths: Sequence[int]) -> np.ndarray:
-    """A model edits several pictures, of these widths, into one image, without a cache."""
+    """Edit several images of these widths into one, without a cache."""
     pictures = [png(scene(width)) for width in widths]
     told = client.images.edit(model=name, image=pictures, prompt=PROMPT, extra_body=_extra(name, NONE))
     return pixels(told.data[0].b64_json)

@@ -1,4 +1,4 @@
-"""Random schedules under which ranks would part, did they not decide together."""
+"""Random schedules under which ranks would diverge if they did not decide together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.tiny_flux import Job, draw, tiny_flux
 
 @contextmanager
 def noise(rank: int, seed: int, strength: float):
-    """This rank's own share of every difference is off by a random factor, as if its tokens moved unlike the rest."""
+    """Scale this rank's part of every difference by a random factor, as if its tokens changed differently."""
     from cache_core.policies import block_memory as shared
     from cache_core.policies import compared_block as compared
     from cache_core.policies import dual_block, nodes
@@ -62,8 +62,8 @@ def _schedule(seed: int) -> tuple[dict[str, Any], Job]:
 
 
 def _attack(rank: int, group: dist.ProcessGroup, schedules: range) -> list[dict[str, Any]]:
-    """Each schedule's full record. Every rank runs the whole small model, so that ranks that disagree do so without a
-    deadlock and what they did can be compared."""
+    """Each schedule's full record. Every rank runs the whole small model, so that ranks can disagree without a deadlock
+    and their decisions can be compared."""
     transformer, records = tiny_flux(1, 2, heads=1), []
     for seed in schedules:
         options, job = _schedule(seed)
@@ -82,11 +82,11 @@ def _attack(rank: int, group: dist.ProcessGroup, schedules: range) -> list[dict[
 
 def attacks(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
     together = _attack(rank, group, range(200))
-    with pytest.MonkeyPatch.context() as patch:  # the all-reduce taken out: each rank believes its own sums
+    with pytest.MonkeyPatch.context() as patch:  # without the all-reduce: each rank uses its own sums
         patch.setattr(GroupConsensus, "agree", Consensus.agree)
         alone = _attack(rank, group, range(40))
     dist.barrier(group)
-    with pytest.MonkeyPatch.context() as patch:  # sums local, but abort flag and checksum still travel
+    with pytest.MonkeyPatch.context() as patch:  # sums are local, but abort flag and checksum are still reduced
 
         def only_the_tail(self: GroupConsensus, vector: torch.Tensor) -> None:
             tail = vector[-2:].clone()

@@ -1,4 +1,4 @@
-"""A real browser for tests of pages: found on this machine, never downloaded."""
+"""A real browser for tests of pages: one installed on this machine, never downloaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, Page, sync_playwright
 
-#: Where it is set, a machine without a browser fails the tests that need one in place of skipping them.
+#: If it is set, tests that need a browser fail without one instead of being skipped.
 REQUIRED = "RAYCACHE_REQUIRE_BROWSER"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -24,7 +24,7 @@ def launched() -> Iterator[Browser]:
         _do_without(f"no browser: none of {', '.join(NAMES)} is on PATH")
     with sync_playwright() as playwright:
         try:
-            # /dev/shm of a container is often too small for it.
+            # /dev/shm in a container is often too small.
             browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         except Error as error:
             _do_without(f"{path} does not start: {error.message[:500]}")
@@ -39,10 +39,10 @@ def _do_without(reason: str) -> NoReturn:
 
 @contextmanager
 def opened(context: BrowserContext, url: str, allowed: tuple[str, ...] = ()) -> Iterator[Page]:
-    """A page that must say nothing on its console and ask nobody but ``url``.
+    """A page that must log nothing to its console and make no requests except to ``url``.
 
     Args:
-        allowed: parts of what the browser itself may say, of answers that a test provokes.
+        allowed: parts of messages that the browser itself may log about answers that a test provokes.
     """
     told, asked = [], []
     origin = "/".join(url.split("/")[:3])

@@ -1,4 +1,4 @@
-"""Every way that users have to compile a transformer, with a backend that counts."""
+"""Every way in which users compile a transformer, with a backend that counts."""
 
 from __future__ import annotations
 

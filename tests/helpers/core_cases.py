@@ -1,4 +1,4 @@
-"""What each rank does in the tests of the core on real ranks: split model, aborts, disagreement, NaN, two groups."""
+"""What each rank runs in the tests of the core on real ranks: split model, aborts, disagreement, NaN, two groups."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def drawn_together() -> dict[str, Any]:
 
 
 def aborts() -> dict[str, Any]:
-    """One rank after another wishes to stop, at every step; then a job that runs through. On a split model, where a
-    rank that stays behind would wait for the others for ever."""
+    """One rank after another requests an abort, at every step; then a job that completes. On a split model, where a
+    rank left behind would wait for the others forever."""
     transformer = tiny_flux(1, 3)
     group = _split(transformer)
     rank, size, job = dist.get_rank(group), dist.get_world_size(group), Job(seeds=(1, 2), steps=ABORTED_STEPS)
@@ -110,7 +110,7 @@ def aborts() -> dict[str, Any]:
 
 
 def parted(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
-    """One rank remembers, or was told, something else."""
+    """One rank has a different memory or different options."""
     transformer, job = tiny_flux(1, 3, heads=1), Job(steps=6, side=2, text=2)
     record = {}
     for method in ("none", "DBCache", "DBPrune"):
@@ -127,7 +127,7 @@ def parted(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
             record[method] = None
         except RanksParted as error:
             record[method] = (len(report.steps), report.collectives, str(error))
-        # Nobody is left behind in a collective: the group still works.
+        # No rank is left waiting in a collective: the group still works.
         _, report = draw_cached(transformer, options, job, group=group)
         record[method, "afterwards"] = len(report.steps)
     other = {**OPTIONS["DBCache"], "Fn_compute_blocks": 1, "warmup_steps": 4 if rank == 1 else 3}
@@ -141,7 +141,7 @@ def parted(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
 
 
 def not_finite(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
-    """The last rank's own sum is NaN at one step; the others' are fine."""
+    """The last rank's own sum is NaN at one step; the others' are finite."""
     from cache_core.policies import compared_block as compared
     from cache_core.policies import dual_block
 
@@ -168,7 +168,7 @@ def not_finite(rank: int, group: dist.ProcessGroup) -> dict[str, Any]:
 
 
 def two_groups(rank: int) -> dict[str, Any]:
-    """Ranks 0, 1 draw one job while ranks 2, 3 draw another with more steps; then one model split 2 x 2."""
+    """Ranks 0, 1 run one job while ranks 2, 3 run another with more steps; then one model is split 2 x 2."""
     groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     transformer, record = tiny_flux(), {}
     job = Job(seeds=(4,), steps=4) if rank < 2 else Job(seeds=(5,), steps=7)
@@ -181,8 +181,8 @@ def two_groups(rank: int) -> dict[str, Any]:
     mesh = init_context_parallel_mesh("cpu", max_batch_dim_size=2)  # 2 groups for the batch, 2 ranks each for tokens
     parallelize_transformer(transformer, mesh=mesh)
     job = Job(seeds=(1, 2), steps=7)
-    # ParaAttention splits the position ids over the whole world, whatever the mesh is: given twice, each rank's
-    # quarter of them is its half.
+    # ParaAttention splits the position ids over the whole world, whatever the mesh is: passed twice, each rank's
+    # quarter is the half it needs.
     static = job.static()
     job.extra.update({name: torch.cat([static[name]] * 2) for name in ("img_ids", "txt_ids")})
     job.extra.update({"pooled_projections": static["pooled_projections"][rank // 2 : rank // 2 + 1]})
@@ -192,7 +192,7 @@ def two_groups(rank: int) -> dict[str, Any]:
 
 
 def with_bfloat16_as_default(group: dist.ProcessGroup) -> list[Any]:
-    """Loaders set torch's default dtype for a while; the checksum must not be rounded by it."""
+    """Loaders temporarily set torch's default dtype; the checksum must not be rounded to it."""
     transformer, job = tiny_flux(1, 3, heads=1), Job(steps=4, side=2, text=2)
     inputs, static = job.start(), job.static()
     with cache_session(transformer, {"type": "FBCache", "warmup_steps": 1}, group=group) as report, torch.no_grad():
@@ -220,7 +220,7 @@ def on_four(rank: int, world_size: int) -> dict[str, Any]:
     for name, case in cases.items():
         started = time.monotonic()
         result[name] = case()
-        if rank == 0:  # pytest shows it where a test fails
+        if rank == 0:  # pytest shows it if a test fails
             print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
     return result
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, as far as tests ask about it."""
+"""Queries of the Grafana dashboard, for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "raycache.json"
 
 
 def expressions() -> list[str]:
-    """PromQL of all panels, with Grafana's variables in it."""
+    """PromQL of all panels, including Grafana's variables."""
     return [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]]
 
 

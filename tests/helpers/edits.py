@@ -1,4 +1,4 @@
-"""Edits as they are asked for over HTTP, and what is said of those that cannot be."""
+"""Edit requests over HTTP, and the errors for invalid ones."""
 
 from __future__ import annotations
 

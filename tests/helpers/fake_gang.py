@@ -1,4 +1,4 @@
-"""A gang whose jobs end when a test says so, and an engine's calls over it."""
+"""A gang whose jobs end when a test says so, and an engine's calls on it."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class _Handle(SimpleNamespace):
 
 
 class FakeGang:
-    """Jobs end when the test says so, and teach their costs as a gang's do; its warm-up is over.
+    """Jobs end when the test says so, and their costs are learned as in a gang; its warm-up is over.
 
-    It draws one after the other, and tells of each how many steps the test has reported.
+    It runs one job after the other, and reports as many steps of each as the test has set.
     """
 
     def __init__(self, settings: AppSettings) -> None:
@@ -121,7 +121,7 @@ def order(**fields) -> ResolvedRequest:
 
 
 async def started(engine: Engine, **fields):
-    """A call under way, and what the gang sees of it."""
+    """A running call, and the gang's job for it."""
     before = len(engine._gang.jobs)
     call = asyncio.create_task(engine.generate(order(**fields)))
     async with asyncio.timeout(5):

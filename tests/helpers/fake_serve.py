@@ -1,4 +1,4 @@
-"""Serve's proxy as far as the front in it needs one."""
+"""The part of Serve's proxy that the front inside it needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["Serve"]
 
 
 class Serve:
-    """Serve's proxy behind the front: decodes headers as it does, and answers as told."""
+    """Serve's proxy behind the front: decodes headers as Serve does, and gives a scripted answer."""
 
     def __init__(self) -> None:
         self.scopes, self.bodies, self.alive = [], [], True

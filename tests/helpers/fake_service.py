@@ -1,4 +1,4 @@
-"""A service behind the HTTP surface that answers at once, and what tests of it share."""
+"""A service behind the HTTP surface that answers immediately, and helpers for tests of that surface."""
 
 import numpy as np
 

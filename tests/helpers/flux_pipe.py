@@ -1,4 +1,4 @@
-"""A real FluxPipeline on the noise model (2 double and 4 single blocks), and an image of it."""
+"""A real FluxPipeline on the noise model (2 double and 4 single blocks), and an image from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real diffusers pipelines that put guidance into one batch, tiny: every image has a negative and a positive row."""
+"""Tiny real diffusers pipelines with guidance in one batch: every image has a negative and a positive row."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _z_image(words: torch.Tensor, against: torch.Tensor) -> dict[str, Any]:
     return {"prompt_embeds": list(words), "negative_prompt_embeds": list(against), "height": 64, "width": 64}
 
 
-#: Class of the pipeline: how to make it, and its own arguments from the embeddings of words wanted and not wanted.
+#: By pipeline class: how to create it, and its own arguments from the embeddings of the prompt and negative prompt.
 GUIDED: dict[str, tuple[Callable[[], Any], Callable[[torch.Tensor, torch.Tensor], dict[str, Any]]]] = {
     "StableDiffusion3Pipeline": (
         lambda: _pipe(

@@ -1,4 +1,4 @@
-"""Requests that nobody should send, made from our own OpenAPI document: for the application in process and for real."""
+"""Invalid requests generated from our OpenAPI document, for the application in process and over real HTTP."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ class Hostile:
 
 
 def bodies(document: dict[str, Any]) -> st.SearchStrategy[Hostile]:
-    """JSON to the one door, as the OpenAPI document describes it but for up to two fields that went bad."""
+    """JSON for the generation endpoint, as in the OpenAPI document except for up to two invalid fields."""
     schema = document["paths"][URL]["post"]["requestBody"]["content"][JSON]["schema"]
     good = {"prompt": st.just("a circle"), "stream": st.booleans(), "n": st.integers(1, 2), "seed": st.integers(0, 9)}
     bad = {name: _CACHE | _JSON if name == "cache" else _JSON for name in schema["properties"]} | {"nonsense": _JSON}
-    # Few fields go bad at a time, or all requests would die of the first.
+    # Few invalid fields at a time, or all requests would fail at the first.
     broken = st.lists(st.sampled_from(sorted(bad)), max_size=2, unique=True).flatmap(
         lambda chosen: st.fixed_dictionaries({name: bad[name] for name in chosen})
     )
@@ -115,7 +115,7 @@ def bodies(document: dict[str, Any]) -> st.SearchStrategy[Hostile]:
 
 
 def oddities(document: dict[str, Any]) -> st.SearchStrategy[Hostile]:
-    """What is no request at all: other bytes, types, paths and methods."""
+    """What is not a valid HTTP request at all: other bytes, types, paths and methods."""
     types = st.sampled_from([JSON, "text/plain", "application/json; charset=utf-7", "multipart/form-data", ""])
     paths = st.sampled_from([*document["paths"], "/v1/images/edits", "//", "/v1/%00", "/" + "x" * 3000])
     methods = st.sampled_from(["POST", "GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"])
@@ -126,7 +126,7 @@ def oddities(document: dict[str, Any]) -> st.SearchStrategy[Hostile]:
 
 
 def check(request: Hostile, status: int, content_type: str, text: str) -> None:
-    """No failure of ours, and an error that says in OpenAI's shape what was wrong."""
+    """Check that it is not a server error, and that the error in OpenAI's shape says what was wrong."""
     assert status < 500, f"{request}: {status} {text[:500]}"
     if status >= 400 and request.method != "HEAD":
         assert content_type.startswith(JSON), f"{request}: {content_type}"

@@ -1,4 +1,4 @@
-"""Jobs as tests hand them to gangs and ranks."""
+"""Jobs that tests pass to gangs and ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_job(
     true_cfg_scale: float = 1.0,
     **fields: Any,
 ) -> Job:
-    """A small one, without a cache unless ``cache`` says which; ``fields``: others of :class:`Job`."""
+    """A small job, without a cache unless ``cache`` is given; ``fields``: other fields of :class:`Job`."""
     return Job(
         id=id,
         size=Size.parse(size),

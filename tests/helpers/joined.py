@@ -1,4 +1,4 @@
-"""Jobs that are drawn in joined calls of a tiny FLUX, whoever is there at the time."""
+"""Jobs in joined calls of a tiny FLUX, with whichever jobs are present at the time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STACKED = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_project
 
 @dataclass
 class Drawing:
-    """A job on its way through joined calls."""
+    """A job that runs in joined calls."""
 
     job: Job
     session: Any
@@ -45,7 +45,7 @@ class Drawing:
 
 
 class OutOfMemory(TorchDispatchMode):
-    """No memory for the ``at``-th operation from here, nor for any after it: also tidying up must do without."""
+    """Out of memory at the ``at``-th operation from here and all later ones, so cleanup must not allocate."""
 
     def __init__(self, at: float) -> None:
         super().__init__()
@@ -59,23 +59,23 @@ class OutOfMemory(TorchDispatchMode):
 
 
 def call_together(transformer: Any, jobs: Sequence[Drawing], memory: float = math.inf) -> None:
-    """One step of each, in one call; none of them takes it if the memory does not suffice for that many operations."""
+    """One step of each job, in one call; no job makes the step if the memory is not enough for that many operations."""
     each = [job.arguments() for job in jobs]
     stacked = each[0] | {name: torch.cat([own[name] for own in each]) for name in STACKED}
     calls = [job_call(job.session, transformer, (), own) for job, own in zip(jobs, each, strict=True)]
     bounded = nullcontext() if memory == math.inf else OutOfMemory(memory)
     with torch.no_grad(), bounded, joined(transformer, calls):
-        output = transformer(**stacked)[0].clone()  # the last operation: the transformer has returned
+        output = transformer(**stacked)[0].clone()  # the last operation, after the transformer has returned
     for job, rows in zip(jobs, output.split([len(job.job.seeds) for job in jobs]), strict=True):
         job.take(rows)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A call fails, once for each entry of ``memory`` (in operations), and is then made in parts.
+    """A call fails, once for each entry of ``memory`` (in operations), and is then repeated in parts.
 
     Attributes:
-        cut: how many of its jobs the first part has.
+        cut: number of jobs in the first part.
     """
 
     memory: tuple[int, ...] = ()
@@ -83,7 +83,7 @@ class Fault:
 
 
 def call_despite(transformer: Any, jobs: Sequence[Drawing], fault: Fault) -> int:
-    """One step of each, and how often a call failed before."""
+    """Make one step of each job; returns how often a call failed before that."""
     for failed, memory in enumerate(fault.memory):
         try:
             call_together(transformer, jobs, memory)
@@ -103,7 +103,7 @@ def draw_joined(
     group: Any = None,
     faults: Mapping[int, Fault] = MappingProxyType({}),
 ) -> list[tuple[list[torch.Tensor], CacheReport]]:
-    """All jobs, each from its arrival on, in calls that hold whoever is there; ``faults`` by the number of the call."""
+    """Run all jobs, each from its arrival, in calls with all jobs present; ``faults`` by the number of the call."""
     with ExitStack() as stack:
         drawings = [
             Drawing(job, stack.enter_context(job_session(transformer, options, group, name=str(k))), job.start())
@@ -117,7 +117,7 @@ def draw_joined(
         return [(drawing.outputs, drawing.session.report) for drawing in drawings]
 
 
-#: Jobs of other steps, thresholds, forecasts and batches that may share calls, and when each comes.
+#: Jobs with different steps, thresholds, forecasts and batches that may share calls, and when each arrives.
 TOGETHER: dict[str, list[tuple[Job, dict[str, Any]]]] = {
     method: [
         (Job(seeds=(1,), steps=7), common | {"residual_diff_threshold": low, "warmup_steps": 2}),
@@ -141,8 +141,8 @@ ARRIVALS = (0, 2, 3)
 
 
 def on_split_ranks() -> dict[str, Any]:
-    """On each rank of a split model: joined jobs, the same under attack with and without the all-reduce, and ranks
-    that join other jobs."""
+    """On each rank of a split model: joined jobs, the same with perturbed sums with and without the all-reduce, and
+    ranks that join different jobs."""
     from raycache.worker.context_parallel import parallelize
     from tests.helpers.attacks import noise
 
@@ -150,7 +150,7 @@ def on_split_ranks() -> dict[str, Any]:
     group = parallelize(transformer)
     rank = dist.get_rank(group)
     record: dict[str, Any] = {m: draw_joined(transformer, specs, ARRIVALS, group) for m, specs in TOGETHER.items()}
-    alone = tiny_flux(seed=0)  # whole on every rank, so that ranks that part do not hang
+    alone = tiny_flux(seed=0)  # whole on every rank, so that ranks that diverge do not hang
     for name, exact in (("attacked", GroupConsensus.agree), ("not reduced", Consensus.agree)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(GroupConsensus, "agree", exact)

@@ -1,7 +1,7 @@
-"""KubeRay's custom resource as far as our manifest uses it: field names and types of its API reference, `ray.io/v1`.
+"""The part of KubeRay's custom resource that our manifest uses: names and types of its API reference, `ray.io/v1`.
 
-The published definition is a megabyte of YAML, nearly all of it Kubernetes' own pod template. What is ours to get wrong
-is the part around the pod; unknown fields are errors, as they are for the API server in strict mode.
+The published definition is a megabyte of YAML, nearly all of it Kubernetes' own pod template. Our manifest can be wrong
+in the part around the pod; unknown fields are errors, as they are for the API server in strict mode.
 """
 
 from __future__ import annotations

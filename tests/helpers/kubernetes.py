@@ -1,4 +1,4 @@
-"""Kubernetes' own objects against its published OpenAPI, which the package `lightkube-models` carries."""
+"""Checks Kubernetes' own objects against its published OpenAPI, which the package `lightkube-models` contains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightkube.models.policy_v1 import PodDisruptionBudget
 
 __all__ = ["KINDS", "PodTemplateSpec", "check"]
 
-#: What our manifests hold beside KubeRay's custom resource.
+#: The objects in our manifests other than KubeRay's custom resource.
 KINDS = {
     "Service": Service,
     "StatefulSet": StatefulSet,
@@ -26,7 +26,7 @@ def check(value: dict[str, Any], kind: type[msgspec.Struct]) -> None:
     """What the API server checks in strict mode: types, required fields, and that every field is known.
 
     Raises:
-        ValueError: says where and what.
+        ValueError: a check failed; says where and why.
     """
     try:
         known = msgspec.to_builtins(msgspec.convert(value, kind))

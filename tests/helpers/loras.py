@@ -17,7 +17,7 @@ LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "proj_mlp")
 def make_lora(
     folder: Path, transformer: Any, seed: int, *, rank: int = 4, alpha: int | None = None, layers: Any = LAYERS
 ) -> Path:
-    """A file with weights that change every image; ``transformer`` is left as it was, but for peft's empty layers."""
+    """A file with weights that change every image; ``transformer`` is unchanged, except for peft's empty layers."""
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(layers))
     transformer.add_adapter(config, adapter_name="made")
     chance = torch.Generator().manual_seed(seed)
@@ -35,7 +35,7 @@ def make_lora(
 
 
 def fuse(pipe: Any, file: Path, scale: float) -> None:
-    """Put the LoRA into the weights for good, as diffusers does."""
+    """Merge the LoRA permanently into the weights, as diffusers does."""
     pipe.load_lora_weights(str(file), adapter_name="fused")
     pipe.fuse_lora(adapter_names=["fused"], lora_scale=scale)
     pipe.unload_lora_weights()

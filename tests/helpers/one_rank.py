@@ -1,4 +1,4 @@
-"""One rank without a gang, which carries out ticks."""
+"""One rank that runs ticks without a gang."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def close(output: JobOutput, expected: JobOutput) -> bool:
 
 
 class Failing(Observer):
-    """Raises at one place of one job."""
+    """Raises at one point of one job."""
 
     def __init__(self, name: str, at: str, step: int = 1, error: type[Exception] = RuntimeError) -> None:
         self.name, self.at, self.step, self.error = name, at, step, error

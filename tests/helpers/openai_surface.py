@@ -1,4 +1,4 @@
-"""What the types of OpenAI's client let one say, and a service that judges it as an ingress does."""
+"""The values that the types of OpenAI's client allow, and a service that validates them as an ingress does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MODEL = Capabilities("folder", 57, 24, 512, "FluxPipeline", 16)
 
 
 class Service:
-    """Judges requests as an ingress does, and draws black images as an engine answers."""
+    """Validates requests as an ingress does, and answers with black images as an engine would."""
 
     settings = SETTINGS
     keys = ()
@@ -83,7 +83,7 @@ class Service:
 
 
 def values(kind: Any) -> list[Any]:
-    """What a type of the client's lets a user say: every literal, and one value of each other type."""
+    """The values that one of the client's types allows: every literal, and one value of each other type."""
     origin = get_origin(kind)
     if origin in (typing.Required, typing_extensions.Required):
         return values(get_args(kind)[0])

@@ -1,4 +1,4 @@
-"""Runs cache-dit 1.5.3 over a grid of cases, in a process of its own: it patches classes and reads the environment.
+"""Runs cache-dit 1.5.3 over a grid of cases in a separate process, because it patches classes and reads variables.
 
     python -m tests.helpers.peer < cases.json > results.pt
 
@@ -47,7 +47,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     real_stdout = os.dup(1)
-    os.dup2(2, 1)  # whatever the peer prints is not a result
+    os.dup2(2, 1)  # so that what the peer prints does not mix with the results
     results = [run_case(case) for case in json.load(sys.stdin)]
     buffer = io.BytesIO()
     torch.save(results, buffer)

@@ -1,4 +1,4 @@
-"""Files of pictures, well made and odd ones."""
+"""Image files, valid and unusual ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["apng", "chunk", "file", "jpeg_of_size", "png_of", "scene", "webp_of_
 
 
 def scene(width: int = 24, height: int = 16) -> np.ndarray:
-    """Red above left, green above right, blue below left, grey below right: no two turns of it are alike."""
+    """Red top left, green top right, blue bottom left, grey bottom right, so that all rotations differ."""
     picture = np.full((height, width, 3), 128, np.uint8)
     picture[: height // 2, : width // 2] = 250, 10, 20
     picture[: height // 2, width // 2 :] = 10, 240, 30
@@ -31,24 +31,24 @@ def file(picture: np.ndarray | Image.Image, format: str = "PNG", **options: Any)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """One of a PNG."""
+    """One chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_of(width: int, height: int, depth: int, colour: int, rows: bytes, *more: bytes) -> bytes:
-    """A PNG by hand: ``rows`` with their filter bytes, not compressed yet; ``more`` chunks stand before them."""
+    """A PNG built by hand from uncompressed ``rows`` with filter bytes; ``more`` chunks come before them."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = [chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
 def apng() -> bytes:
-    """A PNG that moves."""
+    """An animated PNG."""
     return file(Image.new("RGB", (8, 8), "red"), save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
 
 
 def jpeg_of_size(width: int, height: int) -> bytes:
-    """A small JPEG that says it were larger."""
+    """A small JPEG whose header claims a larger size."""
     data = bytearray(file(scene(), "JPEG"))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", height, width)
@@ -56,7 +56,7 @@ def jpeg_of_size(width: int, height: int) -> bytes:
 
 
 def webp_of_size(width: int, height: int) -> bytes:
-    """A small WebP whose canvas says it were larger."""
+    """A small WebP whose canvas claims a larger size."""
     inner = file(scene(), "WEBP")[12:]
     canvas = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + canvas + inner
@@ -64,7 +64,7 @@ def webp_of_size(width: int, height: int) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks were tampered with, and do not show it; other bytes as they are."""
+    """Fix the checksums of a PNG whose chunks were changed; other bytes are returned unchanged."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return data
     out, at = data[:8], 8

@@ -1,4 +1,4 @@
-"""The images of one batch, and what each transformer class is called with to draw them."""
+"""The images of one batch, and the arguments of each transformer class for them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Tensor = torch.Tensor
 class Pictures:
     """The images of one batch at one step.
 
-    Every image has conditions of its own, so that an argument taken from the wrong row shows.
+    Every image has its own conditions, so that an argument taken from the wrong row makes a difference.
 
     Attributes:
         seeds: one per image.
-        drifts: how much of an image's latents is drawn anew at every step; 0.01 is nearly still, 1.0 is a new image.
+        drifts: how much of an image's latents is replaced by new noise at every step; 0.01 is almost none, 1.0 is all.
         step: the step.
     """
 
@@ -46,7 +46,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Tiny:
-    """How to build one class small, and what to call it with. A name ``Class+form`` is another form of ``Class``."""
+    """How to build one class small, and its arguments. A name ``Class+form`` is a variant of ``Class``."""
 
     config: dict[str, Any]
     inputs: Callable[[Pictures], dict[str, Any]]

@@ -1,7 +1,7 @@
-"""The published methods again, as plainly as they can be written: the judges of the real ones.
+"""The published methods again, written as simply as possible: the reference for the real ones.
 
-Nothing here is shared with ``cache_core``: one image, no hooks, no sessions, everything stored as it is.
-Options come as dicts under the published names.
+Nothing here is shared with ``cache_core``: one image, no hooks, no sessions, everything stored directly. Options are
+dicts with the published names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Walk = Callable[[int, list[Block], torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def draw_plainly(model: Any, job: Job, walk: Walk) -> list[torch.Tensor]:
-    """FLUX with its two stacks as one list of blocks ``(h, e) -> (h, e)``, walked by ``walk(step, blocks, h, e)``."""
+    """FLUX with its two stacks as one list of blocks ``(h, e) -> (h, e)``, executed by ``walk(step, blocks, h, e)``."""
     latents, static, outputs = job.start(), job.static(), []
     ids = torch.cat([static["txt_ids"], static["img_ids"]])
     with torch.no_grad():
@@ -49,7 +49,7 @@ def _ratio(stored: torch.Tensor, current: torch.Tensor) -> float:
 
 
 def plain_prune(model: Any, job: Job, options: dict[str, Any]):
-    """DBPrune. Returns outputs, and of every step the pruned blocks and ``{block: (difference, threshold)}``."""
+    """DBPrune. Returns outputs, and for every step the pruned blocks and ``{block: (difference, threshold)}``."""
     doubles = len(model.transformer_blocks)
     count = doubles + len(model.single_transformer_blocks)
     inputs: dict[int, torch.Tensor] = {}
@@ -101,9 +101,9 @@ def plain_prune(model: Any, job: Job, options: dict[str, Any]):
 def plain_dual(model: Any, job: Job, options: dict[str, Any]):
     """DBCache with all its limits and with partial Bn. Returns outputs, cached steps, differences by block and step.
 
-    One thing is not as published, on purpose: in the last step that ``max_cached_steps`` allows, the Bn blocks outside
-    ``Bn_compute_blocks_ids`` are compared as in any other cached step. Published, they went through the gate a second
-    time after their own step had been counted, and were all computed.
+    It deliberately differs from the publication in one point: in the last step that ``max_cached_steps`` allows, the Bn
+    blocks outside ``Bn_compute_blocks_ids`` are compared as in any other cached step. In the published code they passed
+    the limit check a second time after their own step had been counted, and were all computed.
     """
     doubles = len(model.transformer_blocks)
     count = doubles + len(model.single_transformer_blocks)
@@ -160,7 +160,7 @@ def plain_dual(model: Any, job: Job, options: dict[str, Any]):
 
 
 def least_squares(nodes: Sequence[torch.Tensor], now: torch.Tensor) -> tuple[list[float], float]:
-    """The weights of the nodes, in sum 1, nearest to ``now``, and the error relative to the last node; in float64."""
+    """The weights of the nodes, with sum 1, nearest to ``now``, and the error relative to the last node; in float64."""
     vectors = [node.double().flatten().numpy() for node in nodes]
     last, target = vectors[-1], now.double().flatten().numpy()
     solved: list[float] = []
@@ -173,9 +173,9 @@ def least_squares(nodes: Sequence[torch.Tensor], now: torch.Tensor) -> tuple[lis
 
 
 def plain_forecast(model: Any, job: Job, options: dict[str, Any]):
-    """ForecastCache. Returns outputs, cached steps, and of each step the error and the weights, the oldest node first.
+    """ForecastCache. Returns outputs, cached steps, and for each step the error and the weights, oldest node first.
 
-    The weights come from numpy's least squares on the vectors themselves.
+    The weights are from numpy's least squares on the vectors themselves.
     """
     count = len(model.transformer_blocks) + len(model.single_transformer_blocks)
     first, tail = options["Fn_compute_blocks"], count - options["Bn_compute_blocks"]

@@ -1,4 +1,4 @@
-"""Costs of calls that are plain sums, and jobs that have little else."""
+"""Call costs that are simple sums, and minimal jobs for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["PlainCosts", "plain_job"]
 
 @dataclass
 class PlainCosts:
-    """A call: ``fixed`` plus ``row`` a row, times what a row has of tokens."""
+    """A call costs ``fixed``, plus ``row`` times the tokens of each row."""
 
     fixed: float = 0.0
     row: float = 1.0
@@ -40,5 +40,5 @@ class PlainCosts:
 
 
 def plain_job(name: str, calls: int, tokens: float = 1.0, arrived: float = 0.0, **more: Any) -> JobState:
-    """A job whose shape is its size."""
+    """A job that is described by its number of calls and its tokens."""
     return JobState(id=name, arrived=arrived, shape=tokens, calls=calls, tokens=tokens, **more)

@@ -1,6 +1,6 @@
-"""What diffusers alone makes of a request to a tiny model, in one process: the judge of what a service draws.
+"""The result of a request to a tiny model with diffusers alone, in one process: the reference for the service.
 
-Nothing here is shared with the service: arguments are written out as a user of diffusers would write them.
+Nothing here is shared with the service: arguments are written as a user of diffusers would write them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PROMPT, SEED, GUIDANCE, STRENGTH = "a red circle", 7, 4.0, 0.7
 
 
 class Plain(NamedTuple):
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
-        pixels: uint8, [height, width, 3]; of a video [frames, height, width, 3].
+        pixels: uint8, [height, width, 3]; for a video [frames, height, width, 3].
         decisions: per call of a denoiser, in the order of the report: its step, its branch, and for each row whether
             the cache was used and why. Empty without a cache.
     """
@@ -38,28 +38,28 @@ class Plain(NamedTuple):
 
 
 def scene(width: int = 64) -> np.ndarray:
-    """A picture to begin with: uint8, [64, width, 3]."""
+    """An input image: uint8, [64, width, 3]."""
     rows, columns = np.mgrid[:64, :width].astype(np.uint8)
     return np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1)
 
 
 def masked() -> np.ndarray:
-    """Where it is to be painted over, the right half: 255, else 0; uint8, [64, 64]."""
+    """A mask: 255 in the right half, which is to be replaced, else 0; uint8, [64, 64]."""
     return np.repeat(np.where(np.arange(64) < 32, 0, 255).astype(np.uint8)[None], 64, axis=0)
 
 
 def plain(name: str, task: str, steps: int, cache: CacheOptions | None = None, widths: Sequence[int] = (64,)) -> Plain:
-    """``task`` done by the tiny model ``name`` in ``steps`` steps, alone on this process.
+    """``task`` by the tiny model ``name`` in ``steps`` steps, in this process alone.
 
     Args:
-        widths: of the pictures that it begins with, if it does with any.
+        widths: of its input images, if the task has any.
     """
     pipe = _pipe(name, task)
     if cache is not None:
         options = cache.model_dump()
         apply_cache_on_pipe(pipe, options.pop("type"), **options)
     asked = {**_arguments(name, task, widths), "num_inference_steps": steps, "output_type": "np"}
-    if hasattr(pipe, "blocks"):  # a modular pipeline, which returns what it is asked for
+    if hasattr(pipe, "blocks"):  # a modular pipeline, which returns the requested output
         drawn = pipe(**asked, output="images")[0]
     else:
         output = pipe(**asked)
@@ -71,7 +71,7 @@ def plain(name: str, task: str, steps: int, cache: CacheOptions | None = None, w
 def _pipe(name: str, task: str) -> Any:
     folder, tiny = tiny_folder(name), TINY_FAMILIES[name]
     if (folder / "modular_model_index.json").is_file():
-        pipe = load_modular_tiny(folder)  # its blocks choose the task by what is given to them
+        pipe = load_modular_tiny(folder)  # its blocks choose the task by their inputs
         if hasattr(pipe, "guider"):
             pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=GUIDANCE))
         return pipe

@@ -1,4 +1,4 @@
-"""The Prometheus operator's custom resources as far as ours use them: names and types of its API reference, v1."""
+"""The part of the Prometheus operator's custom resources that we use: names and types of its API reference, v1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PromQL as far as our alarms use it, over series that a test makes up. The parser is Prometheus' grammar, not ours."""
+"""The part of PromQL that our alarms use, over invented series. The parser is Prometheus' own grammar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import promql_parser as promql
 
 __all__ = ["Series", "fires"]
 
-#: A series without a sample for so long is gone.
+#: A series without a sample for this long is stale.
 _LOOK_BACK_S = 300.0
 _COMPARE = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le, "==": operator.eq}
 _ARITHMETIC = {"*": operator.mul, "+": operator.add, "-": operator.sub}
@@ -29,9 +29,9 @@ class Series:
     """One series.
 
     Attributes:
-        name: of the metric.
-        labels: of it.
-        value: at a time in seconds; None where there is no sample.
+        name: the metric's name.
+        labels: its labels.
+        value: the value at a time in seconds; None if there is no sample.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Series:
 
 
 def fires(expr: str, hold_s: float, series: list[Series], now: float, step_s: float = 15.0) -> bool:
-    """Whether an alarm with this expression, true for ``hold_s`` seconds without a break, fires at ``now``."""
+    """Whether an alarm with this expression, to hold for ``hold_s`` seconds without gaps, fires at ``now``."""
     tree, held = promql.parse(expr), now - hold_s
     times = [held + step_s * k for k in range(int(hold_s / step_s) + 1)]
     return all(_vector(tree, series, time, step_s) for time in times)
@@ -98,7 +98,7 @@ def _called(node: Any, series: list[Series], now: float, step_s: float) -> Vecto
     found, span = {}, argument.range.total_seconds()
     for one in _selected(argument.vector_selector, series):
         samples = _samples(one, now, span, step_s)
-        if len(samples) > 1:  # one sample has not increased: so does Prometheus
+        if len(samples) > 1:  # as in Prometheus, a single sample has no increase
             grown = sum(max(0.0, b - a) for a, b in pairwise(samples))
             found[_key(one.labels)] = grown / (span if node.func.name == "rate" else 1.0)
     return found

@@ -1,6 +1,6 @@
-"""What the README of cache-dit v0.1 and v0.2 shows, call for call and value for value, and the means to run it.
+"""The examples in the README of cache-dit v0.1 and v0.2, call for call and value for value, and a way to run them.
 
-Only the package of the import is another. The words around the calls are not theirs.
+Only the package of the import differs. The text around the calls is not theirs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pipe = FluxPipeline.from_pretrained(
 """
 _APPLY = "\napply_cache_on_pipe(pipe, **cache_options)\n"
 
-#: Whole examples that apply a cache, with the options that must be in force.
+#: Complete examples that apply a cache, with the options that must then be in force.
 APPLIED: dict[str, tuple[str, dict[str, Any]]] = {
     "DBCache, default": (
         _LOAD + "cache_options = CacheType.default_options(CacheType.DBCache)" + _APPLY,
@@ -144,7 +144,7 @@ cache_options = {
     ),
 }  # fmt: skip
 
-#: Examples that only name options; applied as they stand.
+#: Examples that only name options; applied unchanged.
 PIECES: dict[str, tuple[str, dict[str, Any]]] = {
     "partial Bn": (
         """
@@ -224,7 +224,7 @@ apply_cache_on_pipe(
 
 
 def run_snippet(source: str, folder: Path, **names: Any) -> dict[str, Any]:
-    """Run an example on the model in ``folder``, on the CPU; returns the names it leaves behind."""
+    """Run an example with the model in ``folder``, on the CPU; returns the names that it defines."""
     real = FluxPipeline.from_pretrained
 
     def tiny(*_: Any, **__: Any) -> FluxPipeline:

@@ -1,4 +1,4 @@
-"""Processes of ranks, as the operating system has them."""
+"""Processes of ranks, from the operating system."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.helpers.forking import SERVERS, Forked, ask, fork_servers
 
 __all__ = ["RankError", "run_ranks"]
 
-#: Seconds the other ranks get to answer after the first one failed: those blocked in a collective never will.
+#: Seconds that the other ranks have to answer after the first one failed: those blocked in a collective never will.
 _GRACE_S = 5.0
 
 
@@ -43,7 +43,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: floa
     Args:
         world_size: number of processes; each runs with one torch thread.
         fn: a function at the top level of a module; it, ``args`` and its result must be picklable.
-        timeout: seconds for everything, start of the processes included; also the timeout of a collective.
+        timeout: seconds for everything, including the start of the processes; also the timeout of a collective.
 
     Returns:
         What each rank returned, in order of ranks.
@@ -58,7 +58,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: floa
         ends = []
         for rank in range(world_size):
             end, child_end = Pipe(duplex=False)
-            # Rank 0 serves the store on the very socket that is open here, so no other process can take the port.
+            # Rank 0 serves the store on the socket that is already open here, so no other process can take the port.
             fds = (0, 1, 2, file.fileno(), child_end.fileno(), *([listener.fileno()] if rank == 0 else []))
             argv = ["-m", __name__, str(rank)]
             process = ask(servers[rank % SERVERS], argv, fds, dict(os.environ), os.getcwd())
@@ -94,13 +94,13 @@ def _collect(ends: list[Connection], deadline: float) -> list[Any]:
                 failures.append(RankError(rank, *failure))
                 deadline = min(deadline, time.monotonic() + _GRACE_S)
     if failures:
-        # A death is a cause; what the others raise because of it may arrive before it.
+        # A death is the cause; errors that it causes in other ranks may arrive before it.
         raise next((failure for failure in failures if failure.kind == "died"), failures[0])
     return [results[rank] for rank in range(len(ends))]
 
 
 def _child(rank: int) -> None:
-    """What runs in a rank's process. File descriptors: 3 its work, 4 where its answer goes, 5 on rank 0 the store's."""
+    """Runs in a rank's process. File descriptors: 3 has its work, 4 takes its answer, 5 is the store's on rank 0."""
     import torch
     import torch.distributed as dist
 
@@ -108,7 +108,7 @@ def _child(rank: int) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     try:
-        # Not `read`: all ranks have the same file, with one position in it.
+        # Not `read`: all ranks share one file, and its position.
         port, world_size, timeout, fn, args = pickle.loads(os.pread(3, os.fstat(3).st_size, 0))
         limit = timedelta(seconds=timeout)
         fd = {"master_listen_fd": 5} if rank == 0 else {}
@@ -122,7 +122,7 @@ def _child(rank: int) -> None:
     except BaseException as error:
         answer = pickle.dumps(((type(error).__name__, traceback.format_exc()), None))
     end.send_bytes(answer)
-    # Rank 0 holds the store: it stays until the parent, which has all answers by then, kills it.
+    # Rank 0 holds the store: it stays until the parent, having all answers, kills it.
     if rank == 0:
         time.sleep(timeout)
 

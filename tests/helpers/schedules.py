@@ -1,4 +1,4 @@
-"""Schedules of jobs with plain costs: traces to draw them from, one plan of them, and all plans until they are over."""
+"""Schedules of jobs with simple costs: random traces, a single plan, and all plans until the jobs are done."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALONE = Rules(max_rows=1, max_active=1000)
 def ran(
     jobs: Iterable[JobState], costs: CallCosts, rules: Rules
 ) -> tuple[dict[str, Forecast], list[tuple[float, float, Plan]]]:
-    """Forecasts, and the ticks as (begin, end, plan)."""
+    """The forecasts, and the ticks as (begin, end, plan)."""
     ticks: list[tuple[float, float, Plan]] = []
     told = simulated(jobs, costs, rules, 0.0, on_tick=lambda *tick: ticks.append(tick))
     return told, ticks
@@ -31,7 +31,7 @@ def ran(
 
 @st.composite
 def traces(draw: st.DrawFn, deadlines: bool = False, callers: str = "a", most: int = 7) -> list[JobState]:
-    """Jobs of whole seconds of work, so that sums are exact."""
+    """Jobs that take whole seconds, so that sums are exact."""
     jobs = []
     for i in range(draw(st.integers(1, most))):
         arrived = float(draw(st.integers(0, 20)))
@@ -45,5 +45,5 @@ def traces(draw: st.DrawFn, deadlines: bool = False, callers: str = "a", most: i
 
 
 def one_plan(jobs: Sequence[JobState], costs: CallCosts, **rules: Any) -> Plan:
-    """The next tick of jobs whose callers have had nothing yet."""
+    """The next tick of jobs whose callers have used nothing yet."""
     return plan(jobs, costs, Rules(**rules), Accounts().present({each.caller for each in jobs}), 0.0)

@@ -1,4 +1,4 @@
-"""A service that tells of its jobs step by step as its prompts say, behind real HTTP: for tests of the page."""
+"""A service behind real HTTP whose jobs progress step by step as scripted by their prompts: for tests of the page."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SETTINGS = {
 
 
 class ScriptedService(FakeService):
-    """Draws at once, but for these prompts: ``wait`` (two jobs are ahead until :attr:`go`), ``wrong`` (refused),
-    ``full`` (refused for now), ``broken`` (ends in the middle).
+    """Answers immediately, except for these prompts: ``wait`` (two jobs are ahead until :attr:`go`), ``wrong``
+    (refused), ``full`` (refused for now), ``broken`` (ends in the middle).
     """
 
     def __init__(self, **settings: object) -> None:
@@ -95,7 +95,7 @@ def drawing(side: int) -> np.ndarray:
 
 
 def report(method: str) -> CacheReport:
-    """Every other step reuses, the first two are warm-up; DBPrune leaves out blocks 3, 4, 5 and 7 in those."""
+    """Every other step reuses, after two warm-up steps; DBPrune skips blocks 3, 4, 5 and 7 in those."""
     record = CacheReport(method, {"type": method, "residual_diff_threshold": THRESHOLD}, BLOCKS)
     for step in range(STEPS):
         below = step > 1 and step % 2 == 0
@@ -109,7 +109,7 @@ def report(method: str) -> CacheReport:
 
 @contextmanager
 def served(app: FastAPI, prefix: str = "") -> Iterator[str]:
-    """The URL of an application behind a real server in a thread, under a prefix as Serve's proxy has it."""
+    """The URL of an application behind a real server in a thread, under a prefix as with Serve's proxy."""
 
     async def under_prefix(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": prefix}, receive, send)

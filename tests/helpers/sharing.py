@@ -1,4 +1,4 @@
-"""Pipelines that share components, and so their transformer; and what runs in a step callback."""
+"""Pipelines that share components, and therefore a transformer; and functions for step callbacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def square(pipe: FluxPipeline, **arguments: Any) -> torch.Tensor:
 
 
 def sharing(pipe: FluxPipeline) -> FluxPipeline:
-    """A second pipeline on the same components, but for the scheduler, which counts steps."""
+    """A second pipeline on the same components, except the scheduler, which counts steps."""
     components = pipe.components | {"scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)}
     second = FluxPipeline(**components)
     second.set_progress_bar_config(disable=True)
@@ -32,7 +32,7 @@ _ENCODING = threading.Lock()
 
 
 def encoding_alone(pipe: FluxPipeline) -> FluxPipeline:
-    """Tokenizers and text encoders that threads share do not bear it to be called by two at once; no cache in sight."""
+    """Serialize calls of shared tokenizers and text encoders, which are not thread-safe; unrelated to the cache."""
     encode = pipe.encode_prompt
 
     def one_by_one(*args: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,7 @@ def encoding_alone(pipe: FluxPipeline) -> FluxPipeline:
 
 
 def at_step(what: Callable[[], Any], step: int = 3) -> Callback:
-    """A step callback that does something once."""
+    """A step callback that calls ``what`` once."""
 
     def callback(pipe: Any, now: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
         if now == step:

@@ -1,7 +1,8 @@
-"""How long ranks take, from what hardware does: launches, rooflines, tiles, noise. Knows none of `raycache.gang.costs`.
+"""How long ranks take, from a model of the hardware: launches, rooflines, tiles, noise. Independent of
+`raycache.gang.costs`.
 
 Times are not sums of the terms that the service fits: matrix products wait for weights when there are few tokens, work
-comes in tiles, each job has its own luck, and now and then one is disturbed.
+comes in tiles, each job has its own random factor, and occasionally one is disturbed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MACHINES = {
 
 
 class Ranks:
-    """Draws nothing, and says how long it would have taken."""
+    """Generates nothing, and reports how long it would have taken."""
 
     def __init__(self, machine: Machine, seed: int = 0, noise: float = 0.04, disturbed: float = 0.02) -> None:
         self._machine, self._luck = machine, random.Random(seed)
@@ -63,7 +64,7 @@ class Ranks:
         return m.decode_launch_s + (1.1e6 * pixels + attention) / m.decode_flops
 
     def computed(self, options: object, steps: int) -> list[float]:
-        """Blocks computed in each step: differences shrink towards the middle of a job and grow again at its end."""
+        """Blocks computed in each step: differences shrink towards the middle of a job and grow towards its end."""
         m, threshold = self._machine, getattr(options, "residual_diff_threshold", 0.0)
         always = getattr(options, "Fn_compute_blocks", 1) + getattr(options, "Bn_compute_blocks", 0)
         left = getattr(options, "max_cached_steps", 0)
@@ -77,7 +78,7 @@ class Ranks:
         return told
 
     def draw(self, side: tuple[int, int], images: int, steps: int, options: object, cold: bool = False) -> JobOutput:
-        """The times of one job; ``cold``: the very first, in which everything takes longer and the first step most."""
+        """The times of one job; ``cold``: the first of all, in which everything is slower, most the first step."""
         computed, slow = self.computed(options, steps), 1.4 if cold else 1.0
         each = [slow * self.step_s(side, images, blocks) for blocks in computed]
         stall = 8 * each[0] + 0.5 if cold else 0.0
@@ -93,7 +94,7 @@ class Ranks:
         )
 
     def true_s(self, side: tuple[int, int], images: int, steps: int, options: object) -> float:
-        """Seconds of such a job without its luck: the middle of many."""
+        """Seconds of such a job without noise: the median of many."""
         many = [sum(self.computed(options, steps)) / steps for _ in range(40)]
         each = self.step_s(side, images, sorted(many)[20])
         return self._machine.encode_s + steps * each + self.decode_s(side, images)

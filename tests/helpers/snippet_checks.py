@@ -1,12 +1,10 @@
-"""What can be known of a code block without running it: a shell's commands, YAML of settings, files of keys.
+"""Checks of code blocks without running them: shell commands, YAML of settings, files of keys.
 
-Each check raises AssertionError, or the error of whoever reads such a thing, and a block that it does not know is an
-error, too.
+Each check raises AssertionError or the parser's own error; an unknown kind of block is also an error.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import re
@@ -26,19 +24,19 @@ from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.video_bodies import VideoBody
 from raycache.settings import AppSettings, ServiceSettings
 from tests.helpers.openai_surface import Service
-from tests.helpers.snippets import ROOT, commands
+from tests.helpers.snippets import ROOT, check_options, commands
 
 __all__ = ["check_keys", "check_settings", "check_shell"]
 
 BODIES = {"/v1/images/generations": ImagesBody, "/v1/videos": VideoBody}
-#: `raycache` hands these to a module's main.
+#: `raycache` passes these to a module's main.
 TOOLS = {"tune": "raycache.tune", "quantize": "raycache.quantize"}
-#: Where the main of a package is.
+#: The module with a package's main.
 MAINS = {"raycache.tune": "raycache.tune.command", "benchmarks.gpu": "benchmarks.gpu.__main__"}
 
 
 def check_shell(code: str) -> None:
-    """Programs, files, options, addresses and bodies of each command."""
+    """Check programs, files, options, addresses and bodies of each command."""
     for words in commands(re.sub(r"<[^>]*>", "X", code)):
         program = words[0].removeprefix(".venv/bin/")
         assert program in PROGRAMS, f"nobody checks `{program}`: see tests/helpers/snippet_checks.py"
@@ -46,7 +44,7 @@ def check_shell(code: str) -> None:
 
 
 def check_settings(code: str) -> None:
-    """Settings: of applications, of one, or a few of them beside others."""
+    """Check settings: of several applications, of one, or a part of one."""
     document = yaml.safe_load(code)
     if "tracing_config" in document:
         TracingConfig.model_validate(document.pop("tracing_config"))
@@ -70,7 +68,7 @@ def _some(settings: dict[str, Any]) -> AppSettings:
 
 
 def check_keys(code: str, folder: Path) -> None:
-    """A file of keys, each with a name."""
+    """Check a file of keys, each with a name."""
     file = folder / "keys"
     file.write_text(code)
     assert all(not key.name.startswith("key-") for key in read_keys(file))
@@ -113,29 +111,21 @@ def _python(words: list[str]) -> None:
 
 def _main_of(module: str, words: list[str]) -> None:
     if module.startswith("loadtests."):
-        return _read(module, words)
+        return check_options(module, words)  # locust patches the sockets of the whole process
     alone = typer.Typer(add_completion=False)
     alone.command()(importlib.import_module(MAINS.get(module, module)).main)
     _parsed(get_command(alone), words)
 
 
-def _read(module: str, words: list[str]) -> None:
-    """Options of a module that must not be imported here: locust patches the sockets of the whole process."""
-    tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
-    names = {argument.arg for argument in main.args.args}
-    assert {word[2:].replace("-", "_") for word in words if word.startswith("--")} <= names, words
-
-
 def _parsed(command: Any, words: list[str]) -> None:
     try:
         command.make_context("it", list(words)).close()
-    except Exception as error:  # typer carries a click of its own, whose errors are private
+    except Exception as error:  # typer contains its own click, whose errors are private
         raise AssertionError(f"{words}: {error}") from error
 
 
 def _files(words: list[str]) -> None:
-    """Each file of the repository that is named."""
+    """Check that each named file of the repository exists."""
     named = [word for word in words if word.startswith(("deploy/", "serve_configs/"))]
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
@@ -145,7 +135,7 @@ def _pip(words: list[str]) -> None:
 
 
 def _export(words: list[str]) -> None:
-    """A variable of Ray's that names a function of ours."""
+    """Check a variable of Ray that names one of our functions."""
     name, _, value = words[0].partition("=")
     assert name == "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
     module, _, function = value.partition(":")

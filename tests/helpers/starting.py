@@ -1,8 +1,7 @@
-"""Starting what many tests share: once more if it fails, and who needs it then fails at once with the reason.
+"""Starts what many tests share, with one retry; if that fails too, tests that need it fail immediately with the reason.
 
-pytest keeps the error of a fixture that failed and raises it for every test that asks for it, without another start;
-tests that do not ask for it go on. So a start must end by itself, within the time that one test has: what waits in
-here waits for a bounded time.
+pytest keeps the error of a failed fixture and raises it for every test that uses it, without another start; other tests
+continue. So a start must end by itself, within the time limit of one test: all waits here are bounded.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ _ATTEMPTS = 2
 
 
 class StartError(Exception):
-    """Something that tests share did not start, however often it was tried; says why, each time."""
+    """Something that tests share did not start in any attempt; gives the reason for each."""
 
 
 @contextmanager
 def started(what: str, start: Callable[[], _Thing], stop: Callable[[], object]) -> Iterator[_Thing]:
-    """What ``start()`` gives, until the end of the block; ``stop()`` clears up, also after a start that failed.
+    """The result of ``start()``, until the end of the block; ``stop()`` clears up, also after a failed start.
 
     Raises:
-        StartError: the start failed twice. An error inside the block is raised as it is.
+        StartError: the start failed twice. An error inside the block is raised unchanged.
     """
     reasons: list[str] = []
     while True:
@@ -55,7 +54,7 @@ def started(what: str, start: Callable[[], _Thing], stop: Callable[[], object]) 
 
 
 def _clear_up(what: str, stop: Callable[[], object]) -> None:
-    """Stop what may be half there; that this fails too says nothing new."""
+    """Stop what may be half started; a second failure adds no information."""
     try:
         stop()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Waiting for jobs of a store, and how its engines may answer."""
+"""Waits for jobs of a store, and answers that its engines may give."""
 
 from __future__ import annotations
 

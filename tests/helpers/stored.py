@@ -1,4 +1,4 @@
-"""A store over engines that answer when a test says so."""
+"""A store on engines that answer when a test says so."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = AppSettings.model_validate(
         "limits": {"max_frames": 81, "max_body_bytes": 20_000},
     }
 )
-#: Of a model that makes both, as none does; so one service is enough.
+#: Of a model that generates images and videos, which no real one does; so one service is enough.
 VIDEOS = Capabilities(
     "noise",
     57,
@@ -47,21 +47,21 @@ EDITS = Capabilities("noise", 57, 4, 64, "Any", 16, tasks=("inpaint",), max_inpu
 
 
 class Clock:
-    """Unix time as a test turns it."""
+    """Unix time that a test sets."""
 
     def __init__(self, now: float = 1_000_000.0) -> None:
         self.now = now
 
     def __call__(self) -> float:
-        self.now += 1e-6  # so that no two jobs are made at one time
+        self.now += 1e-6  # so that no two jobs have the same time
         return self.now
 
 
 class FakeAsker:
-    """Engines behind an ingress. ``answers`` are given one after the other; without one, what was asked for.
+    """Engines behind an ingress. ``answers`` are given one after the other; without any, the requested result.
 
-    A job is begun at once, and ends when ``go`` is set, as it is unless a test clears it. While ``awake`` is not, no
-    engine is there, and none has ever been.
+    A job starts immediately and ends when ``go`` is set, which it is unless a test clears it. While ``awake`` is not
+    set, there is no engine and there has never been one.
     """
 
     model = VIDEOS
@@ -117,7 +117,7 @@ class FakeAsker:
 
 
 def generated(order: ResolvedRequest) -> GenerationResult:
-    """Pixels that only the seed, the size and the index say."""
+    """Pixels that depend only on the seed, the size and the index."""
     size = order.size
     shape = (order.inputs.num_frames, size.height, size.width, 3) if order.fps else (size.height, size.width, 3)
     return GenerationResult(
@@ -137,7 +137,7 @@ def video_request(**fields: Any) -> VideoRequest:
 
 
 async def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Wait until ``what()`` holds, and give it."""
+    """Wait until ``what()`` is true, and return its value."""
     async with asyncio.timeout(seconds):
         while not (found := what()):
             await asyncio.sleep(0.005)
@@ -145,13 +145,13 @@ async def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 
 async def stopped(store: JobStore) -> None:
-    """As its process's death does: nothing is written any more, and the folder is free."""
+    """Stop it as the death of its process would: nothing more is written, and the folder is free."""
     store.close()
     await asyncio.gather(store._working, return_exceptions=True)
 
 
 def handle_of(store: Any) -> Any:
-    """Serve's handle of a store in this process."""
+    """A handle like Serve's for a store in this process."""
 
     def method(name: str) -> SimpleNamespace:
         def remote(*args: Any) -> Awaitable[Any]:

@@ -1,4 +1,4 @@
-"""The HTTP application over a store, and what is asked of it."""
+"""The HTTP application with a store, and requests to it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LATER = {"prefer": "respond-async"}
 
 
 class Application:
-    """The HTTP application over a store whose engine is ``asker``, asked with the key of blue."""
+    """The HTTP application with a store whose engine is ``asker``; requests use the key of blue."""
 
     def __init__(self, http: TestClient, asker: FakeAsker, service: FakeService) -> None:
         self.http, self.asker, self.service = http, asker, service
 
     def hold(self) -> None:
-        """Jobs stay under way from now on."""
+        """From now on, jobs do not end."""
         self.http.portal.call(self.asker.go.clear)
 
     def made(self, **fields: Any) -> dict[str, Any]:
@@ -40,12 +40,12 @@ class Application:
         return response.json()
 
     def once(self, url: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """What ``url`` tells as soon as it holds."""
+        """The answer of ``url`` as soon as ``holds`` is true of it."""
         for _ in range(2000):
             if holds(told := self.http.get(url).json()):
                 return told
             self.http.portal.call(asyncio.sleep, 0.005)
-        raise AssertionError(f"{url} never came so far")
+        raise AssertionError(f"{url} never reached the expected state")
 
     def done(self, **fields: Any) -> dict[str, Any]:
         return self.once(f"/v1/videos/{self.made(**fields)['id']}", lambda told: told["status"] == "completed")

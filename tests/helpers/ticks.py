@@ -1,4 +1,4 @@
-"""Ticks for ranks without a gang: what is due begins, what may share a call does, what is done is decoded."""
+"""Ticks for ranks without a gang: due jobs start, jobs share calls where allowed, finished jobs are decoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Ticks(Protocol):
 
 @dataclass
 class Drawn:
-    """What one rank says of some jobs; its outputs have the images that it decoded itself."""
+    """One rank's results for some jobs; its outputs have the images that it decoded itself."""
 
     outputs: dict[str, JobOutput] = field(default_factory=dict)
     decoded: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Drawn:
 
 
 def whole(ranks: Sequence[Drawn]) -> dict[str, JobOutput]:
-    """Rank 0's outputs with the images of all."""
+    """Rank 0's outputs with the images of all ranks."""
     outputs = {}
     for id, output in ranks[0].outputs.items():
         rows = {row: image for drawn in ranks for row, image in drawn.decoded.get(id, {}).items()}
@@ -45,11 +45,11 @@ def draw(
     apart: bool = False,
     first: int = 0,
 ) -> Drawn:
-    """Draw ``jobs``, each from the tick that it is due in.
+    """Run ``jobs``, each from the tick in which it is due.
 
     Args:
         abort: the tick in which a job is dropped.
-        apart: each has its own calls.
+        apart: whether each job has its own calls.
         first: number of the first tick.
     """
     drawn, number = Drawn(), first

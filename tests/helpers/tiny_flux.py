@@ -1,4 +1,4 @@
-"""A tiny FLUX through its real diffusers class, and jobs for it whose differences straddle any sensible threshold."""
+"""A tiny FLUX of the real diffusers class, and jobs whose differences are on both sides of usual thresholds."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def tiny_flux(doubles: int = 3, singles: int = 5, *, heads: int = 4, head_dim: i
             axes_dims_rope=(head_dim // 4, 3 * head_dim // 8, 3 * head_dim // 8),
         )
         for parameter in model.parameters():
-            parameter.data.mul_(1.3)  # torch's own start leaves blocks that hardly do anything
+            parameter.data.mul_(1.3)  # with torch's own initialization blocks hardly change anything
     return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Some steps of drawing: every image has its own seed, so that image k alone is ``Job(seeds=(seeds[k],))``.
+    """Some denoising steps: every image has its own seed, so that image k alone is ``Job(seeds=(seeds[k],))``.
 
     Attributes:
         seeds: one per image.
         steps: transformer calls.
         side: the image has ``side * side`` tokens.
         text: text tokens.
-        pace: how far the latents drift per step. Each image paces itself around it, now fast, now slow.
+        pace: how far the latents drift per step; the actual drift of each image varies around it.
         extra: further arguments of the transformer.
     """
 
@@ -83,7 +83,7 @@ class Job:
         return torch.full((len(self.seeds),), 1.0 - 0.01 * step / self.steps)
 
     def drift(self, step: int) -> torch.Tensor:
-        """What is added to the latents after ``step``, besides the model's own answer."""
+        """What is added to the latents after ``step``, in addition to the model's output."""
         stretch = (2.0 * self.noise(50 + step)).sigmoid().reshape(-1, 1, 1)
         return self.pace * stretch**2 * self.noise(100 + step, self.side * self.side, CHANNELS)
 
@@ -92,7 +92,7 @@ Forward = Callable[..., Any]
 
 
 def draw(transformer: Forward, job: Job, *, on_step: Callable[[int], None] | None = None) -> list[torch.Tensor]:
-    """Run the job in a closed loop (an error in one step moves the next) and return every step's output."""
+    """Run the job in a closed loop (an error in one step affects the next) and return every step's output."""
     latents, static, outputs = job.start(), job.static(), []
     with torch.no_grad():
         for step in range(job.steps):
@@ -105,7 +105,7 @@ def draw(transformer: Forward, job: Job, *, on_step: Callable[[int], None] | Non
 
 
 def draw_cached(transformer: Forward, options: Any, job: Job, **session: Any) -> tuple[list[torch.Tensor], CacheReport]:
-    """The same in a session of its own."""
+    """The same in its own session."""
     with cache_session(transformer, options, **session) as report:
         outputs = draw(transformer, job)
     return outputs, report
@@ -113,7 +113,7 @@ def draw_cached(transformer: Forward, options: Any, job: Job, **session: Any) ->
 
 @contextmanager
 def opened(transformer: Any, options: Any, **arguments: Any) -> Iterator[Session]:
-    """A session, with the object itself to look into (bytes held, report)."""
+    """A session, yielding the object itself for inspection (bytes held, report)."""
     with cache_session(transformer, options, **arguments):
         session = attachment_of(transformer).session
         assert session is not None
@@ -123,7 +123,7 @@ def opened(transformer: Any, options: Any, **arguments: Any) -> Iterator[Session
 def decisions(
     report: CacheReport, image: int = 0, branch: str | None = None
 ) -> list[tuple[bool, str, tuple[int, ...]]]:
-    """What was decided for one image, without the numbers behind it."""
+    """The decisions for one image, without the underlying numbers."""
     return [
         (d.cached, d.reason, tuple(d.pruned_blocks))
         for step in report.steps

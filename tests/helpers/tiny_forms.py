@@ -1,4 +1,4 @@
-"""Other forms of tiny transformers: what checkpoints of one class may have in their configs."""
+"""Variants of tiny transformers: configs that checkpoints of one class may have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.helpers.tiny_transformers import TINY
 
-#: Other forms of classes that can be split: name, what differs in its config, and an argument that it then needs.
+#: Variants of classes that can be split: name, what differs in the config, and an argument that it then needs.
 FORMS: list[tuple[str, dict[str, Any], str]] = [
     ("FluxTransformer2DModel", {"guidance_embeds": True}, "guidance"),
     ("Flux2Transformer2DModel", {"guidance_embeds": False}, ""),
@@ -42,7 +42,7 @@ FORMS: list[tuple[str, dict[str, Any], str]] = [
 
 
 def other_form(name: str, config: dict[str, Any]) -> nn.Module:
-    """The tiny transformer of class ``name`` with ``config`` in place of what its own says."""
+    """The tiny transformer of class ``name`` with ``config`` overriding its own."""
     torch.manual_seed(0)
     model: nn.Module = getattr(diffusers, name)(**TINY[name].config | config)
     return model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Tiny versions of the image transformers of 2025 and 2026, and what each is called with."""
+"""Tiny versions of the image transformers of 2025 and 2026, and the arguments of each."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _chroma(p: Pictures) -> dict[str, Any]:
 
 
 def _qwen21(p: Pictures) -> dict[str, Any]:
-    slots = torch.tensor([False] * 6 + [True] * 4).expand(len(p.seeds), -1)  # of the encoder: one for four tokens
+    slots = torch.tensor([False] * 6 + [True] * 4).expand(len(p.seeds), -1)  # of the encoder: one for every four tokens
     return {
         "hidden_states": p.latents(16, 16),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -141,7 +141,7 @@ def _ideogram4(p: Pictures) -> dict[str, Any]:
         "timestep": p.times(),
         "encoder_hidden_states": p.fixed(22, 16, salt=1),
         "position_ids": positions.long().expand(count, -1, -1),
-        "segment_ids": torch.cat([text, image], dim=1),  # padding is a segment of its own
+        "segment_ids": torch.cat([text, image], dim=1),  # padding is a separate segment
         "indicator": torch.cat([4 * text - 1, 2 * image], dim=1),  # 3 = text, 2 = image, -1 = padding
     }
 
@@ -171,7 +171,7 @@ def _glm(p: Pictures) -> dict[str, Any]:
 
 
 TINY: dict[str, Tiny] = {
-    # diffusers' gradient checkpointing forgets the mask.
+    # diffusers' gradient checkpointing drops the mask.
     "ChromaTransformer2DModel": Tiny(_CHROMA, _packed),
     "ChromaTransformer2DModel+masked": Tiny(_CHROMA, _chroma),
     "QwenImage21Transformer2DModel": Tiny(_QWEN21, _qwen21),

@@ -1,4 +1,4 @@
-"""Tiny models of all families as tests ask them: built once a run, and what a request for each task brings."""
+"""Tiny models of all families: built once per run, and the request fields for each task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raycache.protocol.job import Job, JobInputs
 from raycache.testing.tiny_models import TINY_FAMILIES, build_tiny
 from tests.helpers.jobs import make_job
 
-#: Families and tasks that draw in about a second. Those that are left out enlarge pictures to a megapixel.
+#: Families and tasks that take about a second. The others enlarge input images to a megapixel.
 CASES = [
     (name, task) for name, tiny in TINY_FAMILIES.items() for task in family_of(tiny.pipeline).tasks if not tiny.slow
 ]
@@ -35,7 +35,7 @@ def tiny_folder(name: str) -> Path:
 
 
 def load_tiny(folder: Path) -> Any:
-    """A pipeline of one's own, silent."""
+    """A new pipeline without progress bars."""
     if (folder / "modular_model_index.json").is_file():
         return load_modular_tiny(folder)
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -44,7 +44,7 @@ def load_tiny(folder: Path) -> Any:
 
 
 def load_modular_tiny(folder: Path) -> Any:
-    """As diffusers' documentation loads one whose prompts are to be drawn as they are given."""
+    """A modular pipeline, loaded as in diffusers' documentation, that does not rewrite prompts."""
     of = getattr(diffusers, json.loads((folder / "modular_model_index.json").read_text())["_class_name"])
     blocks = getattr(diffusers, of.default_blocks_name)()
     blocks.sub_blocks.pop("prompt_upsampler")
@@ -55,12 +55,12 @@ def load_modular_tiny(folder: Path) -> Any:
 
 @functools.cache
 def tiny_pipe(name: str) -> Any:
-    """One for all who leave it as it is."""
+    """A shared pipeline for tests that do not change it."""
     return load_tiny(tiny_folder(name))
 
 
 def tiny_job(name: str, task: Any, id: str = "1", seeds: tuple[int, ...] = (7,), steps: int = 2, **fields: Any) -> Job:
-    """A small job that uses all that the family has: a negative prompt, pictures, a mask, frames."""
+    """A small job that uses all inputs of the family: a negative prompt, images, a mask, frames."""
     family = family_of(TINY_FAMILIES[name].pipeline)
     rows, columns = np.mgrid[:64, :64].astype(np.uint8)
     picture = np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1)
@@ -80,7 +80,7 @@ def tiny_job(name: str, task: Any, id: str = "1", seeds: tuple[int, ...] = (7,),
 
 
 def small_tiles(vae: Any) -> Any:
-    """The VAE with tiles of some latents a side, which overlap by a part of that."""
+    """The VAE with tiles of a few latents per side that overlap."""
     side = vae.spatial_compression_ratio if hasattr(vae, "spatial_compression_ratio") else 8
     for name, latents in (("min", 8), ("stride", 6)):
         for each in ("height", "width"):

@@ -1,4 +1,4 @@
-"""Tiny versions of image transformers that are served less, and what each is called with."""
+"""Tiny versions of less common image transformers, and the arguments of each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def _fibo(p: Pictures) -> dict[str, Any]:
 def _fibo2(p: Pictures) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
-        "encoder_hidden_states": p.fixed(3, 6, 16, salt=1),  # for the gist, then for each block that reads it
+        "encoder_hidden_states": p.fixed(
+            3, 6, 16, salt=1
+        ),  # for the text summary, then for each block that reads the text
         "encoder_attention_mask": p.mask(6),
         "timestep": p.times(),
     }
@@ -205,7 +207,7 @@ TINY: dict[str, Tiny] = {
             "num_layers": 5,
             "joint_attention_dim": 16,
             "axes_dims_rope": (4, 6, 6),
-            "mlp_ratio": 8.0,  # an inner size is cut to a multiple of 128
+            "mlp_ratio": 8.0,  # the inner size is rounded down to a multiple of 128
             "num_experts": 2,
             "moe_intermediate_dim": 16,
             "capacity_factors": 1.0,

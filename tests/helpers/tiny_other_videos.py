@@ -1,4 +1,4 @@
-"""Tiny versions of video transformers that are served less, and what each is called with."""
+"""Tiny versions of less common video transformers, and the arguments of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COSMOS = _HEADS | {
     "text_embed_dim": 16,
     "adaln_lora_dim": 8,
     "max_size": (4, 8, 8),
-    "concat_padding_mask": False,  # takes torchvision
+    "concat_padding_mask": False,  # needs torchvision
 }
 _COGVIDEOX = _HEADS | {
     "in_channels": 4,

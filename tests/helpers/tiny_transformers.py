@@ -1,4 +1,4 @@
-"""Tiny random versions of every supported transformer, through their real diffusers classes."""
+"""Tiny random versions of every supported transformer, of their real diffusers classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.helpers.pictures import Pictures, Tiny
 
 
 def build(name: str, **other: Any) -> torch.nn.Module:
-    """The tiny transformer of class ``name``, every weight drawn wide enough that each block moves its input.
+    """The tiny transformer of class ``name``, with weights large enough that each block changes its input.
 
     Args:
-        other: what differs in its config.
+        other: overrides of its config.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Tiny versions of the video transformers of 2025 and 2026, and what each is called with."""
+"""Tiny versions of the video transformers of 2025 and 2026, and the arguments of each."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _ltx2(p: Pictures) -> dict[str, Any]:
 
 
 def _ltx23(p: Pictures) -> dict[str, Any]:
-    """As guided: the attention of one block is perturbed for every other picture."""
+    """With guidance: the attention of one block is perturbed for every other video."""
     return _ltx2(p) | {
         "encoder_hidden_states": p.fixed(6, 32, salt=1),
         "sigma": p.times(1000),
@@ -85,7 +85,7 @@ def _wan_animate(p: Pictures) -> dict[str, Any]:
 
 
 def _diffusion_forcing(p: Pictures) -> dict[str, Any]:
-    times = torch.stack([p.times(1000), p.times(500)], dim=1)  # each frame its own
+    times = torch.stack([p.times(1000), p.times(500)], dim=1)  # each frame has its own
     return wan(p) | {"timestep": times, "enable_diffusion_forcing": True}
 
 

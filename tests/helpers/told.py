@@ -1,4 +1,4 @@
-"""A job whose comparisons are answered as a test tells, and what it sent: decisions no model has to be found for."""
+"""A job with scripted results of comparisons, and a record of what it sent: for decisions without a fitting model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 from cache_core.consensus import Consensus
 
-#: Gets the number of the question (looks at which nobody asks are not counted) and of the image.
+#: Takes the number of the question (agreements without a comparison are not counted) and of the image.
 Answer = Callable[[int, int], tuple[float, float]]
 
 
 class Wire:
-    """What a rank sent, look by look.
+    """What a rank sent, agreement by agreement.
 
     Attributes:
-        checksums: of every look.
-        asked: which images asked, for every look.
+        checksums: of every agreement.
+        asked: which images were compared, for every agreement.
     """
 
     def __init__(self) -> None:
@@ -49,8 +49,8 @@ def answered(answer: Answer) -> Iterator[Wire]:
 
 
 def told(*questions: str) -> Answer:
-    """``told("10", "01")``: image 0 lies below any threshold at the first question, image 1 at the second; after the
-    last one all do."""
+    """``told("10", "01")``: image 0 is below any threshold at the first question, image 1 at the second; after the
+    last question all are."""
 
     def answer(question: int, image: int) -> tuple[float, float]:
         below = question >= len(questions) or questions[question][image] == "1"

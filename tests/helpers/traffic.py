@@ -1,4 +1,4 @@
-"""Jobs of every kind on one transformer: they come, share calls, part, and leave in the middle; and each alone."""
+"""Jobs of every kind on one transformer that arrive, share calls and are dropped midway; and each of them alone."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ METHODS: tuple[CacheOptions, ...] = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A job, and when it comes and goes.
+    """A job, and when it arrives and leaves.
 
     Attributes:
-        task: ``text``, ``image`` (from one), or ``cfg`` (true classifier-free guidance: two calls a step).
-        due: the round it begins in.
-        leaves: the round it is dropped in, if it is not done by then.
+        task: ``text``, ``image`` (from one), or ``cfg`` (true classifier-free guidance: two calls per step).
+        due: the round in which it starts.
+        leaves: the round in which it is dropped, if it is not done by then.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Asked:
 
 
 def traffic(rng: random.Random, count: int) -> list[Asked]:
-    """Random jobs, most of them of one method, so that they meet."""
+    """Random jobs, most of them with one method, so that they share calls."""
     usual = rng.choice(METHODS)
     asked = []
     for k in range(count):
@@ -96,7 +96,7 @@ def traffic(rng: random.Random, count: int) -> list[Asked]:
 
 
 def pipes_of(pipe: FluxPipeline) -> dict[str, Any]:
-    """By task, over the same components."""
+    """Pipelines by task, with the same components."""
     image = FluxImg2ImgPipeline(**pipe.components)
     image.set_progress_bar_config(disable=True)
     return {"text": pipe, "cfg": pipe, "image": image}
@@ -105,7 +105,7 @@ def pipes_of(pipe: FluxPipeline) -> dict[str, Any]:
 def drive(
     stepper: Stepper, pipes: Mapping[str, Any], jobs: Sequence[Asked], rng: random.Random
 ) -> tuple[dict[str, Ended], int]:
-    """What became of those that were not dropped, and the most jobs in one call; ``rng`` may split calls."""
+    """The results of jobs that were not dropped, and the most jobs in one call; ``rng`` may split calls."""
     ended: dict[str, Ended] = {}
     gone, most, now = set[str](), 0, 0
     while len(ended) + len(gone) < len(jobs):
@@ -130,7 +130,7 @@ def drive(
 
 
 def alone(pipes: Mapping[str, Any], job: Asked) -> tuple[torch.Tensor, Any]:
-    """The latents and the report of one job without others, and without the stepper."""
+    """The latents and the report of one job alone, without the stepper."""
     pipe = pipes[job.task]
     with torch.no_grad(), cache_session(pipe.transformer, job.options) as report:
         return job(pipe), report

@@ -1,4 +1,4 @@
-"""Clients that come to the real admission, and come again when they are told, with a clock of their own."""
+"""Clients of the real admission that return after `Retry-After`, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def output(seconds: float) -> JobOutput:
 
 @dataclass
 class World:
-    """One gang that draws by the real schedule, clients, and a clock. What things take is not asked of any prediction.
+    """One gang that runs by the real schedule, clients, and a clock. Actual times are independent of the predictions.
 
-    ``step_s``: what a step takes, ``noise``: how much that varies from job to job, ``row``: how much of it another row
-    takes; ``rebuilt_at``: when there will be ranks again, ``said_s``: how long the gang believes that it takes.
+    ``step_s``: seconds of a step, ``noise``: how much that varies from job to job, ``row``: the share of it for another
+    row; ``rebuilt_at``: when there will be ranks again, ``said_s``: how long the gang expects that to take.
     """
 
     step_s: float = 0.1
@@ -59,11 +59,11 @@ class World:
         self.accounts, self._drawing = Accounts(), False
         self.held: dict[str, tuple[Ticket, Work]] = {}
         self._learned: Counter[int] = Counter()
-        self.slower: dict[str, float] = {}  # how many times longer a job's steps take
+        self.slower: dict[str, float] = {}  # factor on the seconds of a job's steps
         self.took: dict[str, float] = {}
         self.most = 0
-        self.told: list[tuple[float, int]] = []  # seconds, and which try it was
-        self.missed: list[str] = []  # jobs that were let in and were not in time
+        self.told: list[tuple[float, int]] = []  # seconds, and the number of the attempt
+        self.missed: list[str] = []  # jobs that were admitted and were late
         self.done: list[str] = []
         self._events: list[tuple[float, int, Any]] = []
         self._number = itertools.count()
@@ -86,11 +86,11 @@ class World:
             what()
 
     def admit(self, name: str, work: Work, timeout_s: float = 300.0, key: str | None = None) -> Ticket:
-        id = f"{next(self._number):06} {name}"  # jobs that come at the same time are drawn in order of their ids
+        id = f"{next(self._number):06} {name}"  # jobs that arrive at the same time run in order of their ids
         return self.admission.admit(id, work, timeout_s, key=key, mark=(name, key, work))
 
     def arrive(self, name: str, work: Work, *, tries: int = 0, key: str | None = None, timeout_s: float = 300.0):
-        """A client that comes, and comes again exactly when it is told."""
+        """A client that arrives, and returns exactly when it is told."""
         try:
             ticket = self.admit(name, work, timeout_s, key)
         except RequestError as error:
@@ -141,12 +141,12 @@ class World:
 
     @property
     def twice(self) -> list[float]:
-        """What clients were told that had waited as long as they were told before."""
+        """The seconds told to clients that had already waited as long as they were told before."""
         return [after for after, tries in self.told if tries]
 
 
 class Unsure:
-    """Costs that were wrong by a share so far."""
+    """Costs whose predictions were off by a share so far."""
 
     def __init__(self, costs: Costs, error: float) -> None:
         self._costs, self.error = costs, error

@@ -1,4 +1,4 @@
-"""Functions around a transformer's or a block's forward, as other people's code puts them there."""
+"""Functions around a transformer's or a block's forward, as other code installs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["WRAPPERS", "by_turns"]
 
 
 def _closure(transformer: Any) -> None:
-    """As ParaAttention wraps, and as its repair does."""
+    """As ParaAttention and its repair do."""
     original_forward = transformer.forward
     transformer.forward = lambda *args, **kwargs: original_forward(*args, **kwargs)
 
@@ -28,7 +28,7 @@ def _method(transformer: Any) -> None:
 
 
 def _wraps(transformer: Any) -> None:
-    """A user's own patch, as everybody writes it."""
+    """A typical patch by a user."""
     inner = transformer.forward
 
     @functools.wraps(inner)
@@ -39,7 +39,7 @@ def _wraps(transformer: Any) -> None:
 
 
 def _accelerate(transformer: Any) -> None:
-    """As offloading does."""
+    """As accelerate's offloading does."""
     add_hook_to_module(transformer, ModelHook())
 
 
@@ -48,7 +48,7 @@ def _partial(transformer: Any) -> None:
 
 
 def _kept(transformer: Any) -> None:
-    """As one writes it in a hurry; one of its variables is set at the first call."""
+    """A quick patch, one of whose variables is set at the first call."""
     before, calls = transformer.forward, None
     del calls
 

@@ -140,5 +140,5 @@ def test_the_page_shows_these_tables():
 
 
 def test_a_page_without_marks_is_refused():
-    with pytest.raises(ValueError, match="<!-- table constants --> before and behind"):
+    with pytest.raises(ValueError, match="<!-- table constants --> before and after"):
         replaced("<!-- table constants -->", {"constants": by_arithmetic()["constants"]})

@@ -145,7 +145,7 @@ def test_a_speedup_out_of_reach_is_told_with_what_is_reached():
     reached = 28 * BLOCKS / (4 * BLOCKS + 24)
     assert "speedup=10" in told
     assert "warmup_steps=4" in told
-    assert f"becomes {reached:.2f}" in told
+    assert f"is at most {reached:.2f} here" in told
     assert BudgetCacheOptions(speedup=2.0).why_less_is_saved(28, BLOCKS) == []
     assert BudgetCacheOptions(speedup=2.0, num_steps=10).known_share(20, BLOCKS) == pytest.approx(
         (4 * BLOCKS + 16) / (20 * BLOCKS)  # four whole steps of ten; whatever comes behind those is reused

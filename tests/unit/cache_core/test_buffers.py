@@ -186,9 +186,9 @@ def _later(forward: Forward) -> Forward:
 
 
 REFUSED = {
-    "writes into an argument besides its two streams": _writes_into_temb,
-    "returns memory that was returned before, by turns": by_turns,
-    "wrote into its input in place, which it did not when it first ran": _later,
+    "writes into an argument other than its two streams": _writes_into_temb,
+    "alternates between outputs in the same memory": by_turns,
+    "wrote into its input in place, which it did not do when it first ran": _later,
 }
 
 

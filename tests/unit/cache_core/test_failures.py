@@ -149,7 +149,7 @@ def test_a_session_inside_a_session_is_an_error_and_harms_neither(flux):
     job = Job(steps=6)
     expected, expected_report = draw_cached(flux, DBCACHE, job)
     with cache_session(flux, DBCACHE) as report:
-        with pytest.raises(RuntimeError, match="open on this transformer already"), cache_session(flux, DBPRUNE):
+        with pytest.raises(RuntimeError, match="already open on this transformer"), cache_session(flux, DBPRUNE):
             pass
         outputs = draw(flux, job)
     assert report.to_dict() == expected_report.to_dict()

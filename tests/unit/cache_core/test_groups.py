@@ -104,7 +104,7 @@ def test_para_attention_around_or_inside_our_hooks(pipe, first, wrap: Callable[[
 
 def test_a_group_that_cannot_be_told_is_asked_for(flux):
     flux._is_parallelized = True
-    with pytest.raises(RuntimeError, match=r"process group cannot be told from it; pass group="):
+    with pytest.raises(RuntimeError, match=r"process group could not be found; pass group="):
         find_group(flux)
 
 

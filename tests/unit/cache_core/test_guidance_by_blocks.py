@@ -48,7 +48,7 @@ def test_abort_is_seen_where_the_first_block_is_left_out():
 def test_a_method_that_remembers_says_what_to_do_and_that_works():
     pipe = GUIDED[SD3][0]()
     apply_cache_on_pipe(pipe, "DBCache", **EAGER)
-    for layers, words in (([2], r"blocks\.3 was called where .*\.2 was due"), ([3], "called 3 of its 4 blocks")):
+    for layers, words in (([2], r"blocks\.3 was called where .*\.2 was expected"), ([3], "called 3 of its 4 blocks")):
         with pytest.raises(RuntimeError, match=f"{words}.* guidance and the like need `type: none`"):
             draw_guided(SD3, pipe, (1,), skip_guidance_layers=layers, **SKIP)
 

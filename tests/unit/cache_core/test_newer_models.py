@@ -34,7 +34,7 @@ def kv_cache(name: str, mode: str | None) -> dict[str, Any]:
     ("name", "mode", "instead"),
     [
         ("QwenImage21Transformer2DModel", "extract", "use_kv_cache=False"),
-        ("GlmImageTransformer2DModel", "write", "pictures as conditions"),
+        ("GlmImageTransformer2DModel", "write", "images as conditions"),
     ],
 )
 def test_a_cache_for_keys_and_values_is_refused_and_told_what_to_do_instead(name, mode, instead):

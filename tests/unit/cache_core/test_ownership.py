@@ -216,7 +216,7 @@ def test_a_refused_second_call_leaves_the_running_ones_report(cached, alone):
     def refused() -> None:
         with (
             cache_session(cached.transformer, NoCacheOptions()),
-            pytest.raises(RuntimeError, match="open on this transformer already"),
+            pytest.raises(RuntimeError, match="already open on this transformer"),
         ):
             draw(cached)
         lengths.append(len(steps(cached)))

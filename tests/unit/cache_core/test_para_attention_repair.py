@@ -69,7 +69,7 @@ def test_what_cannot_share_goes_as_paraattention_sends_it(repaired: Any, changed
 
 
 def test_grouped_queries_are_refused(repaired: Any):
-    with pytest.raises(ValueError, match="no grouped queries"):
+    with pytest.raises(ValueError, match="does not support grouped queries"):
         repaired(*_states(), mesh=MESH, enable_gqa=True)
 
 

@@ -116,7 +116,7 @@ def test_a_session_of_ones_own_inside_a_cached_pipeline_is_refused(pipe):
     apply_cache_on_pipe(pipe, **DBCACHE)
     with (
         cache_session(pipe.transformer, NoCacheOptions()),
-        pytest.raises(RuntimeError, match="a cache session is open on this transformer already"),
+        pytest.raises(RuntimeError, match="a cache session is already open on this transformer"),
     ):
         draw(pipe)
 
@@ -139,6 +139,6 @@ def test_a_second_transformer_that_does_not_work_leaves_the_first_alone(pipe):
 
 def test_a_transformer_compiled_in_a_way_that_is_hidden_is_left_alone(pipe):
     pipe.transformer._compiled_call_impl = pipe.transformer._call_impl
-    with pytest.raises(RuntimeError, match=r"this torch version hides from the cache"):
+    with pytest.raises(RuntimeError, match=r"in a way that the cache does not find"):
         apply_cache_on_pipe(pipe, **DBCACHE)
     assert attachment_of(pipe.transformer) is None

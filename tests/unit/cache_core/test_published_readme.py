@@ -174,7 +174,7 @@ def test_the_wrong_object_is_answered_with_the_right_one(pipe):
     for function in (apply_cache_on_pipe, remove_cache, cache_reports):
         name = function.__name__
         with pytest.raises(
-            TypeError, match=rf"{name} takes the pipeline, not a FluxTransf.*: {name}\(pipe\)\. .*cache_s"
+            TypeError, match=rf"{name} takes the pipeline, not its FluxTransf.*: {name}\(pipe\)\. .*cache_s"
         ):
             function(pipe.transformer)
         with pytest.raises(TypeError, match=rf"{name} takes a diffusers pipeline, not the class FluxPipeline: load it"):

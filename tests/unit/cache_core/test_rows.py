@@ -102,7 +102,7 @@ def test_which_image_a_row_belongs_to():
     assert images_of_rows(2, 4, [[a], [a], [a, b], [a, b]]) == [0, 0, 1, 1], "one picture is not the first of two"
     assert images_of_rows(2, 4, [[a], [a], [b], [b]]) == [0, 0, 1, 1]
     assert images_of_rows(2, 6, [a, a, a, b, b, b]) == [0, 0, 0, 1, 1, 1]
-    with pytest.raises(ValueError, match="cannot be told which rows are whose"):
+    with pytest.raises(ValueError, match="unknown which rows belong to which"):
         images_of_rows(2, 4, None)
     for images, latents in ((2, [a, b, b, a]), (3, [a, b, a, b]), (4, [a, b]), (2, [a, b, a])):
         with pytest.raises(ValueError, match=f"options for {images} images"):

@@ -114,7 +114,7 @@ def test_the_address_is_the_configs():
 
 
 def test_the_metrics_of_a_ray_that_was_not_started_here_must_be_named():
-    with pytest.raises(RuntimeError, match="name the metrics of its nodes with --metrics-url"):
+    with pytest.raises(RuntimeError, match="with --metrics-url, or do not use that Ray"):
         metrics_urls(os.getpid())
 
 
@@ -123,7 +123,7 @@ def test_what_is_started_does_not_hide_behind_what_is_there(tmp_path):
     config = tmp_path / "config.yaml"
     with socket.create_server(("127.0.0.1", 0)) as other:
         config.write_text(f"http_options: {{host: 127.0.0.1, port: {other.getsockname()[1]}}}")
-        with pytest.raises(RuntimeError, match="is taken: name it with --host"), serving(config, tmp_path / "log"):
+        with pytest.raises(RuntimeError, match="is in use: pass it as --host"), serving(config, tmp_path / "log"):
             pass
 
 
