@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EditRequest", "GenerationRequest", "GenerationResult", "VideoRequest", "__version__"]
 
-#: The only place that has it; pyproject.toml reads it here.
+#: The only definition; pyproject.toml reads it.
 __version__ = "0.1.0"
 
-#: Imported when they are first asked for: pydantic and numpy take half a second, which `raycache --help` has not.
+#: Imported on first use: pydantic and numpy take half a second, too long for `raycache --help`.
 _FROM = {
     "EditRequest": "raycache.protocol.edits",
     "GenerationRequest": "raycache.protocol.schemas",

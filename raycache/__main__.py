@@ -1,4 +1,4 @@
-"""``python -m raycache``: the command line, as `raycache` has it."""
+"""``python -m raycache``: the same command line as `raycache`."""
 
 from raycache.command.main import app
 

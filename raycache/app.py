@@ -1,6 +1,6 @@
 """``raycache.app:build``: from settings to a Serve application.
 
-No ``from __future__ import annotations`` here: Serve hands the builder a model only if its annotation is a class.
+No ``from __future__ import annotations`` here: Serve passes the builder a model only if its annotation is a class.
 """
 
 from typing import Any
@@ -19,26 +19,26 @@ from raycache.settings import AppSettings, ServiceSettings
 from raycache.store.store import Store
 from raycache.store_settings import StoreSettings
 
-#: Calls an ingress or engine replica takes at once beyond its jobs: status, and requests that are refused at once.
-#: Serve's own queue never refuses before ours does, because its refusal is plain text without a reason.
+#: Calls that an ingress or engine replica takes in addition to its jobs: status, and requests refused immediately.
+#: Serve's own queue must never refuse first, because its refusal is plain text without a reason.
 _SLACK = 1000
-#: Requests an ingress has at once: far more than jobs can wait and bodies be under way (`raycache.front.bodies`), so
-#: that `/healthz` always finds a place.
+#: Maximum concurrent requests of an ingress: far more than waiting jobs and open bodies (`raycache.front.bodies`), so
+#: that `/healthz` always gets through.
 _INGRESS_REQUESTS = 10_000
 
 
 def build(settings: ServiceSettings) -> Application:
     """Bind the ingress to the engines of each model.
 
-    Bundles are computed here and nothing is demanded of the actors: an actor option that its bundle does not hold
-    makes Serve leak the placement groups of every try.
+    Bundles are computed here, and actors request no resources: an actor option that does not fit its bundle makes Serve
+    leak the placement groups of every try.
 
     Raises:
-        CannotWork: what can be known beforehand to fail; what serves now goes on serving.
+        CannotWork: the settings cannot work; running engines keep serving.
     """
     bundles = {one.model.name: placement_bundles(one) for one in settings.engines}
     refuse_what_cannot_work(settings, bundles)
-    # Whatever changes in the settings is new code to Serve, so that all engines are replaced at the same time.
+    # For Serve any change of the settings is new code, so all engines are replaced at the same time.
     surges = surge_percents(list(bundles.values()))
     engines = {
         one.model.name: _engines(one, settings.deployment(one.model.name), bundles[one.model.name], surge)
@@ -52,7 +52,7 @@ def build(settings: ServiceSettings) -> Application:
         max_ongoing_requests=_INGRESS_REQUESTS,
         max_surge_percent=surge,
         health_check_period_s=settings.reliability.health_check_period_s,
-        # Serve's own 30 s would make a hang an outage of a minute and a half.
+        # With Serve's default of 30 s a hang would be an outage of 90 s.
         health_check_timeout_s=settings.ingress.health_check_timeout_s,
         graceful_shutdown_timeout_s=max(one.reliability.drain_timeout_s for one in settings.engines),
         logging_config=LoggingConfig(encoding=settings.logging.encoding, log_level=settings.logging.level),
@@ -63,7 +63,7 @@ def build(settings: ServiceSettings) -> Application:
 
 
 def _engines(settings: AppSettings, name: str, bundles: list[dict[str, float]], surge: int) -> Application:
-    """The engines of one model, as the deployment of this name."""
+    """The engines of one model as a deployment with this name."""
     reliability, scaling = settings.reliability, settings.autoscaling
     number: dict[str, Any] = {"num_replicas": settings.num_replicas}
     if scaling:
@@ -79,17 +79,17 @@ def _engines(settings: AppSettings, name: str, bundles: list[dict[str, float]], 
         max_constructor_retry_count=3,
         max_surge_percent=surge,
         health_check_period_s=reliability.health_check_period_s,
-        # It only reads what is known: a process that cannot do that in time hangs.
+        # The check only reads known values: a process that cannot do that in time hangs.
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=reliability.drain_timeout_s,
-        # The ingress logs each request; here it would be each status poll too.
+        # The ingress logs each request; here every status poll would be logged, too.
         logging_config=LoggingConfig(encoding=encoding, log_level=level, enable_access_log=False),
     )
     return engine.bind(settings)
 
 
 def _store(settings: ServiceSettings, store: StoreSettings) -> Deployment:
-    """One replica, and never a second beside it, which would run every job: an old one goes first."""
+    """One replica, never two at the same time, which would run every job twice: the old one is stopped first."""
     encoding, level = settings.logging.encoding, settings.logging.level
     return serve.deployment()(Store).options(
         name="Store",
@@ -97,8 +97,8 @@ def _store(settings: ServiceSettings, store: StoreSettings) -> Deployment:
         ray_actor_options={"num_cpus": store.num_cpus},
         max_ongoing_requests=_INGRESS_REQUESTS,
         health_check_period_s=settings.reliability.health_check_period_s,
-        health_check_timeout_s=30,  # a shared folder may hang for a while
-        # Nothing that it is asked takes long, and jobs go on in the next one.
+        health_check_timeout_s=30,  # a shared folder may block for a while
+        # Its calls are short, and jobs continue in the next replica.
         graceful_shutdown_timeout_s=5,
         logging_config=LoggingConfig(encoding=encoding, log_level=level, enable_access_log=False),
     )

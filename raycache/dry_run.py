@@ -1,7 +1,7 @@
 """The builder's checks before Serve acts: a configuration that cannot work never replaces one that does.
 
-Serve runs the builder first. What it raises ends the deployment there, and the engines that serve go on serving. Files
-are looked for where they will be read: the builder's own node, often a head without models and keys, says nothing.
+Serve runs the builder first. An error here ends the deployment, and running engines keep serving. Files are checked
+where they will be read: the builder's own node, often a head without models and keys, does not count.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ __all__ = ["CannotWork", "Findings", "look_here", "refuse_what_cannot_work"]
 
 logger = logging.getLogger("ray.serve")
 
-#: A node that says nothing for so long objects to nothing.
+#: Seconds to wait for a node; one that does not answer has no objections.
 _NODE_S = 60.0
 
 
 class CannotWork(RayServeException, ValueError):
-    """This configuration cannot work; the message says where and why. Whatever served before goes on serving.
+    """This configuration cannot work; the message says where and why. Running engines keep serving.
 
-    Serve's own kind: its build task tells such a message as it is, and builds three times more for any other error.
+    A Serve exception: its build task reports such a message unchanged, and retries three times for other errors.
     """
 
 
 @dataclass
 class Findings:
-    """What speaks against the settings on one node: for an ingress or a store there, for engines by their model."""
+    """Objections to the settings on one node: for an ingress or store, and for engines by model."""
 
     ingress: list[str] = field(default_factory=list)
     store: list[str] = field(default_factory=list)
@@ -60,17 +60,17 @@ class Findings:
 
 
 def refuse_what_cannot_work(settings: ServiceSettings, bundles: Mapping[str, Sequence[Bundle]]) -> None:
-    """Look at everything that can be known without loading a model.
+    """Check everything that can be known without loading a model.
 
     Args:
-        settings: of the application.
-        bundles: what one gang of each model asks of the cluster.
+        settings: the application's.
+        bundles: resources that one gang of each model needs.
 
     Raises:
-        CannotWork: and nothing has been changed yet.
+        CannotWork: before anything was changed.
     """
     _refuse(_of_model(settings, one, wrong) for one in settings.engines for wrong in _contradictions(one))
-    if not ray.is_initialized():  # `serve run` of an application object: the cluster comes later
+    if not ray.is_initialized():  # `serve run` of an application object: the cluster starts later
         here = look_here(settings)
         _refuse([*(wrong for one in here.engines.values() for wrong in one), *here.ingress, *here.store])
         return
@@ -79,7 +79,7 @@ def refuse_what_cannot_work(settings: ServiceSettings, bundles: Mapping[str, Seq
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     front = [{"CPU": settings.ingress.num_cpus}]
     if _replaces_engines():
-        # Where nothing serves yet, nodes may still be on their way; the ingress says what they lack.
+        # If nothing serves yet, nodes may still be starting; the ingress reports what is missing.
         _refuse(_lacking(settings, bundles, front, list(nodes.values())))
     found = _look(settings, list(nodes))
     for model, asked in bundles.items():
@@ -91,7 +91,7 @@ def refuse_what_cannot_work(settings: ServiceSettings, bundles: Mapping[str, Seq
 
 
 def look_here(settings: ServiceSettings) -> Findings:
-    """What speaks against the settings on this node: models, presets, keys and the store's folder as they are here."""
+    """Objections to the settings on this node: its models, presets, keys and store folder."""
     engines = {}
     for one in settings.engines:
         wrong = _said(partial(_check_engine, one))
@@ -106,7 +106,7 @@ def _lacking(
 ) -> Iterable[str]:
     """What the cluster lacks for one gang of each model, and for an ingress."""
     settled = [one for one in settings.engines if not one.parallel.nodes_may_come]
-    # Engines that may all sleep take no place from those of other models.
+    # Models that can have no engines running need no place next to others.
     number = {one.model.name: min(1, one.engines_kept) if len(settled) > 1 else 1 for one in settled}
     gangs = [Gangs(name, bundles[name], count) for name, count in number.items()]
     if gangs and (reason := shortage_of_all(gangs, nodes)):
@@ -116,7 +116,7 @@ def _lacking(
 
 
 def _of_model(settings: ServiceSettings, one: AppSettings, reason: str) -> str:
-    """``reason`` with the model that it is about, where there are several."""
+    """``reason`` with the name of its model, if there are several."""
     return f"model {one.model.name!r}: {reason}" if settings.models else reason
 
 
@@ -132,7 +132,7 @@ def _check_engine(settings: AppSettings) -> None:
             if faults:
                 raise ValueError("; ".join(faults))
             model = capabilities_told(folder, settings.model.max_sequence_length)
-    # Of a model that tells nothing, nothing is held against the settings.
+    # A model of unknown capabilities causes no objections.
     ranks = settings.parallel.ranks_per_replica
     side = _token_side(settings)
     check_deployment(settings, policy, model or Capabilities("folder", 1_000_000, ranks, ranks, "", side, uneven=True))
@@ -145,7 +145,7 @@ def _check_ingress(settings: ServiceSettings) -> None:
 
 
 def _contradictions(settings: AppSettings) -> Iterable[str]:
-    """What is wrong wherever it runs. How a folder's model can be split is seen where the folder is."""
+    """Errors that do not depend on the node. How a folder's model can be split is checked where the folder is."""
     return _warmup_faults(settings, _token_side(settings), uneven=own_model(settings.model.path) is None)
 
 
@@ -159,7 +159,7 @@ def _warmup_faults(settings: AppSettings, side: int, uneven: bool) -> Iterable[s
 
 
 def _token_side(settings: AppSettings) -> int:
-    """Of a model that nobody has read, and perhaps none can be: the family's that its name would be given."""
+    """The token side of a model that was not read: that of the family for its name."""
     return (own_model(settings.model.path) or family_of("")).token_side
 
 
@@ -174,7 +174,7 @@ def _said(check: Callable[[], None]) -> list[str]:
 
 
 def _look(settings: ServiceSettings, nodes: Iterable[str]) -> dict[str, Findings]:
-    """Each node's findings, by its id; a node that does not answer is left out."""
+    """Each node's findings, by its id; nodes that do not answer are left out."""
     here = ray.get_runtime_context().get_node_id()
     there = {
         _look_there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(settings): node
@@ -186,7 +186,7 @@ def _look(settings: ServiceSettings, nodes: Iterable[str]) -> dict[str, Findings
         try:
             found[there[ref]] = ray.get(ref)
         except RayError as error:
-            logger.warning("Node %s could not look at models, keys and folders: %s", there[ref], error)
+            logger.warning("Node %s could not check models, keys and folders: %s", there[ref], error)
     return found
 
 
@@ -201,10 +201,10 @@ def _places(bundles: Sequence[Bundle], nodes: Mapping[str, Bundle]) -> list[str]
 
 
 def _agree(who: str, said: Mapping[str, Sequence[str]]) -> None:
-    """Refuse when every node that could hold one of ``who`` objects; say it when some do.
+    """Refuse if all nodes that could hold a ``who`` object; warn if some do.
 
     Args:
-        said: by each such node what speaks against it there.
+        said: the objections of each such node.
     """
     objections = {node: reasons for node, reasons in said.items() if reasons}
     for node, reasons in objections.items():

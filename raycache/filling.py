@@ -1,4 +1,4 @@
-"""Fills the settings of one of several models with those beside the list of models."""
+"""Completes the settings of one of several models with those next to the list of models."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pydantic import BaseModel
 
 __all__ = ["filled_up", "said"]
 
-#: One thing each, not a section of many: taken whole, because cache options of two methods do not mix.
+#: Taken as a whole: cache options of two methods must not be mixed.
 _WHOLE = frozenset({"cache", "warmup"})
-#: They exclude each other: who says one takes neither from elsewhere.
+#: They exclude each other: an entry with one of them inherits neither.
 _NUMBER = frozenset({"num_replicas", "autoscaling"})
 
 
 def filled_up(entry: Any, beside: Mapping[str, Any], names: Set[str]) -> Any:
-    """``entry`` with what stands ``beside`` in place of what it does not say; sections of both field by field.
+    """``entry``, with missing settings taken from ``beside``; sections in both are merged field by field.
 
     Args:
-        entry: as a user wrote it, perhaps no mapping at all: then it is left for its validation.
+        entry: as the user wrote it; if it is not a mapping, validation will report that.
         beside: settings for all entries.
-        names: of the settings that both may have.
+        names: names of the settings that both may have.
     """
     if not isinstance(entry, dict):
         return entry
@@ -37,7 +37,7 @@ def filled_up(entry: Any, beside: Mapping[str, Any], names: Set[str]) -> Any:
 
 
 def said(section: Any) -> Any:
-    """What was said in a section that is settings already, by field; anything else is as it is."""
+    """The fields set in a section that is already settings; anything else unchanged."""
     if isinstance(section, BaseModel):
         return {name: getattr(section, name) for name in section.model_fields_set}
     return section

@@ -11,11 +11,11 @@ from raycache.strict import Strict
 
 __all__ = ["MOST_UPLOAD", "PRIORITIES", "DefaultSettings", "KeySettings", "LimitSettings", "Priority"]
 
-#: Most bytes of a body with pictures in Serve's proxy, which knows no settings.
+#: Maximum bytes of a body with images in Serve's proxy, which does not know the settings.
 MOST_UPLOAD = 64 << 20
 
 Priority = Literal["low", "normal", "high"]
-#: Weight of a request by its priority. A caller has an account for each, so its own requests compete by it too.
+#: Weight of a request by its priority. A caller has an account for each, so its own requests compete by priority, too.
 PRIORITIES: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
 
 

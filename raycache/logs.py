@@ -1,6 +1,6 @@
 """Logs of the engine's gang and of its ranks: text or JSON, each line with the id of the request it belongs to.
 
-Prompts are in no line: neither requests (:mod:`raycache.protocol.schemas`) nor the images of a job
+Prompts are never logged: neither requests (:mod:`raycache.protocol.schemas`) nor the images of a job
 (:class:`raycache.protocol.job.ImageSpec`) show theirs.
 """
 
@@ -24,7 +24,7 @@ _EXTRAS = ("request_id", "job", "rank")
 
 
 def request_id() -> str:
-    """Serve's id of the request that is being handled, ``x-request-id`` if the client sent one; else empty."""
+    """Serve's id of the current request, ``x-request-id`` if the client sent one; empty outside of requests."""
     from ray.serve.context import _get_serve_request_context
 
     return clean(_get_serve_request_context().request_id)
@@ -36,14 +36,14 @@ def about(job: Any, **more: object) -> dict[str, object]:
 
 
 def join_serve_log() -> None:
-    """In a replica: what the gang says goes where Serve writes this replica's log, in Serve's encoding."""
+    """In a replica: write the gang's log lines to Serve's log of this replica, in Serve's encoding."""
     serve, ours = logging.getLogger("ray.serve"), logging.getLogger(_ROOT)
     ours.handlers, ours.propagate = list(serve.handlers), not serve.handlers
     ours.setLevel(serve.level)
 
 
 def to_stderr(settings: LoggingSettings) -> None:
-    """In a rank: to stderr, which Ray keeps in a file per process and shows to whoever runs the service."""
+    """In a rank: log to stderr, which Ray keeps in a file per process and shows to the operator."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if settings.encoding == "JSON" else _Text("%(levelname)s %(asctime)s %(message)s"))
     ours = logging.getLogger(_ROOT)
@@ -54,7 +54,7 @@ def to_stderr(settings: LoggingSettings) -> None:
 def quiet_libraries() -> None:
     """In a rank, best before diffusers is imported: errors only, no progress bars.
 
-    Not only noise: diffusers warns about a prompt that is too long by writing its end to the log. The reply says it.
+    Also for privacy: diffusers logs the end of a prompt that is too long. The reply has a warning for that.
     """
     for library in ("transformers", "diffusers"):
         wanted = os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")
@@ -66,7 +66,7 @@ def quiet_libraries() -> None:
 
 
 class _Json(logging.Formatter):
-    """One object a line, with the keys of Serve's own JSON log."""
+    """One object per line, with the keys of Serve's own JSON log."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""Metrics as data: one spec each, from which the metric objects and the tables of the documents are made."""
+"""Metrics as data: one spec each, used for the metric objects and the tables in the documents."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ M = TypeVar("M", bound=Metric)
 
 @dataclass(frozen=True)
 class Spec(Generic[M]):
-    """One metric. It stands in the body of a :class:`Specified` class, whose instances have the object in its place.
+    """One metric. It is in the body of a :class:`Specified` class, whose instances have the metric object instead.
 
     Attributes:
         kind: Serve's Counter, Gauge or Histogram.
         name: in Ray; scraped as ``ray_<name>``.
-        help: one or two sentences; the values of a label where they are few.
-        labels: names of the tags that come with every value.
-        boundaries: upper ends of a histogram's buckets, in the unit of the name.
+        help: one or two sentences; includes the values of a label if they are few.
+        labels: names of the tags of every value.
+        boundaries: upper bounds of a histogram's buckets, in the unit of the name.
     """
 
     kind: type[M]
@@ -31,8 +31,8 @@ class Spec(Generic[M]):
     boundaries: tuple[float, ...] = ()
 
     def made(self) -> M:
-        """The object of this process."""
-        # Not checked: Serve's types allow one tag where any number works.
+        """Create the metric object of this process."""
+        # Not type-checked: Serve's types allow only one tag, but any number works.
         options: dict[str, Any] = {"tag_keys": self.labels}
         if self.boundaries:
             options["boundaries"] = list(self.boundaries)
@@ -47,11 +47,11 @@ class Spec(Generic[M]):
 
 
 class Specified:
-    """What one process counts and measures: all specs in the body of its class, made at once.
+    """The metrics of one process: creates all specs in the body of its class.
 
     Attributes:
-        specs: in the order of the body.
-        made: the objects by name.
+        specs: the specs, in the order of the body.
+        made: the metric objects, by name.
     """
 
     specs: ClassVar[tuple[Spec[Any], ...]] = ()

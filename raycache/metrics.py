@@ -1,7 +1,7 @@
 """Every metric of the application: name, unit, help. Scraped from Ray's metrics port as ``ray_<name>``.
 
 Names end in their unit (``_seconds``, ``_ratio``) or in ``_total`` for counts. Inside a replica Serve adds the tags
-``deployment``, ``replica`` and ``application``. A new metric is one spec here and the place that sets it.
+``deployment``, ``replica`` and ``application``. A new metric needs one spec here and a place that sets it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DIFFERENCES = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 
 
 
 class Metrics(Specified):
-    """What one engine counts and measures. ``size`` is ``WIDTHxHEIGHT`` where declared for warm-up, else ``other``."""
+    """The metrics of one engine. ``size`` is ``WIDTHxHEIGHT`` where declared for warm-up, else ``other``."""
 
     requests = Spec(
         Counter,
@@ -58,7 +58,7 @@ class Metrics(Specified):
     decode_seconds = Spec(
         Histogram, "raycache_decode_seconds", "Seconds in the VAE decoder.", ("method", "size"), _SECONDS
     )
-    # Ray sums a histogram up from the middles of its buckets; these sums are exact.
+    # Ray sums histograms from the middles of their buckets; these sums are exact.
     stage_seconds = Spec(
         Counter,
         "raycache_stage_seconds_total",
@@ -134,7 +134,7 @@ class Metrics(Specified):
         self._counted: dict[tuple[str, str], float] = {}
 
     def done(self, method: str, size: str, images: int, stages: dict[str, float]) -> None:
-        """A job was finished; ``stages`` in seconds: queue, encode, denoise, decode."""
+        """Record a finished job; ``stages`` in seconds: queue, encode, denoise, decode."""
         tags = {"method": method, "size": size if size in self._sizes else "other"}
         self.requests.inc(tags={"outcome": "done", "cause": ""})
         self.images.inc(images, tags)
@@ -147,7 +147,7 @@ class Metrics(Specified):
                 self.stage_seconds.inc(seconds, {"stage": stage})
 
     def decided(self, report: dict[str, Any]) -> None:
-        """What the cache did in a finished job; ``report`` is ``CacheReport.to_dict()``."""
+        """Record the cache's decisions in a finished job; ``report`` is ``CacheReport.to_dict()``."""
         method, totals = {"method": report["method"]}, report["totals"]
         for cached in totals["cached_steps"]:
             self.cached_steps_ratio.observe(cached / max(1, totals["steps"]), method)
@@ -161,7 +161,7 @@ class Metrics(Specified):
             self.non_finite.inc(totals["non_finite"], method)
 
     def gang(self, status: GangStatus) -> None:
-        """How the gang is now; counters advance by what was new since the last call."""
+        """Record the gang's status; counters advance by the changes since the last call."""
         self.ready.set(float(status.ready))
         for cause, count in status.retry_causes.items():
             self._advance(self.retries, cause, count, {"cause": cause})
@@ -183,12 +183,12 @@ class Metrics(Specified):
             self._counted[counted] = value
 
     def ended(self, outcome: str, cause: str) -> None:
-        """A request got no image: ``refused`` before it started, ``aborted`` or ``failed`` after."""
+        """Record a request without a result: ``refused`` before it started, ``aborted`` or ``failed`` after."""
         self.requests.inc(tags={"outcome": outcome, "cause": cause})
 
 
 class IngressMetrics(Specified):
-    """What one ingress counts: errors that it answered itself never reach an engine's counters."""
+    """The metrics of one ingress: errors that it answers itself never reach an engine's counters."""
 
     errors = Spec(
         Counter, "raycache_http_errors_total", "Errors answered over HTTP, by status and code.", ("status", "code")
@@ -213,13 +213,13 @@ class IngressMetrics(Specified):
     )
 
     def answered(self, error: RequestError) -> None:
-        """An error went out to a client."""
+        """Record an error sent to a client."""
         self.errors.inc(tags={"status": str(error.status), "code": error.code})
 
     def asked_again(self, failure: RequestError, model: str) -> None:
-        """``failure`` was not told to the client, but its job to another engine of the model."""
+        """Record a job sent to another engine of the model after ``failure``, which the client did not get."""
         self.rerouted.inc(tags={"model": model, "cause": failure.code})
 
 
-#: All of them, in the order of the documents.
+#: All metrics, in the order of the documents.
 SPECS = (*Metrics.specs, *IngressMetrics.specs, *StoreMetrics.specs)

@@ -1,4 +1,4 @@
-"""Names of the models in one service: which one a request means, and what each model's engines are called in Serve."""
+"""Names of the models in one service: which one a request means, and the name of each model's deployment in Serve."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 __all__ = ["ENGINE", "ModelNames", "deployment_name", "wrong_names"]
 
-#: Serve's name of the engines' deployment where `model` names the only one; of several each has a name behind it.
+#: Serve's name of the engines' deployment of a single `model`; with several models it is a prefix.
 ENGINE = "Engine"
-#: Serve puts `#` between the parts of a replica's name, and the name into those of log files.
+#: Serve joins the parts of a replica's name with `#`, and uses the name in names of log files.
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -20,7 +20,7 @@ class ModelNames:
     """What requests may give as `model`.
 
     Attributes:
-        names: of the models, in the order of the settings.
+        names: names of the models, in the order of the settings.
         aliases: other names, each for one of them.
         default: the model of a request that names none.
     """
@@ -30,7 +30,7 @@ class ModelNames:
     default: str
 
     def find(self, asked: str | None) -> str | None:
-        """Name of the model that a request means; None where there is no such model."""
+        """Name of the model that a request means; None if there is no such model."""
         if asked is None:
             return self.default
         name = self.aliases.get(asked, asked)
@@ -41,7 +41,7 @@ class ModelNames:
         return tuple(alias for alias, model in self.aliases.items() if model == name)
 
     def __iter__(self) -> Iterator[str]:
-        """All that may be given: models, then aliases."""
+        """All accepted names: models, then aliases."""
         return iter((*self.names, *self.aliases))
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class ModelNames:
 
 
 def deployment_name(model: str) -> str:
-    """Serve's name of the engines' deployment of one model of several: what is unsafe in a name becomes ``-``.
+    """Serve's name of the engines' deployment of one model of several: unsafe characters become ``-``.
 
     >>> deployment_name("black-forest-labs/FLUX.1-dev")
     'Engine-black-forest-labs-FLUX.1-dev'
@@ -58,10 +58,10 @@ def deployment_name(model: str) -> str:
 
 
 def wrong_names(names: Sequence[str], aliases: Mapping[str, str], default: str | None) -> Iterator[str]:
-    """What is wrong with the names of a service's models, one reason each; nothing where all is well.
+    """Errors in the names of a service's models; empty if there are none.
 
     Args:
-        names: of the models, in their order.
+        names: names of the models, in order.
         aliases: other names.
         default: the model of requests that name none; None: the first.
     """
@@ -74,15 +74,15 @@ def wrong_names(names: Sequence[str], aliases: Mapping[str, str], default: str |
         yield f"models: {both} would all be the deployment {name!r} in Serve; rename one of them"
     for alias, model in aliases.items():
         if not alias:
-            yield "aliases: an alias is empty, and no request could name it"
+            yield "aliases: an alias is empty, so no request could use it"
         elif alias in names:
-            yield f"aliases.{alias}: a model is called so, and the alias would hide it; take another word"
+            yield f"aliases.{alias}: a model has this name, and the alias would hide it; use another one"
         if model not in names:
             chain = f" ({model!r} is an alias itself)" if model in aliases else ""
-            yield f"aliases.{alias}: must name a model{chain}; there are {known}, got {model!r}"
+            yield f"aliases.{alias}: must name a model{chain}: {known}; got {model!r}"
     if default is not None and default not in names:
-        chain = f" and no alias; {aliases[default]!r} is what it stands for" if default in aliases else ""
-        yield f"default_model: must name a model{chain}; there are {known}, got {default!r}"
+        chain = f" instead of the alias of {aliases[default]!r}" if default in aliases else ""
+        yield f"default_model: must name a model{chain}: {known}; got {default!r}"
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -56,14 +56,14 @@ def main(
 def read_settings(
     source: str, quantization: str, text_encoder: bool, revision: str | None, local_files_only: bool
 ) -> ModelSettings:
-    """What a service of the source would say.
+    """The settings of a service for the source.
 
     Raises:
         typer.BadParameter: there is no such quantization.
     """
     legal = ", ".join(QUANTIZATIONS[1:])
     if quantization not in QUANTIZATIONS[1:]:
-        raise typer.BadParameter(f"{quantization!r} is none of {legal}", param_hint="--quantization")
+        raise typer.BadParameter(f"{quantization!r} is not one of {legal}", param_hint="--quantization")
     try:
         return ModelSettings.model_validate(
             {
@@ -79,23 +79,21 @@ def read_settings(
 
 
 def quantize(settings: ModelSettings, source: Path, folder: Path, kind: ModelKind, console: Console) -> tuple[int, int]:
-    """Write the copy, or return at once when this very one is there already.
+    """Write the copy, or return immediately if the same copy exists already.
 
     Returns:
         Bytes of the parts of ``source``, and of those of ``folder``.
 
     Raises:
         CannotQuantize: the settings do not fit the source or this machine, or it is quantized already.
-        FileExistsError: ``folder`` holds something else.
+        FileExistsError: ``folder`` contains something else.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     refuse_what_does_not_fit(settings, source, device)
     done = [part for part, told in quantizations_told(source).items() if told != "none"]
     if done:
-        raise CannotQuantize(
-            f"{source} is quantized already ({', '.join(done)}); name the folder that it was made from"
-        )
-    # `kind` is that of the source: the service looks for it here.
+        raise CannotQuantize(f"{source} is quantized already ({', '.join(done)}); give its original folder")
+    # `kind` is that of the source: the service reads it here.
     record = {
         "kind": kind,
         "source": settings.path,
@@ -118,13 +116,13 @@ def _write(settings: ModelSettings, source: Path, to: Path, console: Console) ->
         task = bar.add_task("", total=_bytes(source, source))
         for part, name in parts_classed(source).items():
             if not (source / part).is_dir():
-                continue  # named and not there: optional, or of another repository
+                continue  # named but missing: optional, or from another repository
             bar.update(task, description=part)
             if part in configs:
                 model = _loaded(name, source / part, configs[part])
                 if not part.startswith("text_encoder"):
                     check_quantized({part: model}, family)
-                # In one file: which of several a layer's parts are in is more than its readers should have to know.
+                # In one file: readers should not have to find out which of several files has a part of a layer.
                 model.save_pretrained(to / part, max_shard_size="1000GB")
                 del model
                 gc.collect()
@@ -134,7 +132,7 @@ def _write(settings: ModelSettings, source: Path, to: Path, console: Console) ->
 
 
 def _loaded(name: str, part: Path, config: Any) -> Any:
-    """A model of a pipeline, quantized."""
+    """Load a model of a pipeline, quantized."""
     import diffusers
     import transformers
 
@@ -143,7 +141,7 @@ def _loaded(name: str, part: Path, config: Any) -> Any:
 
 
 def _bytes(source: Path, folder: Path) -> int:
-    """Of all parts that the source's index names."""
+    """Bytes of all parts in the source's index."""
     return sum(_size(folder / part) for part in parts_classed(source))
 
 

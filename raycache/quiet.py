@@ -8,12 +8,12 @@ import warnings
 
 __all__ = ["be_quiet"]
 
-#: Loggers that tell of optional parts: compiled kernels for other machines, names that will change, torchvision.
+#: Loggers with messages about optional parts: kernels for other machines, future renames, torchvision.
 _ADVISERS = ("torchao", "torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects", "diffusers")
 
 
 def be_quiet() -> None:
-    """For the rest of this process, and its children; best before torch, transformers and diffusers are imported."""
+    """Apply to this process and its children; best called before importing torch, transformers and diffusers."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     for name in _ADVISERS:

@@ -1,4 +1,4 @@
-"""Ray's errors that mean an actor is gone."""
+"""Ray's errors that mean that an actor has died."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from ray.exceptions import (
 
 __all__ = ["DEATHS"]
 
-#: ``OutOfMemoryError`` is Ray's memory monitor that killed the process; ``ObjectLostError`` an answer that went down
+#: ``OutOfMemoryError`` means that Ray's memory monitor killed the process; ``ObjectLostError`` that an answer was lost
 #: with its node before it was read.
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)

@@ -7,17 +7,17 @@ from collections import deque
 
 __all__ = ["RELOAD_TIMES", "SERVE_S", "Rebuilds"]
 
-#: New ranks may take so many times longer than those before them, on a machine that is busier now.
+#: New ranks may take this many times longer than earlier ones, if the machine is busier now.
 RELOAD_TIMES = 5.0
 
-#: Guess of the seconds Serve takes to notice that a replica is gone and to start another process.
+#: Estimated seconds until Serve notices that a replica has died and starts another process.
 SERVE_S = 10.0
-#: A rebuild that takes longer than the ones before it is expected to go on for this share of what it has taken.
+#: A rebuild that takes longer than earlier ones is expected to need this share of its time so far in addition.
 _OVERDUE = 0.25
 
 
 class Rebuilds:
-    """How long it takes until new ranks are ready: as in the last rebuilds, before there were any as in the start.
+    """Estimates the time until new ranks are ready, from the last rebuilds, or from the start if there were none.
 
     Written by the gang's thread only.
     """
@@ -34,7 +34,7 @@ class Rebuilds:
 
     @property
     def expected_s(self) -> float:
-        """Seconds of a rebuild, the killing of the old ranks among them: the slowest of the last three."""
+        """Seconds of a rebuild, including killing the old ranks: the slowest of the last three."""
         return max(self._took, default=self._start_s)
 
     @property
@@ -45,26 +45,26 @@ class Rebuilds:
     def patience_s(self, first_s: float, least_s: float) -> float:
         """How long ranks may take to load: ``first_s`` the first time, when the model may be downloaded.
 
-        Later a rank that hangs while it loads is no rarer than another.
+        Later there is nothing to download, and a rank may hang while loading.
         """
         return min(first_s, max(least_s, RELOAD_TIMES * self.expected_s)) if self._start_s else first_s
 
     def started(self, seconds: float) -> None:
-        """Ranks are ready; the first of them count."""
+        """Ranks are ready; only the first start counts."""
         self._start_s = self._start_s or seconds
 
     def begins(self) -> None:
-        """A rebuild begins, or does once more because it failed."""
+        """A rebuild begins, or begins again after a failure."""
         self._began = time.monotonic()
 
     def ends(self) -> None:
         """New ranks are ready."""
-        assert self._began is not None  # what ends has begun
+        assert self._began is not None  # a rebuild that ends has begun
         self._took.append(time.monotonic() - self._began)
         self._began = None
 
     def left_s(self) -> float:
-        """Seconds until the ranks are ready; 0 while none is under way."""
+        """Seconds until the ranks are ready; 0 without a rebuild."""
         if self._began is None:
             return 0.0
         since = time.monotonic() - self._began

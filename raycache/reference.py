@@ -1,7 +1,7 @@
 """The generated tables of the documents, from settings, metrics, modules and registries of models.
 
 python -m raycache.reference docs/operating.md docs/requests.md docs/design.md docs/models.md README.md
-rewrites what stands between the markers.
+rewrites the text between the markers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["metrics_table", "modules_table", "request_table", "service_table", "
 #: Explained elsewhere: the options of the cache methods, and a LoRA.
 _ELSEWHERE = {"cache", "lora"}
 _ROOT = Path(__file__).parents[1]
-#: Rooms in the order of a request's way, then what all of them share, then tools.
+#: Packages in the order of a request's path, then what all of them share, then tools.
 _ROOMS = (
     *("raycache/front", "raycache/ingress", "raycache/ingress/routes"),
     *("raycache/store", "raycache/engine", "raycache/gang"),
@@ -87,7 +87,7 @@ def modules_table() -> str:
 
 
 def service_table() -> str:
-    """What the service does with each transformer, and what of it was tested, as Markdown."""
+    """What the service supports for each transformer, and what was tested, as Markdown."""
     import diffusers
 
     tiny = {family.pipeline for family in TINY_FAMILIES.values()}
@@ -124,14 +124,14 @@ _TABLES = {
 
 
 def updated(document: str) -> str:
-    """``document`` with the tables between its markers, like two lines ``<!-- settings -->``, made anew.
+    """``document`` with the tables between its markers, like two lines ``<!-- settings -->``, regenerated.
 
     Raises:
         ValueError: it has no markers.
     """
     names = [name for name in _TABLES if document.count(f"<!-- {name} -->\n") == 2]
     if not names:
-        raise ValueError(f"a table goes between two lines like `<!-- settings -->`; there are {', '.join(_TABLES)}")
+        raise ValueError(f"a table goes between two lines like `<!-- settings -->`; possible: {', '.join(_TABLES)}")
     for name in names:
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- {name} -->)"
         document = re.sub(pattern, _always(f"{_TABLES[name]()}\n"), document, flags=re.DOTALL)
@@ -139,7 +139,7 @@ def updated(document: str) -> str:
 
 
 def _always(text: str) -> Callable[[re.Match[str]], str]:
-    return lambda _: text  # as a string its backslashes would mean something
+    return lambda _: text  # as a string its backslashes would be interpreted
 
 
 def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
@@ -154,7 +154,7 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The settings inside a field: of a list's items, or what there is when it is not null."""
+    """The settings inside a field: those of a list's items, or of a value that may be null."""
     inside = get_origin(annotation) in (list, Union, types.UnionType)
     candidates = get_args(annotation) if inside else (annotation,)
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
@@ -187,7 +187,7 @@ def _name(annotation: Any) -> str:
     return _WORDS.get(name, name)
 
 
-#: Types as those know them who write YAML.
+#: Names of types for authors of YAML.
 _WORDS = {"str": "text", "Size": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}
 
 
@@ -201,7 +201,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def main(documents: list[Path]) -> None:
-    """Write the tables anew."""
+    """Regenerate the tables."""
     for document in documents:
         document.write_text(updated(document.read_text()))
 

@@ -1,6 +1,6 @@
-"""The size of an image: width and height in pixels, `WIDTHxHEIGHT` wherever people read or write it.
+"""The size of an image: width and height in pixels, `WIDTHxHEIGHT` as text.
 
-Stands below the protocol, because settings name sizes, too.
+Not in the protocol package, because settings also contain sizes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Size"]
 
-#: ASCII digits, at most five a side: `\d` would take those of any alphabet.
+#: ASCII digits, at most five a side: `\d` would match those of any alphabet.
 _PATTERN = "^[0-9]{1,5}x[0-9]{1,5}$"
 
 
 @dataclass(frozen=True)
 class Size:
-    """Any width and height, 0 included: :func:`raycache.protocol.resolve.check_size` says which can be drawn.
+    """Any width and height, even 0: :func:`raycache.protocol.sizes.check_size` checks which can be generated.
 
-    A field of this type in a pydantic model takes strings, and is shown as one.
+    A field of this type in a pydantic model takes strings, and is serialized as one.
     """
 
     width: int
@@ -32,7 +32,7 @@ class Size:
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """The size that ``text`` says.
+        """Parse ``text``.
 
         Raises:
             ValueError: it is not ``WIDTHxHEIGHT`` with one to five ASCII digits each.
@@ -44,7 +44,7 @@ class Size:
 
     @classmethod
     def of(cls, image: np.ndarray) -> Size:
-        """That of an array [height, width, 3]."""
+        """The size of an array [height, width, 3]."""
         return cls(image.shape[1], image.shape[0])
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Size:
 
     @property
     def pixels(self) -> int:
-        """In all."""
+        """Width times height."""
         return self.width * self.height
 
     def tokens(self, side: int) -> int:
@@ -61,7 +61,7 @@ class Size:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
-        """As a string that must match; errors are those of such a string."""
+        """A string with a pattern; errors are those of such strings."""
         text = core_schema.no_info_after_validator_function(cls.parse, core_schema.str_schema(pattern=_PATTERN))
         return core_schema.no_info_before_validator_function(
             lambda given: str(given) if isinstance(given, cls) else given,

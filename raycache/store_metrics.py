@@ -1,4 +1,4 @@
-"""Metrics of the store for kept jobs; of the same kind as :mod:`raycache.metrics`, which lists all."""
+"""Metrics of the store; specified as in :mod:`raycache.metrics`, which lists all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from raycache.protocol.stored import JobStatus, StoredJob
 
 __all__ = ["StoreMetrics"]
 
-#: Buckets for kept jobs, in seconds.
+#: Buckets for stored jobs, in seconds.
 _LONG_SECONDS = (1, 3, 10, 30, 100, 300, 1000, 3600, 10_800, 43_200, 86_400, 604_800)
 
 
 class StoreMetrics(Specified):
-    """What the store counts and measures of kept jobs.
+    """The metrics of the store.
 
     Args:
         models: the models of the service, which are reported from the start.
@@ -69,7 +69,7 @@ class StoreMetrics(Specified):
         self._told = {(model, status) for model in models for status in get_args(JobStatus)}
 
     def kept(self, jobs: Iterable[StoredJob]) -> None:
-        """``jobs`` are all that are kept now."""
+        """Record the state of all stored ``jobs``."""
         number: Counts[tuple[str, str]] = Counts()
         size = 0
         for job in jobs:
@@ -81,7 +81,7 @@ class StoreMetrics(Specified):
         self.bytes.set(size)
 
     def over(self, job: StoredJob) -> None:
-        """``job`` is completed, or failed."""
+        """Record that ``job`` is completed, or failed."""
         cause = job.error.code if job.error else ""
         self.ended.inc(tags={"model": job.model, "outcome": job.status, "cause": cause})
         if job.status == "completed" and job.completed_at is not None and job.begun_at is not None:

@@ -56,5 +56,5 @@ class StoreSettings(Strict):
 
     @property
     def longest_timeout_s(self) -> float:
-        """The longest deadline that a kept job may name, or have without naming one."""
+        """The longest deadline of a stored job, set or by default."""
         return max(self.max_timeout_s, self.timeout_s)

@@ -19,5 +19,5 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_typed(cls, value: Any) -> Any:
-        """Without what an editor leaves unseen at the ends of words: no name, path or number means it."""
+        """Strip invisible characters that editors leave around strings: no name, path or number has them."""
         return trimmed_within(value)

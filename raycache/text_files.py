@@ -1,7 +1,7 @@
 """Text files written by people.
 
-Byte order marks, UTF-16, any line ending, trailing and non-breaking blanks, zero-width characters at the ends of a
-line and remarks mean nothing. What is left must be what its reader expects, else :class:`FileError` says where not.
+Byte order marks, UTF-16, any line ending, trailing and non-breaking spaces, zero-width characters at the ends of a
+line and comments are ignored. The rest must be what the reader expects, else :class:`FileError` says where it is not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
     "trimmed_within",
 ]
 
-#: UTF-32 first: its little-endian mark begins with the one of UTF-16.
+#: UTF-32 first: its little-endian mark starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -35,8 +35,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LINE_END = re.compile(r"\r\n|\r|\n")
-#: For a set in a regular expression: white space, and what takes no room on a screen: zero-width blanks and joiners,
-#: soft hyphens, marks of direction.
+#: For a character class of a regular expression: white space and invisible characters: zero-width spaces and joiners,
+#: soft hyphens, direction marks.
 UNSEEN = r"\s\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
 _ENDS = re.compile(rf"\A[{UNSEEN}]+|[{UNSEEN}]+\Z")
 _INDENT = re.compile(rf"^(?:(?!\n)[{UNSEEN}])+", re.MULTILINE)
@@ -47,7 +47,7 @@ class FileError(ValueError):
     """A file cannot be used as it is; the message names the file, the line (from 1) and what is wrong.
 
     Attributes:
-        line: None where no single line is to blame.
+        line: None if no single line is the cause.
     """
 
     def __init__(self, path: Path | str, line: int | None, reason: str) -> None:
@@ -56,12 +56,12 @@ class FileError(ValueError):
 
 
 def read_text(path: Path) -> str:
-    """The text of a file whatever wrote it, with ``\\n`` between its lines.
+    """The text of a file in any encoding, with ``\\n`` between its lines.
 
     The encoding is UTF-8 unless a byte order mark says otherwise; never the locale's, which differs from node to node.
 
     Raises:
-        FileError: the bytes are no text; names the line.
+        FileError: the bytes are not text; the message has the line.
         OSError: the file cannot be read.
     """
     raw = path.read_bytes()
@@ -69,7 +69,7 @@ def read_text(path: Path) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        # `error.object` lacks the mark where the codec has taken it off.
+        # `error.object` has no byte order mark if the codec has removed it.
         before = error.object[: error.start].decode(error.encoding, "replace")
         reason = f"the bytes here are not {encoding.removesuffix('-sig').upper()}; save the file as UTF-8"
         raise FileError(path, len(_LINE_END.split(before)), reason) from None
@@ -77,12 +77,12 @@ def read_text(path: Path) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """Lines as an editor counts them: ``str.splitlines`` would also part at form feeds and U+2028."""
+    """Lines as an editor counts them: ``str.splitlines`` would also split at form feeds and U+2028."""
     return _LINE_END.split(text)
 
 
 def trimmed(text: str) -> str:
-    """``text`` without what nobody sees at its ends."""
+    """``text`` without invisible characters at its ends."""
     return _ENDS.sub("", text)
 
 
@@ -91,7 +91,7 @@ def trimmed_within(value: dict[str, Any]) -> dict[str, Any]: ...
 @overload
 def trimmed_within(value: object) -> object: ...
 def trimmed_within(value: object) -> object:
-    """``value`` with every string in its lists and mappings :func:`trimmed`; all else is as it was."""
+    """``value`` with every string in its lists and mappings :func:`trimmed`; everything else unchanged."""
     if isinstance(value, str):
         return trimmed(value)
     if isinstance(value, dict):
@@ -102,9 +102,9 @@ def trimmed_within(value: object) -> object:
 
 
 def blanks_made_plain(text: str) -> str:
-    """``text`` whose lines begin with plain blanks and end with a letter: what nobody sees there is no part of it.
+    """``text`` with only plain spaces at the start of lines, and no invisible characters at their ends.
 
-    A tab stays, for those to refuse who must.
+    Tabs stay, so that readers can refuse them.
     """
     text = _TAIL.sub("", text)
     return _INDENT.sub(lambda match: "".join(_plain(letter) for letter in match[0]), text)
@@ -115,12 +115,12 @@ def _plain(letter: str) -> str:
 
 
 def seen(text: str) -> str:
-    """``text`` for a message, with what nobody would see in it spelled out."""
+    """``text`` for a message, with invisible characters spelled out."""
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
 
 
 def odd_letter(text: str) -> str:
-    """Which letter of ``text`` is not visible ASCII, in words; empty if all are. Many look like one that is."""
+    """A description of the first character that is not visible ASCII; empty if all are. Many look alike."""
     for column, letter in enumerate(text, 1):
         if not "!" <= letter <= "~":
             return f"letter {column} is U+{ord(letter):04X} ({unicodedata.name(letter, 'a control character')})"
@@ -128,7 +128,7 @@ def odd_letter(text: str) -> str:
 
 
 def entries(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that say something, with their numbers: trimmed, and neither blank nor a ``#`` remark.
+    """The lines of a file with content, and their numbers: trimmed, without empty lines and ``#`` comments.
 
     Raises:
         FileError: as :func:`read_text`. OSError: the file cannot be read.

@@ -1,7 +1,7 @@
 """Traces: Serve's own OpenTelemetry spans of a request, continued on the ranks.
 
-Serve opens a span in the proxy, the ingress and the engine, and carries the trace between them. Ranks are no part of
-Serve: a job takes the context along, and each rank exports its own spans where Serve's processes export theirs.
+Serve opens a span in the proxy, the ingress and the engine, and passes the trace between them. Ranks are not part of
+Serve: a job carries the context, and each rank exports its own spans to where Serve's processes export theirs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["RankSpans", "exporter_in_use", "trace_of_request"]
 
 _logger = logging.getLogger("raycache.rank")
 
-#: Serve's controller starts this replica, so it lives; an engine without an answer does not start.
+#: Serve's controller starts this replica, so it is alive; without its answer an engine does not start.
 _CONTROLLER_S = 60.0
 
 
 def exporter_in_use() -> str:
-    """In a replica: the import path of Serve's exporter; empty where Serve does not trace.
+    """In a replica: the import path of Serve's exporter; empty if Serve does not trace.
 
     Raises:
         ray.exceptions.GetTimeoutError: Serve's controller does not answer.
@@ -44,10 +44,10 @@ def exporter_in_use() -> str:
 
 
 def trace_of_request(exporter: str) -> Trace | None:
-    """What a job of the request that is handled must carry; None where nobody traces, or not this request.
+    """The trace context for a job of the current request; None if it is not traced.
 
     Args:
-        exporter: what :func:`exporter_in_use` said.
+        exporter: the result of :func:`exporter_in_use`.
     """
     if not exporter:
         return None
@@ -63,7 +63,7 @@ def trace_of_request(exporter: str) -> Trace | None:
 
 
 class RankSpans:
-    """The spans of one job on one rank: one for the whole, one for each phase in it. Does nothing without a trace."""
+    """The spans of one job on one rank: one for the whole, one for each phase. Does nothing without a trace."""
 
     def __init__(self, job: Job, rank: int) -> None:
         self._tracer: Tracer | None = None
@@ -85,7 +85,7 @@ class RankSpans:
         self._tracer, self._whole = tracer, tracer.start_span(f"rank {rank}", context=parent, attributes=about)
 
     def phase(self, name: str) -> None:
-        """From here on the rank does this."""
+        """Start the span of the next phase."""
         if self._tracer is None or self._whole is None:
             return
         from opentelemetry.trace import set_span_in_context
@@ -94,7 +94,7 @@ class RankSpans:
         self._phase = self._tracer.start_span(name, context=set_span_in_context(self._whole))
 
     def end(self, failure: str | None = None) -> None:
-        """The rank is done with the job, or ended with an error of this kind. Its message may hold a prompt."""
+        """End the spans; ``failure``: only the type of the error, because its message may contain a prompt."""
         if self._whole is None:
             return
         from opentelemetry.trace import Status, StatusCode
@@ -112,13 +112,13 @@ class RankSpans:
 
 @cache
 def _tracer(exporter: str) -> Tracer | None:
-    """This process' own; None, and said once, where the exporter cannot be had: an image needs no trace."""
+    """This process's tracer; None, logged once, if the exporter cannot be loaded: images do not need traces."""
     from opentelemetry import trace
     from ray.serve._private.tracing_utils import setup_tracing
     from ray.serve.schema import TracingConfig
 
     try:
-        # The ratio is the root's to apply: whether this trace is sampled is known.
+        # The root span applies the ratio: this trace is already sampled.
         config = TracingConfig(enabled=True, exporter_import_path=exporter, sampling_ratio=1.0)
         setup_tracing(component_name="rank", component_id=str(os.getpid()), tracing_config=config)
     except Exception as error:

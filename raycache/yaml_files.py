@@ -26,12 +26,12 @@ __all__ = ["load_as", "load_yaml"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
-#: A key, or the dash of a list, and what looks like a blank behind it, which for YAML must be U+0020.
+#: A key or the dash of a list, followed by space-like characters, which YAML requires to be U+0020.
 _BEFORE_VALUE = re.compile(rf"^( *(?:- +)*(?:[\w.-]+:|-))(?:(?!\n)[{UNSEEN}])+", re.MULTILINE)
 
 
 class _Loader(yaml.SafeLoader):
-    """Says where the dates and numbers stand that only look like such."""
+    """Reports the position of strings that only look like dates and numbers."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:
@@ -40,20 +40,20 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
-#: Errors shown at most; the first is the one to begin with.
+#: Maximum number of errors shown.
 _SHOWN = 3
 
 
 def load_as(path: Path, model: type[Model], kind: str) -> Model:
-    """The file's contents, judged by ``model``.
+    """The file's contents, validated by ``model``.
 
     Args:
-        path: of the file.
-        model: what it must hold.
+        path: path of the file.
+        model: model of its content.
         kind: what the file should be, for messages: "presets file".
 
     Raises:
-        FileError: it is no ``kind``; names the line, the field and what is wrong.
+        FileError: it is not a ``kind``; the message has the line, the field and the error.
         OSError: the file cannot be read.
     """
     value, root = _read(path, kind)
@@ -67,7 +67,7 @@ def load_as(path: Path, model: type[Model], kind: str) -> Model:
 
 
 def load_yaml(path: Path, kind: str = "YAML file") -> object:
-    """The file's contents, unjudged but for YAML's own rules and keys that stand twice.
+    """The file's contents, only checked for YAML's own rules and duplicate keys.
 
     Raises:
         FileError, OSError: as :func:`load_as`.
@@ -88,17 +88,17 @@ def _read(path: Path, kind: str) -> tuple[object, yaml.Node]:
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         raise FileError(path, mark.line + 1 if mark else None, f"no {kind}: {reason}") from None
     except RecursionError:
-        raise FileError(path, None, f"no {kind}: something in it holds itself, or it is nested too deeply") from None
+        raise FileError(path, None, f"no {kind}: it contains itself, or is nested too deeply") from None
     if root is None:
-        raise FileError(path, None, f"no {kind}: it says nothing")
+        raise FileError(path, None, f"no {kind}: it is empty")
     for key in _twice(root, set()):
-        # YAML takes the last one, and the reader of the file perhaps the first.
+        # YAML uses the last one, but a reader may see only the first.
         raise FileError(path, key.start_mark.line + 1, f"no {kind}: `{seen(key.value)}` stands here a second time")
     return value, root
 
 
 def _twice(node: yaml.Node, known: set[int]) -> Iterator[yaml.Node]:
-    """Keys that stand above already in the same mapping."""
+    """Duplicate keys of a mapping."""
     if id(node) in known:  # an alias
         return
     known.add(id(node))
@@ -117,7 +117,7 @@ def _twice(node: yaml.Node, known: set[int]) -> Iterator[yaml.Node]:
 
 def _fault(root: yaml.Node, item: ErrorDetails) -> tuple[int, str]:
     """Line and reason of one of pydantic's errors."""
-    # pydantic says `[key]` behind a key that is wrong itself.
+    # pydantic appends `[key]` after a key that is itself wrong.
     loc = tuple(part for part in item["loc"] if part != "[key]")
     line, path = _place(root, loc)
     unknown = item["type"] == "extra_forbidden"
@@ -131,9 +131,9 @@ def _fault(root: yaml.Node, item: ErrorDetails) -> tuple[int, str]:
 
 
 def _place(node: yaml.Node, loc: Sequence[str | int]) -> tuple[int, list[str]]:
-    """Where ``loc`` stands: the line of the last part that the file holds, and the parts that a user wrote or left out.
+    """The position of ``loc``: line of its last part in the file, and its parts that a user wrote or left out.
 
-    pydantic names the member of a union, too, which is in no file.
+    pydantic also adds the member of a union, which is not in the file.
     """
     line, path = node.start_mark.line + 1, []
     for number, part in enumerate(loc):

@@ -1,4 +1,4 @@
-"""Whether the cluster can hold the gang."""
+"""Checks whether the cluster can hold the gangs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Bundle", "Gangs", "fit_together", "room_for_each", "shortage", "shor
 
 Bundle = Mapping[str, float]
 
-#: Ways of placing gangs that are tried at most; what is not refuted by then is not refused.
+#: Maximum number of placements tried; if that is not conclusive, nothing is refused.
 _WAYS = 500
 
 
@@ -19,7 +19,7 @@ class Gangs:
 
     Attributes:
         model: its name.
-        bundles: what one gang asks.
+        bundles: the resources that one gang needs.
         number: gangs wanted.
     """
 
@@ -35,12 +35,12 @@ def total(bundles: Sequence[Bundle]) -> dict[str, float]:
 
 
 def shortage(bundles: Sequence[Bundle], nodes: Sequence[Bundle], replicas: int = 1) -> str | None:
-    """Why ``replicas`` gangs cannot be placed, with advice; None when they can.
+    """Why ``replicas`` gangs cannot be placed, with advice; None if they can.
 
     A gang is placed STRICT_PACK, so one node must hold all of its bundles.
 
     Args:
-        bundles: what one gang asks.
+        bundles: the resources that one gang needs.
         nodes: total resources of each live node.
         replicas: gangs wanted.
     """
@@ -54,7 +54,7 @@ def shortage(bundles: Sequence[Bundle], nodes: Sequence[Bundle], replicas: int =
 
 
 def shortage_of_all(gangs: Sequence[Gangs], nodes: Sequence[Bundle]) -> str | None:
-    """:func:`shortage` for the gangs of several models: of each alone, then of all together."""
+    """:func:`shortage` for the gangs of several models: each model alone, then all together."""
     if len(gangs) == 1:
         return shortage(gangs[0].bundles, nodes, gangs[0].number)
     for of_one in gangs:
@@ -71,12 +71,12 @@ def shortage_of_all(gangs: Sequence[Gangs], nodes: Sequence[Bundle]) -> str | No
 
 
 def fit_together(gangs: Sequence[Sequence[Bundle]], nodes: Sequence[Bundle]) -> bool:
-    """Whether all these gangs find a place at once, each on one node.
+    """Whether all these gangs can be placed at the same time, each on one node.
 
-    False is proved: every way was tried. Where there are too many ways the answer is True, because nothing may be
+    False is certain: every placement was tried. With too many placements the answer is True, because nothing may be
     refused on a guess.
     """
-    # The largest first: they have the fewest places, and what is hopeless is known early.
+    # The largest first: they have the fewest places, so impossible cases end early.
     asked = sorted(map(total, gangs), key=lambda one: sorted(one.values(), reverse=True), reverse=True)
     hopeless: set[tuple[int, tuple[tuple[float, ...], ...]]] = set()
     names = dict.fromkeys(name for one in asked for name in one)
@@ -104,11 +104,11 @@ def fit_together(gangs: Sequence[Sequence[Bundle]], nodes: Sequence[Bundle]) -> 
 
 
 def room_for_each(gangs: Sequence[Sequence[Bundle]], nodes: Sequence[Bundle]) -> list[bool]:
-    """Of each of these gangs, one a model, whether it finds a node wherever the others are put before it."""
+    """For each gang, one per model, whether it fits on some node wherever the others are placed first."""
     asked = [total(bundles) for bundles in gangs]
     together = total(asked)
     whole = any(_gangs_on(node, together) for node in nodes)
-    # Each other takes room on one node.
+    # Each other gang takes up space on one node.
     return [whole or sum(_gangs_on(node, one) > 0 for node in nodes) >= len(asked) for one in asked]
 
 
@@ -132,12 +132,12 @@ def _advice(asked: Bundle, nodes: Sequence[Bundle], places: int) -> str:
     kinds = [name for name in short if name.startswith("accelerator_type:")]
     if kinds:
         found = sorted({n for node in nodes for n in node if n.startswith("accelerator_type:")})
-        return f"Set parallel.accelerator_type to what is there ({', '.join(found) or 'null'}), or add such nodes."
+        return f"Set parallel.accelerator_type to an available one ({', '.join(found) or 'null'}), or add such nodes."
     if "GPU" in short:
         return f"Set parallel.ranks_per_replica to {_power_of_two(most['GPU'])} (the largest gang that fits a node)."
     if "CPU" in short:
         return "Lower parallel.rank_cpus and parallel.engine_cpus; serve_configs/laptop_dbcache.yaml fits 2 CPUs."
-    return "No single node has all of it at once."
+    return "No single node has all of these resources."
 
 
 def _power_of_two(limit: float) -> int:

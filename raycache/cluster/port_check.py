@@ -23,7 +23,7 @@ __all__ = ["Listener", "check_port", "intruders", "listeners", "living_replicas"
 logger = logging.getLogger("ray.serve")
 
 _WILDCARDS = ("", "0.0.0.0", "::")
-#: Serve's name of a replica's actor begins so.
+#: Prefix of Serve's names for replicas' actors.
 _REPLICA = "SERVE_REPLICA::"
 #: Seconds for the log line to reach the terminal of the `serve run` that is about to end.
 _TELL_S = 2.0
@@ -35,9 +35,9 @@ class Listener:
 
     Attributes:
         pid: None where the system does not tell, as of another user's process.
-        name: what it is, as it calls itself.
-        since: when it was started, ``time.time()``.
-        ours: it belongs to this Ray cluster.
+        name: name of the process.
+        since: when it started, as ``time.time()``.
+        ours: whether it belongs to this Ray cluster.
     """
 
     pid: int | None
@@ -47,9 +47,9 @@ class Listener:
 
 
 def check_port() -> str | None:
-    """Why Serve must not listen on its port here: who does already. None when the port is ours.
+    """Why Serve must not listen on its port here: another process does. None if the port is ours.
 
-    A Serve that serves nothing yet gives the port back, and a `serve run` that waits for it is ended.
+    If so, a Serve without applications releases the port, and a waiting `serve run` is ended.
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None or ray.get_runtime_context().get_node_id() not in serve.status().proxies:
@@ -61,7 +61,7 @@ def check_port() -> str | None:
     if not found:
         return None
     who = ", ".join(f"{it.name} (pid {it.pid or 'unknown'}, since {time.ctime(it.since)})" for it in found)
-    problem = f"port {config.port} is taken: {who} listens there. Stop it, or set another `http_options.port`"
+    problem = f"port {config.port} is in use: {who} listens on it. Stop it, or set another `http_options.port`"
     if not living_replicas():
         print(f"Not served: {problem}", file=sys.stderr, flush=True)
         time.sleep(_TELL_S)
@@ -71,15 +71,15 @@ def check_port() -> str | None:
 
 
 def own_pids() -> set[int]:
-    """Processes of this cluster's actors on this node, whoever started them: with a runtime environment's own
-    ``py_executable`` the raylet need not be above them.
+    """Processes of this cluster's actors on this node, however they were started: with a ``py_executable`` in a runtime
+    environment they need not be descendants of the raylet.
     """
     here, actors = ray.get_runtime_context().get_node_id(), ray._private.state.actors(actor_state_name="ALIVE").values()
     return {actor["Pid"] for actor in actors if actor["Address"]["NodeID"] == here}
 
 
 def living_replicas() -> list[str]:
-    """Names (``app#deployment#id``) of the replicas of this cluster whose process lives.
+    """Names (``app#deployment#id``) of the replicas of this cluster whose process is alive.
 
     Serve's status knows no deployments of an application while it is being built.
     """
@@ -88,13 +88,13 @@ def living_replicas() -> list[str]:
 
 
 def intruders(found: list[Listener]) -> list[Listener]:
-    """Of all listeners those of others that were there before ours."""
+    """The listeners of other clusters that started before ours."""
     since = min((it.since for it in found if it.ours), default=float("inf"))
     return [it for it in found if not it.ours and it.since < since]
 
 
 def listeners(host: str, port: int, gcs_address: str) -> list[Listener]:
-    """Who accepts TCP connections on this machine that ``host:port`` would get."""
+    """The processes on this machine that accept TCP connections to ``host:port``."""
     found = {}
     for connection in psutil.net_connections(kind="tcp"):
         if not connection.laddr or connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
@@ -116,7 +116,7 @@ def _listener(pid: int | None, gcs_address: str) -> Listener:
 
 
 def _in_cluster(process: psutil.Process, gcs_address: str) -> bool:
-    """A worker is the child of its node's raylet, which knows its cluster by the address of the GCS."""
+    """Whether the process, a child of its node's raylet, belongs to the cluster with this GCS address."""
     for parent in process.parents():
         with contextlib.suppress(psutil.Error):
             if parent.name() == "raylet" and any(word.endswith(f"={gcs_address}") for word in parent.cmdline()):
@@ -125,7 +125,7 @@ def _in_cluster(process: psutil.Process, gcs_address: str) -> bool:
 
 
 def _end_serve_run() -> None:
-    """End the `serve run` on this node that started this Serve: it would wait for ever."""
+    """End the `serve run` on this node that started this Serve: it would wait forever."""
     job, here = ray.get_runtime_context().get_job_id(), get_node_ip_address()
     for driver in ray._private.state.jobs():
         there = driver["DriverIPAddress"] == here and driver["DriverPid"] != os.getpid()

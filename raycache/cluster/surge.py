@@ -1,4 +1,4 @@
-"""Whether there is room for one more replica, so that the old one serves until the new one is warm."""
+"""Checks for room for one more replica, so that the old one serves until the new one is warm."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["surge_percents"]
 def surge_percents(replicas: Sequence[Sequence[Bundle]]) -> list[int]:
     """Serve's ``max_surge_percent`` for deployments that are updated together, by the bundles of one replica of each.
 
-    1 is one replica beside the others in a rolling update: a new one that never gets warm then costs none that does.
-    Without room Serve would wait for it for ever, so it is 0: the old replica goes first.
+    1 allows one additional replica in a rolling update: a new one that never gets ready then replaces none that works.
+    Without room for it Serve would wait forever, so it is 0: the old replica is stopped first.
     """
     if not ray.is_initialized():
         return [0] * len(replicas)

@@ -1,4 +1,4 @@
-"""Requests one image from a running service, over its stream of events."""
+"""Requests one image from a running service as a stream of events."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from raycache.command.telling import USAGE
 
 __all__ = ["ServiceError", "ask", "events_in", "is_service"]
 
-#: A service on this machine says in this time that it lives.
+#: Seconds within which a service on this machine answers.
 _LOOK_S = 2.0
 
 
 class ServiceError(RuntimeError):
-    """No image came; the message has the service's reason.
+    """The request failed; the message has the service's reason.
 
     Attributes:
         code: exit code of the command.
@@ -33,7 +33,7 @@ class ServiceError(RuntimeError):
 
 
 def is_service(url: str) -> bool:
-    """Whether a service of ours would draw there now."""
+    """Whether a raycache service at this address is ready."""
     try:
         answer = httpx.get(f"{url}/readyz", timeout=_LOOK_S)
         return bool(answer.json()["ready"])
@@ -42,20 +42,20 @@ def is_service(url: str) -> bool:
 
 
 def ask(url: str, request: dict[str, Any], bar: Progress, task: TaskID) -> Drawn:
-    """One image.
+    """Request one image.
 
     Args:
-        url: of the service, with its prefix.
+        url: address of the service, with its prefix.
         request: body of ``POST /v1/images/generations``.
         bar, task: shows its steps.
 
     Raises:
-        ServiceError: nobody answers there, the request was refused, or it failed.
+        ServiceError: no service answers there, the request was refused, or it failed.
     """
     key = os.environ.get("RAYCACHE_API_KEY")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     bar.update(task, description=f"asking {url}")
-    timeout = httpx.Timeout(60, connect=10)  # a stream says something every 10 s
+    timeout = httpx.Timeout(60, connect=10)  # a stream sends at least a comment every 10 s
     try:
         with httpx.stream(
             "POST", f"{url}/v1/images/generations", json={**request, "stream": True}, headers=headers, timeout=timeout
@@ -90,7 +90,7 @@ def _drawn(url: str, event: dict[str, Any]) -> Drawn:
 
 
 def events_in(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The data of server-sent events; comments say nothing."""
+    """The data of server-sent events; comments are skipped."""
     for line in lines:
         if line.startswith("data:"):
             yield json.loads(line.removeprefix("data:"))

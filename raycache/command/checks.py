@@ -29,7 +29,7 @@ __all__ = [
 
 _GB = 1 << 30
 _CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
-#: Bytes: NCCL and Ray's object store share it; a container's own 64 MB is too little for either.
+#: Bytes: NCCL and Ray's object store share it; the 64 MB of containers are too little for either.
 _SHARED_MEMORY = 1 * _GB
 #: Bytes free: FLUX.1-dev is 34 GB.
 _MODEL_DISK, _LEAST_DISK = 40 * _GB, 1 * _GB
@@ -43,7 +43,7 @@ class Check:
 
     Attributes:
         state: ``fails``: serving would not work; ``warning``: something that some configurations need.
-        told: what there is and, unless it is ok, what to do.
+        told: what was found and, unless it is ok, what to do.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Check:
 
 
 def all_checks(port: int) -> Iterator[Check]:
-    """In the order in which one would put them right."""
+    """All checks, in the order in which to fix them."""
     yield _python()
     yield judged_versions(_wanted(), _tested(), _installed)
     yield _package()
@@ -73,7 +73,7 @@ def _python() -> Check:
 
 
 def _wanted() -> list[Requirement]:
-    """What the package asks for, without extras; nothing where it is run from a folder and is not installed."""
+    """The package's requirements, without extras; empty if it is run from a folder without installation."""
     try:
         told = [Requirement(text) for text in requires("raycache") or []]
     except PackageNotFoundError:
@@ -99,10 +99,10 @@ def _installed(name: str) -> str | None:
 
 
 def judged_versions(wanted: list[Requirement], tested: dict[str, str], installed: Callable[[str], str | None]) -> Check:
-    """Whether what is installed is what the package asks for, and was tested with.
+    """Compare installed versions with those required and those tested.
 
     Args:
-        installed: gives the version of a distribution by its name, None where it is missing.
+        installed: returns the version of a distribution by its name, None if it is missing.
     """
     wrong, other = [], []
     for one in wanted:
@@ -114,7 +114,7 @@ def judged_versions(wanted: list[Requirement], tested: dict[str, str], installed
     if wrong:
         return Check("versions", "fails", f"{'; '.join(wrong)}: pip install --upgrade raycache")
     if other:
-        return Check("versions", "warning", f"others than were tested: {', '.join(other)}")
+        return Check("versions", "warning", f"different from the tested ones: {', '.join(other)}")
     return Check("versions", "ok", f"{len(wanted)} packages as tested" if wanted else "run from its folder")
 
 
@@ -127,7 +127,7 @@ def _package() -> Check:
     except FileNotFoundError as error:
         return Check("package", "fails", str(error))
     if not config_names():
-        return Check("package", "fails", "it has no configurations: install raycache again from its wheel")
+        return Check("package", "fails", "it has no configurations: reinstall raycache from its wheel")
     return Check("package", "ok", f"bundled model, {len(config_names())} configurations")
 
 
@@ -138,7 +138,7 @@ def _gpus() -> Iterator[Check]:
     try:
         import torch
     except ImportError as error:
-        yield Check("GPUs", "fails", f"torch cannot be imported: {error}; install it again")
+        yield Check("GPUs", "fails", f"torch cannot be imported: {error}; reinstall it")
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     told = [torch.cuda.get_device_properties(number) for number in range(count)]
@@ -157,11 +157,11 @@ def _gpus() -> Iterator[Check]:
 
 
 def judged_gpus(names: list[str], driver: bool, build: str | None) -> Check:
-    """What torch sees.
+    """Judge the GPUs that torch sees.
 
     Args:
-        driver: the machine has NVIDIA's driver.
-        build: of CUDA that torch was built for; None for a build without it.
+        driver: whether NVIDIA's driver is installed.
+        build: the CUDA version that torch was built for; None for a build without CUDA.
     """
     if names:
         return Check("GPUs", "ok", ", ".join(names))
@@ -175,34 +175,34 @@ def judged_gpus(names: list[str], driver: bool, build: str | None) -> Check:
 
 
 def judged_shared_memory(free: int | None) -> Check:
-    """Bytes free in /dev/shm; None where there is none."""
+    """Judge the free bytes in /dev/shm; None if it does not exist."""
     if free is None:
         return Check("/dev/shm", "warning", "not there; Ray uses /tmp, which is slower")
     told = f"{free / _GB:.1f} GB free"
     if free < _SHARED_MEMORY:
-        return Check("/dev/shm", "warning", f"{told}: ranks and Ray want 1 GB; docker run --shm-size=8g")
+        return Check("/dev/shm", "warning", f"{told}: ranks and Ray need 1 GB; docker run --shm-size=8g")
     return Check("/dev/shm", "ok", told)
 
 
 def judged_files(limit: int) -> Check:
-    """Files that a process may have open."""
+    """Judge how many files a process may have open."""
     told = "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
     if told == "unlimited" or limit >= _FILES:
         return Check("open files", "ok", told)
     state: Literal["warning", "fails"] = "fails" if limit < _LEAST_FILES else "warning"
-    return Check("open files", state, f"{told}: Ray wants more; ulimit -n 65536")
+    return Check("open files", state, f"{told}: Ray needs more; ulimit -n 65536")
 
 
 def judged_disk(name: str, folder: Path, free: int | None, wanted: int) -> Check:
-    """Bytes free where ``folder`` is, of ``wanted`` for all uses."""
+    """Judge the free bytes at ``folder``; ``wanted`` are enough for all uses."""
     if free is None:
-        return Check(name, "fails", f"{folder} cannot be looked at")
+        return Check(name, "fails", f"{folder} cannot be read")
     told = f"{free / _GB:.0f} GB free at {folder}"
     if free < min(_LEAST_DISK, wanted):
-        return Check(name, "fails", f"{told}: make room")
+        return Check(name, "fails", f"{told}: free some space")
     if free < wanted:
         return Check(
-            name, "warning", f"{told}: {wanted / _GB:.0f} GB are wanted for large models; make room, or set HF_HOME"
+            name, "warning", f"{told}: {wanted / _GB:.0f} GB are for large models; free some space, or set HF_HOME"
         )
     return Check(name, "ok", told)
 
@@ -243,9 +243,9 @@ def _port(port: int) -> Check:
 
 
 def judged_port(port: int, taken: bool, ours: bool) -> Check:
-    """Whether a service may listen there; ``ours``: it is one that does."""
+    """Judge whether a service can listen there; ``ours``: a raycache service already does."""
     if ours:
-        return Check("port", "ok", f"{port}: a service of raycache is there and ready")
+        return Check("port", "ok", f"{port}: a raycache service is running and ready")
     if taken:
-        return Check("port", "fails", f"{port} is in use: stop what listens there, or raycache serve --port {port + 1}")
+        return Check("port", "fails", f"{port} is in use: stop its process, or raycache serve --port {port + 1}")
     return Check("port", "ok", f"{port} is free")

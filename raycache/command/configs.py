@@ -1,4 +1,4 @@
-"""Configurations by name: those that are installed with the package, or files."""
+"""Configurations by name: installed with the package, or files."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 
 __all__ = ["UnknownConfig", "config_names", "config_title", "find_config"]
 
-#: In a checkout a link to `serve_configs/`; in a wheel a folder of its own.
+#: In a checkout a link to `serve_configs/`; in a wheel a real folder.
 _FOLDER = Path(__file__).parents[1] / "configs"
-#: What a short name stands for where no file has it: `laptop` for `laptop_dbcache`.
+#: Suffix added to a short name without a file: `laptop` means `laptop_dbcache`.
 _USUAL = "_dbcache"
 
 
 class UnknownConfig(ValueError):
-    """No such configuration; the message has those that there are."""
+    """No such configuration; the message lists the existing ones."""
 
 
 def config_names() -> list[str]:
-    """Of all configurations in the package, sorted."""
+    """Names of all configurations in the package, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def find_config(name: str) -> Path:
-    """The file that ``name`` means: a path as it is, else ``NAME`` or ``NAME_dbcache`` of the package.
+    """The file for ``name``: a path itself, else ``NAME`` or ``NAME_dbcache`` of the package.
 
     Raises:
         UnknownConfig: there is none.
@@ -33,21 +33,21 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
         if "/" in name:
-            raise UnknownConfig(f"there is no file {path}; `raycache config list` has the names of bundled ones")
+            raise UnknownConfig(f"there is no file {path}; `raycache config list` shows the names of bundled ones")
     stem = name.removesuffix(".yaml").removesuffix(".yml").replace("-", "_")
     names = config_names()
     for whole in (stem, stem + _USUAL):
         if whole in names:
             return _FOLDER / f"{whole}.yaml"
     if not names:
-        raise UnknownConfig(f"{_FOLDER} has no configurations: install raycache again, or name a file")
+        raise UnknownConfig(f"{_FOLDER} has no configurations: reinstall raycache, or give a file")
     near = difflib.get_close_matches(stem, [*names, *(one.removesuffix(_USUAL) for one in names)], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UnknownConfig(f"there is no configuration {name!r}; {hint}There are: {', '.join(names)}; or name a file")
+    raise UnknownConfig(f"there is no configuration {name!r}; {hint}Existing: {', '.join(names)}; or give a file")
 
 
 def config_title(path: Path) -> str:
-    """The first sentence of the remark at the top of a configuration."""
+    """The first sentence of the comment at the top of a configuration."""
     lines = []
     for line in path.read_text().splitlines():
         if not line.startswith("#"):

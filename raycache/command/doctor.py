@@ -1,4 +1,4 @@
-"""``raycache doctor``: checks of this machine, one line each, with what to do."""
+"""``raycache doctor``: checks of this machine, one line each, with advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``raycache serve``: `serve run` on a configuration, with its log in a file and what one needs on the screen."""
+"""``raycache serve``: `serve run` on a configuration, with its log in a file and a short status on the screen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _POLL_S = 0.5
-#: Seconds beyond the engines' own time to drain, after which what does not stop is killed.
+#: Seconds after the engines' own time to drain before processes that have not stopped are killed.
 _STOP_S = 30.0
 
 
@@ -53,13 +53,13 @@ def serve(
 
 
 def _run(service: Service, log: Path | None) -> int:
-    """Run it until it ends or is told to; the exit code."""
+    """Run it until it ends or is stopped; returns the exit code."""
     import yaml
 
     from raycache.command.serve_log import ServeLog
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A shell may have told background jobs to ignore SIGINT.
+        # A shell may make background jobs ignore SIGINT.
         signal.signal(number, signal.default_int_handler)
     path = log or _state_folder() / f"serve-{service.port}.log"
     run = path.with_suffix(".yaml") if path.suffix == ".log" else path.with_name(f"{path.name}.yaml")
@@ -68,7 +68,7 @@ def _run(service: Service, log: Path | None) -> int:
         run.write_text(yaml.safe_dump(service.config, sort_keys=False))
         output = path.open("wb")
     except OSError as error:
-        fail(f"{error.filename} cannot be written: {error.strerror}; --log names another file")
+        fail(f"{error.filename} cannot be written: {error.strerror}; set another file with --log")
     with output:
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.serve.scripts", "run", str(run.resolve())],
@@ -76,7 +76,7 @@ def _run(service: Service, log: Path | None) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=_environment(),
-            start_new_session=True,  # Ctrl-C reaches it through us alone
+            start_new_session=True,  # Ctrl-C reaches it only through this process
         )
     followed = ServeLog(path)
     try:
@@ -89,11 +89,11 @@ def _run(service: Service, log: Path | None) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """What the children need besides what the user has set."""
+    """Environment of the children: the user's, with what they also need."""
     from raycache.front import CALLBACK, VARIABLE
 
     usual = {
-        # Another Ray on this machine may be another service's: what we stop must be ours.
+        # Another Ray on this machine may belong to another service, and must not be stopped.
         "RAY_ADDRESS": "local",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -108,7 +108,7 @@ def _state_folder() -> Path:
 
 
 def _watch(service: Service, process: subprocess.Popen[bytes], log: ServeLog) -> int:
-    """Until the service ends by itself; the exit code."""
+    """Watch the service until it ends by itself; returns the exit code."""
     console, began = told(), time.monotonic()
     console.print(f"log: {log.path}", markup=False)
     with console.status("starting Ray") as status:
@@ -128,7 +128,7 @@ def _watch(service: Service, process: subprocess.Popen[bytes], log: ServeLog) ->
 
 
 def _readiness(service: Service) -> dict[str, Any]:
-    """What `/readyz` says; nothing while nobody answers."""
+    """The answer of `/readyz`; empty while there is none."""
     import httpx
 
     try:
@@ -140,7 +140,7 @@ def _readiness(service: Service) -> dict[str, Any]:
 
 
 def _hopeless(state: dict[str, Any]) -> str | None:
-    """What this machine lacks: a Ray of our own gets no other nodes."""
+    """What this machine lacks: this command's own Ray gets no other nodes."""
     reason = state.get("reason")
     lonely = os.environ.get("RAY_ADDRESS", "local") == "local"
     return str(reason) if reason not in (None, "starting", "asleep") and lonely else None
@@ -165,12 +165,12 @@ def _welcome(service: Service, seconds: float) -> str:
         if page.status_code == 200 and "html" in page.headers.get("content-type", ""):
             lines += [f"or in a browser: {service.url}/", ""]
     except httpx.HTTPError:
-        pass  # it is a hint only
+        pass  # it is only a hint
     return "\n".join(lines)
 
 
 def _stop(service: Service, process: subprocess.Popen[bytes]) -> None:
-    """End what was started, and that alone."""
+    """Stop only the processes started here."""
     if process.poll() is not None:
         return
     console = told()

@@ -1,4 +1,4 @@
-"""What is served: a configuration, with what the command line changes in it."""
+"""The configuration to serve, with the changes of the command line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _BUILD = "raycache.app:build"
 
 @dataclass(frozen=True)
 class Changes:
-    """Of a configuration; None leaves what it says.
+    """Changes of a configuration; None: unchanged.
 
     Attributes:
         model: folder, hub id, `demo` or `noise`.
-        preset: of the model, which requests get that name no quality.
+        preset: the model's preset for requests without ``quality``.
     """
 
     host: str | None = None
@@ -36,13 +36,13 @@ class Changes:
 
 @dataclass(frozen=True)
 class Service:
-    """What `serve run` is to run, and where it will answer.
+    """What `serve run` will run, and its address.
 
     Attributes:
-        config: of `serve run`.
-        host: that it listens on; port: likewise.
-        prefix: of the application's paths, without a slash at its end.
-        settings: of the application.
+        config: configuration for `serve run`.
+        host: address and port to listen on.
+        prefix: prefix of the application's paths, without a trailing slash.
+        settings: settings of the application.
     """
 
     config: dict[str, Any]
@@ -53,21 +53,21 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where this machine reaches it."""
+        """Its address on this machine."""
         host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
         return f"http://{host}:{self.port}{self.prefix}"
 
 
 def read_service(path: Path, changes: Changes) -> Service:
-    """The configuration in ``path``, changed and checked as far as that goes without Ray.
+    """The configuration in ``path``, changed, and checked as far as possible without Ray.
 
     Raises:
-        FileError: what is wrong in it, or with a change.
+        FileError: an error in it, or in a change.
         OSError: the file cannot be read.
     """
     config = load_yaml(path, "Serve configuration")
     if not isinstance(config, dict):
-        raise FileError(path, None, "no Serve configuration: it must be a mapping with `applications`")
+        raise FileError(path, None, "not a Serve configuration: it must be a mapping with `applications`")
     application = _application(path, config)
     args = application.setdefault("args", {})
     options = config.setdefault("http_options", {})
@@ -96,7 +96,7 @@ def _application(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _change(path: Path, args: dict[str, Any], changes: Changes) -> None:
     asked = [name for name in ("ranks", "model", "preset") if getattr(changes, name) is not None]
     if asked and "models" in args:
-        raise FileError(path, None, f"it has several models, so `--{asked[0]}` says not which; change a copy of it")
+        raise FileError(path, None, f"it has several models, so `--{asked[0]}` is ambiguous; edit a copy of it")
     if changes.ranks is not None:
         args.setdefault("parallel", {})["ranks_per_replica"] = changes.ranks
     if changes.model is not None:
@@ -106,13 +106,13 @@ def _change(path: Path, args: dict[str, Any], changes: Changes) -> None:
 
 
 def _preset(path: Path, args: dict[str, Any], name: str) -> dict[str, Any]:
-    """The cache options that a preset of the model stands for."""
+    """The cache options of a preset of the model."""
     model = args.get("model", {})
     file = Path(model["presets"]) if model.get("presets") else None
     presets = load_presets(str(model.get("path", "")), file, model.get("quantization", "none")).presets
     known = [one for one in PRESET_NAMES if one in presets]
     if name not in known:
-        raise FileError(path, None, f"its model has no preset {name!r}; there are: {', '.join(known) or 'none'}")
+        raise FileError(path, None, f"its model has no preset {name!r}; existing: {', '.join(known) or 'none'}")
     return dict(presets[name].model_dump(mode="json"))
 
 
@@ -124,7 +124,7 @@ def _settings(path: Path, args: dict[str, Any]) -> ServiceSettings:
 
 
 def _faults(error: ValidationError) -> str:
-    """The first few, each with the field that it is about."""
+    """The first few errors, each with its field."""
     told = []
     for item in error.errors(include_url=False)[:3]:
         reason = "unknown field" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")

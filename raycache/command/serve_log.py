@@ -1,4 +1,4 @@
-"""The log of `serve run`, read while it grows: how far the start is, and why it will not end well."""
+"""The log of `serve run`, read while it grows: the progress of the start, and why it fails."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 __all__ = ["ServeLog"]
 
-#: Of a reason that is told in more: a traceback's last ones.
+#: Lines kept of a longer reason, such as a traceback: the last ones.
 _REASON_LINES = 12
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-#: What the log says once a stage is reached, in their order.
+#: A text in the log for each stage reached, in order.
 _STAGES = (
     ("Started a local Ray instance", "starting Serve"),
     ("Submitted deploy config", "checking the configuration"),
@@ -18,22 +18,22 @@ _STAGES = (
     ("RankActor", "ranks load the model"),
     ("from one rank", "first image, to warm up"),
 )
-#: After one of these nothing will ever serve, and `serve run` waits on.
+#: After one of these the start has failed, although `serve run` keeps waiting.
 _FAILURES = (
     re.compile(r"this configuration cannot work and is not deployed: (?P<reason>.*)"),
     re.compile(r"Not served: (?P<reason>.*)"),
 )
-#: Behind one of these the reason is told, in several lines.
+#: The reason follows one of these, in several lines.
 _FAILING = re.compile(r"Deploying app .* failed with exception:|Received unexpected error|DEPLOY_FAILED")
 _WHO = re.compile(r"^\(\w+ pid=\d+\) ")
 
 
 class ServeLog:
-    """A log file that another process writes.
+    """The log file that another process writes.
 
     Attributes:
-        stage: what is being done, in words for people.
-        failure: why this start has failed; None while it has not.
+        stage: the current stage, for users.
+        failure: why this start has failed; None if it has not.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,20 +44,20 @@ class ServeLog:
         self._failing: list[str] | None = None
 
     def read(self) -> None:
-        """Look at what was written since the last time."""
+        """Read what was written since the last call."""
         with self.path.open(encoding="utf-8", errors="replace") as file:
             file.seek(self._read)
             text = self._rest + file.read()
             self._read = file.tell()
         *lines, self._rest = _COLOURS.sub("", text).split("\n")
         if self._failing is not None and self.failure is None:
-            # One look later all of the reason is there.
+            # By the next read the whole reason is written.
             self.failure = "\n".join([*self._failing, *map(_plain, lines)][-_REASON_LINES:])
         for line in lines:
             self._take(line)
 
     def tail(self, count: int = 15) -> str:
-        """The last lines that say something."""
+        """The last non-empty lines."""
         text = _COLOURS.sub("", self.path.read_text(encoding="utf-8", errors="replace"))
         return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
@@ -75,5 +75,5 @@ class ServeLog:
 
 
 def _plain(line: str) -> str:
-    """Without the process that Ray says it is of."""
+    """The line without Ray's process prefix."""
     return _WHO.sub("", line)

@@ -1,4 +1,4 @@
-"""What commands say to people: results on standard output, all else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rich.console import Console
 
 __all__ = ["USAGE", "fail", "told"]
 
-#: Exit code for whatever the user can put right by asking otherwise; what failed underway ends with 1.
+#: Exit code for errors that the user can fix by other arguments; later failures exit with 1.
 USAGE = 2
 
 
 def told() -> Console:
-    """Standard error, as it is now: progress, warnings and reasons."""
+    """The current standard error, for progress, warnings and errors."""
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def fail(reason: str, code: int = USAGE) -> NoReturn:
-    """Say why, and end the command with ``code``."""
+    """Print the reason, and exit with ``code``."""
     console = told()
     console.print("Error: ", style="bold red", end="")
     console.print(reason, markup=False)

@@ -1,4 +1,4 @@
-"""The bundled demonstration model: a drawn world, a small FLUX trained on it, and a judge of its images."""
+"""The bundled demonstration model: a simple world, a small FLUX trained on it, and a judge of its images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def demo_model_path() -> Path:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
             f"the bundled model is missing: {folder} has no model_index.json. Install raycache from its repository or "
-            "wheel, or train the model anew: `python -m raycache.demo.training --out DIR`"
+            "wheel, or train the model again: `python -m raycache.demo.training --out DIR`"
         )
     return folder

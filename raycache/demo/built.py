@@ -1,4 +1,4 @@
-"""Folders of models that this project makes: complete or absent, and the same for the same arguments."""
+"""Folders of models made by this project: complete or absent, and the same for the same arguments."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 
 __all__ = ["MARKER", "build_once", "make_readable"]
 
-#: The file that says which model a folder holds.
+#: The file that says which model a folder contains.
 MARKER = "raycache_model.json"
 
 
 def build_once(folder: Path, record: Mapping[str, object], save: Callable[[Path], object]) -> Path:
-    """Have ``save`` write a model into ``folder``, or return at once when it is there already.
+    """Have ``save`` write a model into ``folder``, or return immediately if it exists already.
 
-    The folder appears in one rename, so a reader never sees half a model and concurrent builders do not disturb each
-    other: whoever comes second keeps the first one's.
+    The folder appears by one rename, so readers never see half a model and concurrent builders do not disturb each
+    other: a later builder keeps the first one's folder.
 
     Args:
         folder: where the model goes; its parent is created.
-        record: all that the model follows from, as JSON holds it; written beside it.
-        save: writes the model into the empty folder that it is given.
+        record: everything that determines the model, as JSON values; written next to it.
+        save: writes the model into the empty folder passed to it.
 
     Returns:
         ``folder``.
 
     Raises:
-        FileExistsError: if ``folder`` holds something else, or a model of another ``record``.
+        FileExistsError: if ``folder`` contains something else, or a model of another ``record``.
     """
     if _is_complete(folder, record):
         return folder
@@ -51,18 +51,18 @@ def build_once(folder: Path, record: Mapping[str, object], save: Callable[[Path]
 
 
 def make_readable(folder: Path) -> None:
-    """Open ``folder`` to readers of other uids: safetensors writes mode 0600 and ``mkdtemp`` 0700."""
+    """Make ``folder`` readable for other users: safetensors writes mode 0600 and ``mkdtemp`` 0700."""
     os.chmod(folder, 0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _is_complete(folder: Path, record: Mapping[str, object]) -> bool:
-    """True if ``folder`` is this very model, False if nothing is there; anything else raises FileExistsError."""
+    """True if ``folder`` is exactly this model, False if it does not exist; else raises FileExistsError."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     marker = folder / MARKER
     found = json.loads(marker.read_text()) if marker.is_file() else None
     if found != record:
-        raise FileExistsError(f"{folder} holds {found or 'files of something else'}, wanted {record}; remove it")
+        raise FileExistsError(f"{folder} contains {found or 'files of something else'}, wanted {record}; remove it")
     return True

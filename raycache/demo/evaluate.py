@@ -1,4 +1,4 @@
-"""``python -m raycache.demo.evaluate``: how often the model draws what a held-out caption says."""
+"""``python -m raycache.demo.evaluate``: how often images match their held-out captions."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def held_out_scenes(count: int, seed: int = 1, *, never_told: bool = False) -> list[Scene]:
-    """``count`` different scenes whose captions training never took.
+    """``count`` different scenes whose captions were not in training.
 
     Args:
-        never_told: nor did it take the same scene told from its other thing; as many pairs of things as otherwise.
+        never_told: nor was the same scene described from its other thing; the share of pairs stays the same.
     """
     rng = np.random.default_rng(seed)
     scenes: dict[str, Scene] = {}
@@ -54,7 +54,7 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> FluxPipeline:
 def verdicts(
     pipe: FluxPipeline, scenes: list[Scene], *, steps: int = 28, batch: int = 25, size: Size = Size(128, 128)
 ) -> Iterator[list[tuple[Verdict, Verdict]]]:
-    """Draw ``scenes`` from seeds 0, 1, ... and judge them, a batch at a time, by the usual bar and the strict one."""
+    """Generate ``scenes`` from seeds 0, 1, ... and judge them, in batches, by the usual and the strict bar."""
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         captions, seeds = [scene.caption for scene in part], range(start, start + len(part))
@@ -64,14 +64,14 @@ def verdicts(
 
 
 def main(
-    model: Annotated[str, typer.Option(help="Folder of a model of the drawn world, or `demo`.")] = "demo",
-    captions: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 500,
+    model: Annotated[str, typer.Option(help="Folder of a model of the same world, or `demo`.")] = "demo",
+    captions: Annotated[int, typer.Option(help="Held-out captions to generate.")] = 500,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 28,
-    batch: Annotated[int, typer.Option(help="Images drawn at a time.")] = 25,
+    batch: Annotated[int, typer.Option(help="Images generated at a time.")] = 25,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
 ) -> None:
-    """Draw captions never told in training, without any cache, and tell the shares that a judge reads as asked."""
+    """Generate captions that were not in training, without a cache, and print the shares judged correct."""
     pipe = load(str(demo_model_path()) if model == "demo" else model)
     console = Console(stderr=True)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The models that this project makes, as families: FLUX by architecture, with folders and warnings of their own."""
+"""Families of the models made by this project: FLUX's architecture, with their own folders and warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raycache.size import Size
 
 __all__ = ["DEMO_SIZE", "DemoFamily", "NoiseFamily"]
 
-#: What the bundled model was trained at, and measured at in its card.
+#: The size at which the bundled model was trained and measured.
 DEMO_SIZE = Size(128, 128)
 
 
@@ -19,7 +19,7 @@ class DemoFamily(FluxFamily, OwnModel):
     """The bundled model: it knows few words and one size."""
 
     def folder(self, cache: Path) -> Path:
-        """Installed with this package."""
+        """The folder installed with this package."""
         return demo_model_path()
 
     def outline(self, cache: Path) -> Path | None:
@@ -27,27 +27,27 @@ class DemoFamily(FluxFamily, OwnModel):
         return demo_model_path()
 
     def request_warnings(self, prompt: str, size: Size) -> list[str]:
-        """What the model's card says of a request like this."""
+        """Warnings from the model's card about such a request."""
         from raycache.demo.words import prompt_warnings
 
         warnings = prompt_warnings(prompt)
         if size != DEMO_SIZE:
-            reason = f"the bundled model was trained at {DEMO_SIZE}; at {size} fewer pictures come out as asked"
+            reason = f"the bundled model was trained at {DEMO_SIZE}; at {size} fewer images match their prompts"
             warnings.append(f"size: {reason}")
         return warnings
 
 
 class NoiseFamily(FluxFamily, OwnModel):
-    """Random weights, built where they are needed."""
+    """Random weights, built where needed."""
 
     def folder(self, cache: Path) -> Path:
-        """Built unless ``cache`` has it."""
+        """The folder in ``cache``, built if missing."""
         from raycache.demo.noise import build_noise_model
 
         return build_noise_model(_in(cache))
 
     def outline(self, cache: Path) -> Path | None:
-        """None before it is built."""
+        """The folder in ``cache``; None before it is built."""
         return _in(cache) if (_in(cache) / "model_index.json").is_file() else None
 
 

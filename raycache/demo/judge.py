@@ -1,4 +1,4 @@
-"""Reads an image without any model: which coloured shapes stand where on which background, and whether as asked."""
+"""Reads an image without a model: coloured shapes, their positions and background, and whether they match."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from scipy import ndimage
 from raycache.demo.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, shape_mask
 
 LEAST_AREA = 0.004
-"""Share of the image below which a patch is a blot and not a thing; the smallest thing covers 0.02."""
+"""Share of the image below which a patch is noise instead of a thing; the smallest thing covers 0.02."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a reader lets pass.
+    """Tolerances of the judge.
 
     Attributes:
-        likeness: overlap (intersection over union) with the best shape below which a patch is no shape at all.
+        likeness: overlap (intersection over union) with the best shape below which a patch has no shape.
         stretch: factor by which a shape may be too tall or too wide.
-        colour: RGB distance from the nearest of the world's colours beyond which a colour is none of them.
+        colour: RGB distance from the world's nearest colour above which a colour is none of them.
     """
 
     likeness: float
@@ -31,11 +31,11 @@ class Bar:
 
 
 USUAL = Bar(likeness=0.6, stretch=1 / 0.7, colour=float("inf"))
-"""The nearest shape and colour are meant, though an outline be wobbly: a blob may pass for a circle."""
+"""Takes the nearest shape and colour, even with a wobbly outline: a blob may pass as a circle."""
 STRICT = Bar(likeness=0.8, stretch=1.25, colour=70.0)
-"""What the world itself renders passes, a diamond or an ellipse does not; a regular pentagon is still a circle."""
+"""The world's own renderings pass, a diamond or an ellipse does not; a regular pentagon passes as a circle."""
 _FAR = 60.0
-"""RGB distance from the background at which a thing begins, before its own colour is known; edges are half way."""
+"""RGB distance from the background at which a thing starts, before its colour is known; edges are half way."""
 _SIDE = 48
 
 
@@ -67,9 +67,9 @@ class Verdict:
     Attributes:
         colour: as many things as asked, in the colours asked.
         shape: each thing, known by its colour, has the shape asked.
-        size: likewise.
-        relation: the things stand to each other as asked; for one thing, that it is the only one.
-        background: its colour.
+        size: each thing has the size asked.
+        relation: the things are in the relation asked; for one thing, that it is the only one.
+        background: the background has the colour asked.
     """
 
     colour: bool
@@ -80,12 +80,12 @@ class Verdict:
 
     @property
     def all_right(self) -> bool:
-        """Colour, shape, relation and background together. Size is told apart: see ``everything``."""
+        """Colour, shape, relation and background together. Size is separate: see ``everything``."""
         return self.colour and self.shape and self.relation and self.background
 
     @property
     def everything(self) -> bool:
-        """``all_right`` and the sizes too."""
+        """``all_right`` and the sizes, too."""
         return self.all_right and self.size
 
 
@@ -94,7 +94,7 @@ def see(picture: np.ndarray, bar: Bar = USUAL) -> tuple[str | None, list[Seen]]:
 
     Args:
         picture: uint8 ``[height, width, 3]``, sRGB.
-        bar: what is let pass.
+        bar: the tolerances.
     """
     pixels = picture.astype(np.float32)
     rim = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3), pixels[:, 0], pixels[:, -1]])
@@ -113,7 +113,7 @@ def see(picture: np.ndarray, bar: Bar = USUAL) -> tuple[str | None, list[Seen]]:
 
 
 def judge(scene: Scene, picture: np.ndarray, bar: Bar = USUAL) -> Verdict:
-    """Whether ``picture`` (uint8 ``[height, width, 3]``) shows what ``scene`` says."""
+    """Whether ``picture`` (uint8 ``[height, width, 3]``) matches ``scene``."""
     background, things = see(picture, bar)
     by_colour = {thing.colour: thing for thing in things}
     complete = len(things) == len(scene.things) and set(by_colour) == {thing.colour for thing in scene.things}
@@ -135,7 +135,7 @@ def shares(verdicts: list[Verdict]) -> dict[str, float]:
 
 
 def _relation(things: list[Seen]) -> str | None:
-    """How the first of two stands to the second; None if there is only one."""
+    """The relation of the first of two things to the second; None if there is only one."""
     if len(things) == 1:
         return None
     first, second = things
@@ -161,7 +161,7 @@ def _read(
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     area = int(mask.sum())
     square = np.asarray(Image.fromarray(mask).resize((_SIDE, _SIDE), Image.Resampling.NEAREST))
-    # Stretched to the same box, so a box that is far from the shape's own must be told apart by its sides.
+    # Stretched to the same box, so a box that is far from the shape's own must be recognized by its sides.
     likeness = {shape: _overlap(square, _ideal(shape)[0]) for shape in SHAPES}
     shape = max(likeness, key=likeness.__getitem__)
     height, width = pixels.shape[:2]
@@ -169,7 +169,7 @@ def _read(
     fits = likeness[shape] >= bar.likeness and 1 / bar.stretch < stretch < bar.stretch
     radius = (area / _ideal(shape)[2]) ** 0.5 / min(width, height)
     size = min(SIZES, key=lambda name: abs(SIZES[name] - radius))
-    # The middle of the box, not of the mass: that is where a triangle's or star's centre was put, nearly.
+    # The middle of the box, not the centre of mass: it is close to where a triangle or star was placed.
     y = (window[0].start + (rows[0] + rows[-1]) / 2) / height
     x = (window[1].start + (columns[0] + columns[-1]) / 2) / width
     return Seen(colour, shape if fits else None, size, float(x), float(y), float(likeness[shape])), area

@@ -1,7 +1,7 @@
-"""A FLUX model with random weights: the exact block geometry of FLUX.1-dev at a width that a laptop computes.
+"""A FLUX model with random weights: the exact block geometry of FLUX.1-dev at a width that a laptop can compute.
 
-Its images mean nothing, but they depend on the prompt, the seed and every block, which is all that tests of control
-flow need. Nothing is downloaded; the folder loads with an unchanged ``FluxPipeline.from_pretrained``.
+Its images mean nothing, but they depend on the prompt, the seed and every block, which is enough for tests of control
+flow. Nothing is downloaded; the folder loads with an unchanged ``FluxPipeline.from_pretrained``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from raycache.demo.built import build_once
 
 if TYPE_CHECKING:
     import torch
-    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # whose types diffusers' top does not tell
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # diffusers' top-level names are untyped
     from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5Tokenizer
 
 TEXT_TOKENS = 64
@@ -37,21 +37,21 @@ def rope_axes(head_dim: int) -> tuple[int, int, int]:
 def build_noise_model(
     folder: Path, *, layers: int = 19, single_layers: int = 38, heads: int = 4, head_dim: int = 16, seed: int = 0
 ) -> Path:
-    """Write a FLUX pipeline with random weights into ``folder``, or return at once when it is there already.
+    """Write a FLUX pipeline with random weights into ``folder``, or return immediately if it exists already.
 
     Args:
-        folder: where the model goes, complete or not at all; its parent is created.
+        folder: folder of the model, complete or absent; its parent is created.
         layers: double-stream blocks.
         single_layers: single-stream blocks.
         heads: attention heads (a Ulysses degree must divide them).
         head_dim: channels per head, even; the transformer's width is ``heads * head_dim``.
-        seed: of the weights; the same arguments give the same bytes. The global torch generator is left alone.
+        seed: of the weights; the same arguments give the same bytes. The global torch generator is not changed.
 
     Returns:
         ``folder``.
 
     Raises:
-        FileExistsError: if ``folder`` holds something else, or a noise model of other arguments.
+        FileExistsError: if ``folder`` contains something else, or a noise model of other arguments.
         ValueError: if ``head_dim`` cannot carry FLUX's rotary embedding.
     """
     folder = Path(folder)
@@ -119,7 +119,7 @@ def _pipeline(
 
 
 def _vocabularies() -> tuple[list[str], list[str]]:
-    """CLIP's words and T5's: letters, and what starts, ends and fills a text."""
+    """The vocabularies of CLIP and T5: letters, and tokens for start, end and padding."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
@@ -155,7 +155,7 @@ def _text_configs(clip_words: int, t5_words: int) -> tuple[CLIPTextConfig, T5Con
         eos_token_id=clip_words - 1,
         pad_token_id=clip_words - 1,
     )
-    starts: dict[str, Any] = {"decoder_start_token_id": 0}  # taken, but not declared
+    starts: dict[str, Any] = {"decoder_start_token_id": 0}  # accepted, but not declared
     t5 = T5Config(
         vocab_size=t5_words,
         d_model=TEXT_WIDTH,
@@ -169,10 +169,10 @@ def _text_configs(clip_words: int, t5_words: int) -> tuple[CLIPTextConfig, T5Con
 
 
 def _spread(transformer: torch.nn.Module) -> None:
-    """Draw the adaLN projections and embedders wide enough that every block moves its input and the prompt is felt.
+    """Initialize adaLN projections and embedders wide enough that every block and the prompt have an effect.
 
     torch's default initialisation leaves gates of about 0.02 at this width: all residuals would be rounding-sized and
-    a cached step could not be told from a computed one.
+    a cached step would look like a computed one.
     """
     import torch
 
@@ -183,7 +183,7 @@ def _spread(transformer: torch.nn.Module) -> None:
             torch.nn.init.normal_(module.weight, std=0.6 * module.in_features**-0.5)
             torch.nn.init.normal_(module.bias, std=0.2)
         elif name in ("x_embedder", "context_embedder") or name.startswith("time_text_embed"):
-            # The timestep speaks softer than the text: neighbouring steps then differ by 0.05 to 0.1 in their first
-            # block's residual, which is where published cache thresholds lie.
+            # The timestep has less weight than the text: neighbouring steps then differ by 0.05 to 0.1 in their first
+            # block's residual, the range of published cache thresholds.
             gain = 0.4 if "timestep_embedder" in name else 1.0
             torch.nn.init.normal_(module.weight, std=gain * module.in_features**-0.5)

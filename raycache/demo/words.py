@@ -1,4 +1,4 @@
-"""Tokenizers that know the drawn world's words, and what they do with all others: nothing, but say so."""
+"""Tokenizers for the words of the model's world; other words are dropped with a warning."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 WORDS = (*SIZES, *COLOURS, *SHAPES, "left", "right", "above", "below", *BACKGROUNDS, "background")
-"""Words that decide something; each is one token of both tokenizers."""
+"""Words with a meaning; each is one token of both tokenizers."""
 SILENT = ("a", "an", "and", "at", "in", "is", "of", "on", "the", "to", "with")
-"""Words that belong to a caption's grammar and decide nothing; dropped without a warning."""
+"""Words of a caption's grammar, without effect; dropped without a warning."""
 
 SECOND = tuple(f"{word}2" for word in (*SIZES, *COLOURS, *SHAPES))
-"""T5's tokens for the words of the thing that stands after the relation. With one token for both things the encoder
-learned in minutes which size, colour and shape belong together, and in 200,000 samples not which thing comes first."""
+"""T5's tokens for the words of the thing after the relation. With the same tokens for both things the encoder learned
+in minutes which size, colour and shape belong together, but in 200,000 samples not which thing comes first."""
 
-_WORD = re.compile(r"(?<!\w['\u2019])\b\w+")  # not what follows an apostrophe inside a word
+_WORD = re.compile(r"(?<!\w['\u2019])\b\w+")  # not the part after an apostrophe inside a word
 _OTHERS = rf"\b(?!(?:{'|'.join(WORDS)})\b)\w+\b|[^\w\s]|_"
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """Words of ``prompt`` that the model does not know, each once, in their order, in lower case."""
+    """Words of ``prompt`` that the model does not know, each once, in order, in lower case."""
     known = {*WORDS, *SILENT}
     return list(dict.fromkeys(word for word in _words(prompt) if word not in known))
 
@@ -35,19 +35,19 @@ def _words(prompt: str) -> list[str]:
 
 
 def prompt_warnings(prompt: str) -> list[str]:
-    """What a reply must say about ``prompt``: one line if a word of it is unknown, or none is known, else nothing."""
+    """Warnings about ``prompt``: one line if a word is unknown, or none is known, else none."""
     unknown = unknown_words(prompt)
     if not unknown and set(_words(prompt)) & set(WORDS):
         return []
     if not unknown:
-        return [f"no word of the prompt says what to draw; known words: {', '.join(WORDS)}"]
+        return [f"the prompt has no known word; known words: {', '.join(WORDS)}"]
     shown = ", ".join(repr(word[:40]) for word in unknown[:8]) + (" and more" if len(unknown) > 8 else "")
     noun = "word" if len(unknown) == 1 else "words"
     return [f"unknown {noun} {shown} ignored; known words: {', '.join(WORDS)}"]
 
 
 def forward(words: list[str]) -> list[str]:
-    """The same scene told so that the first thing is the left or the upper one.
+    """The same scene described with the left or upper thing first.
 
     >>> forward(["red", "ring", "right", "blue", "star", "gray", "background"])
     ['blue', 'star', 'left', 'red', 'ring', 'gray', 'background']
@@ -61,17 +61,17 @@ def forward(words: list[str]) -> list[str]:
 
 
 def make_tokenizers(length: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """A tokenizer for T5 and one for CLIP with one token per word of ``WORDS``; what else a prompt holds is dropped.
+    """A tokenizer for T5 and one for CLIP with one token per word of ``WORDS``; all others are dropped.
 
-    They are of the general class: T5's and CLIP's own build their splitting anew when they are loaded.
+    They have the general class: T5's and CLIP's own classes rebuild their splitting when loaded.
 
     Args:
-        length: tokens that a prompt is cut to, those that start and end it included.
+        length: tokens that a prompt is truncated to, including start and end.
     """
     t5_words = ["<pad>", "</s>", "<unk>", *WORDS, *SECOND]
     t5 = _tokenizer(t5_words, length, pad="<pad>", end="</s>", unknown="<unk>", mark_second=True)
     start, end = "<|startoftext|>", "<|endoftext|>"
-    # CLIP finds the end of the text as the largest id, and pads with it.
+    # CLIP finds the end of the text by the largest id, and pads with it.
     clip = _tokenizer([*WORDS, start, end], length, pad=end, end=end, unknown=end, start=start)
     return t5, clip
 

@@ -1,4 +1,4 @@
-"""The drawn world: scenes of one or two coloured shapes on a plain background, their captions and their images."""
+"""The model's world: scenes of one or two coloured shapes on a plain background, their captions and their images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says: a first thing, maybe a second one it stands in ``relation`` to, and a background."""
+    """The content of a caption: a first thing, optionally a second one in ``relation`` to it, and a background."""
 
     first: Thing
     background: str
@@ -86,21 +86,21 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True if training never sees an image with this caption; a function of the caption alone.
+        """True if training never sees an image with this caption; depends only on the caption.
 
-        Training tells images from their other thing, too: :attr:`never_told` holds for the mirrored caption as well.
+        Training also describes images from their other thing: :attr:`never_told` includes the mirrored caption.
         """
         return zlib.crc32(self.caption.encode()) % HELD_OUT_SHARE == 0
 
     @property
     def never_told(self) -> bool:
-        """True if training sees this image under no caption."""
+        """True if training does not see this image with any caption."""
         return self.held_out and self.mirrored.held_out
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a thing stands: its centre and radius in pixels."""
+    """The position of a thing: its centre and radius in pixels."""
 
     x: float
     y: float
@@ -108,10 +108,10 @@ class Placement:
 
 
 def random_scene(rng: np.random.Generator, *, held_out: bool | None = False, single_share: float = 0.15) -> Scene:
-    """Draw a scene; the two things differ in colour, so that an image can be read without doubt.
+    """Draw a scene; the two things differ in colour, so that an image is unambiguous.
 
     Args:
-        rng: source of chance.
+        rng: random generator.
         held_out: draw from the training captions (False), the held-out ones (True), or all (None). Neither a held-out
             caption nor its mirror image is a training caption.
         single_share: share of scenes with one thing only.
@@ -128,7 +128,7 @@ def random_scene(rng: np.random.Generator, *, held_out: bool | None = False, sin
 
 
 def loose_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene in a user's words: other phrasing, and now and then a size or the background left unsaid."""
+    """The scene as a user might phrase it, sometimes without a size or the background."""
     words = scene.caption
     if rng.random() < 0.3:
         words = words.replace("left of", "to the left of").replace("right of", "to the right of")
@@ -142,7 +142,7 @@ def loose_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def place(scene: Scene, width: int, height: int, rng: np.random.Generator) -> tuple[Placement, ...]:
-    """Choose where the things of ``scene`` stand, wholly inside the image and not overlapping."""
+    """Choose positions for the things of ``scene``, completely inside the image and not overlapping."""
     centres = {
         None: ((0.5, 0.5),),
         "left of": ((_NEAR, 0.5), (1 - _NEAR, 0.5)),
@@ -169,10 +169,10 @@ def render(scene: Scene, width: int, height: int, rng: np.random.Generator) -> n
         uint8 array ``[height, width, 3]``, sRGB.
 
     Raises:
-        ValueError: if a side is below 32 pixels, where a small shape can no longer be told.
+        ValueError: if a side is below 32 pixels, where small shapes cannot be distinguished.
     """
     if min(width, height) < 32:
-        raise ValueError(f"a picture's sides must be at least 32 pixels, got {width}x{height}")
+        raise ValueError(f"an image's sides must be at least 32 pixels, got {width}x{height}")
     picture = Image.new("RGB", (width, height), BACKGROUNDS[scene.background])
     for thing, at in zip(scene.things, place(scene, width, height, rng), strict=True):
         # Sub-pixel position goes into the mask (in supersampled pixels), whole pixels into where it is pasted.

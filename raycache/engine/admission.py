@@ -30,7 +30,7 @@ __all__ = ["Admission", "Load", "Ticket"]
 
 #: Predictions that are only reported, not used for decisions, may be this many seconds old.
 _OLD_S = 0.2
-#: Maximum number of clients told to come back that are considered when a time is searched.
+#: Maximum number of clients told to come back that are considered when searching for a time.
 _EXPECTED = 16
 #: The id of a hypothetical job; it sorts after all others that arrive at the same time.
 _PROBE = "~"
@@ -80,10 +80,10 @@ class Admission:
     ) -> None:
         self.policy, self._costs, self._outlook, self._clock = policy, costs, outlook, clock
         self._lock = threading.Lock()  # of all but the tickets
-        self._tickets: dict[str, Ticket] = {}  # by job; single operations, copied before it is gone through
+        self._tickets: dict[str, Ticket] = {}  # by job; only single operations, and copied before iteration
         self._line = Line()
         self._predictions = Predictions(costs, outlook)
-        self._probed: tuple[Prediction, Prediction] | None = None  # without and with a job that nobody asked for
+        self._probed: tuple[Prediction, Prediction] | None = None  # without and with a hypothetical job
 
     def admit(
         self,
@@ -148,7 +148,7 @@ class Admission:
             return Load(held - running, running, wait_s, base.backlog_s(now))
 
     def left_s(self, id: str) -> float | None:
-        """Predicted seconds until the answer to job ``id``; None if nothing is known of it."""
+        """Predicted seconds until the answer to job ``id``; None if it is unknown."""
         if not self._costs.known:
             return None
         with self._lock:
@@ -221,7 +221,7 @@ class Admission:
         if not full and self._line.claim(mark, now):
             return None  # the prediction may have been slightly wrong; the promise is kept
         if full:
-            message = f"{len(held) - base.outlook.rules.max_active} jobs wait already, at most "
+            message = f"{len(held) - base.outlook.rules.max_active} jobs are waiting already, at most "
             return RequestError(429, f"{message}{self.policy.max_queued_requests} may", None, "queue_full")
         if held and asked.told is not None and asked.told.backlog_s(now) > limits.seconds:
             message = (
@@ -229,9 +229,9 @@ class Admission:
                 f"at most {limits.seconds:g} s may queue"
             )
             return RequestError(429, message, None, "queue_full")
-        # An idle gang waits for no client: one that was told to come back finds at most one more job before it.
+        # An idle gang waits for no client: one that was told to come back finds at most one other job before it.
         if held and self._line.harms(ticket, asked.queue(), now, limits):
-            message = "the places that are free are kept for clients that were told to come back"
+            message = "the free places are kept for clients that were told to come back"
             return RequestError(429, message, None, "queue_full")
         return None
 
@@ -248,7 +248,7 @@ class Admission:
             message = f"about {wait:.1f} s of work is queued, so this job cannot be done in {timeout_s:g} s"
             return RequestError(429, message, "timeout_s", "deadline_unreachable")
         if base.outlook.rules.scheduling != "fifo" and (spoilt := base.spoilt(asked.told, now)):
-            message = f"to be done in {timeout_s:g} s, this job would make {len(spoilt)} others miss their deadlines"
+            message = f"to finish in {timeout_s:g} s, this job would make {len(spoilt)} others miss their deadlines"
             return RequestError(429, message, "timeout_s", "deadline_unreachable")
         return None
 

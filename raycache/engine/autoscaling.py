@@ -1,7 +1,7 @@
 """The number of engines that the queued work needs: Serve's autoscaling with the predictions of admission.
 
 Counting requests says little here: four steps at 256x256 and fifty at 2048x2048 differ a thousandfold. Serve pickles
-this module by value and runs it in its controller, so it imports nothing of ours but the settings' types.
+this module by value and runs it in its controller, so it imports nothing of this package except the settings' types.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ QUEUED_S, JOBS = "predicted_queue_s", "jobs"
 class QueuedSeconds:
     """Engines wanted = predicted seconds of queued work over all engines / seconds that one engine may have queued.
 
-    One at least while any engine holds a job: a job that takes longer than predicted has no predicted seconds left.
-    Delays and bounds are Serve's to apply, and so is the first engine when there is none.
+    At least one while any engine holds a job: a job that takes longer than predicted has no predicted seconds left.
+    Serve applies delays and bounds, and starts the first engine if there is none.
     """
 
     def __init__(self, target_queued_seconds: float) -> None:
@@ -43,7 +43,7 @@ def autoscaling_config(settings: AutoscalingSettings) -> AutoscalingConfig:
         min_replicas=settings.min_replicas,
         max_replicas=settings.max_replicas,
         metrics_interval_s=settings.metrics_interval_s,
-        # One sample may fall on a lull between two jobs.
+        # A single sample may fall between two jobs.
         look_back_period_s=3 * settings.metrics_interval_s,
         upscale_delay_s=settings.upscale_delay_s,
         downscale_delay_s=settings.downscale_delay_s,

@@ -17,10 +17,10 @@ class Caller(NamedTuple):
 
 
 def caller_of(limits: LimitSettings, key: str | None, priority: Priority) -> Caller:
-    """Where a request with ``key`` is charged.
+    """The account that a request with ``key`` is charged to.
 
-    A key's work of low priority must not use up what its other requests are owed, so each priority is an account of
-    its own. Keys' names hold no line break, so none is taken for another's account.
+    A key's work of low priority must not use up the share of its other requests, so each priority has its own account.
+    Names of keys contain no line break, so the joined names of accounts cannot collide.
     """
     name = key or ""
     account = name if priority == "normal" else f"{name}\n{priority}"

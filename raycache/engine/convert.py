@@ -23,14 +23,14 @@ __all__ = ["forward", "job_of", "preview_steps", "request_error", "result_of"]
 def job_of(
     request: ResolvedRequest, id: str, request_id: str, *, watch: bool, trace: Trace | None = None
 ) -> tuple[Job, Work]:
-    """What the ranks get, and what admission counts.
+    """The job for the ranks, and the work that admission counts.
 
     Args:
         request: from :func:`raycache.protocol.resolve.resolve`.
         id: unique in this replica.
         request_id: for logs.
-        watch: somebody wants to see previews.
-        trace: of the request, where it is traced.
+        watch: whether the client wants previews.
+        trace: trace context of the request, if it is traced.
     """
     steps = made_steps(request.num_inference_steps, request.inputs.strength)
     job = Job(
@@ -62,7 +62,7 @@ def result_of(
     model: Capabilities,
     presets: Mapping[PresetName, CacheOptions] | None = None,
 ) -> GenerationResult:
-    """The images of a job that took ``seconds`` from its arrival; ``presets`` in force name what it was made with."""
+    """The images of a job that took ``seconds`` from its arrival; ``presets``: those in force."""
     busy = output.encode_s + output.denoise_s + output.decode_s
     return GenerationResult(
         images=list(output.images),
@@ -84,7 +84,7 @@ def result_of(
 
 
 def _as_shown(sound: Sound | None, fps: float, own_fps: float) -> Sound | None:
-    """``sound``, made for frames that follow each other as the model has it, at another speed: as long as they are."""
+    """``sound``, made for frames at ``own_fps``, stretched to their duration at ``fps``."""
     if sound is None or not fps or not own_fps:
         return sound
     return Sound(sound.samples, round(sound.rate * fps / own_fps))
@@ -97,7 +97,7 @@ def _no_previews(request: ResolvedRequest, model: Capabilities) -> list[str]:
 
 
 def preview_steps(steps: int, count: int) -> tuple[int, ...]:
-    """Steps, from 0, after which a preview is sent: spread evenly, none at the very end.
+    """Steps, from 0, after which a preview is sent: spread evenly, none after the last step.
 
     >>> preview_steps(28, 3)
     (6, 13, 20)
@@ -106,9 +106,9 @@ def preview_steps(steps: int, count: int) -> tuple[int, ...]:
 
 
 def request_error(error: BaseException) -> RequestError:
-    """What a client is told about one of :mod:`raycache.protocol.job_errors`."""
+    """The answer to the client for one of :mod:`raycache.protocol.job_errors`."""
     if isinstance(error, DeadlineExceeded):
-        return RequestError(504, "the deadline passed before the picture was done", "timeout_s", "deadline_exceeded")
+        return RequestError(504, "the deadline passed before the image was done", "timeout_s", "deadline_exceeded")
     if isinstance(error, GangRestarting):
         return unavailable(
             "the ranks are being replaced after a fault; try again", error.retry_after_s, "gang_restarting"
@@ -118,11 +118,11 @@ def request_error(error: BaseException) -> RequestError:
     if isinstance(error, LoraNotLoaded):
         message = "this LoRA cannot be loaded on this server; the log has the reason"
         return RequestError(500, message, "lora", "lora_not_loaded")
-    return RequestError(500, "drawing failed on the server; the log has the reason", None, "job_failed")
+    return RequestError(500, "generating failed on the server; the log has the reason", None, "job_failed")
 
 
 def forward(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Progress | None]) -> Callable[[Progress], None]:
-    """A callback for the gang's thread that hands progress to the request's own loop."""
+    """A callback for the gang's thread that passes progress to the request's event loop."""
 
     def hand_over(progress: Progress) -> None:
         loop.call_soon_threadsafe(events.put_nowait, progress)

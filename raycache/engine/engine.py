@@ -1,7 +1,7 @@
 """The engine deployment: owns one gang, admits jobs to it, and answers each job once.
 
-Errors that are answers (refused, aborted, failed) are *returned* as :class:`RequestError`, not raised: Serve writes a
-traceback for whatever a deployment raises, and a full queue is no news worth a traceback.
+Errors that are answers (refused, aborted, failed) are *returned* as :class:`RequestError`, not raised: Serve logs a
+traceback for everything that a deployment raises, and a full queue is not worth a traceback.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from raycache.tracing import exporter_in_use, trace_of_request
 
 logger = logging.getLogger("ray.serve")
 
-#: The ingress asks every engine in service about once a second.
+#: Seconds without a poll before an engine hands its queue back, and between checks. Ingresses poll every second.
 _FORGOTTEN_S, _CHECK_S = 6.0, 1.0
 
 Event = Told | GenerationResult | RequestError
@@ -51,12 +51,12 @@ Event = Told | GenerationResult | RequestError
 class Engine:
     """One replica: one gang, which works on many jobs at once, step by step.
 
-    The constructor returns once the gang is warm, so Serve routes nothing here before. In a rolling update Serve stops
+    The constructor returns once the gang is warm, so Serve routes nothing here earlier. In a rolling update Serve stops
     an old replica first, which frees its GPUs; with ``max_surge_percent`` it waits until the new one is warm.
 
     Raises:
-        ValueError: the model cannot be served under these settings.
-        Exception: what the gang raised while starting.
+        ValueError: the model cannot be served with these settings.
+        Exception: raised by the gang while it started.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Engine:
         self._exporter = exporter_in_use()
         self._gang = make_gang(settings)
         self._admission = Admission(self._policy, self._gang.costs, self._gang.outlook)
-        self._gang.start()  # generates the declared shapes, and learns from them what jobs cost
+        self._gang.start()  # generates the declared shapes, and learns the costs of jobs from them
         try:
             self._model = self._gang.capabilities()
             check_deployment(settings, self._policy, self._model)
@@ -97,9 +97,9 @@ class Engine:
     ) -> GenerationResult | RequestError:
         """Generate. ``request`` must come from :func:`raycache.protocol.resolve.resolve`.
 
-        Cancelling the call drops a queued job at once and one that ranks have with the next tick, on all ranks; so does
-        the silence of ``caller``, an ingress that calls :meth:`poll` in this name. ``key``: the public name of
-        the client's, whose limits count.
+        Cancelling the call drops a queued job immediately and a running one with the next tick, on all ranks. So does
+        ``caller`` when it stops calling :meth:`poll`: the id of an ingress. ``key``: public name of the client's key,
+        whose limits apply.
         """
         async for event in self._events(request, caller, key, watch=False):
             if isinstance(event, GenerationResult | RequestError):
@@ -111,7 +111,7 @@ class Engine:
     ) -> AsyncGenerator[Event, None]:
         """Like :meth:`generate`, with progress and previews before the answer, which comes last.
 
-        A ``caller`` is told first that the job is admitted: it holds a client's line open.
+        With a ``caller``, the first event says that the job is admitted: its client's connection can be answered.
         """
         events = self._events(request, caller, key, watch=True)
         try:
@@ -121,7 +121,7 @@ class Engine:
             await events.aclose()
 
     def poll(self, ingress_id: str | None = None) -> EngineStatus:
-        """:meth:`status` for the ingress of this name, which keeps its jobs and this engine in service by asking."""
+        """:meth:`status` for the ingress of this id; polling keeps its jobs and this engine in service."""
         self._leases.heard(ingress_id)
         status, self._polled_at = self.status(), time.monotonic()
         self._metrics.queued_jobs.set(status.queued)
@@ -131,7 +131,7 @@ class Engine:
         return status
 
     def status(self) -> EngineStatus:
-        """This replica as it sees itself. Changes nothing, and never waits for a rank."""
+        """The status of this replica. Has no side effects, and never waits for a rank."""
         load, gang = self._admission.load(), self._gang.status()
         return EngineStatus(
             replica=self._name,
@@ -150,50 +150,50 @@ class Engine:
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve's controller tells :class:`raycache.engine.autoscaling.QueuedSeconds`."""
+        """Metrics that Serve's controller passes to :class:`raycache.engine.autoscaling.QueuedSeconds`."""
         load = self._admission.load()
-        # Ranks that are being rebuilt are no work that another engine could take over.
+        # The time to rebuild ranks does not count: another engine could not take it over.
         return {QUEUED_S: load.backlog_s, JOBS: load.queued + load.running}
 
     def reconfigure(self, user_config: Any) -> None:
         """Serve's ``user_config``: the fields of :class:`raycache.settings.Policy`; jobs already admitted keep theirs.
 
         Raises:
-            ValueError: see :meth:`raycache.engine.user_config.UserConfig.apply`. Raising in service would make Serve
-                replace an engine that serves by one that cannot start.
+            ValueError: see :meth:`raycache.engine.user_config.UserConfig.apply`. An error in service would make Serve
+                replace a working engine by one that cannot start.
         """
         self._user_config.apply(user_config, serving=self._polled_at is not None)
         self._policy = self._admission.policy = self._user_config.policy
 
     def check_health(self) -> None:
-        """Raises when the gang is beyond repair, and leaves; Serve replaces the replica. Calls no rank."""
+        """Exit and raise if the gang is broken; Serve replaces the replica. Calls no rank."""
         try:
             self._gang.check_health()
         except GangBroken as broken:
-            # Serve would wait for two more checks, while its router likes an empty queue. A second is for answers.
-            logger.error("%s; leaving", broken)
+            # Serve would wait for two more checks, and route requests to this empty queue. One second is for answers.
+            logger.error("%s; exiting", broken)
             threading.Timer(1.0, self._leave, (1,)).start()
             raise
 
     def _watch_for_the_end(self) -> None:
-        """Serve does not tell a replica that it is being stopped, but the ingress asks it no more.
+        """Serve does not tell a replica that it is being stopped, but ingresses stop polling it.
 
-        Jobs under way are finished; those that wait are run by other engines.
+        Running jobs are finished; waiting ones are returned to run on other engines.
         """
         while not self._stopped.wait(_CHECK_S):
             if self._polled_at is not None:
                 self._user_config.keep()
             forgotten = self._polled_at is not None and time.monotonic() - self._polled_at > _FORGOTTEN_S
             if forgotten and (handed := self._gang.hand_back()):
-                logger.warning("Nobody asks for this engine any more; handed back %d queued jobs", handed)
+                logger.warning("No ingress polls this engine any more; gave back %d queued jobs", handed)
             for orphan in self._leases.orphans():
-                logger.warning("The ingress that asked for job %s is gone; dropping it", orphan.job.id)
-                orphan.abort("its ingress is gone")
+                logger.warning("The ingress of job %s has died; dropping the job", orphan.job.id)
+                orphan.abort("its ingress has died")
 
     _leave = staticmethod(os._exit)
 
     def __del__(self) -> None:
-        # Serve calls this after the drain: admitted jobs have been answered or their time is up.
+        # Serve calls this after the drain: admitted jobs have been answered or are past their time.
         if gang := getattr(self, "_gang", None):
             self._stopped.set()
             gang.shutdown()
@@ -216,11 +216,11 @@ class Engine:
         deadline = arrived + request.timeout_s
         share: dict[str, Any] = {"caller": ticket.job.caller, "weight": ticket.job.weight}
         handle = self._gang.submit(job, deadline=deadline, on_progress=report, **share)
-        # The ticket goes back when the gang lets go of the job, which after a cancel is later than this call ends.
+        # The ticket is released when the gang ends the job; after a cancel that is later than the end of this call.
         handle.future.add_done_callback(lambda _: self._admission.release(ticket))
-        # Nobody awaits `outcome` itself: cancelling that wait would cancel the future the gang is about to fill.
+        # `outcome` is not awaited itself: cancelling that would cancel the future that the gang is about to set.
         outcome = asyncio.wrap_future(handle.future)
-        outcome.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio logs those nobody read
+        outcome.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs it as unread
         outcome.add_done_callback(lambda done: events.put_nowait(None))
         place = partial(self._place, job.id) if watch and caller else None
         try:
@@ -235,7 +235,7 @@ class Engine:
         finally:
             if not handle.future.done():
                 self._metrics.ended("aborted", "client_gone")
-                handle.abort("the client went away")
+                handle.abort("the client disconnected")
 
     def _answer(
         self, request: ResolvedRequest, outcome: asyncio.Future[JobOutput], seconds: float
@@ -252,7 +252,7 @@ class Engine:
             return answer
         result = result_of(request, output, seconds, self._model, self._policy.presets)
         steps, method = request.num_inference_steps, request.cache.type
-        logger.info("Drew %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
+        logger.info("Generated %d of %s, %d steps, %s, in %.2f s", request.n, request.size, steps, method, seconds)
         self._metrics.done(request.cache.type, str(request.size), request.n, result.times.model_dump())
         if output.report is not None:
             self._metrics.decided(output.report)
@@ -264,7 +264,7 @@ class Engine:
         return QueuedEvent(self._admission.ahead(id), self._admission.left_s(id))
 
     def _recovery_s(self) -> float:
-        """Seconds until there are new ranks; 0 while there is nothing to wait for, or nothing will come of it."""
+        """Seconds until new ranks are ready; 0 if none are needed, or none will come."""
         return self._gang.status().ready_in_s
 
     def _job(self, request: ResolvedRequest, watch: bool) -> tuple[Job, Work]:

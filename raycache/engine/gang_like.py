@@ -20,7 +20,7 @@ __all__ = ["GangLike", "gang_of_this_replica"]
 
 
 class GangLike(Protocol):
-    """What the engine needs of a gang."""
+    """The interface that the engine needs of a gang."""
 
     @property
     def costs(self) -> Costs: ...
@@ -43,6 +43,6 @@ class GangLike(Protocol):
 
 
 def gang_of_this_replica(settings: AppSettings) -> Gang:
-    """A gang in the placement group that Serve reserved for this replica."""
+    """Make a gang in the placement group that Serve reserved for this replica."""
     name = serve.get_replica_context().replica_id.unique_id
     return Gang(settings, ray.util.get_current_placement_group(), name=name)

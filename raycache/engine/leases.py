@@ -1,4 +1,4 @@
-"""Leases of the callers of an engine's jobs, so that no job runs for an ingress that is gone."""
+"""Leases of the callers of an engine's jobs, so that no job runs for an ingress that has died."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from raycache.gang.queue import JobHandle
 
 __all__ = ["Leases"]
 
-#: Seconds without a word after which an ingress counts as dead. It polls the engine each second, but a
-#: busy machine may keep it from that for a while, and a job stopped by mistake is worse than one run in vain.
+#: Seconds without a poll after which an ingress counts as dead. It polls the engine every second, but on a busy
+#: machine it may be late, and stopping a job by mistake is worse than running one in vain.
 _DEAD_S = 20.0
-#: Where not one of them has said a word for so long it is the engine that is being stopped, and finishes its job.
+#: If no ingress has polled for this long, the engine itself is being stopped, and finishes its job.
 _ASKED_S = 5.0
 
 
 class Leases:
-    """When each ingress was last heard, and what it waits for. Thread-safe.
+    """When each ingress last polled, and the jobs it waits for. Thread-safe.
 
-    Ray does not cancel the calls of an actor that dies: nobody reads their answers, and the gang would go on with
-    them until their deadlines.
+    Ray does not cancel the calls of an actor that dies: the gang would continue with them until their deadlines, but
+    nobody reads the answers.
     """
 
     def __init__(self) -> None:
@@ -31,14 +31,14 @@ class Leases:
         self._jobs: dict[JobHandle, str] = {}
 
     def heard(self, caller: str | None) -> None:
-        """``caller`` lives; None says nothing."""
+        """Record that ``caller`` is alive; None has no effect."""
         if caller is not None:
             with self._lock:
                 self._heard[caller] = time.monotonic()
 
     @contextlib.contextmanager
     def waiting(self, caller: str | None, handle: JobHandle) -> Iterator[None]:
-        """While the block runs, ``caller`` waits for ``handle``; nobody is known to stop waiting where it is None."""
+        """While the block runs, ``caller`` waits for ``handle``; None is never considered dead."""
         self.heard(caller)
         if caller is not None:
             with self._lock:
@@ -50,7 +50,7 @@ class Leases:
                 self._jobs.pop(handle, None)
 
     def orphans(self) -> list[JobHandle]:
-        """Jobs whose caller is dead while another lives, each told once."""
+        """Jobs whose caller is dead while another is alive, each returned once."""
         with self._lock:
             now = time.monotonic()
             if now - max(self._heard.values(), default=now) > _ASKED_S:

@@ -1,4 +1,4 @@
-"""The predicted queue of a gang: which jobs leave when, which clients were told to come back, when there is room.
+"""The predicted queue of a gang: when jobs leave, which clients were told to come back, when there is room.
 
 A refused client is told when to come back, and its place is kept: until then no other client is admitted that would
 take its room, and clients refused after it are told later times. So a client that waits as long as it was told is

@@ -1,6 +1,6 @@
-"""Predicted end of the admitted jobs: the gang's own schedule, simulated from its current state.
+"""Predicted ends of the admitted jobs: the gang's own schedule, simulated from its current state.
 
-Forecasts cost some milliseconds (:mod:`raycache.gang.forecast`), so each is kept until something changes.
+A forecast takes some milliseconds (:mod:`raycache.gang.forecast`), so it is kept until something changes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from raycache.gang.simulator import Forecast
 
 __all__ = ["Prediction", "Predictions", "moved"]
 
-#: How far the time when ranks will be ready may move before all is predicted anew, in seconds.
+#: Seconds by which the time when ranks are ready may move before everything is predicted again.
 _MOVED_S = 0.1
 _SOON = 1e-6
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one set of jobs. Times are seconds of the clock that the jobs' deadlines are on.
+    """The prediction for one set of jobs. Times are in seconds, on the same clock as the jobs' deadlines.
 
     Attributes:
-        jobs: by id, each as far as it is; those that are over and not yet given back are not among them.
-        outlook: of the gang that it was made from.
-        begin: when the gang was, or will be, where the outlook says.
+        jobs: by id, with their progress; without those that have ended but are not released yet.
+        outlook: the gang's outlook that it was made from.
+        begin: when the gang was, or will be, in the state of the outlook.
         forecasts: by id.
     """
 
@@ -40,49 +40,49 @@ class Prediction:
     forecasts: Mapping[str, Forecast]
 
     def late_s(self, now: float) -> float:
-        """By how much the gang is behind: who should be done and is not will be now at the earliest, others later."""
+        """Seconds that the gang is behind: an overdue job ends now at the earliest, and all others later by as much."""
         return max(0.0, now - min((told.end for told in self.forecasts.values()), default=math.inf))
 
     def ends(self, now: float) -> dict[str, float]:
-        """When each job is over."""
+        """When each job will end."""
         late = self.late_s(now)
         return {id: told.end + late for id, told in self.forecasts.items()}
 
     def backlog_s(self, now: float) -> float:
-        """Seconds until all are over."""
+        """Seconds until all jobs have ended."""
         return max((end - now for end in self.ends(now).values()), default=0.0)
 
     def in_time(self, id: str, now: float) -> bool:
-        """Whether a job is done before its deadline."""
+        """Whether a job will be done before its deadline."""
         told = self.forecasts[id]
         return told.drawn and told.end + self.late_s(now) <= self.jobs[id].deadline + _SOON
 
     def spoilt(self, other: Prediction, now: float) -> list[str]:
-        """Jobs that are in time here, and are not as in ``other``."""
+        """Jobs that are in time here, but not in ``other``."""
         return [id for id in self.jobs if self.in_time(id, now) and not other.in_time(id, now)]
 
 
 class Predictions:
-    """Made from what the gang tells, and kept while nothing has changed. Not thread-safe.
+    """Makes predictions from the gang's outlook, and keeps them while nothing changes. Not thread-safe.
 
     Args:
-        costs: what jobs cost.
-        outlook: how far the gang is.
+        costs: the learned costs of jobs.
+        outlook: returns the gang's progress.
     """
 
     def __init__(self, costs: Costs, outlook: Callable[[], Outlook]) -> None:
         self._costs, self._outlook = costs, outlook
-        self._begun: set[str] = set()  # jobs that the gang has told of
+        self._begun: set[str] = set()  # jobs that have been in the gang's outlook
         self._last: Prediction | None = None
-        self._asked: dict[str, JobState] = {}  # the jobs that the last one was made for
+        self._asked: dict[str, JobState] = {}  # the jobs that the last prediction was made for
         self._made_at = -math.inf
 
     def of(self, jobs: Mapping[str, JobState], now: float, *, older_s: float = 0.0) -> Prediction:
-        """What becomes of admitted jobs.
+        """The prediction for the admitted jobs.
 
         Args:
-            jobs: as they were when they were admitted.
-            older_s: what was predicted of the same jobs so shortly before is good enough.
+            jobs: in their state at admission.
+            older_s: a prediction for the same jobs may be up to this many seconds old.
         """
         last, outlook = self._last, self._outlook()
         same = last is not None and self._asked.keys() == jobs.keys()
@@ -95,21 +95,21 @@ class Predictions:
         return last
 
     def with_jobs(self, base: Prediction, jobs: Iterable[JobState]) -> Prediction:
-        """What would become of all if some more came."""
+        """The prediction with additional jobs."""
         return self._made({**base.jobs, **{job.id: job for job in jobs}}, base.outlook, base.begin)
 
     def keep(self, prediction: Prediction, jobs: Mapping[str, JobState], now: float) -> None:
-        """This is what becomes of these jobs, as they were when they were admitted."""
+        """Keep a prediction for these jobs; ``jobs`` has their state at admission."""
         self._last, self._asked, self._made_at = prediction, dict(jobs), now
         self._begun &= jobs.keys()
 
     def in_time_after(self, job: JobState, base: Prediction, now: float, patience_s: float) -> float:
-        """Seconds after which a job that comes then is done ``patience_s`` later, and makes nobody late.
+        """Seconds after which a job that arrives then is done within ``patience_s``, and makes no other late.
 
-        A few times are tried; when all the others are done it is alone.
+        Tries a few times; once all other jobs are done it is alone.
         """
         backlog_s = base.backlog_s(now)
-        latest_s = max(0.0, backlog_s + left_s(job, self._costs) - patience_s)  # in time even behind all of it
+        latest_s = max(0.0, backlog_s + left_s(job, self._costs) - patience_s)  # in time even after all other work
         for wait in sorted({max(1, math.ceil(each)) for each in (latest_s / 2, latest_s, (latest_s + backlog_s) / 2)}):
             at = now + wait
             told = self.with_jobs(base, [replace(job, arrived=at, deadline=at + patience_s)])
@@ -122,19 +122,19 @@ class Predictions:
         return Prediction(jobs, outlook, begin, told)
 
     def _begin(self, outlook: Outlook, now: float) -> float:
-        """When the gang is where the outlook says: when that was first seen, or when there will be ranks."""
+        """When the gang is in the outlook's state: when that was first seen, or when ranks will be ready."""
         if outlook.ready_in_s:
             return now + outlook.ready_in_s
         return min(now, self._last.begin) if self._last is not None and self._last.outlook.jobs is outlook.jobs else now
 
     def _known(self, jobs: Mapping[str, JobState], outlook: Outlook) -> dict[str, JobState]:
-        """The jobs as far as they are. One that the gang told of, and does not any more, is over."""
+        """The jobs with their progress. One that has been in the outlook, but no longer is, has ended."""
         told = {job.id: job for job in outlook.jobs}
         present = {}
         for id, job in jobs.items():
             if id in told:
                 self._begun.add(id)
-                # Without ranks what was done is lost.
+                # Without ranks the completed steps are lost.
                 present[id] = replace(told[id], calls_done=None) if outlook.ready_in_s else told[id]
             elif id not in self._begun:
                 present[id] = job
@@ -142,5 +142,5 @@ class Predictions:
 
 
 def moved(job: JobState, at: float) -> JobState:
-    """The same job if it comes at another time."""
+    """The same job arriving at another time."""
     return replace(job, arrived=at, deadline=job.deadline - job.arrived + at)

@@ -12,7 +12,7 @@ __all__ = ["Told", "told_of"]
 
 Told = QueuedEvent | ProgressEvent | PreviewEvent
 
-#: Seconds between two looks at the queue.
+#: Seconds between two checks of the queue.
 _LOOK_S = 1.0
 
 
@@ -21,12 +21,12 @@ async def told_of(
     place: Callable[[], QueuedEvent] | None,
     left_s: Callable[[], float | None],
 ) -> AsyncGenerator[Told, None]:
-    """Everything up to the end of a job, which is None in ``progress``.
+    """All events up to the end of a job, which is None in ``progress``.
 
     Args:
-        progress: what its gang tells.
-        place: where it stands in the queue; told at once, and when it changes. None: that is not asked for.
-        left_s: seconds until the answer, as predicted.
+        progress: the events from its gang.
+        place: its place in the queue; sent immediately, and when it changes. None: not requested.
+        left_s: predicted seconds until the answer.
     """
     step = asyncio.ensure_future(progress.get())
     try:

@@ -1,7 +1,7 @@
 """Serve's ``user_config`` of the engine: the values in force, and those refused with the reason.
 
-Serve calls a deployment healthy whatever its ``user_config`` says, and hands it to every engine that starts later. An
-illegal one must therefore change nothing in an engine that serves, nor keep the next one from starting.
+Serve considers a deployment healthy whatever its ``user_config`` says, and passes it to every engine that starts later.
+An illegal one must therefore change nothing in a running engine, nor keep the next one from starting.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _NAMESPACE = "raycache"
 
 
 class Memory(Protocol):
-    """Where the last good ``user_config`` outlives the engine."""
+    """Keeps the last good ``user_config`` after the engine ends."""
 
     def load(self) -> dict[str, Any] | None: ...
     def save(self, user_config: dict[str, Any]) -> None: ...
 
 
 class NoMemory:
-    """Outside Serve."""
+    """Used outside Serve."""
 
     def load(self) -> dict[str, Any] | None:
         return None
@@ -40,7 +40,7 @@ class NoMemory:
 
 
 class ClusterMemory:
-    """In Ray's own key-value store: as long as the cluster's, and this Serve instance's, life."""
+    """Ray's own key-value store: lasts as long as the cluster and this Serve instance."""
 
     def __init__(self, app: str, deployment: str) -> None:
         import ray
@@ -62,7 +62,7 @@ class ClusterMemory:
 
 
 def memory_of_this_replica() -> Memory:
-    """The cluster's for the deployment that this process is a replica of; none outside Serve."""
+    """The cluster's, for the deployment of this replica; no memory outside Serve."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
@@ -74,12 +74,12 @@ def memory_of_this_replica() -> Memory:
 
 
 class UserConfig:
-    """What one engine makes of it.
+    """The ``user_config`` of one engine.
 
     Args:
-        base: the policy of the settings, which is known to be good.
+        base: the policy of the settings, already checked.
         check: raises ValueError for a policy that this deployment cannot have.
-        memory: of the deployment.
+        memory: where the deployment's last good ``user_config`` is kept.
 
     Attributes:
         policy: in force.
@@ -94,15 +94,15 @@ class UserConfig:
         self.refused: str | None = None
 
     def apply(self, given: Any, *, serving: bool) -> None:
-        """Put ``given`` in force.
+        """Apply ``given``.
 
         Args:
-            given: from Serve; None and ``{}`` are the settings themselves.
-            serving: the engine serves; False while it starts.
+            given: from Serve; None and ``{}`` stand for the settings themselves.
+            serving: whether the engine serves already; False while it starts.
 
         Raises:
             ValueError: it is illegal, the engine starts, and no good one of this deployment is known: a first
-                deployment, which must fail. Otherwise the last good one is in force, and log, status and
+                deployment, which must fail. Otherwise the last good one stays in force, and log, status and
                 :attr:`refused` say why.
         """
         try:
@@ -117,12 +117,12 @@ class UserConfig:
         logger.error("user_config is not applied, the last good one stays in force: %s", reason)
 
     def keep(self) -> None:
-        """Remember what is in force: the engine serves with it."""
+        """Save the one in force: the engine serves with it."""
         if self._kept != self._good:
             try:
                 self._memory.save(self._good)
-            except Exception as error:  # the engine serves without it
-                logger.warning("The user_config in force cannot be kept for later engines: %s", error)
+            except Exception as error:  # the engine also serves without it
+                logger.warning("The user_config in force cannot be saved for later engines: %s", error)
             self._kept = self._good
 
     def _fall_back(self, error: ValueError) -> None:
@@ -131,20 +131,20 @@ class UserConfig:
             raise error
         try:
             self._take(last)
-        except ValueError as other:  # it was good under other settings
-            logger.error("Nor is the last good user_config legal under these settings: %s", _words(other))
+        except ValueError as other:  # it was legal under other settings
+            logger.error("The last good user_config is not legal under these settings either: %s", _words(other))
             self._good, self.policy = {}, self._base
 
     def _take(self, given: Any) -> None:
         if not isinstance(given, dict):
-            raise ValueError(f"it must be a mapping of the policy's fields, got {type(given).__name__}")
+            raise ValueError(f"must be a mapping of the policy's fields, got {type(given).__name__}")
         policy = self._base.changed(given)
         self._check(policy)
         self._good, self.policy = given, policy
 
 
 def _words(error: ValueError) -> str:
-    """One line, with the field first."""
+    """The error in one line, starting with the field."""
     if isinstance(error, ValidationError):
         return from_validation_error(error, Policy.model_fields).message
     return " ".join(str(error).split())

@@ -1,8 +1,9 @@
 """Middleware in Serve's own HTTP proxy: bounds and checks before a request reaches a replica.
 
 Serve's proxy reads headers and bodies without bounds, decodes some headers in a way that fails, and answers in plain
-text when an ingress died. It loads what ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names: set it to :data:`CALLBACK`
-where Ray is started, as the Dockerfile and ``make serve`` do. It then holds for every application of that Ray.
+text when an ingress has died. It loads what ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names: set it to
+:data:`CALLBACK` where Ray is started, as the Dockerfile and ``make serve`` do. It applies to all applications of that
+Ray.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ logger = logging.getLogger("ray.serve")
 
 VARIABLE, CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "raycache.front:middlewares"
 
-#: Headers of one request by number and bytes, bytes of its address, bytes of its body whatever an engine would allow.
+#: Limits of one request: number and bytes of headers, bytes of its address, bytes of its body for any engine.
 _MOST_HEADERS, _MOST_HEADER_BYTES, _MOST_ADDRESS, _MOST_BODY = 100, 32 << 10, 8 << 10, 16 << 20
 _BODY_S = 30.0
-#: Where bodies bring pictures, under whatever prefix the application has; they take none of the others' places.
+#: Paths, after the application's prefix, whose bodies may contain images; they are counted separately.
 _UPLOADS = ("/v1/images/edits", "/v1/videos")
-#: After it, Serve's router knows that an ingress is dead: it asks another, or holds what comes until there is one.
+#: After this time Serve's router knows that an ingress is dead: it uses another, or holds requests until one is ready.
 _INGRESS_DIED_S = 2.0
-#: Serve decodes them as UTF-8, and fails where they are not.
+#: Serve decodes this header as UTF-8, and fails if it is not.
 _SESSION = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("-", "_").encode()
 _DECODED = {b"x_request_timeout_seconds", b"serve_multiplexed_model_id", b"traceparent", _SESSION}
-#: With it a client that leaves would have its job run to the end. It is for a proxy of Serve's own.
+#: With it a job would run to its end even if its client disconnects. It is for Serve's internal use.
 _DROPPED = {b"x-request-disconnect-disabled"}
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve puts around its proxy; called in the proxy's process before its server is made."""
+    """The middlewares for Serve's proxy; called in the proxy's process before its server is created."""
     # Serve leaves the choice to uvicorn ("auto") and has no option for it.
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "raycache.front.http_protocol:BoundedProtocol"
     return [Middleware(Front)]
 
 
 class Front:
-    """Passes on whole requests within bounds, and answers what Serve would not say in OpenAI's shape."""
+    """Passes on complete requests within bounds, and gives Serve's own errors OpenAI's shape."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app, self._bodies, self._uploads = app, Bodies(), upload_bodies()
@@ -82,7 +83,7 @@ class Front:
 
 
 class _Answer:
-    """What goes back; Serve's plain text is made an error of ours."""
+    """The answer to the client; converts Serve's plain text to an error in OpenAI's shape."""
 
     def __init__(self, send: Send) -> None:
         self.started = False
@@ -130,7 +131,7 @@ def _cleaned(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, by
         if name == b"x-request-id":
             value = clean(value.decode(errors="replace")).encode()
             if not value:
-                continue  # Serve makes one
+                continue  # Serve creates one
         elif name.replace(b"-", b"_") in _DECODED:
             value = value.decode(errors="replace").encode()
         elif name in _DROPPED:
@@ -142,7 +143,7 @@ def _check(scope: Scope, most_body: int) -> None:
     headers = scope["headers"]
     size = sum(len(name) + len(value) for name, value in headers)
     if len(headers) > _MOST_HEADERS or size > _MOST_HEADER_BYTES:
-        wanted = f"{_MOST_HEADERS} headers and {_MOST_HEADER_BYTES} bytes of them at most"
+        wanted = f"at most {_MOST_HEADERS} headers of {_MOST_HEADER_BYTES} bytes in total are allowed"
         raise RequestError(431, f"{len(headers)} headers of {size} bytes; {wanted}", None, "headers_too_large")
     if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _MOST_ADDRESS:
         raise RequestError(414, f"the address is longer than {_MOST_ADDRESS} bytes", None, "address_too_long")
@@ -157,7 +158,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """What was read, then whatever else the client does: it leaves."""
+    """Replay the body that was read, then pass on what the client does next: disconnect."""
     unread = [body]
 
     async def replayed() -> Message:

@@ -1,7 +1,7 @@
 """Request bodies: read within bounds of size, time and number, and decompressed.
 
-Who never ends a body costs others nothing: slow bodies are few and hold few bytes, and the slowest gives its place to
-whoever comes. A body that comes at once takes nobody's place.
+A sender that never ends its body costs others nothing: slow bodies are few and hold few bytes, and the slowest gives
+its place to a new one. A body that arrives quickly takes no other body's place.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from raycache.protocol.errors import RequestError, invalid, unavailable
 
 __all__ = ["UPLOAD_S", "Bodies", "decoded", "inflated", "read_body", "read_upload", "read_whole", "upload_bodies"]
 
-#: Bodies of one process that may take their time; all of them, those that just came too; and the bytes they hold.
+#: Limits per process: slow bodies, all bodies including new ones, and the bytes that they hold.
 _SLOW, _MOST, _MOST_BYTES = 256, 2048, 64 << 20
-#: The same where bodies bring pictures; and the seconds that one of them may take.
+#: The same for bodies that may contain images; and the seconds that one of them may take.
 _SLOW_UPLOADS, _MOST_UPLOADS, _MOST_UPLOAD_BYTES = 32, 128, 256 << 20
 UPLOAD_S = 120.0
-#: Seconds in which a body is no slow one: it is rather part of a burst than of somebody who never ends.
+#: Seconds before a body counts as slow: until then it is probably part of a burst.
 _YOUNG_S = 1.0
-#: Names of `Content-Encoding` that are undone, with zlib's window bits.
+#: Supported names of `Content-Encoding`, with zlib's window bits.
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
@@ -40,12 +40,12 @@ class _Body:
 
 
 class Bodies:
-    """Those under way in this process, oldest first.
+    """The bodies being read in this process, oldest first.
 
     Args:
-        slow: how many may take longer than a second.
-        most: all at most.
-        most_bytes: what all of them hold at most; a single one is bounded by the caller.
+        slow: maximum number of bodies that take longer than a second.
+        most: maximum number of all bodies.
+        most_bytes: maximum bytes of all of them; the caller limits a single one.
     """
 
     def __init__(self, slow: int = _SLOW, most: int = _MOST, most_bytes: int = _MOST_BYTES) -> None:
@@ -56,28 +56,28 @@ class Bodies:
         return len(self._open)
 
     def enter(self, patience: asyncio.Timeout) -> _Body:
-        """A place for a new one, which may be that of a slow one.
+        """Add a new body; it may take the place of a slow one.
 
         Args:
-            patience: what the new one is read under; ends early when it must give its place to another.
+            patience: the time-out for reading it; ends early if it has to give its place to another.
 
         Raises:
-            RequestError: 503 when there is none.
+            RequestError: 503 if there is no place.
         """
         self._trim(self._slow - 1)
         if len(self._open) >= self._most:
             raise _crowded()
         body = _Body(patience)
         self._open[body] = None
-        if len(self._open) > self._slow:  # nobody else may come to oust it when it is a slow one
+        if len(self._open) > self._slow:  # no later body may come to replace it once it is slow
             asyncio.get_running_loop().call_later(_YOUNG_S, self._trim, self._slow)
         return body
 
     def grow(self, body: _Body, chunk: bytes) -> None:
-        """One more chunk of it; where all together would hold too much, the largest gives way to a smaller one.
+        """Count one more chunk; if all together hold too much, the largest body is dropped.
 
         Raises:
-            RequestError: 503 when it is the largest itself.
+            RequestError: 503 if it is the largest itself.
         """
         if body.ousted:
             return
@@ -90,13 +90,13 @@ class Bodies:
         self._bytes += len(chunk)
 
     def leave(self, body: _Body) -> None:
-        """It is over, one way or another; its bytes count no more."""
+        """Remove a body, however it ended; its bytes no longer count."""
         if body in self._open:
             del self._open[body]
             self._bytes -= len(body.data)
 
     def _trim(self, number: int) -> None:
-        """The oldest go until there are ``number``, if they are slow ones."""
+        """Drop the oldest until ``number`` are left, as far as they are slow."""
         while len(self._open) > number:
             oldest = next(iter(self._open))
             if time.monotonic() - oldest.began < _YOUNG_S:
@@ -106,7 +106,7 @@ class Bodies:
     def _oust(self, body: _Body) -> None:
         self.leave(body)
         body.ousted, body.data = True, bytearray()
-        if not body.patience.expired():  # it may be over, and not know it yet
+        if not body.patience.expired():  # it may have timed out already
             body.patience.reschedule(asyncio.get_running_loop().time())
 
 
@@ -114,8 +114,8 @@ async def read_whole(receive: Receive, limit: int, seconds: float, bodies: Bodie
     """The bytes of one request's body.
 
     Raises:
-        RequestError: 413 above ``limit`` bytes; 408 when it does not end within ``seconds``; 503 when it had to give
-            its place to another; 400 when its sender left.
+        RequestError: 413 above ``limit`` bytes; 408 if it does not end within ``seconds``; 503 if it had to give
+            its place to another; 400 if its sender disconnected.
     """
     body: _Body | None = None
     try:
@@ -125,8 +125,8 @@ async def read_whole(receive: Receive, limit: int, seconds: float, bodies: Bodie
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    # Nobody reads this answer. Unanswered, it would be a traceback in the log for everyone who left.
-                    raise RequestError(400, "the client left before its body ended", None, "client_gone")
+                    # The client cannot read this answer, but without it the log would have a traceback.
+                    raise RequestError(400, "the client disconnected before its body ended", None, "client_gone")
                 chunk, more = message.get("body", b""), message.get("more_body", False)
                 if len(body.data) + len(chunk) > limit:
                     raise _too_large(limit)
@@ -137,16 +137,16 @@ async def read_whole(receive: Receive, limit: int, seconds: float, bodies: Bodie
     finally:
         if body:
             bodies.leave(body)
-    if body.ousted:  # also where its last chunk came at that very moment: those before are gone
+    if body.ousted:  # even if its last chunk arrived just then: the earlier ones are gone
         raise _crowded()
     return bytes(body.data)
 
 
 async def read_body(http: Request, limit: int, seconds: float, bodies: Bodies) -> bytes:
-    """The body as it was meant: at most ``limit`` bytes of UTF-8, also after its encodings are undone.
+    """The decoded body: at most ``limit`` bytes of UTF-8, also after decompression.
 
     Raises:
-        RequestError: as :func:`read_whole`; 415 for anything but JSON or an encoding we do not know; 400 when its
+        RequestError: as :func:`read_whole`; 415 for anything but JSON, or for an unknown encoding; 400 if its
             encoding is broken.
     """
     _check_media(http, ("application/json",))
@@ -155,10 +155,10 @@ async def read_body(http: Request, limit: int, seconds: float, bodies: Bodies) -
 
 
 async def read_upload(http: Request, limit: int, bodies: Bodies) -> tuple[bytes, str]:
-    """The body of a request that brings pictures, as it came, and the encoding that is to be undone (or none).
+    """The raw body of a request that may contain images, and its encoding (empty: none).
 
     Raises:
-        RequestError: as :func:`read_whole`; 415 for anything but a form of parts, JSON, or an encoding we do not know.
+        RequestError: as :func:`read_whole`; 415 for anything but a form of parts, JSON, or an unknown encoding.
     """
     _check_media(http, ("multipart/form-data", "application/json"))
     coding = _coding(http)
@@ -166,24 +166,24 @@ async def read_upload(http: Request, limit: int, bodies: Bodies) -> tuple[bytes,
 
 
 def upload_bodies() -> Bodies:
-    """A process's place for bodies that bring pictures: fewer, and larger."""
+    """The limits of a process for bodies that may contain images: fewer, and larger."""
     return Bodies(_SLOW_UPLOADS, _MOST_UPLOADS, _MOST_UPLOAD_BYTES)
 
 
 def inflated(raw: bytes, coding: str, limit: int) -> bytes:
-    """``raw`` with ``coding`` undone; empty: it has none.
+    """``raw`` decompressed from ``coding``; empty: not compressed.
 
     Raises:
-        RequestError: 400 when it is not what it says, 413 when more than ``limit`` bytes come out.
+        RequestError: 400 if it is not valid ``coding``, 413 if the result exceeds ``limit`` bytes.
     """
     return _inflated(raw, coding, limit) if coding else raw
 
 
 def decoded(raw: bytes, coding: str, limit: int) -> bytes:
-    """UTF-8 without a mark: ``coding`` is undone, then what an editor or a Windows tool made of the text.
+    """UTF-8 without a byte order mark: decompressed, then converted from the encodings of Windows tools.
 
     Raises:
-        RequestError: 400 when it is not what it says, 413 when more than ``limit`` bytes come out.
+        RequestError: 400 if it is not valid in its encoding, 413 if the result exceeds ``limit`` bytes.
     """
     raw = inflated(raw, coding, limit)
     encoding = json.detect_encoding(raw)
@@ -192,7 +192,7 @@ def decoded(raw: bytes, coding: str, limit: int) -> bytes:
     try:
         return raw.decode(encoding).encode()
     except UnicodeError:
-        raise invalid(None, f"the body begins as {encoding} and is not", ["utf-8"], "invalid_encoding") from None
+        raise invalid(None, f"the body starts as {encoding}, but is not valid", ["utf-8"], "invalid_encoding") from None
 
 
 def _check_media(http: Request, known: Sequence[str]) -> None:
@@ -203,30 +203,30 @@ def _check_media(http: Request, known: Sequence[str]) -> None:
 
 
 def _coding(http: Request) -> str:
-    """The one of ``Content-Encoding``; empty where there is none."""
+    """The value of ``Content-Encoding``; empty if there is none."""
     given = [part.strip().lower() for value in http.headers.getlist("content-encoding") for part in value.split(",")]
     codings = [name for name in given if name not in ("", "identity")]
     if len(codings) > 1 or any(name not in _WINDOW for name in codings):
         words = ", ".join(codings)[:80]
-        message = f"content-encoding {words!r} is not understood here; send JSON as it is, or one of: gzip, deflate"
+        message = f"content-encoding {words!r} is not supported; send JSON uncompressed, or with gzip or deflate"
         raise RequestError(415, message, "content-encoding", "unsupported_encoding")
     return codings[0] if codings else ""
 
 
 def _inflated(raw: bytes, coding: str, limit: int) -> bytes:
-    """Never more than ``limit`` bytes in memory, whatever a bomb would become."""
+    """Holds at most ``limit`` bytes in memory, even for a decompression bomb."""
     window = _WINDOW[coding]
     if coding == "deflate" and (int.from_bytes(raw[:2], "big") % 31 or (raw[:1] and raw[0] & 15 != 8)):
-        window = -15  # many send it without zlib's two bytes in front
+        window = -15  # many clients send it without zlib's two-byte header
     inflater = zlib.decompressobj(window)
     try:
         out = inflater.decompress(raw, limit + 1)
         if len(out) > limit:
             raise _too_large(limit)
         if not inflater.eof:
-            raise zlib.error("it ends too early")
+            raise zlib.error("it is truncated")
         if inflater.unused_data:
-            raise zlib.error("something follows its end")
+            raise zlib.error("it has extra bytes at its end")
     except zlib.error as error:
         raise invalid(None, f"the body is not {coding}: {error}", code="invalid_encoding") from None
     return out
@@ -237,4 +237,4 @@ def _too_large(limit: int) -> RequestError:
 
 
 def _crowded() -> RequestError:
-    return unavailable("too many requests have not sent their bodies to the end", _YOUNG_S, "too_many_bodies")
+    return unavailable("too many requests are still sending their bodies", _YOUNG_S, "too_many_bodies")

@@ -16,13 +16,13 @@ __all__ = ["agreed", "of_all"]
 
 
 def agreed(reports: Sequence[TickReport]) -> TickReport:
-    """Rank 0's report, with the images of all ranks; a job of which some rank could not decode a row has failed.
+    """Rank 0's report, with the images of all ranks; a job fails if any rank could not decode one of its rows.
 
     Args:
-        reports: one of each rank, in order.
+        reports: one per rank, in order.
 
     Raises:
-        Fault: some rank met a failure that others did not meet, or the process group is broken.
+        Fault: a rank had a failure that others did not have, or the process group is broken.
     """
     first, alike = reports[0], [of_all(report) for report in reports]
     broken = [failure for failures in alike for failure in failures if failure.kind == "group"]
@@ -36,9 +36,9 @@ def agreed(reports: Sequence[TickReport]) -> TickReport:
 
 
 def of_all(report: TickReport) -> list[Failure]:
-    """The failures that every rank must have met: all but those of decoding, where each has rows of its own.
+    """The failures that every rank must have: all except in decoding, where each rank has its own rows.
 
-    One of the process group is among them, wherever: ranks hand each other tiles.
+    Failures of the process group are always among them: ranks send each other tiles.
     """
     return [failure for failure in report.failures if failure.phase != "decode" or failure.kind == "group"]
 

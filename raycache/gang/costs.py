@@ -1,8 +1,8 @@
 """What jobs cost the gang, in seconds: learned from finished ones, for any size, number of images, steps and options.
 
-Three phases, each a sum of few terms: encoding (fixed), a denoising step (fixed, per token, per pair of tokens, times
+Three phases, each a sum of a few terms: encoding (fixed), a denoising step (fixed, per token, per pair of tokens, times
 the share of blocks that is computed), decoding (fixed, per token, per pair). The warm-up teaches all of them before the
-first job; see :mod:`raycache.gang.fit` for how, :mod:`raycache.gang.shares` for the share.
+first job. :mod:`raycache.gang.fit` explains how, :mod:`raycache.gang.shares` the share.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from raycache.size import Size
 __all__ = ["Costs", "Work", "work_of"]
 
 _REMEMBERED = 512
-#: Stand in for the model's until it is met; nothing is told before.
+#: Placeholders until the model is known; nothing is predicted before.
 _TOKEN_SIDE, _TEXT_TOKENS = 16, 512
-#: Weight of the newest job in the moving means.
+#: Weight of the newest job in the moving averages.
 _NEWEST = 0.3
-#: How wrong a prediction may be whose like has only been run in the warm-up, as a share of it.
+#: Assumed relative error of predictions while only jobs of the warm-up have been run.
 _UNSURE = 0.25
 
 
 @dataclass(frozen=True)
 class Work:
-    """What decides how long a job takes.
+    """The properties of a job that determine how long it takes.
 
     Attributes:
-        cache: one of cache_core's options models.
-        previews: how often rank 0 decodes one while the others wait.
-        calls_per_step: of the transformer; two where a negative prompt has calls of its own.
+        cache: an options model of cache_core.
+        previews: number of previews, which rank 0 decodes while the others wait.
+        calls_per_step: calls of the transformer per step; two if a negative prompt has separate calls.
         num_frames: of a video; 1 for images.
-        inputs: pictures that it begins with.
-        lora: that it is drawn with.
+        inputs: number of input images.
+        lora: the LoRA used, if any.
     """
 
     size: Size
@@ -56,12 +56,12 @@ class Work:
 
     @property
     def calls(self) -> int:
-        """Of the transformer."""
+        """Total number of transformer calls."""
         return self.steps * self.calls_per_step
 
 
 def work_of(job: Job) -> Work:
-    """What ``job`` is to the gang."""
+    """The work that ``job`` is for a gang."""
     return Work(
         job.size,
         len(job.images),
@@ -76,17 +76,17 @@ def work_of(job: Job) -> Work:
 
 
 class Costs(LearnedCallCosts):
-    """Seconds of encoding, steps, decoding and whole jobs, and of what the scheduler asks. Thread-safe.
+    """Seconds of encoding, steps, decoding and whole jobs, and costs for the scheduler. Thread-safe.
 
     Attributes:
-        error: how wrong predictions have been lately, as a share of them.
+        error: recent relative error of predictions.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._shares = Shares()
         self._text_tokens, self._token_side, self._frame_step = _TEXT_TOKENS, _TOKEN_SIDE, 0
-        self._finished: OrderedDict[Work, tuple[int, float]] = OrderedDict()  # how many, and the fastest
+        self._finished: OrderedDict[Work, tuple[int, float]] = OrderedDict()  # their number, and the fastest's
         self._cold_s: dict[str, float] = {}
         self.error = _UNSURE
 
@@ -97,11 +97,11 @@ class Costs(LearnedCallCosts):
 
     @property
     def sure(self) -> bool:
-        """Whether any job was finished besides those of the warm-up."""
+        """Whether any job outside the warm-up has finished."""
         return bool(self._finished)
 
     def meet(self, model: Capabilities, ranks: int = 1) -> None:
-        """The model that is drawn with, and on how many ranks."""
+        """Set the model, and the number of ranks that it runs on."""
         with self._lock:
             self._ranks = ranks
             self._text_tokens, self._token_side = model.text_tokens, model.token_side
@@ -112,7 +112,7 @@ class Costs(LearnedCallCosts):
     def job_state(
         self, id: str, work: Work, *, arrived: float, deadline: float, caller: str, weight: float = 1.0
     ) -> JobState:
-        """``work`` as the scheduler sees it, waiting; clocks are as in :class:`~raycache.gang.schedule.JobState`."""
+        """A waiting ``work`` as the scheduler sees it; times are as in :class:`~raycache.gang.schedule.JobState`."""
         with self._lock:
             tokens, share = self._row_tokens(work), self._share(work)
         return JobState(
@@ -132,11 +132,11 @@ class Costs(LearnedCallCosts):
         )
 
     def learn(self, work: Work, output: JobOutput, *, wall_s: float = 0.0, cold: bool = False) -> None:
-        """Take in a finished job. Steps that others shared say nothing here; see :meth:`called`.
+        """Learn from a finished job. Its shared steps are learned elsewhere: see :meth:`called`.
 
         Args:
-            wall_s: seconds from sending it to having it all; 0 if other jobs were under way.
-            cold: a job of the warm-up: its stalls are its own, and it counts little once others have been run.
+            wall_s: seconds from sending it to its complete result; 0 if other jobs were active.
+            cold: a job of the warm-up: its stalls are not typical, and it counts little once other jobs have run.
         """
         with self._lock:
             if cold:
@@ -149,7 +149,7 @@ class Costs(LearnedCallCosts):
                 self._shares.learn(work.cache, work.steps, share)
             previews_s = work.previews * (self._preview_s(work) or 0.0)
             steps_s = max(output.denoise_s - previews_s - (output.stalls_s if cold else 0.0), 0.1 * output.denoise_s)
-            key = replace(work, previews=0, lora=None)  # scales are without number
+            key = replace(work, previews=0, lora=None)  # there are arbitrarily many scales
             if not output.known_prompt:
                 self._encode.learn(1, ONE_PROMPT, output.encode_s, cold)
             share = self._share(work) if share is None else share
@@ -169,12 +169,12 @@ class Costs(LearnedCallCosts):
                 self._finished.popitem(last=False)
 
     def seconds(self, work: Work) -> float | None:
-        """Expected seconds of the gang's time; None before anything was run."""
+        """Expected seconds of the gang's time; None before any job has run."""
         with self._lock:
             return self._seconds(work)
 
     def left_s(self, work: Work, step: int) -> float | None:
-        """Expected seconds until ``work``, of which ``step`` steps are done, is there."""
+        """Expected seconds until ``work`` is complete, with ``step`` steps already done."""
         with self._lock:
             each = self._step.told(self._step_terms(work, self._share(work)))[0]
             decode = self._decode.told(self._decode_terms(work))[0]
@@ -185,19 +185,19 @@ class Costs(LearnedCallCosts):
             return left * (each * work.calls_per_step + previews_s) + decode
 
     def fastest(self, work: Work) -> float:
-        """The fastest of at least two jobs of exactly this kind; 0 while there are fewer."""
+        """Seconds of the fastest of at least two jobs of exactly this kind; 0 if there were fewer."""
         count, fastest = self.finished(work)
         return fastest if count > 1 else 0.0
 
     def finished(self, work: Work) -> tuple[int, float]:
-        """How many jobs of exactly this kind were finished, and the seconds of the fastest."""
+        """Number of finished jobs of exactly this kind, and the seconds of the fastest."""
         with self._lock:
             return self._finished.get(work, (0, 0.0))
 
     def phase_s(self, work: Work, phase: str) -> float | None:
-        """Seconds for which ``phase`` of ``work`` shows no progress: all of it, or one step with every block computed.
+        """Seconds without visible progress in ``phase`` of ``work``: the whole phase, or one step computing all blocks.
 
-        Beyond the sizes that were run the guess is less sure, and made longer: by the root of how far beyond.
+        Beyond the sizes that were run the estimate is less certain, so it is multiplied by the root of the factor.
         """
         with self._lock:
             if phase == "decode":
@@ -233,7 +233,7 @@ class Costs(LearnedCallCosts):
         return 1.0, share, share * rows, share * rows * tokens
 
     def _preview_s(self, work: Work) -> float | None:
-        """A preview has half the size."""
+        """Seconds of one preview, which has half the width and height."""
         half = replace(work, size=Size(max(1, work.size.width // 2), max(1, work.size.height // 2)))
         return self._decode.told(self._decode_terms(half, preview=True))[0]
 
@@ -242,11 +242,11 @@ class Costs(LearnedCallCosts):
         return decode_terms(work.images if preview else self._longest(work.images), self._tokens(work))
 
     def _row_tokens(self, work: Work) -> float:
-        """Of one row of a call: a picture that a job begins with is about as long as what comes of it."""
+        """Tokens of one row of a call: an input image has about as many tokens as the result."""
         return self._tokens(work) * (1 + work.inputs) + self._text_tokens
 
     def _tokens(self, work: Work) -> float:
-        """Of one image, or video."""
+        """Tokens of one image or video."""
         frames = 1 + (work.num_frames - 1) // self._frame_step if self._frame_step else 1
         return work.size.pixels / self._token_side**2 * frames
 
@@ -256,7 +256,7 @@ def _by_phase(output: JobOutput) -> dict[str, float]:
 
 
 def _computed(output: JobOutput) -> float | None:
-    """The share of blocks that ran, where a report tells it; without one all of them did, or nobody knows."""
+    """The share of blocks computed, if a report has it; without a report all were, or it is unknown."""
     if output.report is None:
         return None
     return statistics.fmean(output.report["totals"]["computed_block_fraction"] or [1.0])

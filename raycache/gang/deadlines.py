@@ -1,7 +1,7 @@
 """The deadlines that can be met, and the work that may run first without missing one.
 
-Earliest deadline first keeps all deadlines that can be kept on one machine. As long as it would still keep them
-afterwards, anything else may go first; so deadlines only take over when they have to.
+Earliest deadline first meets all deadlines that can be met on one machine. As long as it would still meet them
+afterwards, any other work may run first; so deadlines only take priority when they have to.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _SOON = 1e-6
 
 
 class Deadlines:
-    """Which jobs will be in time if the earliest deadline goes first, and are kept in time.
+    """The jobs that meet their deadlines if the earliest deadline runs first, and that must stay in time.
 
-    A job that does not fit behind those with earlier deadlines is not among them: it would only make others late.
+    A job that does not fit after those with earlier deadlines is not among them: it would only make others late.
 
     Args:
-        left_s: seconds of work that each job has left, by id.
-        patience_s: a job without a deadline that is older than this comes before all deadlines.
+        left_s: remaining seconds of work of each job, by id.
+        patience_s: a job without a deadline that is older than this runs before all deadlines.
     """
 
     def __init__(self, jobs: Iterable[JobState], left_s: Mapping[str, float], now: float, patience_s: float) -> None:
@@ -52,10 +52,10 @@ class Deadlines:
                 self.kept.append(job)
 
     def allow(self, seconds: float, works: Mapping[str, float]) -> bool:
-        """Whether all are kept if the next ``seconds`` go to some jobs.
+        """Whether all deadlines can still be met if the next ``seconds`` are spent on some jobs.
 
         Args:
-            works: by how many seconds of its own work each of them gets on.
+            works: seconds of its own work that each of those jobs completes, by id.
         """
         if self._first is not None and self._first not in works:
             return False

@@ -14,7 +14,7 @@ _SOON = 1e-9
 
 
 def spread_s(jobs: Sequence[JobState], costs: CallCosts, decoders: int) -> float:
-    """Seconds until all of them are decoded, each rank taking the next row in turn."""
+    """Seconds until all of them are decoded, with rows assigned to ranks in turn."""
     busy_s = [0.0] * decoders
     row = 0
     for job in jobs:
@@ -28,7 +28,7 @@ def spread_s(jobs: Sequence[JobState], costs: CallCosts, decoders: int) -> float
 def ended_together(
     first: JobState, others: Sequence[JobState], costs: CallCosts, rules: Rules, deadlines: Deadlines
 ) -> tuple[list[JobState], float]:
-    """``first`` and those of ``others`` that ranks decode meanwhile which would have nothing to do; and the seconds."""
+    """``first``, and those of ``others`` that otherwise idle ranks can decode meanwhile; and the seconds."""
     members, seconds = [first], costs.end_s(first)
     works = {first.id: seconds}
     for job in others:

@@ -11,17 +11,17 @@ import numpy as np
 
 __all__ = ["Fit"]
 
-#: Kinds of jobs that are remembered, and measurements of each: their median is what counts.
+#: Number of kinds of jobs kept, and of measurements of each; their median is used.
 _KINDS, _EACH = 64, 5
-#: Weight of a kind that was measured so many measurements ago shrinks by this factor each, down to the least weight.
+#: A kind's weight shrinks by this factor with each later measurement, down to the minimum weight.
 _FADES, _LEAST = 0.98, 0.1
-#: What the fixed terms may cost beside what is guessed, each doubling at the price of so much relative error.
+#: Factors tried for the guessed cost of the fixed terms; each doubling counts as this much relative error.
 _FIXED, _DOUBLING = [2.0**power for power in range(-3, 7)], 0.02
-#: Relative error beyond which a measurement is believed less.
+#: Relative error above which a measurement gets less weight, and the number of refits.
 _USUAL, _AGAIN = 0.2, 3
-#: Beyond this a kind is too old to bound others.
+#: A kind with less weight than this is too old to bound others.
 _BOUNDS = 0.3
-#: Weight of a kind seen in the warm-up only, beside one of real jobs, and of the guessed ratios of the terms.
+#: Weight of a kind seen in the warm-up only (real jobs: 1), and of the guessed ratios of the terms.
 _COLD, _GUESS = 0.1, 0.05
 
 
@@ -37,7 +37,7 @@ class _Kind:
 
     @property
     def sure(self) -> bool:
-        """Whether it was measured more than once, and not in the warm-up: anything may happen once."""
+        """Whether it was measured more than once outside the warm-up: a single measurement may be an outlier."""
         return not self.cold and len(self.measured) > 1
 
     @property
@@ -48,14 +48,14 @@ class _Kind:
 class Fit:
     """Seconds as a sum of terms, each with a cost that is learned.
 
-    A prediction never contradicts what was measured: it is no shorter than that of a kind with less of every term, and
-    no longer than that of one with more. So a kind that was measured is predicted as it was, whatever the sum says, and
-    more work never counts as less time.
+    A prediction never contradicts the measurements: it is not shorter than that of a kind with less of every term, and
+    not longer than that of one with more. So a measured kind is predicted as measured, even if the sum differs,
+    and more work never counts as less time.
 
     Args:
-        guess: costs of the terms beside each other, believed as long as no measurement tells them apart. One kind
-            alone then fits exactly, at any speed of the machine.
-        variable: the last so many terms grow with the work; the others are fixed.
+        guess: relative costs of the terms, used as long as no measurement distinguishes them. A single kind
+            then fits exactly, at any speed of the machine.
+        variable: number of terms, at the end, that grow with the work; the others are fixed.
     """
 
     def __init__(self, guess: Sequence[float], variable: int) -> None:
@@ -73,11 +73,11 @@ class Fit:
         return bool(self._kinds)
 
     def learn(self, kind: Hashable, terms: Sequence[float], seconds: float, cold: bool = False) -> None:
-        """``kind``, which has ``terms``, took ``seconds``; ``cold``: in the warm-up."""
+        """Learn that ``kind``, with ``terms``, took ``seconds``; ``cold``: in the warm-up."""
         self._count += 1
         seen = self._kinds.get(kind)
         if cold and seen is not None and not seen.cold:
-            return  # ranks that are new once more say nothing better
+            return  # a later warm-up of new ranks adds nothing
         if seen is None or (seen.cold and not cold):
             seen = self._kinds[kind] = _Kind(cold)
         seen.at = self._count
@@ -92,7 +92,7 @@ class Fit:
         self._bounds_s = np.array([kind.seconds for kind in bounds], float)
 
     def told(self, terms: Sequence[float]) -> tuple[float | None, float]:
-        """Expected seconds, None before anything was measured; and how many times more it is than all measured."""
+        """Expected seconds, None before any measurement; and the factor by which it exceeds all measured kinds."""
         if not self._kinds:
             return None, 1.0
         wanted = np.asarray(terms, float)
@@ -106,25 +106,25 @@ class Fit:
         return max(_LEAST, _FADES ** (self._count - kind.at))
 
     def _fitted(self) -> np.ndarray:
-        """Least squares of relative errors, without negative costs, for the likeliest guess of how much is fixed."""
+        """Least squares of relative errors, without negative costs, for the most likely factor of the fixed terms."""
         kinds = list(self._kinds.values())
         terms, seconds = np.array([kind.terms for kind in kinds]), np.array([kind.seconds for kind in kinds])
         weights = np.array([self._faded(kind) * (_COLD if kind.cold else 1.0) for kind in kinds]) ** 0.5
         relative, weights = terms / seconds[:, None], weights / weights.max()
         tried = [(times, *self._solved(relative, weights, times)) for times in _FIXED]
         times, costs, _ = min(tried, key=lambda one: one[2] ** 2 + (_DOUBLING * np.log2(one[0])) ** 2)
-        # What is far off its own prediction was disturbed, and is believed less.
+        # A measurement far from its own prediction was probably disturbed, and gets less weight.
         for _ in range(_AGAIN):
             off = np.abs(relative @ costs - 1)
             costs, _ = self._solved(relative, weights / np.maximum(1.0, off / _USUAL), times)
         return costs
 
     def _solved(self, relative: np.ndarray, weights: np.ndarray, times: float) -> tuple[np.ndarray, float]:
-        """Costs, and how far they are off, where the fixed terms cost so many times more than is guessed."""
-        from scipy.optimize import nnls  # half a second to import, and the ingress never needs it
+        """Costs and their error, if the fixed terms cost ``times`` times their guess."""
+        from scipy.optimize import nnls  # takes half a second to import, and the ingress never needs it
 
         guess = np.where(self._fixed, times, 1.0) * self._guess
-        rows = relative * guess  # in units of the guess: where that is right, all costs are equal
+        rows = relative * guess  # in units of the guess: all costs are equal if it is right
         ratios = _GUESS * rows[weights.argmax()].sum() * (np.eye(len(guess)) - 1 / len(guess))
         costs, error = nnls(np.vstack([rows * weights[:, None], ratios]), np.append(weights, np.zeros(len(guess))))
         return costs * guess, error

@@ -1,7 +1,7 @@
 """Predicted end of each job, in bounded time: the schedule simulated with many calls treated as one.
 
-The exact simulation makes a plan for every transformer call. Here some consecutive calls of a job count as one call
-that takes as long as they do, so that the same scheduler makes about a hundred plans, however many calls there are.
+The exact simulation makes a plan for every transformer call. Here several consecutive calls of a job count as one call
+that takes as long as all of them, so that the same scheduler makes about a hundred plans, for any number of calls.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def forecast(
     *,
     most_plans: int = 100,
 ) -> dict[str, Forecast]:
-    """What :func:`~raycache.gang.simulator.simulated` says of these jobs, roughly, and fast enough for an event loop.
+    """An approximation of :func:`~raycache.gang.simulator.simulated`, fast enough for an event loop.
 
-    A job's work is exact; when it is done is off by some part of one long call of every job: under a tenth of its wait
-    in nine of ten crowds of up to 32 jobs. With one job, or in order of arrival, nothing is off.
+    A job's work is exact; its end is off by part of one long call of every job: under a tenth of its wait in nine of
+    ten sets of up to 32 jobs. With one job, or in order of arrival, it is exact.
 
     Args:
-        jobs: that are there at ``now`` and that arrive later.
-        most_plans: to be made, about: never fewer than two for each job, a call and an end.
+        jobs: jobs present at ``now``, and jobs that arrive later.
+        most_plans: approximate maximum number of plans; at least two per job, for a call and for its end.
     """
     jobs = tuple(jobs)
     grouped = _Grouped(jobs, costs, _group(jobs, most_plans))
@@ -40,7 +40,7 @@ def forecast(
 
 
 def _group(jobs: Sequence[JobState], most_plans: int) -> int:
-    """How many calls count as one: the fewest with which there are no more calls than plans, each job having an end."""
+    """The smallest group size with which calls and ends do not exceed the plans."""
     left = [job.calls_left for job in jobs if job.calls_left]
     most_calls = max(len(left), most_plans - len(jobs))
     low, high = 1, max(left, default=1)
@@ -54,7 +54,7 @@ def _group(jobs: Sequence[JobState], most_plans: int) -> int:
 
 
 class _Grouped:
-    """Jobs with fewer and longer calls, and what those cost.
+    """Jobs with fewer and longer calls, and the costs of those.
 
     Attributes:
         jobs: as the scheduler sees them.
@@ -62,7 +62,7 @@ class _Grouped:
 
     def __init__(self, jobs: Sequence[JobState], costs: CallCosts, group: int) -> None:
         self._costs, self._whole = costs, {job.id: job for job in jobs}
-        self._times: dict[str, float] = {}  # how many calls of a job are one; a job's calls are all equally long
+        self._times: dict[str, float] = {}  # number of calls grouped into one; a job's calls are all equally long
         self._calls: dict[tuple[str, ...], float] = {}
         self._alone: dict[str, float] = {}
         self._starts: dict[str, float] = {}
@@ -77,7 +77,7 @@ class _Grouped:
         return replace(job, calls=left + (done or 0), calls_done=done)
 
     def call_s(self, jobs: Sequence[JobState]) -> float:
-        """So many calls with the rows of all these jobs; who has fewer leaves the others after its last."""
+        """A group of calls with the rows of all these jobs; a job with fewer calls leaves after its last."""
         if len(jobs) == 1:
             (job,) = jobs
             if (known := self._alone.get(job.id)) is None:
@@ -107,11 +107,11 @@ class _Grouped:
         return known
 
     def bytes_of(self, job: JobState) -> float:
-        """What the job holds while it is active."""
+        """Bytes that the job holds while active."""
         if (known := self._bytes.get(job.id)) is None:
             known = self._bytes[job.id] = self._costs.bytes_of(self._whole[job.id])
         return known
 
     def max_rows(self, job: JobState) -> float:
-        """Of a call."""
+        """Maximum rows of a call."""
         return self._costs.max_rows(self._whole[job.id])

@@ -45,10 +45,10 @@ class Gang:
         placement_group: reserved with :func:`placement_bundles`; None = Ray places the ranks anywhere.
         name: for logs, e.g. the replica's id.
         first_bundle: index of the gang's first bundle in the placement group.
-        on_tick: told by the gang's thread of each tick that was carried out, when all ranks have reported it.
+        on_tick: called by the gang's thread with each executed tick, once all ranks have reported it.
 
     Attributes:
-        costs: what its jobs cost, as learned over all incarnations of its ranks.
+        costs: the costs of its jobs, learned over all incarnations of its ranks.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Gang:
         """Queue a job.
 
         Args:
-            job: its id must be that of no other job that is not over.
-            deadline: ``time.monotonic()`` after which it is dropped: by the next tick, if ranks have it.
-            on_progress: called by the gang's thread for each denoising step, when its tick is reported.
-            caller: whose it is: the gang's time is shared between callers.
-            weight: of this caller beside the others.
+            job: its id must differ from those of all unfinished jobs.
+            deadline: ``time.monotonic()`` after which it is dropped; by the next tick if it is running.
+            on_progress: called by the gang's thread for each denoising step, once its tick is reported.
+            caller: its caller; the gang's time is shared between callers.
+            weight: of this caller relative to others.
         """
         handle = JobHandle(job, deadline, on_progress, caller, weight)
         if self._lifecycle.broken or not self._thread.is_alive() or not self._queue.put(handle):
@@ -107,7 +107,7 @@ class Gang:
         return handle
 
     def status(self) -> GangStatus:
-        """Made of what the last heartbeats said."""
+        """The gang's status according to the last heartbeats."""
         life = self._life
         return GangStatus(
             name=self._name,
@@ -139,19 +139,19 @@ class Gang:
         return self._model
 
     def outlook(self) -> Outlook:
-        """Its jobs and how far they are."""
+        """Its jobs and their progress."""
         ready_in_s = 0.0 if self._lifecycle.broken else self._rebuilds.left_s()
         return replace(self._jobs.outlook, ready_in_s=ready_in_s)
 
     def hand_back(self) -> int:
-        """Answer all queued jobs GangRestarting, so that another replica may run them; how many there were."""
+        """End all queued jobs with GangRestarting, so that another replica may run them; return their number."""
         waiting = self._queue.waiting()
         for handle in waiting:
             handle.end(GangRestarting("this replica is being stopped", self._rebuilds.replaced_s))
         return len(waiting)
 
     def shutdown(self, drain_s: float = 0) -> None:
-        """End the ranks; what is queued gets up to ``drain_s`` seconds, then GangRestarting."""
+        """End the ranks; queued jobs get up to ``drain_s`` seconds to finish, then GangRestarting."""
         end = time.monotonic() + drain_s
         while self._queue.open() and time.monotonic() < end and self._thread.is_alive():
             time.sleep(0.05)
@@ -164,7 +164,7 @@ class Gang:
 
     @property
     def _alive(self) -> Incarnation:
-        assert self._life is not None  # spawned before anything is run
+        assert self._life is not None  # spawned before any job runs
         return self._life
 
     def _main(self) -> None:
@@ -192,7 +192,7 @@ class Gang:
             self._give_up()
 
     def _work(self) -> None:
-        """Send what is to be done next, and wait for what was sent first."""
+        """Send the next ticks, and wait for the oldest one sent."""
         life = self._alive
         self._queue.drop_late()
         self._jobs.send(self._queue.open, life.send)
@@ -208,7 +208,7 @@ class Gang:
             handle.end(output)
 
     def _met(self, fault: Fault) -> None:
-        """Build the ranks anew, and run again what they had under way."""
+        """Rebuild the ranks, and rerun their active jobs."""
         load_s = self._rebuilds.expected_s
         lost = self._jobs.lost()
         for handle in lost:
@@ -216,7 +216,7 @@ class Gang:
             ended = retry_decision(handle, fault, took_s=took_s, load_s=load_s)
             handle.pause()
             if ended is not None:
-                handle.end(ended)  # now, and not when the new ranks are there
+                handle.end(ended)  # immediately, without waiting for the new ranks
         if not self._recover(fault):
             for handle in lost:
                 handle.end(GangRestarting(f"{fault}; the replica is being replaced", self._rebuilds.replaced_s))
@@ -224,12 +224,12 @@ class Gang:
         for handle in lost:
             if not handle.future.done():
                 self._retries[fault.kind] += 1
-                _logger.warning("Gang %s: drawing job %s again", self._name, handle.job.id, extra=about(handle.job))
+                _logger.warning("Gang %s: rerunning job %s", self._name, handle.job.id, extra=about(handle.job))
 
     def _spawn(self) -> None:
         began, settings = time.monotonic(), self._settings
         limits = settings.parallel.startup_timeout_s, settings.reliability.watchdog_first_s
-        # While ranks load or work deadlines still count, also of jobs that are to be run again.
+        # Deadlines also apply while ranks load or work, and to jobs that will be rerun.
         self._life = Incarnation(settings, self._processes, self._name, self._queue.drop_late, self.costs)
         self._source, self._model = self._life.assemble(self._source, self._rebuilds.patience_s(*limits))
         self._rebuilds.started(load_s := time.monotonic() - began)
@@ -240,7 +240,7 @@ class Gang:
         self._processes.keep_spares(self._life.gpus, self._source)
 
     def _recover(self, fault: Fault) -> bool:
-        """Kill all ranks and build the gang anew, in the same placement group; False when it gives up."""
+        """Kill all ranks and rebuild the gang in the same placement group; False if it gives up."""
         self._lifecycle.enter(GangState.RECOVERING)
         self._restarts.noticed(fault)
         self._rebuilds.begins()
@@ -264,7 +264,7 @@ class Gang:
             return True
 
     def _give_up(self) -> None:
-        """The thread ends: the ranks go, and nobody waits for an answer that cannot come."""
+        """The thread ends: kill the ranks, and end every job, because none can be answered any more."""
         self._lifecycle.enter(GangState.CLOSING)
         try:
             self._alive.end()

@@ -1,4 +1,4 @@
-"""Detects a rank that hangs: one record per rank, without a clock or process of its own."""
+"""Detects a rank that hangs: one record per rank, without a clock or process."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from raycache.protocol.heartbeat import Heartbeat
 
 __all__ = ["HangDetector", "RankProgress"]
 
-#: Ranks that get no CPU may take so many times longer at most: their threads' waits are summed, a bit too much.
+#: Ranks that get no CPU may take at most this many times longer: summing their threads' waits overestimates a bit.
 _STARVED_TIMES = 6.0
 
 
 @dataclass
 class RankProgress:
-    """What is known of one rank.
+    """What is known about one rank.
 
     Attributes:
-        answered_at, advanced_at: when it last answered, and when its place last changed (seconds of the
+        answered_at, advanced_at: when it last answered, and when it last made progress (seconds of the
             caller's clock).
-        answered_wait_s, advanced_wait_s: seconds for which its threads had waited for a CPU by then.
-        heartbeat: what it said last; None before its first.
+        answered_wait_s, advanced_wait_s: seconds that its threads had waited for a CPU by then.
+        heartbeat: its last one; None before the first.
     """
 
     answered_at: float
@@ -32,20 +32,20 @@ class RankProgress:
 
     @property
     def known(self) -> Heartbeat:
-        """What it said last. Only once the ranks have loaded."""
-        assert self.heartbeat is not None  # loading has asked them all
+        """Its last heartbeat. Only after the ranks have loaded."""
+        assert self.heartbeat is not None  # loading has called all of them
         return self.heartbeat
 
 
 class HangDetector:
-    """Tells ranks that hang from ranks that are slow, or that get no CPU.
+    """Distinguishes ranks that hang from ranks that are slow or get no CPU.
 
-    Every time is passed in, in seconds of one clock; only the gang's thread writes, anyone may read :attr:`ranks`.
+    All times are passed in, in seconds of one clock; only the gang's thread writes, any thread may read :attr:`ranks`.
 
     Args:
         world: number of ranks.
         answer_timeout_s: a rank whose heartbeat takes longer hangs.
-        cpu_wait_s: seconds for which the threads of a process have waited for a CPU, by process id.
+        cpu_wait_s: returns the seconds that the threads of a process have waited for a CPU, by process id.
         now: when the ranks were started.
 
     Attributes:
@@ -57,33 +57,33 @@ class HangDetector:
         self.ranks = [RankProgress(now, now) for _ in range(world)]
 
     def introduce(self, heartbeats: list[Heartbeat]) -> None:
-        """The ranks' process ids are known; nothing is watched yet."""
+        """Record the ranks' process ids; nothing is watched yet."""
         for rank, heartbeat in zip(self.ranks, heartbeats, strict=True):
             rank.heartbeat = heartbeat
 
     def loaded(self, heartbeats: list[Heartbeat], now: float) -> None:
-        """All ranks have loaded the model and answered at ``now``: silence and standstill count from here."""
+        """All ranks have loaded the model and answered at ``now``: time-outs count from here."""
         self.introduce(heartbeats)
         for rank in self.ranks:
             rank.answered_at = rank.advanced_at = now
 
     def work_sent(self, now: float) -> None:
-        """Work went to all ranks, which had none: their time to show progress begins."""
+        """Work was sent to all ranks, which were idle: their time to show progress starts."""
         for rank in self.ranks:
             rank.advanced_at, rank.advanced_wait_s = now, rank.answered_wait_s
 
     def heard(self, index: int, heartbeat: Heartbeat, now: float) -> None:
-        """Rank ``index`` answered."""
+        """Record the answer of rank ``index``."""
         rank, wait_s = self.ranks[index], self._cpu_wait_s(heartbeat.pid)
         if rank.heartbeat is None or _position(rank.heartbeat) != _position(heartbeat):
             rank.advanced_at, rank.advanced_wait_s = now, wait_s
         rank.heartbeat, rank.answered_at, rank.answered_wait_s = heartbeat, now, wait_s
 
     def hang(self, now: float, step_timeout_s: float | None) -> str | None:
-        """Which rank hangs at ``now`` and since when, for people; None while none does.
+        """A message about the rank that hangs at ``now``; None if none does.
 
         Args:
-            step_timeout_s: how long working ranks may show no progress; None = idle, only silence counts.
+            step_timeout_s: how long working ranks may show no progress; None = idle, then only missing answers count.
         """
         silent_wait_s = [rank.answered_wait_s for rank in self.ranks]
         for index, rank in enumerate(self.ranks):
@@ -92,7 +92,7 @@ class HangDetector:
                 return f"{self._where(index)} has not answered for {silent_s:.1f} s"
         if step_timeout_s is None:
             return None
-        # A rank that stands still may wait for a slower one: the gang hangs only if no rank advances.
+        # A rank without progress may be waiting for a slower one: the gang hangs only if no rank advances.
         advanced = [rank.advanced_at for rank in self.ranks]
         if self._too_long(now - max(advanced), step_timeout_s, [rank.advanced_wait_s for rank in self.ranks]):
             first = min(advanced)
@@ -104,7 +104,7 @@ class HangDetector:
         return [now - rank.answered_at for rank in self.ranks]
 
     def _too_long(self, seconds: float, timeout_s: float, waits_before_s: list[float]) -> bool:
-        """Whether ``seconds`` are too many. Those in which ranks could have run, but got no CPU, do not count."""
+        """Whether ``seconds`` exceed the time-out. Seconds in which ranks waited for a CPU do not count."""
         if seconds <= timeout_s:
             return False
         starved_s = max(
@@ -118,5 +118,5 @@ class HangDetector:
 
 
 def _position(heartbeat: Heartbeat) -> tuple[tuple[str, ...], str, int, int]:
-    """What changes when a rank makes progress."""
+    """A value that changes when a rank makes progress."""
     return heartbeat.jobs, heartbeat.phase, heartbeat.step, heartbeat.calls

@@ -1,4 +1,4 @@
-"""One life of a gang's ranks: spawned, joined, loaded, warmed up, and working until a fault."""
+"""One incarnation of a gang's ranks: spawned, joined, loaded, warmed up, and working until a fault."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ __all__ = ["Incarnation"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds that ranks in lockstep get to raise the same error, before it counts as one rank's own.
+#: Seconds that ranks in lockstep get to raise the same error, before it counts as one rank's only.
 _GRACE_S = 1.0
 
 
 class Incarnation:
-    """Used by the gang's thread only, but for :meth:`ranks`.
+    """Used by the gang's thread only, except :meth:`ranks`.
 
     Args:
         settings: the application's.
-        processes: where those of the ranks come from.
+        processes: the source of the ranks' processes.
         name: of the gang, for logs.
         tick: called about every :data:`HEARTBEAT_S` while ranks load or work.
-        costs: what the gang has learned in earlier lives, and learns in this one.
+        costs: the gang's learned costs, from earlier incarnations and this one.
 
     Attributes:
-        free_bytes: on the fullest rank's device after the warm-up; None where devices have no memory of their own.
+        free_bytes: free memory of the fullest rank's device after the warm-up; None without device memory.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Incarnation:
         """Join the ranks, load the model, generate the declared warm-up shapes.
 
         Args:
-            source: what was loaded in an earlier life; None = ask.
+            source: the model loaded in an earlier incarnation; None = ask rank 0.
             timeout_s: until the model must be loaded.
 
         Raises:
@@ -89,34 +89,34 @@ class Incarnation:
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds that :meth:`assemble` took, by stage; compiling is done while the first images are drawn."""
+        """Seconds that :meth:`assemble` took, by stage; compilation happens during the warm-up."""
         stages = self._actors.stages
         return {**stages, "warm-up": max(0.0, self._warmup_s - stages.get("compile", 0.0))}
 
     @property
     def gpus(self) -> list[Sequence[str]]:
-        """Of each rank, as Ray numbers them on its node."""
+        """GPUs of each rank, as Ray numbers them on its node."""
         return self._actors.gpus
 
     def send(self, tick: Tick) -> None:
-        """Let all ranks carry out ``tick``, after those that were sent before it."""
+        """Let all ranks carry out ``tick``, after all earlier ones."""
         self._drawing |= {job.id: job for job in tick.start}
-        if not self._sent:  # one that is waited for is among them
+        if not self._sent:  # otherwise they are working already
             self._actors.detector.work_sent(time.monotonic())
         self._sent.append((tick, self._actors.tick(tick)))
 
     def receive(self, meanwhile: Callable[[], float] = lambda: math.inf, *, cold: bool = False) -> TickReport:
-        """Wait for the oldest tick that was sent, and watch the ranks meanwhile.
+        """Wait for the oldest tick sent, and watch the ranks meanwhile.
 
         Args:
-            meanwhile: called again and again; returns in how many seconds it wants to be, at the latest.
-            cold: a job of the warm-up.
+            meanwhile: called repeatedly; returns the seconds within which it must be called again.
+            cold: a job of the warm-up is running.
 
         Returns:
-            What rank 0 says; all ranks say the same of what they do alike.
+            Rank 0's report with the images of all ranks; all agree about what they do in lockstep.
 
         Raises:
-            Fault: these ranks are of no more use.
+            Fault: these ranks are unusable from now on.
         """
         tick, pending = self._sent[0]
         reports: dict[int, TickReport] = {}
@@ -156,9 +156,9 @@ class Incarnation:
         return report
 
     def _patience_s(self, *, cold: bool) -> float:
-        """How long the ranks may show no progress, wherever each is that has something to do."""
+        """How long the ranks may show no progress, given the phase of each working rank."""
         known = [rank.known for rank in self._actors.detector.ranks]
-        # Some ranks decode while others have nothing left to do, or wait for them in their next call.
+        # Some ranks decode while others are idle, or wait for them in their next call.
         working = [each for each in known if each.phase != "idle"] or known[:1]
         drawing = list(self._drawing.values())
         return max(
@@ -169,7 +169,7 @@ class Incarnation:
         )
 
     def idle(self) -> None:
-        """Look after the ranks while there is nothing to do.
+        """Watch the ranks while they are idle.
 
         Raises:
             Fault: a rank died or does not answer.
@@ -197,13 +197,13 @@ class Incarnation:
         except Fault as fault:
             outcome = fault
         if isinstance(outcome, Exception):
-            raise GangStartError(f"gang {self._name} could not draw its warm-up picture {job.size}: {outcome}")
+            raise GangStartError(f"gang {self._name} could not generate its warm-up image {job.size}: {outcome}")
         self.timeouts.finished(job, outcome.denoise_s)
         if warm_up.teaches:
             self._costs.learn(work_of(job), outcome, cold=True)
 
     def _alone(self, job: Job) -> JobOutput | Exception:
-        """Run ``job``, and nothing else."""
+        """Run ``job`` alone."""
         done, first = False, True
         while True:
             tick = Tick(
@@ -225,10 +225,10 @@ class Incarnation:
 
     @property
     def ticks(self) -> int:
-        """How many it was sent in its warm-up: the number of the next one."""
+        """Number of ticks sent in the warm-up, which is the number of the next one."""
         return self._number
 
     def _grace(self, failure: Failure) -> float:
-        """Seconds the other ranks get to raise the same: until their first collective they may be far apart."""
+        """Seconds that other ranks get to raise the same error: before their first collective they may be far apart."""
         lockstep = failure.phase == "denoise" and failure.step > 0
         return _GRACE_S if lockstep else self._settings.reliability.watchdog_floor_s

@@ -9,12 +9,12 @@ from raycache.gang.schedule import CallCosts, JobState, Rules
 
 __all__ = ["Room", "joined", "may_join", "unit_s"]
 
-#: Encoding that costs no more than this part of what joining saves later does not count as stretching a call.
+#: Encoding that costs no more than this part of the later saving does not count as stretching a call.
 _REPAID = 0.25
 
 
 class Room:
-    """Places and memory that are free for jobs to start."""
+    """Free places and memory for jobs to start."""
 
     def __init__(self, jobs: Iterable[JobState], costs: CallCosts, rules: Rules) -> None:
         self._costs, self._rules = costs, rules
@@ -23,29 +23,29 @@ class Room:
         self._bytes = sum(costs.bytes_of(job) for job in active)
 
     def has(self, job: JobState, *, all_of_it: bool) -> bool:
-        """Whether ``job`` may start; unless ``all_of_it``, one place and its part of the memory stay free."""
+        """Whether ``job`` may start; unless ``all_of_it``, one place and its part of the memory must stay free."""
         if self._count == 0:
-            return True  # whoever needs more than there is gets its try
+            return True  # a job that needs more memory than exists is tried alone
         spared = 0 if all_of_it else 1
         count = self._rules.max_active - spared
         memory = self._rules.memory_bytes * (1 - spared / self._rules.max_active)
         return self._count < count and self._bytes + self._costs.bytes_of(job) <= memory
 
     def take(self, job: JobState) -> None:
-        """It starts."""
+        """``job`` starts: take its place and memory."""
         self._count += 1
         self._bytes += self._costs.bytes_of(job)
 
 
 def unit_s(job: JobState, costs: CallCosts) -> float:
-    """Seconds of the next thing that ``job`` does, alone: a call, with encoding before the first, or the end."""
+    """Seconds of the next unit of ``job`` alone: a call (the first with encoding), or decoding."""
     if job.calls_left == 0:
         return costs.end_s(job)
     return costs.call_s((job,)) + (costs.start_s(job) if job.waiting else 0.0)
 
 
 def may_join(one: JobState, other: JobState) -> bool:
-    """Whether the next calls of both may be one."""
+    """Whether the next calls of both may be joined."""
     return (
         one.joins is not None
         and one.joins == other.joins
@@ -64,10 +64,10 @@ def joined(
     room: Room,
     deadlines: Deadlines,
 ) -> tuple[list[JobState], float]:
-    """The jobs in ``pick``'s call, it first, and the seconds of that call and of what is encoded for it.
+    """The jobs in ``pick``'s call, ``pick`` first, and the seconds of that call and of encoding for it.
 
     Args:
-        others: whoever may come along, in order of preference. Those that wait take their place in ``room``.
+        others: candidates, in order of preference. Waiting ones that join take their place in ``room``.
     """
     members, alone_s = [pick], unit_s(pick, costs)
     seconds, rows = alone_s, pick.rows
@@ -79,17 +79,17 @@ def joined(
         if not may_join(pick, job) or rows + job.rows > most_rows:
             continue
         if job.waiting and (blocked or not room.has(job, all_of_it=False)):
-            blocked = True  # nobody behind it takes the room that it waits for
+            blocked = True  # no later job takes the place that it waits for
             continue
         more = costs.call_s([*members, job]) - costs.call_s(members)
         if more > (1 - rules.min_gain) * costs.call_s([job]):
             continue
         start_s = costs.start_s(job) if job.waiting else 0.0
         total = seconds + more + start_s
-        # Encoding holds a call up once, and then every call is shared: where that saves much more, it does not count.
+        # Encoding delays one call, but all later calls are shared: if that saves much more, it does not count.
         saved_s = (costs.call_s([job]) - more) * min(job.calls_left, pick.calls_left)
         free_s = max(once_s, start_s if start_s <= _REPAID * saved_s else 0.0)
-        # A call that reuses much is short: beside one that does not it would wait for that one's turn, too.
+        # A call that reuses much is short: joined to one that does not, it would take as long as that one.
         own_s = costs.call_s([job])
         if total - free_s > rules.max_stretch * max(longest_s, own_s):
             continue

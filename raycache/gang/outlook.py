@@ -15,7 +15,7 @@ class Outlook:
 
     Attributes:
         jobs: active and waiting, not over; arrived and deadline in seconds of ``time.monotonic()``.
-        ready_in_s: seconds until there are ranks; 0 where there are.
+        ready_in_s: seconds until ranks are ready; 0 if they are.
     """
 
     jobs: tuple[JobState, ...]

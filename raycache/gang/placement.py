@@ -6,15 +6,15 @@ from raycache.settings import AppSettings
 
 __all__ = ["placement_bundles", "rank_bundle_index"]
 
-#: Ray gives a node one unit of `accelerator_type:X`, however many GPUs it has, so each rank takes a sliver of it.
+#: Ray gives a node one unit of `accelerator_type:X`, for all its GPUs, so each rank takes a fraction of it.
 _ACCELERATOR_SLIVER = 0.001
 
 
 def placement_bundles(settings: AppSettings) -> list[dict[str, float]]:
     """Bundle 0 is the engine's own process (Serve pins it there); bundle 1 + r is rank r's.
 
-    The accelerator type stands in the bundles and never on an actor: Serve checks an actor's options against bundle 0
-    only, fails later in its controller, and leaks the group.
+    The accelerator type is in the bundles and never on an actor: Serve checks an actor's options only against bundle 0,
+    fails later in its controller, and leaks the placement group.
     """
     parallel = settings.parallel
     rank: dict[str, float] = {"CPU": parallel.rank_cpus}
@@ -26,5 +26,5 @@ def placement_bundles(settings: AppSettings) -> list[dict[str, float]]:
 
 
 def rank_bundle_index(rank: int, first_bundle: int = 0) -> int:
-    """The bundle of rank ``rank`` in a group whose gang begins at ``first_bundle``."""
+    """The bundle of rank ``rank`` in a placement group where the gang's bundles start at ``first_bundle``."""
     return first_bundle + 1 + rank

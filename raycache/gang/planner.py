@@ -1,7 +1,7 @@
-"""The schedule of a running gang: jobs as reported by the ranks, ticks that were sent, and the next one.
+"""The schedule of a running gang: jobs as reported by the ranks, ticks sent, and the next one.
 
-A tick is planned while the one before it runs, on what that will have done if all goes well. Where it did not, what
-was sent ahead is skipped by the ranks, and planned anew. Used by the gang's thread; knows neither Ray nor handles.
+A tick is planned while the previous one runs, assuming that this one succeeds. If it does not, the ranks skip what was
+sent ahead, and it is planned again. Used by the gang's thread; independent of Ray and handles.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from raycache.protocol.tick import Tick, TickReport
 
 __all__ = ["TickPlanner"]
 
-#: Ticks that are sent before the first of them is done.
+#: Number of ticks sent before the first of them is done.
 _DEPTH = 2
-#: Behind a tick that takes longer, none is sent until so long before its end: an abort would wait for both.
+#: After a tick longer than this, none is sent until this long before its end: an abort would wait for both.
 _LONG_S, _AHEAD_S = 0.25, 0.03
 
 
@@ -33,15 +33,15 @@ class _Sent:
 
 
 class TickPlanner:
-    """Makes ticks and takes in what came of them.
+    """Plans ticks and processes their results.
 
     Args:
-        costs: what is known of costs by now.
+        costs: the costs learned so far.
         rules: see :class:`~raycache.gang.schedule.Rules`.
 
     Attributes:
-        outlook: all jobs, as the ranks have told.
-        active: jobs that ranks have, or are sent.
+        outlook: all jobs, as the ranks have reported them.
+        active: jobs that ranks have or will get with ticks already sent.
     """
 
     def __init__(self, costs: CallCosts, rules: Rules) -> None:
@@ -51,14 +51,14 @@ class TickPlanner:
         self._sent: deque[_Sent] = deque()
         self._accounts = Accounts()
         self._number, self._known = 0, -1
-        self._stale = False  # what is under way will be skipped
+        self._stale = False  # the ticks in flight will be skipped
         self._alone: list[str] = []
-        self._decoding = set[str]()  # jobs that are over for the schedule, and whose images are to come
+        self._decoding = set[str]()  # jobs that the schedule is done with, but whose images are still missing
         self.outlook, self.active = Outlook((), self._accounts, rules), list[str]()
 
     @property
     def in_flight(self) -> bool:
-        """Whether a tick is under way."""
+        """Whether a tick is in flight."""
         return bool(self._sent)
 
     def knows(self, id: str) -> bool:
@@ -66,15 +66,15 @@ class TickPlanner:
         return id in self._jobs
 
     def add(self, job: Job, state: JobState) -> None:
-        """A job arrived."""
+        """Add a job."""
         self._jobs[state.id], self._bodies[state.id] = state, job
 
     def update(self, unwanted: Iterable[str], over: Iterable[str]) -> None:
-        """What changed since the last tick.
+        """Apply changes since the last tick.
 
         Args:
-            unwanted: jobs that are to be dropped.
-            over: jobs that nobody waits for; one that ranks have, or get, is dropped by them first.
+            unwanted: jobs to drop.
+            over: ended jobs that no caller waits for; those that ranks have, or get, are dropped there first.
         """
         for id in over:
             if id in self.active:
@@ -86,23 +86,23 @@ class TickPlanner:
         self._note()
 
     def expect(self, states: Mapping[str, JobState]) -> None:
-        """What is known of jobs by now, but for how far they are."""
+        """Update the jobs with new knowledge, except their progress."""
         for id, state in states.items():
             if id in self._jobs:
                 self._jobs[id] = replace(self._jobs[id], share=state.share)
 
     def begin(self, number: int, rules: Rules) -> None:
-        """New ranks are there, which expect a tick of this ``number`` next."""
+        """New ranks are ready; they expect a tick with this ``number`` next."""
         self._number, self._known, self._rules = number, number - 1, rules
         self._note()
 
     def draw_alone(self, id: str) -> None:
-        """This job shares no call any more."""
+        """Never join this job's calls with others again."""
         if id in self._jobs:
             self._jobs[id] = replace(self._jobs[id], joins=None)
 
     def next_in_s(self, now: float) -> float:
-        """Seconds until another tick may be sent, if none comes back before: 0 now, infinity not before one does."""
+        """Seconds until the next tick may be sent: 0 = now, infinity = not before one comes back."""
         if not self._sent:
             return 0.0
         if len(self._sent) >= _DEPTH or self._stale:
@@ -111,12 +111,12 @@ class TickPlanner:
         return 0.0 if last.plan.seconds <= _LONG_S else max(0.0, last.at + last.plan.seconds - _AHEAD_S - now)
 
     def _due_before(self, at: float) -> bool:
-        """Whether images that the next tick brings are due earlier."""
+        """Whether images that the next tick returns are due earlier."""
         ends = (id for sent in self._sent for id in sent.plan.end)
         return any(self._jobs[id].deadline < at for id in (*self._decoding, *ends) if id in self._jobs)
 
     def next(self, now: float) -> Tick | None:
-        """The next tick to send; None if there is nothing to do, or enough under way."""
+        """The next tick to send; None if there is nothing to do, or enough in flight."""
         if self.next_in_s(now) > 0:
             return None
         ahead = tuple(job for id, job in self._jobs.items() if id not in self._decoding)
@@ -127,9 +127,9 @@ class TickPlanner:
         self._accounts = self._accounts.present({job.caller for job in ahead})
         planned = plan(ahead, self._costs, self._rules, self._accounts, now)
         if self._due_before(now + planned.seconds):
-            planned = Plan(abort=planned.abort)  # images that are there must not wait for another's call
+            planned = Plan(abort=planned.abort)  # finished images must not wait for another job's call
         if not planned.works and not planned.abort and (self._sent or not self._decoding):
-            return None  # else an empty tick brings the images
+            return None  # otherwise an empty tick collects the images
         self._accounts = self._accounts.charged(planned.charges)
         tick = Tick(
             self._number,
@@ -145,14 +145,14 @@ class TickPlanner:
         return tick
 
     def came(self, report: TickReport, now: float) -> list[str]:
-        """The oldest tick under way is done at ``now``, as all ranks say alike; ``report`` is rank 0's.
+        """The oldest tick in flight is done at ``now`` on all ranks; ``report`` is their merged report.
 
         Returns:
-            The jobs that are over by it.
+            The jobs that it completed.
         """
         sent = self._sent.popleft()
         if self._sent:
-            self._sent[0] = replace(self._sent[0], at=now)  # it begins only now
+            self._sent[0] = replace(self._sent[0], at=now)  # it starts only now
         broken = any(failure.phase != "decode" for failure in report.failures)
         self._known, self._stale = sent.tick.number, broken or (self._stale and bool(self._sent))
         if report.skipped:
@@ -172,7 +172,7 @@ class TickPlanner:
         return sorted(over)
 
     def lost(self) -> None:
-        """The ranks are gone. What they had is begun anew, one by one: one may be what broke them."""
+        """The ranks are gone. Restart their jobs one at a time: one may be the cause."""
         again = list(self.active)
         self._sent.clear()
         self._stale, self._decoding = False, set()
@@ -183,7 +183,7 @@ class TickPlanner:
     def _called(self, id: str, *, done: bool) -> None:
         job = self._jobs[id]
         calls_done = (job.calls_done or 0) + 1
-        # A pipeline may make more calls than were expected of it, or fewer.
+        # A pipeline may make more or fewer calls than expected.
         calls = calls_done if done else max(job.calls, calls_done + 1)
         self._jobs[id] = replace(job, calls_done=calls_done, calls=calls)
 

@@ -1,4 +1,4 @@
-"""Jobs of a gang: submitted by any thread, started and answered by the gang's own."""
+"""Jobs of a gang: submitted by any thread, started and answered by the gang's thread."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class JobHandle:
     """A submitted job. ``future`` ends with a :class:`JobOutput` or one of the exceptions of ``raycache.protocol.job``.
 
     Attributes:
-        arrived, begun: ``time.monotonic()``; ``begun`` is None before ranks get it.
-        deadline: ``time.monotonic()`` after which the job is over, or None.
-        caller, weight: whose it is, and what that caller weighs beside others, for fair shares.
-        reason: why it shall be aborted, or None.
-        faults: how often ranks broke under it, while it was run with others and while it was run alone.
+        arrived, begun: ``time.monotonic()``; ``begun`` is None before it was sent to ranks.
+        deadline: ``time.monotonic()`` after which the job ends, or None.
+        caller, weight: its caller, and that caller's weight, for fair shares.
+        reason: why it must be aborted, or None.
+        faults: number of times ranks broke while it was active, by whether it ran with others or alone.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class JobHandle:
         self._lock = threading.Lock()
 
     def abort(self, reason: str) -> None:
-        """Thread-safe. A queued job ends at once, one that ranks have with the next tick, on all of them."""
+        """Thread-safe. A queued job ends immediately, a running one with the next tick, on all ranks."""
         with self._lock:
             self.reason = self.reason or reason
             if self._state is not HandleState.RUNNING:
@@ -55,17 +55,17 @@ class JobHandle:
 
     @property
     def running(self) -> bool:
-        """Whether ranks have it."""
+        """Whether the ranks have it."""
         return self._state is HandleState.RUNNING and not self.future.done()
 
     def start(self) -> bool:
-        """Ranks get it; False if it is over already."""
+        """Mark it as sent to the ranks; False if it has ended already."""
         with self._lock:
             self._state, self.begun = HandleState.RUNNING, time.monotonic()
             return not self.future.done()
 
     def pause(self) -> None:
-        """It met a fault and waits for new ranks: an abort ends it at once again."""
+        """It waits for new ranks after a fault: an abort ends it immediately again."""
         with self._lock:
             self._state = HandleState.WAITING_FOR_RANKS
 
@@ -78,14 +78,14 @@ class JobHandle:
         return self.reason is not None or self.late(time.monotonic())
 
     def tell(self, events: list[Progress]) -> None:
-        """Pass progress on. A job run again does not tell its first steps twice."""
+        """Pass progress on. A job that is rerun does not report its first steps twice."""
         for event in events:
             if self._on_progress is not None and event.step > self._told:
                 self._told = event.step
                 self._on_progress(event)
 
     def end(self, outcome: JobOutput | Exception) -> None:
-        """The answer; only the first counts."""
+        """Set the outcome; only the first counts."""
         with suppress(InvalidStateError):
             if isinstance(outcome, Exception):
                 self.future.set_exception(outcome)
@@ -93,7 +93,7 @@ class JobHandle:
                 self.future.set_result(outcome)
 
     def end_if_unwanted(self) -> Exception | None:
-        """End it if nobody wants its image any more; why, if so."""
+        """End it if it was aborted or is late; return why, if so."""
         outcome: Exception | None = None
         if self.reason is not None:
             outcome = JobCancelled(self.reason)
@@ -105,7 +105,7 @@ class JobHandle:
 
 
 class JobQueue:
-    """All jobs that are not over, in order of arrival. Bounded by admission, not here."""
+    """All unfinished jobs, in order of arrival. Admission limits their number, not the queue."""
 
     def __init__(self) -> None:
         self._handles: list[JobHandle] = []
@@ -113,59 +113,59 @@ class JobQueue:
         self._stopped = self._closed = False
 
     def __len__(self) -> int:
-        """How many wait for ranks."""
+        """Number of jobs that wait for ranks."""
         return len(self.waiting())
 
     @property
     def stopped(self) -> bool:
-        """Whether no more is to be done than what is here."""
+        """Whether no more jobs will be added."""
         return self._stopped
 
     def put(self, handle: JobHandle) -> bool:
-        """A job arrived; False once closed.
+        """Add a job; False once closed.
 
         Raises:
-            ValueError: another of its name is not over.
+            ValueError: another unfinished job has its id.
         """
         with self._changed:
             if self._closed:
                 return False
             if any(other.job.id == handle.job.id for other in self._handles):
-                raise ValueError(f"job {handle.job.id!r} is here already: each needs a name of its own")
+                raise ValueError(f"job {handle.job.id!r} is already in the queue: ids must be unique")
             self._handles.append(handle)
             self._changed.notify_all()
-        # However it ends, by another thread too, the gang's thread need not look for it.
+        # Removed however it ends, also by another thread; the gang's thread need not check.
         handle.future.add_done_callback(lambda _: self._gone(handle))
         return True
 
     def open(self) -> list[JobHandle]:
-        """Those that are not over."""
+        """All unfinished jobs."""
         with self._changed:
             return list(self._handles)
 
     def waiting(self) -> list[JobHandle]:
-        """Those of them that no rank has."""
+        """Unfinished jobs that no rank has."""
         return [handle for handle in self.open() if not handle.running]
 
     def wait(self, timeout_s: float) -> None:
-        """Return when there is a job, or it was stopped, or after ``timeout_s`` seconds."""
+        """Return when there is a job, when the queue is stopped, or after ``timeout_s`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._handles or self._stopped, timeout_s)
 
     def stop(self) -> None:
-        """What is here is the last."""
+        """Accept no more jobs than are queued now."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def close(self) -> list[JobHandle]:
-        """Take nothing more; whoever is not over is handed back."""
+        """Accept no more jobs; return the unfinished ones."""
         with self._changed:
             self._closed = True
         return self.open()
 
     def drop_late(self) -> None:
-        """Jobs that wait, and whose deadline passed, end now and not when their turn comes."""
+        """End waiting jobs whose deadline has passed now, instead of when their turn comes."""
         now = time.monotonic()
         for handle in self.waiting():
             if handle.late(now):

@@ -1,7 +1,7 @@
-"""Processes for the ranks of one gang: those of the next life, and spares that have imported all libraries.
+"""Processes for the ranks of one gang: those of the next incarnation, and spares that have imported all libraries.
 
-Importing its libraries takes a rank longer than anything else in a rebuild but reading the weights. A spare has done it
-before anything fails. It holds no GPU memory: it knows which GPU its rank has, and touches it when it is needed.
+Importing libraries takes a rank longer than anything else in a rebuild except reading the weights. A spare has done so
+before anything fails. It holds no GPU memory: it knows its rank's GPU, but does not touch it until it is needed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["RankProcess", "RankProcesses", "end_processes"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds in which a spare that has nothing to do answers for certain, also on a busy machine.
+#: Seconds within which an idle spare always answers, also on a busy machine.
 _ANSWER_S = 5.0
 
 
 @dataclass
 class RankProcess:
-    """One rank's actor, the file for its stacks, and the heartbeat it was asked for at ``asked_at``, if any.
+    """One rank's actor, the file for its stacks, and the pending heartbeat, if any, requested at ``asked_at``.
 
     Attributes:
-        pid: once it is known.
+        pid: of the process, once it is known.
     """
 
     actor: RankHandle
@@ -56,8 +56,8 @@ class RankProcesses:
 
     Args:
         settings: the application's.
-        placement_group: reserved for the gang; None = anywhere.
-        first_bundle: where the gang's bundles begin in it.
+        placement_group: reserved for the gang; None = Ray places the ranks anywhere.
+        first_bundle: index of the gang's first bundle in it.
         name: of the gang, for logs.
     """
 
@@ -67,41 +67,41 @@ class RankProcesses:
         self._spares: dict[int, RankProcess] = {}
 
     def take(self) -> list[RankProcess]:
-        """One for each rank, spares where there are: whoever takes them ends them."""
+        """One for each rank, a spare if there is one; the caller must end them."""
         parallel = self._settings.parallel
         self._sort_out()
         spares, self._spares = self._spares, {}
         if spares:
-            _logger.info("Gang %s: %d spare processes take over", self._name, len(spares))
+            _logger.info("Gang %s: using %d spare processes", self._name, len(spares))
         owns = {"num_cpus": parallel.rank_cpus, "num_gpus": parallel.gpus_per_rank}
         return [spares.get(rank) or self._started(rank, owns) for rank in range(parallel.ranks_per_replica)]
 
     def keep_spares(self, gpus: Sequence[Sequence[str]], source: ModelSource) -> None:
-        """Start a spare for each rank; they get ready while the gang works.
+        """Start a spare for each rank; they prepare while the gang works.
 
         Args:
-            gpus: of each rank, as Ray numbers them on its node.
-            source: what the ranks have loaded.
+            gpus: GPUs of each rank, as Ray numbers them on its node.
+            source: the model that the ranks have loaded.
         """
         parallel = self._settings.parallel
         if not parallel.keeps_spares or (self._placement_group is None and parallel.gpus_per_rank):
-            return  # outside a placement group Ray may give a GPU that no living rank holds to somebody else
+            return  # outside a placement group Ray may assign the GPU of a dead rank to another actor
         for rank, own in enumerate(gpus):
             if rank not in self._spares:
-                # Nothing of its own: the rank that lives has what the bundle holds, and a spare needs no more of it.
+                # It requests no resources: the living rank has those of the bundle, and a spare shares them.
                 spare = self._started(rank, {"num_cpus": 0, "num_gpus": 0}, tuple(own))
                 spare.actor.get_ready.remote(source[0])
                 spare.asked = spare.actor.heartbeat.remote()
                 self._spares[rank] = spare
 
     def end(self) -> None:
-        """No life comes any more: spares end."""
+        """No further incarnation follows: end the spares."""
         self._sort_out()
         for rank in list(self._spares):
             self._put_away(rank)
 
     def _sort_out(self) -> None:
-        """Put away spares that died; one that still imports has a head start, and stays."""
+        """Remove spares that died; one that is still importing has a head start, and is kept."""
         asked = {rank: spare.asked for rank, spare in self._spares.items() if spare.asked is not None}
         if asked:
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
@@ -111,9 +111,9 @@ class RankProcesses:
             spare = self._spares[rank]
             try:
                 spare.pid, spare.asked = ray.get(ref).pid, None
-                ray.get(spare.actor.heartbeat.remote(), timeout=_ANSWER_S)  # it lived then; does it now?
+                ray.get(spare.actor.heartbeat.remote(), timeout=_ANSWER_S)  # it was alive then; check again
             except (*DEATHS, RayTaskError, GetTimeoutError) as error:
-                _logger.warning("Gang %s: the spare of rank %d is gone (%s)", self._name, rank, type(error).__name__)
+                _logger.warning("Gang %s: the spare of rank %d has died (%s)", self._name, rank, type(error).__name__)
                 self._put_away(rank)
 
     def _put_away(self, rank: int) -> None:
@@ -132,14 +132,14 @@ class RankProcesses:
 
 
 def end_processes(actors: Sequence[RankHandle], pids: Sequence[int], name: str) -> None:
-    """Kill these actors of gang ``name`` and wait until their processes, and so their GPU memory, are gone."""
+    """Kill these actors of gang ``name`` and wait until their processes have ended and their GPU memory is free."""
     for actor in actors:
         ray.kill(actor, no_restart=True)
     alive = []
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             alive.append(psutil.Process(pid))
-            alive[-1].kill()  # Ray asks the process first, and a stopped one does not hear
+            alive[-1].kill()  # Ray asks the process to exit first, which a stopped one ignores
     _, left = psutil.wait_procs(alive, timeout=5)
     for process in left:
         _logger.error("Rank process %d of %s did not end", process.pid, name)

@@ -12,23 +12,23 @@ from raycache.protocol.job_errors import GangRestarting, JobFailed
 
 __all__ = ["ATTEMPTS", "Restarts", "retry_decision"]
 
-#: A job under which ranks broke so often while they ran nothing else is the likelier culprit.
+#: A job that ran alone this many times while ranks broke is probably the cause.
 ATTEMPTS = 2
 
 
 def retry_decision(handle: JobHandle, fault: Fault, *, took_s: float, load_s: float) -> Exception | None:
-    """How a job that met ``fault`` ends now; None: it is run again (an image is a function of request and seed).
+    """How a job ends after ``fault``; None: it is rerun (an image is a function of request and seed).
 
     Args:
-        took_s: seconds since it was begun; load_s: seconds until new ranks will be ready.
+        took_s: seconds since it started; load_s: seconds until new ranks will be ready.
     """
     if (ended := handle.end_if_unwanted()) is not None:
         return ended
     if handle.faults["alone"] == ATTEMPTS:
-        # Nobody should be told to send it again.
-        return JobFailed(f"{fault}; it was drawn {handle.faults.total()} times")
+        # The client must not be told to send it again.
+        return JobFailed(f"{fault}; it was tried {handle.faults.total()} times")
     if handle.late(time.monotonic() + load_s + took_s):
-        return GangRestarting(f"{fault}; there is no time to draw it again", retry_after_s=load_s)
+        return GangRestarting(f"{fault}; there is no time to rerun it before its deadline", retry_after_s=load_s)
     return None
 
 
@@ -45,13 +45,13 @@ class Restarts:
         self.last: Recovery | None = None
 
     def noticed(self, fault: Fault) -> None:
-        """The gang met ``fault``."""
+        """Record ``fault``."""
         self._noticed = time.monotonic()
         self.faults.append(f"{fault.kind}: {fault}")
         self.last = Recovery(fault.kind, time.time())
 
     def refused(self) -> str | None:
-        """Count one more restart, of ranks that are gone by now; why there must be none, if there were too many."""
+        """Count one more restart of ranks that have ended; return why it is not allowed, if there were too many."""
         now, limits = time.monotonic(), self._limits
         if self.last is not None and self.last.killed_s is None:
             self.last.killed_s = now - self._noticed
@@ -67,13 +67,13 @@ class Restarts:
         )
 
     def recovered(self, stages: dict[str, float]) -> float:
-        """New ranks are ready; ``stages``: what took how long. Returns seconds since the fault was noticed."""
-        assert self.last is not None  # ranks are made anew after a fault only
+        """New ranks are ready; ``stages``: seconds by stage. Returns seconds since the fault was noticed."""
+        assert self.last is not None  # ranks are rebuilt only after a fault
         self.last.ready_s, self.last.stages = (seconds := time.monotonic() - self._noticed), dict(stages)
         return seconds
 
     def drawn(self) -> float | None:
-        """An image is done; if it is the first since a fault, the seconds since that was noticed."""
+        """A job is done; if it is the first since a fault, return the seconds since that was noticed."""
         if self.last is None or self.last.picture_s is not None:
             return None
         self.last.picture_s = time.monotonic() - self._noticed

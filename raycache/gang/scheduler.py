@@ -1,12 +1,12 @@
-"""What a gang does next, as a pure function: active and waiting jobs, learned costs, accounts, now -> plan of one tick.
+"""The scheduler, a pure function: active and waiting jobs, learned costs, accounts, now -> plan of the next tick.
 
 The order: deadlines first, but only if they would be missed otherwise (:mod:`raycache.gang.deadlines`); then the
 caller that has used the least of its fair share (virtual time); of its jobs the one with the least remaining work,
-with ageing. Other jobs join the call if that saves time (:mod:`raycache.gang.joining`). Jobs are started only when it
-is their turn or when they join, so that later jobs find a place.
+with ageing. Other jobs join the call if that saves time (:mod:`raycache.gang.joining`). Jobs start only when it
+is their turn or when they join, so that later jobs find a free place.
 
-No job starves. A caller's account stands still while it waits, so its turn comes; it waits for at most one call, or
-one encoding or decoding, of each other caller between two turns, for one decoding beside each such call, and for the
+No job starves. A caller's account does not change while it waits, so its turn comes; it waits for at most one call, or
+one encoding or decoding, of each other caller between two turns, for a decoding with each such call, and for the
 lead that deadlines may take (:class:`~raycache.gang.schedule.Rules`). Among jobs of the same caller, a job with ``w``
 seconds of work waits only for those that arrived before it or within ``w / ageing`` seconds after it, and for
 deadlines until it is ``patience_s`` old. A job that can no longer meet its deadline runs when there is nothing else
@@ -45,7 +45,7 @@ def plan(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Acc
         ValueError: two jobs have the same id.
     """
     if len({job.id for job in jobs}) < len(jobs):
-        raise ValueError(f"jobs must have ids of their own: {sorted(job.id for job in jobs)}")
+        raise ValueError(f"job ids must be unique: {sorted(job.id for job in jobs)}")
     over = {job.id for job in jobs if job.unwanted or job.deadline < now}
     tick = _Tick([job for job in jobs if job.id not in over], costs, rules, accounts, now)
     while tick.add() and tick.seconds < rules.tick_s:
@@ -61,7 +61,7 @@ def plan(jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Acc
 
 
 class _Tick:
-    """A plan under construction. A job is in it once: its next call depends on the result of this one."""
+    """A plan under construction. It has each job once: a job's next call depends on the result of this one."""
 
     def __init__(
         self, jobs: Sequence[JobState], costs: CallCosts, rules: Rules, accounts: Accounts, now: float
@@ -103,9 +103,9 @@ class _Tick:
         return True
 
     def _let_go(self, order: Sequence[JobState], seconds: float) -> None:
-        """Decode a job that came along in others' calls to its end: it need not wait for its caller's turn.
+        """Decode a job that has finished in others' calls: it need not wait for its caller's turn.
 
-        One beside each call, if it takes no longer than the call may be stretched; and others that come for nothing.
+        One per call, if it takes no longer than the call may be stretched; and others that cost no extra time.
         """
         deadlines = Deadlines(self._jobs, self._left_s, self._now, self._rules.patience_s)
         done = [job for job in order if not (job.calls_left or job.waiting or job.id in self._used)]
@@ -116,9 +116,9 @@ class _Tick:
                 return
 
     def _order(self) -> list[JobState]:
-        """All jobs, whose turn it is first; deadlines are not looked at."""
+        """All jobs, in order of their turn; deadlines are ignored."""
         if self._fifo:
-            # Who was started is drawn to its end.
+            # A started job runs to its end.
             return sorted(self._jobs, key=lambda job: (job.waiting, job.arrived, job.id))
         got = {caller: self._accounts.of(caller) for caller in {job.caller for job in self._jobs}}
         lefts, now, sure, ageing = self._left_s, self._now, 1 - self._rules.tolerance, self._rules.ageing
@@ -126,13 +126,13 @@ class _Tick:
         def key(job: JobState) -> tuple[bool, float, float, str]:
             left = lefts[job.id]
             hopeless = now + sure * left > job.deadline
-            # Less work by `ageing` for each second that it waits: `now` is the same for all, and left out.
+            # Each second of waiting counts as `ageing` seconds less work; `now` is equal for all, and left out.
             return hopeless, got[job.caller], left + ageing * job.arrived, job.id
 
         return sorted(self._jobs, key=key)
 
     def _startable(self, order: Sequence[JobState]) -> set[str]:
-        """The waiting jobs for which there is room; none behind one that finds no room, or it would never get it."""
+        """The waiting jobs that have a free place; none after one that has none, or that one might never start."""
         if self._fifo and (self._used or any(not job.waiting for job in order)):
             return set()
         startable = set()
@@ -144,7 +144,7 @@ class _Tick:
         return startable
 
     def _pick(self, ready: Sequence[JobState], deadlines: Deadlines) -> JobState:
-        """Whose turn it is: the first in order that makes nobody late, or else the earliest deadline."""
+        """The job whose turn it is: the first in order that makes no job late, else the earliest deadline."""
         first = ready[0]
 
         def harmless(job: JobState) -> bool:
@@ -164,7 +164,7 @@ class _Tick:
         return self._accounts.of(pick.caller) - self._accounts.of(first.caller)
 
     def _most_lead(self, first: JobState) -> float:
-        """How far another caller may be ahead of that of ``first``, in virtual time."""
+        """The maximum lead of another caller over that of ``first``, in virtual time."""
         own = (_whole_s(job, self._costs) for job in self._jobs if job.caller == first.caller)
         return self._rules.lead * min(own) / first.weight
 
@@ -188,13 +188,13 @@ class _Tick:
 
 
 def _whole_s(job: JobState, costs: CallCosts) -> float:
-    """Seconds from its arrival: a job that is nearly done must not shrink what it is owed."""
+    """Seconds of the whole job: near its end, the lead measured by it must not shrink."""
     calls = job.calls * costs.call_s((job,)) if job.calls else 0.0
     return costs.start_s(job) + calls + costs.end_s(job)
 
 
 def _shared(members: Sequence[JobState], alone: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Virtual time for each caller of a call: by what its jobs would cost alone, so that joining is cheaper for all."""
+    """Virtual time per caller of a call, in proportion to its jobs' own costs, so that joining is cheaper for all."""
     whole = sum(alone.values())
     charges: dict[str, float] = {}
     for job in members:

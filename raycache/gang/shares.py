@@ -1,4 +1,4 @@
-"""The share of blocks that a job will compute, from its cache options and what jobs with like options computed."""
+"""The share of blocks that a job will compute, from its options and what jobs with similar options computed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 __all__ = ["Shares"]
 
 _REMEMBERED, _EACH = 256, 5
-#: What is guessed of a method never drawn with: half of what could be saved, at 28 steps and a threshold of 0.1.
+#: Guess for a method not used before: half of the possible saving, at 28 steps and a threshold of 0.1.
 _GUESS = (2.8, 0.5)
 
 
 class Shares:
-    """Of what options could save at most, the part that they did save, by method, and by threshold x steps.
+    """The part of the possible saving that options achieve, by method, and by threshold x steps.
 
-    What they could save follows from the options: nothing in the warm-up, nothing of the blocks that are always
-    computed, no more cached steps than are allowed. The rest is learned; it grows with the threshold.
+    The possible saving follows from the options: nothing in the warm-up, nothing for blocks that are always computed,
+    and no more cached steps than allowed. The rest is learned; it grows with the threshold.
     """
 
-    num_blocks = 57  # stands in for the model's until it is met
+    num_blocks = 57  # placeholder until the model is known
 
     def __init__(self) -> None:
         self._seen: OrderedDict[tuple[Any, int], deque[float]] = OrderedDict()
 
     def learn(self, options: Any, steps: int, share: float) -> None:
-        """A job computed ``share`` of its blocks."""
+        """Learn that a job computed ``share`` of its blocks."""
         if (could := self._could_save(options, steps)) <= 0:
             return
         kind = (options, steps)
@@ -36,7 +36,7 @@ class Shares:
             self._seen.popitem(last=False)
 
     def expected(self, options: Any, steps: int) -> float:
-        """The share of blocks that will be computed."""
+        """The expected share of blocks computed."""
         known = None if options is None else options.known_share(steps, self.num_blocks)
         if known is not None:
             return float(known)
@@ -54,7 +54,7 @@ class Shares:
         return _between(known, _reach(options, steps))
 
     def _could_save(self, options: Any, steps: int) -> float:
-        """The largest share of a job's blocks that these options may save."""
+        """The largest share of a job's blocks that these options can save."""
         if getattr(options, "residual_diff_threshold", 0) <= 0:
             return 0.0
         always = getattr(options, "Fn_compute_blocks", 1) + getattr(options, "Bn_compute_blocks", 0)
@@ -68,12 +68,12 @@ class Shares:
 
 
 def _reach(options: Any, steps: int) -> float:
-    """What is compared with the threshold is the change since a step before, which is smaller where there are more."""
+    """The threshold applies to the change since the previous step, which is smaller with more steps."""
     return options.residual_diff_threshold * steps
 
 
 def _between(known: dict[float, float], threshold: float) -> float:
-    """What is saved at ``threshold``: nothing at 0, all at infinity, and never less at a larger one."""
+    """Interpolated saving at ``threshold``: none at 0, all at infinity, never less at a larger one."""
     highest, left = 0.0, (0.0, 0.0)
     for at in sorted(known):
         highest = max(highest, known[at])

@@ -1,6 +1,6 @@
 """Simulates the schedule with the known costs: when each job will start and end.
 
-It calls the same function as the gang's thread, so what is predicted is what will be done, as far as costs are right.
+It calls the same function as the gang's thread, so predictions are as accurate as the costs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SOON = 1e-6
 
 @dataclass
 class Forecast:
-    """What becomes of a job.
+    """The predicted course of a job.
 
     Attributes:
-        start: when it is taken up, None if never (or before).
-        end: when it is answered, or over.
+        start: when it starts, None if never (or if it started before).
+        end: when it is answered, or ends otherwise.
         drawn: whether it is completed; False: its deadline passed first.
     """
 
@@ -46,11 +46,11 @@ def simulated(
     truth: CallCosts | None = None,
     on_tick: Callable[[float, float, Plan], None] | None = None,
 ) -> dict[str, Forecast]:
-    """Forecasts by job id, of jobs that are there at ``now`` and that arrive later.
+    """Forecasts by job id, for jobs present at ``now`` and jobs that arrive later.
 
     Args:
-        truth: what things really cost, where the planner does not know.
-        on_tick: told of every tick: when it begins, when it ends, and its plan.
+        truth: the real costs, if they differ from those that the planner knows.
+        on_tick: called for every tick with its start, its end, and its plan.
     """
     later = sorted(jobs, key=lambda job: (job.arrived, job.id), reverse=True)
     forecasts = {job.id: Forecast() for job in later}
@@ -85,7 +85,7 @@ def _note(forecasts: dict[str, Forecast], tick: Plan, began: float, ended: float
 
 
 def _seconds(tick: Plan, jobs: Sequence[JobState], truth: CallCosts, rules: Rules) -> float:
-    """What a plan really takes."""
+    """The real duration of a plan."""
     by_id = {job.id: job for job in jobs}
     seconds = sum(truth.start_s(by_id[job]) for job in tick.start)
     seconds += spread_s([by_id[job] for job in tick.end], truth, rules.decoders)

@@ -1,7 +1,7 @@
-"""Files for the Python stacks of ranks, which vanish with the engine however it ends.
+"""Files for the Python stacks of ranks, which disappear with the engine, even if it is killed.
 
-They have no name: a file in the temporary folder outlives an engine that is killed. A rank opens its own through the
-engine's process, which is on the same node and of the same user.
+They have no name: a file in the temporary folder would outlive an engine that is killed. A rank opens its file through
+the engine's process, which runs on the same node as the same user.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["StacksFile"]
 
 
 class StacksFile:
-    """Where one rank writes, and the engine reads.
+    """A file that one rank writes and the engine reads.
 
     Attributes:
         path: for the rank to open and write; valid on this node while this object lives.
@@ -24,7 +24,7 @@ class StacksFile:
         if os.path.isdir("/proc/self/fd"):
             self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the engine
             self.path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-        else:  # not Linux: an engine that is killed leaves it behind
+        else:  # not Linux: a killed engine leaves the file behind
             self._file = tempfile.NamedTemporaryFile(prefix="raycache-stacks-")  # noqa: SIM115
             self.path = self._file.name
 
@@ -33,10 +33,10 @@ class StacksFile:
         return os.fstat(self._file.fileno()).st_size
 
     def read(self) -> str:
-        """What was written."""
+        """The text written so far."""
         self._file.seek(0)
         return self._file.read().decode(errors="replace").strip()
 
     def close(self) -> None:
-        """Give the space back."""
+        """Free the file."""
         self._file.close()

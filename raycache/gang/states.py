@@ -8,7 +8,7 @@ __all__ = ["GangLifecycle", "GangState", "HandleState"]
 
 
 class GangState(StrEnum):
-    """STARTING -> READY <-> RECOVERING; CLOSING while its thread ends; BROKEN is the last, also after a shutdown."""
+    """STARTING -> READY <-> RECOVERING; CLOSING while its thread ends; BROKEN is final, also after a shutdown."""
 
     STARTING = "starting"
     READY = "ready"
@@ -18,7 +18,7 @@ class GangState(StrEnum):
 
 
 class HandleState(StrEnum):
-    """QUEUED -> RUNNING <-> WAITING_FOR_RANKS, after a fault. Whether it is over is told by its future alone."""
+    """QUEUED -> RUNNING <-> WAITING_FOR_RANKS, after a fault. Only its future says whether it has ended."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -26,10 +26,10 @@ class HandleState(StrEnum):
 
 
 class GangLifecycle:
-    """A gang's state, and why it is broken. Written by the gang's thread only; anyone may read.
+    """A gang's state, and why it is broken. Written by the gang's thread only; any thread may read.
 
     Attributes:
-        why: it is broken; empty while it is not.
+        why: the reason why it is broken; otherwise empty.
     """
 
     def __init__(self) -> None:
@@ -37,25 +37,25 @@ class GangLifecycle:
 
     @property
     def state(self) -> GangState:
-        """Where the gang stands."""
+        """The current state."""
         return self._state
 
     @property
     def ready(self) -> bool:
-        """Ranks are loaded, and no recovery is under way."""
+        """Ranks are loaded, and no recovery is in progress."""
         return self._state is GangState.READY
 
     @property
     def broken(self) -> bool:
-        """It runs nothing more."""
+        """The gang has given up: it runs no more jobs."""
         return self._state is GangState.BROKEN
 
     def enter(self, state: GangState) -> None:
-        """The gang is in ``state`` now, unless it is broken, which it stays."""
+        """Change to ``state``, unless the gang is broken: it stays broken."""
         if not self.broken:
             self._state = state
 
     def break_down(self, why: str) -> None:
-        """It runs nothing more; only the first reason counts."""
-        self.why = self.why or why  # before the state, which tells other threads to read it
+        """Mark the gang as broken; only the first reason is kept."""
+        self.why = self.why or why  # set before the state: other threads read it as soon as the state changes
         self._state = GangState.BROKEN

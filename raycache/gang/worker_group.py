@@ -28,15 +28,15 @@ __all__ = ["HEARTBEAT_S", "IDLE_HEARTBEAT_S", "Fault", "WorkerGroup"]
 
 _logger = logging.getLogger("raycache.gang")
 
-#: Seconds between two heartbeats of a rank: how soon a hang is seen, and the death of an idle rank. Idle ranks are asked
-#: less often: each answer costs milliseconds of CPU, and nobody waits for them.
+#: Seconds between two heartbeats of a rank: how soon a hang or the death of an idle rank is noticed. Idle ranks are
+#: asked less often: each answer costs milliseconds of CPU, and no job waits for it.
 HEARTBEAT_S, IDLE_HEARTBEAT_S = 0.2, 0.5
-#: Seconds the ranks get to write their stacks.
+#: Seconds that the ranks get to write their stacks.
 _STACKS_S = 2.0
 
 
 class Fault(Exception):
-    """The gang cannot go on: ``kind`` is ``death``, ``hang`` or ``error`` (one rank raised, or the group broke)."""
+    """The ranks cannot continue: ``kind`` is ``death``, ``hang`` or ``error`` (one rank raised, or the group broke)."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -44,16 +44,16 @@ class Fault(Exception):
 
 
 class WorkerGroup:
-    """One set of rank actors. Used by the gang's thread only, but for :attr:`detector`, which anyone may read.
+    """One set of rank actors. Used by the gang's thread only, except :attr:`detector`, which any thread may read.
 
     Args:
         settings: the application's.
-        processes: where those of the ranks come from.
+        processes: the source of the ranks' processes.
         name: of the gang, for logs.
 
     Attributes:
         stages: seconds that :meth:`load` and :meth:`settle` took, by stage.
-        detector: what each rank said last, and which one hangs.
+        detector: each rank's last heartbeat, and which rank hangs.
     """
 
     def __init__(self, settings: AppSettings, processes: RankProcesses, name: str) -> None:
@@ -68,9 +68,9 @@ class WorkerGroup:
         """Rendezvous and load the model on all ranks.
 
         Args:
-            source: what :func:`raycache.models.loading.prepare_model` said before; None = ask it, on rank 0.
-            tick: called every :data:`HEARTBEAT_S` meanwhile.
-            timeout_s: for all of it.
+            source: the earlier result of :func:`raycache.models.loading.prepare_model`; None = call it on rank 0.
+            tick: called every :data:`HEARTBEAT_S` while waiting.
+            timeout_s: for all of this together.
 
         Raises:
             GangStartError: a rank failed, died, or took too long; the message says which and why.
@@ -78,7 +78,7 @@ class WorkerGroup:
         began = time.monotonic()
         deadline = began + timeout_s
         actors = [worker.actor for worker in self._workers]
-        # Heartbeats first: once a rank's process id is known, it can be killed for certain.
+        # Heartbeats first: once a rank's process id is known, it can be killed reliably.
         heartbeats = self._all([actor.heartbeat.remote() for actor in actors], deadline, "start", tick)
         self.detector.introduce(heartbeats)
         started = time.monotonic()
@@ -88,14 +88,14 @@ class WorkerGroup:
         joined = time.monotonic()
         loaded = self._all([actor.load.remote(*source) for actor in actors], deadline, "load the model", tick)
         heartbeats = self._all([actor.heartbeat.remote() for actor in actors], deadline, "answer", tick)
-        # Of each stage the slowest rank's seconds: the others wait for it somewhere.
+        # The slowest rank's seconds of each stage: the others wait for it.
         slowest = {stage: max(each.stages[stage] for each in loaded) for stage in loaded[0].stages}
         self.stages = {"processes": started - began, "rendezvous": joined - started, **slowest}
         self.detector.loaded(heartbeats, time.monotonic())
         return source, loaded[0].model
 
     def settle(self, tick: Callable[[], None]) -> int | None:
-        """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`. Returns the least that is free."""
+        """The warm-up is over; see :meth:`raycache.worker.rank.Rank.settle`. Returns the least free memory."""
         actors = [worker.actor for worker in self._workers]
         settled = self._all([actor.settle.remote() for actor in actors], time.monotonic() + 60, "settle", tick)
         self.stages["compile"] = max(each.compile_s for each in settled)
@@ -103,15 +103,15 @@ class WorkerGroup:
 
     @property
     def gpus(self) -> list[Sequence[str]]:
-        """Of each rank, as Ray numbers them on its node; of ranks that were heard."""
+        """GPUs of each rank, as Ray numbers them on its node. Needs heartbeats."""
         return [rank.known.gpus for rank in self.detector.ranks]
 
     def tick(self, tick: Tick) -> dict[Any, int]:
-        """Send the same tick to all ranks; the references to their reports, with the rank of each."""
+        """Send the same tick to all ranks; returns references to their reports, with the rank of each."""
         return {worker.actor.tick.remote(tick): rank for rank, worker in enumerate(self._workers)}
 
     def poll(self, step_timeout_s: float | None) -> None:
-        """Collect heartbeats that came in, and ask for new ones.
+        """Collect heartbeats that have arrived, and request new ones.
 
         Args:
             step_timeout_s: how long a working rank may show no progress; None = idle.
@@ -144,13 +144,13 @@ class WorkerGroup:
             _logger.error("Stacks of rank %d of %s:\n%s", rank, self._name, stacks)
 
     def kill(self) -> None:
-        """End all ranks and wait until their processes, and so their GPU memory, are gone."""
+        """Kill all ranks and wait until their processes have ended and their GPU memory is free."""
         end_processes([worker.actor for worker in self._workers], self._pids(), self._name)
         for worker in self._workers:
             worker.stacks.close()
 
     def _pids(self) -> list[int]:
-        """Process ids of the ranks that have told theirs, as spares or since."""
+        """The process ids that are known, from heartbeats or from when the ranks were spares."""
         told = {rank.heartbeat.pid for rank in self.detector.ranks if rank.heartbeat is not None}
         return sorted(told | {worker.pid for worker in self._workers if worker.pid is not None})
 
@@ -160,7 +160,7 @@ class WorkerGroup:
         except DEATHS as error:
             raise Fault("death", f"rank {rank} died: {_first_line(error)}") from None
         except RayTaskError as error:
-            raise Fault("error", f"rank {rank} cannot say how it is: {error.cause}") from None
+            raise Fault("error", f"the heartbeat of rank {rank} failed: {error.cause}") from None
         self._workers[rank].asked = None
         self.detector.heard(rank, heartbeat, now)
 
@@ -169,7 +169,7 @@ class WorkerGroup:
             pending = list(refs)
             results: dict[ray.ObjectRef[Any], Any] = {}
             while pending:
-                # One rank's error must not wait for the others, which may be waiting for that rank.
+                # One rank's error must be seen before the others end: they may be waiting for that rank.
                 done, pending = ray.wait(pending, timeout=HEARTBEAT_S)
                 tick()
                 if not done and time.monotonic() > deadline:
@@ -184,14 +184,14 @@ class WorkerGroup:
             raise GangStartError(f"gang {self._name} could not {what}: {type(cause).__name__}: {cause}") from None
         except DEATHS as error:
             raise GangStartError(
-                f"gang {self._name}: a rank died while it should {what} (out of memory?): {_first_line(error)}"
+                f"gang {self._name}: a rank died when it had to {what} (out of memory?): {_first_line(error)}"
             ) from None
 
     def _no_stacks(self, rank: int) -> str:
         try:
             return f"none written; the process is {psutil.Process(self.detector.ranks[rank].known.pid).status()}"
         except psutil.Error:
-            return "none written; the process is gone"
+            return "none written; the process has ended"
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,12 +27,12 @@ def build_http_app(
     stream: Callable[[GenerationRequest], Events] | None = None,
     store: StoreClient | None = None,
 ) -> FastAPI:
-    """The routes over ``service``.
+    """Build the HTTP application for ``service``.
 
     Args:
-        service: what generates.
-        stream: what streams; the service's ``generate_stream`` if not given.
-        store: what keeps jobs, where there is one.
+        service: generates images.
+        stream: streams; default: the service's ``generate_stream``.
+        store: stores jobs, if there is a store.
     """
     app = _App(service.settings.ingress.cors_origins, title="raycache", version=version("raycache"), redoc_url=None)
     app.state.context = Context(service, stream or service.generate_stream, store)
@@ -45,7 +45,7 @@ def build_http_app(
 
 
 def _answer_errors(app: FastAPI, metrics: IngressMetrics) -> None:
-    """Errors of ours, of the framework and of nobody's intention: one shape, and all are counted."""
+    """Answer our own errors, the framework's and unexpected ones in the same shape, and count them."""
 
     def answer(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         metrics.answered(error)
@@ -67,7 +67,7 @@ def _answer_errors(app: FastAPI, metrics: IngressMetrics) -> None:
 
 class _App(CorsFastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's document, with what the schemas of bodies refer to among its components."""
+        """FastAPI's document, with the definitions that the schemas of bodies refer to among its components."""
         document = super().openapi()
         components = document.setdefault("components", {}).setdefault("schemas", {})
         for operation in (operation for path in document["paths"].values() for operation in path.values()):

@@ -1,4 +1,4 @@
-"""The caller of a request on its way through the ingress: the public name of its key."""
+"""The caller of a request within the ingress: the public name of its key."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from contextvars import ContextVar
 
 __all__ = ["asked_by", "key_in_use"]
 
-#: Set by whoever has checked the key; None where there are no keys, or where a Python handle asks.
+#: Set where the key is checked; None if there are no keys, or for calls of a Python handle.
 key_in_use: ContextVar[str | None] = ContextVar("key_in_use", default=None)
 
 
 def asked_by() -> dict[str, str]:
-    """What an engine is told of it: an argument ``key``, or none."""
+    """Arguments that pass it to an engine: ``key``, or none."""
     key = key_in_use.get()
     return {} if key is None else {"key": key}

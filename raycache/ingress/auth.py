@@ -18,12 +18,12 @@ __all__ = ["Key", "KeyFile", "check_key", "has_key", "key_name", "read_keys", "w
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds between two looks at the file: a change is in force within twice that.
+#: Seconds between two checks of the file: a change takes effect within twice that.
 _LOOK_S = 1.0
-#: A file that was written within so many seconds may not be whole yet.
+#: A file written within this many seconds may not be complete yet.
 _QUIET_S = 0.5
 _LONGEST_NAME = 64
-#: A key, perhaps in quotes, then perhaps a remark.
+#: A key, optionally in quotes, and an optional remark.
 _LINE = re.compile(r"""(?P<quote>["']?)(?P<key>\S*?)(?P=quote)(?:\s+\#(?P<remark>.*))?""", re.DOTALL)
 
 
@@ -46,18 +46,18 @@ class Key(bytes):
 def key_name(key: bytes) -> str:
     """The public name of a key, for limits, logs and metrics: stable over restarts, the same in every ingress.
 
-    It is the remark behind the key in its file (``KEY  # team blue``), or where there is none ``key-`` and eight hex
-    digits of its SHA-256. Keys with one remark are one caller: that is how a key is exchanged for a new one.
+    It is the remark after the key in its file (``KEY  # team blue``), or if there is none ``key-`` and eight hex
+    digits of its SHA-256. Keys with the same remark are one caller, so a key can be replaced by a new one.
     """
     return (key if isinstance(key, Key) else Key(key)).name
 
 
 def read_keys(path: Path | None) -> tuple[Key, ...]:
-    """Keys, one per line, perhaps in quotes and with a ``# remark`` behind. No file: no keys, open to all.
+    """Keys, one per line, optionally in quotes and followed by a ``# remark``. No file: no keys, open to all.
 
     Raises:
-        ValueError: a line is no key, or the file holds none. A service that was meant to be closed must not open by
-            accident. The message names the line and never holds a key.
+        ValueError: a line is not a key, or the file has none. A service that was meant to be closed must not open by
+            accident. The message names the line and never contains a key.
         OSError: the file cannot be read.
     """
     if path is None:
@@ -66,22 +66,22 @@ def read_keys(path: Path | None) -> tuple[Key, ...]:
     for number, line in entries(path):
         key = _parsed(path, number, line)
         if keys.setdefault(key, key).name != key.name:
-            raise FileError(path, number, f"this key stands above as {keys[key].name!r}, and can have one name only")
+            raise FileError(path, number, f"this key is already above as {keys[key].name!r}; it can have one name only")
     if not keys:
-        raise FileError(path, None, "holds no key; remove ingress.api_keys_file to serve without keys")
+        raise FileError(path, None, "has no key; remove ingress.api_keys_file to serve without keys")
     return tuple(keys)
 
 
 class KeyFile:
-    """The keys in force, read again when their file changes, so that a key can be given or taken without a restart.
+    """The current keys, reloaded when their file changes, so that keys can be added or removed without a restart.
 
-    A file that is gone or wrong leaves the last good keys in force and is told to the log, once.
+    If the file is missing or wrong, the last good keys stay in force, and the log says so once.
 
     Args:
-        path: of the file; None: no keys, open to all.
+        path: path of the file; None: no keys, open to all.
 
     Raises:
-        ValueError, OSError: as :func:`read_keys`; at the start nothing is good yet.
+        ValueError, OSError: as :func:`read_keys`; at the start there are no last good keys.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -92,7 +92,7 @@ class KeyFile:
         self._complaint = ""
 
     def current(self) -> tuple[Key, ...]:
-        """The keys; looks at the file at most once a second, and never blocks for longer than reading it takes."""
+        """The current keys; checks the file at most once a second, and blocks only while reading it."""
         if self._path is not None and time.monotonic() - self._looked >= _LOOK_S:
             self._looked = time.monotonic()
             self._look(self._path)
@@ -100,7 +100,7 @@ class KeyFile:
 
     def _look(self, path: Path) -> None:
         try:
-            # Follows links: Kubernetes replaces a mounted secret by turning a link to another folder.
+            # Follows links: Kubernetes replaces a mounted secret by pointing a link to another folder.
             found = path.stat()
             seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             if seen == self._seen or 0 <= time.time() - found.st_mtime < _QUIET_S:
@@ -108,24 +108,24 @@ class KeyFile:
             keys = read_keys(path)
         except (OSError, ValueError) as error:
             if str(error) != self._complaint:
-                logger.error("The API keys stay as they were: %s", error)
+                logger.error("The API keys are unchanged: %s", error)
             self._complaint = str(error)
             return
         if self._complaint or [(key, key.name) for key in keys] != [(key, key.name) for key in self._keys]:
-            logger.info("API keys read again: %d in force", len(keys))
+            logger.info("API keys reloaded: %d in force", len(keys))
         self._keys, self._seen, self._complaint = keys, seen, ""
 
 
 def has_key(keys: Sequence[bytes], authorization: str | None) -> bool:
-    """Whether the ``Authorization`` header carries one of ``keys``; true where there are none."""
+    """Whether the ``Authorization`` header has one of ``keys``; True if there are none."""
     return not keys or _given(keys, authorization) is not None
 
 
 def check_key(keys: Sequence[bytes], authorization: str | None) -> str | None:
-    """Who asks: the public name of the key in the ``Authorization`` header; None where there are no keys.
+    """The public name of the key in the ``Authorization`` header; None if there are no keys.
 
     Raises:
-        RequestError: 401 when keys are set and the header carries none of them.
+        RequestError: 401 if keys are set and the header has none of them.
     """
     if not keys:
         return None
@@ -137,7 +137,7 @@ def check_key(keys: Sequence[bytes], authorization: str | None) -> str | None:
 
 
 def warn_of_unknown(keys: Sequence[Key], names: Iterable[str]) -> None:
-    """Tell the log of ``names`` that no key has: what the settings say of them has no effect."""
+    """Log a warning about ``names`` that no key has: their settings have no effect."""
     known = {key.name for key in keys}
     if unknown := sorted(set(names) - known):
         there = ", ".join(sorted(known)) or "none, because ingress.api_keys_file is not set"
@@ -155,12 +155,12 @@ def _given(keys: Sequence[bytes], authorization: str | None) -> bytes | None:
 def _parsed(path: Path, number: int, line: str) -> Key:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise FileError(path, number, "a key holds no blanks; a remark behind it begins with a blank and `#`")
+        raise FileError(path, number, "a key contains no spaces; a remark after it starts with a space and `#`")
     key = match["key"]
     if not key or key[0] in "\"'" or key[-1] in "\"'":
-        raise FileError(path, number, "the quotes hold no key, or are not a pair")
+        raise FileError(path, number, "the quotes contain no key, or are not a pair")
     if odd := odd_letter(key):
-        raise FileError(path, number, f"{odd}; no client can send it in a key, take visible ASCII")
-    # One name may be written in two ways that look alike; it is one caller.
+        raise FileError(path, number, f"{odd}; clients cannot send it in a key, use visible ASCII")
+    # The same name may be encoded in two ways that look alike; it is one caller.
     name = unicodedata.normalize("NFC", " ".join(trimmed(match["remark"] or "").split()))
     return Key(key.encode(), "".join(letter for letter in name if letter.isprintable())[:_LONGEST_NAME])

@@ -1,4 +1,4 @@
-"""Files of the store over HTTP: whole or in part, so that players can seek and downloads can resume."""
+"""Files of the store over HTTP: complete or in part, so that players can seek and downloads can resume."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from raycache.protocol.stored import StoredFile, StoredJob
 
 __all__ = ["byte_range", "content", "result_file"]
 
-#: Bytes of a file that pass through the ingress at once.
+#: Bytes of a file that pass through the ingress at a time.
 _CHUNK = 1 << 20
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE)
 
 
 def result_file(job: StoredJob, what: str) -> StoredFile:
-    """One file of a job that is done.
+    """One file of a finished job.
 
     Raises:
-        RequestError: 409 while there is no result or when there will be none, 404 for a file that it does not have.
+        RequestError: 409 if there is no result yet or will be none, 404 for a file that it does not have.
     """
     if job.status != "completed":
         why = f": {job.error.message}" if job.error else ""
         raise RequestError(409, f"{job.id} is {job.status} and has no content{why}", None, "not_completed")
     if what not in job.files:
-        raise RequestError(404, f"{job.id} has no {what[:80]!r}; it has: {', '.join(job.files)}", None, "not_found")
+        raise RequestError(404, f"{job.id} has no {what[:80]!r}; it has {', '.join(job.files)}", None, "not_found")
     return job.files[what]
 
 
 async def content(
     http: Request, job: StoredJob, file: StoredFile, read: Callable[[int, int], Awaitable[bytes]]
 ) -> Response:
-    """The answer to a GET or HEAD of ``file``, in part where the headers say so.
+    """The answer to a GET or HEAD of ``file``, a part of it if the headers request one.
 
     Args:
         http: the request.
-        job: whose file it is.
-        file: which.
-        read: bytes of it, from a first one, so many.
+        job: the job of the file.
+        file: the file to send.
+        read: reads bytes of it, from an offset and a length.
 
     Raises:
-        RequestError: 416 for a range behind its end; what ``read`` raises.
+        RequestError: 416 for a range after its end; errors of ``read``.
     """
-    tag = f'"{job.id}-{file.name}"'  # of a job that is done nothing changes
+    tag = f'"{job.id}-{file.name}"'  # files of a finished job never change
     headers = {
         "accept-ranges": "bytes",
         "etag": tag,
@@ -62,15 +62,15 @@ async def content(
     headers["content-length"] = str(end - start)
     if http.method == "HEAD":
         return Response(headers=headers, media_type=file.media_type)
-    first = await read(start, min(_CHUNK, end - start))  # what it raises still is a status
+    first = await read(start, min(_CHUNK, end - start))  # its errors can still become a status
     return StreamingResponse(_chunks(first, start, end, read), 206 if part else 200, headers, file.media_type)
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """First byte and the one behind the last that ``Range`` asks for; None for all: one may ignore what is odd.
+    """First byte and end of the ``Range`` requested; None for all: unsupported ranges may be ignored.
 
     Raises:
-        RequestError: 416 when it begins behind the end.
+        RequestError: 416 if it starts after the end.
 
     >>> byte_range("bytes=0-1", 10), byte_range("bytes=-3", 10), byte_range("bytes=4-", 10), byte_range("lines=1", 10)
     ((0, 2), (7, 10), (4, 10), None)

@@ -1,4 +1,4 @@
-"""CORS headers for browsers on the origins that the settings name."""
+"""CORS headers for browsers on the origins in the settings."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from starlette.types import ASGIApp
 
 __all__ = ["CorsFastAPI"]
 
-#: What a page may read besides the body.
+#: Response headers that a page may read.
 _EXPOSED = ("retry-after", "server-timing", "x-request-id", "x-seed", "x-should-retry")
 
 
 class CorsFastAPI(FastAPI):
-    """FastAPI with CORS around everything: middleware of FastAPI's own does not see the answers to bugs (500).
+    """FastAPI with CORS around everything: its own middleware does not see answers to unexpected errors (500).
 
     Args:
-        origins: that pages may come from; empty: no CORS at all.
-        options: of FastAPI.
+        origins: allowed origins of pages; empty: no CORS.
+        options: FastAPI's.
     """
 
     def __init__(self, origins: Sequence[str], **options: Any) -> None:
@@ -28,11 +28,11 @@ class CorsFastAPI(FastAPI):
         self._origins = tuple(origins)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """FastAPI's own, inside of CORS where there are origins."""
+        """FastAPI's stack, inside of CORS if there are origins."""
         stack = super().build_middleware_stack()
         if not self._origins:
             return stack
-        # No credentials: keys travel in `Authorization`, which a page sets by itself, and cookies mean nothing here.
+        # No credentials: keys travel in `Authorization`, which a page sets itself, and cookies are not used.
         return CORSMiddleware(
             stack,
             allow_origins=self._origins,

@@ -1,4 +1,4 @@
-"""Dependencies of routes: the service behind them, a valid key, a body of their own type."""
+"""Dependencies of routes: the service behind them, a valid key, a body of the route's type."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from raycache.settings import ServiceSettings
 __all__ = ["Context", "InContext", "InStore", "Service", "body_document", "context_of", "json_body", "parse_body"]
 __all__ += ["parse_fields", "require_key"]
 
-#: Seconds a client has to send its body: who never ends keeps a place in the ingress from those who do.
+#: Seconds that a client has to send its body: one that never ends would take up a place in the ingress.
 _BODY_S = 30.0
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 class Service(Protocol):
-    """What the routes need; :class:`raycache.ingress.ingress.Ingress` is one."""
+    """The interface that the routes need, such as :class:`raycache.ingress.ingress.Ingress`."""
 
     settings: ServiceSettings
     metrics: IngressMetrics
@@ -63,16 +63,16 @@ class Service(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What the routes of one application share.
+    """Shared by the routes of one application.
 
     Attributes:
-        service: what draws.
-        stream: what streams.
-        store: what keeps jobs, where there is one.
-        bodies: those that are being read.
-        uploads: those of them that bring pictures.
-        pictures: room for what is decoded of these.
-        began: ``time.time()`` of the start, in whole seconds.
+        service: generates images.
+        stream: streams events.
+        store: stores jobs, if there is a store.
+        bodies: the bodies being read.
+        uploads: the bodies being read that may contain images.
+        pictures: limits for decoding the images in them.
+        began: ``time.time()`` at the start, in whole seconds.
     """
 
     service: Service
@@ -84,7 +84,7 @@ class Context:
     began: int = field(default_factory=lambda: int(time.time()))
 
 
-# Coroutines although they wait for nothing: FastAPI runs plain functions in threads, where context variables that they
+# Coroutines although they never wait: FastAPI runs plain functions in threads, where context variables that they
 # set are lost.
 
 
@@ -101,10 +101,10 @@ async def store_of(context: InContext) -> StoreClient:
     """The store behind this application.
 
     Raises:
-        RequestError: 404 where there is none.
+        RequestError: 404 if there is none.
     """
     if context.store is None:
-        raise RequestError(404, "this service keeps no jobs; its operator may set `store.folder`", None, "no_store")
+        raise RequestError(404, "this service stores no jobs; its operator can set `store.folder`", None, "no_store")
     return context.store
 
 
@@ -112,10 +112,10 @@ InStore = Annotated[StoreClient, Depends(store_of)]
 
 
 async def require_key(http: Request, context: InContext) -> None:
-    """Remembers who asks.
+    """Check the key, and remember its name.
 
     Raises:
-        RequestError: 401 when keys are set and the request carries none of them.
+        RequestError: 401 if keys are set and the request has none of them.
     """
     key_in_use.set(check_key(context.service.keys, http.headers.get("authorization")))
 
@@ -149,12 +149,12 @@ def parse_body(model: type[Body], body: bytes) -> Body:
 
 
 def parse_fields(model: type[Body], fields: dict[str, Any]) -> Body:
-    """As :func:`parse_body`, of what JSON said.
+    """As :func:`parse_body`, from the fields of a JSON object.
 
     Raises:
         RequestError: 400.
     """
-    # As JSON again: validated as Python objects, strictly, an array is no tuple and the messages speak of dictionaries.
+    # As JSON again: strict validation of Python objects refuses lists for tuples, and its messages name Python types.
     given = pydantic_core.to_json({name: value for name, value in fields.items() if value is not None})
     try:
         return model.model_validate_json(given, strict=True)
@@ -163,9 +163,9 @@ def parse_fields(model: type[Body], fields: dict[str, Any]) -> Body:
 
 
 def body_document(model: type[BaseModel]) -> dict[str, Any]:
-    """What an OpenAPI operation says of its body: a ``model`` as JSON.
+    """The OpenAPI description of a body: a ``model`` as JSON.
 
-    Its ``$defs`` are referred to as components; the application moves them there.
+    References to its ``$defs`` point to components; the application moves them there.
     """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

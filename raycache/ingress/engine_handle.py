@@ -19,18 +19,18 @@ __all__ = ["EngineEvent", "EngineHandle"]
 
 Answer_co = TypeVar("Answer_co", covariant=True)
 
-#: What an engine's stream says; the last is a result or an error.
+#: The events of an engine's stream; the last is a result or an error.
 EngineEvent = QueuedEvent | ProgressEvent | PreviewEvent | GenerationResult | RequestError
 
 
 class Answering(Awaitable[Answer_co], Protocol[Answer_co]):
-    """An answer under way (``DeploymentResponse``)."""
+    """A pending answer (``DeploymentResponse``)."""
 
     def cancel(self) -> None: ...
 
 
 class Telling(Protocol):
-    """A stream under way (``DeploymentResponseGenerator``)."""
+    """An open stream (``DeploymentResponseGenerator``)."""
 
     def __aiter__(self) -> AsyncIterator[EngineEvent]: ...
     def __anext__(self) -> Awaitable[EngineEvent]: ...

@@ -1,4 +1,4 @@
-"""The engines of one model: checks a request against their status, sends it to one, and to another if that is lost."""
+"""The engines of one model: checks a request against their status, sends it to one, or to another if that is lost."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ __all__ = ["EnginePool"]
 
 logger = logging.getLogger("ray.serve")
 
-#: Seconds past a job's deadline after which an engine that says nothing is given up.
+#: Seconds after a job's deadline to wait for the engine's answer.
 _GRACE_S = 5.0
-#: Answers after which another engine may do better: it died, its ranks did and there was no time, it is being stopped.
+#: Errors after which another engine may succeed: the engine or its ranks died, or it is being stopped.
 _ENGINE_LOST = frozenset({"engine_died", "gang_restarting"})
 
 
@@ -47,14 +47,14 @@ class EnginePool:
     Args:
         settings: of the model's engines.
         engine: handle of their deployment.
-        wanted: engines that are to be there.
-        beside: engines of other models, which take room in the same cluster.
-        caller: in whose name engines are asked.
-        metrics: of the ingress.
-        max_timeout_s: the longest deadline that requests may name, in place of the limits' own.
+        wanted: number of engines wanted.
+        beside: engines of other models, which use the same cluster.
+        caller: the name under which this process sends requests to engines.
+        metrics: metrics of this process.
+        max_timeout_s: the longest deadline that requests may set, instead of that of the limits.
 
     Attributes:
-        watch: what is known of the engines.
+        watch: the last known status of the engines.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class EnginePool:
         self.watch = EngineWatch(engine, wanted, caller, beside)
 
     async def run(self, told: Callable[[], None]) -> None:
-        """Ask the engines for ever; ``told`` is called after each round."""
+        """Poll the engines forever; ``told`` is called after each round."""
 
         def measured() -> None:
             self._metrics.model_ready.set(float(self.ready), {"model": self._settings.model.name})
@@ -82,44 +82,44 @@ class EnginePool:
 
     @property
     def policy(self) -> Policy:
-        """Limits and defaults in force: the engines', once one has told them."""
+        """Limits and defaults in force: the engines', once one has reported them."""
         policy = self.watch.last.policy if self.watch.last else self._own_policy
         return policy.allowing(self._max_timeout_s)
 
     @property
     def capabilities(self) -> Capabilities | None:
-        """Of the model; None until an engine has told them."""
+        """The model's capabilities; None until an engine has reported them."""
         return self.watch.last.model if self.watch.last else None
 
     @property
     def ranks(self) -> int:
-        """Of one engine."""
+        """Number of ranks of one engine."""
         return self._settings.parallel.ranks_per_replica
 
     @property
     def serves(self) -> bool:
-        """An engine with a warm gang is there."""
+        """Whether an engine with a warm gang serves."""
         return any(status.ready for status in self.watch.statuses)
 
     @property
     def asleep(self) -> bool:
-        """No engine runs because nothing is asked: the next request starts one, and waits for it."""
+        """Whether no engine runs because there are no requests: the next one starts an engine and waits for it."""
         return self.watch.may_sleep and not self.watch.statuses and not self.watch.shortage
 
     @property
     def ready(self) -> bool:
-        """A request would be served, or would wake an engine."""
+        """Whether a request would be served, or would start an engine."""
         return self.serves or self.asleep
 
     @property
     def reason(self) -> str | None:
-        """Why nothing is served, in a word or with what is lacking; None while an engine serves."""
+        """Why no engine serves: a keyword, or what the cluster lacks; None while one serves."""
         if self.serves:
             return None
         return "asleep" if self.asleep else self.watch.shortage or "starting"
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """What one engine makes of ``request``, which names this model or none.
+        """Generate ``request``, which names this model or none, on one engine.
 
         Raises:
             RequestError: refused, aborted or failed.
@@ -136,7 +136,7 @@ class EnginePool:
         return answer
 
     async def stream(self, request: GenerationRequest) -> Events:
-        """The same, told from the job's admission on: an ``QueuedEvent`` first, the result last."""
+        """The same as a stream from the job's admission on: a ``QueuedEvent`` first, the result last."""
         order = await self._resolve(request)
         deadline = time.monotonic() + order.timeout_s
         steps = previews = 0
@@ -148,7 +148,7 @@ class EnginePool:
                     if isinstance(event, RequestError):
                         failure = event
                         break
-                    # Run again elsewhere, it does not tell its first steps twice.
+                    # If rerun on another engine, its first steps are not reported twice.
                     if isinstance(event, ProgressEvent):
                         if event.step <= steps:
                             continue
@@ -166,12 +166,12 @@ class EnginePool:
             order, lost = again, True
 
     async def judge(self, request: GenerationRequest) -> ResolvedRequest | None:
-        """What engines would be asked, by what they said last: none needs to serve now, and none is woken.
+        """The request for engines, checked by their last known status: none needs to serve now, and none is started.
 
-        None: they sleep, and none has ever said what it can do. Only what no model changes was judged.
+        None: no engine has ever reported its capabilities. Then only model-independent parts were checked.
 
         Raises:
-            RequestError: what is wrong with it; 503 while the first engine starts.
+            RequestError: an error in the request; 503 while the first engine starts.
         """
         if (last := self.watch.last) is not None:
             return self._judged(request, last)
@@ -183,13 +183,13 @@ class EnginePool:
     async def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         order = await self.order(request)
         steps, method = order.num_inference_steps, order.cache.type
-        logger.debug("Asking an engine for %d of %s, %d steps, %s", order.n, order.size, steps, method)
+        logger.debug("Sending %d of %s to an engine, %d steps, %s", order.n, order.size, steps, method)
         return order
 
     async def order(self, request: GenerationRequest) -> ResolvedRequest:
-        """What engines are asked, once one serves; where they sleep, one is woken."""
+        """The request for engines, once one serves; if none runs, one is started."""
         if self.watch.may_sleep and self.watch.last:
-            self._judged(request, self.watch.last)  # what is wrong with it wakes nobody
+            self._judged(request, self.watch.last)  # a wrong request must not start an engine
         patience_s = request.timeout_s or self._settings.reliability.request_timeout_s
         return self._judged(request, await self.watch.serving(patience_s))
 
@@ -206,9 +206,9 @@ class EnginePool:
     async def _again(
         self, order: ResolvedRequest, failure: RequestError, deadline: float, lost: bool
     ) -> ResolvedRequest | None:
-        """What to ask after ``failure``, once it is time to; None if the failure is the answer.
+        """Wait, then return the request to send after ``failure``; None if the failure is the answer.
 
-        Only one engine may be ``lost``. The job was admitted by it, so where the next has no place, it waits for one.
+        Only one engine may be ``lost``. The job was admitted there, so it waits if the next engine has no place.
         """
         if not lost:
             return await self._elsewhere(order, failure, deadline)
@@ -223,9 +223,9 @@ class EnginePool:
     async def _elsewhere(
         self, order: ResolvedRequest, failure: RequestError, deadline: float
     ) -> ResolvedRequest | None:
-        """What to ask of another engine after ``failure``; None where that is no help.
+        """The request for another engine after ``failure``; None if another engine cannot help.
 
-        What an engine generates depends on the order alone, so any other may do it.
+        The result depends only on the order, so any other engine may run it.
         """
         if failure.code not in _ENGINE_LOST:
             return None
@@ -233,7 +233,7 @@ class EnginePool:
         left = deadline - time.monotonic()
         if left <= 0 or not self.serves:
             return None
-        logger.warning("Asking another engine: %s", failure.message)
+        logger.warning("Trying another engine: %s", failure.message)
         self._metrics.asked_again(failure, self._settings.model.name)
         return replace(order, timeout_s=left)
 
@@ -245,7 +245,7 @@ class EnginePool:
             response.cancel()
             raise
         except (TimeoutError, *DEATHS, DeploymentUnavailableError) as error:
-            # The engine aborts on its own deadline; a timeout is for one that cannot even say so.
+            # The engine aborts at the deadline itself; this timeout is for one that cannot even answer.
             response.cancel()
             return await self._lost(error)
 
@@ -255,7 +255,7 @@ class EnginePool:
         patience = time.monotonic() + order.timeout_s + _GRACE_S
         try:
             while True:
-                # Not asyncio.timeout: a generator may be resumed by another task than the one that began it.
+                # Not asyncio.timeout: a generator may be resumed by a different task than the one that started it.
                 yield await asyncio.wait_for(anext(events), patience - time.monotonic())
         except StopAsyncIteration:
             return
@@ -265,10 +265,10 @@ class EnginePool:
             events.cancel()
 
     async def _lost(self, error: Exception) -> RequestError:
-        """What is said of an engine that gave no answer."""
+        """The error for an engine that did not answer."""
         if isinstance(error, TimeoutError):
             return RequestError(504, "no engine answered in time", "timeout_s", "deadline_exceeded")
-        await self.watch.refresh()  # what was known before counts this one as ready
+        await self.watch.refresh()  # the last status still has this one as ready
         if isinstance(error, DEATHS):
-            return unavailable("the engine died while drawing; try again", self.watch.ready_in_s, "engine_died")
+            return unavailable("the engine died while generating; try again", self.watch.ready_in_s, "engine_died")
         return unavailable("no engine is ready: it failed to start, the log has the reason", self.watch.ready_in_s)

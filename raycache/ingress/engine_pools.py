@@ -20,16 +20,16 @@ __all__ = ["EnginePools"]
 
 
 class EnginePools(Mapping[str, EnginePool]):
-    """By each model's name its engines. A request goes to those of the model that it names.
+    """The engines of each model, by name. A request goes to those of the model that it names.
 
-    Every method that takes a request raises :class:`RequestError`: 404 where there is no such model.
+    Every method that takes a request raises :class:`RequestError`: 404 if there is no such model.
 
     Args:
-        settings: of the application.
-        engines: by each model's name the handle of its engines' deployment.
-        bundles: by the same names what one engine asks of the cluster, to explain why none comes up.
-        metrics: of the process that asks.
-        max_timeout_s: the longest deadline that requests may name, in place of each model's limit.
+        settings: the application's.
+        engines: by model name, the handle of its engines' deployment.
+        bundles: by model name, the resources that one engine needs of the cluster, to explain why none starts.
+        metrics: metrics of this process.
+        max_timeout_s: the longest deadline that requests may set, instead of each model's limit.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EnginePools(Mapping[str, EnginePool]):
         return len(self._pools)
 
     async def run(self, told: Callable[[], None] = lambda: None) -> None:
-        """Ask all engines for ever, ``told`` after each round: those of one model wait for none of another's."""
+        """Poll all engines forever, calling ``told`` after each round; each model is polled independently."""
         await asyncio.gather(*(pool.run(told) for pool in self.values()))
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
@@ -74,12 +74,12 @@ class EnginePools(Mapping[str, EnginePool]):
                 yield event
 
     async def judge(self, request: GenerationRequest) -> ResolvedRequest | None:
-        """What engines would be asked, see :meth:`EnginePool.judge`."""
+        """The request that engines would get, see :meth:`EnginePool.judge`."""
         pool, request = self._routed(request)
         return await pool.judge(request)
 
     async def order(self, request: GenerationRequest) -> ResolvedRequest:
-        """What engines are asked, see :meth:`EnginePool.order`."""
+        """The request that engines get, see :meth:`EnginePool.order`."""
         pool, request = self._routed(request)
         return await pool.order(request)
 
@@ -88,14 +88,14 @@ class EnginePools(Mapping[str, EnginePool]):
         return named(self.names, model)
 
     def longest_timeout_s(self, model: str | None) -> float:
-        """The longest deadline that a request which gives this as ``model`` may name."""
+        """The longest deadline that a request with this ``model`` may set."""
         return self.of(model).policy.max_timeout_s
 
     def of(self, model: str | None) -> EnginePool:
-        """The engines for requests that give this as ``model``."""
+        """The engines for requests with this ``model``."""
         return self[named(self.names, model)]
 
     def _routed(self, request: GenerationRequest) -> tuple[EnginePool, GenerationRequest]:
-        """The engines that a request is for, and the request with their model's own name."""
-        name = named(self.names, request.model)  # no engine is needed to know that
+        """The engines for a request, and the request with their model's own name."""
+        name = named(self.names, request.model)  # works without any engine
         return self[name], request.model_copy(update={"model": name})

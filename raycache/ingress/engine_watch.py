@@ -27,23 +27,23 @@ logger = logging.getLogger("ray.serve")
 
 _POLL_S, _POLL_STARTING_S = 1.0, 0.25
 _STATUS_TIMEOUT_S = 2.0
-#: A poll older than this is repeated before a request is judged by it.
+#: A poll older than this is repeated before checking a request with it.
 _FRESH_S = 3.0
-#: Engines count as gone when Serve has known none, or when none has answered, for so long.
+#: Seconds without any replica known to Serve, or without any answer, after which the engines count as gone.
 _GONE_S, _SILENCE_S = 2.0, 15.0
 _EXPLAIN_S = 30.0
-#: The least that is said of an engine that is not there.
+#: The minimum time announced until a missing engine is ready.
 _SOON_S = 5.0
 
 
 class EngineWatch:
-    """What the engines of one model last said of themselves.
+    """The last known status of one model's engines.
 
     Args:
         engine: handle of their deployment.
-        wanted: engines that are to be there; 0 = none while nothing is asked, see :meth:`serving`.
-        caller: whose watch this is; while it asks, engines know that it waits for its jobs.
-        beside: engines of other models, which take room in the same cluster.
+        wanted: number of engines wanted; 0 = none while there are no requests, see :meth:`serving`.
+        caller: name of the process that polls; while it polls, engines know that it waits for its jobs.
+        beside: engines of other models, which use the same cluster.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EngineWatch:
         self._asking, self._polls = asyncio.Lock(), 0
 
     async def run(self, told: Callable[[], None] = lambda: None) -> None:
-        """Poll for ever, faster while nobody serves, log every change, and call ``told`` after each poll."""
+        """Poll forever, faster while no engine serves, log every change, and call ``told`` after each poll."""
         served = False
         while True:
             try:
@@ -73,13 +73,13 @@ class EngineWatch:
                     self._explain()
                 told()
             except Exception:
-                logger.exception("Could not ask the engines how they are; trying again")
+                logger.exception("Could not poll the engines; trying again")
             await asyncio.sleep(_POLL_S if served else _POLL_STARTING_S)
 
     async def refresh(self, polls: int | None = None) -> None:
-        """Ask every engine. Silence is not death: what a busy engine said last holds for a while.
+        """Poll every engine. A missing answer is not death: the last status of a busy engine stays valid for a while.
 
-        ``polls``: how many there had been when the caller came; a later one than these tells it enough.
+        ``polls``: number of polls when the caller arrived; any later poll is recent enough for it.
         """
         async with self._asking:
             if polls is None or self._polls == polls:
@@ -93,7 +93,7 @@ class EngineWatch:
                 timeout_s=_STATUS_TIMEOUT_S, return_exceptions=True
             )
         except DeploymentUnavailableError:
-            # For a moment Serve knows no replica while it changes a deployment's config; requests can wait that out.
+            # While Serve changes a deployment's config it briefly knows no replica; requests can wait for that.
             if time.monotonic() - self._heard_at > _GONE_S:
                 self.statuses = []
             return
@@ -110,13 +110,13 @@ class EngineWatch:
             self.statuses = heard
 
     async def _anyone(self) -> list[EngineStatus]:
-        """One engine that hangs keeps a broadcast from ending; Serve's router goes round it to one that answers."""
+        """A hanging engine keeps a broadcast from ending; Serve's router avoids it and finds one that answers."""
         with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
             return [await asyncio.wait_for(self._engine.poll.remote(self._caller), _STATUS_TIMEOUT_S)]
         return []
 
     async def latest(self) -> list[EngineStatus]:
-        """The last answers; asked for again when the poll has fallen behind."""
+        """The last answers; polls again if they are too old."""
         if time.monotonic() - self._asked_at > _FRESH_S:
             await self.refresh()
         return self.statuses
@@ -125,18 +125,18 @@ class EngineWatch:
         """Any engine that takes jobs: its model and policy are those of all.
 
         Args:
-            patience_s: where engines may sleep, seconds to wait for one to be woken.
+            patience_s: if engines may sleep, seconds to wait for one to start.
 
         Raises:
-            RequestError: 503 when there is none.
+            RequestError: 503 if there is none.
         """
         statuses = await self.latest()
         if not statuses and self.may_sleep:
-            # A call that waits at Serve's handle is what makes it start an engine where there is none.
+            # A call that waits at Serve's handle makes Serve start an engine if there is none.
             with contextlib.suppress(TimeoutError, RayError, DeploymentUnavailableError):
                 return await asyncio.wait_for(self._engine.poll.remote(self._caller), patience_s)
         if not statuses:
-            await self.refresh(self._polls)  # Serve may have called one ready since the last poll
+            await self.refresh(self._polls)  # Serve may have marked one ready since the last poll
             statuses = self.statuses
         if not statuses:
             raise unavailable(self.shortage or "no engine is ready: it is starting or being replaced", self.ready_in_s)
@@ -144,10 +144,10 @@ class EngineWatch:
 
     @property
     def ready_in_s(self) -> float:
-        """Seconds until an engine is ready where none is: as it took the last one, or half of what it has taken so far.
+        """Estimated seconds until an engine is ready: as long as the last one took, or half of the time so far.
 
-        Serve needs some more to find out that one is gone, and to start a process. Where one replaces its ranks it
-        says itself how long that takes.
+        Serve needs some more to notice that one has died, and to start a process. An engine that replaces its ranks
+        reports itself how long that takes.
         """
         if self.statuses:
             return max(1.0, min(status.gang.get("ready_in_s", 0.0) for status in self.statuses))
@@ -161,12 +161,12 @@ class EngineWatch:
         if served:
             logger.info("%sServing POST /v1/images/generations; engines ready: %d", model, len(self.statuses))
         elif self.may_sleep:
-            logger.info("%sAll engines sleep; the next request wakes one", model)
+            logger.info("%sNo engine runs; the next request starts one", model)
         else:
             logger.warning("%sNo engine is ready; requests are answered 503 until one is", model)
 
     def _explain(self) -> None:
-        """Say every 30 s what the cluster lacks: Ray waits for it in silence."""
+        """Log every 30 s what the cluster lacks: Ray waits for it without a message."""
         if time.monotonic() - self._logged_at < _EXPLAIN_S:
             return
         self._logged_at = time.monotonic()
@@ -176,6 +176,6 @@ class EngineWatch:
             logger.error("%s", self.shortage[0].upper() + self.shortage[1:])
 
     def _lacking(self, nodes: Sequence[Bundle]) -> str | None:
-        """What the cluster lacks for these engines, beside those of other models that could be there without them."""
+        """What the cluster lacks for these engines, given other models' engines that would fit without them."""
         beside = [replace(it, number=0) if shortage_of_all([it], nodes) else it for it in self._beside]
         return shortage_of_all([self._wanted, *beside], nodes)

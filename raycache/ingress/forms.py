@@ -1,7 +1,7 @@
 """Multipart forms (``multipart/form-data``): their fields as the equivalent JSON, and their files.
 
-What OpenAI's client and others write into a form is text: numbers, ``true``, ``cache[type]`` for a part of an object,
-nothing for what is null. Which of it is meant as text, the model of the body says.
+Forms contain only text: numbers, ``true``, ``cache[type]`` for a part of an object, an empty field for null. The model
+of the body says which fields are meant as text.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from raycache.protocol.errors import RequestError, invalid
 
 __all__ = ["Form", "form_of", "text_fields"]
 
-#: Fields of one form besides its files, and bytes of each: `prompt` is the longest.
+#: Maximum fields of a form, without files, and bytes of each: `prompt` is the longest.
 _MOST_FIELDS, _MOST_FIELD_BYTES = 128, 1 << 20
-#: Letters of all its fields that are read as JSON: a megabyte of brackets becomes thirty in memory.
+#: Maximum characters of all fields read as JSON: a megabyte of brackets takes thirty in memory.
 _MOST_JSON = 1 << 20
-#: Bytes parsed before what they hold is put away: till then the parser keeps an object for each line of a file.
+#: Bytes parsed at a time: until a chunk is handled, the parser keeps an object for each line of a file.
 _CHUNK = 16 << 10
 #: `name`, then keys inside it: `cache[type]`, `image[]`.
 _NAME = re.compile(r"([^\[\]]{1,100})((?:\[[^\[\]]{0,100}\]){0,4})")
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1")
 
-# Its warnings are of what clients send; they are told themselves.
+# Its warnings are about input of clients, which get errors themselves.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 @dataclass
 class Form:
-    """What a form holds.
+    """The content of a form.
 
     Attributes:
-        fields: as a JSON object would have them; those that were empty are left out.
-        files: by the name of their field, in their order.
+        fields: as in a JSON object; empty ones are left out.
+        files: with the name of their field, in order.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Form:
 
 
 class _Parser(MultiPartParser):
-    spool_max_size = MOST_UPLOAD  # the whole body is in memory, and bounded: no file needs a disk
+    spool_max_size = MOST_UPLOAD  # the whole body is in memory, with a limit: no temporary files
     ended = False
 
     def on_end(self) -> None:
@@ -61,12 +61,12 @@ class _Parser(MultiPartParser):
 
 
 def form_of(body: bytes, content_type: str, texts: Container[str], most_files: int) -> Form:
-    """The parts of ``body``. Blocks for as long as they take.
+    """Parse ``body``. Blocks while parsing.
 
     Args:
-        content_type: of the request; it has the boundary.
-        texts: the fields that are text whatever they look like; others are numbers or objects written as text.
-        most_files: in all.
+        content_type: of the request; contains the boundary.
+        texts: fields that are always text; others are numbers or objects written as text.
+        most_files: maximum number of files in total.
 
     Raises:
         RequestError: 400.
@@ -80,7 +80,7 @@ def text_fields(model: type[BaseModel]) -> frozenset[str]:
 
 
 async def _form_of(body: bytes, content_type: str, texts: Container[str], most_files: int) -> Form:
-    """A coroutine because Starlette's parser is one; it waits for nothing."""
+    """A coroutine because Starlette's parser is one; it never waits."""
     _, options = parse_options_header(content_type)
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise invalid(None, "the form's charset must be utf-8", code="invalid_form")
@@ -110,7 +110,7 @@ async def _sorted(parts: Iterable[tuple[str, UploadFile | str]], texts: Containe
     for full_name, value in parts:
         match = _NAME.fullmatch(full_name)
         if match is None:
-            raise invalid(full_name[:80], "is no name of a field", code="unknown_parameter")
+            raise invalid(full_name[:80], "is not a field name", code="unknown_parameter")
         name, keys = match[1], re.findall(r"\[([^\[\]]*)\]", match[2])
         if isinstance(value, UploadFile):
             form.files.setdefault(name, []).append(await value.read())
@@ -119,20 +119,20 @@ async def _sorted(parts: Iterable[tuple[str, UploadFile | str]], texts: Containe
                 _put(form.fields, [name, *keys], value)
         elif value:
             if value.lstrip()[:1] in ("[", "{") and (json_left := json_left - len(value)) < 0:
-                raise invalid(name, f"lists and objects of a form may have {_MOST_JSON} letters in all; send JSON")
+                raise invalid(name, f"lists and objects of a form may have {_MOST_JSON} characters in total; send JSON")
             _put(form.fields, [name, *keys], _meant(value))
     return form
 
 
 def _put(fields: dict[str, Any], path: list[str], value: Any) -> None:
-    """``value`` at the end of ``path``; an empty key, or a number, is one more of a list."""
+    """Set ``value`` at ``path``; an empty key, or a number, appends to a list."""
     *outer, last = path
     inside: Any = fields
     for key, following in zip(outer, path[1:], strict=True):
         kind = list if _in_list(following) else dict
         inside = inside.setdefault(key, kind()) if isinstance(inside, dict) else None
         if not isinstance(inside, kind):
-            raise invalid(path[0], "is given in two ways, or as a list of objects; write it as JSON")
+            raise invalid(path[0], "is given in two ways, or as a list of objects; send it as JSON")
     if isinstance(inside, list):
         inside.append(value)
     elif last in inside:
@@ -146,7 +146,7 @@ def _in_list(key: str) -> bool:
 
 
 def _meant(text: str) -> Any:
-    """A number, a truth, an object or a list where ``text`` says one; else the text itself, which may be refused."""
+    """The number, boolean, object or list that ``text`` contains; else the text itself, which may be refused."""
     if text in ("True", "False"):
         return text == "True"
     try:
@@ -156,7 +156,7 @@ def _meant(text: str) -> Any:
 
 
 def _is_text(annotation: Any) -> bool:
-    """Some of what ``annotation`` allows is a string."""
+    """Whether ``annotation`` allows a string."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return any(isinstance(word, str) for word in inner)

@@ -1,7 +1,7 @@
 """The ingress deployment: CPU only, one for HTTP and Python handles alike.
 
-It is up before any engine is, and it never waits for one that is not there: a small watch knows which engines serve,
-what they can generate and what their limits are, so a request is judged, refused or passed on at once.
+It is up before any engine is, and never waits for one that does not run: a small watch knows which engines serve,
+what they can generate and what their limits are, so a request is checked, refused or passed on immediately.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Ingress:
     """Front of the application: ``generate``, ``generate_stream``, ``models`` and ``status`` for handles; HTTP besides.
 
     Args:
-        settings: of the application.
-        engines: by each model's name the handle of its engines' deployment.
-        bundles: by the same names what one engine asks of the cluster, to explain why none comes up.
-        store: handle of the store, where there is one.
+        settings: the application's.
+        engines: by model name, the handle of its engines' deployment.
+        bundles: by model name, the resources that one engine needs of the cluster, to explain why none starts.
+        store: handle of the store, if there is one.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Ingress:
     async def generate_stream(
         self, request: GenerationRequest
     ) -> AsyncGenerator[ProgressEvent | PreviewEvent | GenerationResult, None]:
-        """Generate, and tell about it: a ``ProgressEvent`` per step, previews if asked for, the result last.
+        """Generate as a stream: a ``ProgressEvent`` per step, previews if requested, the result last.
 
         Raises:
             RequestError: as :meth:`generate`; before the first event if the request is refused.
@@ -88,18 +88,18 @@ class Ingress:
                     yield event
 
     async def stream_from_admission(self, request: GenerationRequest) -> Events:
-        """As :meth:`generate_stream`, with an ``QueuedEvent`` first: over HTTP the status goes out with it."""
+        """As :meth:`generate_stream`, with a ``QueuedEvent`` first: over HTTP the status is sent with it."""
         async with contextlib.aclosing(self._pools.stream(request)) as events:
             async for event in events:
                 yield event
 
     async def status(self) -> list[EngineStatus]:
-        """Every engine of every model that answers, at most a second old; an empty list while none does."""
+        """The status of every answering engine of every model, at most a second old; empty while none answers."""
         told = await asyncio.gather(*(pool.watch.latest() for pool in self._pools.values()))
         return [status for statuses in told for status in statuses]
 
     async def models(self) -> list[ModelCard]:
-        """The models in the order of the settings, as far as their engines have told of them."""
+        """The models in the order of the settings, as far as their engines have reported them."""
         return [
             ModelCard(
                 name=name,
@@ -116,48 +116,48 @@ class Ingress:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """The keys in force; empty where none is asked for."""
+        """The keys in force; empty if no key is required."""
         return self._keys.current()
 
     async def check_health(self) -> None:
-        """Its answer says it all: Serve runs it on the loop that requests run on, where no other check looks soon."""
+        """Answering is enough: Serve runs this on the event loop of the requests, which is then not blocked."""
 
     @property
     def asleep(self) -> bool:
-        """A model's engines do not run because nothing is asked: its next request starts one, and waits for it."""
+        """A model has no engines running because it has no requests: the next one starts an engine and waits."""
         return any(pool.asleep for pool in self._pools.values())
 
     @property
     def max_body_bytes(self) -> int:
-        """The largest limit in force: which model a body is for is known when it has been read."""
+        """The largest limit in force: a body's model is known only after reading it."""
         return max(pool.policy.limits.max_body_bytes for pool in self._pools.values())
 
     @property
     def max_upload_bytes(self) -> int:
-        """The same of bodies that bring pictures."""
+        """The same for bodies that may contain images."""
         return max(pool.policy.limits.max_upload_bytes for pool in self._pools.values())
 
     def limits_of(self, model: str | None) -> LimitSettings:
-        """The limits of requests that give this as ``model``.
+        """The limits of requests with this ``model``.
 
         Raises:
-            RequestError: 404 where there is no such model.
+            RequestError: 404 if there is no such model.
         """
         return self._pools.of(model).policy.limits
 
     def capabilities_of(self, model: str | None) -> Capabilities | None:
-        """What the engines told of the model that is asked for so, once one has.
+        """The capabilities of the model with this name, once an engine has reported them.
 
         Raises:
-            RequestError: 404 where there is no such model.
+            RequestError: 404 if there is no such model.
         """
         return self._pools.of(model).capabilities
 
     def longest_timeout_s(self, model: str | None) -> float:
-        """The longest deadline that a request which gives this as ``model`` may name.
+        """The longest deadline that a request with this ``model`` may set.
 
         Raises:
-            RequestError: 404 where there is no such model.
+            RequestError: 404 if there is no such model.
         """
         return self._pools.longest_timeout_s(model)
 
@@ -168,7 +168,7 @@ class Ingress:
 
     @property
     def shortage(self) -> str | None:
-        """What the cluster lacks for engines to start, if that was found out."""
+        """What the cluster lacks for engines to start, if that is known."""
         return next((reason for pool in self._pools.values() if (reason := pool.watch.shortage)), None)
 
     def _tell_ready(self) -> None:

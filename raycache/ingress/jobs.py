@@ -1,4 +1,4 @@
-"""Replies about kept jobs of any kind, and the parameters of their lists."""
+"""Replies about stored jobs of any kind, and the parameters of their lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ORDERS: dict[str, Order] = {"asc": "asc", "desc": "desc"}
 
 
 class Listing(NamedTuple):
-    """Which part of a list: behind the id ``after``, so many, newest first with ``desc``."""
+    """The requested part of a list: ``limit`` jobs after the id ``after``, newest first with ``desc``."""
 
     after: str | None
     limit: int
@@ -25,7 +25,7 @@ class Listing(NamedTuple):
 
 
 async def _listing(http: Request) -> Listing:
-    """As OpenAI's clients say it in the address.
+    """The query parameters, as OpenAI's clients send them.
 
     Raises:
         RequestError: 400.
@@ -50,7 +50,7 @@ def listed(page: Page, told: Callable[[StoredJob], dict[str, Any]]) -> dict[str,
 
 
 def told_of_job(job: StoredJob) -> dict[str, Any]:
-    """What every kind has. Times are whole seconds, as OpenAI's."""
+    """Fields that every kind of job has. Times are whole seconds, as in OpenAI's API."""
     return {
         "id": job.id,
         "model": job.model,
@@ -67,5 +67,5 @@ def told_of_job(job: StoredJob) -> dict[str, Any]:
 
 
 def job_told(job: StoredJob) -> dict[str, Any]:
-    """A job as the API shows it; the prompt is its client's own and not told again."""
+    """A job as the API shows it; without its prompt, which the client knows."""
     return {**told_of_job(job), "object": "job", "size": job.request.get("size"), "images": len(job.files)}

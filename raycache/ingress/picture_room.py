@@ -1,4 +1,4 @@
-"""Limits for input pictures in one process: few are decoded at once, off the event loop, in bounded memory."""
+"""Limits for input images in one process: few are decoded at a time, off the event loop, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from raycache.protocol.pictures import OpenedPicture, open_picture
 
 __all__ = ["File", "PictureRoom"]
 
-#: Requests that are decoded at once; bytes of bodies that are, or wait for it; bytes of pixels of all under way.
+#: Requests decoded at a time; bytes of bodies being or waiting to be decoded; bytes of all decoded pixels.
 _THREADS, _MOST_BODY_BYTES, _MOST_BYTES = 2, 256 << 20, 1 << 30
 _SOON_S = 2.0
 
-#: A file, and the field of the request that it came in.
+#: A field of the request, and the content of its file.
 File = tuple[str, bytes]
 
 Given = ParamSpec("Given")
@@ -29,14 +29,14 @@ Made = TypeVar("Made")
 
 
 class PictureRoom:
-    """Who may decode, and how much there is.
+    """Limits the number of decoding requests, and their memory.
 
     Args:
-        threads: that decode.
-        most_body_bytes: of bodies that are parsed or decoded, or wait for that.
-        most_bytes: of pixels of all requests, decoded and not yet answered.
+        threads: number of threads for decoding.
+        most_body_bytes: bytes of bodies that are being parsed or decoded, or wait for that.
+        most_bytes: bytes of decoded pixels of all requests not answered yet.
 
-    A request that is alone may have more of both: its own bounds are the limits of the settings.
+    A request that is alone may exceed both: only the limits of the settings apply to it.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class PictureRoom:
 
     @property
     def held(self) -> int:
-        """Bytes of pixels that requests under way have, or will have when they are decoded."""
+        """Bytes of pixels that active requests have, or will have when decoded."""
         arrays = [array for array in (ref() for ref in self._alive) if array is not None]
         self._alive = [weakref.ref(array) for array in arrays]
         return self._reserved + sum(array.nbytes for array in arrays)
 
     @contextmanager
     def place(self, size: int) -> Iterator[None]:
-        """A place for one request whose body has ``size`` bytes, until its pictures are decoded.
+        """Reserve a place for a request with a body of ``size`` bytes, until its images are decoded.
 
         Raises:
-            RequestError: 503 when there is none.
+            RequestError: 503 if there is none.
         """
         if self._body_bytes and self._body_bytes + size > self._most_body_bytes:
             raise _crowded()
@@ -70,16 +70,16 @@ class PictureRoom:
             self._body_bytes -= size
 
     async def run(self, work: Callable[Given, Made], *args: Given.args, **kwargs: Given.kwargs) -> Made:
-        """What ``work`` makes, in one of the few threads."""
+        """Run ``work`` in one of the few threads, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
 
     async def decoded(
         self, files: Sequence[File], mask: File | None, limits: LimitSettings
     ) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
-        """The pictures, uint8 [height, width, 3], and the mask, uint8 [height, width].
+        """Decode the images, uint8 [height, width, 3], and the mask, uint8 [height, width].
 
         Raises:
-            RequestError: 400: see :mod:`raycache.protocol.pictures`; 503 when others hold too much.
+            RequestError: 400: see :mod:`raycache.protocol.pictures`; 503 if other requests hold too much.
         """
         opened = await self.run(_opened, [*files, *([mask] if mask else [])], limits)
         pixels = [each.pixels for each in opened]
@@ -112,4 +112,4 @@ def _decoded(opened: Sequence[OpenedPicture], with_mask: bool) -> list[np.ndarra
 
 
 def _crowded() -> RequestError:
-    return unavailable("too many pictures of other requests are held here", _SOON_S, "too_many_pictures")
+    return unavailable("the images of other requests take up all memory for images", _SOON_S, "too_many_pictures")

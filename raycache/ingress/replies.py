@@ -23,22 +23,22 @@ from raycache.size import Size
 
 __all__ = ["drawn", "reply", "told_of"]
 
-#: Seconds after which a stream says something, whatever the engine does: proxies cut a line that is silent for 60.
+#: Seconds after which a stream sends a comment: proxies close a connection that is silent for 60.
 _COMMENT_S = 10.0
-#: Seconds for which a refusal can still be a status: an engine that must be woken decides only minutes later.
+#: Seconds during which a refusal can still be a status: an engine that must start decides only minutes later.
 _UNDECIDED_S = 30.0
 
 
 async def drawn(
     http: Request, body: ImagesBody, context: Context, request: GenerationRequest | None = None
 ) -> Response:
-    """What ``body`` asks for, in the form that it and the headers ask for.
+    """Generate ``body``'s images, in the form that it and the headers request.
 
     Args:
-        request: what decides the result, where the body alone does not say it; its pictures are decoded there.
+        request: the request, if the body alone does not determine it: it has the decoded input images.
 
     Raises:
-        RequestError: refused, aborted or failed before the status was out.
+        RequestError: refused, aborted or failed before the status was sent.
     """
     if wants_later(http.headers, body):
         return await _kept(body, request or body.request(), context)
@@ -61,9 +61,9 @@ async def drawn(
 
 
 async def _kept(body: ImagesBody, request: GenerationRequest, context: Context) -> Response:
-    """202: where the job is, which nobody waits for."""
+    """202 with the address of the job, without waiting for it."""
     if context.store is None:
-        reason = "`respond-async` asks for a kept job, and this service keeps none; leave the header out"
+        reason = "`respond-async` requests a stored job, but this service stores none; leave the header out"
         raise invalid("prefer", reason, code="no_store")
     job = await context.store.submit("image", request, body.ignored())
     headers = {"location": f"/v1/jobs/{job.id}", "preference-applied": "respond-async"}
@@ -82,7 +82,7 @@ def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -
 
 
 def told_of(result: GenerationResult) -> dict[str, Any]:
-    """What is told of a result besides its images."""
+    """The fields of a reply other than its images."""
     return {
         "seeds": result.seeds,
         "times": {stage: round(seconds, 4) for stage, seconds in result.times.model_dump().items()},
@@ -93,10 +93,10 @@ def told_of(result: GenerationResult) -> dict[str, Any]:
 
 async def _stream(events: Events, metrics: IngressMetrics, body: ImagesBody) -> Response:
     try:
-        # A refusal must be a status code, not an event: it is out before the first event.
+        # A refusal must be a status code, not an event: the status is sent before the first event.
         first, rest = await begin(events, _UNDECIDED_S)
     except StopAsyncIteration:
-        raise RequestError(500, "the engine ended the stream without a picture", None, "job_failed") from None
+        raise RequestError(500, "the engine ended the stream without an image", None, "job_failed") from None
     texts = keep_alive(stream_events(first, rest, body, metrics.answered), _COMMENT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(texts, media_type="text/event-stream", headers=headers)

@@ -25,15 +25,15 @@ logger = logging.getLogger("ray.serve")
 Event = QueuedEvent | ProgressEvent | PreviewEvent | GenerationResult
 Events = AsyncGenerator[Event, None]
 
-#: Lines that every reader of server-sent events skips: they only show proxies and clients that we live.
+#: Lines that every reader of server-sent events skips: they show proxies and clients that the stream is alive.
 _QUEUED, _ALIVE = ": in the queue\n\n", ": still at it\n\n"
 
 
 async def begin(events: Events, patience_s: float) -> tuple[Event, Events]:
-    """The first event and the rest; after ``patience_s`` seconds without one, something to say in its place.
+    """The first event and the rest; after ``patience_s`` seconds without one, a substitute for the first.
 
     Raises:
-        RequestError: refused. It is no event but a status, so it is waited for.
+        RequestError: refused. A refusal is a status instead of an event, so it is waited for.
     """
     first = asyncio.ensure_future(anext(events))
     try:
@@ -47,7 +47,7 @@ async def begin(events: Events, patience_s: float) -> tuple[Event, Events]:
 
 
 async def keep_alive(texts: AsyncGenerator[str, None], every_s: float) -> AsyncIterator[str]:
-    """``texts``, and a comment whenever ``every_s`` seconds went by without one, whatever the reason."""
+    """``texts``, with a comment after every ``every_s`` seconds without one."""
     pending: asyncio.Future[str] | None = None
     try:
         while True:
@@ -81,8 +81,8 @@ async def _resumed(first: asyncio.Future[Event], rest: Events) -> Events:
 
 
 async def _stopped(pending: asyncio.Future[Any] | None, source: AsyncGenerator[Any, None]) -> None:
-    """End ``source`` now, also while ``pending`` waits inside it, and while whoever asks is being cancelled."""
-    # starlette cancels a stream again at every await; the engine would never hear that its client left.
+    """Close ``source`` now, even if ``pending`` waits inside it, and if the caller is being cancelled."""
+    # starlette cancels a stream again at every await; the engine would never learn that its client disconnected.
     with anyio.CancelScope(shield=True):
         if pending is not None:
             pending.cancel()
@@ -109,12 +109,12 @@ async def stream_events(
         on_error(error)
         yield _text("error", {"type": "error", **error.body()})
     except Exception:
-        # The status is out already: without an event the client would see a stream that just ends.
-        logger.exception("A stream broke off")
+        # The status was sent already: without an event the client would see a stream that just ends.
+        logger.exception("A stream failed")
         on_error(broken := internal_error())
         yield _text("error", {"type": "error", **broken.body()})
     finally:
-        # A client that went away ends this generator; the engine must hear of it now, not at garbage collection.
+        # A disconnecting client ends this generator; the engine must learn of it now, not at garbage collection.
         await rest.aclose()
 
 

@@ -18,9 +18,9 @@ __all__ = ["StoreClient", "StoreHandle"]
 
 Answer = TypeVar("Answer")
 
-#: Seconds for an answer: it only reads and writes small files, but perhaps on a shared folder.
+#: Seconds for an answer: the store only reads and writes small files, but possibly in a shared folder.
 _ANSWER_S = 30.0
-#: Until Serve has another one.
+#: Seconds until Serve has started another store.
 _REPLACED_S = 3.0
 
 
@@ -54,12 +54,12 @@ class StoreClient:
         self._handle = handle
 
     async def submit(self, kind: JobKind, request: GenerationRequest, notes: Sequence[str] = ()) -> StoredJob:
-        """Keep a new job; ``notes`` are warnings that its result gets."""
+        """Store a new job; ``notes``: warnings to add to its result."""
         job: StoredJob = await _asked(self._handle.submit.remote(kind, request, key_in_use.get(), list(notes)))
         return job
 
     async def find(self, kind: JobKind, id: str) -> StoredJob:
-        """How a job is."""
+        """The job and its state."""
         job: StoredJob = await _asked(self._handle.find.remote(kind, id, key_in_use.get()))
         return job
 
@@ -69,7 +69,7 @@ class StoreClient:
         return page
 
     async def delete(self, kind: JobKind, id: str) -> StoredJob:
-        """Forget a job; if it is under way it is dropped."""
+        """Delete a job; if it is running it is stopped."""
         job: StoredJob = await _asked(self._handle.delete.remote(kind, id, key_in_use.get()))
         return job
 
@@ -86,8 +86,8 @@ async def _asked(call: _Call) -> Any:
         call.cancel()
         raise
     except (TimeoutError, *DEATHS, DeploymentUnavailableError):
-        call.cancel()  # or the store keeps a job that nobody knows of, and one more for each try
-        message = "the store does not answer: it is starting or being replaced; kept jobs go on when it is there"
+        call.cancel()  # otherwise the store has a job that no client knows of, and one more after each retry
+        message = "the store does not answer: it is starting or being replaced; stored jobs continue once it is ready"
         raise unavailable(message, _REPLACED_S, "store_gone") from None
     if isinstance(answer, RequestError):
         raise answer

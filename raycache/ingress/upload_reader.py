@@ -1,4 +1,4 @@
-"""A body that carries pictures, a form or JSON: read within bounds, and parsed off the event loop."""
+"""A body that may contain images, a form or JSON: read within bounds, and parsed off the event loop."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ async def upload(
     of_form: Callable[[Form], Made],
     of_json: Callable[[bytes], Made],
 ) -> AsyncGenerator[Made, None]:
-    """What ``of_form`` or ``of_json`` makes of the body of ``http``; it has its place in the room until the block ends.
+    """The result of ``of_form`` or ``of_json`` for the body of ``http``, which keeps its place until the block ends.
 
-    Both run in a thread of the room: a hostile body costs those a turn who bring pictures, and holds up nobody else.
+    Both run in the threads for images: a hostile body delays other requests with images, but no others.
 
     Args:
-        most_files: of a form.
-        texts: the fields of a form that are text whatever they look like.
+        most_files: maximum number of files of a form.
+        texts: fields of a form that are always text.
 
     Raises:
-        RequestError: what is wrong with the body; 503 where there is no room for it now.
+        RequestError: an error in the body; 503 if there is no memory for it now.
     """
     room, most = context.pictures, context.service.max_upload_bytes
     raw, coding = await read_upload(http, most, context.uploads)
@@ -46,5 +46,5 @@ async def upload(
             return of_form(form_of(inflated(raw, coding, most), content_type, texts, most_files))
         return of_json(decoded(raw, coding, most))
 
-    with room.place(most if coding else len(raw)):  # what is packed may become as large as anything
+    with room.place(most if coding else len(raw)):  # a compressed body may become as large as the limit
         yield await room.run(read)

@@ -1,4 +1,4 @@
-"""From the body of an edit to a request: a form or JSON, its files, their pixels."""
+"""From the body of an edit to a request: a form or JSON, its files, decoded images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEXTS = text_fields(EditBody)
 
 @dataclass
 class _Upload:
-    """A body, and the files that it brought."""
+    """A body, and the files sent with it."""
 
     body: EditBody
     pictures: list[File]
@@ -32,12 +32,12 @@ class _Upload:
 
 
 async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequest]:
-    """What ``http`` asks for, its pictures decoded.
+    """The requested edit, with its images decoded.
 
-    What the model cannot do anyway is refused before anything is decoded.
+    Requests that the model cannot fulfil are refused before decoding anything.
 
     Raises:
-        RequestError: what is wrong with the body, a field or a picture; 503 where there is no room for it now.
+        RequestError: an error in the body, a field or an image; 503 if there is no memory for it now.
     """
     service = context.service
     async with upload(http, context, MOST_FILES + 1, _TEXTS, _of_form, _of_json) as brought:
@@ -45,7 +45,7 @@ async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequ
             raise missing_image()
         body, pictures, mask = brought.body, brought.pictures, brought.mask
         if len(pictures) > MOST_FILES:
-            raise invalid("image", f"{len(pictures)} pictures, at most {MOST_FILES} are read")
+            raise invalid("image", f"got {len(pictures)} images, at most {MOST_FILES} are allowed")
         if (model := service.capabilities_of(body.model)) is not None:
             check_task(task_of(mask=mask is not None, strength=body.strength), len(pictures), model)
         arrays = await context.pictures.decoded(pictures, mask, service.limits_of(body.model))
@@ -55,12 +55,12 @@ async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequ
 def _of_form(form: Form) -> _Upload:
     pictures, masks = form.files.pop("image", []), form.files.pop("mask", [])
     for name in form.files:
-        # Named among the fields, it is refused as one that is unknown, or that takes no file.
+        # Among the fields it is refused as unknown, or as one that takes no file.
         form.fields.setdefault(name, True)
     if len(masks) > 1 or (masks and "mask" in form.fields):
         raise invalid("mask", "is given twice")
     if pictures and form.fields.keys() & {"image", "images"}:
-        raise invalid("image", "is given as a file and as a text")
+        raise invalid("image", "is given both as a file and as text")
     brought = _of_body(parse_fields(EditBody, form.fields))
     names = ["image"] if len(pictures) == 1 else [f"image[{index}]" for index in range(len(pictures))]
     brought.pictures += zip(names, pictures, strict=True)
@@ -79,7 +79,7 @@ def _of_body(body: EditBody) -> _Upload:
 
 
 def edit_document() -> dict[str, Any]:
-    """What OpenAPI says of the body: JSON, and the same as a form whose pictures are files."""
+    """The OpenAPI description of the body: JSON, or the same as a form with images as files."""
     document = body_document(EditBody)
     content = document["requestBody"]["content"]
     form = deepcopy(content["application/json"])

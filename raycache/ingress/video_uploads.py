@@ -1,4 +1,4 @@
-"""From the body of a video request to the request: a form or JSON, and its optional picture."""
+"""From the body of a video request to the request: a form or JSON, and its optional image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TEXTS = text_fields(VideoBody)
 
 
 async def read_video(http: Request, context: Context) -> tuple[VideoBody, VideoRequest]:
-    """What ``http`` asks for, its picture decoded; what the model cannot do anyway is refused before that.
+    """The requested video, with its image decoded; requests that the model cannot fulfil are refused before that.
 
     Raises:
-        RequestError: what is wrong with the body, a field or the picture; 503 where there is no room for it now.
+        RequestError: an error in the body, a field or the image; 503 if there is no memory for it now.
     """
     service = context.service
     async with upload(http, context, 1, _TEXTS, _of_form, _of_json) as (body, file):
@@ -41,7 +41,7 @@ def _of_form(form: Form) -> tuple[VideoBody, bytes | None]:
     for name in form.files:
         raise invalid(name, "takes no file", [_PICTURE], "unknown_parameter")
     if files and _PICTURE in form.fields:
-        raise invalid(_PICTURE, "is given as a file and as a text")
+        raise invalid(_PICTURE, "is given both as a file and as text")
     body = parse_fields(VideoBody, form.fields)
     return body, files[0] if files else body.reference_file()
 
@@ -52,11 +52,11 @@ def _of_json(raw: bytes) -> tuple[VideoBody, bytes | None]:
 
 
 def video_document() -> dict[str, Any]:
-    """What OpenAPI says of the body: JSON, and the same as a form whose picture is a file."""
+    """The OpenAPI description of the body: JSON, or the same as a form with the image as a file."""
     document = body_document(VideoBody)
     content = document["requestBody"]["content"]
     schema = content["application/json"]["schema"]
-    file = {"description": "The picture that the video begins with.", "type": "string", "format": "binary"}
+    file = {"description": "The image that the video starts with.", "type": "string", "format": "binary"}
     form = {**schema, "properties": {**schema["properties"], _PICTURE: file}}
     content["multipart/form-data"] = {"schema": form}
     return document

@@ -1,4 +1,4 @@
-"""A job as named arguments of its pipeline's call, limited to those that the pipeline has."""
+"""A job as named arguments of its pipeline's call, limited to those that the pipeline takes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from raycache.protocol.job import Job
 
 __all__ = ["call", "call_arguments", "parameters_of_call", "pipelines_of", "to_uint8"]
 
-#: What diffusers calls the number of rows for one prompt.
+#: diffusers' names for the number of rows per prompt.
 _ROWS = ("num_images_per_prompt", "num_videos_per_prompt")
-#: A prompt that says nothing, for pipelines that guide only where they are given one to guide away from.
+#: An empty prompt, for pipelines that guide only with a negative prompt.
 _NOTHING = " "
 
 
 def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -> dict[str, Any]:
-    """Arguments for ``pipe``, of the family, that make ``job`` end in float images of its own scale.
+    """Arguments for ``pipe``, of the family, with which ``job`` returns float images.
 
-    Each image has a generator of its own, on the CPU: its noise depends on its seed alone.
+    Each image has its own generator, on the CPU: its noise depends only on its seed.
 
     Raises:
-        ValueError: the job needs an argument that this pipeline has not.
+        ValueError: the job needs an argument that this pipeline does not take.
     """
     image, inputs = job.images[0], job.inputs
     known = parameters_of_call(pipe)
@@ -42,7 +42,7 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
         "width": job.size.width,
         "num_inference_steps": job.num_inference_steps,
         "max_sequence_length": text_tokens,
-        "strength": 1.0,  # pipelines that paint within a mask would keep some of what is under it
+        "strength": 1.0,  # else inpainting pipelines would keep some of the masked area
         "generator": [torch.Generator().manual_seed(each.seed) for each in job.images],
         "output_type": "np",
     }
@@ -50,7 +50,7 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
     if missing := [name for name in needed if name not in known]:
         raise ValueError(f"{type(pipe).__name__} has no {', '.join(missing)}, which a job of {inputs.task} needs")
     if "true_cfg_scale" in known and not _embeds_guidance(pipe):
-        del offered["guidance_scale"]  # the pipeline would warn of it each time
+        del offered["guidance_scale"]  # the pipeline would warn about it each time
     offered |= needed
     rows, images = next((name for name in _ROWS if name in known), None), len(job.images)
     if rows and not family.repeats:
@@ -58,13 +58,13 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
     elif images > 1:
         offered |= {name: [offered[name]] * images for name in ("prompt", "negative_prompt") if name in offered}
     if images > 1 and inputs.task != "edit" and family.picture_by_row:
-        # Encoded with that row's generator, so that image k depends on its seed alone. Pictures to edit are no rows.
+        # Encoded with that row's generator, so that image k depends only on its seed. Images to edit are not rows.
         offered |= {name: [offered[name]] * images for name in ("image", "mask_image") if name in offered}
     return {name: value for name, value in (offered | dict(family.arguments(job))).items() if name in known}
 
 
 def _needed(job: Job, known: Collection[str]) -> dict[str, Any]:
-    """What the job must not lose."""
+    """Arguments that must not be dropped."""
     image, inputs, needed = job.images[0], job.inputs, dict[str, Any]()
     if image.true_cfg_scale > 1 or "true_cfg_scale" in known:
         needed["true_cfg_scale"] = image.true_cfg_scale
@@ -87,15 +87,15 @@ def _needed(job: Job, known: Collection[str]) -> dict[str, Any]:
 
 
 def call(pipe: Any, arguments: Mapping[str, Any]) -> Any:
-    """All that ``pipe`` makes of these arguments, as if in a tuple: its images, or videos, first."""
+    """Everything that ``pipe`` returns for these arguments, as a tuple: images or videos first."""
     return (call_modular(pipe, arguments),) if is_modular(pipe) else pipe(**arguments)
 
 
 def parameters_of_call(pipe: object) -> Collection[str]:
-    """Names of what the pipeline's call takes."""
+    """Names of the parameters of the pipeline's call."""
     if is_modular(pipe):
         return inputs_of(pipe)
-    pipeline: Any = type(pipe)  # to the checker a class has the hash of its instances
+    pipeline: Any = type(pipe)  # the type checker gives a class the hash of its instances
     return _parameters(pipeline)
 
 
@@ -109,7 +109,7 @@ def _embeds_guidance(pipe: Any) -> bool:
 
 
 def pipelines_of(pipe: Any, family: ModelFamily) -> dict[str, Any]:
-    """For each task that the family has, the loaded pipeline, or another over the same components."""
+    """For each task of the family, the loaded pipeline or another one over the same components."""
     import diffusers
 
     if is_modular(pipe):
@@ -130,5 +130,5 @@ def _other(pipeline: Any, pipe: Any) -> Any:
 
 
 def to_uint8(values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    """Floats from 0 to 1 as diffusers gives them for ``output_type="np"``: uint8 of the same shape, without alpha."""
+    """Floats from 0 to 1 as diffusers returns them for ``output_type="np"``: uint8 of the same shape, without alpha."""
     return np.rint(np.clip(np.asarray(values, dtype=np.float32)[..., :3], 0, 1) * 255).astype(np.uint8)

@@ -10,18 +10,18 @@ from cache_core.blocks import Block, find_blocks
 
 __all__ = ["blocks_of", "denoisers_of"]
 
-#: Names under which diffusers' pipelines keep what they call once or more in each step. Wan 2.2 has two.
+#: Attributes of diffusers' pipelines with the models called in each step. Wan 2.2 has two.
 _NAMES = ("transformer", "transformer_2", "unet")
 
 
 def denoisers_of(pipe: Any) -> dict[str, Any]:
-    """What ``pipe`` calls in each step, by the name it has there."""
+    """The models that ``pipe`` calls in each step, by attribute name."""
     found = {name: getattr(pipe, name, None) for name in _NAMES}
     return {name: module for name, module in found.items() if module is not None}
 
 
 def blocks_of(denoiser: Any) -> Sequence[Block]:
-    """The blocks that a cache works on; none of a denoiser that it does not know."""
+    """The blocks that a cache works on; empty for a denoiser that it does not know."""
     try:
         return find_blocks(denoiser)
     except (UnsupportedModelError, TypeError):

@@ -1,4 +1,4 @@
-"""FLUX.1: packed latents, two text encoders of which T5 sets the prompt's length, guidance embedded."""
+"""FLUX.1: packed latents, two text encoders (T5 limits the prompt's length), embedded guidance."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FluxFamily", "FluxFillFamily", "FluxKontextFamily"]
 
-#: More than this FluxPipeline does not take.
+#: The maximum of FluxPipeline.
 _MOST_TEXT_TOKENS = 512
 
 
 class FluxFamily(ModelFamily):
-    """FLUX.1 dev and schnell, run with diffusers' ``FluxPipeline`` and its relatives over the same components."""
+    """FLUX.1 dev and schnell, run with diffusers' ``FluxPipeline`` and its variants for other tasks."""
 
     called = "FLUX"
     transformer = "FluxTransformer2DModel"
@@ -49,15 +49,15 @@ class FluxFamily(ModelFamily):
         return tokens_told(folder, "tokenizer_2", _MOST_TEXT_TOKENS)
 
     def text_tokens(self, pipe: Any) -> int:
-        """What T5's tokenizer says, as far as the pipeline goes along."""
+        """The length of T5's tokenizer, up to the pipeline's maximum."""
         return min(int(pipe.tokenizer_2.model_max_length), _MOST_TEXT_TOKENS)
 
     def prompt_warnings(self, pipe: Any, prompt: str, text_tokens: int) -> list[str]:
-        """Whether T5 is told only the beginning."""
+        """A warning if T5 reads only the beginning."""
         tokens = len(pipe.tokenizer_2(prompt, verbose=False).input_ids)
         if tokens <= text_tokens:
             return []
-        return [f"prompt: {tokens} tokens, of which this model reads the first {text_tokens}"]
+        return [f"prompt: {tokens} tokens, but this model reads only the first {text_tokens}"]
 
     def latents_to_decode(self, pipe: Any, latents: torch.Tensor, size: Size) -> torch.Tensor:
         """[images, tokens, channels] to [images, channels / 4, height / 8, width / 8]."""
@@ -66,7 +66,7 @@ class FluxFamily(ModelFamily):
 
 
 class FluxKontextFamily(FluxFamily):
-    """FLUX.1 Kontext: a picture and what to do with it; the picture's tokens stand behind the image's."""
+    """FLUX.1 Kontext: an input image and an instruction; its tokens follow those of the generated image."""
 
     called = "FLUX Kontext"
     tasks: ClassVar[Mapping[Task, str]] = {
@@ -76,12 +76,12 @@ class FluxKontextFamily(FluxFamily):
     }
 
     def arguments(self, job: Job) -> Mapping[str, Any]:
-        """Size is what the request says: the pipeline would choose another, with the area that it was trained at."""
+        """Keep the requested size: the pipeline would choose another one with the area of its training."""
         return {"max_area": job.size.pixels, "_auto_resize": False}
 
 
 class FluxFillFamily(FluxFamily):
-    """FLUX.1 Fill: what a mask leaves of a picture, as further channels of the latents."""
+    """FLUX.1 Fill: the masked input image as further channels of the latents."""
 
     called = "FLUX Fill"
     tasks: ClassVar[Mapping[Task, str]] = {"inpaint": "FluxFillPipeline"}

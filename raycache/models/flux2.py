@@ -1,4 +1,4 @@
-"""FLUX.2: one text encoder that reads chat, pictures to edit as further tokens, a VAE behind a batch norm."""
+"""FLUX.2: one text encoder with a chat template, images to edit as further tokens, a VAE with a batch norm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Flux2Family", "Flux2KleinFamily"]
 
 
 class Flux2Family(ModelFamily):
-    """FLUX.2 dev: guidance embedded, no negative prompt."""
+    """FLUX.2 dev: embedded guidance, no negative prompt."""
 
     called = "FLUX.2"
     transformer = "Flux2Transformer2DModel"
@@ -22,12 +22,12 @@ class Flux2Family(ModelFamily):
 
 
 class Flux2KleinFamily(Flux2Family):
-    """FLUX.2 klein: few steps; the distilled one is not guided, the base model by a second call in each."""
+    """FLUX.2 klein: few steps; the distilled one has no guidance, the base model guides by a second call per step."""
 
     called = "FLUX.2 klein"
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-image": "Flux2KleinPipeline", "edit": "Flux2KleinPipeline"}
     cfg_calls = True
 
     def guides_by_calls(self, config: Mapping[str, Any]) -> bool:
-        """The distilled one leaves ``guidance_scale`` out."""
+        """The distilled model ignores ``guidance_scale``."""
         return not config.get("is_distilled", False)

@@ -1,4 +1,4 @@
-"""FLUX.3: a modular pipeline; one text encoder that reads chat, pictures to edit as further tokens, FLUX.2's VAE."""
+"""FLUX.3: a modular pipeline; one text encoder with a chat template, images to edit as further tokens, FLUX.2's VAE."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Flux3DistilledFamily", "Flux3Family"]
 
 
 class Flux3Family(ModelFamily):
-    """FLUX.3 before it is distilled: guided by a second call in each step.
+    """FLUX.3 before distillation: guided by a second call per step.
 
-    Prompts are drawn as they are given: the language model that diffusers' blocks put before them writes another prompt
-    at every call, so that a seed would not say what comes, and needs as much memory as the transformer.
+    Prompts are used as given: the language model that diffusers' blocks run first writes a different prompt at every
+    call, so results would not be reproducible by seed, and it needs as much memory as the transformer.
     """
 
     called = "FLUX.3"
     transformer = "Flux3Transformer2DModel"
-    layers = ("num_single_layers",)  # the others are for one kind of token each, and computed at every step
+    layers = ("num_single_layers",)  # the others handle one kind of token each, and are computed at every step
     parts: ClassVar[Mapping[str, str]] = {
         "transformer": "config.json",
         "vae": "config.json",
@@ -36,7 +36,7 @@ class Flux3Family(ModelFamily):
 
 
 class Flux3DistilledFamily(Flux3Family):
-    """FLUX.3 for few steps: no guidance."""
+    """Distilled FLUX.3: few steps, no guidance."""
 
     called = "FLUX.3 distilled"
     negative_prompt = cfg_calls = False

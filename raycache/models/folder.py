@@ -1,4 +1,4 @@
-"""What a model's folder says about the model before it is loaded, and which files are missing."""
+"""What a model's folder tells about the model before it is loaded, and which files are missing."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = [
     "safetensors_header",
 ]
 
-_LONGEST_HEADER = 100 << 20  # safetensors' own bound
+_LONGEST_HEADER = 100 << 20  # safetensors' own limit
 
 
 def folder_faults(folder: Path, *, weights: bool = True) -> list[str]:
-    """Why no pipeline could be loaded from ``folder``; empty when nothing speaks against it.
+    """Why no pipeline could be loaded from ``folder``; empty if no reason is known.
 
     Args:
         folder: a model in diffusers' layout.
-        weights: look at the weight files, too; False where they are yet to be downloaded.
+        weights: also check the weight files; False if they are downloaded later.
     """
     index = _index(folder)
     if not isinstance(index, dict):
-        return [f"{folder / 'model_index.json'} is not JSON of a diffusers pipeline"]
+        return [f"{folder / 'model_index.json'} is not the JSON of a diffusers pipeline"]
     family, named = family_of(pipeline_class(folder)), _class_named(index.get("transformer"))
     if named and family.transformer and named != family.transformer:
-        held = f"{folder} holds {index.get('_class_name')} with {named}"
+        held = f"{folder} contains {index.get('_class_name')} with {named}"
         return [f"{held}; a model of {family.called} has {family.transformer}"]
     parts = family.parts or parts_named(folder)
-    faults = [f"{folder} lacks {part}/{file}" for part, file in parts.items() if not any((folder / part).glob(file))]
+    faults = [f"{folder} has no {part}/{file}" for part, file in parts.items() if not any((folder / part).glob(file))]
     if weights:
         models = family.with_weights or [part for part, file in parts.items() if file == "config.json"]
         faults += [fault for part in models for fault in _weight_faults(folder / part)]
@@ -52,7 +52,7 @@ def folder_faults(folder: Path, *, weights: bool = True) -> list[str]:
 
 
 def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabilities | None:
-    """What the gang will say of the model in ``folder``; None where the files do not tell."""
+    """The capabilities that the gang will report for the model in ``folder``; None if its files do not say."""
     config, pipeline = _json(folder / "transformer" / "config.json"), pipeline_class(folder)
     family = family_of(pipeline)
     try:
@@ -74,13 +74,13 @@ def capabilities_told(folder: Path, max_sequence_length: int | None) -> Capabili
 def told_by(
     family: ModelFamily, vae: Mapping[str, Any], config: Mapping[str, Any], *, pipeline: str, **found: Any
 ) -> Capabilities:
-    """What can be asked of a model of ``family``.
+    """The capabilities of a model of ``family``.
 
     Args:
-        vae: config of its VAE, empty where it has none.
-        config: of the pipeline, as its index has it.
+        vae: config of its VAE, empty if it has none.
+        config: the pipeline's, from its index.
         pipeline: class name.
-        found: what else its files, or the loaded pipeline, tell of it.
+        found: other capabilities, from its files or the loaded pipeline.
     """
     return Capabilities(
         **found,
@@ -98,37 +98,37 @@ def told_by(
 
 
 def pipeline_class(folder: Path) -> str:
-    """Class name of the pipeline that the index in ``folder`` names; "None" where it names none."""
+    """Class name of the pipeline in the index of ``folder``; "None" if it has none."""
     index = _index(folder)
     return str(index.get("_class_name")) if isinstance(index, dict) else "None"
 
 
 def parts_classed(folder: Path) -> dict[str, str]:
-    """By its name each part that the index in ``folder`` names, and its class."""
+    """Class of each part in the index of ``folder``, by name."""
     index = _index(folder)
     return _classes_named(index) if isinstance(index, dict) else {}
 
 
 def parts_named(folder: Path) -> dict[str, str]:
-    """By its name each part that the index in ``folder`` names, and the file without which it cannot be loaded."""
+    """A file that each part in the index of ``folder`` needs, by the part's name."""
     return {part: _file_of(name) for part, name in parts_classed(folder).items()}
 
 
 def config_of(folder: Path, part: str) -> dict[str, Any]:
-    """What a part says of itself; empty where it says nothing."""
+    """The config of a part; empty if it has none."""
     config = _json(folder / part / "config.json")
     return config if isinstance(config, dict) else {}
 
 
 def classes_named(folder: Path) -> list[tuple[str, str]]:
-    """Library and class of each part that the index in ``folder`` names."""
+    """Library and class of each part in the index of ``folder``."""
     index = _index(folder)
     entries = index.values() if isinstance(index, dict) else ()
     return [(str(entry[0]), name) for entry in entries if (name := _class_named(entry)) and entry[0]]
 
 
 def is_modular_folder(folder: Path) -> bool:
-    """Whether ``folder`` has the index of a modular pipeline, and none of an ordinary one."""
+    """Whether ``folder`` has the index of a modular pipeline, but not of an ordinary one."""
     return not (folder / "model_index.json").is_file() and (folder / "modular_model_index.json").is_file()
 
 
@@ -137,7 +137,7 @@ def _index(folder: Path) -> Any:
 
 
 def _class_named(entry: object) -> str:
-    """Class of a component by its entry in an index: [library, class], of a modular pipeline also where it is from."""
+    """Class of a component from its index entry: [library, class], and its source for a modular pipeline."""
     if not isinstance(entry, list | tuple) or not 2 <= len(entry) <= 3:
         return ""
     if len(entry) == 3 and entry[1] is None and isinstance(entry[2], dict):  # not loaded when the index was written
@@ -152,7 +152,7 @@ def _classes_named(index: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _file_of(name: str) -> str:
-    """Of a component of this class."""
+    """The file that a component of this class needs."""
     if "Scheduler" in name:
         return "scheduler_config.json"
     if name.endswith("Guidance"):
@@ -161,29 +161,29 @@ def _file_of(name: str) -> str:
 
 
 def _transformer_class(folder: Path) -> str:
-    """As the index names it; empty where it names none."""
+    """Class of the transformer in the index; empty if it has none."""
     index = _index(folder)
     return _class_named(index.get("transformer")) if isinstance(index, dict) else ""
 
 
 def _weight_faults(part: Path) -> list[str]:
-    """A part's weights: one file, or every file that an index names; none cut off or a pointer to one elsewhere."""
+    """Faults of a part's weights: missing files, truncated ones, or Git LFS pointers."""
     files = [*part.glob("*.safetensors"), *part.glob("*.bin")]
     missing: list[str] = []
     for index in part.glob("*.index.json"):
         document = _json(index)
         shards = set(document.get("weight_map", {}).values()) if isinstance(document, dict) else set()
-        # A variant's index (fp16) may stand beside weights without one.
+        # A variant's index (fp16) may exist next to weights without one.
         if shards and any((part / shard).is_file() for shard in shards):
-            missing += [f"{part} lacks {shard}" for shard in sorted(shards) if not (part / shard).is_file()]
+            missing += [f"{part} has no {shard}" for shard in sorted(shards) if not (part / shard).is_file()]
     if not files:
         return [f"{part} has no weights (*.safetensors or *.bin)"]
-    broken = [f"{file} is cut off or no safetensors file" for file in sorted(files) if not is_whole(file)]
+    broken = [f"{file} is truncated, or not a safetensors file" for file in sorted(files) if not is_whole(file)]
     return missing + broken
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says; other files are taken for whole."""
+    """Whether a safetensors file is as long as its header says; other files count as complete."""
     if file.suffix != ".safetensors":
         return True
     try:
@@ -195,16 +195,16 @@ def is_whole(file: Path) -> bool:
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
-    """By name each tensor of a safetensors file that is whole: its shape, type and place."""
+    """The tensors of a complete safetensors file, by name: shape, dtype and offsets."""
     return _header(file)[0]
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """What stands before the tensors, and its length in bytes."""
+    """The header before the tensors, and its length in bytes."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(_LONGEST_HEADER, file.stat().st_size):
-            raise ValueError(f"{file} has no header of safetensors")
+            raise ValueError(f"{file} has no safetensors header")
         header: dict[str, Any] = json.loads(opened.read(length))
     return header, length
 

@@ -1,4 +1,4 @@
-"""Images of a pipeline of any family, for tools: tuning, judging, measuring."""
+"""Generates images with a pipeline of any family, for tools: tuning, judging, measuring."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def generate_images(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, 
 
     Args:
         pipe: a loaded diffusers pipeline; a cache session may be open on it.
-        seeds: one for each prompt, of its noise alone.
+        seeds: one for each prompt, for its noise only.
         steps: denoising steps.
-        size: of each image.
+        size: size of each image.
     """
     if len(seeds) != len(prompts):
-        raise ValueError(f"each prompt needs a seed of its own: {len(prompts)} prompts, {len(seeds)} seeds")
+        raise ValueError(f"each prompt needs one seed: got {len(prompts)} prompts, {len(seeds)} seeds")
     with torch.no_grad():
         images: np.ndarray = pipe(
             list(prompts),

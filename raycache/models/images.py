@@ -1,4 +1,4 @@
-"""Families of image models that differ in little more than names: CFG in one batch, latents as they are."""
+"""Families of image models that differ in little more than names: CFG in one batch, plain latents."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["ChromaFamily", "HunyuanImageFamily", "SanaFamily", "StableDiffusion3
 
 
 class _PlainLatents(ModelFamily):
-    """The pipeline's latents are what the VAE takes, but for scale and shift."""
+    """The pipeline's latents are the VAE's, except for scale and shift."""
 
     negative_prompt = True
 
     def latents_to_decode(self, pipe: Any, latents: torch.Tensor, size: Size) -> torch.Tensor | None:
-        """As they are."""
+        """The latents unchanged."""
         return latents
 
 
 class StableDiffusion3Family(_PlainLatents):
-    """SD3 and SD3.5: two CLIPs (77 tokens) beside T5."""
+    """SD3 and SD3.5: two CLIPs (77 tokens) and T5."""
 
     called = "Stable Diffusion 3"
     transformer = "SD3Transformer2DModel"
@@ -40,7 +40,7 @@ class StableDiffusion3Family(_PlainLatents):
 
 
 class ZImageFamily(_PlainLatents):
-    """Z-Image and Z-Image-Turbo; the transformer takes lists, one entry an image."""
+    """Z-Image and Z-Image-Turbo; the transformer takes lists with one entry per image."""
 
     called = "Z-Image"
     transformer = "ZImageTransformer2DModel"
@@ -55,7 +55,7 @@ class ZImageFamily(_PlainLatents):
 
 
 class ChromaFamily(ModelFamily):
-    """Chroma: FLUX's blocks, T5 alone, guided by a negative prompt in calls of its own."""
+    """Chroma: FLUX's blocks, only T5, guided by a negative prompt in separate calls."""
 
     called = "Chroma"
     transformer = "ChromaTransformer2DModel"
@@ -65,7 +65,7 @@ class ChromaFamily(ModelFamily):
 
 
 class HunyuanImageFamily(ModelFamily):
-    """HunyuanImage 2.1: a VAE that shrinks by 32."""
+    """HunyuanImage 2.1: a VAE that downscales by 32."""
 
     called = "HunyuanImage"
     transformer = "HunyuanImageTransformer2DModel"
@@ -76,7 +76,7 @@ class HunyuanImageFamily(ModelFamily):
 
 
 class SanaFamily(ModelFamily):
-    """Sana: linear attention, a VAE that shrinks by 32; sizes are drawn as asked, not at the nearest trained one."""
+    """Sana: linear attention, a VAE that downscales by 32; generates any size, not the nearest trained one."""
 
     called = "Sana"
     transformer = "SanaTransformer2DModel"

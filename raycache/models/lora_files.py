@@ -12,7 +12,7 @@ from raycache.settings import ModelSettings
 
 __all__ = ["LoraFault", "fetch_loras", "lora_faults", "lora_files"]
 
-#: Beginnings of names under which trainers keep weights of text encoders.
+#: Prefixes of the names that trainers give weights of text encoders.
 _TEXT = ("text_encoder", "text_model", "lora_te")
 
 
@@ -22,7 +22,7 @@ class LoraFault(ValueError):
 
 @dataclass(frozen=True)
 class _Named:
-    """What the settings name for one transformer, and what they call the file's name."""
+    """The settings' path for one transformer, and the setting for the file's name."""
 
     path: str
     weight_name: str | None
@@ -35,10 +35,10 @@ class _Named:
 
 
 def lora_files(lora: LoraSettings, model: ModelSettings) -> dict[str, Path]:
-    """The files of a LoRA on this node, by the transformer that each is for; of a hub id, where the hub's cache has it.
+    """The files of a LoRA on this node, by transformer; for a hub id, from the hub's cache.
 
     Raises:
-        LoraFault: one is not here, or it is not clear which file is meant.
+        LoraFault: one is missing, or it is not clear which file is meant.
     """
     return {part: _file(named, model) for part, named in _named(lora).items()}
 
@@ -60,19 +60,19 @@ def _file(named: _Named, model: ModelSettings) -> Path:
         raise LoraFault(f"{named.path} is neither a file, nor a folder, nor a hub id (`owner/name`)")
     if named.weight_name is not None:
         if not (given / named.weight_name).is_file():
-            raise LoraFault(f"{given} lacks {named.weight_name}")
+            raise LoraFault(f"{given} has no {named.weight_name}")
         return given / named.weight_name
     files = sorted(given.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
-        raise LoraFault(f"{given} must hold one *.safetensors file, and has {names}; `{named.field}` says which one")
+        raise LoraFault(f"{given} must have one *.safetensors file, but has {names}; set `{named.field}` to one")
     return files[0]
 
 
 def lora_faults(model: ModelSettings) -> list[str]:
-    """Why jobs with one of the settings' LoRAs would fail on this node; empty where nothing speaks against them.
+    """Why jobs with one of the settings' LoRAs would fail on this node; empty if no reason is known.
 
-    Those on the hub are downloaded later, and not looked at unless ``local_files_only`` is set.
+    Those on the hub are downloaded later, and only checked if ``local_files_only`` is set.
     """
     if not model.loras:
         return []
@@ -90,10 +90,10 @@ def lora_faults(model: ModelSettings) -> list[str]:
 
 
 def fetch_loras(model: ModelSettings) -> None:
-    """Download the LoRAs that are on the hub, so that no request waits for it.
+    """Download the LoRAs from the hub, so that no request waits for that.
 
     Raises:
-        LoraFault: one cannot be had.
+        LoraFault: one cannot be downloaded.
     """
     for name, lora in model.loras.items():
         for named in _named(lora).values():
@@ -105,23 +105,23 @@ def fetch_loras(model: ModelSettings) -> None:
 
 
 def check_header(file: Path, most_bytes: int) -> None:
-    """What a file says of itself: whole, not too large, and nothing in it that would be left out.
+    """Check a file's header: complete, not too large, and only parts that can be used.
 
     Raises:
         LoraFault: why it cannot be used.
     """
     if file.suffix != ".safetensors" or not is_whole(file):
-        raise LoraFault(f"{file} is cut off or no safetensors file")
+        raise LoraFault(f"{file} is truncated, or not a safetensors file")
     if (size := file.stat().st_size) > most_bytes:
-        raise LoraFault(f"{file} has {size} bytes, more than model.lora_bytes ({most_bytes}) lets be loaded")
+        raise LoraFault(f"{file} has {size} bytes, more than model.lora_bytes ({most_bytes}) allows")
     names = [name for name in safetensors_header(file) if name != "__metadata__"]
     if text := next((name for name in names if name.startswith(_TEXT)), None):
         raise LoraFault(
-            f"{file} changes a text encoder, too ({text}): only LoRAs of the transformer alone can be switched from "
-            "job to job. Take those weights out of it, or use a LoRA trained without them"
+            f"{file} also changes a text encoder ({text}): only LoRAs of the transformer alone can be switched from "
+            "job to job. Remove these weights, or use a LoRA trained without them"
         )
     if other := next((name for name in names if "dora_scale" in name or "lokr_" in name or "hada_" in name), None):
-        raise LoraFault(f"{file} is another kind of adapter ({other}): only LoRA proper can be used")
+        raise LoraFault(f"{file} is another kind of adapter ({other}): only plain LoRA is supported")
 
 
 def _is_hub_id(path: str) -> bool:
@@ -129,7 +129,7 @@ def _is_hub_id(path: str) -> bool:
 
 
 def _fetch(named: _Named, model: ModelSettings, *, local_files_only: bool) -> Path:
-    """The folder of a LoRA of the hub."""
+    """The folder of a LoRA from the hub."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -146,6 +146,6 @@ def _fetch(named: _Named, model: ModelSettings, *, local_files_only: bool) -> Pa
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         raise LoraFault(
-            f"{named.path!r} is no file or folder here, and is not to be had from the hub ({reason}). Set `path` to a "
-            "local file, or HF_HOME (model.cache_dir) to a cache that has it"
+            f"{named.path!r} is no local file or folder, and cannot be fetched from the hub ({reason}). Set `path` to "
+            "a local file, or HF_HOME (model.cache_dir) to a cache that has it"
         ) from None

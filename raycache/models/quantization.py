@@ -1,6 +1,6 @@
 """Quantizing a model while it is loaded, by torchao through the configurations of diffusers and transformers.
 
-torchao is imported where one is made.
+torchao is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from raycache.settings import ModelSettings
 
 __all__ = ["CannotQuantize", "check_quantized", "configs_of", "quantized_layers", "refuse_what_does_not_fit"]
 
-#: In encoders that see pictures: what sees them stays as it is, and so does what no pipeline reads.
+#: Not quantized in encoders with image input: the vision parts, and outputs that no pipeline reads.
 _KEPT_IN_ENCODERS = ["lm_head", r".*\bvisual", r".*\bvision_tower", r".*\bmulti_modal_projector"]
 
 
 class CannotQuantize(ValueError):
-    """The model cannot be quantized as asked, or not here; the message says what would be right."""
+    """The model cannot be quantized as set, or not on this device; the message says what would be right."""
 
 
 def refuse_what_does_not_fit(settings: ModelSettings, folder: Path, device: torch.device) -> None:
-    """Before weights are read: does the model in ``folder`` agree with the settings, and does this device compute so?
+    """Before reading weights, check that the settings fit the model in ``folder`` and this device.
 
     Raises:
-        CannotQuantize: it does not.
+        CannotQuantize: they do not.
     """
     faults = quantization_faults(settings, folder)
     on_card = device.type == "cuda"
@@ -49,7 +49,7 @@ def refuse_what_does_not_fit(settings: ModelSettings, folder: Path, device: torc
 
 
 def configs_of(settings: ModelSettings, family: ModelFamily, folder: Path) -> dict[str, Any]:
-    """By part how it is quantized when it is loaded; nothing for what the folder has quantized already."""
+    """How to quantize parts while loading, by part; without those that are quantized in the folder."""
     if settings.quantization == "none":
         return {}
     found: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def configs_of(settings: ModelSettings, family: ModelFamily, folder: Path) -> di
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Those whose weights torchao has quantized, by name; a LoRA's layer around one is not counted."""
+    """Layers with weights quantized by torchao, by name; without LoRA layers around them."""
     from torchao.utils import TorchAOBaseTensor
 
     return {
@@ -75,18 +75,18 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def check_quantized(models: Mapping[str, nn.Module], family: ModelFamily) -> None:
-    """Whether anything was: names of blocks that are not there would leave all as it is, without a word.
+    """Check that something was quantized: wrong names of blocks would change nothing, without an error.
 
     Raises:
-        CannotQuantize: nothing of one of these models.
+        CannotQuantize: nothing in one of these models was quantized.
     """
-    # It says of every layer that a LoRA could not be merged, which none is.
+    # It warns for every layer that a LoRA cannot be merged, which is never done.
     warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")
     for part, model in models.items():
         if not quantized_layers(model):
             raise CannotQuantize(
-                f"{part}: {type(model).__name__} has no linear layers in {', '.join(family.quantized)}, which are what "
-                f"is quantized of a model of {family.called}; set model.quantization: none"
+                f"{part}: {type(model).__name__} has no linear layers in {', '.join(family.quantized)}, which is "
+                f"what is quantized of {family.called}; set model.quantization: none"
             )
 
 
@@ -118,6 +118,6 @@ def _config(kind: Quantization) -> Any:
         "int8_weight": Int8WeightOnlyConfig,
         "int8": Int8DynamicActivationInt8WeightConfig,
         "fp8_weight": Float8WeightOnlyConfig,
-        # With a scale for the whole tensor each rank would have another than one rank has.
+        # With one scale for the whole tensor, each rank would have a different scale than a single rank.
         "fp8": lambda: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
     }[kind]()

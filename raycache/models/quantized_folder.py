@@ -13,24 +13,24 @@ from raycache.settings import ModelSettings
 
 __all__ = ["quantization_faults", "quantization_of", "quantizations_told", "transformers_named"]
 
-#: torchao's classes of configuration.
+#: torchao's configuration classes.
 _KINDS: Mapping[str, Quantization] = {
     "Int8WeightOnlyConfig": "int8_weight",
     "Int8DynamicActivationInt8WeightConfig": "int8",
     "Float8WeightOnlyConfig": "fp8_weight",
     "Float8DynamicActivationFloat8WeightConfig": "fp8",
 }
-#: Of activations, where each token has a scale of its own.
+#: Granularity of activations with one scale per token.
 _BY_TOKEN = "PerRow"
 
 
 def transformers_named(folder: Path) -> list[str]:
-    """The parts that a pipeline calls in each step; Wan 2.2 has two."""
+    """Names of the parts that a pipeline calls in each step; Wan 2.2 has two."""
     return [part for part in ("transformer", "transformer_2") if part in parts_named(folder)]
 
 
 def quantization_of(part: str, quantization: Quantization) -> Quantization:
-    """What is meant for a part by a model's ``quantization``: an encoder is called once, and only its weights count."""
+    """How a part is quantized under the model's ``quantization``: encoders run once, so only their weights are."""
     if not part.startswith("text_encoder"):
         return quantization
     weights: dict[Quantization, Quantization] = {"int8": "int8_weight", "fp8": "fp8_weight"}
@@ -38,19 +38,19 @@ def quantization_of(part: str, quantization: Quantization) -> Quantization:
 
 
 def quantizations_told(folder: Path) -> dict[str, str]:
-    """By part how it is quantized: one of ours, the words of another, or ``none``; transformers and text encoders."""
+    """Quantization of transformers and text encoders, by part: one of ours, another's description, or ``none``."""
     parts = [*transformers_named(folder), *_encoders(folder)]
     return {part: _told(config_of(folder, part)) for part in parts}
 
 
 def quantization_faults(settings: ModelSettings, folder: Path) -> list[str]:
-    """Why the model in ``folder`` cannot be quantized, or read, as the settings say; empty where it can."""
+    """Why the model in ``folder`` cannot be quantized, or read, as the settings say; empty if it can."""
     told = quantizations_told(folder)
     if importlib.util.find_spec("torchao") is None:
         if settings.quantization != "none":
             return [f"model.quantization={settings.quantization} needs torchao: pip install 'raycache[quant]'"]
         if any(word in _KINDS.values() for word in told.values()):
-            return [f"{folder} is quantized by torchao, which is missing: pip install 'raycache[quant]'"]
+            return [f"{folder} is quantized by torchao, which is not installed: pip install 'raycache[quant]'"]
     return list(_contradictions(settings, folder, told))
 
 
@@ -59,17 +59,17 @@ def _contradictions(settings: ModelSettings, folder: Path, told: Mapping[str, st
         encoder = part.startswith("text_encoder")
         asked = settings.quantize_text_encoder or not encoder
         wanted = quantization_of(part, settings.quantization) if asked else "none"
-        # What is not quantized yet is when it is loaded.
+        # Unquantized parts are quantized while loading.
         if word in (wanted, "none"):
             continue
         if word not in _KINDS.values():
-            yield f"{folder / part} is quantized in a way that is not served here ({word})"
+            yield f"{folder / part} is quantized in a way that is not supported ({word})"
         elif encoder and not asked:
-            yield f"{folder / part} is quantized ({word}): set model.quantize_text_encoder: true, or another folder"
+            yield f"{folder / part} is quantized ({word}): set model.quantize_text_encoder: true, or use another folder"
         else:
             yield (
-                f"{folder / part} is quantized as {word}, and model.quantization is {settings.quantization}: set "
-                f"model.quantization: {word}, or name the folder that it was made from"
+                f"{folder / part} is quantized as {word}, but model.quantization is {settings.quantization}: set "
+                f"model.quantization: {word}, or use the unquantized folder"
             )
 
 
@@ -78,7 +78,7 @@ def _encoders(folder: Path) -> list[str]:
 
 
 def _told(config: Mapping[str, Any]) -> str:
-    """What the config of a part says."""
+    """The quantization in the config of a part."""
     said = config.get("quantization_config")
     if not said:
         return "none"
@@ -89,14 +89,14 @@ def _told(config: Mapping[str, Any]) -> str:
 
 
 def _configs(said: Any) -> Iterator[Mapping[str, Any]]:
-    """torchao's configurations in a document; one may be for several layers' names."""
+    """torchao's configurations in a document; there may be several, by layer name."""
     if not isinstance(said, dict):
         return
     if said.get("_type") in _KINDS:
         yield said
         return
     data = said.get("_data", said)
-    # The second of these is an older name of the first.
+    # The second is an older name of the first.
     for each in (data.get("fqn_to_config") or data).values() if isinstance(data, dict) else ():
         yield from _configs(each)
 
@@ -105,5 +105,5 @@ def _kind(config: Mapping[str, Any]) -> str:
     kind = _KINDS[config["_type"]]
     granularity = config.get("_data", {}).get("granularity")
     named = {each.get("_type") for each in granularity} if isinstance(granularity, list) else {_BY_TOKEN}
-    # With one scale for all tokens, each rank's would be another than one rank's.
+    # With one scale for all tokens, each rank would have a different scale than a single rank.
     return kind if kind != "fp8" or named == {_BY_TOKEN} else f"fp8 with scales {sorted(map(str, named))}"

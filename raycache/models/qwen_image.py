@@ -28,19 +28,19 @@ class QwenImageFamily(ModelFamily):
     max_inputs, negative_prompt, true_cfg = 1, True, True
 
     def side_with(self, vae: Mapping[str, Any]) -> int:
-        """Tokens are of 2x2 latents, and the VAE halves a side at each of its stages (three, as published)."""
+        """A token is 2x2 latents, and the VAE halves each side at each of its stages (three, as published)."""
         return 2 * 2 ** len(vae.get("temperal_downsample", range(3)))
 
 
 class QwenImageEditFamily(QwenImageFamily):
-    """One picture, which the text encoder sees, too; the pipeline brings it to one megapixel whatever was asked."""
+    """One input image, which the text encoder also gets; the pipeline always scales it to one megapixel."""
 
     called = "Qwen-Image-Edit"
     tasks: ClassVar[Mapping[Task, str]] = {"edit": "QwenImageEditPipeline"}
 
 
 class QwenImageEditPlusFamily(QwenImageFamily):
-    """Several pictures (2509 and later)."""
+    """Several input images (2509 and later)."""
 
     called = "Qwen-Image-Edit Plus"
     tasks: ClassVar[Mapping[Task, str]] = {"edit": "QwenImageEditPlusPipeline"}
@@ -48,7 +48,7 @@ class QwenImageEditPlusFamily(QwenImageFamily):
 
 
 class QwenImage21Family(ModelFamily):
-    """Qwen-Image 2.1: one model for text and edits; a VAE that shrinks by 16."""
+    """Qwen-Image 2.1: one model for text and edits; a VAE that downscales by 16."""
 
     called = "Qwen-Image 2.1"
     transformer = "QwenImage21Transformer2DModel"
@@ -56,6 +56,6 @@ class QwenImage21Family(ModelFamily):
     max_inputs, negative_prompt, true_cfg = 3, True, True
 
     def arguments(self, job: Job) -> Mapping[str, Any]:
-        """Pictures are brought to the area of the image. What the pipeline would keep of keys and values stays
-        unchanged from step to step, which a cache of blocks cannot go along with."""
+        """Input images are scaled to the area of the image. The pipeline's cache of keys and values stays unchanged
+        from step to step, so it does not work together with a cache of blocks."""
         return {"use_kv_cache": False, "output_resolution": round(job.size.pixels**0.5)}

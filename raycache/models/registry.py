@@ -1,6 +1,6 @@
-"""Which family a model belongs to, by the class name of its pipeline.
+"""The family of a model, by the class name of its pipeline.
 
-A family is imported when a model of it is met. A new one is a file and a line here.
+A family is imported when first used. A new one needs a file and a line here.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ FAMILIES = {
     "WanPipeline": "raycache.models.videos:WanFamily",
     "ZImagePipeline": "raycache.models.images:ZImageFamily",
 }
-#: Models that this project makes, by the word that settings and their marker files have for them. Named and not
-#: imported: they are built upon their family, and this room knows nothing above it.
+#: Models made by this project, by the name that settings and their marker files use. By import path, because they are
+#: built on their families in a package that this one must not import.
 _OWN = {"demo": "raycache.demo.family:DemoFamily", "noise": "raycache.demo.family:NoiseFamily"}
-#: Of a pipeline that no family names: text to image, with what can be read from its files.
+#: For pipelines without a family: text to image, with what can be read from its files.
 _UNKNOWN = "raycache.models.family:ModelFamily"
 
 
@@ -48,15 +48,15 @@ def family_of(pipeline: str, kind: str = "") -> ModelFamily:
     """The family of a model.
 
     Args:
-        pipeline: class name of the model's pipeline; one that no family names is run as it is.
-        kind: of the model, as :class:`raycache.protocol.capabilities.Capabilities` has it; models of this project have
-            their own words.
+        pipeline: class name of the model's pipeline; one without a family is run as it is.
+        kind: of the model, as in :class:`raycache.protocol.capabilities.Capabilities`; models of this project have
+            their own kinds.
     """
     return _family(_OWN.get(kind) or FAMILIES.get(pipeline) or _UNKNOWN)
 
 
 def own_model(path: str) -> OwnModel | None:
-    """The model of this project that the settings' ``path`` names; None for any other."""
+    """The model of this project with the name ``path``; None for any other path."""
     family = _family(_OWN[path]) if path in _OWN else None
     return family if isinstance(family, OwnModel) else None
 
@@ -65,5 +65,5 @@ def own_model(path: str) -> OwnModel | None:
 def _family(where: str) -> ModelFamily:
     module, _, name = where.partition(":")
     family = getattr(import_module(module), name)()
-    assert isinstance(family, ModelFamily), f"{where} is no ModelFamily"
+    assert isinstance(family, ModelFamily), f"{where} is not a ModelFamily"
     return family

@@ -6,10 +6,10 @@ from typing import Literal
 
 __all__ = ["ROADS", "WHOLE", "Road", "splits_unevenly"]
 
-#: By whom tokens are split and attention is exchanged.
+#: What splits the tokens and replaces attention.
 Road = Literal["ParaAttention", "diffusers", "a plan of ours"]
 
-#: By the class name of the transformer. What is not here runs on one rank.
+#: By the class name of the transformer. Classes not listed run on one rank.
 ROADS: dict[str, Road] = {
     "BriaTransformer2DModel": "a plan of ours",
     "ChromaTransformer2DModel": "a plan of ours",
@@ -37,13 +37,13 @@ ROADS: dict[str, Road] = {
 
 
 _SANA = "its attention sums up all tokens first, and its feed-forward convolves each token with its neighbours"
-#: Why no way is there for some that are left out, for the error that says so.
+#: Why some classes cannot be split, for the error message.
 WHOLE: dict[str, str] = {
-    "HunyuanVideoFramepackTransformer3DModel": "it packs frames of the past, in several sizes, with those it draws",
-    "Kandinsky5Transformer3DModel": "what its sparse attention looks at is chosen from blocks of all tokens",
+    "HunyuanVideoFramepackTransformer3DModel": "it packs past frames, in several sizes, with those that it generates",
+    "Kandinsky5Transformer3DModel": "its sparse attention selects from blocks of all tokens",
     "SanaTransformer2DModel": _SANA,
     "SanaVideoTransformer3DModel": _SANA,
-    "WanAnimateTransformer3DModel": "its attention to a face takes tokens frame by frame, which a split cuts through",
+    "WanAnimateTransformer3DModel": "its attention to a face takes tokens frame by frame, but a split cuts frames",
 }
 
 

@@ -1,6 +1,6 @@
 """Finds the model that the settings name: a folder, the hub, or one of the models of this project.
 
-Imports no torch, so that the builder may look before anything is deployed.
+Imports no torch, so that the builder can check the model before deploying.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raycache.settings import ModelSettings
 
 __all__ = ["ModelNotFound", "cache_folder", "model_outline", "prepare_model"]
 
-#: Of a hub model, what says how it is built: a few kilobytes.
+#: Files of a hub model that describe its structure: a few kilobytes.
 _OUTLINE = [
     "model_index.json",
     "modular_model_index.json",
@@ -26,16 +26,16 @@ _OUTLINE = [
 
 
 class ModelNotFound(RuntimeError):
-    """The model cannot be had; the message names it, where it was looked for, and what to set."""
+    """The model was not found; the message says which, where it was searched, and what to set."""
 
 
 def prepare_model(settings: ModelSettings) -> ModelSource:
-    """Turn ``settings.path`` into a local folder: built (``noise``), bundled (``demo``), as it is, or downloaded.
+    """Turn ``settings.path`` into a local folder: built (``noise``), bundled (``demo``), existing or downloaded.
 
     Call it once per gang before the ranks load, so that one process builds or downloads and not all of them.
 
     Raises:
-        ModelNotFound: a path that is no model folder, a hub id that is neither in the cache nor to be had, or the
+        ModelNotFound: a path that is not a model folder, a hub id that is neither cached nor downloadable, or the
             bundled model is missing.
     """
     if (own := own_model(settings.path)) is not None:
@@ -46,17 +46,17 @@ def prepare_model(settings: ModelSettings) -> ModelSource:
         return str(folder), _kind(settings.path)
     if (given := _folder(settings)) is not None:
         return str(given), _kind_of_folder(given)
-    # FLUX repositories carry the weights twice: the single-file copies are not read by diffusers.
+    # FLUX repositories contain the weights twice: diffusers does not read the single-file copies.
     return _fetch(settings, allow_patterns=["*.json", "*/*"]), "hub"
 
 
 def model_outline(settings: ModelSettings, scratch: Path) -> Path | None:
-    """A folder with at least the configuration of the model; None for one that is yet to be built.
+    """A folder with at least the configuration of the model; None for one that is not built yet.
 
     Args:
         settings: which model.
-        scratch: an empty folder, for files of a hub model that no cache has. Half a model in the cache would be
-            taken for a whole one where the hub is out of reach.
+        scratch: an empty folder for files of a hub model that are not cached. Half a model in the cache would pass as a
+            complete one when the hub cannot be reached.
 
     Raises:
         ModelNotFound: as :func:`prepare_model`.
@@ -80,11 +80,11 @@ def model_outline(settings: ModelSettings, scratch: Path) -> Path | None:
 
 
 def _folder(settings: ModelSettings) -> Path | None:
-    """The folder that the path names; None for a hub id."""
+    """The folder that the path points to; None for a hub id."""
     folder = Path(settings.path).expanduser()
     if folder.is_dir():
         if not _has_index(folder):
-            raise ModelNotFound(f"{folder} is no diffusers model: it has no model_index.json")
+            raise ModelNotFound(f"{folder} is not a diffusers model: it has no model_index.json")
         return folder
     if settings.path.startswith((".", "/", "~")) or settings.path.count("/") != 1:
         raise ModelNotFound(
@@ -102,7 +102,7 @@ def _fetch(settings: ModelSettings, *, allow_patterns: list[str], local_dir: Pat
     from huggingface_hub import constants, snapshot_download
 
     try:
-        # Looks into the cache by itself when the hub does not answer.
+        # Falls back to the cache if the hub does not answer.
         return snapshot_download(
             settings.path,
             revision=settings.revision,
@@ -119,8 +119,8 @@ def _fetch(settings: ModelSettings, *, allow_patterns: list[str], local_dir: Pat
     raise ModelNotFound(
         f"model {settings.path!r} is not in the cache {cache} and cannot be fetched ({type(reason).__name__}: "
         f"{str(reason).splitlines()[0][:200]}). Set model.path to a local folder, or HF_HOME (model.cache_dir) to a "
-        f"cache that has it, or HF_TOKEN (it {token}; gated models need it and an accepted licence), and see that the "
-        "hub can be reached from every node"
+        f"cache that has it, or HF_TOKEN (it {token}; gated models need it and an accepted licence), and check that "
+        "every node can reach the hub"
     ) from None
 
 
@@ -138,5 +138,5 @@ def _kind_of_folder(folder: Path) -> ModelKind:
 
 
 def _kind(told: object) -> ModelKind:
-    """What settings or a marker call a model of this project; any other is a folder."""
+    """The kind of a model of this project, by its name in settings or a marker file; any other is a folder."""
     return "noise" if told == "noise" else "demo" if told == "demo" else "folder"

@@ -1,6 +1,6 @@
 """Text encoders separate from their pipeline: loaded on one rank only, on its device or on the CPU.
 
-Where they are left out a stand-in tells their class, config and type, which pipelines ask for, and cannot be called.
+A stand-in has their class, config and dtype for the pipeline, but cannot be called.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["EncoderElsewhere", "TextEncoders", "TextEncodersFault", "load_text_e
 
 
 class TextEncodersFault(ValueError):
-    """``model.text_encoders`` asks for what this pipeline cannot do."""
+    """This pipeline does not support the setting ``model.text_encoders``."""
 
 
 class EncoderElsewhere(AttributeError):
-    """A pipeline used a text encoder besides in its ``encode_prompt``."""
+    """A pipeline used a text encoder outside of its ``encode_prompt``."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class TextEncoders:
     """The encoders of one pipeline.
 
     Attributes:
-        stand_ins: what pipelines have in their place.
-        modules: the encoders; empty on ranks that encode nothing.
-        device: of ``modules``.
+        stand_ins: the pipelines' substitutes for them.
+        modules: the encoders; empty on ranks that do not encode.
+        device: the device of ``modules``.
     """
 
     stand_ins: Mapping[str, Any]
@@ -47,9 +47,9 @@ class TextEncoders:
         own = copy.copy(pipe)
         own.__dict__.pop("encode_prompt", None)
         for name, module in self.modules.items():
-            object.__setattr__(own, name, module)  # the pipeline's own way would write the config that copies share
+            object.__setattr__(own, name, module)  # the pipeline's __setattr__ would write the config that copies share
         if self.device != pipe.device:
-            pipeline: Any = type(pipe)  # to the checker a class has the hash of its instances
+            pipeline: Any = type(pipe)  # the type checker gives a class the hash of its instances
             own.__class__ = _on(pipeline, self.device)
             bound = inspect.signature(own.encode_prompt).bind(*args, **kwargs)
             if "device" in inspect.signature(own.encode_prompt).parameters:
@@ -59,14 +59,14 @@ class TextEncoders:
 
 
 def text_encoders_named(folder: Path) -> dict[str, Any]:
-    """The text encoders that the index in ``folder`` names, and the class of each.
+    """The text encoders in the index of ``folder``, with their classes.
 
     Raises:
-        TextEncodersFault: none, or a class that cannot be found; or there is no such index.
+        TextEncodersFault: there are none, a class cannot be found, or there is no such index.
     """
     if not (folder / "model_index.json").is_file():
         raise TextEncodersFault(
-            f"{folder} has no model_index.json that tells which text encoders can stand apart (a modular pipeline has "
+            f"{folder} has no model_index.json with text encoders that can be separated (modular pipelines have "
             "none); use model.text_encoders: every_rank"
         )
     index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -76,8 +76,7 @@ def text_encoders_named(folder: Path) -> dict[str, Any]:
     found = {part: _class_of(part, *value) for part, value in named.items() if value[-1] is not None}
     if not found:
         raise TextEncodersFault(
-            f"{index.get('_class_name')} names no text encoder that can stand apart; use model.text_encoders: "
-            "every_rank"
+            f"{index.get('_class_name')} has no separable text encoder; use model.text_encoders: every_rank"
         )
     return found
 
@@ -85,20 +84,20 @@ def text_encoders_named(folder: Path) -> dict[str, Any]:
 def load_text_encoders(
     folder: Path, pipe: Any, *, here: bool, encode_on: torch.device, dtype: torch.dtype, device: torch.device
 ) -> TextEncoders:
-    """The encoders of ``pipe``, which was loaded without them.
+    """Load the encoders of ``pipe``, which was loaded without them.
 
     Args:
-        folder: the model.
-        here: load their weights.
-        encode_on: where those stay.
-        dtype: of the weights; device: that the pipeline computes on.
+        folder: the model's.
+        here: whether this rank loads their weights.
+        encode_on: the device that keeps them.
+        dtype: of the weights; device: the pipeline's.
 
     Raises:
-        TextEncodersFault: this pipeline encodes in another way than diffusers' usual.
+        TextEncodersFault: this pipeline has no ``encode_prompt`` as is usual in diffusers.
     """
     if not hasattr(type(pipe), "encode_prompt"):
         raise TextEncodersFault(
-            f"{type(pipe).__name__} has no encode_prompt, so what it encodes cannot be handed to other ranks; use "
+            f"{type(pipe).__name__} has no encode_prompt, so its embeddings cannot be sent to other ranks; use "
             "model.text_encoders: every_rank"
         )
     named = text_encoders_named(folder)
@@ -114,7 +113,7 @@ def load_text_encoders(
 
 
 class _StandIn:
-    """Of an encoder what its class says; all else is refused."""
+    """The class, config and dtype of an encoder; anything else is refused."""
 
     def __init__(self, part: str, model: type, config: Any, dtype: torch.dtype, device: torch.device) -> None:
         self._part, self._model = part, model
@@ -125,7 +124,7 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         raise EncoderElsewhere(
-            f"the pipeline uses {self._part}.{name} besides in encode_prompt, but only the rank that encodes has it; "
+            f"the pipeline uses {self._part}.{name} outside of encode_prompt, but only the encoding rank has it; "
             "use model.text_encoders: every_rank"
         )
 
@@ -133,7 +132,7 @@ class _StandIn:
         return self.__getattr__("forward")
 
     def modules(self) -> Iterator[torch.nn.Module]:
-        """None: pipelines look for hooks in them."""
+        """Empty: pipelines look for hooks in submodules."""
         return iter(())
 
 
@@ -148,13 +147,13 @@ def _class_of(part: str, library: str, name: str) -> Any:
 
 @functools.cache
 def _on(pipeline: type, device: torch.device) -> type:
-    """The same class, which says that it computes on ``device``."""
+    """A subclass that reports ``device`` as its execution device."""
     here = property(lambda _: device)
     return type(pipeline.__name__, (pipeline,), {"device": here, "_execution_device": here})
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Equal lists, tuples and dictionaries, whose tensors are on ``device``."""
+    """Copies of lists, tuples and dictionaries with their tensors on ``device``."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):

@@ -15,7 +15,7 @@ __all__ = ["CogVideoXFamily", "HunyuanVideo15Family", "LTX2Family", "LTXFamily",
 
 
 class WanFamily(VideoFamily):
-    """Wan 2.1 and 2.2, text to video: with two transformers, one for noisy steps; guided in calls of its own."""
+    """Wan 2.1 and 2.2, text to video: with two transformers, one for noisy steps; guidance by separate calls."""
 
     called = "Wan"
     transformer = "WanTransformer3DModel"
@@ -24,7 +24,7 @@ class WanFamily(VideoFamily):
     tasks: ClassVar[Mapping[Task, str]] = {"text-to-video": "WanPipeline"}
 
     def side_with(self, vae: Mapping[str, Any]) -> int:
-        """The VAE of Wan 2.2 TI2V shrinks by 16, the others' by 8; tokens are of 2x2 latents."""
+        """The VAE of Wan 2.2 TI2V downscales by 16, the others' by 8; a token is 2x2 latents."""
         return 2 * int(vae.get("scale_factor_spatial", 8))
 
 
@@ -33,11 +33,11 @@ class WanImageFamily(WanFamily):
 
     called = "Wan image to video"
     tasks: ClassVar[Mapping[Task, str]] = {"image-to-video": "WanImageToVideoPipeline"}
-    max_inputs, picture_by_row, repeats = 1, False, True  # of Wan 2.1 the picture's embeddings count prompts
+    max_inputs, picture_by_row, repeats = 1, False, True  # in Wan 2.1 there is one image embedding per prompt
 
 
 class LTXFamily(VideoFamily):
-    """LTX-Video: a VAE that shrinks by 32, and time by 8."""
+    """LTX-Video: a VAE that downscales by 32, and time by 8."""
 
     called = "LTX-Video"
     transformer = "LTXVideoTransformer3DModel"
@@ -50,9 +50,9 @@ class LTXFamily(VideoFamily):
 
 
 class LTX2Family(VideoFamily):
-    """LTX-2: image and sound together.
+    """LTX-2: video and sound together.
 
-    Its further kinds of guidance, in calls that leave blocks out or keep image and sound apart, are off.
+    Its other kinds of guidance, by calls that skip blocks or separate video and sound, are off.
     """
 
     called = "LTX-2"
@@ -67,13 +67,13 @@ class LTX2Family(VideoFamily):
     }
 
     def sound(self, pipe: Any, returned: Any) -> Sound | None:
-        """What the vocoder made."""
+        """The output of the vocoder."""
         waves = returned[1][0].float().cpu().numpy()  # [channels, samples]
         return Sound(np.nan_to_num(waves.T).clip(-1, 1), int(pipe.vocoder.config.output_sampling_rate))
 
 
 class HunyuanVideo15Family(VideoFamily):
-    """HunyuanVideo 1.5, text to video. Its guidance belongs to the model's ``guider``, and no request names it."""
+    """HunyuanVideo 1.5, text to video. Its guidance is set in the model's ``guider``; requests cannot change it."""
 
     called = "HunyuanVideo 1.5"
     transformer = "HunyuanVideo15Transformer3DModel"
@@ -82,7 +82,7 @@ class HunyuanVideo15Family(VideoFamily):
 
 
 class CogVideoXFamily(VideoFamily):
-    """CogVideoX; its VAE decodes two latent frames at a time, and the first alone."""
+    """CogVideoX; its VAE decodes two latent frames at a time, the first one alone."""
 
     called = "CogVideoX"
     transformer = "CogVideoXTransformer3DModel"

@@ -1,6 +1,6 @@
 """Presets: named cache options (a request's ``quality``), in one file per model.
 
-``python -m raycache.tune`` makes such a file by measuring. A model without one has ``exact`` only: a threshold that
+``python -m raycache.tune`` measures and writes such a file. A model without one has only ``exact``: a threshold that
 fits one model harms the images of another.
 """
 
@@ -34,22 +34,22 @@ PRESET_NAMES: tuple[PresetName, ...] = ("exact", "high", "balanced", "fast")
 Quality = Literal[
     "exact", "high", "balanced", "fast", "low", "medium", "standard", "hd", "xhigh", "max", "auto"
 ]  # fmt: skip
-"""What a request may say: a preset, or a word of OpenAI's."""
+"""Values of a request's ``quality``: a preset, or one of OpenAI's values."""
 OPENAI_WORDS: dict[str, PresetName] = {
     "low": "fast",
     "medium": "balanced",
-    "high": "high",  # a preset of ours and a word of OpenAI's: where it is missing the nearest is taken, as for those
+    "high": "high",  # a preset of ours and a value of OpenAI's: if missing, the nearest is used, as for those
     "standard": "balanced",
     "hd": "high",
     "xhigh": "exact",
     "max": "exact",
 }
-"""OpenAI's words, each with the preset nearest to it: never a coarser one, so what is above ``high`` is ``exact``.
+"""OpenAI's values, each with the nearest preset, never a coarser one: above ``high`` is ``exact``.
 
-``auto`` is the deployment's default and no preset.
+``auto`` is the deployment's default, not a preset.
 """
 _OWN_WORDS = frozenset({"low", "medium", "high"})
-"""Those that are documented as presets; the others are other models' words."""
+"""The values documented as presets; the others belong to other models."""
 
 _FOLDER = Path(__file__).parent
 _BUNDLED_MODEL = "demo"
@@ -59,9 +59,9 @@ class Presets(BaseModel):
     """A presets file.
 
     Attributes:
-        model: which model it is for.
-        source: what its numbers rest on, for people: "from published figures", or how they were measured.
-        quantization: of the model that they are for: thresholds see the noise of it in every difference.
+        model: the model that it is for.
+        source: where its numbers come from, for users: "from published figures", or how they were measured.
+        quantization: quantization of that model: it adds noise to every difference that thresholds apply to.
         presets: cache options by name.
     """
 
@@ -80,17 +80,17 @@ def load_presets(model_path: str, file: Path | None = None, quantization: Quanti
         model_path: ``model.path`` of the settings: ``demo``, a hub id or a folder; a file of its name
             (``black-forest-labs/FLUX.1-dev``: ``flux.1-dev.yaml``, quantized ``flux.1-dev.fp8.yaml``) is taken. For any
             other model there is ``exact`` only, and ``source`` says why.
-        file: a presets file that ``raycache.tune`` wrote; it goes before the bundled ones, whatever it is for
+        file: a presets file that ``raycache.tune`` wrote; it takes precedence over the bundled ones, for any model
             (:func:`presets_warning`).
-        quantization: of the model.
+        quantization: the model's.
 
     Raises:
-        ValueError: ``file`` is missing or no presets file; the message names it, and the line.
+        ValueError: ``file`` is missing or not a presets file; the message names it, and the line.
     """
     if file is None:
         name = Path(model_path).name.lower()
         file = _FOLDER / f"{name}{'' if quantization == 'none' else f'.{quantization}'}.yaml"
-        # A folder that happens to be called so is not the bundled model.
+        # A folder with the same name is not the bundled model.
         if not file.is_file() or (name == _BUNDLED_MODEL and model_path != _BUNDLED_MODEL):
             reason = _unknown(model_path, quantization)
             exact: dict[PresetName, CacheOptions] = {"exact": NoCacheOptions()}
@@ -102,7 +102,7 @@ def load_presets(model_path: str, file: Path | None = None, quantization: Quanti
 
 
 def presets_warning(model_path: str, file: Path | None, quantization: Quantization) -> str | None:
-    """What an operator should know of presets that are for another quantization; None where they are for this one.
+    """A warning for the operator if the presets are for another quantization; else None.
 
     Raises:
         ValueError: as :func:`load_presets`.
@@ -111,8 +111,8 @@ def presets_warning(model_path: str, file: Path | None, quantization: Quantizati
     if found.quantization == quantization:
         return None
     return (
-        f"presets file {file} is for quantization {found.quantization}, and the model has {quantization}: its "
-        "thresholds may cache more or less than they were measured to. `python -m raycache.tune --quantization "
+        f"presets file {file} is for quantization {found.quantization}, but the model has {quantization}: its "
+        "thresholds may cache more or less than measured. `python -m raycache.tune --quantization "
         f"{quantization}` makes a file for it"
     )
 
@@ -122,18 +122,18 @@ def _unknown(model_path: str, quantization: Quantization) -> str:
     if quantization != "none":
         what, option = f"{what} with quantization {quantization}", f" --quantization {quantization}"
     return (
-        f"no presets are known for {what}, so `quality` has `exact` only: `python -m raycache.tune{option}` makes a "
-        "file of them, and `model.presets` names it"
+        f"no presets are known for {what}, so `quality` has `exact` only: `python -m raycache.tune{option}` writes a "
+        "presets file to set as `model.presets`"
     )
 
 
 def preset_of(quality: str, presets: Mapping[PresetName, CacheOptions], default: CacheOptions) -> CacheOptions:
-    """The cache options that ``quality`` stands for.
+    """The cache options of a ``quality``.
 
     Args:
-        quality: a preset's name, or a word of OpenAI's; ``auto`` gives ``default``.
-        presets: of the model.
-        default: of the deployment.
+        quality: a preset's name, or a value of OpenAI's; ``auto`` gives ``default``.
+        presets: the model's.
+        default: the deployment's.
 
     Raises:
         KeyError: ``presets`` has no such preset.
@@ -145,13 +145,13 @@ def preset_of(quality: str, presets: Mapping[PresetName, CacheOptions], default:
 
 
 def preset_name(quality: str, presets: Mapping[PresetName, CacheOptions]) -> PresetName:
-    """The preset that any word but ``auto`` stands for; ``exact`` is always there.
+    """The preset for any value except ``auto``; ``exact`` always exists.
 
-    For a word of OpenAI's that is the nearest of those there are, finer before coarser: clients send such words to
-    models that they know nothing of.
+    For a value of OpenAI's that is the nearest existing one, finer before coarser: clients send such values to models
+    that they know nothing about.
 
     Raises:
-        KeyError: ``presets`` has no such preset, and none to take for it.
+        KeyError: ``presets`` has no such preset, and none can replace it.
     """
     wanted = OPENAI_WORDS.get(quality, quality)
     own = next((name for name in PRESET_NAMES if name == wanted), None)
@@ -165,17 +165,17 @@ def preset_name(quality: str, presets: Mapping[PresetName, CacheOptions]) -> Pre
 
 
 def quality_warnings(quality: str, presets: Mapping[PresetName, CacheOptions]) -> list[str]:
-    """What a client should know that asked for a quality which is generated as another.
+    """Warnings for a client whose ``quality`` is replaced by another preset.
 
-    Nothing where the preset is gone: presets may change while a job waits.
+    None if the preset no longer exists: presets may change while a job waits.
     """
     try:
         name = "auto" if quality == "auto" else preset_name(quality, presets)
     except KeyError:
         return []
     if quality in OPENAI_WORDS and quality not in _OWN_WORDS:
-        return [f"`quality: {quality}` is no preset here; drawn as the nearest, `{name}`"]
+        return [f"`quality: {quality}` is not a preset here; the nearest, `{name}`, was used"]
     if name != (wanted := OPENAI_WORDS.get(quality, quality)):
         meant = "" if wanted == quality else f", which `{quality}` stands for"
-        return [f"`quality`: this model has no preset `{wanted}`{meant}; drawn as the nearest, `{name}`"]
+        return [f"`quality`: this model has no preset `{wanted}`{meant}; the nearest, `{name}`, was used"]
     return []

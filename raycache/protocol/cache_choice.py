@@ -15,7 +15,7 @@ __all__ = ["cache_options", "check_cache", "misfit_of", "silent_cache"]
 
 
 def check_cache(options: CacheOptions, model: Capabilities) -> None:
-    """Cache options against the model's blocks.
+    """Check cache options against the model's blocks.
 
     Raises:
         RequestError: 400 naming the option.
@@ -27,7 +27,7 @@ def check_cache(options: CacheOptions, model: Capabilities) -> None:
 
 
 def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
-    """Warnings for legal options under which the cache can never save anything, or saves less than they ask for."""
+    """Warnings for legal options with which the cache can never save anything, or saves less than they suggest."""
     steps = made_steps(request.num_inference_steps, request.inputs.strength)
     why = request.cache.why_nothing_is_saved(steps, model.num_blocks)
     less = request.cache.why_less_is_saved(steps, model.num_blocks)
@@ -35,7 +35,7 @@ def silent_cache(request: ResolvedRequest, model: Capabilities) -> list[str]:
 
 
 def cache_options(request: GenerationRequest, policy: Policy, model: Capabilities) -> CacheOptions:
-    """What a request gets: its own options, its preset's, or the deployment's.
+    """The cache options of a request: its own, its preset's, or the deployment's.
 
     Raises:
         RequestError: 400 naming the option, or the preset.
@@ -49,15 +49,15 @@ def cache_options(request: GenerationRequest, policy: Policy, model: Capabilitie
 
 
 def _uncached(request: GenerationRequest, model: Capabilities) -> CacheOptions:
-    """Of a model whose blocks the cache does not know. What the deployment prefers has no effect on it."""
+    """Options for a model whose blocks the cache does not know. The deployment's default has no effect on it."""
     if request.cache is not None and request.cache.type != "none":
-        reason = f"the cache does not know the blocks of this model ({model.pipeline}); every step computes all"
+        reason = f"the cache does not know the blocks of this model ({model.pipeline}); every step computes all of them"
         raise invalid("cache", reason, ['{"type": "none"}'])
     return NoCacheOptions()
 
 
 def _preset(quality: str, policy: Policy, model: Capabilities) -> CacheOptions:
-    """What ``quality`` stands for. A client that named it never sent these options: they are not what it did wrong."""
+    """The options of the preset ``quality``. The client did not send them, so errors must not blame it for them."""
     try:
         options = preset_of(quality, policy.presets, policy.cache)
     except KeyError as missing:
@@ -73,7 +73,7 @@ def _preset(quality: str, policy: Policy, model: Capabilities) -> CacheOptions:
 
 
 def misfit_of(options: CacheOptions, model: Capabilities) -> str:
-    """Why these options are none of the model's; empty where they are."""
+    """Why these options do not fit the model; empty if they do."""
     try:
         check_block_count(options, model.num_blocks)
     except BlockCountError as error:

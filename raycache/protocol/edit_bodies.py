@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests that carry pictures, as JSON or as a form."""
+"""Bodies of HTTP requests that contain images, as JSON or as a form."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from raycache.protocol.errors import RequestError, invalid
 
 __all__ = ["MOST_FILES", "PICTURE_SCHEMA", "EditBody", "file_of", "missing_image", "text_of"]
 
-#: Pictures that a request may bring at most, whatever the model takes; as many as OpenAI's API has.
+#: Maximum images of a request for any model, as in OpenAI's API.
 MOST_FILES = 16
 
 _WAYS = "send it as base64, as a data URL, or as a file in multipart/form-data"
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _REFERENCE: dict[str, Any] = {"type": "object", "properties": {"image_url": _TEXT}, "required": ["image_url"]}
-#: How OpenAPI has one picture in JSON.
+#: The OpenAPI schema of one image in JSON.
 PICTURE_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT, _REFERENCE]}
 _LIST: dict[str, Any] = {"type": "array", "items": PICTURE_SCHEMA}
 
 
 class EditBody(ImagesBody):
-    """Body of ``POST /v1/images/edits``: a request, its pictures, and what OpenAI's clients may send besides.
+    """Body of ``POST /v1/images/edits``: a request, its images, and other fields that OpenAI's clients send.
 
-    In a form of parts ``image`` (also ``image[]``) and ``mask`` are files; in JSON they are base64 or data URLs.
+    In a multipart form ``image`` (also ``image[]``) and ``mask`` are files; in JSON they are base64 or data URLs.
     """
 
     events: ClassVar[str] = "image_edit"
@@ -39,21 +39,21 @@ class EditBody(ImagesBody):
         default=None, repr=False, description="Base64 or a data URL of a png, jpeg or webp, or a list of them."
     )
     images: Annotated[list[str] | None, WithJsonSchema(_LIST)] = Field(
-        default=None, repr=False, description="In place of `image`, as OpenAI has it in JSON."
+        default=None, repr=False, description="Instead of `image`, as in OpenAI's JSON requests."
     )
     mask: Annotated[str | None, WithJsonSchema(PICTURE_SCHEMA)] = Field(
         default=None,
         repr=False,
-        description="What is transparent in it (or white, where nothing is) is drawn anew; as large as the first "
-        "picture.",
+        description="Transparent pixels (or white ones, if all are opaque) are generated again; as large as the first "
+        "image.",
     )
     strength: float | None = Field(
         default=None,
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="How much of the picture is given up, for image to image and inpainting: only steps of that share "
-        "are made.",
+        description="How much of the image is replaced, for image to image and inpainting; only this part of the steps "
+        "is run.",
     )
     markup: str | None = Field(default=None, description="Refused.")
     input_fidelity: str | None = Field(default=None, description="Accepted and ignored with a warning.")
@@ -74,21 +74,21 @@ class EditBody(ImagesBody):
     @field_validator("markup", mode="before")
     @classmethod
     def _no_markup(cls, value: Any) -> None:
-        raise invalid("markup", "this server reads none; say in `prompt`, or with `mask`, what is to change where")
+        raise invalid("markup", "not supported here; describe the change in `prompt`, or mark it with `mask`")
 
     def picture_texts(self) -> list[tuple[str, str]]:
-        """Each picture's field and text; none where the body has none.
+        """Field and text of each image; empty if the body has none.
 
         Raises:
             RequestError: 400: given in both fields.
         """
         if self.image and self.images:
-            raise invalid("images", "stands beside `image`; give one of them")
+            raise invalid("images", "was given together with `image`; give one of them")
         name, texts = ("images", self.images) if self.images else ("image", self.image or [])
         return [(name if len(texts) == 1 else f"{name}[{index}]", text) for index, text in enumerate(texts)]
 
     def edit(self, pictures: tuple[np.ndarray, ...], mask: np.ndarray | None) -> EditRequest:
-        """The part that decides the image, with what was decoded."""
+        """The part that determines the image, with the decoded images."""
         given = {name: getattr(self, name) for name in EditRequest.model_fields}
         return EditRequest.model_validate({**given, "image": pictures, "mask": mask})
 
@@ -99,10 +99,10 @@ class EditBody(ImagesBody):
 
 
 def file_of(field: str, text: str) -> bytes:
-    """The file that base64 or a data URL holds.
+    """The file in base64 or a data URL.
 
     Raises:
-        RequestError: 400: another kind of URL, or no base64.
+        RequestError: 400: another kind of URL, or not base64.
     """
     head, comma, data = text.partition(",")
     if head[:5].lower() == "data:":
@@ -110,30 +110,30 @@ def file_of(field: str, text: str) -> bytes:
             raise invalid(field, "a data URL must be `data:image/png;base64,...`")
         text = data
     elif "://" in text[:16]:
-        raise invalid(field, f"this server fetches nothing from the net; {_WAYS}")
+        raise invalid(field, f"this server does not download images; {_WAYS}")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise invalid(field, f"is no base64; {_WAYS}") from None
+        raise invalid(field, f"is not base64; {_WAYS}") from None
 
 
 def text_of(field: str, given: Any) -> str:
-    """Of one picture, that is given as a text or as OpenAI's object around it.
+    """The text of one image, given as text or in OpenAI's object.
 
     Raises:
         RequestError: 400: it is neither.
     """
     if isinstance(given, dict):
         if "file_id" in given:
-            raise invalid(f"{field}.file_id", f"this server keeps no files; {_WAYS}")
+            raise invalid(f"{field}.file_id", f"this server stores no files; {_WAYS}")
         for name in given.keys() - {"image_url"}:
             raise invalid(f"{field}.{name}"[:80], "unknown field", ["image_url"], "unknown_parameter")
         field, given = f"{field}.image_url", given.get("image_url")
     if not isinstance(given, str):
-        raise invalid(field, f"must be a text; {_WAYS}")
+        raise invalid(field, f"must be text; {_WAYS}")
     return given
 
 
 def missing_image() -> RequestError:
-    """400: an edit without a picture."""
-    return invalid("image", f"an edit needs a picture; {_WAYS}", code="missing_required_parameter")
+    """400: an edit without an image."""
+    return invalid("image", f"an edit needs an image; {_WAYS}", code="missing_required_parameter")

@@ -1,4 +1,4 @@
-"""Requests that start from pictures: image to image, edit by instruction, inpainting."""
+"""Requests that start from images: image to image, edit by instruction, inpainting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["EditRequest"]
 
 
 class EditRequest(GenerationRequest):
-    """One request for ``n`` images made from other pictures.
+    """One request for ``n`` images made from other images.
 
     Its fields select the task: inpainting with ``mask``, else image to image with ``strength``, else an edit by the
     prompt's instruction. If the model has image to image but no edit, the latter becomes image to image with
@@ -28,20 +28,20 @@ class EditRequest(GenerationRequest):
     transfer pixels.
 
     Raises:
-        RequestError: 400: a picture cannot be read.
+        RequestError: 400: an image cannot be read.
         OSError: a file cannot be read.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     image: SkipValidation[PictureSource | Sequence[PictureSource]] = Field(
-        repr=False, description="One picture or several; if several, the first is the one to change."
+        repr=False, description="One image or several; if several, the first is the one to change."
     )
     mask: SkipValidation[PictureSource | None] = Field(
-        default=None, repr=False, description="The area of the first picture that is generated again."
+        default=None, repr=False, description="The area of the first image that is generated again."
     )
     strength: float | None = Field(
-        default=None, gt=0, le=1, allow_inf_nan=False, description="The share of the first picture that is given up."
+        default=None, gt=0, le=1, allow_inf_nan=False, description="How much of the first image is replaced, 1 = all."
     )
 
     @field_validator("image", mode="before")
@@ -49,7 +49,7 @@ class EditRequest(GenerationRequest):
     def _pictures(cls, value: Any) -> tuple[np.ndarray, ...]:
         sources = list(value) if isinstance(value, list | tuple) else [value]
         if not sources:
-            raise invalid("image", "an edit needs a picture, at least one")
+            raise invalid("image", "an edit needs at least one image")
         if len(sources) == 1:
             return (as_picture(sources[0]),)
         return tuple(as_picture(source, f"image[{index}]") for index, source in enumerate(sources))
@@ -60,7 +60,7 @@ class EditRequest(GenerationRequest):
         return None if value is None else as_mask(value)
 
     def inputs(self) -> JobInputs:
-        """The pictures, and their task."""
+        """The images, and the task."""
         return JobInputs(
             task=task_of(mask=self.mask is not None, strength=self.strength),
             pictures=cast(tuple[np.ndarray, ...], self.image),

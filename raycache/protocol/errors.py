@@ -11,21 +11,21 @@ from pydantic import ValidationError
 
 from cache_core.options import method_names
 
-#: pydantic names the member of a union in an error's path; a user never wrote it.
+#: pydantic names the member of a union in an error's path; the user did not write it.
 _UNION_TAGS = frozenset(method_names())
-#: Characters of a user's own words that a message repeats at most.
+#: Maximum characters of user input that a message repeats.
 _ECHO = 80
 
 
 class RequestError(Exception):
-    """A request that gets no image, and why. Picklable, so it crosses handles unchanged.
+    """Why a request gets no image. Picklable, so it passes through handles unchanged.
 
     Attributes:
         status: HTTP status code.
-        message: for the user; never holds the prompt.
+        message: for the user; never contains the prompt.
         param: the field at fault, dotted (``cache.Fn_compute_blocks``), or None.
-        code: stable word for programs, e.g. ``invalid_value``, ``queue_full``, ``deadline_exceeded``.
-        retry_after_s: seconds after which trying again makes sense; None when it never does.
+        code: stable identifier for programs, e.g. ``invalid_value``, ``queue_full``, ``deadline_exceeded``.
+        retry_after_s: seconds after which trying again makes sense; None if it never does.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RequestError(Exception):
 
     @property
     def type(self) -> str:
-        """OpenAI's class of error."""
+        """OpenAI's type of the error."""
         if self.status == 429:
             return "rate_limit_error"
         return "server_error" if self.status >= 500 else "invalid_request_error"
@@ -50,9 +50,9 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code or None}}
 
     def headers(self) -> dict[str, str]:
-        """``Retry-After`` in whole seconds, or a plea not to retry: clients retry every 5xx on their own otherwise.
+        """``Retry-After`` in whole seconds, or a header against retries: clients otherwise retry every 5xx.
 
-        OpenAI's clients obey ``x-should-retry`` before they look at the status.
+        OpenAI's clients give ``x-should-retry`` precedence over the status.
         """
         if self.retry_after_s is not None:
             return {"retry-after": str(max(1, math.ceil(self.retry_after_s))), "x-should-retry": "true"}
@@ -74,18 +74,18 @@ def unavailable(reason: str, retry_after_s: float = 5.0, code: str = "not_ready"
 
 
 def internal_error() -> RequestError:
-    """500 for a bug: the cause may hold what only the operator should read."""
+    """500 for a bug: only the operator should see the cause."""
     return RequestError(500, "internal error; the log has the reason", None, "internal_error")
 
 
 def from_validation_error(
     error: ValidationError, fields: Iterable[str] = (), prefix: Sequence[str] = ()
 ) -> RequestError:
-    """400 for what pydantic found; all faults in the message, the first one as ``param``.
+    """400 for pydantic's errors; all of them in the message, the first one as ``param``.
 
     Args:
-        error: pydantic's findings.
-        fields: names the user could have meant by an unknown one.
+        error: pydantic's error.
+        fields: known names, suggested for an unknown one.
         prefix: path to the validated object inside the request.
     """
     found = [_one(item, tuple(fields), tuple(prefix)) for item in error.errors(include_url=False)]
@@ -114,7 +114,7 @@ def _one(item: Mapping[str, Any], fields: tuple[str, ...], prefix: tuple[str, ..
 
 
 def _nearest(context: Mapping[str, Any], given: object) -> list[object]:
-    """The bound that was overstepped is the nearest legal value; for an open bound of integers, its neighbour."""
+    """The violated bound is the nearest legal value; for an exclusive bound of integers, its neighbour."""
     for bound, step in (("ge", 0), ("le", 0), ("gt", 1), ("lt", -1)):
         if bound in context:
             limit = context[bound]

@@ -10,7 +10,7 @@ from PIL import Image
 
 Format = Literal["png", "jpeg", "webp"]
 MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-#: Pixels a side may have, where a format cannot say more than five digits can.
+#: Maximum pixels of a side, for formats with a limit below five digits.
 LONGEST_SIDE: dict[str, int] = {"jpeg": 65500, "webp": 16383}
 
 

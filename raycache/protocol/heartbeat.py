@@ -14,14 +14,14 @@ Phase = Literal["loading", "idle", "encode", "denoise", "compile", "decode"]
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on one rank.
+    """A failure on one rank.
 
     Attributes:
-        kind: ``error`` (of one job, which is over), ``together`` (a call of several jobs, which all stand where they
-            stood), or ``group`` (the process group is broken).
-        jobs: whose it is.
+        kind: ``error`` (of one job, which has ended), ``together`` (a call of several jobs, which all wait in the same
+            state as before), or ``group`` (the process group is broken).
+        jobs: the jobs affected.
         phase, step: where it happened; ``step`` is that of the first job.
-        type: class name of the exception; message: its words; trace: where it was raised.
+        type: class name of the exception; message: its message; trace: its traceback.
     """
 
     kind: Literal["error", "together", "group"]
@@ -37,21 +37,21 @@ class Failure:
 
     @property
     def place(self) -> tuple[str, tuple[str, ...], str, int, str]:
-        """Equal on all ranks if all met the same error at the same place, so that no collective is left half done."""
+        """Equal on all ranks if all had the same error at the same place, so that no collective is incomplete."""
         return self.kind, self.jobs, self.phase, self.step, self.type
 
 
 @dataclass
 class Heartbeat:
-    """How a rank is, as it says itself.
+    """The status that a rank reports.
 
     Attributes:
-        jobs, phase, step: where it is: the jobs that it works on right now, and the finished denoising steps of the
+        jobs, phase, step: the jobs that it works on now, its phase, and the finished denoising steps of the
             first of them.
-        calls: of the transformer, over its life.
+        calls: transformer calls since it started.
         gpus: ids of its GPUs, as Ray numbers them on the node.
         memory: resident bytes of the process; device_memory: peak bytes allocated on its GPU.
-        collective_wait_s: seconds it has waited in the decisions' all-reduce, over its life.
+        collective_wait_s: seconds spent waiting in the decisions' all-reduce since it started.
         compile_failure: why it runs transformer blocks uncompiled that it should have compiled; empty if it does not.
     """
 
@@ -71,7 +71,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A rank has its model.
+    """A rank has loaded its model.
 
     Attributes:
         stages: seconds by stage: import, read, copy, split.
@@ -83,11 +83,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Settled:
-    """A rank is warm.
+    """A rank has finished its warm-up.
 
     Attributes:
-        free_bytes: on its device; None where that has no memory of its own.
-        compile_s: seconds that compiling took, since the process began.
+        free_bytes: free bytes on its device; None without device memory.
+        compile_s: seconds spent compiling since the process started.
     """
 
     free_bytes: int | None

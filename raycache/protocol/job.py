@@ -20,7 +20,7 @@ __all__ += ["JobProgress", "Progress", "Recovery", "Trace", "made_steps", "one_p
 
 
 def stalls(step_s: Sequence[float]) -> float:
-    """Seconds by which some steps took far longer than the others: a first one allocates, another may compile."""
+    """Total excess of steps that took far longer than the others: a first one allocates, another may compile."""
     if len(step_s) < 2:
         return 0.0
     usual = statistics.median(step_s[1:])
@@ -28,7 +28,7 @@ def stalls(step_s: Sequence[float]) -> float:
 
 
 def made_steps(steps: int, strength: float | None) -> int:
-    """Denoising steps that diffusers makes of ``steps``: from a picture the first ones are left out.
+    """Denoising steps that diffusers runs of ``steps``: when starting from an image the first ones are skipped.
 
     >>> made_steps(10, 0.6), made_steps(10, None)
     (6, 10)
@@ -40,7 +40,7 @@ def made_steps(steps: int, strength: float | None) -> int:
 
 @dataclass(frozen=True)
 class Trace:
-    """Where a rank's spans belong: ``parent`` is W3C's ``traceparent``; ``exporter`` the import path of Serve's."""
+    """The trace of a rank's spans: ``parent`` is W3C's ``traceparent``; ``exporter`` the import path of Serve's."""
 
     parent: str
     exporter: str
@@ -51,10 +51,10 @@ class ImageSpec:
     """One image of a job.
 
     Attributes:
-        seed: of its noise, which depends on nothing else.
-        cache: how blocks may be left out; the type says the method.
-        negative_prompt: what the image is guided away from, where the model reads one.
-        true_cfg_scale: how far, for models with an embedded guidance besides; 1 = not at all.
+        seed: seed of its noise, which depends on nothing else.
+        cache: the cache's options; their type is the method.
+        negative_prompt: what to avoid, for models that take one.
+        true_cfg_scale: guidance away from it, for models with an embedded guidance; 1 = none.
     """
 
     prompt: str = field(repr=False)
@@ -74,20 +74,20 @@ def one_per_seed(
     negative_prompt: str = "",
     true_cfg_scale: float = 1.0,
 ) -> tuple[ImageSpec, ...]:
-    """Images that are alike but for their seeds."""
+    """Images that differ only in their seeds."""
     return tuple(ImageSpec(prompt, seed, guidance_scale, cache, negative_prompt, true_cfg_scale) for seed in seeds)
 
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What a job begins with besides its prompt: for text to image, nothing.
+    """The inputs of a job other than its prompt: none for text to image.
 
     Attributes:
-        task: what is made of it.
+        task: the task.
         pictures: uint8 [height, width, 3] each; the same arrays on every rank.
-        mask: uint8 [height, width] of the first picture; 255 where it is drawn anew, 0 where it is kept.
-        strength: how much of the first picture is given up, above 0 to 1; only steps of that share are made.
-        num_frames: of a video; 1 for images.
+        mask: uint8 [height, width] for the first image; 255 where it is generated again, 0 where it is kept.
+        strength: how much of the first image is replaced, above 0 up to 1; only this share of the steps is run.
+        num_frames: frames of a video; 1 for images.
     """
 
     task: Task = "text-to-image"
@@ -97,25 +97,25 @@ class JobInputs:
     num_frames: int = 1
 
 
-#: Of a job that begins with nothing but a prompt.
+#: The inputs of a job with only a prompt.
 TEXT_ONLY = JobInputs()
 
 
 @dataclass(frozen=True)
 class Job:
-    """One validated request, everything a rank needs: the images, and what they share.
+    """One validated request with everything a rank needs: the images, and what they share.
 
-    Ranks draw all images as rows of one call of the pipeline, with one session of the cache. So they may differ in
-    their seeds only, and :attr:`prompt` and :attr:`cache` are those of each.
+    Ranks generate all images as rows of one pipeline call, with one session of the cache. So they may differ only
+    in their seeds, and :attr:`prompt` and :attr:`cache` apply to all of them.
 
     Attributes:
-        images: as many rows are the job's in a call of the transformer.
+        images: each is one row of the job's transformer calls.
         preview_steps: steps, from 0, after which rank 0 decodes a small preview.
-        request_id: of the request, for logs; need not be unique.
-        trace: of the request, where it is traced.
-        inputs: pictures and what else the task begins with.
-        calls_per_step: of the transformer; two where what it is guided away from has calls of its own.
-        lora: that the transformer computes with.
+        request_id: the request's id, for logs; need not be unique.
+        trace: the request's trace context, if it is traced.
+        inputs: images and other inputs of the task.
+        calls_per_step: transformer calls per step; two if the negative prompt has separate calls.
+        lora: the LoRA that the transformer uses.
 
     Raises:
         ValueError: no image, or images that differ in more than their seeds.
@@ -134,25 +134,25 @@ class Job:
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise ValueError(f"job {self.id} has no images, and needs one at least")
+            raise ValueError(f"job {self.id} has no images; it needs at least one")
         for name in ("prompt", "guidance_scale", "cache", "negative_prompt", "true_cfg_scale"):
             first, *others = (getattr(image, name) for image in self.images)
             if any(other != first for other in others):
-                raise ValueError(f"images of job {self.id} differ in {name}: they must be alike in all but seed")
+                raise ValueError(f"images of job {self.id} differ in {name}: they may differ only in seed")
 
     @property
     def steps(self) -> int:
-        """Denoising steps that are made; fewer than :attr:`num_inference_steps` from a picture with ``strength``."""
+        """Denoising steps that are run; fewer than :attr:`num_inference_steps` with ``strength``."""
         return made_steps(self.num_inference_steps, self.inputs.strength)
 
     @property
     def prompt(self) -> str:
-        """Of every image."""
+        """The prompt of every image."""
         return self.images[0].prompt
 
     @property
     def cache(self) -> CacheOptions:
-        """Of every image."""
+        """The cache options of every image."""
         return self.images[0].cache
 
 
@@ -160,11 +160,11 @@ class Job:
 class JobOutput:
     """Images, uint8 [n, height, width, 3] (videos [n, frames, height, width, 3]), the cache report, seconds per stage.
 
-    ``warnings``: what was odd about the prompt. ``denoise_s``: of the transformer calls that it was in, whoever shared
-    them. ``after_fault_s``: in the first image after a fault, seconds since that was noticed. ``stalls_s``: how much
-    of ``denoise_s`` went to steps that took far longer than the others. ``shared``: of its calls, how many had rows of
-    other jobs. ``known_prompt``: it was encoded for an earlier job. ``held_bytes``: of the cache on one rank, at
-    the end. ``sound``: of the first video, where the model makes any.
+    ``warnings``: unusual properties of the prompt. ``denoise_s``: seconds of its transformer calls, shared or not.
+    ``after_fault_s``: for the first job after a fault, seconds since the fault was noticed. ``stalls_s``: the part of
+    ``denoise_s`` in steps that took far longer than the others. ``shared``: how many of its calls had rows of other
+    jobs. ``known_prompt``: its embeddings were cached. ``held_bytes``: size of its cache on one rank, at the end.
+    ``sound``: of the first video, if the model generates any.
     """
 
     images: np.ndarray
@@ -183,9 +183,9 @@ class JobOutput:
 
 @dataclass
 class Progress:
-    """One denoising step is done: ``step`` of ``steps`` (from 1), per image whether it was cached and its difference.
+    """One denoising step is done: ``step`` of ``steps`` (from 1), per image whether it was cached, and its difference.
 
-    ``preview`` is uint8 [n, height, width, 3] of a smaller image, at the steps that asked for one.
+    ``preview`` is uint8 [n, height, width, 3] of a smaller image, after steps with a preview.
     """
 
     step: int
@@ -197,12 +197,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a job is, for everybody who may ask: it says nothing of whose it is and what is drawn.
+    """Progress of a job that anyone may see: it has neither its caller nor its content.
 
     Attributes:
         size: ``WIDTHxHEIGHT`` in pixels.
-        images: that are drawn at once.
-        step: denoising steps done, of ``steps``; all of them while it is decoded.
+        images: number of images generated together.
+        step: finished denoising steps of ``steps``; all of them during decoding.
     """
 
     size: str
@@ -213,14 +213,14 @@ class JobProgress:
 
 @dataclass
 class Recovery:
-    """One fault and what followed it; seconds from noticing it, but for ``noticed_at``.
+    """One fault and its recovery; seconds since it was noticed, except ``noticed_at``.
 
     Attributes:
         kind: ``death``, ``hang`` or ``error``.
         noticed_at: ``time.time()`` when it was noticed.
-        killed_s: until all old ranks were gone.
-        ready_s: until the new ranks were ready; None while they are not.
-        picture_s: until the next image was done; None before.
+        killed_s: until all old ranks had ended.
+        ready_s: until the new ranks were ready; None before.
+        picture_s: until the next job was done; None before.
         stages: seconds of the rebuild by stage, as in :class:`GangStatus`.
     """
 
@@ -234,14 +234,14 @@ class Recovery:
 
 @dataclass
 class GangStatus:
-    """The gang as it sees itself; made without calling a rank.
+    """The status of a gang; made without calling a rank.
 
     Attributes:
-        ready: ranks are loaded, no recovery is under way; ``ready_in_s``: seconds until then, as it took last time.
+        ready: ranks are loaded, none is being replaced; ``ready_in_s``: seconds until then, as it took last time.
         restarts: incarnations after the first; ``causes`` has them by kind of fault.
-        jobs: that ranks have, by id; all of them get on, step by step. ``progress``: how far each of them is.
-        retries: jobs that were run again after a fault; ``retry_causes`` has them by its kind.
-        faults: what was wrong each time, newest last, at most ten.
+        jobs: ids of active jobs, which all advance step by step. ``progress``: the progress of each.
+        retries: jobs rerun after a fault; ``retry_causes`` has them by kind of fault.
+        faults: description of each fault, newest last, at most ten.
         ranks: each rank's last heartbeat, and its age in seconds.
         last_recovery: times of the last fault's recovery, see :class:`Recovery`.
         stages: seconds of the latest start: processes (Python and torch), rendezvous, import (the pipeline's

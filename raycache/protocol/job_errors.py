@@ -22,7 +22,7 @@ class DeadlineExceeded(Exception):
 
 
 class JobFailed(Exception):
-    """Every rank raised the same error, or ranks broke twice under it while it was alone; the message says which."""
+    """Every rank raised the same error, or ranks broke twice while it ran alone; the message says which."""
 
 
 class LoraNotLoaded(JobFailed):

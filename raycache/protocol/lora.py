@@ -1,4 +1,4 @@
-"""A LoRA in a request: named from the settings' list, never by a path."""
+"""A LoRA in a request: named as in the settings, never by a path."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 __all__ = ["LoraChoice", "LoraRequest", "check_lora"]
 
-#: Characters of an unknown name that a message repeats at most.
+#: Maximum characters of an unknown name that a message repeats.
 _ECHO = 80
 
 
 @dataclass(frozen=True, order=True)
 class LoraChoice:
-    """A LoRA that is known here, and how strongly it works: 1 is as it was trained."""
+    """A known LoRA and its scale: 1 is as it was trained."""
 
     name: str
     scale: float = 1.0
 
 
 class LoraRequest(BaseModel):
-    """Which LoRA an image is drawn with. A bare string is its name."""
+    """The LoRA for an image. A bare string is its name."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, description="One of those that `GET /v1/models` lists.")
     scale: float | None = Field(
-        default=None, ge=-10, le=10, allow_inf_nan=False, description="How strongly; default: what this server says."
+        default=None, ge=-10, le=10, allow_inf_nan=False, description="Scale; default: this server's for it."
     )
 
     @model_validator(mode="before")
@@ -43,10 +43,10 @@ class LoraRequest(BaseModel):
 
 
 def check_lora(asked: LoraRequest | None, model: Capabilities) -> LoraChoice | None:
-    """What a request draws with; None for none, and for a scale of 0, which is the same.
+    """The LoRA of a request; None without one, or if its scale is 0.
 
     Raises:
-        RequestError: 400 that lists what there is.
+        RequestError: 400; the message lists the existing ones.
     """
     if asked is None:
         return None

@@ -18,7 +18,7 @@ def named(models: ModelNames, asked: str | None) -> str:
     """Name of the model that a request means.
 
     Raises:
-        RequestError: 404 where there is no such model; it names those that there are.
+        RequestError: 404 if there is no such model; the message lists the existing ones.
     """
     name = models.find(asked)
     if name is None:
@@ -32,14 +32,14 @@ class ModelCard:
     """One name in the list of models.
 
     Attributes:
-        name: that requests give as ``model``.
-        alias_of: the model's own name where this is another name of it, else None.
+        name: name that requests give as ``model``.
+        alias_of: the model's own name if this is an alias, else None.
         aliases: all other names of the model.
         default: requests that name no model get this one.
-        ready: a request would be served, or would wake an engine.
-        reason: why not, or ``asleep``; None while an engine serves.
-        capabilities: of the model; None until an engine has told them.
-        ranks: of one engine.
+        ready: whether a request would be served, or would start an engine.
+        reason: why it is not ready, or ``asleep``; None while an engine serves.
+        capabilities: the model's; None until an engine has reported them.
+        ranks: number of ranks of one engine.
         policy: presets, defaults and limits in force.
     """
 
@@ -54,12 +54,12 @@ class ModelCard:
     alias_of: str | None = None
 
     def called(self, alias: str) -> ModelCard:
-        """The same model by another of its names."""
+        """The card of the same model under an alias."""
         return replace(self, name=alias, alias_of=self.name)
 
     @property
     def presets(self) -> list[str]:
-        """Presets that ``quality`` may name; ``exact`` is always there."""
+        """Values of ``quality``; ``exact`` always exists."""
         return [name for name in PRESET_NAMES if name == "exact" or name in self.policy.presets]
 
     def document(self, created: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class ModelCard:
             "capabilities": None if self.capabilities is None else _told(self.capabilities),
             "presets": self.presets,
             "defaults": self.policy.defaults.model_dump(mode="json"),
-            # What keys are worth is nobody's business but the operator's.
+            # The limits of keys are visible to the operator only.
             "limits": {
                 **self.policy.limits.model_dump(mode="json", exclude={"keys"}),
                 "max_job_seconds": self.policy.max_job_seconds,
@@ -92,6 +92,6 @@ class ModelCard:
 
 
 def _told(capabilities: Capabilities) -> dict[str, Any]:
-    """Field by field; what is drawn must be a multiple of a token's side."""
+    """Capabilities as JSON; sizes must be multiples of a token's side."""
     fields = asdict(capabilities)
     return {"size_multiple": fields.pop("token_side"), **fields}

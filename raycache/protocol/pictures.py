@@ -1,4 +1,4 @@
-"""Input pictures: from the bytes of an untrusted file to an array of pixels.
+"""Input images: from the bytes of an untrusted file to an array of pixels.
 
 Size, format and number of frames are read from a file's header and checked before any of it is decoded.
 """
@@ -19,16 +19,16 @@ from raycache.protocol.errors import RequestError, invalid
 
 __all__ = ["OpenedPicture", "PictureSource", "as_mask", "as_picture", "open_picture"]
 
-#: What a Python caller may give as a picture: pixels, a file, its bytes, or what Pillow made of it.
+#: An image as a Python caller may pass it: pixels, a file, its bytes, or a Pillow image.
 PictureSource = np.ndarray | Image.Image | Path | bytes
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _READ = ["png", "jpeg", "webp"]
-#: Pixels of a Python caller's picture, who decodes in a process of their own; the service's limit is checked there.
+#: Maximum pixels for Python callers, who decode in their own process; the service checks its own limit.
 _MOST_PIXELS = 1 << 27
-#: A JPEG of many scans costs a pass over all pixels for each; progressive ones in use have about ten.
+#: Each scan of a JPEG costs a pass over all pixels; usual progressive ones have about ten.
 _MOST_SCANS = 100
-#: How what EXIF says of a picture's orientation is undone.
+#: The operation that undoes each EXIF orientation.
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -39,7 +39,7 @@ _UPRIGHT = {
     8: Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-#: First bytes of formats that people send and that are not read: the refusal calls them by their names.
+#: First bytes of common formats that are not supported: the error names them.
 _OTHERS = {
     b"GIF8": "gif",
     b"BM": "bmp",
@@ -55,11 +55,11 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class OpenedPicture:
-    """A file whose header was read and is within the bounds.
+    """A file whose header was read and is within the limits.
 
     Attributes:
-        field: of the request, for messages.
-        image: not decoded yet.
+        field: name of the request's field, for messages.
+        image: Pillow's image, not decoded yet.
     """
 
     field: str
@@ -71,7 +71,7 @@ class OpenedPicture:
         return self.image.width * self.image.height
 
     def decoded(self) -> np.ndarray:
-        """The picture upright, on white where it is transparent: uint8 [height, width, 3], contiguous.
+        """The image upright, on white where it is transparent: uint8 [height, width, 3], contiguous.
 
         Raises:
             RequestError: 400.
@@ -80,9 +80,9 @@ class OpenedPicture:
             return _rgb(self._upright())
 
     def decoded_mask(self) -> np.ndarray:
-        """What is drawn anew: uint8 [height, width], 255 there and 0 elsewhere.
+        """The mask: uint8 [height, width], 255 where the image is generated again and 0 elsewhere.
 
-        It is what is transparent, as OpenAI's API has it, or, where all is opaque, what is white, as diffusers has it.
+        Marked are transparent pixels, as in OpenAI's API, or white ones, as in diffusers, if all are opaque.
 
         Raises:
             RequestError: 400.
@@ -100,34 +100,34 @@ def open_picture(data: bytes, field: str, *, max_bytes: int, max_pixels: int) ->
     """Read the header of ``data``.
 
     Raises:
-        RequestError: 400: empty, too large in bytes or pixels, animated, broken, or no PNG, JPEG or WebP.
+        RequestError: 400: empty, too large in bytes or pixels, animated, broken, or not a PNG, JPEG or WebP.
     """
     if not data:
         raise invalid(field, "the file is empty")
     if len(data) > max_bytes:
         raise invalid(field, f"the file has {len(data)} bytes, at most {max_bytes} are allowed here")
     if data[:4] == b"RIFF":
-        # Pillow's decoder of WebP makes room for the whole canvas, and for a second one, when it is opened.
+        # Pillow's WebP decoder allocates the whole canvas twice when the file is opened.
         _check_webp(data, field, max_pixels)
     if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
-        raise invalid(field, f"a jpeg of {scans} scans, at most {_MOST_SCANS} are read")
+        raise invalid(field, f"a jpeg with {scans} scans, at most {_MOST_SCANS} are allowed")
     with _refused_by(field):
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.UnidentifiedImageError:
             raise _unknown(field, data) from None
-        # A second frame of a JPEG is another view or a gain map of the same shot: the first is the picture.
+        # A second frame of a JPEG is another view or a gain map of the same photo: the first is the image.
         frames = 1 if data[:2] == b"\xff\xd8" else getattr(image, "n_frames", 1)
     _check(field, image.size, frames, max_pixels)
     return OpenedPicture(field, image)
 
 
 def as_picture(source: PictureSource, field: str = "image") -> np.ndarray:
-    """Pixels of whatever a Python caller has: uint8 [height, width, 3], contiguous.
+    """Pixels of an image in any supported form: uint8 [height, width, 3], contiguous.
 
     Args:
-        source: an array uint8 [height, width, 3] (RGB); an image of Pillow; the bytes or the ``Path`` of a file.
-        field: of the request, for messages.
+        source: an array uint8 [height, width, 3] (RGB); a Pillow image; the bytes or the ``Path`` of a file.
+        field: name of the request's field, for messages.
 
     Raises:
         RequestError: 400: it is none of these, or broken.
@@ -144,12 +144,12 @@ def as_picture(source: PictureSource, field: str = "image") -> np.ndarray:
 
 
 def as_mask(source: PictureSource, field: str = "mask") -> np.ndarray:
-    """A mask of whatever a Python caller has: uint8 [height, width], 255 where something is drawn anew, else 0.
+    """A mask in any supported form: uint8 [height, width], 255 where the image is generated again, else 0.
 
     Args:
-        source: an array, bool or uint8 [height, width], that says it so; else as :func:`as_picture`, where what is
-            transparent is drawn anew, or what is white where all is opaque.
-        field: of the request, for messages.
+        source: an array, bool or uint8 [height, width], marked like that; else as :func:`as_picture`, where transparent
+            pixels are marked, or white ones if all are opaque.
+        field: name of the request's field, for messages.
 
     Raises:
         RequestError: 400: it is none of these, or broken.
@@ -169,7 +169,7 @@ def _of_caller(source: object, field: str) -> OpenedPicture:
     if isinstance(source, Path):
         source = source.read_bytes()
     if not isinstance(source, bytes):
-        reason = f"must be an array, an image of Pillow, bytes or a pathlib.Path, got {type(source).__name__}"
+        reason = f"must be an array, a Pillow image, bytes or a pathlib.Path, got {type(source).__name__}"
         raise invalid(field, reason)
     return open_picture(source, field, max_bytes=len(source), max_pixels=_MOST_PIXELS)
 
@@ -186,7 +186,7 @@ def _check(field: str, size: tuple[int, int], frames: int, max_pixels: int) -> N
 
 
 def _check_webp(data: bytes, field: str, max_pixels: int) -> None:
-    """What the first chunk of a WebP says of its size, and whether it moves; one that says neither Pillow refuses."""
+    """Check size and animation from the first chunk of a WebP; without them Pillow refuses the file."""
     kind, body = data[12:16], data[20:30]
     if len(body) < 10:
         return
@@ -202,10 +202,10 @@ def _check_webp(data: bytes, field: str, max_pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts; 0 where nothing, or nothing of use, is said."""
+    """The EXIF orientation, 1 to 8; 0 if missing or invalid."""
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # a picture is no worse for what is broken beside it
+    except Exception:  # broken metadata does not make the image unusable
         return 0
     return value if isinstance(value, int) else 0
 
@@ -234,7 +234,7 @@ def _redrawn(image: Image.Image) -> np.ndarray:
 
 
 def _high_byte(image: Image.Image) -> np.ndarray:
-    """Greys of 16 bits in eight: Pillow's own conversion cuts off all above 255."""
+    """Greys of 16 bits in 8: Pillow's own conversion clips everything above 255."""
     return (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
 
 
@@ -244,7 +244,7 @@ def _two_valued(redrawn: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _refused_by(field: str) -> Iterator[None]:
-    """What a file from anybody makes of a decoder: Pillow raises whatever its parsers run into."""
+    """Turn errors of the decoder into refusals: Pillow raises many types for broken files."""
     try:
         yield
     except (RequestError, MemoryError):
@@ -257,7 +257,7 @@ def _unknown(field: str, data: bytes) -> RequestError:
     head = data[:64].lstrip()
     name = next((name for start, name in _OTHERS.items() if head.startswith(start)), None)
     if data[4:8] == b"ftyp":
-        name = "avif" if data[8:11] == b"avi" else "heic or another of its kind"
+        name = "avif" if data[8:11] == b"avi" else "heic or a similar format"
     if name is None:
-        return invalid(field, "is no picture that can be read", _READ)
-    return invalid(field, f"{name} is not read here", _READ)
+        return invalid(field, "is not a supported image", _READ)
+    return invalid(field, f"{name} is not supported", _READ)

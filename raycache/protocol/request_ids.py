@@ -8,5 +8,5 @@ _LONGEST = 128
 
 
 def clean(given: str) -> str:
-    """Printable ASCII, bounded; anything else becomes ``?``, so that no id breaks a log line or hides in one."""
+    """Printable ASCII, bounded; anything else becomes ``?``, so that no id can break or fake a log line."""
     return "".join(c if " " <= c <= "~" else "?" for c in given[:_LONGEST]).strip()

@@ -1,7 +1,7 @@
-"""Checks all that can be checked of a request before a GPU is used.
+"""Checks everything in a request that can be checked before a GPU is used.
 
-``resolve`` either refuses with the field, the reason and the nearest legal values, or returns a request that says
-everything: no None is left for the ranks to interpret, so what runs is a pure function of what is returned.
+``resolve`` either refuses with the field, the reason and the nearest legal values, or returns a complete request: it
+has no None that ranks would have to interpret, so the result is a pure function of it.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def resolve(
     ranks: int,
     key: str | None = None,
 ) -> ResolvedRequest:
-    """Check ``request`` and fill in every default, the seed included.
+    """Check ``request`` and fill in every default, including the seed.
 
     Args:
-        request: what the user asked.
+        request: the user's request.
         policy: limits and defaults in force.
-        model: what the gang said about its model.
-        model_name: the name this service answers to.
+        model: the capabilities that the gang reported.
+        model_name: the name that requests give for this model.
         ranks: Ulysses degree of the gang.
-        key: the public name of the client's key, where there are keys.
+        key: the public name of the client's key, if there are keys.
 
     Raises:
-        RequestError: 400, 403 for a priority that the key may not name, or 404 for another model's name.
+        RequestError: 400, 403 for a priority that the key may not use, or 404 for another model's name.
     """
     check_model(request.model, model_name)
     request = request.fitted(model, policy.limits)
@@ -58,7 +58,7 @@ def resolve(
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
         num_inference_steps=_steps(request, policy),
         guidance_scale=guidance,
-        quality=request.quality if request.cache is None else "auto",  # what had no effect is not told of
+        quality=request.quality if request.cache is None else "auto",  # without effect, so not reported
         cache=cache_options(request, policy, model),
         timeout_s=request.timeout_s or policy.request_timeout_s,
         priority=request.priority,
@@ -73,7 +73,7 @@ def resolve(
 
 
 def check_model(asked: str | None, name: str) -> None:
-    """Only this service's own model, or none named.
+    """Check that the request names this service's model, or none.
 
     Raises:
         RequestError: 404.
@@ -84,7 +84,7 @@ def check_model(asked: str | None, name: str) -> None:
 
 
 def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities) -> None:
-    """Refuse a deployment in which no request, or no request that names nothing, could be generated.
+    """Refuse a deployment in which no request, or no request without options, could be served.
 
     Raises:
         ValueError: the model does not divide over the ranks, or the defaults break the limits.
@@ -93,8 +93,8 @@ def check_deployment(settings: AppSettings, policy: Policy, model: Capabilities)
     _check_ranks(ranks, model)
     for name, options in policy.presets.items() if model.num_blocks else ():
         if misfit := misfit_of(options, model):
-            raise ValueError(f"presets.{name} does not fit the model: {misfit}; `model.presets` names a file that does")
-    # What a request brings besides is its own affair, and a model that edits needs a picture.
+            raise ValueError(f"presets.{name} does not fit the model: {misfit}; set `model.presets` to one that does")
+    # Checked without inputs: they are up to each request, and an editing model needs an image.
     bare = replace(model, tasks=("text-to-image",), frame_step=0)
     try:
         sample = GenerationRequest(prompt="defaults")
@@ -118,7 +118,7 @@ def _check_ranks(ranks: int, model: Capabilities) -> None:
 
 
 def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabilities) -> list[str]:
-    """What an operator should know of a deployment that works."""
+    """Warnings for the operator about a deployment that works."""
     warnings, own = [], settings.model
     if set(policy.presets) <= {"exact"}:
         warnings.append(load_presets(own.path, own.presets, own.quantization).source)
@@ -127,18 +127,18 @@ def deployment_warnings(settings: AppSettings, policy: Policy, model: Capabiliti
     if not model.num_blocks:
         warnings.append(f"The cache does not know the blocks of {model.pipeline}: every step computes all of them.")
     if model.kind == "noise":
-        warnings.append("The model has random weights: its pictures are NOISE. Set model.path to draw real ones.")
+        warnings.append("The model has random weights: its images are NOISE. Set model.path to generate real ones.")
     return warnings
 
 
 def check_limits(request: GenerationRequest, policy: Policy, key: str | None) -> None:
-    """What is wrong with ``request`` whatever the model is.
+    """Check the parts of ``request`` that do not depend on the model.
 
     Raises:
-        RequestError: 400, or 403 for a priority that the key may not name.
+        RequestError: 400, or 403 for a priority that the key may not use.
     """
     if not request.prompt.strip():
-        raise invalid("prompt", "must hold something besides white space")
+        raise invalid("prompt", "must contain something other than white space")
     check_length("prompt", request.prompt, policy.limits)
     _check_priority(request.priority, policy.limits, key)
     _check_at_most("n", request.n, policy.limits.max_images)
@@ -150,7 +150,7 @@ def check_limits(request: GenerationRequest, policy: Policy, key: str | None) ->
 def _check_priority(priority: Priority, limits: LimitSettings, key: str | None) -> None:
     highest = limits.of_key(key).max_priority
     if PRIORITIES[priority] > PRIORITIES[highest]:
-        message = f"priority: {priority!r} is more than the {highest!r} allowed to this key"
+        message = f"priority: {priority!r} is more than the {highest!r} allowed for this key"
         raise RequestError(403, message, "priority", "priority_not_allowed")
 
 
@@ -164,6 +164,6 @@ def _check_at_most(field: str, value: float, limit: float) -> None:
 
 
 def _shown(number: float) -> str:
-    """As its writer would know it again: whole numbers digit by digit, and any length of them in a short line."""
+    """A number as the user wrote it: all digits of whole numbers, shortened if there are too many."""
     digits = str(number) if isinstance(number, int) else f"{number:g}"
     return digits if len(digits) <= 20 else f"{digits[:3]}... ({len(digits)} digits)"

@@ -20,7 +20,7 @@ from raycache.protocol.sound import Sound
 from raycache.settings import Policy
 from raycache.size import Size
 
-#: By field: what a request without it gets, and the least legal value.
+#: By field: the value of a request without it, and the lowest legal value.
 _LEFT_OUT: dict[str, tuple[str, float]] = {
     "seed": ("a random seed", 0),
     "num_inference_steps": ("this server's default", 1),
@@ -38,7 +38,7 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # No repr: nothing that prints a request, above all no log line, may print what the user wrote.
+    # No repr: nothing that prints a request, log lines above all, may print what the user wrote.
     prompt: str = Field(min_length=1, repr=False, description="What to draw.")
     model: str | None = Field(
         default=None, description="Name or alias of a model of this service; null = its default model."
@@ -69,11 +69,11 @@ class GenerationRequest(BaseModel):
     )
     quality: Quality = Field(
         default="auto",
-        description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's words take the "
+        description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's values take the "
         "nearest; `auto` = the deployment's default. `cache` takes precedence.",
     )
     cache: CacheOptions | None = Field(
-        default=None, description='Options of a cache method, `{"type": "none"}` for none; null = what `quality` says.'
+        default=None, description='Options of a cache method, `{"type": "none"}` for none; null = those of `quality`.'
     )
     lora: LoraRequest | None = Field(
         default=None, description="One of this model's LoRAs, `{name, scale}` or its name; null = none."
@@ -95,11 +95,11 @@ class GenerationRequest(BaseModel):
     user: str | None = Field(default=None, description="Accepted and ignored.")
 
     def inputs(self) -> JobInputs:
-        """The job's inputs besides its prompt; requests of other tasks have more."""
+        """The job's inputs other than its prompt; requests of other tasks have more."""
         return TEXT_ONLY
 
     def fitted(self, model: Capabilities, limits: LimitSettings) -> GenerationRequest:
-        """This request with values that ``model`` supports: that of a video gets a number of frames."""
+        """This request with values that ``model`` supports: a video request gets a number of frames."""
         return self
 
     def frames_a_second(self, model: Capabilities) -> float:
@@ -127,7 +127,7 @@ class ResolvedRequest:
         quality: the requested preset; ``auto`` if ``cache`` was given.
         timeout_s: seconds from arrival.
         partial_images: previews that a streaming call gets.
-        inputs: pictures and other inputs of the task.
+        inputs: images and other inputs of the task.
         fps: frames per second of a video; 0 for images.
         calls_per_step: calls of the transformer per step.
         lora: the LoRA that is used, or None.
@@ -170,7 +170,7 @@ class GenerationResult(BaseModel):
         seeds: the seed each image was generated from.
         report: decisions of the cache, ``CacheReport.to_dict()``; None if the request asked for no cache.
         times: seconds per stage.
-        warnings: what was unusual but not wrong, for the user to read.
+        warnings: unusual but legal conditions, for the user to read.
         fps: frames per second of a video; 0 for images.
         sound: sound of the first video, if the model generates any.
     """
@@ -231,7 +231,7 @@ class PreviewEvent:
 
 @dataclass(frozen=True)
 class QueuedEvent:
-    """An engine has admitted the job to its queue. Sent only over HTTP, so that the status goes out before any step.
+    """An engine has admitted the job to its queue. Sent only over HTTP, so that the status is sent before any step.
 
     Sent again whenever its place in the queue changes.
 
@@ -258,7 +258,7 @@ class EngineStatus:
         model: the loaded model; requests name it ``model_name``.
         policy: limits and defaults in force.
         user_config_refused: why the last ``user_config`` is not in force; None if it is.
-        start_s: seconds from start to ready, which another engine would take too.
+        start_s: seconds from start to ready, which another engine would take, too.
         told_at: ``time.time()`` of this status; the ingress may return one that is a second old.
     """
 

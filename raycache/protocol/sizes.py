@@ -1,4 +1,4 @@
-"""Image sizes: which are possible, which possible ones are nearest, and which one a request means."""
+"""Image sizes: which are legal, which legal ones are nearest, and which one a request means."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["check_format", "check_size", "nearest_sizes", "size_of"]
 
 
 def check_size(size: Size, *, side: int, ranks: int, max_pixels: int, uneven: bool = False) -> None:
-    """Both sides multiples of a token's, not too large, image tokens divisible by the number of ranks.
+    """Check that both sides are multiples of a token's, not too large, and image tokens divide among the ranks.
 
     Args:
-        uneven: they need not divide; one for each rank is enough.
+        uneven: tokens need not divide; one per rank is enough.
 
     Raises:
         RequestError: 400 with the two nearest legal sizes.
@@ -30,7 +30,7 @@ def check_size(size: Size, *, side: int, ranks: int, max_pixels: int, uneven: bo
     elif (tokens := size.tokens(side)) % ranks and not uneven:
         reason = f"{size} makes {tokens} image tokens, which do not divide over {ranks} ranks"
     elif tokens < ranks:
-        reason = f"{size} makes {tokens} image tokens, of which each of {ranks} ranks needs one"
+        reason = f"{size} makes {tokens} image tokens, but each of {ranks} ranks needs one"
     else:
         return
     raise invalid("size", reason, nearest_sizes(size, side=side, ranks=ranks, max_pixels=max_pixels, uneven=uneven))
@@ -43,12 +43,12 @@ def nearest_sizes(
     shrink = min(1.0, math.sqrt(max_pixels / max(1, size.pixels)))
     columns, rows = (max(1, round(length * shrink / side)) for length in (size.width, size.height))
     tokens = max_pixels // side**2
-    # Keep one side and move the other: both ways round, or a very long and thin image finds nothing.
+    # Keep one side and change the other: both ways, otherwise very long and thin images have no result.
     divisor = 1 if uneven else ranks
     legal = {Size(c * side, r * side) for c, r in _divisible(columns, rows, tokens, ranks, divisor)}
     legal |= {Size(c * side, r * side) for r, c in _divisible(rows, columns, tokens, ranks, divisor)}
 
-    legal = {each for each in legal if max(each.width, each.height) < 100_000}  # five digits can be said
+    legal = {each for each in legal if max(each.width, each.height) < 100_000}  # sizes have at most five digits
 
     def change(other: Size) -> tuple[int, ...]:
         # Ties go to the size of nearly the same shape, then to the larger one.
@@ -68,13 +68,13 @@ def _divisible(kept: int, moved: int, most: int, ranks: int, divisor: int) -> It
 
 
 def size_of(asked: str | None, inputs: JobInputs, policy: Policy, *, side: int, ranks: int, uneven: bool) -> Size:
-    """The size that is asked for; else that of the first picture, or the default.
+    """The requested size; else that of the first image, or the default.
 
-    A picture that has more pixels than the default keeps its shape only: what came out of a camera is no size that a
-    model was made for.
+    An image with more pixels than the default only sets the shape: photos are larger than the sizes that models are
+    made for.
 
     Raises:
-        RequestError: 400, as of :func:`check_size`, or where it is no size.
+        RequestError: 400, as from :func:`check_size`, or if it is not a size.
     """
     size, most = policy.defaults.size, policy.limits.max_pixels
     if asked is not None and asked != "auto":
@@ -85,7 +85,7 @@ def size_of(asked: str | None, inputs: JobInputs, policy: Policy, *, side: int, 
         size = Size(round(given.width * shrink), round(given.height * shrink))
         near = nearest_sizes(size, side=side, ranks=ranks, max_pixels=most, uneven=uneven)
         if not near:
-            reason = f"the picture's {given} is no shape to draw in; name a size"
+            reason = f"an image of the shape of the input's {given} cannot be generated; give a size"
             raise invalid("size", reason, [policy.defaults.size])
         return near[0]
     check_size(size, side=side, ranks=ranks, max_pixels=most, uneven=uneven)
@@ -93,7 +93,7 @@ def size_of(asked: str | None, inputs: JobInputs, policy: Policy, *, side: int, 
 
 
 def _size(asked: str) -> Size:
-    """What a request says of its size."""
+    """Parse the size of a request."""
     try:
         return Size.parse(asked)
     except ValueError:
@@ -102,7 +102,7 @@ def _size(asked: str) -> Size:
 
 
 def check_format(format: str, size: Size) -> None:
-    """An image that cannot be encoded must not be generated first.
+    """Refuse an image that could not be encoded before it is generated.
 
     Raises:
         RequestError: 400.

@@ -1,4 +1,4 @@
-"""Kept jobs: the record that the store writes, and what it reports to an ingress."""
+"""Stored jobs: the record that the store writes, and what it reports to an ingress."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["AskedAs", "JobKind", "JobStatus", "Order", "Page", "StoredError", "S
 __all__ += ["new_job_id"]
 
 JobKind = Literal["video", "image"]
-#: Words for the types of requests, see :mod:`raycache.store.requests`.
+#: Stored names of request types, see :mod:`raycache.store.requests`.
 AskedAs = Literal["generation", "edit", "video"]
 JobStatus = Literal["queued", "in_progress", "completed", "failed"]
 Order = Literal["asc", "desc"]
 
-#: What an id begins with: OpenAI's word for videos.
+#: Prefixes of ids; that of videos is OpenAI's.
 _PREFIX: dict[JobKind, str] = {"video": "video_", "image": "job_"}
 _ID = re.compile(r"(video|job)_[0-9a-f]{32}")
 
 
 def new_job_id(kind: JobKind, now: float | None = None) -> str:
-    """An id that nobody guesses and that sorts by the time it was made, so a list goes on behind one that is gone.
+    """An unguessable id that sorts by creation time, so lists can continue after a deleted one.
 
     >>> new_job_id("video", 1.0) < new_job_id("video", 1.5)
     True
@@ -45,7 +45,7 @@ def is_job_id(text: str) -> bool:
 
 
 class StoredError(BaseModel):
-    """Why a job failed, in OpenAI's words of an error."""
+    """Why a job failed, in the format of OpenAI's errors."""
 
     message: str
     code: str
@@ -54,7 +54,7 @@ class StoredError(BaseModel):
 
     @classmethod
     def of(cls, error: RequestError) -> StoredError:
-        """What a client that had waited would have been told."""
+        """The error that a waiting client would have received."""
         return cls(message=error.message, code=error.code or "job_failed", type=error.type, param=error.param)
 
 
@@ -62,8 +62,8 @@ class StoredFile(BaseModel):
     """One file of a job's result.
 
     Attributes:
-        name: in the job's folder.
-        media_type: as HTTP tells it.
+        name: file name in the job's folder.
+        media_type: media type for HTTP.
         bytes: its size.
     """
 
@@ -73,20 +73,20 @@ class StoredFile(BaseModel):
 
 
 class StoredJob(BaseModel):
-    """One job as it is kept.
+    """One stored job.
 
     Attributes:
-        owner: public name of the key that asked; None where there were no keys.
+        owner: public name of the client's key; None if there were no keys.
         progress: percent of the denoising steps; 100 once the result is there.
         created_at, completed_at, expires_at: ``time.time()``.
-        begun_at: the same of its last try, from an engine's word that it has it.
-        request: as JSON; with the prompt, because the API tells it again. It is in no log.
-        judged: an engine's word on it was had, and what it left open was chosen for it.
-        asked_as: what kind of request that is.
-        pictures: sizes of the pictures that it brought, in bytes, by what they are.
-        attempts: how often it was begun.
-        files: the result by what a client calls it: ``video``, ``thumbnail``, ``0``, ``1``.
-        about: what else is told of the result.
+        begun_at: the same for its last try, when an engine accepted it.
+        request: as JSON; with the prompt, because the job may be rerun from it. Never logged.
+        judged: it was checked against an engine's status, and all open values were chosen.
+        asked_as: type of the request.
+        pictures: sizes of its input images in bytes, by name.
+        attempts: how often it was started.
+        files: the files of the result, by the name for clients: ``video``, ``thumbnail``, ``0``, ``1``.
+        about: other fields of the reply.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -112,17 +112,17 @@ class StoredJob(BaseModel):
 
     @property
     def over(self) -> bool:
-        """Nothing more will happen to it, but for its expiry."""
+        """Whether it has ended; it can still expire."""
         return self.status in ("completed", "failed")
 
     @property
     def bytes(self) -> int:
-        """Of its result, and of the pictures that it began with."""
+        """Size of its result and its input images."""
         return sum(file.bytes for file in self.files.values()) + sum(self.pictures.values())
 
 
 class Page(BaseModel):
-    """Some jobs of a list, and whether there are more behind them."""
+    """Some jobs of a list, and whether more follow."""
 
     jobs: list[StoredJob]
     has_more: bool

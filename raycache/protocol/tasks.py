@@ -1,4 +1,4 @@
-"""A task's inputs, checked against the model's capabilities: pictures, a mask, strength, frames."""
+"""A task's inputs, checked against the model's capabilities: images, a mask, strength, frames."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["USUAL_STRENGTH", "check_inputs", "check_length", "check_task", "guided", "nearest_frames", "task_of"]
 
-#: Of image to image where the request names none, as in diffusers' pipelines.
+#: Default strength of image to image, as in diffusers' pipelines.
 USUAL_STRENGTH = 0.6
 
-#: The field with which a request asks for each task.
+#: The field of a request that selects each task.
 _FIELD: dict[Task, str] = {
     "text-to-image": "model",
     "image-to-image": "strength",
@@ -32,7 +32,7 @@ _FIELD: dict[Task, str] = {
 
 
 def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitSettings) -> JobInputs:
-    """What the job begins with besides its prompt, if this model can begin with it.
+    """The job's inputs other than its prompt, checked against the model.
 
     Raises:
         RequestError: 400 with the field, and what this model can do.
@@ -48,31 +48,31 @@ def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitS
 
 
 def task_of(*, mask: bool, strength: float | None) -> Task:
-    """What a request with pictures asks for, told from what it brings besides."""
+    """The task of a request with images, from its other inputs."""
     if mask:
         return "inpaint"
     return "edit" if strength is None else "image-to-image"
 
 
 def check_task(task: Task, pictures: int, model: Capabilities) -> Task:
-    """What a model makes of ``task`` with so many pictures.
+    """The task that a model runs for ``task`` with this many images.
 
-    That is ``task``, but for an edit by a model that has none: of one picture it makes what image to image does.
+    That is ``task``, except for a model without edit: it runs image to image on a single image.
 
     Raises:
-        RequestError: 400 with the field that asks for what it cannot do, and what it can.
+        RequestError: 400 with the field that selects an unsupported task, and the supported ones.
     """
     if task == "edit" and task not in model.tasks and pictures == 1 and "image-to-image" in model.tasks:
         task = "image-to-image"
     if task not in model.tasks:
         known = ", ".join(model.tasks)
-        reason = f"this model ({model.pipeline or 'not loaded yet'}) has no {task}; what it has: {known}"
+        reason = f"this model ({model.pipeline or 'not loaded yet'}) does not support {task}; it supports: {known}"
         if task == "edit" and "inpaint" in model.tasks:
             reason += "; with a `mask` this would be inpaint"
         raise invalid(_FIELD[task], reason, code="unsupported_task")
     most = 1 if task == "image-to-image" else model.max_inputs
     if pictures > most:
-        raise invalid("image", f"{pictures} pictures, of which this model takes at most {most} for {task}")
+        raise invalid("image", f"got {pictures} images, this model takes at most {most} for {task}")
     return task
 
 
@@ -80,18 +80,18 @@ def guided(request: GenerationRequest, model: Capabilities, policy: Policy) -> t
     """``guidance_scale``, the negative prompt, and ``true_cfg_scale``.
 
     Raises:
-        RequestError: 400 where they would have no effect on this model, or are too long.
+        RequestError: 400 if they would have no effect on this model, or are too long.
     """
     prompt, defaults = request.negative_prompt, policy.defaults
     if prompt is None:
         prompt = defaults.negative_prompt if model.negative_prompt else ""
     elif prompt and not model.negative_prompt:
-        raise invalid("negative_prompt", f"this model ({model.pipeline}) reads none; leave it out")
+        raise invalid("negative_prompt", f"this model ({model.pipeline}) does not take one; leave it out")
     scale = request.true_cfg_scale
     if scale is None:
         scale = defaults.true_cfg_scale if model.true_cfg else 1.0
     elif scale > 1 and not model.true_cfg:
-        raise invalid("true_cfg_scale", f"this model ({model.pipeline}) has none; `guidance_scale` guides it", [1])
+        raise invalid("true_cfg_scale", f"this model ({model.pipeline}) does not have it; use `guidance_scale`", [1])
     if request.negative_prompt and model.true_cfg and scale == 1:
         raise invalid("true_cfg_scale", "a negative prompt has no effect unless it is above 1", [4])
     check_length("negative_prompt", prompt, policy.limits)
@@ -99,7 +99,7 @@ def guided(request: GenerationRequest, model: Capabilities, policy: Policy) -> t
 
 
 def check_length(field: str, prompt: str, limits: LimitSettings) -> None:
-    """Not too many characters.
+    """Check the number of characters.
 
     Raises:
         RequestError: 400.
@@ -121,7 +121,7 @@ def nearest_frames(frames: int, step: int, most: int) -> list[int]:
 
 
 def _check_pixels(inputs: JobInputs, most: int) -> None:
-    """Pictures may come as arrays, from Python; those that came as files were checked before they were decoded."""
+    """Images may be arrays, from Python; files were checked before they were decoded."""
     sizes = [Size.of(picture) for picture in inputs.pictures]
     for size in sizes:
         if size.pixels > most:
@@ -129,9 +129,9 @@ def _check_pixels(inputs: JobInputs, most: int) -> None:
     if inputs.mask is None:
         return
     if (own := Size.of(inputs.mask)) != sizes[0]:
-        raise invalid("mask", f"it is {own}, and the first picture is {sizes[0]}; they must have one size")
+        raise invalid("mask", f"it is {own}, but the first image is {sizes[0]}; they must have the same size")
     if not inputs.mask.any():
-        reason = "nothing of it is to be drawn anew: that is what is transparent or, where all is opaque, white"
+        reason = "it marks nothing to generate again: mark it transparent, or white if all is opaque"
         raise invalid("mask", reason)
 
 
@@ -139,5 +139,5 @@ def _check_frames(frames: int, step: int, most: int) -> None:
     if frames > most:
         raise invalid("num_frames", f"{frames} is more than the {most} allowed here", nearest_frames(most, step, most))
     if frames % step != 1 % step:
-        reason = f"{frames} frames, and this model makes a multiple of {step}, plus one"
+        reason = f"{frames} frames, but this model needs a multiple of {step}, plus one"
         raise invalid("num_frames", reason, nearest_frames(frames, step, most))

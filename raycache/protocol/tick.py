@@ -15,16 +15,16 @@ __all__ = ["Called", "Tick", "TickReport"]
 
 @dataclass(frozen=True)
 class Tick:
-    """The same for every rank, carried out in the order of the fields.
+    """The work of one tick, the same for every rank, carried out in the order of the fields.
 
     Attributes:
         number: one more than that of the tick before.
-        knows: the last tick of which every rank's report was known when this was made. A rank that met a failure
-            after that carries out nothing: the others may stand where it does not, and no collective may tell.
-        abort: jobs that are dropped where they stand.
-        start: jobs that begin; each is encoded, up to its first call of the transformer.
+        knows: the last tick of which every rank's report was known when this one was made. A rank with a failure after
+            that carries out nothing: the others may be in another state, and a collective need not notice.
+        abort: jobs to drop, in any state.
+        start: jobs to start; each runs up to its first call of the transformer.
         calls: for each call of the transformer the jobs whose rows are in it, in this order.
-        end: jobs whose latents are decoded; then they are over. Their rows, counted on from job to job, go to the
+        end: jobs to decode, which ends them. Their rows, numbered across all jobs, are assigned to the
             ranks in turn.
     """
 
@@ -47,19 +47,19 @@ class Called:
 
 @dataclass
 class TickReport:
-    """What came of a tick on one rank.
+    """The result of a tick on one rank.
 
     Attributes:
-        skipped: nothing was carried out, see :attr:`Tick.knows`.
-        started_s: seconds from a job's start to its first call, for each that began.
-        calls: those that were made.
-        decoding: jobs whose decoding began, and is collected at the end of the next tick that is not skipped.
+        skipped: the tick was not carried out, see :attr:`Tick.knows`.
+        started_s: seconds from a job's start to its first call, for each that started.
+        calls: the calls made.
+        decoding: jobs whose decoding has started; it is collected at the end of the next tick that is not skipped.
         done: jobs whose last call has been made, so that they can be decoded.
-        decoded: by job the images that this rank decoded, uint8 [height, width, 3] by row.
-        sounds: by job that of its first image, from the rank that decoded it.
-        decode_s: seconds of that, by job.
-        progress, outputs: by job, on rank 0 only; outputs lack images until those of all ranks are put together.
-        failures: what went wrong; all but those of decoding broke the tick off.
+        decoded: by job, the images that this rank decoded, uint8 [height, width, 3] by row.
+        sounds: by job, the sound of its first video, from the rank that decoded it.
+        decode_s: seconds of decoding, by job.
+        progress, outputs: by job, on rank 0 only; outputs have no images until those of all ranks are merged.
+        failures: failures; all except those of decoding ended the tick early.
     """
 
     number: int

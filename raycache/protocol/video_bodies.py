@@ -14,10 +14,10 @@ __all__ = ["VideoBody"]
 
 
 class VideoBody(VideoFields):
-    """Body of ``POST /v1/videos``. In a form of parts ``input_reference`` is a file, too."""
+    """Body of ``POST /v1/videos``. In a multipart form ``input_reference`` is a file."""
 
     input_reference: Annotated[str | None, WithJsonSchema(PICTURE_SCHEMA)] = Field(
-        default=None, repr=False, description="The picture that the video begins with: base64 or a data URL."
+        default=None, repr=False, description="The image that the video starts with: base64 or a data URL."
     )
 
     @field_validator("input_reference", mode="before")
@@ -26,15 +26,15 @@ class VideoBody(VideoFields):
         return text_of("input_reference", value)
 
     def reference_file(self) -> bytes | None:
-        """The file of the picture that the body holds, if there is one.
+        """The file of the image in the body, if there is one.
 
         Raises:
-            RequestError: 400: it is another kind of URL, or no base64.
+            RequestError: 400: it is another kind of URL, or not base64.
         """
         return None if self.input_reference is None else file_of("input_reference", self.input_reference)
 
     def video(self, picture: np.ndarray | None) -> VideoRequest:
-        """The part that decides the video, with what was decoded."""
+        """The part that determines the video, with the decoded image."""
         given = {name: getattr(self, name) for name in VideoRequest.model_fields}
         return VideoRequest.model_validate({**given, "input_reference": picture})
 

@@ -62,34 +62,34 @@ class VideoFields(GenerationRequest):
             RequestError: 400 for ``seconds`` together with ``num_frames``, or for more frames than are allowed.
         """
         if not model.frame_step:
-            return self  # makes no videos, which is told of its task
+            return self  # makes no videos; the check of the task reports that
         fps = self.frames_a_second(model)
         if self.num_frames is not None:
             if self.seconds is not None:
-                raise invalid("seconds", "`num_frames` says the length, too; give one of them")
+                raise invalid("seconds", "`num_frames` also sets the length; give one of them")
             return self.model_copy(update={"fps": fps})
         most = (limits.max_frames - 1) // model.frame_step * model.frame_step + 1
         seconds = self.seconds if self.seconds is not None else min(_SECONDS, most / fps)
         if (frames := round(seconds * fps)) > limits.max_frames:
-            reason = f"{seconds:g} s at {fps:g} frames a second are {frames} frames, at most {limits.max_frames} may be"
+            reason = f"{seconds:g} s at {fps:g} frames a second are {frames} frames, more than {limits.max_frames}"
             raise invalid("seconds", reason, [f"{math.floor(100 * most / fps) / 100:g}"])
         return self.model_copy(update={"fps": fps, "num_frames": nearest_frames(frames, model.frame_step, most)[0]})
 
 
 class VideoRequest(VideoFields):
-    """One request for a video, as long as ``num_frames``, or about as long as ``seconds``: as near as the model can.
+    """One request for a video, as long as ``num_frames``, or as close to ``seconds`` as the model can.
 
-    With ``input_reference`` it goes on from that picture. A file is read and decoded when the request is made.
+    With ``input_reference`` it starts with that image. A file is read and decoded when the request is made.
 
     Raises:
-        RequestError: 400: the picture cannot be read.
+        RequestError: 400: the image cannot be read.
         OSError: its file cannot be read.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     input_reference: SkipValidation[PictureSource | None] = Field(
-        default=None, repr=False, description="The picture that the video begins with."
+        default=None, repr=False, description="The image that the video starts with."
     )
 
     @field_validator("input_reference", mode="before")
@@ -98,7 +98,7 @@ class VideoRequest(VideoFields):
         return None if value is None else as_picture(value, "input_reference")
 
     def inputs(self) -> JobInputs:
-        """A number of frames, which :meth:`fitted` has made sure of, and the picture that it begins with."""
+        """A number of frames, which :meth:`fitted` has set, and the image that the video starts with."""
         frames = self.num_frames or 1
         if self.input_reference is None:
             return JobInputs("text-to-video", num_frames=frames)

@@ -1,1 +1,1 @@
-"""Jobs that outlive their client's connection: a deployment that keeps them in a folder and has them generated."""
+"""Jobs that outlive their client's connection: a deployment that keeps them in a folder and runs them."""

@@ -24,31 +24,31 @@ _RECORD = "job.json"
 
 
 class JobFolder:
-    """``jobs/ID/job.json`` with the files of its result beside it; ``tmp`` for what is being written, ``trash``.
+    """``jobs/ID/job.json`` with the files of its result next to it; ``tmp`` for files being written; ``trash``.
 
-    Everything in it blocks: call it from a thread. A file system whose renames are atomic is all that it needs, so a
-    shared folder (NFS, a volume) will do; an object store mounted as a folder has no such renames.
+    All methods block: call them from a thread. They need a file system with atomic renames, so a shared folder (NFS, a
+    volume) works; an object store mounted as a folder has no atomic renames.
 
     Args:
-        path: whole; made if it is not there, but not its parents.
+        path: absolute; created if missing, but not its parents.
 
     Raises:
-        OSError: it can neither be made nor written.
-        ValueError: it is relative, or its parent is not there.
+        OSError: it cannot be created or is not writable.
+        ValueError: it is relative, or its parent does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = whole_path(path)
         self._jobs, self._tmp, self._trash = (self.path / name for name in FOLDERS)
         for folder in (self._jobs, self._tmp, self._trash):
-            # Prompts and results are for those who ask with the right key, not for all users of the machine.
+            # Prompts and results are for clients with the right key, not for all users of the machine.
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def take(self) -> bool:
-        """Make this folder ours alone, if no other living store has it: two would run every job twice.
+        """Lock this folder, unless another living store has it: two would run every job twice.
 
-        A file system that knows no locks lets everybody in.
+        On a file system without locks this always succeeds.
         """
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,20 +59,20 @@ class JobFolder:
         return True
 
     def release(self) -> None:
-        """Let another store in."""
+        """Unlock the folder for another store."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def load(self) -> list[StoredJob]:
-        """All jobs that are whole. What a process that died left half done is thrown away."""
+        """All complete jobs. Incomplete files that a killed process left are deleted."""
         for folder in (self._tmp, self._trash):
             for leftover in folder.iterdir():
                 shutil.rmtree(leftover, ignore_errors=True)
         found = []
         for folder in sorted(self._jobs.iterdir()):
             if not is_job_id(folder.name):
-                logger.warning("%s is no job of this store; left alone", folder)
+                logger.warning("%s is not a job of this store; ignored", folder)
                 continue
             try:
                 job = StoredJob.model_validate_json((folder / _RECORD).read_bytes())
@@ -80,18 +80,18 @@ class JobFolder:
                 self.remove(folder.name)  # its process died between making the folder and writing the record
                 continue
             except (OSError, ValidationError) as error:
-                # Not its words: they hold the request.
-                logger.error("%s cannot be read, and is left alone: %s", folder / _RECORD, type(error).__name__)
+                # Not the error's message: it contains the request.
+                logger.error("%s cannot be read, and is ignored: %s", folder / _RECORD, type(error).__name__)
                 continue
             if job.id == folder.name:
                 found.append(job)
         return found
 
     def add(self, job: StoredJob, files: Mapping[str, bytes] | None = None) -> None:
-        """Keep a new job, with ``files`` beside its record.
+        """Store a new job, with ``files`` next to its record.
 
         Raises:
-            OSError: no room, or no such right; nothing is left of it.
+            OSError: no space or no permission; nothing of it is left behind.
         """
         folder = self._jobs / job.id
         folder.mkdir(mode=0o700)
@@ -107,10 +107,10 @@ class JobFolder:
         _sync(self._jobs)
 
     def write(self, job: StoredJob) -> None:
-        """Keep ``job`` as it is now.
+        """Store the current state of ``job``.
 
         Raises:
-            OSError: no room, or it was removed; what was kept of it before still is.
+            OSError: no space left, or the job was removed; the state stored before stays.
         """
         folder = self._jobs / job.id
         with self.scratch() as scratch:
@@ -124,7 +124,7 @@ class JobFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder on the same file system, gone afterwards."""
+        """A temporary folder on the same file system."""
         with tempfile.TemporaryDirectory(dir=self._tmp) as name:
             yield Path(name)
 
@@ -139,23 +139,23 @@ class JobFolder:
         file.replace(self._jobs / id / file.name)
 
     def remove(self, id: str) -> None:
-        """Forget a job and its files; nothing if it is not there. At once for whoever looks, however large they are."""
+        """Delete a job and its files, if it exists. It disappears atomically, whatever its size."""
         try:
-            (self._jobs / id).rename(self._trash / id)  # makes nothing new: there may be no room for it
+            (self._jobs / id).rename(self._trash / id)  # needs no new space: there may be none
         except FileNotFoundError:
             return
         shutil.rmtree(self._trash / id, ignore_errors=True)
         _sync(self._jobs)
 
     def path_of(self, id: str, name: str) -> Path:
-        """Where a file of a job lies."""
+        """The path of a file of a job."""
         return self._jobs / id / name
 
     def read(self, id: str, name: str, start: int, length: int) -> bytes:
-        """``length`` bytes of a file from ``start`` on, fewer at its end.
+        """``length`` bytes of a file from offset ``start``, fewer at its end.
 
         Raises:
-            OSError: it is gone.
+            OSError: the file is missing.
         """
         with (self._jobs / id / name).open("rb") as file:
             file.seek(start)
@@ -163,7 +163,7 @@ class JobFolder:
 
 
 def _sync(folder: Path) -> None:
-    """A rename is on disk once the folder's own entry is."""
+    """Flush a folder: a rename is on disk only after that."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Checks that a store can keep jobs in a folder: before anything is deployed, and without leaving files behind."""
+"""Checks that a store can keep jobs in a folder: before deploying, and without leaving files behind."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from pathlib import Path
 
 __all__ = ["FOLDERS", "check_folder", "whole_path"]
 
-#: What a store has in its folder: the jobs, what is being written, what is being removed.
+#: Subfolders of a store: the jobs, files being written, files being removed.
 FOLDERS = ("jobs", "tmp", "trash")
 
 
 def whole_path(folder: Path) -> Path:
-    """``folder`` with the home that it may begin with.
+    """``folder`` as an absolute path, with a leading ``~`` expanded.
 
     Raises:
-        ValueError: it is no whole path, so each process would have another, or its parent is not there.
+        ValueError: it is relative, so it would differ between processes, or its parent does not exist.
     """
     try:
         path = folder.expanduser()
     except RuntimeError:
-        raise ValueError(f"store.folder: the home of {str(folder)!r} is not known here; write the whole path") from None
+        raise ValueError(f"store.folder: the home in {str(folder)!r} is unknown; give an absolute path") from None
     if not path.is_absolute():
-        # Ray starts replicas in folders of their own, which are removed with the session.
-        raise ValueError(f"store.folder: {str(folder)!r} is relative, and a store may start anywhere; write all of it")
+        # Ray starts replicas in working folders that are removed with the session.
+        raise ValueError(f"store.folder: {str(folder)!r} is relative; give an absolute path: stores start anywhere")
     if not path.parent.is_dir():
-        # A mount that is missing would be made on the node's own disk, with all its parents, and lost with it.
-        message = f"store.folder: {path.parent} is not there; make it, or mount it: {path.name!r} alone is made"
+        # Creating the parents of a missing mount would put the store on the node's own disk, and it would be lost.
+        message = f"store.folder: {path.parent} does not exist; create or mount it: only {path.name!r} is created"
         raise ValueError(message)
     return path
 
 
 def check_folder(folder: Path) -> None:
-    """Whether jobs could be kept in ``folder`` on this node.
+    """Check that jobs can be kept in ``folder`` on this node.
 
     Raises:
         ValueError: why not, and what to do.
     """
     path = whole_path(folder)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"store.folder: {path} is a file; name a folder, or a path that is free")
+        raise ValueError(f"store.folder: {path} is a file; give a folder, or a path that does not exist")
     there = [path, *(path / name for name in FOLDERS)] if path.exists() else [path.parent]
     for place in there:
         if place.exists() and (reason := _unwritable(place)):
-            remedy = "let the service's user write there (chown, or a mount that is not read-only), or name another"
-            raise ValueError(f"store.folder: {place} cannot be written: {reason}; {remedy}")
+            remedy = "let the service's user write there (chown, or a mount that is not read-only), or choose another"
+            raise ValueError(f"store.folder: {place} is not writable: {reason}; {remedy}")
 
 
 def _unwritable(place: Path) -> str | None:

@@ -17,10 +17,10 @@ MOST_LISTED = 100
 
 
 class JobIndex:
-    """The jobs that are kept.
+    """All stored jobs.
 
     Args:
-        settings: how many there may be.
+        settings: with the limits of the store.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
@@ -40,15 +40,15 @@ class JobIndex:
         return self._jobs[id]
 
     def put(self, job: StoredJob) -> None:
-        """Add it, or what it has become."""
+        """Add a job, or replace its state."""
         self._jobs[job.id] = job
 
     def drop(self, id: str) -> None:
-        """Forget it, if it is known."""
+        """Remove it, if it is known."""
         self._jobs.pop(id, None)
 
     def find(self, kind: JobKind, id: str, owner: str | None) -> StoredJob:
-        """The job of this id, if ``owner`` asked for it: others cannot tell that it exists.
+        """The job of this id, if it is ``owner``'s: other keys cannot learn that it exists.
 
         Raises:
             RequestError: 404.
@@ -56,15 +56,15 @@ class JobIndex:
         job = self._jobs.get(id)
         if job is None or job.kind != kind or job.owner != owner:
             noun = "video" if kind == "video" else "job"
-            message = f"no {noun} with the id {id[:80]!r}: it was never asked for with this key, was deleted or expired"
+            message = f"no {noun} with the id {id[:80]!r}: never created with this key, deleted or expired"
             raise RequestError(404, message, "id", "not_found")
         return job
 
     def page(self, kind: JobKind, owner: str | None, after: str | None, limit: int, order: Order) -> Page:
-        """The jobs of ``owner`` behind the id ``after``, which may be gone by now: ids sort by time.
+        """The jobs of ``owner`` after the id ``after``, which may have been deleted: ids sort by time.
 
         Raises:
-            RequestError: 400 for a limit of none or too many, or an ``after`` that is no id.
+            RequestError: 400 for a limit that is out of range, or an ``after`` that is not an id.
         """
         if not 1 <= limit <= MOST_LISTED:
             raise invalid("limit", f"must be from 1 to {MOST_LISTED}, got {limit}", [1 if limit < 1 else MOST_LISTED])
@@ -78,10 +78,10 @@ class JobIndex:
         return Page(jobs=[self._jobs[id] for id in own[:limit]], has_more=len(own) > limit)
 
     def check_room(self, owner: str | None, bytes: int = 0) -> None:
-        """Whether one more job, or ``bytes`` more of a result, may be kept for ``owner``.
+        """Check that one more job, or ``bytes`` more of a result, may be stored for ``owner``.
 
         Raises:
-            RequestError: 429 where the key has its share, 507 where all that there is is in use.
+            RequestError: 429 if the key's share is used up, 507 if the whole store is full.
         """
         limits, own = self._settings, [job for job in self if job.owner == owner]
         one_more = 0 if bytes else 1
@@ -92,14 +92,14 @@ class JobIndex:
         _at_most(_bytes(self) + max(1, bytes), limits.max_bytes, self, "bytes of results", 507)
 
     def expired(self, now: float) -> list[StoredJob]:
-        """Those whose time is up."""
+        """The jobs that have expired."""
         return [job for job in self if job.expires_at is not None and job.expires_at <= now]
 
     def next_to_begin(self, active: Iterable[str], most: int) -> StoredJob | None:
-        """Of those that nobody works on one of the owner who has the fewest ``active``; then by priority and age.
+        """The waiting job to run next: of the owner with the fewest ``active``, then by priority and age.
 
         Args:
-            most: jobs of one model that are worked on at once: one whose engines are gone must not hold up others.
+            most: maximum active jobs of one model: a model without engines must not hold up others.
         """
         active = set(active)
         busy = Counter(job.owner for job in self if job.id in active)
@@ -122,6 +122,6 @@ def _at_most(wanted: int, limit: int | None, jobs: Iterable[StoredJob], what: st
     whose = "this key has" if status == 429 else "the store has"
     ends = sorted(job.expires_at for job in jobs if job.expires_at is not None)
     until = f"; the next one expires at {int(ends[0])} (Unix time)" if ends else ""
-    # No Retry-After: clients would hold a line for a day, and whoever deletes one need not wait.
-    message = f"{whose} the {limit} {what} that may be kept; delete some that are over{until}"
+    # No Retry-After: clients would wait for up to a day, and after deleting a job there is no wait.
+    message = f"{whose} the {limit} {what} that may be stored; delete some finished ones{until}"
     raise RequestError(status, message, None, "store_full" if status == 507 else "too_many_stored")

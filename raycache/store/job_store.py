@@ -1,4 +1,4 @@
-"""Jobs in a folder, and their life cycle: kept, started, recovered, deleted, expired."""
+"""Jobs in a folder, and their life cycle: stored, started, recovered, deleted, expired."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ logger = logging.getLogger("ray.serve")
 
 T = TypeVar("T")
 
-#: Seconds between two looks at what has expired, and between two tries to get the folder.
+#: Seconds between two checks for expired jobs, and between two tries to lock the folder.
 _SWEEP_S, _TAKE_S = 2.0, 0.25
 
 
 class JobStore:
-    """Jobs in a folder, and their way to the engines.
+    """Jobs in a folder, run on engines.
 
     Args:
-        settings: of the store.
-        asker: through whom engines are asked.
-        metrics: of the process.
+        settings: the store's settings.
+        asker: sends requests to engines.
+        metrics: the process's metrics.
         clock: ``time.time``.
 
     Raises:
-        OSError: the folder can neither be made nor written.
+        OSError: the folder cannot be created or is not writable.
     """
 
     def __init__(
@@ -57,20 +57,20 @@ class JobStore:
     async def submit(
         self, kind: JobKind, request: GenerationRequest, key: str | None, notes: Sequence[str] = ()
     ) -> StoredJob:
-        """Keep a job, which is begun when its turn comes.
+        """Store a job, which starts when its turn comes.
 
         Args:
-            kind: what is made.
-            request: judged here, so what is wrong with it is said now; by the first engine that wakes, where all sleep
-                and none has ever said what it can do.
-            key: public name of who asks.
-            notes: warnings that its result gets besides its own.
+            kind: images or a video.
+            request: checked here, so errors are reported now; or by the first engine that starts, if none runs and
+                none has ever reported its capabilities.
+            key: public name of the client's key.
+            notes: warnings to add to those of its result.
 
         Raises:
-            RequestError: refused; 429 and 507 where there is no room.
+            RequestError: refused; 429 and 507 if there is no room.
         """
         self._check_ours()
-        key_in_use.set(key)  # of this call; whose limits count
+        key_in_use.set(key)  # of this call; its limits apply
         if (order := await self._asker.judge(request)) is not None:
             fields = chosen(order)
         else:
@@ -81,7 +81,7 @@ class JobStore:
         return await self._whole(self._add(kind, request, order is not None, key, notes, files))
 
     def find(self, kind: JobKind, id: str, key: str | None) -> StoredJob:
-        """How a job is.
+        """The job and its state.
 
         Raises:
             RequestError: 404.
@@ -99,10 +99,10 @@ class JobStore:
         return self._index.page(kind, key, after, limit, order)
 
     async def delete(self, kind: JobKind, id: str, key: str | None) -> StoredJob:
-        """Forget a job and its result. One that is under way is dropped, on all ranks.
+        """Delete a job and its result. A running job is dropped on all ranks.
 
         Raises:
-            RequestError: 404, 500 where its files cannot be removed: it is then kept as it was.
+            RequestError: 404, 500 if its files cannot be removed: it then stays as it was.
         """
         job = self.find(kind, id, key)
         try:
@@ -115,38 +115,38 @@ class JobStore:
         return job
 
     async def read(self, kind: JobKind, id: str, key: str | None, what: str, start: int, length: int) -> bytes:
-        """Part of a result: ``length`` bytes of the file ``what`` from ``start`` on.
+        """Part of a result: ``length`` bytes of the file ``what`` from offset ``start``.
 
         Raises:
-            RequestError: 404, 500 for a file that somebody else removed.
+            RequestError: 404; 500 for a file that something else removed.
         """
         job = self.find(kind, id, key)
         file = job.files.get(what)
         if file is None:
-            raise RequestError(404, f"{id} has no {what[:80]!r}; it has: {', '.join(job.files)}", None, "not_found")
+            raise RequestError(404, f"{id} has no {what[:80]!r}; it has {', '.join(job.files)}", None, "not_found")
         try:
             return await asyncio.to_thread(self._folder.read, id, file.name, start, length)
         except OSError as error:
-            self._index.find(kind, id, key)  # deleted or expired this very moment: 404
+            self._index.find(kind, id, key)  # deleted or expired just now: 404
             logger.error("A result of job %s cannot be read: %s", id, error.strerror or type(error).__name__)
             raise RequestError(500, "the result cannot be read; the log has the reason", None, "result_lost") from None
 
     def check_health(self) -> None:
-        """Raises when nothing is worked on any more."""
+        """Raises if jobs are not being run any more."""
         if self._working.done():
-            raise RuntimeError("the store works no more; the log has the reason")
+            raise RuntimeError("the store has stopped; the log has the reason")
 
     async def sweep(self) -> None:
-        """Delete what has expired."""
+        """Delete expired jobs."""
         for job in self._index.expired(self._clock()):
             logger.info("Job %s has expired", job.id)
             try:
                 await self._forget(job, "expired")
             except OSError as error:
-                logger.error("Job %s could not be removed, and will be: %s", job.id, error.strerror)
+                logger.error("Job %s could not be removed, and will be retried: %s", job.id, error.strerror)
 
     def close(self) -> None:
-        """Let go of the folder and of every job; for a store that takes its place, as after a death."""
+        """Release the folder and every job for the next store; the same happens when this one dies."""
         self._working.cancel()
         self._runner.stop()
         self._ours = False
@@ -157,7 +157,7 @@ class JobStore:
         while not await asyncio.to_thread(self._folder.take):
             if not waited:
                 waited = True
-                logger.warning("Another store has %s; waiting until it ends", self._settings.folder)
+                logger.warning("Another store is using %s; waiting until it ends", self._settings.folder)
             await asyncio.sleep(_TAKE_S)
         for job in await asyncio.to_thread(self._folder.load):
             self._index.put(job)
@@ -165,7 +165,7 @@ class JobStore:
             if not job.over:
                 await self._found(job)
         self._ours = True
-        logger.info("Keeping %d jobs in %s", len(self._index), self._settings.folder)
+        logger.info("Loaded %d jobs from %s", len(self._index), self._settings.folder)
         async with asyncio.TaskGroup() as both:
             both.create_task(self._runner.run())
             both.create_task(self._keep_swept())
@@ -177,7 +177,7 @@ class JobStore:
             await asyncio.sleep(_SWEEP_S)
 
     async def _found(self, job: StoredJob) -> None:
-        """``job`` was under way, or waiting, when the last store ended."""
+        """Recover ``job``, which was running or waiting when the last store ended."""
         now = interrupted(job, self._clock(), self._settings.expires_s)
         if now.over:
             self._metrics.over(now)
@@ -195,7 +195,7 @@ class JobStore:
         files: dict[str, bytes],
     ) -> StoredJob:
         pictures = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
-        async with self._adding:  # none comes between the look at what there is and what comes to it
+        async with self._adding:  # no other job may be added between the check and this one
             self._index.check_room(key)
             if pictures:
                 self._index.check_room(key, sum(pictures.values()))
@@ -214,11 +214,11 @@ class JobStore:
             try:
                 await asyncio.to_thread(self._folder.add, job, files)
             except OSError as error:
-                logger.error("A job could not be kept: %s", error.strerror or type(error).__name__)
-                message = "the job could not be kept; the log has the reason"
+                logger.error("A job could not be stored: %s", error.strerror or type(error).__name__)
+                message = "the job could not be stored; the log has the reason"
                 raise RequestError(507, message, None, "store_full") from None
             self._index.put(job)
-        logger.info("Keeping job %s", job.id)
+        logger.info("Stored job %s", job.id)
         self._runner.wake()
         return job
 
@@ -229,31 +229,31 @@ class JobStore:
             async with self._writing:
                 await asyncio.to_thread(self._folder.remove, job.id)
         except OSError:
-            self._index.put(job)  # as it is on disk: a restart would bring it back, too
+            self._index.put(job)  # as it is on disk: a restart would also bring it back
             self._runner.wake()
             raise
         self._metrics.removed.inc(tags={"model": job.model, "cause": cause})
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for ``work``, which ends as it should also when whoever asked leaves: memory and disk say the same."""
+        """Wait for ``work``; it completes even if the client disconnects, so that memory and disk agree."""
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
     async def _keep(self, job: StoredJob) -> None:
-        """What a job has become: written, then shown, so that no death takes back what was told."""
+        """Store the new state of a job: on disk first, then in the index, so a crash never undoes what clients saw."""
         async with self._writing:
             if job.id not in self._index:
                 return
             try:
                 await asyncio.to_thread(self._folder.write, job)
             except OSError as error:
-                # It is told as it is; only a restart would know it as it was before.
+                # Clients still see the new state; only a restart would go back to the old one.
                 logger.error("Job %s could not be written: %s", job.id, error.strerror or type(error).__name__)
             if job.id in self._index:  # not deleted meanwhile
                 self._index.put(job)
 
     def _check_ours(self) -> None:
         if not self._ours:
-            raise unavailable("the store is starting, or takes the place of another; try again", 1.0, "store_starting")
+            raise unavailable("the store is starting, or replacing another one; try again", 1.0, "store_starting")

@@ -1,4 +1,4 @@
-"""Requests as they are kept: JSON, and one file for each picture."""
+"""Requests as they are stored: JSON, and one file for each input image."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from raycache.protocol.videos import VideoRequest
 
 __all__ = ["asked_as", "chosen", "kept_request", "picture_files", "request_of"]
 
-#: What a request is read as again, by what is kept of its type.
+#: The type that a stored request is read as.
 _TYPES: dict[AskedAs, type[GenerationRequest]] = {
     "generation": GenerationRequest,
     "edit": EditRequest,
     "video": VideoRequest,
 }
-#: Fields that hold pixels.
+#: Fields that contain images.
 _PICTURES = frozenset({"image", "mask", "input_reference"})
 
 
 def asked_as(request: GenerationRequest) -> AskedAs:
-    """The word for the type of ``request``."""
+    """The stored name of the type of ``request``."""
     return next(word for word, kind in _TYPES.items() if type(request) is kind)
 
 
 def kept_request(request: GenerationRequest) -> dict[str, Any]:
-    """``request`` as JSON, but for its pictures."""
+    """``request`` as JSON, without its images."""
     return request.model_dump(mode="json", exclude_none=True, exclude=set(_PICTURES))
 
 
 def chosen(order: ResolvedRequest) -> dict[str, Any]:
-    """Fields of a request that were chosen for it: with them the same comes of it however often it is begun."""
+    """Fields that were chosen for a request: with them it gives the same result every time it is run."""
     fields: dict[str, Any] = {
         "seed": order.seed,
         "size": str(order.size),
@@ -51,20 +51,20 @@ def chosen(order: ResolvedRequest) -> dict[str, Any]:
 
 
 def picture_files(request: GenerationRequest) -> dict[str, bytes]:
-    """The pictures of ``request`` as PNG, which loses nothing, by what :func:`request_of` calls them. Blocks."""
+    """The images of ``request`` as PNG (lossless), by the names that :func:`request_of` uses. Blocks."""
     return {f"input-{name}.png": encode(pixels, "png") for name, pixels in _pictures(request).items()}
 
 
 def request_of(job: StoredJob, path_of: Callable[[str], Path], timeout_s: float) -> GenerationRequest:
-    """What an engine is asked for ``job``. Blocks while its pictures are read.
+    """The request that an engine gets for ``job``. Blocks while it reads the images.
 
     Args:
-        job: as it is kept.
-        path_of: where a file of the job lies.
-        timeout_s: seconds that are left for it.
+        job: as stored.
+        path_of: returns the path of a file of the job.
+        timeout_s: seconds left for the job.
 
     Raises:
-        OSError: a picture is gone.
+        OSError: an image is missing.
     """
     paths = {name: path_of(f"input-{name}.png") for name in job.pictures}
     given: dict[str, Any] = {name: path for name, path in paths.items() if not name.startswith("image-")}

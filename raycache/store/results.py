@@ -1,4 +1,4 @@
-"""From the output of an engine to the files that are kept."""
+"""From the output of an engine to stored files."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def keep_result(
     result: GenerationResult,
     allow: Callable[[int], None],
 ) -> StoredJob:
-    """Encode ``result`` and keep its files. Blocks for as long as that takes.
+    """Encode ``result`` and store its files. Blocks for as long as that takes.
 
     Args:
-        folder: of all jobs.
+        folder: the folder of all jobs.
         settings: how videos are encoded.
-        job: whose result it is.
-        request: as the engine was asked.
-        result: the images; of a video one array of frames.
-        allow: raises :class:`RequestError` where so many bytes may not be kept.
+        job: the job of the result.
+        request: the request that the engine got.
+        result: the images; for a video one array of frames.
+        allow: raises :class:`RequestError` if that many bytes may not be stored.
 
     Returns:
         The job with its files, not yet written.
 
     Raises:
-        OSError: no room, or the job was removed meanwhile.
-        RequestError: of ``allow``.
+        OSError: no space left, or the job was removed meanwhile.
+        RequestError: raised by ``allow``.
     """
     with folder.scratch() as scratch:
         if isinstance(request, VideoRequest):
@@ -73,7 +73,7 @@ def _write_video(
     scratch: Path, settings: StoreSettings, request: VideoRequest, result: GenerationResult
 ) -> dict[str, str]:
     frames, fps = result.images[0], request.fps
-    assert fps  # resolved before the job was kept
+    assert fps  # resolved before the job was stored
     write_video(scratch / "video.mp4", frames, fps, settings.video_codec, settings.video_crf, result.sound)
     write_thumbnail(scratch / "thumbnail.webp", frames[len(frames) // 2])
     return {"video": VIDEO_TYPE, "thumbnail": THUMBNAIL_TYPE}

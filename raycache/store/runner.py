@@ -1,4 +1,4 @@
-"""Runs kept jobs on engines: a few at once, each until it ends, also if engines die meanwhile."""
+"""Runs stored jobs on engines: a few at a time, each until it ends, even if engines die meanwhile."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["MOST_ATTEMPTS", "Asker", "JobRunner", "interrupted"]
 
 logger = logging.getLogger("ray.serve")
 
-#: Begun so often and lost each time, a job counts as what brings engines, or the store, down.
+#: A job that was started and lost this often is considered the cause of the engines', or the store's, deaths.
 MOST_ATTEMPTS = 3
-#: Seconds between two tries at least: an engine that is full may say that there is room, and mean another's job.
+#: Minimum seconds between two tries: the free place that a full engine promises may be for another job.
 _LEAST_S = 0.2
 
 
 class Asker(Protocol):
-    """Who asks engines; :class:`raycache.ingress.engine_pools.EnginePools` is one."""
+    """Sends requests to engines, such as :class:`raycache.ingress.engine_pools.EnginePools`."""
 
     def longest_timeout_s(self, model: str | None) -> float: ...
     def own_name(self, model: str | None) -> str: ...
@@ -43,15 +43,15 @@ class Asker(Protocol):
 
 
 class JobRunner:
-    """Works on the jobs of ``index`` that are not over.
+    """Runs the unfinished jobs of ``index``.
 
     Args:
-        settings: of the store.
-        asker: through whom engines are asked.
+        settings: the store's settings.
+        asker: sends requests to engines.
         index: all jobs.
-        folder: where results go.
-        keep: writes what a job has become; a job that was deleted meanwhile is none of its business.
-        metrics: of the store.
+        folder: where results are stored.
+        keep: writes the new state of a job; ignores a job that was deleted meanwhile.
+        metrics: the store's metrics.
         clock: ``time.time``.
     """
 
@@ -69,23 +69,23 @@ class JobRunner:
         self._keep, self._metrics, self._clock = keep, metrics, clock
         self._active: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        self._encoding = asyncio.Lock()  # one at a time: frames are large, and an encoder takes every CPU
+        self._encoding = asyncio.Lock()  # one at a time: frames are large, and an encoder uses all CPUs
 
     def wake(self) -> None:
-        """There is a new job."""
+        """Look for new jobs."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Begin jobs for ever.
+        """Start jobs, forever.
 
-        Never from a request's own task: Serve cancels what was submitted in its context when that ends.
+        Not from a request's own task: Serve cancels everything submitted in its context when it ends.
         """
         while True:
             self._changed.clear()
             while (job := self._index.next_to_begin(self._active, self._settings.max_active)) is not None:
                 task = asyncio.get_running_loop().create_task(self._until_over(job))
                 self._active[job.id] = task
-                # Not at the task's own end: one that is cancelled before it begins never comes there.
+                # Not within the task: one that is cancelled before it starts never gets there.
                 task.add_done_callback(partial(self._ended, job.id))
             await self._changed.wait()
 
@@ -94,24 +94,24 @@ class JobRunner:
         self._changed.set()
 
     async def drop(self, id: str) -> None:
-        """Stop working on a job, and wait until no engine is asked for it any more."""
+        """Stop running a job, and wait until no engine has its request any more."""
         if (task := self._active.get(id)) is not None:
             task.cancel()
             await asyncio.wait([task])
 
     def stop(self) -> None:
-        """Let go of every job as it is; whoever takes the folder next begins them again."""
+        """Stop every job as it is; the next store with this folder restarts them."""
         for task in self._active.values():
             task.cancel()
 
     async def _until_over(self, job: StoredJob) -> None:
-        key_in_use.set(job.owner)  # of this task; its limits and its weight count as if it asked itself
+        key_in_use.set(job.owner)  # of this task; the limits and weight of the owner's key apply
         try:
             await self._try(job)
         except RequestError as error:
             await self._fail(job.id, error)
         except Exception:
-            logger.exception("Job %s met a bug", job.id)
+            logger.exception("Job %s failed unexpectedly", job.id)
             await self._fail(job.id, internal_error())
 
     async def _try(self, job: StoredJob) -> None:
@@ -124,9 +124,9 @@ class JobRunner:
                 result = await self._generated(job.id, request)
             except RequestError as error:
                 if error.code == "deadline_exceeded" and deadline - self._clock() > _LEAST_S:
-                    continue  # of this try: it may not take as long as a job may
+                    continue  # of this try, which may be shorter than a job's limit
                 again_s = self._again_in(job.id, error)
-                logger.info("Job %s is tried again in %.1f s: %s", job.id, again_s, error.code)
+                logger.info("Retrying job %s in %.1f s: %s", job.id, again_s, error.code)
                 await asyncio.sleep(min(again_s, max(0.0, deadline - self._clock())))
                 continue
             await self._complete(job.id, request, result)
@@ -134,7 +134,7 @@ class JobRunner:
         raise RequestError(504, "the deadline passed before the job was done", "timeout_s", "deadline_exceeded")
 
     async def _judged(self, job: StoredJob, timeout_s: float) -> StoredJob:
-        """``job`` with all that is chosen for it. One that was kept while engines slept waits for the first."""
+        """``job`` with all values chosen. If it was stored while no engine ran, this waits for the first engine."""
         if job.judged:
             return job
         order = await self._asker.order(await self._request(job, timeout_s))
@@ -147,12 +147,12 @@ class JobRunner:
         try:
             return await asyncio.to_thread(request_of, job, partial(self._folder.path_of, job.id), timeout_s)
         except OSError as error:
-            logger.error("A picture of job %s cannot be read: %s", job.id, error.strerror or type(error).__name__)
-            message = "a picture of the request cannot be read any more; the log has the reason"
+            logger.error("An image of job %s cannot be read: %s", job.id, error.strerror or type(error).__name__)
+            message = "an image of the request cannot be read any more; the log has the reason"
             raise RequestError(500, message, None, "picture_lost") from None
 
     def _again_in(self, id: str, error: RequestError) -> float:
-        """Seconds after which trying again makes sense; raises ``error`` when it does not."""
+        """Seconds after which a retry makes sense; raises ``error`` if it does not."""
         attempts = self._index[id].attempts
         lost = error.code in ("engine_died", "gang_restarting")
         if error.retry_after_s is None or (lost and attempts >= MOST_ATTEMPTS):
@@ -167,16 +167,16 @@ class JobRunner:
                 if isinstance(event, GenerationResult):
                     return event
                 if not begun and isinstance(event, ProgressEvent | QueuedEvent):
-                    begun = True  # an engine has it: one that dies while it encodes has died of it, perhaps
+                    begun = True  # an engine has it: if it dies while encoding, this job may be the cause
                     await self._begin(id)
                 if isinstance(event, ProgressEvent):
-                    # Not written: after a restart it begins again anyway.
+                    # Not written: after a restart the job starts again anyway.
                     self._show(id, math.floor(100 * event.step / (event.steps + 1)))
         raise RequestError(500, "the engine ended the stream without a result", None, "job_failed")
 
     async def _begin(self, id: str) -> None:
         job = self._index[id]
-        logger.info("Job %s is being drawn", id)
+        logger.info("Job %s is running", id)
         now = self._clock()
         if not job.attempts:
             self._metrics.wait_seconds.observe(now - job.created_at, {"model": job.model})
@@ -197,9 +197,9 @@ class JobRunner:
             try:
                 kept = await asyncio.to_thread(keep_result, self._folder, self._settings, job, request, result, allow)
             except OSError as error:
-                logger.error("The result of job %s could not be kept: %s", id, error.strerror or type(error).__name__)
+                logger.error("The result of job %s could not be stored: %s", id, error.strerror or type(error).__name__)
                 raise RequestError(
-                    507, "the result could not be kept; the log has the reason", None, "store_full"
+                    507, "the result could not be stored; the log has the reason", None, "store_full"
                 ) from None
             now = self._clock()
             ended = {"completed_at": now, "expires_at": now + self._settings.expires_s}
@@ -217,15 +217,15 @@ class JobRunner:
 
 
 def failed(job: StoredJob, error: RequestError, now: float, expires_s: float) -> StoredJob:
-    """``job``, which came to nothing."""
+    """``job`` as failed."""
     ended = {"completed_at": now, "expires_at": now + expires_s}
     return job.model_copy(update={"status": "failed", "error": StoredError.of(error), **ended})
 
 
 def interrupted(job: StoredJob, now: float, expires_s: float) -> StoredJob:
-    """What becomes of a job that was under way when its store died: it is run again, the same result comes of it.
+    """The new state of a job that was running when its store died: it is rerun, with the same result.
 
-    One that was there each time a store died is not: it may be the cause.
+    A job that was running each time a store died is not rerun: it may be the cause.
     """
     if job.attempts < MOST_ATTEMPTS:
         return job.model_copy(update={"status": "queued", "progress": 0})

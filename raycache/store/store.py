@@ -1,7 +1,7 @@
-"""The store deployment: one replica that keeps jobs and has them generated, independent of clients' connections.
+"""The store deployment: one replica that keeps jobs and runs them, independent of clients' connections.
 
-It asks engines as an ingress does, in its own name: its leases, its deadlines, its second engine after a loss. So a job
-hangs neither on a connection nor on an ingress. Errors that are answers are *returned*, as the engine's are.
+It sends requests to engines like an ingress, in its own name, with leases, deadlines and a second engine after a loss.
+So a job depends on neither a connection nor an ingress. Errors that are answers are *returned*, like the engine's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 class Store:
-    """The deployment around a :class:`JobStore`: its answers are values, its errors too.
+    """The deployment around a :class:`JobStore`: errors are returned as values.
 
     Args:
-        settings: of the application, with a store.
-        engines: by each model's name the handle of its engines' deployment.
-        bundles: by the same names what one engine asks of the cluster.
+        settings: the application's, with a store.
+        engines: by model name, the handle of its engines' deployment.
+        bundles: by model name, the resources that one engine needs of the cluster.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Store:
         engines: Mapping[str, EngineHandle],
         bundles: Mapping[str, Sequence[Bundle]],
     ) -> None:
-        assert settings.store is not None  # the builder makes a store of nothing else
+        assert settings.store is not None  # the builder makes a store only from such settings
         store = settings.store
         pools = EnginePools(settings, engines, bundles, IngressMetrics(), store.longest_timeout_s)
         self._watching = asyncio.get_running_loop().create_task(pools.run())
@@ -80,7 +80,7 @@ class Store:
         return await _answer(self._store.read(kind, id, key, what, start, length))
 
     async def check_health(self) -> None:
-        """Raises when it works no more, so that Serve replaces it."""
+        """Raises if it has stopped, so that Serve replaces it."""
         self._store.check_health()
 
     def __del__(self) -> None:

@@ -1,1 +1,1 @@
-"""Faults on purpose, for tests, load tests and benchmarks. Nothing here runs unless it is asked for by name."""
+"""Faults on purpose, for tests, load tests and benchmarks. Nothing here runs unless requested by name."""

@@ -1,4 +1,4 @@
-"""Faults from outside: signals to the processes that a running service names in ``/readyz``. Linux, same machine."""
+"""Faults from outside: signals to the processes that a running service lists in ``/readyz``. Linux, same machine."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ __all__ = [
 
 
 def authorization() -> dict[str, str]:
-    """The header for a service with keys, from ``RAYCACHE_API_KEY``; empty where that is not set."""
+    """The header for a service with keys, from ``RAYCACHE_API_KEY``; empty if that is not set."""
     key = os.environ.get("RAYCACHE_API_KEY")
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def readiness(url: str, timeout_s: float = 5.0) -> dict[str, Any]:
-    """The JSON of ``/readyz`` of the service at ``url``, whether it is ready or not; empty while nobody answers."""
+    """The JSON of ``/readyz`` of the service at ``url``, whether it is ready or not; empty if it does not answer."""
     try:
         said: dict[str, Any] = _client().get(f"{url}/readyz", headers=authorization(), timeout=timeout_s).json()
-    except (httpx.HTTPError, ValueError):  # ValueError: Serve's own words, before the application is there
+    except (httpx.HTTPError, ValueError):  # ValueError: Serve's own text, before the application is ready
         return {}
     return said
 
 
 def engines(url: str) -> list[dict[str, Any]]:
-    """Every engine that answers, in order of its replica's name, so that numbers stay."""
+    """Every engine that answers, in order of its replica's name, so that indices are stable."""
     return sorted(readiness(url).get("engines", []), key=lambda engine: engine["replica"])
 
 
 def engines_now(url: str, timeout_s: float = 60.0) -> list[dict[str, Any]]:
-    """Like :func:`engines`, but what they say was said after this call began.
+    """Like :func:`engines`, but with statuses from after this call started.
 
     Raises:
-        TimeoutError: no engine said anything within ``timeout_s`` seconds.
+        TimeoutError: no engine answered within ``timeout_s`` seconds.
     """
     began = time.time()
 
@@ -65,17 +65,17 @@ def rank_pids(url: str) -> list[int]:
 
 
 def kill_rank(url: str, rank: int, engine: int = 0) -> float:
-    """SIGKILL; returns ``time.time()`` of it."""
+    """Send SIGKILL; returns its ``time.time()``."""
     return _signal(_rank(url, rank, engine), signal.SIGKILL)
 
 
 def kill_engine(url: str, engine: int = 0) -> float:
-    """SIGKILL to an engine's replica; its ranks die with it. Returns ``time.time()`` of it."""
+    """Send SIGKILL to an engine's replica; its ranks die with it. Returns its ``time.time()``."""
     return _signal(engines_now(url)[engine]["pid"], signal.SIGKILL)
 
 
 def kill_ingress(url: str) -> float:
-    """SIGKILL to the ingress replica that answers. Returns ``time.time()`` of it."""
+    """Send SIGKILL to the ingress replica that answers. Returns its ``time.time()``."""
     return _signal(readiness(url)["pid"], signal.SIGKILL)
 
 
@@ -95,7 +95,7 @@ def wait_for(what: Callable[[], Any], timeout_s: float = 120.0, every_s: float =
 
 @functools.cache
 def _client() -> httpx.Client:
-    """One for all calls: it takes 50 ms of CPU to make. A connection for each: who answered the last may have died."""
+    """One client for all calls: it takes 50 ms of CPU to create. One connection per call: its peer may die."""
     return httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 
 

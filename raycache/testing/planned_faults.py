@@ -1,6 +1,6 @@
-"""Ranks that fail where a prompt tells them to, once :func:`enable_planned_faults` was called before Ray started.
+"""Ranks that fail where a prompt says so, if :func:`enable_planned_faults` was called before Ray started.
 
-Signals from outside cannot hit "in step 3" or "while decoding"; a rank can hit itself there exactly.
+Signals from outside cannot hit "in step 3" or "while decoding"; a rank itself can do so exactly.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _MARK = " ##fault "
 
 
 class PlannedFault(BaseModel):
-    """What one rank does to itself in a job.
+    """A fault of one rank in a job.
 
     Attributes:
         kind: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``sleep`` (in Python), ``raise`` (RuntimeError), ``oom``, ``nan``
             (the latents turn into NaN after a step).
-        rank: which one.
+        rank: the rank with the fault.
         at: on entering this phase; in ``denoise`` at the end of step ``step``, from 0. Rank 0 decodes the first image.
         seconds: how long to sleep, at most.
-        until: a file; whoever sleeps wakes as soon as it is there.
-        once: a file; it is made when the fault happens, and where it is nothing happens. None = in every run.
+        until: a file; a sleeping rank wakes as soon as it exists.
+        once: a file created by the fault; if it exists, the fault does not happen. None = in every run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,11 +46,11 @@ class PlannedFault(BaseModel):
     once: str | None = None
 
     def prompt(self, text: str = "a red circle") -> str:
-        """A prompt with this fault in it; prompts of several ranks' faults may be put together."""
+        """A prompt with this fault in it; prompts with several ranks' faults may be concatenated."""
         return f"{text}{_MARK}{self.model_dump_json()}"
 
     def happen(self) -> None:
-        """Do it, in this process."""
+        """Cause the fault in this process."""
         if self.once is not None:
             try:
                 os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
@@ -69,16 +69,16 @@ class PlannedFault(BaseModel):
 
 
 def enable_planned_faults() -> None:
-    """Every rank of a Ray that this process starts from now on does what prompts say.
+    """Every rank of a Ray started by this process from now on causes the faults in prompts.
 
-    They work like any other where a prompt says nothing. :func:`raycache.worker.observer.observer_of` says why a
-    variable of the environment carries it.
+    Without a fault in the prompt they work normally. :func:`raycache.worker.observer.observer_of` says why a
+    environment variable is used.
     """
     os.environ[VARIABLE] = f"{PlannedFaults.__module__}:{PlannedFaults.__name__}"
 
 
 class PlannedFaults(Observer):
-    """Does to its rank what :meth:`PlannedFault.prompt` says."""
+    """Causes the faults of :meth:`PlannedFault.prompt` in its rank."""
 
     def entered(self, job: Job, phase: Phase) -> None:
         if phase != "denoise" and (plan := self._plan(job)) is not None and plan.at == phase:

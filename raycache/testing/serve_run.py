@@ -1,4 +1,4 @@
-"""`serve run` as a child process, as a user starts and stops it."""
+"""`serve run` as a child process, started and stopped as by a user."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def serve_run(config: Path, log: Path | None = None, stop_s: float = 60.0) -> It
 
     Args:
         config: a ``serve run`` YAML.
-        log: where its output goes; None drops it.
+        log: file for its output; None drops it.
         stop_s: seconds it has to stop after SIGINT, before its process group is killed.
 
     Yields:
-        The process; whoever waits for its service should ``poll()`` it, as it may end by itself.
+        The process; when waiting for its service, ``poll()`` it, because it may end by itself.
     """
     serve = Path(sys.executable).with_name("serve")
     with (log or Path(os.devnull)).open("wb") as output:
@@ -30,7 +30,7 @@ def serve_run(config: Path, log: Path | None = None, stop_s: float = 60.0) -> It
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A shell may have told background jobs to ignore SIGINT, which is how `serve run` is stopped.
+            # A shell may make background jobs ignore SIGINT, which stops `serve run`.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:

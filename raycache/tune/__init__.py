@@ -1,1 +1,1 @@
-"""Finds cache settings for a model by measuring: how far its images move, and how much is saved."""
+"""Finds cache settings for a model by measuring how much its images change, and how much is saved."""

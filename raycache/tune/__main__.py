@@ -1,4 +1,4 @@
-"""``python -m raycache.tune``: what `raycache tune` does."""
+"""``python -m raycache.tune``: the same as `raycache tune`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The settings that a sweep tries, in families along which quality falls and speed rises."""
+"""The settings that a sweep tries, in families with decreasing quality and increasing speed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBC
 
 THRESHOLDS = (0.06, 0.08, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0)
 
-#: Of errors of a forecast, which are smaller than what moved.
+#: Thresholds for errors of a forecast, which are smaller than the changes themselves.
 ERRORS = (0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15)
 
 _Judging = FBCacheOptions | DBCacheOptions | DBPruneOptions | ForecastCacheOptions
@@ -19,11 +19,11 @@ _Judging = FBCacheOptions | DBCacheOptions | DBPruneOptions | ForecastCacheOptio
 
 @dataclass(frozen=True)
 class Family:
-    """Settings that differ in their threshold only.
+    """Settings that differ only in their threshold.
 
     Attributes:
         name: for tables.
-        options: from the most careful to the boldest.
+        options: from the most careful to the most aggressive.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``raycache tune``: measure settings on a model, write a presets file of those that hold the targets."""
+"""``raycache tune``: measure settings on a model, write a presets file of those that reach the targets."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
 
 TARGETS = {"high": 36.0, "balanced": 30.0, "fast": 25.0}
 _SLACK = 2.0
-"""dB below the lowest target at which a family's bolder settings are no longer tried."""
+"""dB below the lowest target at which a family's more aggressive settings are no longer tried."""
 
 
 def main(
     model: Annotated[str, typer.Option(help="Folder, hub id, or `demo`.")] = "demo",
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, a prompt a line, `#` for remarks; `demo` has its own.")
+        Path | None, typer.Option(help="Text file, one prompt per line, `#` for comments; `demo` has its own.")
     ] = None,
     target_psnr: Annotated[
-        list[str] | None, typer.Option(help="`preset=dB`, repeated; a mere number is for `balanced`.")
+        list[str] | None, typer.Option(help="`preset=dB`, repeated; a number alone is for `balanced`.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for measurements and presets.yaml.")] = None,
-    count: Annotated[int, typer.Option(help="Prompts at most.")] = 24,
+    count: Annotated[int, typer.Option(help="Maximum number of prompts.")] = 24,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 28,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default 128x128 for `demo`.")] = "",
     batch: Annotated[int, typer.Option(help="Images generated at a time.")] = 8,
@@ -45,7 +45,7 @@ def main(
     quantization: Annotated[str, typer.Option(help="As model.quantization of the service; needs bfloat16.")] = "none",
     text_encoder: Annotated[bool, typer.Option(help="As model.quantize_text_encoder.")] = False,
 ) -> None:
-    """Sweep cache settings, print the frontier, write the presets. Stop it and run it again: it goes on."""
+    """Sweep cache settings, print the frontier, write the presets. If stopped, run it again to continue."""
     torch.set_grad_enabled(False)
     targets = read_targets(target_psnr or [])
     drawn = read_size(size or ("128x128" if model == "demo" else "1024x1024"))
@@ -63,13 +63,13 @@ def main(
     try:
         watch(sweep, pipe, candidates, min(targets.values()) - _SLACK, console)
     except KeyboardInterrupt:
-        console.print(f"stopped after {len(sweep.points)} settings; what follows rests on these, run again to go on")
+        console.print(f"stopped after {len(sweep.points)} settings; the results are based on these, run again to go on")
     points = list(sweep.points.values())
     Console().print(frontier_table(points))
     chosen = {name: choose(points, target) for name, target in targets.items()}
     for name, point in chosen.items():
         if point is None or point.options["type"] == "none":
-            console.print(f"{name}: no setting holds {targets[name]:g} dB; it stays uncached")
+            console.print(f"{name}: no setting reaches {targets[name]:g} dB; it stays uncached")
     text = presets_file(model, job, targets, chosen, settings.quantization)
     (folder / "presets.yaml").write_text(text)
     print(text)
@@ -84,7 +84,7 @@ def watch(sweep: Sweep, pipe: object, candidates: list[Family], lowest_psnr: flo
         within: dict[str, int] = {}
         for point in sweep.run(pipe, candidates, lowest_psnr):
             within[point.family] = within.get(point.family, 0) + 1
-            # A family that ended early is done as a whole.
+            # A family that ended early counts as completely done.
             passed = sum(len(family.options) for family in candidates[: names.index(point.family)])
             told = f"{point.family}: {point.psnr:.1f} dB"
             bar.update(task, completed=passed + within[point.family], description=told)
@@ -101,12 +101,12 @@ def read_targets(words: list[str]) -> dict[str, float]:
             raise typer.BadParameter(f"{word!r} is not `preset=dB`", param_hint="--target-psnr") from None
     if unknown := set(targets) - set(PRESET_NAMES[1:]):
         legal = ", ".join(PRESET_NAMES[1:])
-        raise typer.BadParameter(f"no preset {min(unknown)!r}; there are {legal}", param_hint="--target-psnr")
+        raise typer.BadParameter(f"no preset {min(unknown)!r}; possible: {legal}", param_hint="--target-psnr")
     return targets
 
 
 def read_size(text: str) -> Size:
-    """What ``--size`` says."""
+    """Parse ``--size``."""
     try:
         return Size.parse(text)
     except ValueError as error:
@@ -114,7 +114,7 @@ def read_size(text: str) -> Size:
 
 
 def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
-    """At most ``count`` prompts: the lines of ``file`` but for ``#`` remarks, or held-out captions."""
+    """At most ``count`` prompts: the lines of ``file`` without ``#`` comments, or held-out captions."""
     if file is not None:
         try:
             lines = [line for _, line in entries(file)]
@@ -123,17 +123,17 @@ def read_prompts(model: str, file: Path | None, count: int) -> list[str]:
         except FileError as error:
             raise typer.BadParameter(str(error), param_hint="--prompts") from None
         if not lines:
-            raise typer.BadParameter(f"{file} holds no prompt", param_hint="--prompts")
+            raise typer.BadParameter(f"{file} has no prompt", param_hint="--prompts")
         return lines[:count]
     if model != "demo":
-        raise typer.BadParameter("a file of prompts is needed for any model but `demo`", param_hint="--prompts")
+        raise typer.BadParameter("a file of prompts is needed for any model except `demo`", param_hint="--prompts")
     from raycache.demo.evaluate import held_out_scenes
 
     return [scene.caption for scene in held_out_scenes(count, seed=2)]
 
 
 def read_settings(model: str, dtype: str, quantization: str, text_encoder: bool) -> ModelSettings:
-    """What a service of the model would say."""
+    """The settings of a service for the model."""
     half = torch.cuda.is_available() or quantization != "none"
     document = {
         "path": model,
@@ -157,7 +157,7 @@ def load_pipe(settings: ModelSettings) -> Any:
 
 
 def frontier_table(points: list[Point]) -> Table:
-    """The settings that no other beats, the most careful first."""
+    """The Pareto-optimal settings, the most careful first."""
     table = Table(
         "setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "s a picture", title="frontier"
     )
@@ -175,7 +175,7 @@ def presets_file(
     chosen: dict[str, Point | None],
     quantization: Quantization = "none",
 ) -> str:
-    """The YAML text: what each preset holds and what it cost, and how that was measured."""
+    """The YAML text: each preset, its measured quality and cost, and how they were measured."""
     source = (
         f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.size}; "
         "PSNR to the uncached picture of the same seed"
@@ -192,5 +192,5 @@ def presets_file(
 
 
 def spoken(options: dict[str, object]) -> dict[str, object]:
-    """Options without what is default anyway."""
+    """Options that differ from their defaults."""
     return {"type": options["type"], **parse_options(options).model_dump(mode="json", exclude_defaults=True)}

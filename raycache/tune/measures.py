@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity  # at once, so that a sweep does not find it missing after an hour
+from skimage.metrics import structural_similarity  # not lazily: a sweep must not find it missing after an hour
 
 PSNR_CAP = 60.0
-"""Equal images have no finite PSNR; this stands for them in means."""
+"""Equal images have no finite PSNR; this value replaces it in means."""
 
 
 def psnr(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -27,16 +27,16 @@ def ssim(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def feature_distance(vae: Any, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """A distance in the manner of LPIPS per image, 0 for equal ones.
+    """A distance like LPIPS per image, 0 for equal ones.
 
     As there: features of several depths, each position's channels scaled to unit length, squared differences summed
     over channels and averaged over positions, then summed over depths. The features are those of the autoencoder's
-    encoder instead of a classifier's, and no depth is weighted by what people said.
+    encoder instead of a classifier's, and depths have no weights from human judgements.
 
     Args:
         vae: a diffusers ``AutoencoderKL``.
         pictures: uint8 ``[pictures, height, width, 3]``.
-        references: of the same shape.
+        references: like ``pictures``.
     """
     total = np.zeros(len(pictures))
     for index in range(len(pictures)):  # one at a time: the features of large ones are gigabytes

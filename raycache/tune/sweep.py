@@ -1,4 +1,4 @@
-"""Generates images without and with a cache and keeps what each setting costs, so that a sweep can be stopped."""
+"""Generates images without and with a cache and saves each setting's measurements, so that a sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from raycache.tune.measures import feature_distance, psnr, ssim
 
 @dataclass(frozen=True)
 class Job:
-    """What every setting generates.
+    """The images that every setting generates.
 
     Attributes:
         prompts: one image each, from seeds 0, 1, ...
         steps: denoising steps.
-        size: of each image.
+        size: size of each image.
         batch: images generated at a time.
     """
 
@@ -45,11 +45,11 @@ class Point:
     Attributes:
         family: its family's name.
         options: the setting as JSON values.
-        share: of blocks computed, mean over the images, 0 to 1.
+        share: share of blocks computed, mean over the images, 0 to 1.
         psnr: mean dB to the uncached image of the same seed, equal images counted as 60.
         ssim: mean structural similarity.
         distance: mean perceptual distance (``measures.feature_distance``).
-        seconds: an image, generated ``batch`` at a time; of the processor on CPU, where others may be working too.
+        seconds: seconds per image, generated ``batch`` at a time; CPU time on a CPU, where others may run, too.
     """
 
     family: str
@@ -62,7 +62,7 @@ class Point:
 
 
 def clock_of(pipe: Any) -> Callable[[], float]:
-    """What time is measured with: the wall's on GPU, this process's (of all its threads) on CPU."""
+    """The clock for measuring: wall time on a GPU, CPU time of this process (all threads) on a CPU."""
     return time.process_time if pipe.device.type == "cpu" else time.perf_counter
 
 
@@ -70,7 +70,7 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
     """All images of a job under ``options``.
 
     Returns:
-        uint8 images ``[prompts, height, width, 3]``, mean share of blocks computed, seconds an image.
+        uint8 images ``[prompts, height, width, 3]``, mean share of blocks computed, seconds per image.
     """
     pictures, shares = [], []
     clock = clock_of(pipe)
@@ -104,33 +104,33 @@ class Sweep:
     """The measured points of one model and job, in a folder.
 
     Args:
-        folder: holds ``points.jsonl`` and ``references.npz``; made if missing.
-        model: what is measured, for the check that a resumed sweep is the same one.
-        job: likewise.
+        folder: contains ``points.jsonl`` and ``references.npz``; created if missing.
+        model: name of the model, to check that a resumed sweep is the same one.
+        job: also checked.
 
     Raises:
-        ValueError: ``folder`` holds a sweep of another model or job.
+        ValueError: ``folder`` contains a sweep of another model or job.
     """
 
     def __init__(self, folder: Path, model: str, job: Job) -> None:
         self.folder, self.job = folder, job
         folder.mkdir(parents=True, exist_ok=True)
         values = asdict(job)
-        values |= values.pop("size")  # flat, as in the folders that there are
+        values |= values.pop("size")  # flat, as in existing folders
         told = json.dumps({"model": model, **values}, sort_keys=True)
         self._mark = hashlib.sha256(told.encode()).hexdigest()[:16]
         mark = folder / "job.txt"
         if mark.exists() and mark.read_text().strip() != self._mark:
-            raise ValueError(f"{folder} holds a sweep of another model or of other prompts; choose another --out")
+            raise ValueError(f"{folder} contains a sweep of another model or of other prompts; choose another --out")
         mark.write_text(self._mark + "\n")
         self.points: dict[str, Point] = {}
         if (path := folder / "points.jsonl").exists():
             for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # the last line of a sweep that was stopped hard
+                with contextlib.suppress(json.JSONDecodeError):  # the last line of a sweep that was killed
                     self._remember(Point(**json.loads(line)))
 
     def references(self, pipe: Any) -> np.ndarray:
-        """The uncached images, generated once; their time is kept as the first point."""
+        """The uncached images, generated once; their time is saved as the first point."""
         path = self.folder / "references.npz"
         if path.exists():
             return np.load(path)["pictures"]
@@ -138,14 +138,14 @@ class Sweep:
         self._keep(Point("uncached", NoCacheOptions().to_dict(), share, 60.0, 1.0, 0.0, seconds))
         half = path.with_suffix(".tmp.npz")
         np.savez_compressed(half, pictures=pictures)
-        half.rename(path)  # whole or not at all, however it is stopped
+        half.rename(path)  # complete or not at all, even if killed
         return pictures
 
     def run(self, pipe: Any, candidates: list[Family], lowest_psnr: float) -> Iterator[Point]:
         """Measure what is not measured yet; a family ends at its first setting below ``lowest_psnr``.
 
         Yields:
-            Every point as soon as it is known, those of an earlier run too.
+            Every point as soon as it is known, including those of an earlier run.
         """
         references = self.references(pipe)
         for family in candidates:
@@ -168,7 +168,7 @@ class Sweep:
 
 
 def frontier(points: list[Point]) -> list[Point]:
-    """Points that no other beats in both computed share and PSNR, the most careful first."""
+    """The points not beaten in both computed share and PSNR, the most careful first."""
     best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.share, -p.psnr)):
         if not best or point.psnr > best[-1].psnr:
@@ -177,7 +177,7 @@ def frontier(points: list[Point]) -> list[Point]:
 
 
 def choose(points: list[Point], target: float) -> Point | None:
-    """The setting that computes the fewest blocks at ``target`` dB or more; None if none holds it."""
+    """The setting that computes the fewest blocks at ``target`` dB or more; None if none reaches it."""
     holding = [point for point in points if point.psnr >= target]
     return min(holding, key=lambda point: (point.share, -point.psnr), default=None)
 

@@ -1,4 +1,4 @@
-"""One job on one rank, from its prompt to its images: its pipeline call, and what is recorded meanwhile."""
+"""One job on one rank, from its prompt to its images: its pipeline call, and what is recorded about it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _logger = logging.getLogger("raycache.rank")
 
 @dataclass
 class Place:
-    """Where a rank is right now; read by the thread that answers heartbeats."""
+    """What a rank is doing now; read by the thread that answers heartbeats."""
 
     jobs: tuple[str, ...] = ()
     phase: Phase = "loading"
@@ -51,25 +51,25 @@ class Place:
         self.compiling = now
 
     def idle(self) -> None:
-        """There is nothing to do."""
+        """The rank has nothing to do."""
         self.jobs, self.phase, self.step = (), "idle", 0
 
 
 @dataclass
 class RankContext:
-    """What all jobs of a rank share.
+    """Shared by all jobs of a rank.
 
     Attributes:
-        pipe: a loaded pipeline of ``family``; pipes: for each task the one that does it, none: ``pipe`` does all.
-        rank: of this process; 0 tells. world: number of ranks.
-        overlaps: images are decoded beside the next calls of the transformer.
-        text_tokens: of each prompt.
-        prompts: those encoded lately.
-        place: is kept up to date.
-        vae_lock: held while the VAE is used, by whichever thread.
-        adapters: LoRAs that jobs may be drawn with.
-        one_encodes: who encodes for all ranks; None: each for itself.
-        tiled_over: pixels, those of all frames, over which an image is decoded by tiles that all ranks share.
+        pipe: a loaded pipeline of ``family``; pipes: by task; if empty, ``pipe`` does all tasks.
+        rank: of this process; rank 0 reports. world: number of ranks.
+        overlaps: images are decoded in parallel with the next calls of the transformer.
+        text_tokens: tokens of each prompt.
+        prompts: cache of recently encoded prompts.
+        place: what this rank is doing now.
+        vae_lock: held by any thread while it uses the VAE.
+        adapters: the LoRAs that jobs may use.
+        one_encodes: the rank that encodes for all; None: each encodes for itself.
+        tiled_over: pixels, over all frames, above which all ranks share an image's decoding by tiles.
     """
 
     pipe: Any
@@ -89,19 +89,19 @@ class RankContext:
     tiled_over: float = math.inf
 
     def now(self) -> float:
-        """The time at which all work that this thread handed to the device is done."""
+        """Wait until all work that this thread gave to the device is done; return the time."""
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         return time.monotonic()
 
     def enter(self, phase: Phase, jobs: Sequence[ActiveJob]) -> None:
-        """These jobs are in ``phase`` now; the observer is told."""
+        """These jobs enter ``phase``; notify the observer."""
         self.at(phase, jobs)
         for active in jobs:
             self.observer.entered(active.job, phase)
 
     def at(self, phase: Phase, jobs: Sequence[ActiveJob]) -> None:
-        """This is what the rank works on, or waits for."""
+        """Record what the rank works on or waits for."""
         self.place.jobs = tuple(active.job.id for active in jobs)
         self.place.phase, self.place.step = phase, jobs[0].step
         for active in jobs:
@@ -111,14 +111,14 @@ class RankContext:
 
 
 class ActiveJob:
-    """A job between its start and its end.
+    """A job from its start to its end.
 
     Attributes:
         step: finished denoising steps.
-        encode_s: until its first call of the transformer; calls_s: of each call that it was in.
-        reports: what the cache decided for each denoiser; held_bytes: what it held at the end; progress: rank 0's,
-            until it is told.
-        sound: once the pipeline has returned.
+        encode_s: seconds until its first call of the transformer; calls_s: seconds of each call that it took part in.
+        reports: the cache's decisions for each denoiser; held_bytes: what it held at the end; progress: rank 0's,
+            not reported yet.
+        sound: available once the pipeline has returned.
     """
 
     def __init__(self, job: Job, context: RankContext) -> None:
@@ -139,16 +139,16 @@ class ActiveJob:
 
     @property
     def pipe(self) -> Any:
-        """The pipeline that does the job's task."""
+        """The pipeline for the job's task."""
         return self._context.pipes.get(self.job.inputs.task, self._context.pipe)
 
     @property
     def report(self) -> CacheReport | None:
-        """What the cache decided so far; None where it knows no denoiser."""
+        """The cache's decisions so far; None if it knows none of the denoisers."""
         return merged(self.reports)
 
     def draw(self, pipe: Any) -> Any:
-        """Call ``pipe``, the job's own view of its pipeline; returns images, floats [n, height, width, 3]."""
+        """Call ``pipe``, the job's own view of its pipeline; returns images as floats [n, height, width, 3]."""
         job, context, family = self.job, self._context, self._context.family
         arguments = call_arguments(pipe, family, job, context.text_tokens)
         self._known_prompt = remember_prompts(pipe, context.prompts, context.one_encodes)
@@ -159,13 +159,13 @@ class ActiveJob:
         return returned[0]
 
     def called(self, seconds: float) -> float:
-        """It was in a call of the transformer; returns the seconds of it that this rank waited for others."""
+        """Record a call of the transformer; return the seconds of it that this rank waited for others."""
         self.calls_s.append(seconds)
         before, self._waited_s = self._waited_s, sum(report.collective_wait_s for report in self.reports)
         return self._waited_s - before
 
     def computed_share(self) -> float:
-        """Of the blocks, in its last call; all where nothing is decided."""
+        """Share of the blocks computed in its last call; 1 if the cache decides nothing."""
         report = self.report
         if self.job.cache.type == "none" or report is None or not report.steps:
             return 1.0
@@ -173,20 +173,20 @@ class ActiveJob:
         return sum(image.computed_blocks for image in images) / (report.num_blocks * len(images))
 
     def over(self, ended: Ended) -> None:
-        """Its pipeline made its last call of a denoiser, and returned or stands where it decodes."""
+        """Its pipeline made its last denoiser call, and returned or is suspended where it decodes."""
         self._tail, self.held_bytes, self.done = ended.tail, ended.held_bytes, True
         self._images = None if ended.result is None else to_uint8(ended.result)
 
     @property
     def tiled(self) -> bool:
-        """Whether all ranks decode some tiles of each of its images; all ranks say the same."""
+        """Whether all ranks share the decoding of each image by tiles; the same on all ranks."""
         size, frames = self.job.size, max(1, self.job.inputs.num_frames)
         return self._tail is not None and size.width * size.height * frames > self._context.tiled_over
 
     def decoded(self, rows: Sequence[int]) -> Any:
-        """Of these rows, what the VAE gives; of one that is :attr:`tiled`, this rank's tiles of all rows.
+        """The VAE's output for these rows; if :attr:`tiled`, this rank's tiles of all rows.
 
-        Other ranks decode others, so nothing in it is a collective.
+        Ranks decode different rows, so it must not call any collective.
         """
         context, images = self._context, len(self.job.images)
         context.observer.entered(self.job, "decode")
@@ -195,20 +195,20 @@ class ActiveJob:
         return self._tail.tiles(images, context.rank, context.world) if self.tiled else self._tail.decode(images, rows)
 
     def images(self, rows: Sequence[int], decoded: Any) -> dict[int, np.ndarray]:
-        """What the pipeline makes of :meth:`decoded`: uint8 [height, width, 3] by row, of a video [frames, ...]."""
+        """The pipeline's output from :meth:`decoded`: uint8 [height, width, 3] by row; [frames, ...] for a video."""
         if self._tail is not None and rows:
             return dict(zip(rows, to_uint8(self._tail.finish(decoded)), strict=True))
         self.drop()
         return {} if self._images is None else {row: self._images[row] for row in rows}
 
     def drop(self) -> None:
-        """Nothing more is wanted of it on this rank."""
+        """End it: this rank needs nothing more of it."""
         if self._tail is not None:
             self._tail.drop()
             self._tail = None
 
     def output(self) -> JobOutput:
-        """What rank 0 says of the job; images and the seconds of decoding come from all ranks."""
+        """Rank 0's output of the job; images and the seconds of decoding come from all ranks."""
         job, denoise_s, report = self.job, sum(self.calls_s), self.report
         words = f"drew {job.size}, {job.steps} steps, in {self.encode_s + denoise_s:.2f} s"
         _logger.info(words, extra=about(job, rank=self._context.rank))
@@ -225,12 +225,12 @@ class ActiveJob:
         )
 
     def told(self) -> list[Progress]:
-        """Progress since it was told last."""
+        """Progress since the last report."""
         events, self.progress = self.progress, []
         return events
 
     def _step_done(self, pipe: Any, step: int, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
-        """At the end of a step, from 0: the latents around it. Returns others to go on with, None for these."""
+        """Handle the end of a step (from 0). Returns latents to continue with; None: ``after``."""
         changed = self._context.observer.step_ends(self.job, step, after)
         self.step = step + 1
         if self._context.rank == 0:
@@ -250,7 +250,7 @@ class ActiveJob:
         return event
 
     def _preview(self, pipe: Any, step: int, before: torch.Tensor, after: torch.Tensor) -> np.ndarray | None:
-        """None where it fails: the other ranks go on, and a preview that finds no memory must not break the gang."""
+        """None if it fails: the other ranks continue, and a preview that runs out of memory must not break the gang."""
         job, context = self.job, self._context
         try:
             with context.vae_lock:
@@ -261,7 +261,7 @@ class ActiveJob:
 
 
 def _with_real_vae(own: Any, pipe: Any) -> Any:
-    """The job's own view, whose VAE decodes here and now."""
+    """The job's own view, with a VAE that decodes immediately."""
     seen = copy.copy(own)
     object.__setattr__(seen, "vae", pipe.vae)
     return seen

@@ -1,8 +1,7 @@
 """The Ray actor around one rank.
 
-Methods are plain ``def``: Serve cancels requests recursively, and an async rank method would be killed on some ranks
-and not on others. ``heartbeat`` runs in a concurrency group of its own, so it answers while ``tick`` waits in a
-collective.
+Methods are plain ``def``: Serve cancels requests recursively, and async methods would be cancelled on some ranks and
+not on others. ``heartbeat`` runs in a separate concurrency group, so it answers while ``tick`` waits in a collective.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ class RankActor:
     ) -> None:
         quiet_libraries()
         if spare_gpus is not None:
-            # Ray gives a spare nothing, and so one thread and no GPU. Before torch reads either:
+            # Ray assigns a spare no resources: one thread and no GPU. Must be set before torch reads them:
             os.environ["OMP_NUM_THREADS"] = str(max(1, int(settings.parallel.rank_cpus)))
             if spare_gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spare_gpus)
-        from raycache.worker.rank import Rank  # here, so that the engine's process never loads torch
+        from raycache.worker.rank import Rank  # imported here so that the engine's process never loads torch
 
         self._rank = Rank(settings, rank, stacks, spare_gpus or ())
 
@@ -77,7 +76,7 @@ if TYPE_CHECKING:
         def remote(self, *args: _P.args, **kwargs: _P.kwargs) -> ray.ObjectRef[_Answer]: ...
 
     class RankHandle(ActorHandle[RankActor]):
-        """What a :class:`RankActor` is to others. Ray knows its methods at run time only."""
+        """The type of handles of :class:`RankActor`; Ray adds the methods only at run time."""
 
         prepare: _Remote[[], ModelSource]
         open_store: _Remote[[], int]
@@ -92,6 +91,6 @@ if TYPE_CHECKING:
 def start_rank(
     options: dict[str, Any], settings: AppSettings, rank: int, stacks: str, spare_gpus: tuple[str, ...] | None = None
 ) -> RankHandle:
-    """A rank in a process of its own. ``options``: Ray's, for the actor; ``spare_gpus``: of a spare, its rank's."""
-    actors: Any = RankActor  # the class that Ray's decorator has made of it
+    """Start a rank's actor. ``options``: Ray's; ``spare_gpus``: GPUs for a spare, those of its rank."""
+    actors: Any = RankActor  # the class that Ray's decorator returned
     return actors.options(**options).remote(settings, rank, stacks, spare_gpus)

@@ -1,7 +1,7 @@
-"""The LoRAs of one rank: loaded by all ranks or none when a job first names one, switched before every call.
+"""The LoRAs of one rank: loaded on all ranks or none when a job first names one, switched before every call.
 
-Least recently used ones are put away where the settings' bytes do not suffice. What jobs under way draw with stays,
-even where that is more: each of them was admitted.
+The least recently used are unloaded when they exceed the settings' bytes. Those that active jobs use stay loaded even
+then: each of these jobs was admitted.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _logger = logging.getLogger("raycache.rank")
 
 
 def adapters_of(pipe: Any, settings: ModelSettings, *, compiled: bool = False) -> Adapters | None:
-    """What loads the settings' LoRAs into ``pipe``; None where there are none.
+    """Make what loads the settings' LoRAs into ``pipe``; None if they have none.
 
-    Must be made before the transformer is called for the first time.
+    Must be called before the transformer's first call.
 
     Args:
-        compiled: the blocks of its transformers are.
+        compiled: the blocks of its transformers are compiled.
 
     Raises:
-        LoraFault: this pipeline can have none.
+        LoraFault: this pipeline cannot have any.
     """
     if not settings.loras:
         return None
@@ -55,10 +55,10 @@ def adapters_of(pipe: Any, settings: ModelSettings, *, compiled: bool = False) -
 
 
 class Adapters:
-    """Used by the thread of the rank's ticks. All ranks are told the same, in the same order.
+    """Used by the thread of the rank's ticks. All ranks make the same calls, in the same order.
 
     Attributes:
-        bytes: by name, of those that are loaded; the one used least lately first.
+        bytes: by name, of the loaded ones; the least recently used first.
     """
 
     def __init__(self, pipe: Any, settings: ModelSettings, *, compiled: bool = False) -> None:
@@ -79,12 +79,12 @@ class Adapters:
         """Load this one on all ranks of ``group``, or on none.
 
         Raises:
-            LoraNotLoaded: on all of them alike, where any could not; says which, and why.
+            LoraNotLoaded: on all of them, if any rank could not; says which one, and why.
         """
         read, error, device = None, "", self._pipe.transformer.device
         try:
             read = self._read(name)
-        except Exception as raised:  # of a file that somebody wrote
+        except Exception as raised:  # a file may have any fault
             error = f"{type(raised).__name__}: {raised}"
         digest = 0 if read is None else _digest(read)
         _agree(name, error, digest, group, device)
@@ -94,7 +94,7 @@ class Adapters:
         try:
             for part, weights in read.items():
                 self._layers[part].install(self._keys[name], weights)
-        except Exception as raised:  # out of memory for one
+        except Exception as raised:  # out of memory, for example
             error = f"{type(raised).__name__}: {raised}"
         try:
             _agree(name, error, digest, group, device)
@@ -108,7 +108,7 @@ class Adapters:
 
     @contextmanager
     def held(self, choice: LoraChoice | None) -> Iterator[None]:
-        """While a job draws with it, it is not put away."""
+        """Keep it loaded while a job uses it."""
         if choice is None:
             yield
             return
@@ -121,7 +121,7 @@ class Adapters:
             self._make_room(0)
 
     def use(self, choice: LoraChoice | None) -> None:
-        """Calls of the transformers have this one from now on, or none."""
+        """Use this one, or none, for all calls of the transformers from now on."""
         for part, layers in self._layers.items():
             if choice is None or part not in self._changed[choice.name]:
                 layers.use(None, 0.0)
@@ -129,7 +129,7 @@ class Adapters:
                 layers.use(self._keys[choice.name], choice.scale)
 
     def _read(self, name: str) -> dict[str, LoraWeights]:
-        """By the transformer that they are for."""
+        """Weights by the name of the transformer."""
         files = lora_files(self._settings.loras[name], self._settings)
         read = {part: read_lora(self._pipe, file, part) for part, file in files.items()}
         if (nbytes := sum(weights.nbytes for weights in read.values())) > self._settings.lora_bytes:
@@ -137,7 +137,7 @@ class Adapters:
         return read
 
     def _make_room(self, nbytes: int) -> None:
-        """Put away who is in no use, the longest ago first, until so many bytes more are allowed."""
+        """Unload unused ones, least recently used first, until so many more bytes fit."""
         for name in list(self.bytes):
             if sum(self.bytes.values()) + nbytes <= self._settings.lora_bytes:
                 return
@@ -148,7 +148,7 @@ class Adapters:
                 del self.bytes[name]
 
     def _readable(self) -> Iterator[dict[str, LoraWeights]]:
-        """Those that can be read now; what is wrong with another is told to the job that names it."""
+        """The ones that can be read now; a fault in another is reported to the job that names it."""
         for name in self._settings.loras:
             try:
                 yield self._read(name)
@@ -162,10 +162,10 @@ def _digest(read: Mapping[str, LoraWeights]) -> int:
 
 
 def _agree(name: str, error: str, digest: int, group: dist.ProcessGroup | None, device: torch.device) -> None:
-    """Go on if no rank has an ``error``, and all have the same weights.
+    """Check that no rank has an ``error``, and that all have the same weights.
 
     Raises:
-        LoraNotLoaded: on every rank, with the words of all that have one.
+        LoraNotLoaded: on every rank, with all ranks' errors.
     """
     said = [error]
     if group is not None:
@@ -176,9 +176,9 @@ def _agree(name: str, error: str, digest: int, group: dist.ProcessGroup | None, 
             said = [""] * dist.get_world_size(group)
             dist.all_gather_object(said, error, group)
         elif most != -least:
-            said = [f"the file's weights are not the same on all ranks (this one: {digest:08x})"]
+            said = [f"the file's weights differ between ranks (digest on this rank: {digest:08x})"]
     if any(said):
         words = "; ".join(
             f"rank {rank}: {words}" if len(said) > 1 else words for rank, words in enumerate(said) if words
         )
-        raise LoraNotLoaded(f"LoRA {name!r} is loaded on no rank: {words}")
+        raise LoraNotLoaded(f"LoRA {name!r} could not be loaded: {words}")

@@ -1,4 +1,4 @@
-"""Which arguments of a transformer's call have one row per image: a table by diffusers class."""
+"""Which arguments of a transformer's call have one row per image, by diffusers class."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["ALONE", "STACKED", "CallRows"]
 
 @dataclass(frozen=True)
 class CallRows:
-    """The arguments of one class's calls. One that is in no attribute must be the same word or number in all calls,
-    and a call that brings tensors in one (what adapters are given) stays alone.
+    """The arguments of one class's calls. An argument in none of these attributes must be an equal string or number in
+    all calls; a call with tensors in one (such as inputs of adapters) is never joined with others.
 
     Attributes:
-        each: with a row for each image, or several: tensors, or lists with an entry for each image.
-        same: with a row for each image, all of which must be equal, by the dimensions of one row. A tensor of no more
-            dimensions has no rows, and counts as one of ``whole``.
-        layers: a list of tensors with rows, or one tensor of all, in which layers come before rows.
+        each: with one or more rows for each image: tensors, or lists with an entry for each image.
+        same: with a row for each image, all of which must be equal; the value is the number of dimensions of one row. A
+            tensor of no more dimensions has no rows, and counts as one of ``whole``.
+        layers: a list of tensors with rows, or one stacked tensor in which layers come before rows.
         whole: tensors without rows, which must be equal.
-        told_together: from the transformer's config and the arguments, what it tells of all rows at once, which must be
-            equal, too.
+        told_together: computes from the transformer's config and the arguments what depends on all rows at once, and
+            must be equal, too.
     """
 
     each: tuple[str, ...]
@@ -32,22 +32,22 @@ class CallRows:
 
 
 def _rows(more: str = "", **others: Any) -> CallRows:
-    """What nearly all have, and ``more``."""
+    """The arguments that nearly all classes have, and ``more``."""
     return CallRows(("hidden_states", "timestep", "encoder_hidden_states", *more.split()), **others)
 
 
 def _text_alone(config: Any, kwargs: Mapping[str, Any]) -> bool:
-    """HunyuanVideo 1.5 takes image embeddings for a picture as soon as one row of them is not zero."""
+    """HunyuanVideo 1.5 treats image embeddings as an image as soon as one of their rows is not zero."""
     return not bool(kwargs["image_embeds"].any())
 
 
 def _longest_text(config: Any, kwargs: Mapping[str, Any]) -> int:
-    """Lumina 2 cuts the text of all rows to the longest."""
+    """Lumina 2 truncates the text of all rows to the longest one."""
     return int(kwargs["encoder_attention_mask"].sum(1).max())
 
 
 def _gist(config: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Fibo 2 has as many tokens of gist as its longest text needs, and puts them last where another needs fewer."""
+    """Fibo 2 has as many gist tokens as its longest text needs, and puts them last where another text needs fewer."""
     from diffusers.models.transformers.transformer_bria_fibo2 import compute_gist_count
 
     mask = kwargs.get("encoder_attention_mask")
@@ -64,7 +64,7 @@ def _gist(config: Any, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _padded_text(config: Any, kwargs: Mapping[str, Any]) -> int:
-    """Z-Image fills up each text to a multiple of 32 tokens, and then all of them to the longest."""
+    """Z-Image pads each text to a multiple of 32 tokens, and then all texts to the longest."""
     return max(-(-len(text) // 32) for text in kwargs["cap_feats"])
 
 
@@ -75,7 +75,7 @@ _SECOND_TEXT = "timestep_r encoder_hidden_states_2 encoder_attention_mask_2"
 _POSITIONS = {"img_ids": 2, "txt_ids": 2}
 _ROPE = ("image_rotary_emb",)
 
-#: By the class name of the transformer. What is not here is never called for several jobs at once.
+#: By the class name of the transformer. Classes not listed are never called for several jobs at once.
 STACKED: dict[str, CallRows] = {
     "AllegroTransformer3DModel": _rows(f"attention_mask {_MASK}", whole=_ROPE),
     "AnyFlowTransformer3DModel": _rows(f"r_timestep {_IMAGE}"),
@@ -151,8 +151,8 @@ STACKED: dict[str, CallRows] = {
     "ZImageTransformer2DModel": CallRows(("x", "t", "cap_feats"), told_together=_padded_text),
 }
 
-#: Classes that the cache knows and whose calls stay alone, with the reason.
+#: Classes that the cache knows but whose calls are never joined, with the reason.
 ALONE: dict[str, str] = {
-    "GlmImageTransformer2DModel": "its pipeline gives every call an object of the job's own, for keys and values",
-    "HunyuanVideoFramepackTransformer3DModel": "cuts the text of a single row, and masks that of several",
+    "GlmImageTransformer2DModel": "its pipeline passes a per-job object for keys and values to every call",
+    "HunyuanVideoFramepackTransformer3DModel": "truncates the text of a single row, but masks that of several",
 }

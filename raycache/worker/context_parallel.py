@@ -1,4 +1,4 @@
-"""A transformer split over the ranks of its gang, checked against its output on one rank, and its process group."""
+"""A transformer split over the ranks of its gang, its process group, and the check against its output on one rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raycache.worker.split_roads import SPLITS
 __all__ = ["parallelize"]
 
 _logger = logging.getLogger("raycache.rank")
-# diffusers calls what torch has renamed; nobody who serves images can help it.
+# diffusers uses a name that torch has changed; users of this service cannot fix that.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.hooks\.context_parallel")
 
 
@@ -25,20 +25,20 @@ def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
     """Split the transformer's tokens over all ranks of the default group with Ulysses attention.
 
     Args:
-        family: the model's, for errors.
+        family: name of the model's family, for error messages.
 
     Returns:
-        The context-parallel group, whose ranks decide together.
+        The context-parallel group: the ranks that decide together.
 
     Raises:
-        ValueError: nothing is known of how to split this class, or its attention heads are too few, or do not divide
-            among the ranks where they must.
-        SplitWrong: what all ranks compute together is not what one computes.
+        ValueError: it is not known how to split this class, or it has fewer attention heads than ranks, or heads that
+            must divide evenly among the ranks and do not.
+        SplitWrong: the ranks together compute something else than one rank does.
     """
     world, name = dist.get_world_size(), type(transformer).__name__
     split = SPLITS.get(name)
     if split is None:
-        why = WHOLE.get(name, "no way is known that keeps it right")
+        why = WHOLE.get(name, "it is not known how to split it correctly")
         raise ValueError(
             f"{name} cannot be split over {world} ranks: {why}. Use one rank "
             f"(parallel.ranks_per_replica: 1), or one of {', '.join(SPLITS)}"
@@ -58,7 +58,7 @@ def parallelize(transformer: nn.Module, family: str = "") -> dist.ProcessGroup:
 
 
 def _heads(transformer: nn.Module) -> int:
-    config: Any = transformer.config  # diffusers types it as a dict, and reads its attributes
+    config: Any = transformer.config  # typed as a dict by diffusers, but has attributes
     if hasattr(config, "n_heads"):
         return int(config.n_heads)
     heads = int(config.num_attention_heads)

@@ -1,9 +1,9 @@
-"""Decoding on one rank: inside the tick that requests it, or beside the calls of later ticks.
+"""Decoding on one rank: inside the tick that requests it, or in parallel with the calls of later ticks.
 
-On a GPU the images of finished jobs are decoded by a thread of its own, on a stream of its own: the device's free
-units do it while the transformer's next call runs. What a tick begins is collected at the end of the next one, by all
-ranks alike, so a report never depends on which rank was quicker. Tiles of a large image are handed to the rank that
-puts them together there, too: in the thread that calls all other collectives, in the same order on all ranks.
+On a GPU a separate thread decodes the images of finished jobs, on a separate stream: idle units of the device do it
+while the transformer's next call runs. What one tick starts is collected at the end of the next one, on all ranks
+alike, so a report never depends on which rank was faster. Tiles of a large image are sent there, too, to the rank that
+puts them together: in the thread that calls all other collectives, in the same order on all ranks.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Decoder", "Decoding"]
 
 @dataclass(frozen=True)
 class Decoding:
-    """Rows of a job that this rank decodes, perhaps none.
+    """The rows of a job that this rank decodes; may be empty.
 
     Attributes:
-        owners: for each row of the job the rank that decodes it, or puts its tiles together.
-        rows: of the job, from 0: those of this rank.
-        future: what the VAE gives for them, or this rank's tiles; and the seconds that it took.
+        owners: for each row of the job, the rank that decodes it or puts its tiles together.
+        rows: this rank's rows of the job, counted from 0.
+        future: the VAE's output for them, or this rank's tiles; and the seconds that it took.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Decoder:
     """Used by the thread that the rank's ticks run on.
 
     Args:
-        context: of the rank; where it says ``overlaps``, decoding goes on beside what the tick's thread does.
-        claim: makes a thread ready for the device.
+        context: the rank's; with ``overlaps``, decoding runs in parallel with the tick's thread.
+        claim: prepares a thread for the device.
         group: the ranks that decode together; None = this process alone.
     """
 
@@ -60,11 +60,11 @@ class Decoder:
         self._context, self._group = context, group
         self._pool = ThreadPoolExecutor(1, "decode", claim) if context.overlaps else None
         self._stream = torch.cuda.Stream() if context.overlaps and context.device.type == "cuda" else None
-        #: What was begun and not taken yet.
+        #: Started, but not taken yet.
         self.begun: list[Decoding] = []
 
     def begin(self, active: ActiveJob, owners: Sequence[int]) -> None:
-        """Decode what is this rank's of a job that is done; ``owners``: the rank of each row."""
+        """Start decoding this rank's rows of a finished job; ``owners``: the rank of each row."""
         rows = [row for row, owner in enumerate(owners) if owner == self._context.rank]
         if self._pool is None:
             future = Future[tuple[Any, float]]()
@@ -89,21 +89,21 @@ class Decoder:
             began = time.monotonic()
             return active.images(rows, decoded), seconds + time.monotonic() - began
         except Exception:
-            active.drop()  # a suspended pipeline is never collected by itself
+            active.drop()  # a suspended pipeline is never garbage-collected
             raise
 
     def _waited(self, decoding: Decoding) -> tuple[Any, float]:
-        """What became of it here."""
+        """This rank's own result."""
         try:
             return decoding.future.result()
         except torch.OutOfMemoryError:
             if self._pool is None:
                 raise
-            # Beside a call there was no room for it; now no call runs.
+            # It ran out of memory in parallel with a call; now no call runs.
             return self._decoded(decoding.active, decoding.rows)
 
     def _from_all(self, decoding: Decoding) -> tuple[Any, float]:
-        """Tiles of all ranks, put together; nothing for a rank without rows."""
+        """Images put together from the tiles of all ranks; None for a rank without rows."""
         made: Sequence[Sequence[torch.Tensor]] | Exception
         tiles: TiledRows | None = None
         seconds = 0.0
@@ -111,26 +111,26 @@ class Decoder:
             got, seconds = self._waited(decoding)
             tiles, made = got, got.made
         except Exception as error:
-            made = error  # the others wait
+            made = error  # sent to the other ranks, which wait
         began = time.monotonic()
         by_row = to_owners(made, decoding.owners, self._group, self._context.device)
         parts = [tiles.blended(row, each) for row, each in by_row.items()] if tiles is not None else []
         return one_after_the_other(parts) if parts else None, seconds + self._context.now() - began
 
     def take(self) -> list[Decoding]:
-        """What was begun, which is then forgotten."""
+        """Return what was started, and clear the list."""
         begun, self.begun = self.begun, []
         return begun
 
     def _beside(self, active: ActiveJob, rows: Sequence[int], ready: torch.cuda.Event | None) -> tuple[Any, float]:
-        # The latents were made on the other thread's stream, and are kept until the images are collected.
+        # The latents were made on the other thread's stream, and stay alive until the images are collected.
         with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
             if self._stream is not None and ready is not None:
                 self._stream.wait_event(ready)
             try:
                 return self._decoded(active, rows)
             except Exception as error:
-                traceback.clear_frames(error.__traceback__)  # which hold activations, while a call needs the memory
+                traceback.clear_frames(error.__traceback__)  # they hold activations, and a call needs the memory
                 raise
 
     def _decoded(self, active: ActiveJob, rows: Sequence[int]) -> tuple[Any, float]:

@@ -1,6 +1,6 @@
-"""A pipeline's own ``encode_prompt`` with a cache: equal arguments are not encoded again.
+"""A pipeline's own ``encode_prompt`` with a cache: equal arguments are encoded only once.
 
-Where one rank encodes for all, it alone remembers, and hands on what it made or knew: ranks need to agree on nothing.
+If one rank encodes for all, only it has the cache, and it sends the result: ranks need not agree on anything.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class OneEncodes:
 
 
 def remember_prompts(pipe: Any, prompts: PromptCache, one: OneEncodes | None = None) -> Callable[[], bool]:
-    """Give ``pipe``, a job's own view, an ``encode_prompt`` that looks into ``prompts`` first.
+    """Give ``pipe``, a job's own view, an ``encode_prompt`` that looks in ``prompts`` first.
 
     Args:
-        one: who encodes for all; None: every rank for itself.
+        one: the rank that encodes for all; None: every rank encodes for itself.
 
     Returns:
-        Tells whether all that was encoded since was known.
+        A function: whether everything encoded since then was in the cache.
     """
     encode, asked = getattr(pipe, "encode_prompt", None), list[bool]()
     if encode is None:
@@ -63,7 +63,7 @@ def remember_prompts(pipe: Any, prompts: PromptCache, one: OneEncodes | None = N
 
 
 def _key(value: Any) -> Hashable:
-    """Equal for equal arguments. Pictures and tensors count by what they hold, since edits encode theirs, too."""
+    """A key, equal for equal arguments. Images and tensors count by their content: edits encode them, too."""
     if isinstance(value, torch.Tensor):
         value = value.detach().to("cpu", torch.float32).contiguous().numpy()
     if isinstance(value, Image.Image):
@@ -78,7 +78,7 @@ def _key(value: Any) -> Hashable:
 
 
 def _copied(value: Any) -> Any:
-    """New lists of the same tensors: pipelines put theirs together in place."""
+    """New lists of the same tensors: pipelines modify theirs in place."""
     if isinstance(value, list):
         return [_copied(each) for each in value]
     if isinstance(value, tuple) and not hasattr(value, "_fields"):

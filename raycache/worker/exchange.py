@@ -1,6 +1,6 @@
 """Sends values that contain tensors, in any structure, from one rank to the others.
 
-The structure goes as a pickle with a number for each tensor, the tensors as the bytes of one buffer.
+The structure is sent as a pickle with a number for each tensor, the tensors as the bytes of one buffer.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch.distributed as dist
 
 __all__ = ["FirstFailed", "OthersFailed", "from_first", "packed", "to_owners", "unpacked"]
 
-#: Of a tensor: its shape and type.
+#: Shape and dtype of a tensor.
 Spec = tuple[torch.Size, torch.dtype]
-#: Bytes that each tensor in a buffer begins at a multiple of: enough for any type.
+#: Alignment in bytes of each tensor in a buffer: enough for any dtype.
 _ALIGNED = 16
 
 
 class FirstFailed(Exception):
-    """Rank 0 could not make what all ranks wait for, or one has no room for it; raised by all of them alike."""
+    """Rank 0 failed to make what all ranks wait for, or a rank has no memory for it; raised on all of them."""
 
 
 class OthersFailed(Exception):
-    """What other ranks would have sent is not there."""
+    """Other ranks failed before they could send."""
 
 
 def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device: torch.device) -> Any:
@@ -34,10 +34,10 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
 
     Args:
         make: called on rank 0 alone.
-        device: one that the group can send from.
+        device: a device that the group can send from.
 
     Raises:
-        FirstFailed: on all ranks, where ``make`` raised, or a rank has no memory for what it made.
+        FirstFailed: on all ranks, if ``make`` raised or a rank has no memory for its result.
     """
     if group is None:
         structure, tensors = _taken_apart(make())
@@ -47,7 +47,7 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
     if dist.get_rank(group) == 0:
         try:
             structure, tensors = _taken_apart(make())
-            buffer = packed(tensors, device)  # here, so that a lack of memory is told, too
+            buffer = packed(tensors, device)  # inside the try, so that running out of memory is reported, too
             told = [(structure, specs_of(tensors), "")]
         except Exception as error:
             cause, told = error, [(b"", [], f"{type(error).__name__}: {error}")]
@@ -59,7 +59,7 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
     try:
         if dist.get_rank(group):
             buffer = torch.empty(_ends(specs)[-1], dtype=torch.uint8, device=device)
-    except Exception as error:  # nobody may send to who cannot take it
+    except Exception as error:  # no rank may send to one that cannot receive
         cause, no_room = error, f"{type(error).__name__}: {error}"
     said = [""] * dist.get_world_size(group)
     dist.all_gather_object(said, no_room, group)
@@ -83,11 +83,11 @@ def to_owners(
         device: one that the group can send from.
 
     Returns:
-        For each row of this rank's, the tensors of each rank.
+        For each of this rank's rows, the tensors of each rank.
 
     Raises:
-        Exception: ``mine``, if it is one; or this rank's lack of memory.
-        OthersFailed: on all other ranks, where that happened to any.
+        Exception: ``mine``, if it is one; or this rank's out-of-memory error.
+        OthersFailed: on all other ranks, if that happened on any.
     """
     if isinstance(mine, Exception):
         _tell(mine, None, group)
@@ -102,7 +102,7 @@ def to_owners(
             for by, theirs in enumerate(specs)
             if owner == rank != by and theirs[row]
         }
-    except Exception as error:  # out of memory, for one: nobody may wait for what does not come
+    except Exception as error:  # out of memory, for example: no rank may wait for data that never comes
         _tell(error, None, group)
         raise
     _tell(None, None, group)
@@ -121,10 +121,10 @@ def to_owners(
 
 
 def _tell(failure: Exception | None, told: Any, group: dist.ProcessGroup | None) -> list[Any]:
-    """What each rank has to tell.
+    """Exchange what each rank has to report.
 
     Raises:
-        OthersFailed: others have a failure, and this rank has none.
+        OthersFailed: other ranks failed, and this one did not.
     """
     words = "" if failure is None else f"{type(failure).__name__}: {failure}"
     said: list[Any] = [(words, told)]
@@ -138,7 +138,7 @@ def _tell(failure: Exception | None, told: Any, group: dist.ProcessGroup | None)
 
 
 def specs_of(tensors: Sequence[torch.Tensor]) -> list[Spec]:
-    """What :func:`unpacked` must know of them."""
+    """What :func:`unpacked` needs to know about them."""
     return [(tensor.shape, tensor.dtype) for tensor in tensors]
 
 
@@ -155,7 +155,7 @@ def packed(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tenso
 
 
 def unpacked(buffer: torch.Tensor, specs: Sequence[Spec]) -> list[torch.Tensor]:
-    """The tensors in a buffer, in whose memory they are."""
+    """The tensors in a buffer, as views of its memory."""
     tensors = []
     for start, (shape, dtype) in zip(_ends(specs), specs, strict=False):
         size = shape.numel() * dtype.itemsize
@@ -164,7 +164,7 @@ def unpacked(buffer: torch.Tensor, specs: Sequence[Spec]) -> list[torch.Tensor]:
 
 
 def _ends(specs: Sequence[Spec]) -> list[int]:
-    """Where the tensors begin in a buffer, and where that ends."""
+    """Offset of each tensor in a buffer, and the buffer's size."""
     ends = [0]
     for shape, dtype in specs:
         size = shape.numel() * dtype.itemsize

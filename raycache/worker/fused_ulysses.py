@@ -1,7 +1,7 @@
 """diffusers' Ulysses attention with query, key and value in one all-to-all instead of three.
 
-An attention then costs two messages to each peer instead of four, and gives the same bits. Tokens and heads need not
-divide among the ranks (:mod:`raycache.worker.uneven`).
+An attention call then costs two messages to each peer instead of four, and gives the same bits. Tokens and heads need
+not divide evenly among the ranks (:mod:`raycache.worker.uneven`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["FusedUlysses", "fuse_ulysses"]
 
 
 class FusedUlysses(TemplatedUlyssesAttention):
-    """diffusers' attention in all but the exchanges; its backward, too."""
+    """diffusers' attention with other exchanges, forward and backward."""
 
     @staticmethod
     def forward(
@@ -42,7 +42,7 @@ class FusedUlysses(TemplatedUlyssesAttention):
 
         Args:
             query, key, value: [batch, own tokens, heads, channels].
-            attn_mask: of all tokens, or of this rank's alone in its last dimension; of one head for all, or of all.
+            attn_mask: its last dimension has all tokens, or only this rank's; it has one head for all, or all heads.
         """
         options = (dropout_p, is_causal, scale, enable_gqa, return_lse)
         ctx.forward_op, ctx.backward_op, ctx._parallel_config = forward_op, backward_op, _parallel_config
@@ -74,10 +74,10 @@ class FusedUlysses(TemplatedUlyssesAttention):
         """The exchanges in the other direction.
 
         Raises:
-            NotImplementedError: every rank has all queries, whose gradients nothing here sums up.
+            NotImplementedError: every rank has all queries: their gradients would have to be summed over ranks.
         """
         if ctx.whole_queries:
-            raise NotImplementedError("attention over ranks that all have the same queries has no gradients")
+            raise NotImplementedError("attention with all queries on every rank is for inference: it has no gradients")
         if ctx.uneven is None:
             return TemplatedUlyssesAttention.backward(ctx, grad_out, *args)
         split, sizes, heads = ctx.uneven
@@ -87,7 +87,7 @@ class FusedUlysses(TemplatedUlyssesAttention):
 
 
 def _divides(split: TokenSplit, query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether each rank has as many tokens and heads as every other."""
+    """Whether tokens and heads divide evenly among the ranks."""
     even = (sum(split.sizes(states.shape[1])) % split.ranks == 0 for states in (query, key))
     return split.even and all(even) and query.shape[2] % split.ranks == 0
 
@@ -95,27 +95,27 @@ def _divides(split: TokenSplit, query: torch.Tensor, key: torch.Tensor) -> bool:
 def _whole_mask(
     mask: torch.Tensor, split: TokenSplit | None, gather: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """The mask of all tokens from those that each rank has of its own.
+    """The mask of all tokens, from each rank's mask of its own tokens.
 
     Args:
         mask: [batch, 1, 1 or own tokens, own tokens].
-        gather: puts all ranks' last dimensions together.
+        gather: concatenates all ranks' last dimensions.
 
     Raises:
-        ValueError: it has a row for each token, and nothing tells what it says of pairs of tokens on unlike ranks.
+        ValueError: it has a row for each token; entries for pairs of tokens on different ranks are unknown.
     """
     if mask.shape[-2] == 1:
         return gather(mask)
     if split is None or not split.outer_masks:
         raise ValueError(
-            f"a mask with a row for each of a rank's tokens, {list(mask.shape)}, cannot be put together over the ranks"
+            f"a mask with a row for each of a rank's tokens, {list(mask.shape)}, cannot be gathered over the ranks"
         )
-    of_each = gather(mask.diagonal(dim1=-2, dim2=-1).contiguous())  # 0 and 1 are their own squares
+    of_each = gather(mask.diagonal(dim1=-2, dim2=-1).contiguous())  # an outer product's diagonal has squares
     return of_each[..., None, :] * of_each[..., :, None]
 
 
 def _of_own_heads(mask: torch.Tensor | None, heads: int, split: TokenSplit | None) -> torch.Tensor | None:
-    """What this rank's heads need of a mask that has something for each: LTX's have, though all the same."""
+    """This rank's heads of a mask that has all heads: LTX's masks do, though all heads are equal."""
     if mask is None or split is None or mask.dim() != 4 or mask.shape[1] != heads or heads == 1:
         return mask
     return mask.split(list(shares(heads, split.ranks)), 1)[split.rank]
@@ -136,13 +136,13 @@ def _uneven(
     forward_op: Any,
     more: dict[str, Any],
 ) -> torch.Tensor:
-    """The same where ranks have unlike numbers of tokens or heads.
+    """The same with different numbers of tokens or heads on the ranks.
 
     Raises:
-        ValueError: the log-sum-exp is asked for, which only ring attention needs.
+        ValueError: the log-sum-exp was requested, which only ring attention needs.
     """
     if options[-1]:
-        raise ValueError("attention over ranks with unlike numbers of tokens or heads has no log-sum-exp (return_lse)")
+        raise ValueError("attention with uneven tokens or heads on ranks has no log-sum-exp: leave return_lse out")
     sizes, heads = [split.sizes(part.shape[1]) for part in states], states[0].shape[2]
     ctx.uneven = split, sizes, heads
     if mask is not None and mask.shape[-1] == states[1].shape[1]:
@@ -162,7 +162,7 @@ def _whole_queries(
     forward_op: Any,
     more: dict[str, Any],
 ) -> torch.Tensor:
-    """The same for queries that every rank has all of, [batch, tokens, heads, channels], as the answer is."""
+    """The same with all queries on every rank: they and the result are [batch, tokens, heads, channels]."""
     query, *others = states
     heads = shares(query.shape[2], split.ranks)
     ctx.whole_queries = True
@@ -175,7 +175,7 @@ def _whole_queries(
 def _gather_heads(states: tuple[torch.Tensor, ...], ranks: int, group: dist.ProcessGroup) -> tuple[torch.Tensor, ...]:
     """From all heads of this rank's tokens to this rank's heads of all tokens, for each of ``states``.
 
-    No copies but those that one all-to-all for each makes: the packing is the copy that puts ranks first.
+    It copies no more than separate all-to-alls would: packing is the copy that puts ranks first.
 
     Args:
         states: [batch, own tokens, heads, channels] each.
@@ -192,6 +192,6 @@ def _gather_heads(states: tuple[torch.Tensor, ...], ranks: int, group: dist.Proc
 
 
 def fuse_ulysses() -> None:
-    """Let diffusers use it, in this process; once is enough."""
-    module: Any = attention_dispatch  # a class is exchanged, which types do not foresee
+    """Make diffusers use it in this process; calling it again has no effect."""
+    module: Any = attention_dispatch  # replaces a class, which its types do not allow
     module.TemplatedUlyssesAttention = FusedUlysses

@@ -1,8 +1,8 @@
-"""The jobs of one rank: starts, steps, drops and decodes them as ticks say, many at once.
+"""The jobs of one rank: started, stepped, dropped and decoded as ticks say, many at once.
 
-Every rank carries out the same ticks, so all stand at the same place. A failure breaks its tick off, and nothing more
-is done until the gang knows of it (:attr:`~raycache.protocol.tick.Tick.knows`): a rank that went on alone would meet
-the others' collectives with its own.
+Every rank carries out the same ticks, so all are in the same state. A failure ends its tick early, and nothing more is
+done until the gang knows of it (:attr:`~raycache.protocol.tick.Tick.knows`): a rank that continued alone would call
+collectives that do not match the others'.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["JobRunner"]
 
 _logger = logging.getLogger("raycache.rank")
 
-#: What torch.distributed says when a peer is gone or a collective timed out; the group is useless after it.
+#: Errors of torch.distributed when a peer is gone or a collective timed out; the group is unusable afterwards.
 _GROUP_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|process group|timed out waiting", re.IGNORECASE)
 
 
 class JobRunner:
-    """Used by the thread that the rank's ticks run on: jobs are greenlets of it.
+    """Used by the thread of the rank's ticks: jobs are greenlets of that thread.
 
     Args:
-        context: what all jobs share.
+        context: shared by all jobs.
         group: the ranks that decide together; None = this process alone.
-        claim: makes another thread ready for the device.
+        claim: prepares another thread for the device.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class JobRunner:
         self._failed_in = -1
 
     def tick(self, tick: Tick) -> TickReport:
-        """Carry out a tick. Nothing that a job or a call of the transformer raises gets out of it."""
+        """Carry out a tick. Exceptions of jobs and of transformer calls do not leave it."""
         told = TickReport(tick.number)
         if tick.knows < self._failed_in:
             told.skipped = True
@@ -71,7 +71,7 @@ class JobRunner:
             self._end(tick.end, told)
         except _BrokenOff:
             self._failed_in = tick.number
-            if self._context.overlaps:  # no rank may be late with the news, because it waits for its own images
+            if self._context.overlaps:  # no rank may report late because it waits for its own images
                 self._decoder.begun[:0], before = before, []
         try:
             self._collect(before, told)
@@ -89,10 +89,10 @@ class JobRunner:
         active = self._active[job.id] = ActiveJob(job, self._context)
         began = time.monotonic()
         try:
-            began += self._load_lora(active)  # which is no part of encoding: it is there for the next job
+            began += self._load_lora(active)  # not part of encoding: the next job finds it loaded
             self._context.enter("encode", [active])
             ended = self._stepper.start(job.id, active.draw, job.cache.for_steps(job.steps), active.pipe, job.lora)
-        except Exception as error:  # options that do not fit the model, for one
+        except Exception as error:  # for example, options that do not fit the model
             self._fail((job.id,), _kind_of(error), error, told)
         active.reports = self._stepper.reports(job.id) if ended is None else ended.reports
         active.encode_s = told.started_s[job.id] = self._context.now() - began
@@ -100,18 +100,18 @@ class JobRunner:
             self._over([ended], told)
 
     def _load_lora(self, active: ActiveJob) -> float:
-        """Load the job's LoRA unless it is; returns the seconds that took."""
+        """Load the job's LoRA unless it is loaded; returns the seconds that took."""
         lora, adapters, began = active.job.lora, self._context.adapters, time.monotonic()
         if lora is None or (adapters is not None and lora.name in adapters.bytes):
             return 0.0
         self._context.enter("loading", [active])
         if adapters is None:
-            raise LoraNotLoaded(f"LoRA {lora.name!r} is not of this service: it has none")
+            raise LoraNotLoaded(f"LoRA {lora.name!r} is unknown: this service has no LoRAs")
         adapters.load(lora.name, self._group)
         return time.monotonic() - began
 
     def _joinable(self, names: Sequence[str]) -> list[tuple[str, ...]]:
-        """Those of a call that wait for one, in parts that may share it: all ranks part them alike."""
+        """Jobs of a planned call that still wait, in groups that can share a call; the same on all ranks."""
         parts: dict[Any, list[str]] = {}
         waiting = self._stepper.waiting
         for name in names:
@@ -128,17 +128,17 @@ class JobRunner:
             ended = self._stepper.step(names)
         except Exception as error:
             kind = _kind_of(error)
-            # One that was alone is over; of several, each may be well alone.
+            # A job that was alone has failed; of several, each may work alone.
             self._fail(names, "together" if kind == "error" and len(names) > 1 else kind, error, told)
         seconds = self._context.now() - began
         place.calls += 1
-        # One all-reduce for all of them, counted by each.
+        # They shared one all-reduce; each of them counts it.
         place.collective_wait_s += max(active.called(seconds) for active in jobs)
         told.calls.append(Called(names, seconds, tuple(active.computed_share() for active in jobs)))
         self._over(ended, told)
 
     def _over(self, ended: Sequence[Ended], told: TickReport) -> None:
-        """Jobs' pipelines came to their end; an error of one must not hide that another is done."""
+        """Handle jobs whose pipelines ended; an error of one must not hide that another is done."""
         for one in ended:
             if one.error is None:
                 self._active[one.name].over(one)
@@ -154,7 +154,7 @@ class JobRunner:
             raise _BrokenOff
 
     def _end(self, names: Sequence[str], told: TickReport) -> None:
-        """Decode what is this rank's; a failure in it is that job's alone, and breaks nothing off."""
+        """Decode this rank's rows; a failure is that job's alone and does not end the tick."""
         context, first = self._context, 0
         for name in names:
             active = self._active.get(name)
@@ -169,7 +169,7 @@ class JobRunner:
             del self._active[name]
 
     def _collect(self, decodings: Sequence[Decoding], told: TickReport) -> None:
-        """What came of decoding; waits for it."""
+        """Wait for decoding and report its results."""
         for decoding in decodings:
             name, active = decoding.name, decoding.active
             self._context.at("decode", [active])
@@ -186,7 +186,7 @@ class JobRunner:
             active.spans.end(None)
 
     def _drop(self, name: str, failure: str | None) -> None:
-        """The job is gone from this rank; ``failure``: why, unless it was completed."""
+        """Remove the job from this rank; ``failure``: why, unless it was completed."""
         if name in self._stepper.waiting:
             self._stepper.end(name)
         if (active := self._active.pop(name, None)) is not None:
@@ -196,7 +196,7 @@ class JobRunner:
     def _fail(
         self, names: tuple[str, ...], kind: Literal["error", "together", "group"], error: Exception, told: TickReport
     ) -> None:
-        """Note it, drop the job if it was its own, and break the tick off."""
+        """Record the failure, drop the job if the job caused it, and end the tick."""
         told.failures.append(self._failure(self._active[names[0]], names, kind, error))
         if kind == "error":
             for name in names:
@@ -207,7 +207,7 @@ class JobRunner:
         self, first: ActiveJob, names: tuple[str, ...], kind: Literal["error", "together", "group"], error: Exception
     ) -> Failure:
         if self._context.device.type == "cuda":
-            torch.cuda.empty_cache()  # after an out-of-memory, what is cached may be in pieces
+            torch.cuda.empty_cache()  # after an out-of-memory error the allocator's cache may be fragmented
         phase = self._context.place.phase
         words = f"{', '.join(names)} failed in {phase}, step {first.step}: {type(error).__name__}: {error}"
         _logger.warning(words, extra=about(first.job, rank=self._context.rank))

@@ -1,8 +1,8 @@
-"""One job's own view of a pipeline: identical to the real one, but its heavy calls are delegated to the driver.
+"""One job's own view of a pipeline: identical to the real one, but the stepper makes its heavy calls.
 
-In the place of each denoiser and of the VAE stands an object that passes everything on but the call: a job is
-suspended there. So a pipeline runs unmodified, from its arguments to its images, and its own tail (unpacking, scaling,
-trimming frames) is all that is ever needed to decode what it made.
+Each denoiser and the VAE are replaced by an object that passes everything on except the call: there the job is
+suspended. So a pipeline runs unmodified, from its arguments to its images, and its own last part (unpacking, scaling,
+trimming frames) is all that is needed to decode its latents.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from raycache.models.denoisers import denoisers_of
 
 __all__ = ["Handed", "JobView", "arguments_by_row", "decode_rows", "one_after_the_other"]
 
-#: Components that keep how far a call is; a guider may keep a running mean over its steps.
+#: Components that keep state between the steps of a call, such as a guider with a running mean.
 _STATEFUL = ("scheduler", "guider", "ocr_guider")
-#: Name of the cache context where none is open, and what was told of it.
+#: The cache context used while none is open: its name and extra arguments.
 _DEFAULT: tuple[str, dict[str, Any]] = ("default", {})
 
 
 @dataclass(frozen=True)
 class Handed:
-    """A call that a job waits for.
+    """A call whose result a job waits for.
 
     Attributes:
-        of: name of the component, ``vae`` for a decoding.
-        context: the cache context it is made in; told: what else was said of that (``step_index``).
+        of: name of the component; ``vae`` for decoding.
+        context: name of its cache context; told: that context's other arguments (``step_index``).
     """
 
     of: str
@@ -47,18 +47,18 @@ class JobView:
     """A copy of ``pipe`` for one job, with a scheduler and guiders of its own.
 
     Args:
-        hand_over: takes the call that the job waits for, and returns its answer.
+        hand_over: takes the call that the job waits for, and returns its result.
         vae_lock: held around every use of the VAE: some keep the state of a call in the module.
 
     Attributes:
         pipe: the copy.
-        tail: the denoisers were called for the last time; decoding is done at once from now on.
+        tail: the denoisers were called for the last time; from now on decoding runs immediately.
     """
 
     def __init__(self, pipe: Any, hand_over: Callable[[Handed], Any], vae_lock: threading.Lock) -> None:
         self.hand_over, self.vae_lock, self.tail = hand_over, vae_lock, False
         self.pipe = own = copy.copy(pipe)
-        # Not through DiffusionPipeline.__setattr__, which would write the config that all copies share.
+        # Bypasses DiffusionPipeline.__setattr__, which would write to the config that all copies share.
         for name in _STATEFUL:
             if (component := getattr(pipe, name, None)) is not None:
                 object.__setattr__(own, name, copy.deepcopy(component))
@@ -69,13 +69,13 @@ class JobView:
 
 
 class _InPlaceOf:
-    """Everything of ``real``, its class included, for what pipelines ask of a component besides calling it."""
+    """Passes on every attribute of ``real``, including its class; only a call is handled differently."""
 
     def __init__(self, real: Any, view: JobView) -> None:
         self._real, self._view = real, view
 
     def __getattribute__(self, name: str) -> Any:
-        # Pipelines ask for a component's class, and look for modules among their components.
+        # Pipelines check a component's class, and look for modules among their components.
         return type(self._real) if name == "__class__" else object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
@@ -115,33 +115,33 @@ class _Decoder(_InPlaceOf):
 
 
 def decode_rows(vae: Any, handed: Handed, images: int, rows: Sequence[int]) -> Any:
-    """Decode these images of a handed over call, one by one: each is the same whatever stands beside it.
+    """Decode these images of a handed-over call one by one, so that no image depends on the others of its batch.
 
     Args:
-        images: of the job; latents [images * k, ...] have k rows for each.
-        rows: of the job's images, at least one.
+        images: number of the job's images; latents [images * k, ...] have k rows for each.
+        rows: which of the job's images; at least one.
 
     Returns:
-        As ``vae.decode`` would, for those images alone.
+        What ``vae.decode`` returns, for these images only.
 
     Raises:
-        ValueError: latents whose rows are not the same number for each image.
+        ValueError: the rows of the latents do not divide evenly among the images.
     """
     own = arguments_by_row(handed, images)
     return one_after_the_other([vae.decode(*own[row][0], **own[row][1]) for row in rows])
 
 
 def arguments_by_row(handed: Handed, images: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """For each image of a job, what is its own of the arguments of a handed over call.
+    """Split the arguments of a handed-over call into those of each image.
 
     Raises:
-        ValueError: latents whose rows are not the same number for each image.
+        ValueError: the rows of the latents do not divide evenly among the images.
     """
     args, kwargs = handed.args, handed.kwargs
     latents = args[0] if args else next(iter(kwargs.values()))
     each, over = divmod(len(latents), images)
     if over or not each:
-        raise ValueError(f"{len(latents)} rows of latents for {images} images: what belongs to which is not known")
+        raise ValueError(f"{len(latents)} rows of latents for {images} images: they must divide evenly")
 
     def of(row: int, value: Any) -> Any:
         own = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == len(latents)
@@ -154,7 +154,7 @@ def arguments_by_row(handed: Handed, images: int) -> list[tuple[tuple[Any, ...],
 
 
 def one_after_the_other(parts: Sequence[Any]) -> Any:
-    """What several calls returned as if it were one call's: tensors, tuples of them, or diffusers' output objects."""
+    """Join the results of several calls into one: tensors, tuples of them, or diffusers' output objects."""
     first = parts[0]
     if len(parts) == 1 or first is None:
         return first

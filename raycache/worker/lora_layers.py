@@ -1,4 +1,4 @@
-"""LoRAs in a transformer's linear layers, at most one per call: two ways, without and with compiling."""
+"""LoRAs in a transformer's linear layers, at most one per call: one way without compilation, one with it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class LoraLayers(Protocol):
     """Loaded LoRAs of one transformer, by name."""
 
     def install(self, name: str, weights: LoraWeights) -> None:
-        """Load one; all calls go on as before."""
+        """Load one; calls are not affected yet."""
 
     def remove(self, name: str) -> None:
-        """Put it away, whole or half loaded; it must not be in use."""
+        """Unload it, even if only partly loaded; it must not be in use."""
 
     def use(self, name: str | None, scale: float) -> None:
-        """Calls from now on have this one, or none."""
+        """Use this one, or none, for all calls from now on."""
 
 
 class SwitchedLayers:
-    """Every LoRA has matrices of its own in the layers that it changes, and a switch is a word to each layer.
+    """Every LoRA has its own matrices in the layers that it changes; a switch sets which ones each layer uses.
 
-    peft's own `set_adapter` marks parameters for training besides, which takes longer than many a call.
+    peft's own `set_adapter` also marks parameters for training, which can take longer than a call.
     """
 
     def __init__(self, transformer: Any) -> None:
@@ -39,13 +39,13 @@ class SwitchedLayers:
         self._used: tuple[str | None, float] = (None, 1.0)
 
     def install(self, name: str, weights: LoraWeights) -> None:
-        """Load one; all calls go on as before."""
+        """Load one; calls are not affected yet."""
         _inject(self._transformer, name, weights)
         self._layers = _layers(self._transformer)
-        self._switch(*self._used)  # peft has switched to the new one
+        self._switch(*self._used)  # peft has already switched to the new one
 
     def remove(self, name: str) -> None:
-        """Put it away, whole or half loaded; it must not be in use."""
+        """Unload it, even if only partly loaded; it must not be in use."""
         from diffusers.utils import delete_adapter_layers
 
         self._layers = _layers(self._transformer)
@@ -53,7 +53,7 @@ class SwitchedLayers:
         delete_adapter_layers(self._transformer, name)
 
     def use(self, name: str | None, scale: float) -> None:
-        """Calls from now on have this one, or none."""
+        """Use this one, or none, for all calls from now on."""
         if self._used != (name, scale):
             self._switch(name, scale)
             self._used = name, scale
@@ -67,14 +67,14 @@ class SwitchedLayers:
 
 
 class SlotLayers:
-    """Matrices of one LoRA in all layers that any changes, whose values are exchanged: compiled blocks see no other.
+    """One slot in every layer that any LoRA changes; a switch replaces its values, so compiled blocks see one LoRA.
 
-    What is loaded waits beside the layers, filled up with zeros to the slot's rank. Without a LoRA the slot is scaled
-    by zero. So nothing that a compiled block is guarded by ever changes.
+    Loaded LoRAs are kept outside the layers, padded with zeros to the slot's rank. Without a LoRA the slot is scaled by
+    zero. So nothing changes that the guards of a compiled block check.
 
     Args:
-        transformer: whose blocks were not called since they were compiled.
-        of: LoRAs that will be loaded; others fit if they change no other layers and have no larger rank.
+        transformer: its blocks have not been called since they were compiled.
+        of: LoRAs that will be loaded; others fit if they change the same layers and have no larger rank.
     """
 
     _SLOT = "slot"
@@ -106,12 +106,12 @@ class SlotLayers:
         torch._foreach_zero_(self._scales)
 
     def install(self, name: str, weights: LoraWeights) -> None:
-        """Load one; all calls go on as before."""
+        """Load one; calls are not affected yet."""
         more = sorted(set(weights.layers) - set(self._names))
         if more or weights.rank > self._rank:
             what = f"changes {more[0]}" if more else f"has rank {weights.rank}"
             raise LoraFault(
-                f"it {what}, which no LoRA did or had when this gang's blocks were compiled; it works after a restart"
+                f"it {what}, unlike all LoRAs when this gang's blocks were compiled; restart the service to use it"
             )
         device = self._slots[0][0].device
         padded: list[tuple[torch.Tensor, torch.Tensor] | None] = []
@@ -121,13 +121,13 @@ class SlotLayers:
         self._loaded[name] = padded
 
     def remove(self, name: str) -> None:
-        """Put it away, whole or half loaded; it must not be in use."""
+        """Unload it, even if only partly loaded; it must not be in use."""
         self._loaded.pop(name, None)
         if self._held == name:
             self._held = None
 
     def use(self, name: str | None, scale: float) -> None:
-        """Calls from now on have this one, or none."""
+        """Use this one, or none, for all calls from now on."""
         if name is None:
             if self._used[0] is not None:
                 torch._foreach_zero_(self._scales)
@@ -148,7 +148,7 @@ class SlotLayers:
 
 
 def _inject(transformer: Any, name: str, weights: LoraWeights) -> None:
-    """Let peft make layers of the linear ones, with these weights in them, on the device of each."""
+    """Let peft wrap the linear layers, with these weights, on each layer's device."""
     state = {}
     for layer, (a, b) in weights.layers.items():
         device = transformer.get_submodule(layer).weight.device
@@ -160,7 +160,7 @@ def _inject(transformer: Any, name: str, weights: LoraWeights) -> None:
 
 
 def _layers(transformer: nn.Module) -> list[Any]:
-    """Those that peft has made."""
+    """The layers that peft has made."""
     from peft.tuners.lora import LoraLayer
 
     return [module for module in transformer.modules() if isinstance(module, LoraLayer)]
@@ -169,6 +169,6 @@ def _layers(transformer: nn.Module) -> list[Any]:
 def _padded(
     pair: tuple[torch.Tensor, torch.Tensor], rank: int, device: torch.device | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same product with more rank, by rows and columns of zeros."""
+    """The same product at a higher rank: rows and columns of zeros are added."""
     (a, b), more = pair, rank - len(pair[0])
     return nn.functional.pad(a.to(device), (0, 0, 0, more)), nn.functional.pad(b.to(device), (0, more))

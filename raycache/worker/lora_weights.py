@@ -1,4 +1,4 @@
-"""A LoRA's file as matrices for the transformer's linear layers, checked against them before any is changed."""
+"""A LoRA file as matrices for the transformer's linear layers, checked against them before any layer changes."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class LoraWeights:
     """What a LoRA adds to linear layers at a scale of 1: ``B @ A``.
 
     Attributes:
-        layers: by the name of a layer A, [rank, inputs], and B, [outputs, rank], which has alpha / rank in it.
+        layers: by layer name, A [rank, inputs] and B [outputs, rank]; B includes the factor alpha / rank.
     """
 
     layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def nbytes(self) -> int:
-        """Of all matrices."""
+        """Bytes of all matrices."""
         return sum(a.nbytes + b.nbytes for a, b in self.layers.values())
 
     @property
     def rank(self) -> int:
-        """The largest of any layer."""
+        """The largest rank of any layer."""
         return max(len(a) for a, _ in self.layers.values())
 
     def digest(self) -> int:
-        """Equal for equal weights: 32 bits."""
+        """A 32-bit hash, equal for equal weights."""
         found = 0
         for name in sorted(self.layers):
             found = zlib.crc32(name.encode(), found)
@@ -56,11 +56,11 @@ class LoraWeights:
 def read_lora(pipe: Any, file: Path, part: str = "transformer") -> LoraWeights:
     """The LoRA in ``file`` for ``pipe``'s ``part``, in its dtype, on the CPU.
 
-    diffusers turns what other trainers write (kohya, xlabs and more) into names of its own.
+    diffusers converts the formats of other trainers (kohya, xlabs and more) to its own names.
 
     Raises:
-        LoraFault: it is no LoRA of this transformer, or has more in it.
-        Exception: safetensors' and diffusers' own, of a broken file.
+        LoraFault: it is not a LoRA of this transformer, or contains more than that.
+        Exception: from safetensors and diffusers, for a broken file.
     """
     load = type(pipe).lora_state_dict
     wanted: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
@@ -74,10 +74,10 @@ def read_lora(pipe: Any, file: Path, part: str = "transformer") -> LoraWeights:
     for key, tensor in state.items():
         named = _KEY.fullmatch(key)
         if named is None:
-            raise LoraFault(f"{file} has {key} in it, which is no part of a LoRA of a transformer's linear layers")
+            raise LoraFault(f"{file} contains {key}, which is not part of a LoRA of a transformer's linear layers")
         found.setdefault(named[1], {})[named[2]] = tensor
     if not found:
-        raise LoraFault(f"{file} has no LoRA of a transformer in it")
+        raise LoraFault(f"{file} contains no LoRA of a transformer")
     transformer = getattr(pipe, part)
     return LoraWeights({name: _checked(transformer, name, parts, scaling, file) for name, parts in found.items()})
 
@@ -85,12 +85,12 @@ def read_lora(pipe: Any, file: Path, part: str = "transformer") -> LoraWeights:
 def _checked(
     transformer: nn.Module, name: str, parts: Mapping[str, torch.Tensor], scaling: _Scaling, file: Path
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and B of one layer, which fit it."""
+    """A and B of one layer, checked to fit it."""
     try:
         layer: Any = transformer.get_submodule(name)
     except AttributeError:
         raise LoraFault(f"{file} is of another model: {type(transformer).__name__} has no {name}") from None
-    layer = getattr(layer, "base_layer", layer)  # another LoRA's layer has the linear one inside
+    layer = getattr(layer, "base_layer", layer)  # peft's layer of another LoRA wraps the linear one
     if not isinstance(layer, nn.Linear) or len(parts) != 2:
         raise LoraFault(f"{file}: {name} must be a linear layer with both matrices, lora_A and lora_B")
     a, b = parts["A"], parts["B"]
@@ -103,14 +103,14 @@ def _checked(
 
 
 class _Scaling:
-    """alpha / rank of each layer, from what the file says: peft's own configuration, or an alpha beside the weights."""
+    """alpha / rank of each layer, from the file: peft's own configuration, or an alpha next to the weights."""
 
     def __init__(self, alphas: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         self._config = {key.removeprefix(_OF): value for key, value in metadata.items()}
         self._alphas = {_layer_of(key): float(value) for key, value in alphas.items()}
 
     def of(self, name: str, rank: int) -> float:
-        """1 where nothing is said: alpha is the rank then."""
+        """1 if the file has no alpha: it defaults to the rank."""
         if self._config:
             from peft.utils.other import get_pattern_key
 

@@ -1,7 +1,7 @@
-"""How the ranks of one gang find each other: a TCP store on a port that rank 0's system chooses.
+"""How the ranks of one gang find each other: a TCP store on a port that rank 0's operating system picks.
 
-No fixed port and no guess at a free one, so any number of gangs share a node. A gang never leaves its node
-(STRICT_PACK), so everything listens on the loopback interface only: nobody outside can join or disturb it.
+No fixed port and no guess at a free one, so any number of gangs can share a node. A gang never leaves its node
+(STRICT_PACK), so everything listens on the loopback interface only: no other host can join or disturb it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _LOOPBACK = "127.0.0.1"
 
 
 def open_store(world_size: int) -> dist.TCPStore:
-    """Rank 0's store; its ``port`` is the real one."""
-    # A TCPStore opens its own socket on all interfaces; handed one that listens already, it keeps to that.
+    """Rank 0's store; its ``port`` is the actual one."""
+    # By default a TCPStore listens on all interfaces; given a socket that already listens, it uses that.
     listener = socket.create_server((_LOOPBACK, 0))
     port = listener.getsockname()[1]
     return dist.TCPStore(
@@ -36,12 +36,12 @@ def join_group(
     Args:
         device: this rank's.
         port: the store's.
-        store: rank 0 passes its own, the others None.
-        timeout_s: of every later collective, too.
+        store: rank 0's own; None on the others.
+        timeout_s: also applies to every later collective.
     """
     timeout = timedelta(seconds=timeout_s)
     store = store or dist.TCPStore(_LOOPBACK, port, world_size, is_master=False, timeout=timeout)
-    # Without this gloo listens where the host name resolves to, which may be a network that comes and goes.
+    # Without this gloo listens where the host name resolves to, which may be an interface that disappears.
     loopback = (name for _, name in socket.if_nameindex() if name.startswith("lo"))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", next(loopback, "lo"))
     cuda = device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Recently used encoded prompts, bounded in bytes."""
+"""Recently used prompt embeddings, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["PromptCache"]
 
 
 class PromptCache:
-    """What pipelines' ``encode_prompt`` gave; the least recently used goes first.
+    """Caches results of pipelines' ``encode_prompt``; evicts the least recently used first.
 
     Args:
-        most_bytes: of all tensors together; what is larger by itself is not kept.
+        most_bytes: limit for all tensors together; a larger result is not cached.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -24,11 +24,11 @@ class PromptCache:
 
     @property
     def held_bytes(self) -> int:
-        """Of what is kept."""
+        """Bytes of all cached results."""
         return self._held
 
     def encoded(self, key: Hashable, encode: Callable[[], Any]) -> tuple[Any, bool]:
-        """What ``encode`` gives, or gave for this key before; and whether it was known."""
+        """The result of ``encode``, cached by ``key``; and whether it was cached already."""
         if (known := self._entries.get(key)) is not None:
             self._entries.move_to_end(key)
             return known, True
@@ -43,7 +43,7 @@ class PromptCache:
 
 
 def _bytes_of(encoded: Any) -> int:
-    """Of all tensors in it."""
+    """Bytes of all tensors in it."""
     if isinstance(encoded, torch.Tensor):
         return encoded.nbytes
     values = encoded.values() if isinstance(encoded, Mapping) else encoded if isinstance(encoded, list | tuple) else ()

@@ -11,7 +11,7 @@ __all__ = ["merged"]
 
 
 def merged(reports: Sequence[CacheReport]) -> CacheReport | None:
-    """The reports as one, steps one denoiser after the other, as diffusers' pipelines call them; None of none."""
+    """Merge the reports, one denoiser's steps after the other's, in the pipeline's order; None if there are none."""
     if len(reports) < 2:
         return reports[0] if reports else None
     return replace(

@@ -20,7 +20,7 @@ __all__ = ["by_diffusers", "by_para_attention", "config_of"]
 
 
 def by_para_attention(transformer: Any) -> None:
-    """With ParaAttention's adapter. Not with its ``parallelize_pipe``, which patches the pipeline's class."""
+    """Split with ParaAttention's adapter; its ``parallelize_pipe`` would patch the pipeline's class."""
     from para_attn.context_parallel.diffusers_adapters import parallelize_transformer
 
     repair_para_attention()
@@ -34,15 +34,15 @@ def by_diffusers(
     split: TokenSplit | None = None,
     streams: Mapping[str, str] | None = None,
 ) -> None:
-    """With diffusers' attention, and its plans in hooks of our own, which split tokens that do not divide, too.
+    """Split with diffusers' attention; our own hooks apply its plans, also to tokens that do not divide evenly.
 
-    It is what ``enable_parallelism`` does, which divides by the number of accelerators, and a CPU has none.
+    Replaces ``enable_parallelism``, which divides by the number of accelerators: a CPU has none.
 
     Args:
-        plan: what is split and put together where; None is the plan of the transformer's class.
-        whole: patterns of names; attention below them has all tokens on every rank, and sends none.
-        split: what others ask of the split.
-        streams: by patterns of names, the stream within which attention below them stays.
+        plan: which tensors are split and gathered at which modules; None: the plan of the transformer's class.
+        whole: patterns of module names; attention below them has all tokens on every rank and communicates nothing.
+        split: how tokens are split; attention reads it.
+        streams: by pattern of module names, the only stream that attention below them sees.
     """
     fuse_ulysses()
     ranks, device = dist.get_world_size(), transformer.device
@@ -62,7 +62,7 @@ def by_diffusers(
 
 
 def config_of(config: ParallelConfig, split: TokenSplit) -> ParallelConfig:
-    """The same ranks, asked of another split."""
+    """A config of the same ranks with another split."""
     own, context = copy.copy(config), copy.copy(config.context_parallel_config)
     asked: Any = context
     asked.split = split

@@ -1,8 +1,8 @@
-"""Checks once, at load, that a split transformer computes the same as on one rank.
+"""Checks once, when loading, that a split transformer computes the same as on one rank.
 
-A road may break with any version of diffusers or ParaAttention, and need not say so: SD3 with a plan alone is off by
-23 %. So the whole transformer is called on every rank before it is split, and on all of them together afterwards, with
-one small image (:mod:`raycache.worker.split_inputs`). It costs three calls of a few tokens each.
+Any version of diffusers or ParaAttention may break a split without an error: SD3 with a plan alone is off by 23 %. So
+the whole transformer is called on every rank before it is split, and on all ranks together afterwards, with one small
+image (:mod:`raycache.worker.split_inputs`). That costs three calls with a few tokens each.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from raycache.worker.split_source import Source
 
 __all__ = ["Alone", "SplitWrong", "call_alone", "check_split"]
 
-#: Relative differences that may always be, by dtype; bfloat16 and float16 have the last.
+#: Relative differences that are always allowed, by dtype; bfloat16 and float16 have the next line's.
 _FLOOR = {torch.float64: 1e-4, torch.float32: 1e-4}
 _FLOOR_OF_HALF = 1e-2
-#: Ranks round in other places than one does. Up to this many times what rounding alone did, but never more than _MOST.
+#: Several ranks round differently than one: allow this many times the effect of rounding, at most _MOST.
 _TIMES, _MOST = 3.0, 0.1
 _LATENTS = ("hidden_states", "x", "audio_hidden_states")
 
 
 class SplitWrong(RuntimeError):
-    """A transformer gives something else on all ranks together than on one."""
+    """A transformer computes something else on all ranks together than on one."""
 
 
 @dataclass(frozen=True)
 class Alone:
-    """What one rank computed.
+    """The result of one rank.
 
     Attributes:
         inputs: arguments of the transformer's forward, for one image.
         output: its prediction.
-        tolerance: relative difference up to which another prediction counts as the same.
+        tolerance: relative difference up to which predictions count as equal.
     """
 
     inputs: dict[str, Any]
@@ -48,15 +48,15 @@ class Alone:
 def call_alone(transformer: Any, ranks: int) -> Alone:
     """Call a transformer that is not split yet; no other rank is needed.
 
-    How far rounding can move the prediction differs between models and cannot be told from their dtype: bfloat16 moves
-    that of one with 57 blocks by more than 1 %. So it is measured, with latents that are changed in their last bit.
+    How far rounding moves the prediction differs between models and does not follow from their dtype: bfloat16 moves
+    that of one with 57 blocks by more than 1 %. So it is measured, with latents changed in their last bit.
 
     Args:
-        ranks: over how many it will be split.
+        ranks: number of ranks that it will be split over.
 
     Raises:
         KeyError: there are no inputs for this class.
-        SplitWrong: the call failed, or gave zeros or what is not finite, with which nothing could be compared.
+        SplitWrong: the call failed, or its output is all zeros or not finite, so nothing can be compared with it.
     """
     name = type(transformer).__name__
     given = INPUTS[name](Source(transformer.config, ranks, torch.Generator().manual_seed(0)))
@@ -65,13 +65,13 @@ def call_alone(transformer: Any, ranks: int) -> Alone:
         output = _call(transformer, inputs)
     except Exception as error:
         raise SplitWrong(
-            f"{name} cannot be called with inputs made from its config ({error}), so whether it is right on {ranks} "
-            "ranks cannot be told; use one rank"
+            f"{name} cannot be called with inputs made from its config ({error}), so its split over {ranks} ranks "
+            "cannot be checked; use one rank"
         ) from error
     if not (bool(output.isfinite().all()) and bool(output.any())):
         raise SplitWrong(
-            f"{name} predicts nothing but zeros, or something that is not finite, for small random inputs in "
-            f"{output.dtype}: whether it is right on {ranks} ranks cannot be told; use one rank"
+            f"{name} predicts only zeros, or something that is not finite, for small random inputs in "
+            f"{output.dtype}: its split over {ranks} ranks cannot be checked; use one rank"
         )
     nudged = {key: _nudged(value) if key in _LATENTS else value for key, value in inputs.items()}
     rounding = _difference(_call(transformer, nudged), output)
@@ -80,16 +80,16 @@ def call_alone(transformer: Any, ranks: int) -> Alone:
 
 
 def check_split(transformer: Any, alone: Alone, group: dist.ProcessGroup, family: str) -> float:
-    """Call the same transformer, which is split now, on all ranks of ``group``.
+    """Call the same transformer, now split, on all ranks of ``group``.
 
     Args:
-        family: the model's, for the error.
+        family: name of the model's family, for the error message.
 
     Returns:
         The largest relative difference on any rank, the same on all.
 
     Raises:
-        SplitWrong: it is larger than the tolerance, on all ranks alike; or the call failed.
+        SplitWrong: the difference exceeds the tolerance (then on all ranks), or the call failed.
     """
     name, ranks = type(transformer).__name__, dist.get_world_size(group)
     try:
@@ -102,18 +102,18 @@ def check_split(transformer: Any, alone: Alone, group: dist.ProcessGroup, family
     difference, times, tolerance = seen.tolist()
     if times > 1:
         raise SplitWrong(
-            f"{family}: {name} over {ranks} ranks is not what it is on one: a small image differs by {difference:.2g} "
-            f"of its size, and {tolerance:.2g} could be rounding. Its images would be wrong. Use one rank "
-            "(parallel.ranks_per_replica: 1), or versions of diffusers and para-attn that this release was tested with"
+            f"{family}: {name} over {ranks} ranks does not compute the same as on one: a small image differs by "
+            f"{difference:.2g} of its size, rounding explains {tolerance:.2g} at most. Its images would be wrong. Use "
+            "one rank (parallel.ranks_per_replica: 1), or the diffusers and para-attn that this release was tested with"
         )
     return difference
 
 
 @torch.no_grad()
 def _call(transformer: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """The prediction; that of sound, too.
+    """The prediction, including audio.
 
-    Compiled blocks run uncompiled, or small shapes would be the first that they are compiled for.
+    Compiled blocks run uncompiled here: otherwise they would be compiled for these small shapes first.
     """
     with torch.compiler.set_stance("force_eager"):
         output, *more = transformer(**inputs, return_dict=False)
@@ -122,7 +122,7 @@ def _call(transformer: Any, inputs: dict[str, Any]) -> torch.Tensor:
 
 
 def _difference(output: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative to what was wanted, over all elements; infinite if it cannot be told."""
+    """Difference relative to ``wanted``, over all elements; infinite if it is not a number."""
     if output.shape != wanted.shape:
         return float("inf")
     size = torch.linalg.vector_norm(wanted.float())
@@ -131,7 +131,7 @@ def _difference(output: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _nudged(value: Any) -> Any:
-    """Every other element larger by the least that its dtype can tell apart."""
+    """Every other element increased by the smallest step of its dtype."""
     if isinstance(value, list):
         return [_nudged(part) for part in value]
     sign = torch.arange(value.numel(), device=value.device).reshape(value.shape) % 2
@@ -139,7 +139,7 @@ def _nudged(value: Any) -> Any:
 
 
 def _as(value: Any, transformer: Any) -> Any:
-    """On the transformer's device and, if it has fractions, in its dtype."""
+    """On the transformer's device and, if floating point, in its dtype."""
     if isinstance(value, list | tuple):
         return type(value)(_as(part, transformer) for part in value)
     if not isinstance(value, torch.Tensor):

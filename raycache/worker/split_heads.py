@@ -1,8 +1,8 @@
 """Qwen-Image 2.1's attention over ranks: heads are exchanged first, so that each rank has all tokens of some heads.
 
-It calls torch's attention once for each part of the text and each picture, with keys up to that part's end. So its own
-code must see the whole sequence, normalize and turn it, and keep keys and values, if it is told to, of this rank's
-heads.
+It calls torch's attention once for each part of the text and each reference image, with keys up to that part's end. So
+its own code must see the whole sequence, normalize and rotate it, and, if requested, cache keys and values of this
+rank's heads.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["SplitHeads"]
 
 
 class SplitHeads(QwenImage21AttnProcessor):
-    """Projects this rank's tokens, lets diffusers' own attend with all tokens in this rank's heads, and sends back."""
+    """Project this rank's tokens, run diffusers' processor on all tokens in this rank's heads, and send back."""
 
     def __init__(self, split: TokenSplit, like: QwenImage21AttnProcessor) -> None:
         super().__init__()
         self._split, self._attention_backend = split, like._attention_backend
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """[batch, own tokens, channels], as its answer; all else is of all tokens."""
+        """Takes and returns [batch, own tokens, channels]; all other arguments are of all tokens."""
         split, sizes = self._split, self._split.sizes(hidden_states.shape[1])
         own = shares(attn.heads, split.ranks)[split.rank]
         layers = (attn.to_q, attn.to_k, attn.to_v)
@@ -38,13 +38,13 @@ class SplitHeads(QwenImage21AttnProcessor):
             projected: torch.Tensor = attn.to_out[0](sent.flatten(2))
             return projected
 
-        whole: Any = _Whole(attn, arrived, back)  # what diffusers' own asks of an attention module, no more
+        whole: Any = _Whole(attn, arrived, back)  # only what diffusers' processor uses of an attention module
         answer: torch.Tensor = super().__call__(whole, hidden_states, *args, **kwargs)
         return answer
 
 
 class _Whole:
-    """An attention module whose projections are done."""
+    """An attention module with its projections already computed."""
 
     def __init__(self, attn: Any, states: Sequence[torch.Tensor], back: Callable[[torch.Tensor], torch.Tensor]) -> None:
         query, key, value = states

@@ -23,7 +23,7 @@ from raycache.worker.uneven import TokenSplit, gather_tokens
 
 __all__ = ["JointMask", "SplitAttention", "split_by_plan"]
 
-#: What is split under these names sets how long a stream is.
+#: Arguments of these names define the length of a stream when they are split.
 _STREAMS = {
     "hidden_states": "latents",
     "x": "latents",
@@ -33,11 +33,11 @@ _STREAMS = {
 
 
 def split_by_plan(transformer: torch.nn.Module, context: Any, plan: Mapping[str, Any]) -> None:
-    """What diffusers' ``apply_context_parallel`` does, with the hooks below.
+    """Like diffusers' ``apply_context_parallel``, with the hooks below.
 
     Args:
-        context: a context-parallel config; ``context.split`` is what its attention asks for sizes.
-        plan: by the name of a module, or of several with a ``*``, what is split before it or put together behind it.
+        context: a context-parallel config; its attention reads sizes from ``context.split``.
+        plan: by module name or pattern with a ``*``, what is split before the module or gathered after it.
     """
     for name, steps in plan.items():
         found = _get_submodule_by_name(transformer, name)
@@ -51,7 +51,7 @@ def split_by_plan(transformer: torch.nn.Module, context: Any, plan: Mapping[str,
 
 
 class _Split(ContextParallelSplitHook):
-    """diffusers' hook, for any number of tokens; it notes how many there are of each stream."""
+    """diffusers' hook, for any number of tokens; records the length of each stream."""
 
     def __init__(self, metadata: Any, parallel_config: Any) -> None:
         super().__init__(metadata, parallel_config)
@@ -59,7 +59,7 @@ class _Split(ContextParallelSplitHook):
 
     def initialize_hook(self, module: Any) -> Any:
         super().initialize_hook(module)
-        hook: Any = self  # diffusers types it as None, which it is at first
+        hook: Any = self  # typed as None by diffusers, its initial value
         hook.module_forward_metadata = _Arguments(_cls=hook.module_forward_metadata._cls)
         return module
 
@@ -77,14 +77,14 @@ class _Split(ContextParallelSplitHook):
 
     def _prepare_cp_input(self, x: torch.Tensor, cp_input: ContextParallelInput) -> torch.Tensor:
         if cp_input.expected_dims is not None and x.dim() != cp_input.expected_dims:
-            return x  # Wan's timesteps: one for an image, which is whole, or one for a token
+            return x  # Wan's timesteps: one per image, not split, or one per token
         if x.shape[cp_input.split_dim] == 1:
-            return x  # one for all tokens; a stream of one would have been refused
+            return x  # one for all tokens; a stream of one token would have been refused
         return self._split.own(x, cp_input.split_dim)
 
 
 class _Arguments(ModuleForwardMetadata):
-    """diffusers' way to find an argument by its name; one with a default need not be given."""
+    """diffusers' lookup of an argument by name; arguments with a default may be missing."""
 
     def _get_parameter_from_args_kwargs(self, identifier: str, args: Any = (), kwargs: Any = None) -> Any:
         names = parameters_of(self._cls.forward)
@@ -102,7 +102,7 @@ class _Gather(ContextParallelGatherHook):
         if split.latents % split.ranks == 0:
             return super().post_forward(module, output)
         parts = [output] if isinstance(output, torch.Tensor) else list(output)
-        steps: Any = self.metadata  # a list, which diffusers' own hook is typed as a dict for
+        steps: Any = self.metadata  # a list here; diffusers types it as a dict
         whole = [
             part
             if step is None
@@ -113,13 +113,13 @@ class _Gather(ContextParallelGatherHook):
 
 
 class JointMask(ModelHook):
-    """Cuts a module's mask over image and text, in its last dimension, into the part that belongs to this rank.
+    """Reduces a module's mask over image and text, in its last dimension, to this rank's tokens.
 
-    Attention gathers those parts as it gathers keys: the tokens of rank 0, of one stream and of the other, then those
-    of rank 1. It must run inside the hook that splits the text, which notes its length.
+    Attention gathers these parts as it gathers keys: the tokens of rank 0, both streams, then those of rank 1 and so
+    on. It must run inside the hook that splits the text, which records its length.
 
     Args:
-        text_first: the text is what the sequence starts with.
+        text_first: the sequence starts with the text.
     """
 
     def __init__(self, split: TokenSplit, text_first: bool = False) -> None:
@@ -144,7 +144,7 @@ class SplitAttention(ModelHook):
         self._mode = _OverRanks(config)
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        forward: Any = self.fn_ref.original_forward  # looked up at each call: others may put a hook inside
+        forward: Any = self.fn_ref.original_forward  # looked up at each call: other hooks may be added inside
         with self._mode:
             return forward(*args, **kwargs)
 
@@ -170,7 +170,7 @@ class _OverRanks(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        """[batch, heads, own tokens, channels] each, as torch's own."""
+        """All are [batch, heads, own tokens, channels], as for torch's function."""
         from diffusers.models import attention_dispatch
 
         states = (part.transpose(1, 2) for part in (query, key, value))

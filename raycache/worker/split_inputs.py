@@ -1,7 +1,7 @@
 """Small inputs for every transformer class that can be split, from its config: one image, a few tokens per rank.
 
-A rank has 4 image tokens and 2 text tokens, as far as the class lets choose. Where pipelines give a mask of the text,
-its last token is masked. Classes of 2026 are in :mod:`raycache.worker.split_newer_inputs`.
+A rank has 4 image tokens and 2 text tokens, as far as the class permits. Where pipelines pass a mask of the text, its
+last token is masked. Classes of 2026 are in :mod:`raycache.worker.split_newer_inputs`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _cogvideox(s: Source) -> Inputs:
     rows, columns = s.ranks * config.patch_size, 2 * config.patch_size  # ParaAttention splits the rows
     if config.use_learned_positional_embeddings or not config.use_rotary_positional_embeddings:
         text = config.max_text_seq_length  # positions are added to text and image as one sequence
-    if config.use_learned_positional_embeddings:  # which were learned for videos of one size
+    if config.use_learned_positional_embeddings:  # learned for videos of one size
         frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
         rows, columns = config.sample_height, config.sample_width
     latents = s.normal(1, frames, config.in_channels, rows, columns)
@@ -87,7 +87,7 @@ def _mochi(s: Source) -> Inputs:
 def _qwen_image(s: Source) -> Inputs:
     config, inputs = s.config, image_and_text(s)
     whole, half = (1, 2, 2 * s.ranks), (1, 2, s.ranks)
-    several = config.zero_cond_t or config.use_layer3d_rope  # made for an image and others that it is drawn from
+    several = config.zero_cond_t or config.use_layer3d_rope  # made for an image and its reference images
     inputs |= {"img_shapes": [[half, half] if several else [whole]], "timestep": time(0.5)}
     if config.use_additional_t_cond:
         inputs["additional_t_cond"] = torch.tensor([0])
@@ -109,7 +109,7 @@ def _wan(s: Source) -> Inputs:
     config, text = s.config, s.text
     inputs = video(s, config.patch_size) | {"timestep": time(500.0)}
     if config.added_kv_proj_dim:
-        text = 512  # what comes before the last 512 tokens is the image's
+        text = 512  # tokens before the last 512 belong to the image
     if config.image_dim and config.pos_embed_seq_len:  # two images, as two rows
         inputs["encoder_hidden_states_image"] = s.normal(2, config.pos_embed_seq_len // 2, config.image_dim)
     elif config.image_dim:
@@ -130,7 +130,7 @@ def _z_image(s: Source) -> Inputs:
     return {"x": [latents], "cap_feats": [s.normal(s.text, config.cap_feat_dim)], "t": time(0.5)}
 
 
-#: By the class name of the transformer; names of arguments of its forward.
+#: By the class name of the transformer: makes the arguments of its forward.
 INPUTS: dict[str, Callable[[Source], Inputs]] = {
     "BriaTransformer2DModel": _bria,
     "CogVideoXTransformer3DModel": _cogvideox,

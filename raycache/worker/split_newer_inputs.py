@@ -13,7 +13,7 @@ __all__ = ["NEWER"]
 
 
 def _chroma(s: Source) -> Inputs:
-    mask = torch.cat([s.mask(), torch.ones(1, 4 * s.ranks)], 1)  # as numbers, as its pipeline has it
+    mask = torch.cat([s.mask(), torch.ones(1, 4 * s.ranks)], 1)  # as numbers, like its pipeline
     return _placed(s) | {"attention_mask": mask}
 
 
@@ -25,7 +25,7 @@ def _ernie(s: Source) -> Inputs:
 
 
 def _flux3(s: Source) -> Inputs:
-    """With a picture that the image is drawn from."""
+    """With a reference image."""
     inputs = image_and_text(s) | places(s, 4) | {"timestep": time(0.5)}
     grid = torch.zeros(2 * s.ranks, 4)
     grid[:, 0], grid[:, 2] = 10, torch.arange(2.0 * s.ranks)
@@ -54,7 +54,7 @@ def _krea2(s: Source) -> Inputs:
 
 
 def _ltx2(s: Source) -> Inputs:
-    """With a timestep for each token of the video, as from a picture, and an odd number of tokens of the sound."""
+    """With a timestep for each video token, as in image-to-video, and an odd number of audio tokens."""
     config, sizes = s.config, {"num_frames": 2, "height": 2, "width": s.ranks}
     tokens, text = math.prod(sizes.values()), (config.cross_attention_dim, config.audio_cross_attention_dim)
     if config.use_prompt_embeddings:
@@ -73,7 +73,7 @@ def _placed(s: Source) -> Inputs:
 
 
 def _qwen_image_21(s: Source) -> Inputs:
-    """With a picture of four tokens between the text's; the encoder has one slot for four."""
+    """With a reference image of four tokens within the text; the encoder has one slot for four."""
     config, tokens = s.config, 4 + 4 * s.ranks
     slots = torch.tensor([[False, True] + [False] * (s.text - 2) + [True] * s.ranks])
     return {
@@ -86,7 +86,7 @@ def _qwen_image_21(s: Source) -> Inputs:
     }
 
 
-#: By the class name of the transformer; names of arguments of its forward.
+#: By the class name of the transformer: makes the arguments of its forward.
 NEWER: dict[str, Callable[[Source], Inputs]] = {
     "ChromaTransformer2DModel": _chroma,
     "ErnieImageTransformer2DModel": _ernie,

@@ -1,9 +1,9 @@
 """How each transformer class is split over the ranks: ParaAttention, diffusers' own plan, or a plan of ours.
 
-Every road is Ulysses: a rank has a part of the tokens, and all of them in some of the heads inside attention.
+Every way is Ulysses: a rank has some of the tokens, and inside attention all tokens in some of the heads.
 ParaAttention 0.3.38 has adapters that work under diffusers 0.42 for four classes. diffusers has plans for a few of the
-others; those here are in the same terms. A processor that calls torch's attention itself never learns that it is split,
-and a plan alone is then wrong without a word: :mod:`raycache.worker.split_check` is there to notice.
+others; those here have the same form. A processor that calls torch's attention itself is not split by a plan, and the
+result is then wrong without any error: :mod:`raycache.worker.split_check` detects that.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from raycache.worker.uneven import TokenSplit
 
 __all__ = ["SPLITS"]
 
-#: [batch, tokens, channels], split by tokens before a module, or put together behind it.
+#: [batch, tokens, channels], split by tokens before a module, or gathered after it.
 _STATES, _WHOLE = ContextParallelInput(1, 3), ContextParallelOutput(1, 3)
 _BOTH = {"hidden_states": _STATES, "encoder_hidden_states": _STATES}
 _IDS = ContextParallelInput(0, 2)
-#: One for a token; one for an image has a dimension less, and stays as it is.
+#: One per token; one per image has a dimension fewer, and is not split.
 _OWN_TIMES = {"timestep": ContextParallelInput(1, 2)}
-#: A transformer that takes places of both streams, as FLUX does.
+#: A transformer that takes position ids of both streams, as FLUX does.
 _PLACED: dict[str, Any] = {"": _BOTH | {"img_ids": _IDS, "txt_ids": _IDS}, "proj_out": _WHOLE}
 
 
@@ -41,28 +41,28 @@ def _by_places(transformer: Any) -> None:
 
 
 def _chroma(transformer: Any) -> None:
-    """Its blocks make a mask of pairs of what each token of text and image says."""
+    """Its blocks make a mask of token pairs from the per-token mask of text and image."""
     split = TokenSplit(outer_masks=True)
     HookRegistry.check_if_exists_or_initialize(transformer).register_hook(JointMask(split, True), "cp_joint_mask")
     by_diffusers(transformer, _PLACED, split=split)
 
 
 def _cogvideox(transformer: Any) -> None:
-    """ParaAttention cuts places into latent frames; CogVideoX 1.5 has one place for several of them."""
+    """ParaAttention splits positions by latent frames; CogVideoX 1.5 has one position for several of them."""
     if transformer.config.patch_size_t is not None:
         raise ValueError(
-            f"{type(transformer).__name__} with patch_size_t (CogVideoX 1.5) gets wrong places of its tokens from "
+            f"{type(transformer).__name__} with patch_size_t (CogVideoX 1.5) gets wrong token positions from "
             "ParaAttention's adapter: it cannot be split; use one rank"
         )
     by_para_attention(transformer)
 
 
 def _hunyuan(transformer: Any) -> None:
-    """HunyuanImage and HunyuanVideo. The text's refiner has the whole text on every rank."""
+    """HunyuanImage and HunyuanVideo. The text refiner has the whole text on every rank."""
     if getattr(transformer.config, "image_condition_type", None) == "token_replace":
         raise ValueError(
             f"{type(transformer).__name__} with image_condition_type 'token_replace' treats the tokens of the first "
-            "frame in a way of their own, counted over all ranks: it cannot be split; use one rank"
+            "frame separately, counted over all ranks: it cannot be split; use one rank"
         )
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
     plan: dict[str, Any] = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
@@ -74,7 +74,7 @@ def _hunyuan(transformer: Any) -> None:
 
 
 def _hunyuan_video_15(transformer: Any) -> None:
-    """Its attention makes a mask of pairs from the text's; the text's refiner has the whole text on every rank."""
+    """Its attention makes a mask of token pairs from the text's; the text refiner has the whole text on every rank."""
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
     plan: dict[str, Any] = {"transformer_blocks.0": _BOTH, "rope": rope, "proj_out": _WHOLE}
     plan["transformer_blocks.*"] = {"attention_mask": ContextParallelInput(1, 2)}
@@ -82,7 +82,7 @@ def _hunyuan_video_15(transformer: Any) -> None:
 
 
 def _ernie(transformer: Any) -> None:
-    """One sequence of image and text, tokens first. The mask is of all keys, which stay in order."""
+    """One sequence of image and text, tokens first. The mask covers all keys, which stay in order."""
     tokens_first = ContextParallelInput(0, 3)
     plan: dict[str, Any] = {
         "pos_embed": {0: ContextParallelInput(1, 4, split_output=True)},
@@ -94,16 +94,16 @@ def _ernie(transformer: Any) -> None:
 
 
 def _flux3(transformer: Any) -> None:
-    """Text, image and the pictures it is drawn from each have blocks of their own before those for all."""
+    """Text, image and reference images each have their own blocks before the joint ones."""
     pictures = {"image_cond_hidden_states": _STATES, "image_cond_ids": _IDS}
     streams = {"txt_mode_blocks.*": "text", "mode_blocks.image.*": "latents", "mode_blocks.image_cond.*": "pictures"}
     by_diffusers(transformer, {**_PLACED, "": _PLACED[""] | pictures}, streams=streams)
 
 
 def _krea2(transformer: Any) -> None:
-    """One sequence of text and image. The mask is of all keys, which stay in order."""
+    """One sequence of text and image. The mask covers all keys, which stay in order."""
     rope = {part: ContextParallelInput(0, 2, split_output=True) for part in (0, 1)}
-    last = len(transformer.transformer_blocks) - 1  # behind it the text is cut off
+    last = len(transformer.transformer_blocks) - 1  # after it the text is cut off
     plan: dict[str, Any] = {
         "rotary_emb": rope,
         "transformer_blocks.0": {"hidden_states": _STATES},
@@ -113,24 +113,24 @@ def _krea2(transformer: Any) -> None:
 
 
 def _ltx(transformer: Any) -> None:
-    """Text and its mask stay whole: diffusers' plan splits both, and puts the mask together for all heads, not for a
-    rank's own. Cross attention then sends nothing, since each rank asks with its own tokens. It also leaves out the
-    timesteps that tokens have of their own in a video that a picture begins."""
+    """Text and its mask stay whole: diffusers' plan splits both, and gathers the mask for all heads instead of a rank's
+    own. Cross attention then sends nothing, since each rank's queries are its own tokens. diffusers' plan also lacks
+    the per-token timesteps of a video that starts from an image."""
     plan = dict(transformer._cp_plan)
     plan[""] = {name: split for name, split in plan[""].items() if not name.startswith("encoder_")} | _OWN_TIMES
     by_diffusers(transformer, plan, whole=("transformer_blocks.*.attn2",))
 
 
 def _ltx2(transformer: Any) -> None:
-    """As LTX-Video, and the sound, of few tokens, stays whole as well.
+    """As LTX-Video; audio, which has few tokens, stays whole as well.
 
-    Attention to the video from the sound has all queries on every rank. diffusers' plan leaves out what a token's own
-    timestep is, the second rotary embedding, and those of the kind that released checkpoints have.
+    Attention to the video from the audio has all queries on every rank. diffusers' plan lacks the per-token timesteps,
+    the second rotary embedding, and rotary embeddings of the kind that released checkpoints have.
     """
     plan = dict(transformer._cp_plan)
     of_tokens = _OWN_TIMES | {"video_keyframes_mask": _STATES}
     plan[""] = {name: split for name, split in plan[""].items() if not name.startswith("encoder_")} | of_tokens
-    tokens, dims = (2, 4) if transformer.config.rope_type == "split" else (1, 3)  # with heads, or without
+    tokens, dims = (2, 4) if transformer.config.rope_type == "split" else (1, 3)  # with or without heads
     rope = {part: ContextParallelInput(tokens, dims, split_output=True) for part in (0, 1)}
     plan |= {"rope": rope, "cross_attn_rope": rope}
     local = ("attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn")
@@ -142,10 +142,10 @@ def _ltx2(transformer: Any) -> None:
 
 
 def _qwen_image_21(transformer: Any) -> None:
-    """One sequence of text and pictures, of which each part is asked for by itself: attention has it whole.
+    """One sequence of text and images. Attention is called for each part separately, so it has it whole.
 
     Raises:
-        ValueError: attention is not diffusers' default.
+        ValueError: its attention processor is not diffusers' default.
     """
     of_tokens = {"target_token_mask": ContextParallelInput(0, 1)}
     plan: dict[str, Any] = {"transformer_blocks.0": {"hidden_states": _STATES}, "transformer_blocks.*": of_tokens}
@@ -162,7 +162,7 @@ def _qwen_image_21(transformer: Any) -> None:
 
 
 def _sd3(transformer: Any) -> None:
-    """Its processors call torch's attention themselves, so it is exchanged there."""
+    """Its processors call torch's attention themselves, so that call is replaced."""
     by_diffusers(transformer, {"transformer_blocks.0": _BOTH, "proj_out": _WHOLE})
     hook = SplitAttention(transformer._parallel_config)
     HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, "cp_attention")
@@ -190,7 +190,7 @@ def _z_image(transformer: Any) -> None:
     by_diffusers(transformer, plan, whole=("noise_refiner.*", "context_refiner.*", "siglip_refiner.*"))
 
 
-#: By the class name of the transformer. What is not here runs on one rank.
+#: By the class name of the transformer. Classes not listed run on one rank.
 SPLITS: dict[str, Callable[[Any], None]] = {
     "BriaTransformer2DModel": _by_places,
     "ChromaTransformer2DModel": _chroma,

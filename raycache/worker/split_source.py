@@ -18,8 +18,8 @@ class Source:
 
     Attributes:
         config: the transformer's.
-        ranks: over how many it is to be split.
-        generator: all numbers are drawn from it, on the CPU and in float32, so they are the same on every rank.
+        ranks: number of ranks that it will be split over.
+        generator: the source of all numbers, on the CPU and in float32, so that they are the same on every rank.
     """
 
     config: Any
@@ -34,7 +34,7 @@ class Source:
         return torch.randn(shape, generator=self.generator)
 
     def states(self, channels: int, tokens: int = 0) -> torch.Tensor:
-        """Text of ``tokens``; 0 = two for each rank: [1, tokens, channels]."""
+        """Text, [1, tokens, channels]; ``tokens`` 0 = two for each rank."""
         return self.normal(1, tokens or self.text, channels)
 
     def mask(self) -> torch.Tensor:
@@ -42,7 +42,7 @@ class Source:
         return torch.arange(self.text)[None] < self.text - 1
 
     def guidance(self, value: float) -> Inputs:
-        """A guidance for models that were trained to take one."""
+        """A guidance scale, for guidance-distilled models."""
         return {"guidance": torch.tensor([value])} if self.config.guidance_embeds else {}
 
 
@@ -57,7 +57,7 @@ def image_and_text(s: Source) -> Inputs:
 
 
 def places(s: Source, axes: int) -> dict[str, torch.Tensor]:
-    """Places of image tokens in a grid, and of text tokens: [tokens, axes] each."""
+    """Position ids of image tokens in a grid, and of text tokens: [tokens, axes] each."""
     image, text = torch.zeros(4 * s.ranks, axes), torch.zeros(s.text, axes)
     image[:, 1:3] = torch.cartesian_prod(torch.arange(2.0), torch.arange(2.0 * s.ranks))
     if axes == 4:

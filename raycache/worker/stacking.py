@@ -1,7 +1,7 @@
 """Calls of different jobs as one call of their transformer: what must be equal, what is stacked, how it is split.
 
-What has a row for each image is in a table (:mod:`raycache.worker.call_rows`). Everything else must be equal, or two
-calls do not join.
+Which arguments have a row for each image is in a table (:mod:`raycache.worker.call_rows`). Everything else must be
+equal, or two calls are not joined.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from raycache.worker.call_rows import STACKED, CallRows
 
 __all__ = ["join_key", "stack_arguments", "unstack"]
 
-#: Digests of tensors, with the version that each had: pipelines bring the same positions at every step.
+#: Digests of tensors, with the tensor's version: pipelines pass the same positions at every step.
 _DIGESTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class _StaysAlone(Exception):
-    """A call brings what cannot be compared, or is not described."""
+    """A call has an argument that cannot be compared, or that the table lacks."""
 
 
 def join_key(transformer: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """What is equal in calls that may be stacked; None where this call stays alone.
+    """A key that is equal for calls that may be stacked; None if this call cannot be joined.
 
-    Shapes count without their rows. Of tensors that are not stacked the values count.
+    It has shapes without the number of rows, and the values of tensors that are not stacked.
     """
     inner: Any = unwrap_compiled(transformer)
     table = STACKED.get(type(inner).__name__)
@@ -46,7 +46,7 @@ def join_key(transformer: nn.Module, kwargs: Mapping[str, Any]) -> tuple[Any, ..
 
 
 def stack_arguments(transformer: nn.Module, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One call's arguments from those of several with equal :func:`join_key`: rows one after the other, job by job."""
+    """Concatenate the arguments of calls with equal :func:`join_key`, job by job."""
     if len(calls) == 1:
         return dict(calls[0])
     table = STACKED[type(unwrap_compiled(transformer)).__name__]
@@ -92,7 +92,7 @@ def _key(table: CallRows, name: str, value: Any, rows: int) -> Hashable:
 
 
 def _key_of_rows(value: Any, rows: int) -> Hashable:
-    """The shape of a row, and how many an image has."""
+    """The shape of a row, and the number of rows per image."""
     if isinstance(value, list):
         return len(value) // rows, tuple({_shape_of_entry(entry) for entry in value})
     if not isinstance(value, torch.Tensor):
@@ -105,7 +105,7 @@ def _key_of_rows(value: Any, rows: int) -> Hashable:
 
 
 def _shape_of_entry(entry: Any) -> Hashable:
-    """Z-Image's texts differ in length; what is equal of them is told together."""
+    """Z-Image's texts differ in length; ``told_together`` compares what must be equal."""
     if isinstance(entry, torch.Tensor):
         return entry.shape[1:] if entry.ndim == 2 else entry.shape, entry.dtype
     return type(entry).__name__
@@ -132,14 +132,14 @@ def _stacked(table: CallRows, name: str, values: Sequence[Any], rows: Sequence[i
 
 
 def _with_rows(value: torch.Tensor, rows: int) -> torch.Tensor:
-    """What is one for all of a call's rows, once for each of them."""
+    """Repeat a value for all rows once for each row."""
     if value.ndim == 0:
         return value.expand(rows)
     return value.expand(rows, *value.shape[1:]) if value.shape[0] == 1 else value
 
 
 def _value(value: Any) -> Hashable:
-    """What is equal where values are."""
+    """A key that is equal if the values are."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype, _digest(value)
     if isinstance(value, list | tuple):
@@ -148,7 +148,7 @@ def _value(value: Any) -> Hashable:
 
 
 def _plain(value: Any) -> Hashable:
-    """A word, a number, or a collection of those: everything else is a job's own."""
+    """A string, a number, or a collection of those; everything else belongs to one job."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The end of each step of a pipeline's call, reported alike for pipelines with and without a callback."""
+"""The end of each step of a pipeline's call, reported in the same way for pipelines with and without a callback."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from raycache.models.arguments import parameters_of_call
 
 __all__ = ["StepEnds"]
 
-#: (the job's own view, step from 0, latents before, latents after) -> latents to go on with, or None.
+#: (the job's own view, step from 0, latents before, latents after) -> latents to continue with, or None.
 Told = Callable[[Any, int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 class StepEnds:
-    """Tells ``told`` of each step of the next call of ``pipe``.
+    """Calls ``told`` after each step of the next call of ``pipe``.
 
     Args:
         pipe: a job's own view of a pipeline, with a scheduler of its own.
 
     Attributes:
-        arguments: of that call.
+        arguments: the arguments for that call.
     """
 
     def __init__(self, pipe: Any, told: Told) -> None:

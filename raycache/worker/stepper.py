@@ -1,11 +1,11 @@
 """Many jobs on one rank, step by step: each is its own pipeline call, suspended where it calls a denoiser.
 
 A job runs an unmodified diffusers pipeline in a greenlet, with a view of its own (:mod:`raycache.worker.job_view`).
-The job's whole state is its own stack. Whoever drives the stepper says which of the waiting calls are run together; a
-job goes on with its rows of the answer to its next call, to where it decodes, or to its end. So jobs come and go at any
+The job's whole state is its own stack. The stepper's driver decides which of the waiting calls run together; a job
+continues with its rows of the result to its next call, to where it decodes, or to its end. So jobs come and go at any
 step, whatever their task and number of steps.
 
-A call that fails leaves its jobs suspended, arguments, caches and all: it may be run again in smaller parts.
+A call that fails leaves its jobs suspended with arguments and caches intact: it may run again in smaller parts.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["Ended", "Stepper", "Tail"]
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that is over, but perhaps for decoding.
+    """A job that has ended, except perhaps for decoding.
 
     Attributes:
-        result: what its pipeline call returned; None if it was told to end, raised, or stands before its ``tail``.
+        result: what its pipeline call returned; None if ended early, raised, or suspended before its ``tail``.
         error: what it raised.
-        reports: what the cache decided, one for each denoiser that it knows.
-        held_bytes: of its cache, on this rank, when it ended.
-        tail: what is left where the pipeline decodes.
+        reports: the cache's decisions, one report for each denoiser that it knows.
+        held_bytes: size of its cache on this rank when it ended.
+        tail: the rest of the pipeline, from decoding on.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Ended:
 
     @property
     def report(self) -> CacheReport:
-        """Of the only denoiser, or the first."""
+        """The report of the only denoiser, or of the first."""
         return self.reports[0]
 
 
@@ -63,7 +63,7 @@ class Tail:
         self._job, self._handed, self._vae = job, handed, vae
 
     def decode(self, images: int, rows: Sequence[int]) -> Any:
-        """What ``vae.decode`` gives for these of the job's images; in any thread."""
+        """The result of ``vae.decode`` for these of the job's images; in any thread."""
         with self._job.view.vae_lock:
             return decode_rows(self._vae, self._handed, images, rows)
 
@@ -73,25 +73,25 @@ class Tail:
             return TiledRows(self._vae, arguments_by_row(self._handed, images), rank, world)
 
     def finish(self, decoded: Any) -> Any:
-        """What the pipeline makes of it and returns; in the stepper's thread, once."""
+        """Let the pipeline finish with it; returns the pipeline's result. In the stepper's thread, once."""
         return self._job.greenlet.switch(decoded)
 
     def drop(self) -> None:
-        """Nothing of it is wanted here: the pipeline unwinds, as from an exception; in the stepper's thread."""
+        """End the pipeline here: it unwinds, as from an exception. In the stepper's thread."""
         self._job.greenlet.throw()
 
 
 class Stepper:
     """The jobs of one rank on one pipeline's components.
 
-    All ranks of a group are told the same, in the same order. Gradients are off in the thread that drives it: pipelines
-    that take turns would restore each other's mode.
+    All ranks of a group make the same calls, in the same order. Gradients are off in the thread that drives it:
+    pipelines that take turns would restore each other's mode.
 
     Args:
-        pipe: a diffusers pipeline; its components are shared, but for the scheduler.
+        pipe: a diffusers pipeline; its components are shared, except the scheduler.
         group: the ranks that decide together; None = this process alone.
         vae_lock: held while the VAE is used.
-        adapters: LoRAs that jobs may be drawn with.
+        adapters: the LoRAs that jobs may use.
     """
 
     def __init__(
@@ -114,22 +114,22 @@ class Stepper:
         pipe: Any = None,
         lora: LoraChoice | None = None,
     ) -> Ended | None:
-        """Begin a job, up to its first call of a denoiser.
+        """Start a job and run it up to its first call of a denoiser.
 
         Args:
-            draw: calls the pipeline that it is given and returns what is to be kept.
-            options: of the cache; those of a denoiser whose blocks are unknown to it have no effect.
+            draw: calls the pipeline passed to it and returns the result to keep.
+            options: the cache's; they have no effect on a denoiser whose blocks the cache does not know.
             pipe: another pipeline over the same components, for another task.
-            lora: that is loaded, for all of its calls.
+            lora: a loaded LoRA for all of its calls.
 
         Returns:
-            The job, if it came to its end, or to its tail, without any call.
+            The job, if it reached its end or its tail without any call.
 
         Raises:
-            ValueError: a job of this name is under way.
+            ValueError: a job of this name is active.
         """
         if name in self._jobs:
-            raise ValueError(f"job {name!r} is under way already: each needs a name of its own")
+            raise ValueError(f"job {name!r} is already active: names must be unique")
         torch.set_grad_enabled(False)
         job = _Suspended(name, self._pipe if pipe is None else pipe, draw, self._vae_lock)
         with job.stack as opened:
@@ -145,32 +145,32 @@ class Stepper:
 
     @property
     def waiting(self) -> dict[str, Any]:
-        """By job, what must be equal for its waiting call to join others'; None where it cannot."""
+        """By job, the key that must be equal for its waiting call to join others; None if it cannot join."""
         return {name: job.key for name, job in self._jobs.items()}
 
     def reports(self, name: str) -> tuple[CacheReport, ...]:
-        """What the cache decided so far for a job under way, one for each denoiser that it knows."""
+        """The cache's decisions so far for an active job, one report for each denoiser that it knows."""
         return self._jobs[name].reports
 
     def report(self, name: str) -> CacheReport:
-        """Of the only denoiser, or the first."""
+        """The report of the only denoiser, or of the first."""
         return self.reports(name)[0]
 
     def step(self, names: Sequence[str]) -> list[Ended]:
-        """Run the waiting calls of these jobs as one, and let each go on to its next.
+        """Run the waiting calls of these jobs as one, and let each job continue to its next.
 
         Returns:
-            The jobs that came to their end, or tail, by it. One that raised in its own code is among them, with its
+            The jobs that reached their end, or their tail. A job that raised in its own code is among them, with its
             error.
 
         Raises:
             KeyError: no job of a name. ValueError: calls that cannot be stacked.
-            Exception: the call's own, out of memory for one: all these jobs still wait with the same call.
+            Exception: the call's own, such as out of memory: all these jobs still wait with the same call.
         """
         jobs = [self._jobs[name] for name in names]
         first = jobs[0]
         if len(jobs) > 1 and (first.key is None or any(job.key != first.key for job in jobs)):
-            raise ValueError(f"the calls of {', '.join(names)} differ in more than rows and cannot be stacked")
+            raise ValueError(f"the calls of {', '.join(names)} differ in more than their rows and cannot be stacked")
         transformer, of = first.denoisers[first.handed.of], first.handed.of
         if self._adapters is not None:
             self._adapters.use(first.lora)
@@ -182,17 +182,17 @@ class Stepper:
             stacked = stack_arguments(transformer, [job.handed.kwargs for job in jobs])
             with ExitStack() as stack:
                 stack.enter_context(joined(transformer, calls))
-                if hasattr(transformer, "cache_context"):  # other hooks than the cache's may ask for a name
+                if hasattr(transformer, "cache_context"):  # hooks other than the cache's may need a name
                     stack.enter_context(transformer.cache_context(first.handed.context, **first.handed.told))
                 output = transformer(**stacked)
                 parts = [output] if len(jobs) == 1 else unstack(output, [call.rows for call in calls])
         return [ended for job, part in zip(jobs, parts, strict=True) if (ended := self._resume(job, part))]
 
     def end(self, name: str) -> Ended:
-        """Tell a job to end where it stands: its pipeline unwinds, as from an exception."""
+        """End a job where it is suspended: its pipeline unwinds, as from an exception."""
         job = self._jobs.pop(name)
         with job.stack:
-            job.greenlet.throw()  # GreenletExit, which no `except Exception` of a pipeline keeps
+            job.greenlet.throw()  # GreenletExit, which `except Exception` in a pipeline does not catch
         return Ended(name, None, None, job.reports)
 
     def _resume(self, job: _Suspended, answer: Any = None) -> Ended | None:
@@ -219,7 +219,7 @@ class Stepper:
             job.key = of, key, job.sessions[of].each[0].joins, job.lora
 
     def _cacheable(self, module: Any) -> bool:
-        """Whether the cache knows its blocks."""
+        """Whether the cache knows the module's blocks."""
         if type(module) not in self._known:
             self._known[type(module)] = bool(blocks_of(module))
         return self._known[type(module)]
@@ -230,7 +230,7 @@ class _Suspended:
     """A job between two calls of its denoisers.
 
     Attributes:
-        handed: the call that waits; key: what must be equal for it to join others'; lora: that it is made with.
+        handed: the waiting call; key: must be equal for it to join others; lora: the LoRA of the call.
     """
 
     name: str
@@ -253,7 +253,7 @@ class _Suspended:
         return tuple(session.report for session in self.sessions.values())
 
     def _wait(self, handed: Handed) -> Any:
-        """In the job: hand over a call and come back with its answer."""
+        """Runs in the job: hand over a call and return its result."""
         parent = self.greenlet.parent
         assert parent is not None
         return parent.switch(handed)

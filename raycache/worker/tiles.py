@@ -1,8 +1,8 @@
 """A VAE's own tiled decoding, in two passes around the actual work, so that ranks can share the work.
 
-The first pass notes what the VAE calls its decoder with, tile by tile. Then tiles are computed, in any order, anywhere.
-The last pass hands the VAE what was computed, and it puts tiles together as it always does. Nothing of that is repeated
-here, and the result is that of one rank, bit for bit.
+The first pass records what the VAE calls its decoder with, tile by tile. Then tiles are computed, in any order, on any
+rank. The last pass gives the VAE the computed tiles, and it joins them as it always does. None of its code is copied
+here, and the result equals that of one rank, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raycache.settings import AppSettings
 
 __all__ = ["TILED", "Made", "TiledRows", "TilesFault", "shared_out", "tiled_over"]
 
-#: VAEs whose tiles, computed apart, were seen to make what their own tiled decode makes.
+#: VAEs for which separately computed tiles were verified to equal their own tiled decode.
 TILED = frozenset(
     {
         "AutoencoderDC",
@@ -35,21 +35,21 @@ TILED = frozenset(
         "AutoencoderKLWan",
     }
 )
-#: Channels of what stands for a tile in the first pass: VAEs that fold pixels into channels unfold as many.
+#: Channels of a tile's placeholder in the first pass; enough for VAEs that fold pixels into channels.
 _CHANNELS = 48
-#: Of one row of a job, what a rank's tiles gave, in the order of the decoder's calls.
+#: A rank's computed tiles of one row of a job, in the order of the decoder's calls.
 Made = Sequence[torch.Tensor]
 
 
 class TilesFault(ValueError):
-    """``parallel.decode_tiles`` asks for what this pipeline cannot do."""
+    """This pipeline cannot do what ``parallel.decode_tiles`` requires."""
 
 
 def tiled_over(settings: AppSettings, pipe: Any) -> float:
-    """Pixels over which images of ``pipe`` are decoded by tiles.
+    """Pixels above which images of ``pipe`` are decoded by tiles.
 
     Raises:
-        TilesFault: all must be, and none can.
+        TilesFault: tiles are required, but not possible.
     """
     vae, parallel = type(getattr(pipe, "vae", None)).__name__, settings.parallel
     if parallel.decode_tiles == "always":
@@ -64,14 +64,14 @@ def tiled_over(settings: AppSettings, pipe: Any) -> float:
 
 @dataclass(frozen=True)
 class _Call:
-    """Of the decoder."""
+    """A call of the decoder."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
 
 class TiledRows:
-    """Rows of a job that are decoded by tiles, of which this rank computes its share.
+    """Rows of a job decoded by tiles; this rank computes its share of the tiles.
 
     Args:
         vae: of a class in :data:`TILED`.
@@ -79,14 +79,14 @@ class TiledRows:
         rank, world: this rank and how many there are.
 
     Attributes:
-        made: for each row, what this rank's tiles gave.
+        made: for each row, this rank's computed tiles.
     """
 
     def __init__(self, vae: Any, rows: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]], rank: int, world: int):
         self._vae, self._rows = vae, rows
         tiles = [_tiles_of(vae, *row) for row in rows]
         turns = iter(shared_out([_size_of(tile) for row in tiles for tile in row], world))
-        #: By row and tile: who computes it, and of how many calls of the decoder it is.
+        #: By row and tile: the rank that computes it, and its number of decoder calls.
         self._plan = [[(next(turns), len(tile)) for tile in row] for row in tiles]
         self.made: list[list[torch.Tensor]] = []
         for plan, row in zip(self._plan, tiles, strict=True):
@@ -94,10 +94,10 @@ class TiledRows:
             self.made.append([vae.decoder(*call.args, **call.kwargs) for tile in mine for call in tile])
 
     def blended(self, row: int, made: Sequence[Made]) -> Any:
-        """What ``vae.decode`` gives for a row.
+        """What ``vae.decode`` returns for a row.
 
         Args:
-            made: what each rank's tiles of it gave. Is written to.
+            made: each rank's computed tiles of it. Modified.
         """
         by_rank = [iter(each) for each in made]
         outputs = [next(by_rank[by]) for by, calls in self._plan[row] for _ in range(calls)]
@@ -107,7 +107,7 @@ class TiledRows:
 
 
 def shared_out(sizes: Sequence[int], world: int) -> list[int]:
-    """The rank that computes each tile: the largest go first, each to a rank with the least to do."""
+    """The rank that computes each tile: the largest first, each to a rank with the least work."""
     busy, ranks = [0] * world, [0] * len(sizes)
     for tile in sorted(range(len(sizes)), key=lambda tile: -sizes[tile]):
         ranks[tile] = min(range(world), key=lambda rank: busy[rank])
@@ -116,7 +116,7 @@ def shared_out(sizes: Sequence[int], world: int) -> list[int]:
 
 
 def _tiles_of(vae: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[list[_Call]]:
-    """What the VAE calls its decoder with, by tile: frames of one tile share a memory of those before."""
+    """The VAE's calls of its decoder, by tile: frames of one tile share a cache of earlier frames."""
     tiles: list[list[_Call]] = []
 
     def noted(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -125,7 +125,7 @@ def _tiles_of(vae: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> lis
             tiles.append([])
         tiles[-1].append(_Call(args, kwargs))
         latents: torch.Tensor = args[0]
-        # Nobody looks at it, it must only be of one size for tiles of one size.
+        # Its content is not used; only its size must be the same for tiles of the same size.
         return torch.zeros(len(latents), _CHANNELS, *latents.shape[2:], dtype=latents.dtype)
 
     _tiling(vae, noted).decode(*args, **kwargs)
@@ -137,7 +137,7 @@ def _size_of(tile: Sequence[_Call]) -> int:
 
 
 def _tiling(vae: Any, decoder: Callable[..., torch.Tensor]) -> Any:
-    """A copy of the VAE with the same weights that decodes by tiles, and calls ``decoder`` in place of its own."""
+    """A copy of the VAE, with the same weights, that decodes by tiles and calls ``decoder`` instead of its own."""
     own = copy.copy(vae)
     own._modules = {**vae._modules, "decoder": _InPlaceOfDecoder(vae.decoder, decoder)}
     own.enable_tiling()
@@ -145,7 +145,7 @@ def _tiling(vae: Any, decoder: Callable[..., torch.Tensor]) -> Any:
 
 
 class _InPlaceOfDecoder(nn.Module):
-    """Has the real one within, whose layers some VAEs count."""
+    """Contains the real one: some VAEs count its layers."""
 
     def __init__(self, real: nn.Module, call: Callable[..., torch.Tensor]) -> None:
         super().__init__()

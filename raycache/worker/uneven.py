@@ -1,7 +1,7 @@
 """Tokens and attention heads that need not divide evenly among the ranks: shares, and exchanges between ranks.
 
-Of any number, rank r of N has what ``torch.tensor_split`` gives it: the first ranks one more than the others. So every
-rank knows all sizes from the whole number alone: no message tells them, and nothing is padded.
+Rank r of N has what ``torch.tensor_split`` gives it: the first ranks have one more than the others. So every rank
+knows all sizes from the total alone: no message is needed, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def shares(total: int, ranks: int) -> tuple[int, ...]:
 
 
 class TokenSplit:
-    """What is split of a transformer's call: noted where tokens are split, asked where they are put together.
+    """How the tokens of a transformer's call are split: recorded where they are split, read where they are gathered.
 
     Attributes:
-        lengths: tokens over all ranks of each stream that was split in the call under way: the latents, the text, and
-            what else the class has.
-        outer_masks: a mask is what each token says of itself, multiplied with what each other says, and a rank makes it
-            of its own tokens.
-        whole_queries: each rank has all tokens that ask, and a part of those that are asked.
+        lengths: tokens over all ranks of each stream split in the current call: the latents, the text, and any others
+            that the class has.
+        outer_masks: a mask of token pairs is the outer product of the tokens' masks; each rank makes it from its
+            own tokens.
+        whole_queries: each rank has all queries, and its part of the keys.
     """
 
     group: dist.ProcessGroup
@@ -44,7 +44,7 @@ class TokenSplit:
 
     @property
     def latents(self) -> int:
-        """0 = not split; so is the text's."""
+        """Tokens of the latents over all ranks; 0 = not split."""
         return self.lengths.get("latents", 0)
 
     @property
@@ -53,34 +53,34 @@ class TokenSplit:
 
     @property
     def even(self) -> bool:
-        """Whether each rank has as many tokens of every stream as any other."""
+        """Whether all ranks have the same number of tokens of every stream."""
         return all(length % self.ranks == 0 for length in self.lengths.values())
 
     def join(self, group: dist.ProcessGroup) -> None:
-        """The ranks over which it is split."""
+        """Set the ranks that tokens are split over."""
         self.group, self.rank, self.ranks = group, dist.get_rank(group), dist.get_world_size(group)
 
     def only(self, stream: str, whole_queries: bool = False) -> TokenSplit:
-        """The same call, for attention to one stream. To be asked for after :meth:`join`."""
+        """The same call, for attention to one stream. Call it after :meth:`join`."""
         view = copy.copy(self)  # ``lengths`` is one dict for both
         view._stream, view.whole_queries = stream, whole_queries
         return view
 
     def note(self, stream: str, tokens: int) -> None:
-        """``latents`` or ``text`` is being split.
+        """``latents`` or ``text`` is being split: record its length.
 
         Raises:
-            ValueError: a rank would have none.
+            ValueError: a rank would have no tokens.
         """
         if tokens < self.ranks:
             raise ValueError(
-                f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, of which each needs one: "
+                f"{tokens} tokens of {stream} cannot be split over {self.ranks} ranks, each of which needs one: "
                 "generate with more of them, or on fewer ranks (parallel.ranks_per_replica)"
             )
         self.lengths[stream] = tokens
 
     def forget(self, stream: str) -> None:
-        """``stream`` is not part of the call under way."""
+        """``stream`` is not part of the current call."""
         self.lengths.pop(stream, None)
 
     def own(self, states: torch.Tensor, dim: int) -> torch.Tensor:
@@ -88,10 +88,10 @@ class TokenSplit:
         return states.tensor_split(self.ranks, dim)[self.rank]
 
     def sizes(self, own: int) -> tuple[int, ...]:
-        """Tokens of each rank in a sequence of which this one has ``own``: latents alone, or all streams as one.
+        """Tokens of each rank in a sequence; ``own``: this rank's. It is one stream, or all streams as one.
 
         Raises:
-            ValueError: no stream that was split is so long.
+            ValueError: no stream that was split has this length.
         """
         parts = {stream: shares(length, self.ranks) for stream, length in self.lengths.items()}
         joint = tuple(map(sum, zip(*parts.values(), strict=True)))
@@ -99,10 +99,10 @@ class TokenSplit:
             if own == sizes[self.rank]:
                 return sizes
         told = ", ".join(f"{sizes[self.rank]} of the {stream}" for stream, sizes in parts.items())
-        raise ValueError(f"attention to {own} tokens on rank {self.rank}, which has {told}")
+        raise ValueError(f"attention to {own} tokens on rank {self.rank}, which must be those of its streams: {told}")
 
     def exchange(self, packed: torch.Tensor, received: Sequence[int], sent: Sequence[int]) -> torch.Tensor:
-        """One all-to-all of [elements], of which ``sent[r]`` go to rank r and ``received[r]`` come from there."""
+        """One all-to-all of [elements]: ``sent[r]`` go to rank r, and ``received[r]`` come from it."""
         got = collectives.all_to_all_single(packed, list(received), list(sent), self.group)
         return got.wait() if isinstance(got, collectives.AsyncCollectiveTensor) else got
 
@@ -164,7 +164,7 @@ def scatter_heads(
 
 def gather_tokens(split: TokenSplit, states: torch.Tensor, dim: int, sizes: Sequence[int]) -> torch.Tensor:
     """All ranks' parts of ``states`` along ``dim``, on every rank."""
-    if states.dtype == torch.bool:  # which not every backend sends
+    if states.dtype == torch.bool:  # not every backend sends booleans
         return gather_tokens(split, states.to(torch.uint8), dim, sizes).bool()
     first = states.movedim(dim, 0)
     row = math.prod(first.shape[1:])

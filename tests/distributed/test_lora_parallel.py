@@ -94,7 +94,7 @@ def test_two_ranks_draw_what_fused_weights_draw_and_agree_on_what_is_broken(tmp_
         assert _cached(first["good"], name) == _cached(alone, "none" if name == "none" else "fused")
     assert np.abs(drawn["a"].images.astype(int) - drawn["none"].images).max() > 5
     assert any(any(step) for name in ("a", "b") for step in _cached(first["good"], name))
-    for name, words in (("broken", "rank 1: SafetensorError"), ("other", "not the same on all ranks")):
+    for name, words in (("broken", "rank 1: SafetensorError"), ("other", "differ between ranks")):
         for told in ranks:
             (failure,) = told[name].failures
             assert (failure.kind, failure.type, failure.phase) == ("error", "LoraNotLoaded", "loading")

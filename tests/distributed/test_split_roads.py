@@ -150,7 +150,7 @@ class TestAStart:
         name = _model_of(case)[0]
         for kind, text in (start[case, dtype] for start in starts):
             assert kind == "SplitWrong"
-            assert text.startswith(f"A family: {name} over 2 ranks is not what it is on one")
+            assert text.startswith(f"A family: {name} over 2 ranks does not compute the same as on one")
             assert float(text.split("differs by ")[1].split()[0]) > 0.1
 
     def test_goes_on_where_it_is_right(self, starts: Any, dtype: torch.dtype):

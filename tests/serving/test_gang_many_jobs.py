@@ -125,7 +125,7 @@ def test_one_that_breaks_ranks_is_found(gang: Gang):
     before = gang.status().restarts
     bad = gang.submit(job(prompt=PlannedFault(kind="kill", rank=1, step=2).prompt()))
     others = [gang.submit(job(seeds=(k,), steps=30)) for k in range(2)]
-    with pytest.raises(JobFailed, match="drawn 3 times"):
+    with pytest.raises(JobFailed, match="tried 3 times"):
         bad.future.result(200)
     assert all(other.future.result(100).images.shape == (1, 64, 64, 3) for other in others)
     assert gang.status().restarts == before + 3

@@ -125,7 +125,7 @@ def test_an_engine_that_is_stopped_finishes_its_job_and_hands_back_its_queue(
         wait_for(lambda: held(url, "queued") == 6, 60)
         deploy(num_replicas=1)
         # While it still draws: they are not just waited for.
-        wait_for(lambda: [line for line in log_lines("replica_operated_Engine") if "handed back" in line], 60)
+        wait_for(lambda: [line for line in log_lines("replica_operated_Engine") if "gave back" in line], 60)
         awake.touch()
         assert [job.result().status_code for job in jobs] == [200, 200]
         for job in behind:
@@ -179,7 +179,7 @@ def test_one_request_can_be_followed_and_no_prompt_is_logged(deploy: Callable[..
     headers = {"x-request-id": "follow-me-7", **AUTHORIZED}
     ask = {**ASK, "prompt": long}
     reply = httpx.post(url + URL, json=ask, headers=headers, timeout=60)
-    assert "of which this model reads the first 64" in reply.json()["warnings"][0]
+    assert "but this model reads only the first 64" in reply.json()["warnings"][0]
     failing = PlannedFault(kind="raise", at="decode").prompt(long)
     assert draw(url, prompt=failing).status_code == 500
 

@@ -127,7 +127,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     "a shard is missing": lambda model: (model / "vae" / "x.safetensors.index.json").write_text(
         '{"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "two.safetensors"}}'
     ),
-    "weights cut off": _cut,
+    "weights truncated": _cut,
     "a pointer of Git LFS": _pointer,
 }
 

@@ -23,12 +23,12 @@ def settings(folder: str | Path) -> AppSettings:
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("kept/jobs", "relative.*write all of it"),
-        ("~nobody-here/jobs", "home.*write the whole path"),
-        ("{here}/missing/jobs", "missing is not there; make it, or mount it: 'jobs' alone is made"),
-        ("{here}/file", "is a file; name a folder"),
-        ("{here}/file/jobs", "file is not there"),
-        ("/proc/jobs", "/proc cannot be written: .*; let the service's user write there"),
+        ("kept/jobs", "relative.*absolute path"),
+        ("~nobody-here/jobs", "home.*absolute path"),
+        ("{here}/missing/jobs", "missing does not exist; create or mount it: only 'jobs' is created"),
+        ("{here}/file", "is a file; give a folder"),
+        ("{here}/file/jobs", "file does not exist"),
+        ("/proc/jobs", "/proc is not writable: .*; let the service's user write there"),
     ],
 )
 def test_a_folder_in_which_no_store_could_keep_jobs(tmp_path: Path, folder: str, words: str):

@@ -140,16 +140,16 @@ def test_presets_that_cannot_be_used_name_file_line_and_reason(
 @pytest.mark.parametrize("text", ["model: x\nsource: y\npresets: &all\n  fast: *all\n", "model: " + "[" * 3000])
 def test_what_never_ends_is_told_so(tmp_path: Path, text: str):
     (path := tmp_path / "presets.yaml").write_text(text, "utf-8")
-    with pytest.raises(FileError, match="holds itself, or it is nested too deeply"):
+    with pytest.raises(FileError, match="contains itself, or is nested too deeply"):
         load_presets("x", path)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a remark\n", "\ufeff\r\n"])
 def test_a_file_that_says_nothing_is_told_so(tmp_path: Path, text: str):
     (path := tmp_path / "presets.yaml").write_text(text, "utf-8")
-    with pytest.raises(FileError, match="it says nothing"):
+    with pytest.raises(FileError, match="it is empty"):
         load_presets("x", path)
-    with pytest.raises(typer.BadParameter, match="holds no prompt"):
+    with pytest.raises(typer.BadParameter, match="has no prompt"):
         read_prompts("x", path, 10)
 
 

@@ -1,1 +1,1 @@
-"""How the demonstration model was trained: its data, its two halves, and the folder that comes of them."""
+"""The training of the demonstration model: its data, its two halves, and the resulting folder."""

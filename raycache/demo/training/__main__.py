@@ -37,8 +37,8 @@ def pick_device() -> torch.device:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model goes to its `flux_tiny`.")],
-    seed: Annotated[int, typer.Option(help="Of data, weights and noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints; the finished model is put in its `flux_tiny`.")],
+    seed: Annotated[int, typer.Option(help="Seed of data, weights and noise.")] = 0,
     autoencoder_steps: Annotated[int, typer.Option(help="16 crops of 64x64 each.")] = 2000,
     scenes: Annotated[int, typer.Option(help="Scenes of 128x128 that the transformer learns from.")] = 12000,
     few_steps: Annotated[int, typer.Option(help="Steps with 12 blocks, 64 scenes each.")] = FEW.steps,
@@ -47,7 +47,7 @@ def main(
     phase: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(PHASES)}.")] = None,
     compile_blocks: Annotated[bool, typer.Option(help="Compile blocks: two minutes, then a third faster.")] = True,
 ) -> None:
-    """Train the demonstration model; run the same command again to go on where it stopped.
+    """Train the demonstration model; run the same command again to continue where it stopped.
 
     Under ``torchrun --nproc-per-node N -m raycache.demo.training ...`` the transformer's batches are divided over N
     processes.
@@ -72,7 +72,7 @@ def main(
         sets = load_latents(out / "latents.pt")[0]
         watch(few.name, few.steps, train_stage(out, few, sets, words, device, seed, compile_blocks))
     if dist.is_initialized():
-        dist.barrier()  # until rank 0 has saved what all grow from
+        dist.barrier()  # until rank 0 has saved the model that all grow from
     if "all-blocks" in chosen:
         sets = load_latents(out / "latents.pt")[0]
         small = load_average(out / "few-blocks.pt", few.layers, few.single_layers, words)
@@ -90,12 +90,12 @@ def main(
 
 def _phases(chosen: list[str] | None) -> list[str]:
     if unknown := [name for name in chosen or () if name not in PHASES]:
-        raise typer.BadParameter(f"unknown phase {unknown[0]!r}; there are {', '.join(PHASES)}", param_hint="--phase")
+        raise typer.BadParameter(f"unknown phase {unknown[0]!r}; possible: {', '.join(PHASES)}", param_hint="--phase")
     return chosen or list(PHASES)
 
 
 def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> None:
-    """Draw and encode the scenes of all sizes, and measure what makes their latents of unit variance."""
+    """Draw and encode the scenes of all sizes, and measure the scaling of their latents to unit variance."""
     model = load_autoencoder(out, device)
     sets: list[Latents] = []
     for width, height in ((128, 128), *OTHER_SIZES):
@@ -107,7 +107,7 @@ def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> Non
 
 
 def watch(title: str, total: int, steps: Generator[tuple[int, dict[str, float]], None, Result]) -> Result:
-    """Run ``steps`` behind a progress bar, or with a line now and then where no one watches; what it returns."""
+    """Run ``steps`` behind a progress bar, or with occasional lines if there is no terminal; returns its result."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     watched = sys.stderr.isatty()
     told_at = 0

@@ -1,4 +1,4 @@
-"""First half of the training: an autoencoder of the drawn world's images."""
+"""First half of the training: an autoencoder for the images of the model's world."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PEAK_RATE = 2e-3
 KL_WEIGHT = 1e-6
 """Of the divergence summed over a crop's latents, beside a reconstruction loss averaged over its pixels."""
 WHOLE_SHARE = 0.3
-"""Share of the steps, the last ones, that see whole images: the norms then see what they will see in use."""
+"""Share of the steps, at the end, with whole images: the norms then get the same input as in use."""
 POLISH_RATE = 1e-3
 LATENT_NOISE = 0.03
 """Noise on the latents that the decoder is polished with, as a share of their spread."""
@@ -45,7 +45,7 @@ def as_input(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
 def train_autoencoder(
     out: Path, steps: int, device: torch.device, seed: int
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
-    """Train, save to ``out / "autoencoder.pt"`` now and then, and go on from there if it exists.
+    """Train, save to ``out / "autoencoder.pt"`` regularly, and continue from it if it exists.
 
     Yields:
         (steps done, figures to show) after every step.
@@ -95,7 +95,7 @@ def polish_decoder(
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Train the decoder alone, on whole images of several sizes; the latents stay what the transformer learns.
 
-    Reads ``out / "autoencoder.pt"``; saves to ``out / "decoder.pt"`` now and then and goes on from there if it exists.
+    Reads ``out / "autoencoder.pt"``; regularly saves to ``out / "decoder.pt"``, and continues from it if it exists.
 
     Yields:
         (steps done, figures to show) after every step.
@@ -119,7 +119,7 @@ def polish_decoder(
         batch = as_input(draw_pictures(count, int(rng.integers(2**31)), size=size), device)
         with torch.no_grad():
             latents = model.encode(batch).latent_dist.mean
-        # What the transformer draws is never exact: the decoder must not amplify that.
+        # The transformer's latents are never exact: the decoder must not amplify the errors.
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(device)
         error = model.decode(latents + LATENT_NOISE * latents.std() * noise).sample - batch
         loss = error.abs().mean() + 4 * error.square().mean()
@@ -137,7 +137,7 @@ def polish_decoder(
 
 
 def load_autoencoder(out: Path, device: torch.device) -> AutoencoderKL:
-    """The autoencoder as far as it is trained: with the polished decoder if there is one."""
+    """The autoencoder in its latest state: with the polished decoder if there is one."""
     model = _new(device)
     path = out / "decoder.pt" if (out / "decoder.pt").exists() else out / "autoencoder.pt"
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True)["model"])
@@ -146,7 +146,7 @@ def load_autoencoder(out: Path, device: torch.device) -> AutoencoderKL:
 
 def _new(device: torch.device) -> AutoencoderKL:
     model = make_autoencoder()
-    module: torch.nn.Module = model  # diffusers' own `to` is declared as a function that wants the model again
+    module: torch.nn.Module = model  # diffusers declares `to` as a plain function
     channels_last: dict[str, Any] = {"memory_format": torch.channels_last}  # documented by torch, not declared
     module.to(device, **channels_last)
     return model
@@ -160,7 +160,7 @@ def _save(path: Path, model: AutoencoderKL, optimizer: torch.optim.Optimizer, st
 
 @torch.no_grad()
 def psnr(model: AutoencoderKL, pictures: torch.Tensor, device: torch.device) -> float:
-    """Mean PSNR in dB of ``pictures`` (uint8) encoded and decoded, each image for itself."""
+    """Mean PSNR in dB of ``pictures`` (uint8) encoded and decoded, each image separately."""
     values = []
     for part in pictures.split(16):
         batch = as_input(part, device)
@@ -170,7 +170,7 @@ def psnr(model: AutoencoderKL, pictures: torch.Tensor, device: torch.device) -> 
 
 
 def _crops(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Random crops; of two each the livelier one, because half of an image is plain background."""
+    """Random crops; the one with more contrast of two, because half of an image is plain background."""
     crops = []
     for index in rng.integers(len(pictures), size=BATCH):
         corners = rng.integers(PICTURE - CROP + 1, size=(2, 2))
@@ -180,5 +180,5 @@ def _crops(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _whole(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """As many pixels as a batch of crops has, in whole images."""
+    """Whole images with as many pixels as a batch of crops."""
     return pictures[rng.integers(len(pictures), size=BATCH * CROP**2 // PICTURE**2)]

@@ -1,4 +1,4 @@
-"""What is trained together: text encoders and transformer, called as ``FluxPipeline`` calls them; and how it grows."""
+"""The parts trained together: text encoders and transformer, called as by ``FluxPipeline``; and their growth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS, make_text_encode
 
 
 class Drawer(nn.Module):
-    """Velocity of noisy latents under a caption.
+    """Predicts the velocity of noisy latents for a caption.
 
     Args:
         layers: double-stream blocks.
@@ -21,7 +21,7 @@ class Drawer(nn.Module):
     def __init__(self, layers: int, single_layers: int, t5_words: int, clip_words: int) -> None:
         super().__init__()
         self.transformer = make_transformer(layers, single_layers)
-        # Distilled guidance has nothing to distil here: it starts without effect and is trained to stay so.
+        # There is no distilled guidance here: its embedding starts without effect and is trained to stay so.
         nn.init.zeros_(self.transformer.get_parameter("time_text_embed.guidance_embedder.linear_2.weight"))
         self.t5, self.clip = make_text_encoders(t5_words, clip_words)
 
@@ -73,8 +73,8 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 def grow(small: Drawer, t5_words: int, clip_words: int) -> Drawer:
     """A drawer of FLUX.1-dev's 19 + 38 blocks that computes what ``small`` computes.
 
-    Trained blocks are spread over the new depth, the first staying first. Each is followed by copies of itself whose
-    gates are zero: identities that hold something useful to open.
+    Trained blocks are distributed over the new depth, the first one stays first. Each is followed by copies of itself
+    whose gates are zero: identities with useful weights behind the gates.
     """
     large = Drawer(LAYERS, SINGLE_LAYERS, t5_words, clip_words)
     source, target = small.transformer, large.transformer

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def export_model(out: Path, folder: Path) -> Path:
-    """Write what is trained in ``out`` to ``folder``: weights in float16, tokenizers, scheduler; replaces ``folder``.
+    """Write the trained parts in ``out`` to ``folder``: weights in float16, tokenizers, scheduler; replaces ``folder``.
 
-    The model card is not part of training; one that lies in ``folder`` is kept.
+    The model card is not part of training; an existing one in ``folder`` is kept.
 
     Returns:
         ``folder``, for an unchanged ``FluxPipeline.from_pretrained``.
@@ -63,7 +63,7 @@ def make_pipeline(drawer: Drawer, vae: AutoencoderKL, shift: float, scale: float
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae,
         text_encoder=drawer.clip,
-        tokenizer=cast("CLIPTokenizer", clip_tokenizer),  # any will do, but this one is declared
+        tokenizer=cast("CLIPTokenizer", clip_tokenizer),  # any tokenizer works, but this class is declared
         text_encoder_2=drawer.t5,
         tokenizer_2=t5_tokenizer,
         transformer=drawer.transformer,

@@ -1,4 +1,4 @@
-"""The transformer's training data: scenes as packed latents and word ids, drawn and encoded once."""
+"""The transformer's training data: scenes as packed latents and word ids, rendered and encoded once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
 
 LOOSE_SHARE = 0.15
-"""Share of scenes that are told in a user's words instead of a caption's."""
+"""Share of scenes with a user's phrasing instead of a caption."""
 OTHER_SIZES = ((192, 192), (256, 256), (192, 128), (128, 192), (256, 128), (128, 256))
-"""Width and height of the images mixed in beside 128x128."""
+"""Width and height of the images mixed with those of 128x128."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def encode_scenes(
     """Draw ``count`` training scenes, encode and pack them, not yet scaled.
 
     Yields:
-        (scenes done, no figures) now and then; the latents are what it returns.
+        (scenes done, no figures) from time to time; returns the latents.
     """
     rng = np.random.default_rng((seed, width, height))
     t5, clip = make_tokenizers(TEXT_TOKENS)
@@ -75,7 +75,7 @@ def encode_scenes(
 
 
 def save_latents(path: Path, sets: list[Latents], shift: float, scale: float) -> None:
-    """Write ``sets`` of raw latents and how they become ``(raw - shift) * scale`` of unit variance."""
+    """Write ``sets`` of raw latents and the shift and scale with which ``(raw - shift) * scale`` has unit variance."""
     state = {"sets": [vars(part) for part in sets], "shift": shift, "scale": scale}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").rename(path)

@@ -9,7 +9,7 @@ import torch
 from raycache.demo.noise import LATENT_CHANNELS, rope_axes
 
 if TYPE_CHECKING:
-    from diffusers.models import AutoencoderKL, FluxTransformer2DModel  # whose types diffusers' top does not tell
+    from diffusers.models import AutoencoderKL, FluxTransformer2DModel  # diffusers' top-level names are untyped
     from transformers import CLIPTextModel, T5EncoderModel
 
 LAYERS = 19
@@ -18,7 +18,7 @@ HEADS = 4
 HEAD_DIM = 16
 TEXT_WIDTH = 64
 TEXT_TOKENS = 16
-"""Tokens every prompt is padded to: nine that say something about two things and a background, and room."""
+"""Tokens that every prompt is padded to: nine describe two things and a background, the rest is spare."""
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -75,7 +75,7 @@ def make_text_encoders(t5_words: int, clip_words: int) -> tuple[T5EncoderModel, 
     """
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-    starts: dict[str, Any] = {"decoder_start_token_id": 0}  # taken, but not declared
+    starts: dict[str, Any] = {"decoder_start_token_id": 0}  # accepted, but not declared
     t5 = T5Config(
         vocab_size=t5_words,
         d_model=TEXT_WIDTH,

@@ -18,25 +18,25 @@ from raycache.demo.training.drawer import Drawer, grow
 from raycache.demo.training.latents import Latents, told_forward
 
 GUIDANCE = (1.0, 10.0)
-"""Guidance is drawn from this range and decides nothing, so that no value a request names can harm an image."""
+"""Guidance is drawn from this range without effect, so that no value in a request can harm an image."""
 NOISE = (1.2, 0.4)
-"""Mean of the logit of the share of noise, early and later: layout is decided under much noise, outlines under less."""
+"""Mean logit of the share of noise, early and later: much noise teaches layout, less noise outlines."""
 NOISE_SPREAD = 1.2
 FORWARD = (0.9, 0.3)
-"""Share of captions told with the left or upper thing first, early and later."""
+"""Share of captions with the left or upper thing first, early and later."""
 AVERAGE_DECAY = 0.998
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training.
+    """One stage of training.
 
     Attributes:
         name: of its checkpoint file.
         layers: double-stream blocks.
         single_layers: single-stream blocks.
         steps: optimizer steps.
-        batch: scenes of 128x128 a step, over all processes; larger images come fewer at a time.
+        batch: scenes of 128x128 per step, over all processes; fewer for larger images.
         rate: peak of AdamW's learning rate; Muon's is ``MUON_RATIO`` times it.
         warmup: steps of linear warm-up; the rate then falls linearly to ``last_rate`` of the peak.
         last_rate: share of the peak at the end.
@@ -70,17 +70,17 @@ def train_stage(
     previous: Drawer | None = None,
     save_every: int = 100,
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
-    """Train one stage, save to ``out / f"{stage.name}.pt"`` now and then, and go on from there if it exists.
+    """Train one stage, save to ``out / f"{stage.name}.pt"`` regularly, and continue from it if it exists.
 
     Args:
         out: folder of the checkpoints.
-        stage: what to do.
+        stage: the stage's parameters.
         sets: latents, 128x128 first.
         words: sizes of T5's and CLIP's vocabularies.
         device: where to train.
         seed: of weights, order and noise.
         compile_blocks: compile each block (a third faster on CPU after two minutes).
-        previous: the smaller drawer to grow from; None starts anew.
+        previous: the smaller drawer to grow from; None: start from scratch.
         save_every: steps between checkpoints.
 
     Yields:
@@ -92,13 +92,13 @@ def train_stage(
     training = _Training(model.to(device), stage, out / f"{stage.name}.pt", world)
     if compile_blocks:
         for block in find_blocks(model.transformer):
-            module: Any = block.module  # a method is exchanged, which types do not foresee
+            module: Any = block.module  # replaces a method, which its types do not allow
             module.forward = torch.compile(module.forward)
     scenes = _Scenes(stage, sets, seed, rank, world)
     smooth = None
     for step in range(training.done, stage.steps):
         part, rng, usual = scenes.of(step)
-        # Compiled for one shape: the few steps on other sizes are not worth two minutes of compiling each.
+        # Compiled for one shape: the few steps on other sizes do not justify two minutes of compilation each.
         with torch.compiler.set_stance("default" if usual else "force_eager"):
             loss = flow_loss(model, part, NOISE[step >= stage.layout_until], rng, device)
         training.learn(step, loss)
@@ -112,10 +112,10 @@ def train_stage(
 
 
 class _Training:
-    """A model, its average over the last steps, and what trains it; as far as ``path`` says, if that exists.
+    """A model, its average over the last steps, and its optimizers; loaded from ``path`` if that exists.
 
     Attributes:
-        done: steps before.
+        done: steps done before.
     """
 
     def __init__(self, model: Drawer, stage: Stage, path: Path, world: int) -> None:
@@ -133,7 +133,7 @@ class _Training:
             self.done = state["step"]
 
     def learn(self, step: int, loss: torch.Tensor) -> None:
-        """One step of all optimizers on the loss of this process and of all others."""
+        """One step of all optimizers with the loss averaged over all processes."""
         scale, rate = rate_at(step, self._stage), self._stage.rate
         for optimizer, peak in zip(self._optimizers, (rate, rate * MUON_RATIO), strict=True):
             for group in optimizer.param_groups:
@@ -148,7 +148,7 @@ class _Training:
         torch._foreach_lerp_(list(self._average.parameters()), list(self._model.parameters()), 1 - decay)
 
     def save(self, step: int) -> None:
-        """Into the stage's file, which is never half written."""
+        """Save to the stage's file atomically."""
         state = {
             "model": self._model.state_dict(),
             "average": self._average.state_dict(),
@@ -160,7 +160,7 @@ class _Training:
 
 
 class _Scenes:
-    """What each step of a stage learns from, on this process: number ``rank`` of ``world``."""
+    """The data of each step of a stage for this process: number ``rank`` of ``world``."""
 
     def __init__(self, stage: Stage, sets: list[Latents], seed: int, rank: int, world: int) -> None:
         self._stage, self._sets, self._seed = stage, sets, seed
@@ -168,11 +168,11 @@ class _Scenes:
         self._turned = [told_forward(part) for part in sets]
 
     def of(self, step: int) -> tuple[Latents, np.random.Generator, bool]:
-        """The scenes, a source for all else that is drawn in the step, and whether they are of the usual size."""
+        """The scenes, a random generator for the rest of the step, and whether they have the usual size."""
         stage, seed = self._stage, self._seed
         # Numbered by step, so a resumed training sees what an uninterrupted one would have.
         rng = np.random.default_rng((seed, 2, stage.layers, step, self._rank))
-        # All processes take the same size in a step, or the slowest would be waited for.
+        # All processes use the same size in a step; otherwise they would wait for the slowest.
         chosen = _choose(len(self._sets), stage, step, np.random.default_rng((seed, 4, step)))
         part = self._sets[chosen]
         count = max(1, stage.batch // self._world * self._sets[0].packed.shape[1] // part.packed.shape[1])
@@ -184,7 +184,7 @@ class _Scenes:
 def make_optimizers(model: Drawer, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """AdamW for everything but the matrices inside transformer blocks; those go to Muon.
 
-    adaLN matrices start at zero and would be blown up to full rank by Muon's first step, so they stay with AdamW.
+    adaLN matrices start at zero, and Muon's first step would give them full rank, so they stay with AdamW.
     """
     plain: list[torch.nn.Parameter] = []
     matrices: list[torch.nn.Parameter] = []
@@ -242,10 +242,10 @@ def average_gradients(model: Drawer, world: int) -> None:
 
 
 def _told(part: Latents, turned: Latents, share: float, index: torch.Tensor, rng: np.random.Generator) -> Latents:
-    """The scenes ``index`` of ``part``, a ``share`` of them told forward, as in ``turned``.
+    """The scenes ``index`` of ``part``, a ``share`` of them described forward, as in ``turned``.
 
-    "left of" and "right of" in equal parts say nothing about where the first thing is until both are understood,
-    and training did not find that out. Told mostly forward it first learns order, and then what turns it round.
+    With "left of" and "right of" equally often, nothing shows where the first thing is until both are understood, and
+    training did not learn that. Mostly described forward it learns the order first, and then the exceptions.
     """
     forward = torch.from_numpy(rng.random(len(index)) < share)[:, None]
     t5_ids = torch.where(forward, turned.t5_ids[index], part.t5_ids[index])
@@ -254,14 +254,14 @@ def _told(part: Latents, turned: Latents, share: float, index: torch.Tensor, rng
 
 
 def _choose(count: int, stage: Stage, step: int, rng: np.random.Generator) -> int:
-    """Which of ``count`` sets a step takes."""
+    """Which of ``count`` sets a step uses."""
     if count > 1 and step >= 0.8 * stage.steps and rng.random() < stage.other_sizes:
         return int(rng.integers(1, count))
     return 0
 
 
 def load_average(path: Path, layers: int, single_layers: int, words: tuple[int, int]) -> Drawer:
-    """The averaged weights of a stage."""
+    """A drawer with the averaged weights of a stage."""
     drawer = Drawer(layers, single_layers, *words)
     drawer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
     return drawer.eval()

@@ -19,17 +19,17 @@ router = APIRouter()
 @router.get("/healthz")
 @router.head("/healthz", include_in_schema=False)
 async def healthz() -> dict[str, str]:
-    """The ingress lives; says nothing about engines."""
+    """Whether the ingress is alive; independent of engines."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 @router.head("/readyz", include_in_schema=False)
 async def readyz(http: Request, context: InContext) -> JSONResponse:
-    """200 while a request would be drawn: an engine with a warm gang serves, or all sleep and one may be woken.
+    """200 if a request would be served: an engine with a warm gang is ready, or none runs and one can be started.
 
-    Of several models one that serves is enough: `models` has each. Else 503; either way with what every engine says of
-    itself, told to holders of a key where there are keys.
+    With several models one that serves is enough: `models` has each. Otherwise 503. Both include the status of every
+    engine, if the request has a valid key or no keys are set.
     """
     service = context.service
     statuses = await service.status()

@@ -19,12 +19,12 @@ router = APIRouter(dependencies=[Depends(require_key)])
 async def generate(
     http: Request, body: Annotated[ImagesBody, Depends(json_body(ImagesBody))], context: InContext
 ) -> Response:
-    """Draw images."""
+    """Generate images."""
     return await drawn(http, body, context)
 
 
 @router.post("/v1/images/edits", openapi_extra=edit_document())
 async def edit(http: Request, context: InContext) -> Response:
-    """Draw images that are made of others."""
+    """Edit images."""
     body, request = await read_edit(http, context)
     return await drawn(http, body, context, request)

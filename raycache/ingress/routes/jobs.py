@@ -1,4 +1,4 @@
-"""Images requested with ``Prefer: respond-async``: kept jobs with the same result as a synchronous request."""
+"""Images requested with ``Prefer: respond-async``: stored jobs with the same result as a synchronous request."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ router = APIRouter(dependencies=[Depends(require_key)])
 
 @router.get("/v1/jobs")
 async def jobs(store: InStore, listing: InListing) -> dict[str, Any]:
-    """Jobs that this key asked for, done or not, newest first."""
+    """This key's jobs, finished or not, newest first."""
     return listed(await store.page("image", *listing), job_told)
 
 
 @router.get("/v1/jobs/{id}")
 async def job(id: str, store: InStore) -> dict[str, Any]:
-    """How one is."""
+    """The state of a job."""
     return job_told(await store.find("image", id))
 
 
 @router.get("/v1/jobs/{id}/content")
 @router.head("/v1/jobs/{id}/content", include_in_schema=False)
 async def job_content(http: Request, id: str, store: InStore) -> Response:
-    """The answer that a client who had waited would have got; with `index` one image as it is, in part with `Range`."""
+    """The same answer as without `respond-async`; with `index` one image file, or a part of it with `Range`."""
     job, index = await store.find("image", id), http.query_params.get("index")
     if index is not None:
         return await content(http, job, result_file(job, index), partial(store.read, "image", id, index))
-    result_file(job, "0")  # there is a result
+    result_file(job, "0")  # raises if there is no result
     return JSONResponse(await _reply(job, store))
 
 
 @router.delete("/v1/jobs/{id}")
 async def delete(id: str, store: InStore) -> dict[str, Any]:
-    """Forget one; if it is being drawn, that ends on all ranks."""
+    """Delete a job; if it is running, it is stopped on all ranks."""
     job = await store.delete("image", id)
     return {"id": job.id, "object": "job.deleted", "deleted": True}
 

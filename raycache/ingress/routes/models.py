@@ -16,7 +16,7 @@ router = APIRouter(dependencies=[Depends(require_key)])
 @router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models/", include_in_schema=False)
 async def models(context: InContext) -> dict[str, Any]:
-    """All that a request may give as `model`: models, then aliases."""
+    """All values that a request may give as `model`: models, then aliases."""
     cards = await _cards(context)
     return {"object": "list", "data": [cards[name].document(context.began) for name in context.service.settings.names]}
 
@@ -29,7 +29,7 @@ async def model(model: str, context: InContext) -> dict[str, Any]:
 
 
 async def _cards(context: Context) -> dict[str, ModelCard]:
-    """By every name that there is."""
+    """Cards of all models, by name and alias."""
     own = {card.name: card for card in await context.service.models()}
     aliases = context.service.settings.names.aliases
     return {**own, **{alias: own[model].called(alias) for alias, model in aliases.items()}}

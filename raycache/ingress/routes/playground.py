@@ -13,12 +13,12 @@ from raycache.protocol.errors import RequestError
 
 router = APIRouter(include_in_schema=False)
 
-#: Where the files are. None of them is made from another; what stands there is what browsers get.
+#: Where the files are. There is no build step; browsers get them as they are.
 _FOLDER = Path(__file__).parents[1] / "playground"
 _INDEX = "index.html"
-#: Their types, by suffix: what a machine's own list calls JavaScript differs.
+#: Their media types, by suffix: the system's list differs between machines, for example for JavaScript.
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-#: The page talks to the service it comes from and to nobody else, and no page may hold it in a frame.
+#: The page may connect only to the service that it comes from, and no page may embed it in a frame.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -43,7 +43,7 @@ async def page(http: Request) -> Response:
 @router.get("/playground/{name}")
 @router.head("/playground/{name}")
 async def file(http: Request, name: str) -> Response:
-    """What the page consists of besides."""
+    """The other files of the page."""
     if name == _INDEX or name not in _files():
         raise RequestError(404, f"the playground has no file {name[:80]!r}", None, "not_found")
     return _answer(http, name)
@@ -51,7 +51,7 @@ async def file(http: Request, name: str) -> Response:
 
 @cache
 def _files() -> dict[str, tuple[bytes, str]]:
-    """By name the content and its tag."""
+    """Content and ETag by name."""
     found = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.is_file()}
     return {name: (content, f'"{hashlib.sha256(content).hexdigest()[:16]}"') for name, content in found.items()}
 
@@ -60,7 +60,7 @@ def _answer(http: Request, name: str) -> Response:
     content, tag = _files()[name]
     headers = {
         "etag": tag,
-        "cache-control": "no-cache",  # asked about each time, and sent when another version is served
+        "cache-control": "no-cache",  # revalidated each time, and sent again only if it has changed
         "content-security-policy": _POLICY,
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",

@@ -1,4 +1,4 @@
-"""Tasks that end in videos: OpenAI's videos API. Each is a kept job, asked for now and fetched later."""
+"""Tasks that end in videos: OpenAI's videos API. Each is a stored job, requested now and fetched later."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from raycache.protocol.stored import StoredJob
 
 router = APIRouter(dependencies=[Depends(require_key)])
 
-#: What `variant` may say. OpenAI's third, a sheet of small frames, is not made.
+#: Values of `variant`. OpenAI's third, a sheet of small frames, is not supported.
 _VARIANTS = ("video", "thumbnail")
 
 
 @router.post("/v1/videos", openapi_extra=video_document())
 async def create(http: Request, context: InContext, store: InStore) -> dict[str, Any]:
-    """Ask for a video."""
+    """Create a video job."""
     body, request = await read_video(http, context)
     return _video(await store.submit("video", request, body.ignored()))
 
 
 @router.get("/v1/videos")
 async def videos(store: InStore, listing: InListing) -> dict[str, Any]:
-    """Videos that this key asked for, done or not, newest first."""
+    """This key's videos, finished or not, newest first."""
     return listed(await store.page("video", *listing), _video)
 
 
 @router.get("/v1/videos/{id}")
 async def video(id: str, store: InStore) -> dict[str, Any]:
-    """How one is."""
+    """The state of a video."""
     job = await store.find("video", id)
     return _video(job) | ({"report": job.about.get("report")} if job.status == "completed" else {})
 
@@ -44,7 +44,7 @@ async def video(id: str, store: InStore) -> dict[str, Any]:
 @router.get("/v1/videos/{id}/content")
 @router.head("/v1/videos/{id}/content", include_in_schema=False)
 async def video_content(http: Request, id: str, store: InStore) -> Response:
-    """The file, or its thumbnail; a part of it where `Range` asks for one."""
+    """The file or its thumbnail; only a part of it with `Range`."""
     variant = http.query_params.get("variant", "video")
     if variant not in _VARIANTS:
         raise invalid("variant", f"there is no {variant[:80]!r}", _VARIANTS)
@@ -54,7 +54,7 @@ async def video_content(http: Request, id: str, store: InStore) -> Response:
 
 @router.delete("/v1/videos/{id}")
 async def delete(id: str, store: InStore) -> dict[str, Any]:
-    """Forget one; if it is being made, that ends on all ranks."""
+    """Delete a video; if it is being generated, that stops on all ranks."""
     job = await store.delete("video", id)
     return {"id": job.id, "object": "video.deleted", "deleted": True}
 
@@ -62,7 +62,7 @@ async def delete(id: str, store: InStore) -> dict[str, Any]:
 def _video(job: StoredJob) -> dict[str, Any]:
     """OpenAI's `Video` with our fields."""
     asked, about = job.request, job.about
-    # None in what no engine has judged yet, because all sleep.
+    # None if no engine has checked it yet, because none runs.
     frames, fps, seconds = about.get("num_frames", asked.get("num_frames")), asked.get("fps"), asked.get("seconds")
     if frames and fps:
         seconds = frames / fps

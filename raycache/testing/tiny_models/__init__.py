@@ -1,7 +1,7 @@
 """Whole pipelines of many families, small and with random weights, as folders that diffusers loads.
 
-Their images and videos mean nothing, but depend on the prompt, the seed and every block, which is all that tests of a
-service need. Nothing is downloaded. ``python -m raycache.testing.tiny_models FAMILY FOLDER`` makes one, for
+Their images and videos mean nothing, but depend on the prompt, the seed and every block, which is enough for tests of a
+service. Nothing is downloaded. ``python -m raycache.testing.tiny_models FAMILY FOLDER`` makes one, for
 ``model.path`` of a configuration.
 """
 
@@ -40,7 +40,7 @@ _CHAT: Mapping[str, Any] = {"max_sequence_length": 64}
 #: Guidance by a second call of the transformer in each step.
 _TRUE_CFG: Mapping[str, Any] = {"negative_prompt": "grey", "true_cfg_scale": 4.0}
 _CFG: Mapping[str, Any] = {"negative_prompt": "grey", "guidance_scale": 4.0}
-#: LTX-2's guidance by two further calls, one with other blocks, one with picture and sound apart.
+#: LTX-2's guidance by two further calls, one with other blocks, one with video and sound separate.
 _NO_MORE_CALLS: Mapping[str, Any] = {
     "stg_scale": 0.0,
     "audio_stg_scale": 0.0,
@@ -49,7 +49,7 @@ _NO_MORE_CALLS: Mapping[str, Any] = {
 }
 
 
-#: By the name that :func:`build_tiny` takes.
+#: By name for :func:`build_tiny`.
 TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
     {
         "flux": TinyFamily("FluxPipeline", flux.flux, {**_IMAGE, **_T5}),
@@ -57,7 +57,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         "flux-kontext": TinyFamily(
             "FluxKontextPipeline",
             flux.flux_kontext,
-            # Else both pictures are of 1 megapixel, whatever their size.
+            # Otherwise both images are scaled to 1 megapixel.
             {**_IMAGE, **_T5, "max_area": 64 * 64, "_auto_resize": False},
             pictures=("image",),
         ),
@@ -80,7 +80,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
             slow=True,
         ),
         "qwen-image-2.1": TinyFamily(
-            # With the keys and values that the pipeline keeps by itself, no cache of ours is possible.
+            # With the pipeline's own cache of keys and values, a cache of blocks is not possible.
             "QwenImage21Pipeline",
             qwen_image_21.qwen_image_21,
             {**_IMAGE, **_TRUE_CFG, "use_kv_cache": False},
@@ -117,22 +117,22 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
 
 
 def build_tiny(family: str, folder: Path, seed: int = 0) -> Path:
-    """Write a small pipeline of ``family`` into ``folder``, or return at once when it is there already.
+    """Write a small pipeline of ``family`` into ``folder``, or return immediately if it exists already.
 
     Args:
         family: a key of :data:`TINY_FAMILIES`.
-        folder: where the model goes, complete or not at all; its parent is created.
-        seed: of the weights; the same family and seed give the same bytes. The global torch generator is left alone.
+        folder: folder of the model, complete or absent; its parent is created.
+        seed: of the weights; the same family and seed give the same bytes. The global torch generator is not changed.
 
     Returns:
         ``folder``, which ``DiffusionPipeline.from_pretrained`` loads.
 
     Raises:
         ValueError: there is no such family.
-        FileExistsError: if ``folder`` holds something else, or a model of another family or seed.
+        FileExistsError: if ``folder`` contains something else, or a model of another family or seed.
     """
     if family not in TINY_FAMILIES:
-        raise ValueError(f"no tiny model of {family!r} is known; known are {', '.join(sorted(TINY_FAMILIES))}")
+        raise ValueError(f"unknown tiny model {family!r}; known: {', '.join(sorted(TINY_FAMILIES))}")
     record = {"kind": "tiny", "family": family, "seed": seed}
     return build_once(Path(folder), record, lambda to: _pipeline(TINY_FAMILIES[family], seed).save_pretrained(to))
 

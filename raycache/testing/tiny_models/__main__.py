@@ -12,11 +12,11 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build what the command line asks for and print its folder; returns the exit code."""
+    """Build the requested model and print its folder; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m raycache.testing.tiny_models", description=__doc__)
     parser.add_argument("family", choices=sorted(TINY_FAMILIES), help="which pipeline")
-    parser.add_argument("folder", type=Path, help="where it goes; made if it is missing")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    parser.add_argument("folder", type=Path, help="folder of the model; created if missing")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: 0)")
     asked = parser.parse_args(arguments)
     try:
         print(build_tiny(asked.family, asked.folder, asked.seed))

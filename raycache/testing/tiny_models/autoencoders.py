@@ -1,4 +1,4 @@
-"""Small autoencoders that shrink as much as the real ones."""
+"""Small autoencoders with the same downscaling as the real ones."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 __all__ = ["as_if_trained", "image_autoencoder", "qwen_autoencoder", "wan_autoencoder"]
 
-#: Of each latent channel; none is 0 or 1, so that leaving one out is seen.
+#: Of each latent channel; none is 0 or 1, so that omitting one is noticed.
 _MEAN, _STD = (0.1, 0.2, 0.3, -0.4), (1.0, 2.0, 1.5, 0.5)
 
 
 def image_autoencoder(channels: int = 4, *, shift: float = 0.1, scale: float = 0.4) -> AutoencoderKL:
-    """A picture's side shrinks by 8: FLUX, Stable Diffusion 3, Z-Image.
+    """Downscales by 8: FLUX, Stable Diffusion 3, Z-Image.
 
     Args:
-        channels: of its latents.
+        channels: channels of its latents.
         shift, scale: of the latents, before the transformer sees them.
     """
     from diffusers import AutoencoderKL
@@ -39,7 +39,7 @@ def image_autoencoder(channels: int = 4, *, shift: float = 0.1, scale: float = 0
 
 
 def qwen_autoencoder(base: int = 8, stages: int = 3) -> AutoencoderKLQwenImage:
-    """A picture is a video of one frame; its side is halved ``stages`` times, to 4 channels."""
+    """An image is a video of one frame; its sides are halved ``stages`` times, to 4 channels."""
     from diffusers import AutoencoderKLQwenImage
 
     deeper = {"dim_mult": [1] * (stages + 1), "temperal_downsample": [False] * (stages - 2) + [True, True]}
@@ -47,14 +47,14 @@ def qwen_autoencoder(base: int = 8, stages: int = 3) -> AutoencoderKLQwenImage:
 
 
 def wan_autoencoder(**sizes: Any) -> AutoencoderKLWan:
-    """A video's side shrinks by 8, its frames but the first by 4, to 4 channels; unless ``sizes`` say otherwise."""
+    """Downscales sides by 8 and frames except the first by 4, to 4 channels, unless ``sizes`` differ."""
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(**_causal(8) | sizes)
 
 
 def as_if_trained(vae: torch.nn.Module, *, mean: str, spread: str) -> None:
-    """Give the buffers by which latents are scaled numbers that a training might have found, instead of 0 and 1.
+    """Set the buffers that scale latents to values as after training, instead of 0 and 1.
 
     Args:
         vae: has both buffers.

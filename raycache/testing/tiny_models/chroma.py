@@ -1,4 +1,4 @@
-"""Chroma: FLUX.1's blocks with modulations from a network of their own, T5 alone, guidance by a second call."""
+"""Chroma: FLUX.1's blocks with modulations from a separate network, only T5, guidance by a second call."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ __all__ = ["cogvideox"]
 
 
 def cogvideox() -> Pipeline:
-    """As the 5B is made, with positions as rotations."""
+    """With the structure of the 5B: rotary positions."""
     from diffusers import (
         AutoencoderKLCogVideoX,
         CogVideoXDPMScheduler,

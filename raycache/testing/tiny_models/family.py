@@ -1,4 +1,4 @@
-"""What is said of one kind of tiny pipeline."""
+"""The description of one kind of tiny pipeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 __all__ = ["Pipeline", "TinyFamily"]
 
-#: Any of diffusers', which does not tell the types of what can be imported from its top.
+#: Any of diffusers' pipelines: its top-level names are untyped.
 Pipeline: TypeAlias = Any
 
 
@@ -17,11 +17,11 @@ class TinyFamily:
     """One kind of pipeline.
 
     Attributes:
-        pipeline: class that ``model_index.json`` names.
-        make: builds it on the CPU in float32; its weights are drawn anew afterwards.
-        ask: arguments of a small request besides prompt, steps and generator, as the pipeline's call takes them.
-        pictures: arguments that take a picture of 64x64 pixels, which the request cannot do without.
-        slow: a request takes seconds whatever it asks for; ``ask`` cannot help it.
+        pipeline: class in ``model_index.json``.
+        make: builds it on the CPU in float32; its weights are randomized afterwards.
+        ask: arguments of the pipeline's call for a small request, other than prompt, steps and generator.
+        pictures: required arguments that take an image of 64x64 pixels.
+        slow: a request takes seconds with any arguments.
     """
 
     pipeline: str

@@ -18,7 +18,7 @@ _MASK = 256  # one number for each of 16 x 16 pixels
 
 
 def flux() -> Pipeline:
-    """Dev: guidance embedded."""
+    """Dev: embedded guidance."""
     from diffusers import FluxPipeline
 
     return FluxPipeline(**_parts(_transformer()))
@@ -33,14 +33,14 @@ def flux_schnell() -> Pipeline:
 
 
 def flux_kontext() -> Pipeline:
-    """Kontext: the picture to edit comes as further tokens."""
+    """Kontext: the image to edit as further tokens."""
     from diffusers import FluxKontextPipeline
 
     return FluxKontextPipeline(**_parts(_transformer()))
 
 
 def flux_fill() -> Pipeline:
-    """Fill: the masked picture and the mask come as further channels."""
+    """Fill: the masked image and the mask as further channels."""
     from diffusers import FluxFillPipeline
 
     return FluxFillPipeline(**_parts(_transformer(in_channels=2 * _PACKED + _MASK, out_channels=_PACKED)))

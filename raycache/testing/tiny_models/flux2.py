@@ -21,7 +21,7 @@ _DEV_LAYERS = 31  # and here after the 10th, the 20th and the 30th
 
 
 def flux2() -> Pipeline:
-    """Dev: guidance embedded."""
+    """Dev: embedded guidance."""
     from diffusers import Flux2Pipeline
 
     return Flux2Pipeline(
@@ -39,7 +39,7 @@ def flux2_klein() -> Pipeline:
 
 
 def flux2_klein_base() -> Pipeline:
-    """Klein before it was distilled: guidance by a second call."""
+    """Klein before distillation: guidance by a second call."""
     from diffusers import Flux2KleinPipeline
 
     return Flux2KleinPipeline(**_parts(), **_klein_texts())
@@ -69,7 +69,7 @@ def _parts(guidance_embeds: bool = False) -> dict[str, Any]:
 
 
 def flux2_autoencoder() -> AutoencoderKLFlux2:
-    """A side shrinks by 8; latents are whitened in packs of 2 x 2, by numbers that a training would have found."""
+    """Downscales by 8; latents are normalized in packs of 2 x 2, as after training."""
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 
     vae = AutoencoderKLFlux2(

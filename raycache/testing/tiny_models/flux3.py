@@ -1,4 +1,4 @@
-"""FLUX.3: a modular pipeline, which diffusers can write only once its parts came from somewhere."""
+"""FLUX.3: a modular pipeline, which diffusers can only save once its parts have a source."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _LAYERS = 33  # the prompt is read after the 4th, the 8th, and so on to the 32nd
 
 
 class ModularParts:
-    """Parts of a modular pipeline, and a folder of them as the hub has it.
+    """Parts of a modular pipeline, saved as in a folder of the hub.
 
     Attributes:
-        components: by name.
+        components: the parts, by name.
     """
 
     def __init__(self, pipeline: str, blocks: str, components: Mapping[str, Any]) -> None:
         self._pipeline, self._blocks, self.components = pipeline, blocks, components
 
     def save_pretrained(self, folder: Path) -> None:
-        """All parts, and the index: each part's class, and the repository that it is from."""
+        """Save all parts, and the index: each part's class, and its source repository."""
         import diffusers
 
         index: dict[str, Any] = {
@@ -49,7 +49,7 @@ def flux3() -> ModularParts:
 
 
 def flux3_distilled() -> ModularParts:
-    """A call is told the timestep that it goes to."""
+    """Calls also get the next timestep."""
     return ModularParts("Flux3DistilledModularPipeline", "Flux3DistilledAutoBlocks", _parts(flow_map=True))
 
 

@@ -1,4 +1,4 @@
-"""Gemma's tokenizer, made on the spot, and its text encoders: Gemma 2 and Gemma 3."""
+"""Gemma's tokenizer, built here, and its text encoders: Gemma 2 and Gemma 3."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def gemma2(width: int = 32) -> Gemma2Model:
 
 
 def gemma3(width: int = 32) -> Gemma3ForConditionalGeneration:
-    """Gemma 3, ``width`` channels, with a vision encoder of one block that nobody asks."""
+    """Gemma 3, ``width`` channels, with a vision encoder of one block that is not used."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     vision = {

@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5 and HunyuanImage 2.1: Qwen2.5-VL for the prompt, ByT5 for words to be written in the picture."""
+"""HunyuanVideo 1.5 and HunyuanImage 2.1: Qwen2.5-VL for the prompt, ByT5 for words to show in the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEXT, _LETTERS = 32, 16
 
 
 def hunyuan_video_15() -> Pipeline:
-    """Text to video: guidance by a second call, from a part of its own."""
+    """Text to video: guidance by a second call, from a separate component."""
     from diffusers import (
         ClassifierFreeGuidance,
         FlowMatchEulerDiscreteScheduler,
@@ -30,7 +30,7 @@ def hunyuan_video_15() -> Pipeline:
         text_encoder=qwen_vl_text(_TEXT),
         tokenizer=qwen_tokenizer(),
         transformer=HunyuanVideo15Transformer3DModel(
-            in_channels=2 * _LATENTS + 1,  # noise, a picture's latents, and which frames have one
+            in_channels=2 * _LATENTS + 1,  # noise, an image's latents, and which frames have one
             out_channels=_LATENTS,
             num_layers=4,
             num_refiner_layers=1,
@@ -52,7 +52,7 @@ def hunyuan_video_15() -> Pipeline:
 
 
 def hunyuan_image() -> Pipeline:
-    """Text to image; an image's side shrinks by 32."""
+    """Text to image; downscales by 32."""
     from diffusers import (
         AdaptiveProjectedMixGuidance,
         FlowMatchEulerDiscreteScheduler,
@@ -85,7 +85,7 @@ def hunyuan_image() -> Pipeline:
 
 
 def _video_autoencoder() -> AutoencoderKLHunyuanVideo15:
-    """A side shrinks by 16, frames but the first by 4."""
+    """Downscales sides by 16, frames except the first by 4."""
     from diffusers import AutoencoderKLHunyuanVideo15
 
     return AutoencoderKLHunyuanVideo15(latent_channels=_LATENTS, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1)

@@ -1,4 +1,4 @@
-"""LTX-Video: text to video, whose autoencoder shrinks a side by 32 and frames by 8."""
+"""LTX-Video: text to video, whose autoencoder downscales sides by 32 and frames by 8."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ltx() -> Pipeline:
 
 
 def _autoencoder() -> AutoencoderKLLTXVideo:
-    """Latents are scaled by numbers that a training would have found."""
+    """Latents are scaled as after training."""
     from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo
 
     vae = AutoencoderKLLTXVideo(

@@ -1,4 +1,4 @@
-"""LTX-2: video and sound in two streams that see each other."""
+"""LTX-2: video and sound in two streams that attend to each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ltx2"]
 
 _TEXT = 32
 _VIDEO, _SOUND = 8, 4  # latent channels
-_MEL = 16  # bands of sound, of which the autoencoder makes a quarter
+_MEL = 16  # bands of sound, which the autoencoder reduces to a quarter
 
 
 def ltx2() -> Pipeline:
@@ -83,7 +83,7 @@ def _connectors() -> LTX2TextConnectors:
 
 
 def _video_autoencoder() -> AutoencoderKLLTX2Video:
-    """A side shrinks by 32, frames but the first by 8; latents are scaled by numbers a training would have found."""
+    """Downscales sides by 32, frames except the first by 8; latents are scaled as after training."""
     from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
 
     vae = AutoencoderKLLTX2Video(

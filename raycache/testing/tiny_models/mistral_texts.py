@@ -1,4 +1,4 @@
-"""Mistral's text encoder, and a tokenizer made on the spot, which reads bytes."""
+"""Mistral's text encoder, and a tokenizer for bytes, built here."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _CHAT = (
 def mistral_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte.
 
-    The real model has a processor here, of this and a part for pictures, which cannot be loaded without torchvision and
-    is asked only to have a prompt rewritten.
+    The real model has a processor here, made of this and a part for images, which cannot be loaded without torchvision
+    and is only used to have a prompt rewritten.
     """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

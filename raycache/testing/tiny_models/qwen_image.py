@@ -1,4 +1,4 @@
-"""Qwen-Image: text to image, and edits, whose text encoder sees the picture, too."""
+"""Qwen-Image: text to image, and edits, whose text encoder also gets the image."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["qwen_image", "qwen_image_edit", "qwen_image_edit_plus"]
 
 
 def qwen_image() -> Pipeline:
-    """Qwen-Image; 2512 is of the same make."""
+    """Qwen-Image; 2512 has the same structure."""
     from diffusers import QwenImagePipeline
 
     return QwenImagePipeline(**_parts())
 
 
 def qwen_image_edit() -> Pipeline:
-    """Edit: one picture, as further tokens and in the prompt."""
+    """Edit: one input image, as further tokens and in the prompt."""
     from diffusers import QwenImageEditPipeline
 
     parts = _edit_parts()
@@ -27,7 +27,7 @@ def qwen_image_edit() -> Pipeline:
 
 
 def qwen_image_edit_plus() -> Pipeline:
-    """Edit 2511: several pictures, which the transformer sees at a timestep of zero."""
+    """Edit 2511: several input images, which the transformer gets at timestep 0."""
     from diffusers import QwenImageEditPlusPipeline
 
     parts = _edit_parts(zero_cond_t=True)

@@ -1,4 +1,4 @@
-"""Qwen's tokenizer, made on the spot, and its text encoders: Qwen3, and Qwen2.5-VL, which sees pictures, too."""
+"""Qwen's tokenizer, built here, and its text encoders: Qwen3, and Qwen2.5-VL, which also takes images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     from transformers import Qwen2Tokenizer
 
     vocabulary, merges = _vocabulary()
-    pairs: dict[str, Any] = {"merges": merges}  # taken, but not declared
+    pairs: dict[str, Any] = {"merges": merges}  # accepted, but not declared
     tokenizer = Qwen2Tokenizer(
         vocab={piece: index for index, piece in enumerate(vocabulary)},
         **pairs,
@@ -80,7 +80,7 @@ def qwen3(width: int = 32, layers: int = 3) -> Qwen3Model:
 
 
 def qwen3_causal(width: int, layers: int) -> Qwen3ForCausalLM:
-    """As :func:`qwen3`, with the head that tells the next word, which is not used."""
+    """As :func:`qwen3`, with the language model head, which is not used."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(Qwen3Config(**_sizes(width, layers), head_dim=8, tie_word_embeddings=True))
@@ -126,21 +126,21 @@ def qwen3_vl(width: int = 32, layers: int = 3) -> Qwen3VLForConditionalGeneratio
 
 
 def qwen_vl_text(width: int = 32) -> Qwen2_5_VLTextModel:
-    """The part of Qwen2.5-VL that reads text."""
+    """The text part of Qwen2.5-VL."""
     from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
     return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_vl_sizes(width)))
 
 
 def qwen_processor(tokenizer: Qwen2Tokenizer, patch: int = 14) -> PaddleOCRVLProcessor:
-    """Prepares text, and pictures in squares of ``patch`` pixels, as the processors of Qwen's models do.
+    """Prepares text, and images in squares of ``patch`` pixels, like the processors of Qwen's models.
 
     Those have a part for videos which no pipeline here asks for, and which cannot be loaded without torchvision. This
     one has the same two other parts, and puts as many tokens for a picture into the text.
     """
     from transformers import PaddleOCRVLProcessor, Qwen2VLImageProcessor
 
-    # Few patches of a picture are enough for a small encoder.
+    # Few patches of an image are enough for a small encoder.
     pixels = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
     images = Qwen2VLImageProcessor(size=pixels, patch_size=patch)
     return PaddleOCRVLProcessor(image_processor=images, tokenizer=tokenizer, chat_template=_CHAT)
@@ -156,7 +156,7 @@ def _vision_ids() -> dict[str, Any]:
 
 
 def _vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
-    """Pieces, and how the words among them are put together from left to right."""
+    """Tokens, and the merges that form the words among them from left to right."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     # Those after a space begin with a sign that stands nowhere else, so no word's merges break another's.

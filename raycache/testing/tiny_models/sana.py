@@ -1,4 +1,4 @@
-"""Sana: linear attention, and an autoencoder that shrinks a side by 32."""
+"""Sana: linear attention, and an autoencoder that downscales by 32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LATENTS = 4
 
 
 def sana() -> Pipeline:
-    """Sana at 1024 pixels, to which its pipeline rounds sizes unless told not to."""
+    """Sana at 1024 pixels, to which its pipeline rounds sizes by default."""
     from diffusers import DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 
     return SanaPipeline(

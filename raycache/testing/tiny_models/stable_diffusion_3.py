@@ -10,13 +10,13 @@ __all__ = ["stable_diffusion_3"]
 
 
 def stable_diffusion_3() -> Pipeline:
-    """As 3.5 Medium is made: Large has no second attention."""
+    """With the structure of 3.5 Medium: Large has no second attention."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=8,
-            in_channels=16,  # painting within a mask takes no other number
+            in_channels=16,  # inpainting requires this number
             out_channels=16,
             num_layers=5,
             num_attention_heads=4,

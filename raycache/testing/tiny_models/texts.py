@@ -1,4 +1,4 @@
-"""Tokenizers made on the spot, which read letters, and text encoders of their real classes."""
+"""Tokenizers for letters, built here, and text encoders of the real classes."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = [
     "umt5",
 ]
 
-#: Of every prompt, CLIP's own number.
+#: Tokens of every prompt, as in CLIP.
 CLIP_TOKENS = 77
-#: What T5's tokenizers say of themselves; pipelines pad to their own numbers unless told.
+#: Maximum length of T5's tokenizers; pipelines pad to their own lengths by default.
 T5_TOKENS = 64
-#: Tokens that ByT5's tokenizer knows.
+#: Vocabulary size of ByT5's tokenizer.
 BYTE_TOKENS = 384
 
 _T5_PIECES = ("<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127)))
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A token for each byte, and another where it ends a word."""
+    """One token for each byte, and another for each byte at the end of a word."""
     from transformers import CLIPTokenizer
 
     words = _clip_words()
@@ -63,7 +63,7 @@ def clip_projected(width: int = 16) -> CLIPTextModelWithProjection:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A token for each printable letter of ASCII; UMT5's tokenizer is of the same class."""
+    """A token for each printable letter of ASCII; UMT5's tokenizer has the same class."""
     from transformers import T5Tokenizer
 
     pieces = [(piece, 0.0 if index < 3 else -1.0) for index, piece in enumerate(_T5_PIECES)]
@@ -122,5 +122,5 @@ def _t5_sizes(width: int, words: int) -> dict[str, Any]:
         "num_layers": 2,
         "num_heads": 4,
         "feed_forward_proj": "gated-gelu",
-        "decoder_start_token_id": 0,  # taken, but not declared
+        "decoder_start_token_id": 0,  # accepted, but not declared
     }

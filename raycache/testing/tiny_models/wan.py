@@ -32,10 +32,10 @@ def wan_2_2() -> Pipeline:
 
 
 def wan_text_or_image_to_video() -> Pipeline:
-    """Wan 2.2 TI2V 5B, text to video: another autoencoder, and a timestep for each token."""
+    """Wan 2.2 TI2V 5B, text to video: another autoencoder, and a timestep per token."""
     from diffusers import WanPipeline
 
-    # Frames come in 2 x 2 patches, so that a side shrinks by 16.
+    # Frames come in 2 x 2 patches, so the total downscaling is 16.
     vae = wan_autoencoder(is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16)
     return WanPipeline(**_parts() | {"vae": vae}, transformer=_transformer(), expand_timesteps=True)
 

@@ -1,4 +1,4 @@
-"""Random weights that are felt: every block moves its input, every word and every step changes the result."""
+"""Random weights with an effect: every block changes its input, every word and every step changes the result."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from raycache.testing.tiny_models.family import Pipeline
 __all__ = ["spread"]
 
 _LEFT_AS_THEY_ARE = {"vae", "audio_vae", "vocoder"}
-#: What the timestep passes before the blocks see it, as transformers call it.
+#: Names of the modules that embed the timestep.
 _TIMESTEP = re.compile(
     r"(timestep_embedder|time_embedder|t_embedder|time_embedding|distilled_guidance_layer\.in_proj)\b"
 )
-#: How loud the timestep speaks: reusing a block at neighbouring steps then is as wrong as for trained models.
+#: Weight of the timestep: reusing a block at neighbouring steps then has errors as in trained models.
 _TIMESTEP_GAIN = 0.3
 
 
 def spread(pipe: Pipeline) -> Pipeline:
-    """Draw the weights of the encoders and transformers in ``pipe`` anew, wide enough for their small widths.
+    """Randomize the weights of encoders and transformers in ``pipe``, wide enough for their small widths.
 
-    As libraries draw them (0.02, and zeros where a block starts as the identity), residuals would be so small that
-    reusing one could not be told from computing it, and all prompts would read alike. Autoencoders keep what torch
-    gave them, which already fills their range. Numbers come from torch's global generator.
+    With the libraries' defaults (0.02, and zeros for blocks that start as identity), residuals would be so small that
+    reusing one would look like computing it, and all prompts would be alike. Autoencoders keep torch's
+    initialization, which already fills their range. Numbers come from torch's global generator.
 
     Args:
-        pipe: all of its parts are switched to evaluation, too.
+        pipe: all of its parts are also switched to evaluation mode.
 
     Returns:
         ``pipe``.
@@ -45,7 +45,7 @@ def _draw(module: torch.nn.Module) -> None:
     for name, parameter in parameters.items():
         timestep = _TIMESTEP.search(name) is not None
         if name.endswith("norm_added_k.weight"):
-            # Some tens of words stand beside thousands of tokens of a picture to edit, and would be lost there.
+            # Otherwise some tens of words would have no effect next to thousands of tokens of an image to edit.
             torch.nn.init.constant_(parameter, 4.0)
         elif parameter.ndim > 1:
             with_bias = name.removesuffix("weight") + "bias" in parameters
@@ -60,9 +60,9 @@ def _draw(module: torch.nn.Module) -> None:
 
 
 def _slow_waves(count: int) -> torch.Tensor:
-    """What to multiply a timestep's ``count`` waves by, half of them sines and from fast to slow: [count].
+    """Factors for a timestep's ``count`` waves, half of them sines, from fast to slow: [count].
 
-    Where an embedder has no bias, the slow ones are all that is alike at all steps.
+    In an embedder without bias, only the slow ones are alike at all steps.
     """
     slow = torch.linspace(0, 1, count // 2) > 0.65
     return torch.where(slow, 1.7, 0.1).repeat(2)

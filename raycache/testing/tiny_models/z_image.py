@@ -10,12 +10,12 @@ __all__ = ["z_image", "z_image_3_heads"]
 
 
 def z_image() -> Pipeline:
-    """Z-Image; Turbo is of the same make."""
+    """Z-Image; Turbo has the same structure."""
     return _pipeline(heads=4)
 
 
 def z_image_3_heads() -> Pipeline:
-    """Heads that do not divide among two ranks, as the real one's 30 do not among four."""
+    """Heads that do not divide among two ranks, like the real model's 30 among four."""
     return _pipeline(heads=3)
 
 

@@ -97,7 +97,7 @@ def test_numbers_that_are_none_stay_in_their_job(gang: Gang, reference: np.ndarr
 def test_a_job_that_breaks_every_gang_is_not_drawn_for_ever(gang: Gang, reference: np.ndarray):
     before = gang.status().restarts
     handle = gang.submit(job(prompt=PlannedFault(kind="raise", rank=1, step=2).prompt()))
-    with pytest.raises(JobFailed, match=r"on purpose.*drawn 2 times"):
+    with pytest.raises(JobFailed, match=r"on purpose.*tried 2 times"):
         handle.future.result(180)
     np.testing.assert_array_equal(gang.submit(job()).future.result(120).images, reference)
     assert gang.status().restarts == before + 2

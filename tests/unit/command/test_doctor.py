@@ -28,7 +28,7 @@ def test_a_port_in_use_fails_and_the_others_do_not(monkeypatch: pytest.MonkeyPat
         shown = CliRunner().invoke(app, ["doctor", "--port", str(port)])
     assert shown.exit_code == 1
     assert [line for line in lines(shown) if line.startswith("fails")] == [
-        f"fails    port         {port} is in use: stop what listens there, or raycache serve --port {port + 1}"
+        f"fails    port         {port} is in use: stop its process, or raycache serve --port {port + 1}"
     ]
 
 
@@ -74,7 +74,7 @@ def test_the_tested_versions_come_with_the_package():
         (checks.judged_files(65536), "ok", "65536"),
         (checks.judged_disk("disk", Path("/m"), 100 * GB, 40 * GB), "ok", "100 GB"),
         (checks.judged_disk("disk", Path("/m"), 10 * GB, 40 * GB), "warning", "HF_HOME"),
-        (checks.judged_disk("disk", Path("/m"), 10, 40 * GB), "fails", "make room"),
+        (checks.judged_disk("disk", Path("/m"), 10, 40 * GB), "fails", "free some space"),
         (checks.judged_disk("disk", Path("/m"), None, 40 * GB), "fails", "/m"),
         (checks.judged_port(8000, taken=True, ours=True), "ok", "raycache"),
     ],

@@ -95,7 +95,7 @@ def test_what_is_reported_is_what_the_tokenizer_drops() -> None:
 def test_warning_names_words_and_vocabulary() -> None:
     assert prompt_warnings("a red circle") == []
     for empty in ("", "🦆", "a of the"):
-        assert prompt_warnings(empty)[0].startswith("no word of the prompt says what to draw; known words: large")
+        assert prompt_warnings(empty)[0].startswith("the prompt has no known word; known words: large")
     (warning,) = prompt_warnings("a red cat")
     assert warning.startswith("unknown word 'cat' ignored; known words: large, small, red")
     (many,) = prompt_warnings(" ".join(f"word{letter}" for letter in "abcdefghijkl"))

@@ -130,11 +130,11 @@ async def test_cancelling_the_call_aborts_the_job(engine):
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert engine._gang.aborts == ["the client went away"]
+    assert engine._gang.aborts == ["the client disconnected"]
     # The gang still holds the job until its next step; the place in the queue is its own until then.
     assert engine.status().running is True
     assert not running.future.cancelled()
-    running.future.set_exception(JobCancelled("the client went away"))
+    running.future.set_exception(JobCancelled("the client disconnected"))
     assert engine.status().running is False
 
 
@@ -173,7 +173,7 @@ async def test_closing_a_stream_aborts_the_job(engine):
     engine._gang.jobs[-1].on_progress(SimpleNamespace(step=1, steps=28, cached=[], residual_diff=[], preview=None))
     await first
     await events.aclose()
-    assert engine._gang.aborts == ["the client went away"]
+    assert engine._gang.aborts == ["the client disconnected"]
 
 
 async def test_an_ingress_is_told_of_the_admission_while_the_job_waits(engine):

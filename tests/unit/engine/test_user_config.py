@@ -124,7 +124,7 @@ def test_a_cluster_that_cannot_remember_costs_nothing(
     one = engine(cluster, monkeypatch, GOOD)
     one.poll()
     for _ in range(200):
-        if "cannot be kept" in caplog.text:
+        if "cannot be saved" in caplog.text:
             break
         one._stopped.wait(0.01)
-    assert caplog.text.count("cannot be kept") == 1
+    assert caplog.text.count("cannot be saved") == 1

@@ -62,7 +62,7 @@ def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: WorkerGroup,
 
 def test_a_rank_that_cannot_say_how_it_is(ray: SimpleNamespace, ranks: WorkerGroup):
     ray.error = RayTaskError("heartbeat", "traceback", RuntimeError("CUDA error"))
-    with pytest.raises(Fault, match="rank 0 cannot say how it is: CUDA error") as caught:
+    with pytest.raises(Fault, match="heartbeat of rank 0 failed: CUDA error") as caught:
         ranks.poll(None)
     assert caught.value.kind == "error"
 

@@ -127,7 +127,7 @@ def test_a_job_that_breaks_gangs_takes_no_other_along(gang: Gang, life: type[Lif
     life.gate.set()
     for seed in (1, 3):
         assert handles[seed].future.result(10).images.shape == (1, 16, 16, 3)
-    with pytest.raises(JobFailed, match=r"rank 1 raised.*drawn 3 times"):
+    with pytest.raises(JobFailed, match=r"rank 1 raised.*tried 3 times"):
         handles[POISON].future.result(10)
     assert gang.status().restarts == 3
     assert gang.status().jobs == []
@@ -150,7 +150,7 @@ def test_many_are_under_way_at_once_and_each_hears_of_itself(gang: Gang, life: t
 
 def test_two_jobs_of_one_name_are_refused(gang: Gang):
     gang.submit(job(1))
-    with pytest.raises(ValueError, match="job '1' is here already"):
+    with pytest.raises(ValueError, match="job '1' is already in the queue"):
         gang.submit(job(1))
 
 

@@ -233,5 +233,5 @@ def test_rules_and_ids_that_cannot_work_are_refused():
     for wrong in ({"max_rows": 0}, {"ageing": -1}, {"max_stretch": 0.5}, {"tolerance": 1.0}, {"decoders": 0}):
         with pytest.raises(ValueError, match="must"):
             Rules(**wrong)
-    with pytest.raises(ValueError, match="ids of their own"):
+    with pytest.raises(ValueError, match="ids must be unique"):
         one_plan([job("a", 1), job("a", 2)], Costs())

@@ -48,11 +48,11 @@ def test_what_editors_leave_behind_is_no_part_of_a_key(file: Path, content: byte
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("alpha beta", "no blanks"),
-        ("alpha\u00a0beta", "no blanks"),
-        ("- alpha", "no blanks"),
-        ("Bearer alpha", "no blanks"),
-        ("alpha# no blank before it", "no blanks"),
+        ("alpha beta", "no spaces"),
+        ("alpha\u00a0beta", "no spaces"),
+        ("- alpha", "no spaces"),
+        ("Bearer alpha", "no spaces"),
+        ("alpha# no blank before it", "no spaces"),
         ("\u0430lpha", "U\\+0430"),  # a Cyrillic а
         ("al\u200bpha", "U\\+200B"),
         ("sk-\u00e4", "U\\+00E4"),

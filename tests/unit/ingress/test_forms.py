@@ -46,6 +46,6 @@ def test_lists_and_objects_are_bounded_together(monkeypatch: pytest.MonkeyPatch)
     fields = [("prompt", "[" * 100), ("a", "[1, 2, 3, 4]"), ("b", "7" * 50), ("c", "A" * 50), ("d", ' {"e":1}')]
     whole = form_of(form(*fields), KIND, texts, 0).fields
     assert (whole["prompt"], whole["a"], whole["d"]) == ("[" * 100, [1, 2, 3, 4], {"e": 1})
-    with pytest.raises(RequestError, match=r"20 letters in all; send JSON") as refused:
+    with pytest.raises(RequestError, match=r"20 characters in total; send JSON") as refused:
         form_of(form(*fields, ("f", "[]")), KIND, texts, 0)
     assert (refused.value.status, refused.value.param) == (400, "f")

@@ -53,7 +53,7 @@ async def test_who_is_alone_has_the_limits_of_the_settings_only():
         pictures, mask = await room.decoded([PICTURE, PICTURE], MASK, LIMITS)
         assert [picture.shape for picture in pictures] == [(16, 24, 3)] * 2
         assert mask.shape == (16, 24)
-        with pytest.raises(RequestError, match="too many pictures"), room.place(1):
+        with pytest.raises(RequestError, match="take up all memory for images"), room.place(1):
             pass
     with room.place(1000):
         pass

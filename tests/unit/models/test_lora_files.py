@@ -71,10 +71,10 @@ def test_a_broken_or_too_large_file_is_refused(tmp_path: Path):
     assert "model.lora_bytes (10)" in fault
     file.write_bytes(file.read_bytes()[:-1])
     (fault,) = lora_faults(model(file))
-    assert "cut off" in fault
+    assert "truncated" in fault
     file.write_bytes(b"")
     (fault,) = lora_faults(model(file))
-    assert "cut off" in fault
+    assert "truncated" in fault
 
 
 def test_without_peft_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -49,9 +49,9 @@ def test_what_its_files_tell_is_what_it_is_when_loaded(folder: Path):
 @pytest.mark.parametrize(
     ("lost", "told"),
     [
-        ("vae/config.json", "lacks vae/config.json"),
+        ("vae/config.json", "has no vae/config.json"),
         ("text_encoder/model.safetensors", "text_encoder has no weights"),
-        ("tokenizer", "lacks tokenizer/*"),
+        ("tokenizer", "has no tokenizer/*"),
     ],
 )
 def test_what_it_lacks_is_told_before_it_is_loaded(folder: Path, lost: str, told: str):

@@ -142,8 +142,8 @@ FP8 = "Float8DynamicActivationFloat8WeightConfig"
         ("transformer", torchao("Int8WeightOnlyConfig"), {"quantization": "int8_weight"}, None),
         ("transformer", torchao(FP8, granularity=[PER_ROW, PER_ROW]), {"quantization": "fp8"}, None),
         ("transformer", torchao(FP8, granularity=[PER_TENSOR, PER_TENSOR]), {"quantization": "fp8"}, "PerTensor"),
-        ("transformer", torchao("Int4WeightOnlyConfig"), {"quantization": "int8"}, "not served here"),
-        ("transformer", {"quant_method": "bitsandbytes"}, {}, "not served here (bitsandbytes)"),
+        ("transformer", torchao("Int4WeightOnlyConfig"), {"quantization": "int8"}, "not supported"),
+        ("transformer", {"quant_method": "bitsandbytes"}, {}, "not supported (bitsandbytes)"),
         ("transformer", None, {"quantization": "int8"}, None),
         ("text_encoder_2", torchao("Int8WeightOnlyConfig"), {"quantization": "int8"}, "quantize_text_encoder: true"),
         (
@@ -166,7 +166,7 @@ def test_a_folder_that_says_something_else_is_refused_with_what_is_right(
 @pytest.mark.parametrize(
     ("model", "parallel", "words"),
     [
-        ({"quantization": "fp8"}, {"device": "cpu"}, "int8_weight, int8 and fp8_weight do without"),
+        ({"quantization": "fp8"}, {"device": "cpu"}, "int8_weight, int8 and fp8_weight do not"),
         ({"quantization": "fp8"}, {"accelerator_type": "A100-80G"}, "A100-80G does not multiply in FP8"),
         ({"quantization": "int8", "dtype": "float32"}, {}, "needs model.dtype: bfloat16, and not float32"),
         ({"quantize_text_encoder": True}, {}, "needs model.quantization"),

@@ -60,7 +60,7 @@ def test_a_stand_in_tells_what_it_stands_for_and_nothing_else():
     assert (stand_in.dtype, stand_in.device) == (torch.float32, CPU)
     assert not hasattr(stand_in, "_hf_hook")
     for use in (lambda: stand_in(torch.zeros(1)), lambda: stand_in.generate()):
-        with pytest.raises(EncoderElsewhere, match=r"text_encoder\.\w+ besides in encode_prompt.*every_rank"):
+        with pytest.raises(EncoderElsewhere, match=r"text_encoder\.\w+ outside of encode_prompt.*every_rank"):
             use()
 
 
@@ -75,8 +75,8 @@ def test_pipelines_that_encode_in_another_way_are_refused(tmp_path: Path):
         text_encoders_named(tmp_path)  # of a modular pipeline
     index: dict[str, Any] = {"_class_name": "DiTPipeline", "vae": ["diffusers", "AutoencoderKL"]}
     for more, words in (
-        ({}, "DiTPipeline names no text encoder"),
-        ({"text_encoder": [None, None]}, "DiTPipeline names no text encoder"),
+        ({}, "DiTPipeline has no separable text encoder"),
+        ({"text_encoder": [None, None]}, "DiTPipeline has no separable text encoder"),
         ({"text_encoder": ["transformers", "Nobody"]}, "Nobody of transformers, which is not found"),
     ):
         (tmp_path / "model_index.json").write_text(json.dumps(index | more))

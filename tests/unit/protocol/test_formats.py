@@ -45,5 +45,5 @@ def test_keys(tmp_path):
 def test_an_empty_key_file_does_not_open_the_service(tmp_path):
     file = tmp_path / "keys"
     file.write_text("\n# none\n")
-    with pytest.raises(ValueError, match="holds no key"):
+    with pytest.raises(ValueError, match="has no key"):
         read_keys(file)

@@ -71,7 +71,7 @@ def test_what_the_model_cannot_make(fields, param):
 
 
 def test_a_model_of_images_says_what_it_has():
-    with pytest.raises(RequestError, match="no text-to-video; what it has: text-to-image") as refused:
+    with pytest.raises(RequestError, match="does not support text-to-video; it supports: text-to-image") as refused:
         resolved(IMAGES, seconds=4)
     assert refused.value.code == "unsupported_task"
 

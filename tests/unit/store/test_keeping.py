@@ -153,7 +153,7 @@ async def test_results_are_bounded_in_bytes(start: Start):
     mine = await over(store, await store.submit("video", video_request(seed=1), "blue"))
     assert (mine.status, mine.error.code) == ("failed", "too_many_stored")
     store = await start(FakeAsker(), max_bytes=2 * size)
-    with pytest.raises(RequestError, match=r"bytes of results that may be kept.*expires at") as refused:
+    with pytest.raises(RequestError, match=r"bytes of results that may be stored.*expires at") as refused:
         await store.submit("video", video_request(), None)
     assert refused.value.status == 507
 

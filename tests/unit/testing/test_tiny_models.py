@@ -132,5 +132,5 @@ def test_a_folder_of_another_model_is_left_as_it_is(tmp_path: Path, capsys: pyte
 
 
 def test_an_unknown_family_is_told_which_there_are(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"'flux9' is known; known are .*flux-fill"):
+    with pytest.raises(ValueError, match=r"'flux9'; known: .*flux-fill"):
         build_tiny("flux9", tmp_path)

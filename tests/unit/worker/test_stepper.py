@@ -218,6 +218,6 @@ def test_a_call_that_fails_leaves_no_mark_on_what_is_cached(
 def test_a_name_is_given_once(pipe: FluxPipeline):
     stepper = Stepper(pipe)
     stepper.start("a", text(2, 1), NoCacheOptions())
-    with pytest.raises(ValueError, match="'a' is under way"):
+    with pytest.raises(ValueError, match="'a' is already active"):
         stepper.start("a", text(2, 1), NoCacheOptions())
     stepper.end("a")

@@ -89,24 +89,24 @@ def test_masks_and_several_pictures_in_json(http: TestClient, service: Service):
 @pytest.mark.parametrize(
     ("given", "param", "says"),
     [
-        ({}, "image", "needs a picture"),
-        ({"image": []}, "image", "needs a picture"),
-        ({"image": "https://example.com/a.png"}, "image", "fetches nothing"),
-        ({"image": "file:///etc/passwd"}, "image", "fetches nothing"),
+        ({}, "image", "needs an image"),
+        ({"image": []}, "image", "needs an image"),
+        ({"image": "https://example.com/a.png"}, "image", "does not download"),
+        ({"image": "file:///etc/passwd"}, "image", "does not download"),
         ({"image": "data:image/png,abc"}, "image", "data URL must be"),
         ({"image": "data:image/png;base64"}, "image", "data URL must be"),
-        ({"image": "???"}, "image", "no base64"),
-        ({"image": "abc"}, "image", "no base64"),
-        ({"image": 3}, "image", "must be a text"),
-        ({"image": [data_url(PICTURE), None]}, "image[1]", "must be a text"),
-        ({"image": [data_url(PICTURE), "eA=="]}, "image[1]", "no picture"),
-        ({"images": [{"file_id": "file-1"}]}, "images[0].file_id", "keeps no files"),
+        ({"image": "???"}, "image", "not base64"),
+        ({"image": "abc"}, "image", "not base64"),
+        ({"image": 3}, "image", "must be text"),
+        ({"image": [data_url(PICTURE), None]}, "image[1]", "must be text"),
+        ({"image": [data_url(PICTURE), "eA=="]}, "image[1]", "not a supported image"),
+        ({"images": [{"file_id": "file-1"}]}, "images[0].file_id", "stores no files"),
         ({"images": [{"url": "x"}]}, "images[0].url", "unknown field"),
-        ({"images": [{}]}, "images[0].image_url", "must be a text"),
-        ({"images": [{"image_url": {"url": "x"}}]}, "images[0].image_url", "must be a text"),
+        ({"images": [{}]}, "images[0].image_url", "must be text"),
+        ({"images": [{"image_url": {"url": "x"}}]}, "images[0].image_url", "must be text"),
         ({"images": [data_url(PICTURE)], "image": data_url(PICTURE)}, "images", "one of them"),
-        ({"image": data_url(PICTURE), "mask": {"file_id": "x"}}, "mask.file_id", "keeps no files"),
-        ({"image": data_url(PICTURE), "mask": "http://x.y/z"}, "mask", "fetches nothing"),
+        ({"image": data_url(PICTURE), "mask": {"file_id": "x"}}, "mask.file_id", "stores no files"),
+        ({"image": data_url(PICTURE), "mask": "http://x.y/z"}, "mask", "does not download"),
         ({"image": data_url(PICTURE), "strength": 0}, "strength", "greater than 0"),
         ({"image": data_url(PICTURE), "strength": 1.5}, "strength", "less than or equal to 1"),
         ({"image": data_url(PICTURE), "nonsense": 1}, "nonsense", "unknown field"),
@@ -119,7 +119,7 @@ def test_what_json_cannot_say(http: TestClient, given: dict, param: str, says: s
 @pytest.mark.parametrize(
     ("fields", "files", "param", "says"),
     [
-        ({"prompt": "a"}, [("mask", ("m", MASK))], "image", "needs a picture"),
+        ({"prompt": "a"}, [("mask", ("m", MASK))], "image", "needs an image"),
         ({}, [("image", ("a", PICTURE))], "prompt", "missing"),
         ({"prompt": ""}, [("image", ("a", PICTURE))], "prompt", "missing"),
         ({"prompt": "a", "n": "two"}, [("image", ("a", PICTURE))], "n", "valid integer"),
@@ -128,13 +128,18 @@ def test_what_json_cannot_say(http: TestClient, given: dict, param: str, says: s
         ({"prompt": ["a", "b"]}, [("image", ("a", PICTURE))], "prompt", "given twice"),
         ({"prompt": "a", "cache": "x", "cache[type]": "y"}, [("image", ("a", PICTURE))], "cache", "two ways"),
         ({"prompt": "a", "nonsense": "1"}, [("image", ("a", PICTURE))], "nonsense", "unknown field"),
-        ({"prompt": "a", "x]y": "1"}, [("image", ("a", PICTURE))], "x]y", "no name"),
+        ({"prompt": "a", "x]y": "1"}, [("image", ("a", PICTURE))], "x]y", "not a field name"),
         ({"prompt": "a"}, [("image", ("a", PICTURE)), ("picture", ("b", OTHER))], "picture", "unknown field"),
         ({"prompt": "a"}, [("image", ("a", PICTURE)), ("n", ("b", b"1"))], "n", "integer"),
         ({"prompt": "a"}, [("image", ("a", PICTURE)), ("mask", ("b", MASK)), ("mask", ("c", MASK))], "mask", "twice"),
         ({"prompt": "a", "image": data_url(OTHER)}, [("image", ("a", PICTURE))], "image", "as a file and as a text"),
         ({"prompt": "a"}, [("image", ("a", b""))], "image", "empty"),
-        ({"prompt": "a"}, [("image[]", ("a", PICTURE)), ("image[]", ("b", b"hello"))], "image[1]", "no picture"),
+        (
+            {"prompt": "a"},
+            [("image[]", ("a", PICTURE)), ("image[]", ("b", b"hello"))],
+            "image[1]",
+            "not a supported image",
+        ),
         ({"prompt": "a"}, [("image", ("a", apng()))], "image", "animated"),
         ({"prompt": "a"}, [("image", ("a", file(Image.new("RGB", (4, 4)), "GIF")))], "image", "gif"),
         ({"prompt": "a"}, [("image", ("a", OTHER)), ("mask", ("m", MASK))], "mask", "24x16"),
@@ -212,10 +217,10 @@ def test_bounds_are_the_settings_own(http: TestClient, service: Service):
 
 def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(http: TestClient, service: Service):
     service.model = MODEL
-    message = refused(http.post(URL, data={"prompt": "a"}, files={"image": b"no picture"}), "image")
-    assert "has no edit; what it has: text-to-image" in message
+    message = refused(http.post(URL, data={"prompt": "a"}, files={"image": b"not a supported image"}), "image")
+    assert "does not support edit; it supports: text-to-image" in message
     message = refused(http.post(URL, data={"prompt": "a"}, files={"image": b"", "mask": b""}), "mask")
-    assert "has no inpaint" in message
+    assert "does not support inpaint" in message
 
 
 def test_a_key_is_asked_for_first(http: TestClient, service: Service):
@@ -226,7 +231,7 @@ def test_a_key_is_asked_for_first(http: TestClient, service: Service):
 def test_raw_bytes_are_answered_where_they_are_asked_for(http: TestClient):
     answer = http.post(URL, data={"prompt": "a"}, files={"image": PICTURE}, headers={"accept": "image/png"})
     assert answer.content[:4] == b"\x89PNG"
-    assert "carries one picture" in refused(
+    assert "is for one image" in refused(
         http.post(URL, data={"prompt": "a", "n": "2"}, files={"image": PICTURE}, headers={"accept": "image/png"}),
         "n",
     )

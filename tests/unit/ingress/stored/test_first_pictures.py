@@ -11,8 +11,8 @@ from tests.helpers.stored_app import PNG, URL, VIDEO, Application
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("https://example.org/a.png", "fetches nothing"),
-        ("data:image/png;base64,AAAA", "no picture that can be read"),
+        ("https://example.org/a.png", "does not download"),
+        ("data:image/png;base64,AAAA", "not a supported image"),
         ({"file_id": "file_1"}, "keeps no files"),
         ({"image_url": 5}, "must be a text"),
         ([URL], "must be a text"),
