@@ -108,7 +108,7 @@ def test_the_number_of_engines_is_said_in_one_way(beside: Any, own: Any, kept: i
             "aliases.gpt-image-1: must name a model: 'one', 'other/two'",
         ),
         ({"aliases": {"a": "b", "b": "one"}}, r"aliases.a: must name a model \('b' is an alias itself\)"),
-        ({"aliases": {"one": "other/two"}}, "aliases.one: a model is called so"),
+        ({"aliases": {"one": "other/two"}}, "aliases.one: a model has this name"),
         ({"aliases": {"": "one"}}, "an alias is empty"),
         ({"default_model": "three"}, "default_model: must name a model: 'one', 'other/two'; got 'three'"),
         ({"aliases": {"a": "one"}, "default_model": "a"}, "default_model: must name a model instead of the alias of"),

@@ -132,7 +132,7 @@ def test_what_json_cannot_say(http: TestClient, given: dict, param: str, says: s
         ({"prompt": "a"}, [("image", ("a", PICTURE)), ("picture", ("b", OTHER))], "picture", "unknown field"),
         ({"prompt": "a"}, [("image", ("a", PICTURE)), ("n", ("b", b"1"))], "n", "integer"),
         ({"prompt": "a"}, [("image", ("a", PICTURE)), ("mask", ("b", MASK)), ("mask", ("c", MASK))], "mask", "twice"),
-        ({"prompt": "a", "image": data_url(OTHER)}, [("image", ("a", PICTURE))], "image", "as a file and as a text"),
+        ({"prompt": "a", "image": data_url(OTHER)}, [("image", ("a", PICTURE))], "image", "both as a file and as text"),
         ({"prompt": "a"}, [("image", ("a", b""))], "image", "empty"),
         (
             {"prompt": "a"},

@@ -13,9 +13,9 @@ from tests.helpers.stored_app import PNG, URL, VIDEO, Application
     [
         ("https://example.org/a.png", "does not download"),
         ("data:image/png;base64,AAAA", "not a supported image"),
-        ({"file_id": "file_1"}, "keeps no files"),
-        ({"image_url": 5}, "must be a text"),
-        ([URL], "must be a text"),
+        ({"file_id": "file_1"}, "stores no files"),
+        ({"image_url": 5}, "must be text"),
+        ([URL], "must be text"),
         ("", "empty"),
         (URL[:-400], "broken"),
     ],
