@@ -107,7 +107,7 @@ def test_the_bundled_model_tells_of_itself_before_it_is_loaded():
 def test_a_pipeline_makes_as_many_calls_as_are_expected_of_it(name: str):
     """Before it is loaded and after; a distilled FLUX.2 klein makes one a step whatever its guidance."""
     folder, tiny = tiny_folder(name), TINY_FAMILIES[name]
-    pipe, steps, made = load_tiny(folder), 2, []
+    pipe, steps, made = load_tiny(folder), 3, []
     loaded = capabilities_of(pipe, ModelSettings(path=str(folder)), "folder")
     asked = dict(tiny.ask) | dict.fromkeys(tiny.pictures, Image.new("RGB", (64, 64), "red"))
     if "guidance_scale" in inspect.signature(type(pipe).__call__).parameters:  # else a guider of its own has one

@@ -103,8 +103,8 @@ def test_a_rank_draws_what_diffusers_draws(name: str, task: Any):
 def test_jobs_at_different_steps_are_what_each_is_alone_and_the_cache_works(name: str, task: Any):
     options = FBCacheOptions(warmup_steps=1, residual_diff_threshold=5.0, max_cached_steps=1)
     jobs = {
-        tiny_job(name, task, "a", (7,), steps=4, cache=options): 0,
-        tiny_job(name, task, "b", (8,), steps=3, cache=options): 1,
+        tiny_job(name, task, "a", (7,), steps=5, cache=options): 0,
+        tiny_job(name, task, "b", (8,), steps=4, cache=options): 1,
     }
     drawn = draw(runner_of(name), jobs)
     assert not drawn.failures, drawn.failures
