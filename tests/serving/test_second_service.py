@@ -24,7 +24,7 @@ def test_it_refuses_and_names_the_first(http: str, tmp_path: Path, monkeypatch: 
     with serve_run(tmp_path / "second.yaml", log) as second:
         wait_for(lambda: second.poll() is not None, 240)
     told = log.read_text(errors="replace")
-    assert f"port {port} is taken" in told, told[-3000:]
+    assert f"port {port} is in use" in told, told[-3000:]
     assert "ProxyActor" in told, "who is there"
     assert second.returncode != 0
     for _ in range(20):  # each a connection of its own, of which half would go to the second

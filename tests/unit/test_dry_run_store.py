@@ -47,7 +47,7 @@ def test_a_folder_is_looked_at_and_left_as_it_was(tmp_path: Path):
     assert [left.name for left in (tmp_path / "jobs").rglob("*")] == ["tmp"]
     (tmp_path / "jobs/tmp").rmdir()
     (tmp_path / "jobs/tmp").symlink_to("/proc")  # of another user, as good as: nobody writes there
-    with pytest.raises(CannotWork, match=r"store.folder: .*/jobs/tmp cannot be written"):
+    with pytest.raises(CannotWork, match=r"store.folder: .*/jobs/tmp is not writable"):
         build(kept)
 
 

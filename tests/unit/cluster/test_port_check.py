@@ -81,7 +81,7 @@ def test_a_port_is_taken_by_others_only(monkeypatch: pytest.MonkeyPatch, pid: in
     monkeypatch.setattr(port_check, "listeners", lambda *_: [Listener(pid, "x", 1.0, False)])
     monkeypatch.setattr(port_check, "living_replicas", lambda: ["flux#Engine#a"])
     monkeypatch.setattr(port_check, "own_pids", lambda: {11})
-    assert ("port 8000 is taken" in (port_check.check_port() or "")) == taken
+    assert ("port 8000 is in use" in (port_check.check_port() or "")) == taken
 
 
 def test_another_users_process_cannot_be_named(port: int, monkeypatch: pytest.MonkeyPatch):

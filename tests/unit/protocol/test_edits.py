@@ -83,7 +83,7 @@ def test_how_many_pictures():
     assert "at most 2" in refused(asked(image=[scene()] * 3), model("edit", most=2)).message
     assert "at most 1 for image-to-image" in refused(asked(image=[scene()] * 2, strength=0.5), model(*ALL)).message
     assert len(resolved(asked(image=[scene()] * 3), model(*ALL)).inputs.pictures) == 3
-    with pytest.raises(RequestError, match="needs a picture"):
+    with pytest.raises(RequestError, match="needs at least one image"):
         asked(image=[])
 
 
