@@ -189,7 +189,7 @@ def test_openais_words_take_the_nearest_preset_and_say_so(word: str, names: list
 
 async def test_an_engine_tells_what_it_drew_as_what() -> None:
     engine = Engine(SETTINGS, FakeGang)
-    for word, told in (("hd", ["`quality: hd` is no preset here; the nearest, `exact`, was used"]), ("auto", [])):
+    for word, told in (("hd", ["`quality: hd` is not a preset here; the nearest, `exact`, was used"]), ("auto", [])):
         call, running = await started(engine, quality=word)
         finish(running)
         assert [warning for warning in (await call).warnings if "quality" in warning] == told
