@@ -233,7 +233,7 @@ def test_a_job_is_not_twice_in_a_call_and_rows_are_counted():
         call = job_call(a, MODEL, (), own)
         with pytest.raises(ValueError, match="twice in one joined call"), joined(MODEL, [call, call]):
             pass
-        with pytest.raises(ValueError, match="no job"), joined(MODEL, []):
+        with pytest.raises(ValueError, match="no calls"), joined(MODEL, []):
             pass
         twice = own | {name: torch.cat([own[name]] * 2) for name in STACKED}
         with (

@@ -224,8 +224,8 @@ def test_branches_have_counters_and_differences_of_their_own():
             for branch, seed, drift in (("cond", 1, STILL), ("uncond", 2, RESTLESS)):
                 with model.cache_context(branch):
                     call(model, name, Pictures((seed,), (drift,), step))
-    _, cond = draw(model, name, options, (1,), (STILL,))
-    _, uncond = draw(model, name, options, (2,), (RESTLESS,))
+    _, cond = draw(model, name, options, (1,), (STILL,), steps=4)
+    _, uncond = draw(model, name, options, (2,), (RESTLESS,), steps=4)
     for branch, alone in (("cond", cond), ("uncond", uncond)):
         own = [record for record in report.steps if record.branch == branch]
         assert [(record.step, record.images) for record in own] == [(r.step, r.images) for r in alone.steps]

@@ -56,7 +56,7 @@ def test_each_kind_of_death_is_a_fault(ray: SimpleNamespace, ranks: WorkerGroup,
     with pytest.raises(Fault, match=f"rank 0 died in job 1 .{type(error).__name__}") as caught:
         life.receive()
     assert caught.value.kind == "death"
-    with pytest.raises(GangStartError, match="a rank died while it should load"):
+    with pytest.raises(GangStartError, match="a rank died when it had to load"):
         ranks._all(["ref"], time.monotonic() + 5, "load", lambda: None)
 
 

@@ -28,7 +28,7 @@ def test_a_file_or_the_only_one_in_a_folder_is_meant(tmp_path: Path):
     assert file_of(model(tmp_path / "one.safetensors")) == file_of(model(tmp_path)) == tmp_path / "one.safetensors"
     assert lora_faults(model(tmp_path)) == []
     save_file(WEIGHTS, tmp_path / "two.safetensors")
-    with pytest.raises(LoraFault, match=r"one\.safetensors, two\.safetensors; `weight_name`"):
+    with pytest.raises(LoraFault, match=r"one\.safetensors, two\.safetensors; set `weight_name`"):
         file_of(model(tmp_path))
     assert file_of(model(tmp_path, weight_name="two.safetensors")).name == "two.safetensors"
     (fault,) = lora_faults(model(tmp_path, weight_name="three.safetensors"))

@@ -137,7 +137,7 @@ FP8 = "Float8DynamicActivationFloat8WeightConfig"
 @pytest.mark.parametrize(
     ("part", "said", "fields", "words"),
     [
-        ("transformer", torchao("Int8WeightOnlyConfig"), {}, "set model.quantization: int8_weight, or name"),
+        ("transformer", torchao("Int8WeightOnlyConfig"), {}, "set model.quantization: int8_weight"),
         ("transformer", torchao("Int8WeightOnlyConfig"), {"quantization": "fp8_weight"}, "quantization: int8_weight"),
         ("transformer", torchao("Int8WeightOnlyConfig"), {"quantization": "int8_weight"}, None),
         ("transformer", torchao(FP8, granularity=[PER_ROW, PER_ROW]), {"quantization": "fp8"}, None),
@@ -168,7 +168,7 @@ def test_a_folder_that_says_something_else_is_refused_with_what_is_right(
     [
         ({"quantization": "fp8"}, {"device": "cpu"}, "int8_weight, int8 and fp8_weight do not"),
         ({"quantization": "fp8"}, {"accelerator_type": "A100-80G"}, "A100-80G does not multiply in FP8"),
-        ({"quantization": "int8", "dtype": "float32"}, {}, "needs model.dtype: bfloat16, and not float32"),
+        ({"quantization": "int8", "dtype": "float32"}, {}, "needs model.dtype: bfloat16, not float32"),
         ({"quantize_text_encoder": True}, {}, "needs model.quantization"),
         ({"quantization": "fp8"}, {"accelerator_type": "L20"}, None),
         ({"quantization": "fp8"}, {"accelerator_type": "AnotherCard"}, None),

@@ -82,7 +82,7 @@ def test_a_pipeline_with_another_transformer_is_refused_by_name(tmp_path: Path):
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "QwenImageTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     told = "FluxPipeline with QwenImageTransformer2DModel; a model of FLUX has FluxTransformer2DModel"
-    assert folder_faults(tmp_path) == [f"{tmp_path} holds {told}"]
+    assert folder_faults(tmp_path) == [f"{tmp_path} contains {told}"]
     assert capabilities_told(tmp_path, None) is None
 
 

@@ -189,7 +189,7 @@ def test_sizes_of_a_model_that_splits_unevenly_need_not_divide():
     model = replace(MODEL, uneven=True)
     request = GenerationRequest(prompt="x", size="144x144")
     assert str(resolve(request, SETTINGS.policy, model, model_name="flux", ranks=4).size) == "144x144"
-    with pytest.raises(RequestError, match=r"16x48 makes 3 image tokens, of which each of 4 ranks needs one.*16x64"):
+    with pytest.raises(RequestError, match=r"16x48 makes 3 image tokens, but each of 4 ranks needs one.*16x64"):
         resolve(request.model_copy(update={"size": "16x48"}), SETTINGS.policy, model, model_name="flux", ranks=4)
 
 
