@@ -132,6 +132,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_folder_from_which_nothing_can_be_loaded(model: Path, what: str):
     build(settings(model={"path": str(model)}))
@@ -250,6 +251,7 @@ def test_engines_of_any_model_are_engines_that_serve(monkeypatch: pytest.MonkeyP
     assert _replaces_engines() == replica.startswith("flux#Engine")
 
 
+@pytest.mark.slow
 def test_looking_needs_no_torch():
     """It would cost every deployment seconds."""
     code = "from tests.unit.test_dry_run import *; build(settings()); sys.exit('torch' in sys.modules)"

@@ -137,6 +137,7 @@ def test_presets_that_cannot_be_used_name_file_line_and_reason(
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["model: x\nsource: y\npresets: &all\n  fast: *all\n", "model: " + "[" * 3000])
 def test_what_never_ends_is_told_so(tmp_path: Path, text: str):
     (path := tmp_path / "presets.yaml").write_text(text, "utf-8")

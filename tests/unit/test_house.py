@@ -79,6 +79,7 @@ def imported(path: Path, package: str) -> Iterator[str]:
 FILES = sorted((ROOT / "raycache").rglob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down_only(path: Path):
     own = room(path)
@@ -93,6 +94,7 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "torchao", "accelerate", 
 WITHOUT = "raycache.app, raycache.front, raycache.ingress.ingress, raycache.engine.engine, raycache.store.store"
 
 
+@pytest.mark.slow
 def test_all_but_ranks_start_without_what_ranks_import():
     """It takes seconds to import, in which requests would wait for an ingress that is not there."""
     code = f"import {WITHOUT}, sys; print(*({HEAVY!r} & set(sys.modules)))"
@@ -109,6 +111,7 @@ def test_the_arrows_make_no_circle():
             del left[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["raycache", "cache_core"])
 def test_a_package_knows_nothing_above_it(folder: str):
     above = {"tests", "benchmarks", "loadtests"} | ({"raycache"} if folder == "cache_core" else set())
@@ -126,6 +129,7 @@ def test_policies_stand_above_the_session_and_below_its_opening():
         assert not {name.split(".")[1] for name in imported(path, "cache_core")} & {"opening", "pipe", "hooks"}, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["raycache", "cache_core", "benchmarks", "loadtests"])
 def test_a_function_fits_on_a_screen(folder: str):
     """How branched it may be is told to the linter, which cannot count lines."""

@@ -71,6 +71,7 @@ def imported(path: Path) -> Iterator[str]:
         yield from ({name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"raycache", "cache_core"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_imports_what_is_installed_with_it(path: Path):
     name = str(path.relative_to(ROOT))

@@ -43,6 +43,7 @@ def test_ranks_that_are_tried(devices: int, ranks: int, worlds: list[int]):
     assert Plan(ranks=ranks).worlds(devices) == worlds
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told():
     assert unfit(Plan(), gpus(1, 47, (8, 9))) == ""
     assert unfit(Plan(), gpus(1, 22, (8, 9))) == "needs 26 GiB of GPU memory, of which 22.0 GiB are free"
@@ -91,6 +92,7 @@ def test_weights_are_the_same_everywhere_and_move_every_block():
         assert parameter.ndim == 1 or parameter.std() > 0.01, name
 
 
+@pytest.mark.slow
 def test_an_attempt_that_fails_does_not_end_the_section(tmp_path: Path):
     recorder = Recorder(tmp_path / "found.json")
     with attempt(recorder, "large", "cpu"):
@@ -164,6 +166,7 @@ def run_all(monkeypatch: pytest.MonkeyPatch, out: Path, then: dict[str, str], fa
     return ran
 
 
+@pytest.mark.slow
 def test_the_report_has_what_each_section_gave_and_a_later_run_makes_up_for_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -120,6 +120,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 def test_the_picture_shows_bars_links_and_what_was_reused(tmp_path: Path):
     drawn = bars_of(TICKS)
     draw(LINES, drawn, whole := tmp_path / "sub" / "whole.png", "title")

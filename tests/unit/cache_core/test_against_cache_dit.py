@@ -125,6 +125,7 @@ def test_on_purpose_overlapping_fn_and_bn_are_refused(peer):
         pass
 
 
+@pytest.mark.slow
 def test_on_purpose_images_of_a_batch_decide_alone(peer):
     """cache-dit takes one number for the whole batch, so an image depends on its neighbours. Ours decides per image:
     each as if it were alone, and at least once otherwise than the common number would have it."""

@@ -28,6 +28,7 @@ def affordable(steps: int, speedup: float, always: int, warmup: int) -> int:
     return min(steps, max([*within, warmup, 1]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(
     st.integers(1, 14), st.floats(1.0, 6.0), st.integers(1, 3), st.integers(0, 2), st.integers(0, 6), st.integers(2, 3)

@@ -141,6 +141,7 @@ def test_what_a_block_does_to_memory_changes_nothing(method, patch, job):
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_transformer_adds_into_what_a_block_returned(method, mode):
@@ -200,6 +201,7 @@ def test_what_cannot_be_kept_up_with_is_refused_by_name(message):
         draw_cached(flux, _options("DBCache"), JOBS["one"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [*REFUSED.values(), _in_place("data"), _static({})])
 def test_without_a_method_nothing_is_kept_and_nothing_is_refused(patch):
     first, second = (tiny_flux() for _ in range(2))

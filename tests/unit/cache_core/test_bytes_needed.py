@@ -29,6 +29,7 @@ def _held(tensors: Any) -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "h", "e"),
     [

@@ -75,6 +75,7 @@ def test_only_what_runs_is_checkpointed_and_its_activations_are_not_kept():
     assert lean < full / 2
 
 
+@pytest.mark.slow
 def test_other_calls_are_checkpointed_as_ever():
     """An attachment that stays between sessions, and switching off and on again."""
     flux = tiny_flux().requires_grad_(True)

@@ -32,6 +32,7 @@ def test_the_same_job_sends_the_same():
     assert _sent(DBCACHE, "10", "01") == _sent(DBCACHE, "10", "01")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "before", "one", "other"),
     [
@@ -57,6 +58,7 @@ def test_a_decision_shows_at_the_next_look_and_at_every_later_one(options, befor
     assert all(mine != theirs for mine, theirs in later)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["none", "DBCache", "DBPrune"])
 @pytest.mark.parametrize("what", ["options", "number of blocks", "branch"])
 def test_what_a_rank_was_told_shows_at_its_first_look(method, what):

@@ -56,6 +56,7 @@ def test_a_reused_step_with_unchanged_inputs_equals_the_computed_one(flux, metho
     assert gap(outputs, plain) > 0.05  # the residuals do matter to the image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_with_threshold_zero_nothing_changes(flux, method):
     job = _job((1, 2))

@@ -29,6 +29,7 @@ def _drawn(options: dict[str, Any], answers: list[tuple[float, float]], job: Job
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sums", [(INF, 1.0), (1.0, INF), (INF, INF), (NAN, 1.0), (1.0, NAN), (NAN, NAN), (0.0, INF)])
 def test_a_sum_without_value_is_never_a_small_difference(method, sums):
@@ -54,6 +55,7 @@ def test_a_bn_block_without_value_is_computed_and_forgotten(sums):
     assert report.non_finite == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e30])
 @pytest.mark.parametrize(("ratio", "below"), [(0.0, True), (0.0625, True), (0.25, False), (4.0, False)])

@@ -74,6 +74,7 @@ def test_a_block_is_exchanged(pipe, expected, exchange, when):
     assert not any(hasattr(module, "_diffusers_hook") for module in pipe.transformer.modules())
 
 
+@pytest.mark.slow
 def test_a_block_is_exchanged_for_an_unknown_one(pipe):
     class Unknown(nn.Module):
         pass

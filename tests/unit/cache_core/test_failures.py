@@ -39,6 +39,7 @@ def _open_loop(transformer: Any, job: Job, spoiled: dict[int, tuple[int, float]]
     return outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("method", METHODS)
 def test_not_finite_is_computed_counted_and_forgotten(flux, method, bad):
@@ -160,6 +161,7 @@ class _BoomError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("place", ["before", "first block", "middle", "last block", "after"])
 def test_an_exception_frees_everything(flux, method, place):
@@ -195,6 +197,7 @@ def test_an_exception_frees_everything(flux, method, place):
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, "none"])
 def test_an_abort_is_looked_at_in_every_step(flux, method):
     options, job = METHODS.get(method, {"type": "none"}), Job(steps=6)

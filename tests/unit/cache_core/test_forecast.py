@@ -118,6 +118,7 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_in_a_session_every_cached_step_equals_the_computed_one(method, order):

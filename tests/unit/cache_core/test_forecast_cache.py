@@ -25,6 +25,7 @@ GRID = [
 ] + [FORECAST | {"warmup_steps": warmup, "max_continuous_cached_steps": run} for warmup, run in [(0, 1), (3, 2)]]
 
 
+@pytest.mark.slow
 def test_it_decides_and_draws_what_plain_least_squares_does(flux):
     reused = computed = 0
     for seed, options in enumerate(GRID):
@@ -116,6 +117,7 @@ SCHEDULES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "strip"), SCHEDULES)
 @pytest.mark.parametrize("more", [{}, {"fit_weights": True, "forecast_nodes": 3}, {"forecast_nodes": 1}])
 def test_a_schedule_is_kept_whatever_the_image(flux, options, strip, more):

@@ -20,6 +20,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [0, 1])
 @pytest.mark.parametrize("method", OPTIONS)
 def test_what_is_remembered_holds_no_graph(monkeypatch, method, order):

@@ -82,6 +82,7 @@ def test_para_attention():
     assert _ranks(_para_attention(tiny_flux())) == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", WRAPPERS)
 @pytest.mark.parametrize("outer", WRAPPERS)
 def test_para_attention_below_other_wrappers(inner, outer):
@@ -91,6 +92,7 @@ def test_para_attention_below_other_wrappers(inner, outer):
     assert _ranks(transformer) == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [*WRAPPERS.values(), lambda _: None])
 @pytest.mark.parametrize("first", ["cache", "parallel"])
 def test_para_attention_around_or_inside_our_hooks(pipe, first, wrap: Callable[[Any], None]):

@@ -25,6 +25,7 @@ def pag_pipe():
     return pipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [[2], [0], [3], [0, 1, 2, 3]], ids=["middle", "first", "last", "all"])
 def test_none_computes_what_skip_layer_guidance_calls(layers):
     pipe = GUIDED[SD3][0]()

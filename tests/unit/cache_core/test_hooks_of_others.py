@@ -49,6 +49,7 @@ def _blocks(pipe: FluxPipeline) -> list[nn.Module]:
 # --- (a) hooks that come and go ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_first", [True, False])
 def test_model_offloading_takes_its_hooks_off_after_every_image(pipe, expected, cache_first):
     if cache_first:
@@ -104,6 +105,7 @@ def _patched(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: forward(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["", "transformer_blocks.0", "single_transformer_blocks.1"])
 def test_a_forward_is_put_back_to_what_it_was_before_the_cache(pipe, expected, where):
     module = pipe.transformer.get_submodule(where)
@@ -234,6 +236,7 @@ def _split(flux: nn.Module) -> nn.Module:
     return flux
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["split", "cache"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_split_at_the_first_block(method, first):

@@ -178,6 +178,7 @@ def test_another_call_than_the_one_that_failed_is_not_judged_by_it(method: str):
     assert [reason for _, reason, _ in decisions(session.report)] == ["warmup"] * 2 + ["below"] * 2 + ["first", "below"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", CACHING)
 def test_jobs_of_other_steps_do_save_work(method: str):
     """The property above would hold where nothing is ever cached."""

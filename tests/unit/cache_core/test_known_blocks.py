@@ -108,6 +108,7 @@ def _inner_module(flux: nn.Module) -> None:
     block.norm1 = _Scribbler(block.norm1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [_block_forward, _inner_forward, _inner_module])
 def test_other_code_is_looked_at_again(change):
     """After a clean image, a block that writes in place is found out as in the first image of all."""

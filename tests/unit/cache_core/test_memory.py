@@ -124,6 +124,7 @@ def test_the_patterns_above_are_what_they_claim():
     assert len(patterns) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "last", "gib"), [pytest.param(0, 0, 1.54, id="F0B0"), pytest.param(8, 8, 1.12, id="F8B8")]
 )
@@ -158,6 +159,7 @@ METHODS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
 @pytest.mark.parametrize("method", METHODS)
 def test_bytes_held_is_the_truth(method, seeds):
@@ -177,6 +179,7 @@ def test_bytes_held_is_the_truth(method, seeds):
         gc.unfreeze()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_what_can_never_be_read_is_not_kept(method):
     """Nothing before the last warm-up step that matters, nothing once a limit is reached."""

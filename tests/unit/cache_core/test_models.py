@@ -162,6 +162,7 @@ def test_pictures_that_disagree_equal_themselves_alone(name, options):
     assert not torch.equal(outputs[-1][0], plain[-1][0])
 
 
+@pytest.mark.slow
 @every_model
 def test_the_table_names_every_batched_argument(name, monkeypatch):
     """Seven images, and no other size divisible by seven: what has seven rows must stand in the table."""

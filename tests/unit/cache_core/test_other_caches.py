@@ -51,6 +51,7 @@ def other(request: pytest.FixtureRequest, pipe: FluxPipeline) -> str:
     return request.param
 
 
+@pytest.mark.slow
 def test_one_of_diffusers_first(pipe: FluxPipeline, other: str):
     with pytest.raises(AnotherCacheError, match=rf"FluxTransformer2DModel.*diffusers' {other}.*disable_cache"):
         apply_cache_on_pipe(pipe, "FBCache")
@@ -92,6 +93,7 @@ def test_paraattentions(pipe: FluxPipeline, theirs_first: bool):
             draw(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [None, *WRAPPERS])
 @pytest.mark.parametrize("outer", WRAPPERS)
 def test_paraattentions_below_other_wrappers(flux: FluxTransformer2DModel, inner: str | None, outer: str):

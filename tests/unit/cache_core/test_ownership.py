@@ -64,6 +64,7 @@ KINDS: dict[str, Callable[[Callable[[], Any]], Callback]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "kind"),
     [("pipeline", "function"), ("its own class", "function"), *(("transformer", kind) for kind in KINDS)],
@@ -101,6 +102,7 @@ def square_by_class(pipe: FluxPipeline) -> torch.Tensor:
         pipe.scheduler = own
 
 
+@pytest.mark.slow
 def test_a_preview_in_every_step(cached, alone):
     """Also within the warm-up, and when the image is cached already."""
     second, previews = sharing(cached), []
@@ -169,6 +171,7 @@ def test_a_second_pipeline_in_another_thread(cached, alone, second_cached):
     assert not second_cached or steps(second) == list(range(STEPS))
 
 
+@pytest.mark.slow
 def test_threads_that_draw_as_they_please(folder):
     """Branches too are told apart by thread: the name of an open cache context is its thread's alone."""
     guided = {"true_cfg_scale": 2.0, "negative_prompt": "a green triangle"}
@@ -226,6 +229,7 @@ def test_a_refused_second_call_leaves_the_running_ones_report(cached, alone):
     assert steps(cached) == list(range(STEPS))
 
 
+@pytest.mark.slow
 def test_a_second_call_that_fails_leaves_the_running_ones_report(cached, alone):
     def raising() -> None:
         with pytest.raises(ValueError, match="prompt"):

@@ -36,6 +36,7 @@ def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
+@pytest.mark.slow
 def test_a_preview_by_another_pipeline(pipe, alone, folder):
     preview, drawn = FluxPipeline(**load(folder).components | {"transformer": pipe.transformer}), []
     preview.set_progress_bar_config(disable=True)
@@ -69,6 +70,7 @@ def test_the_next_image_after_one_that_failed(pipe, alone):
     assert [step.step for step in report.steps] == [0, *range(STEPS)]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_pipelines_call_outlives_the_session(pipe):
     seen: list[weakref.ref[torch.Tensor]] = []
 
@@ -144,6 +146,7 @@ def in_thread(function: Callable[[], Any]) -> None:
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_thread_without_a_session(flux):
     """Its calls come between two of the session's, with other shapes too."""
     expected, other = draw_cached(flux, OPTIONS, JOB)[0], draw(flux, OTHER)

@@ -31,6 +31,7 @@ BASES: dict[str, CacheOptions] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BASES)
 def test_each_decides_as_it_would_alone(method):
     """The same image three times: never cached, sometimes, always. It differs with its threshold only."""

@@ -30,6 +30,7 @@ def report_of(pipe: DiffusionPipeline) -> dict[str, Any]:
     return cache_reports(pipe)["transformer"].to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_type", CacheType, ids=str)
 def test_the_published_call_works_for_every_method(pipe, cache_type, uncached):
     options = CacheType.default_options(cache_type)
@@ -83,6 +84,7 @@ def test_remove_cache_restores_the_pipeline(pipe, uncached):
     assert cache_reports(pipe) == {}
 
 
+@pytest.mark.slow
 def test_two_pipelines_of_one_class_do_not_touch_each_other(folder, pipe, uncached):
     other, plain = load(folder), load(folder)
     apply_cache_on_pipe(pipe, **DBCACHE)

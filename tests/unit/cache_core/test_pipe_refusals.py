@@ -23,6 +23,7 @@ from cache_core.hooks import attachment_of
 from tests.helpers.flux_pipe import DBCACHE, draw, load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

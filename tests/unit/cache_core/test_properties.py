@@ -100,6 +100,7 @@ def _on_the_edge(report: CacheReport) -> bool:
     )
 
 
+@pytest.mark.slow
 @several
 @given(options=dbcache() | forecast(), seed=st.integers(0, 50), count=steps, pace=paces)
 def test_dbcache_keeps_its_limits(options, seed, count, pace):
@@ -118,6 +119,7 @@ def test_dbcache_keeps_its_limits(options, seed, count, pace):
         assert report.computed_block_fraction == [pytest.approx(computed / (BLOCKS * count))]
 
 
+@pytest.mark.slow
 @several
 @given(options=dbprune(), seed=st.integers(0, 50), count=steps, pace=paces)
 def test_dbprune_keeps_its_limits(options, seed, count, pace):

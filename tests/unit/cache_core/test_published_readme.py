@@ -43,6 +43,7 @@ def test_a_whole_example(name, deep):
     _check(run_snippet(source, deep)["pipe"], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIECES)
 def test_options_that_are_only_named(name, deep, caplog):
     source, wanted = PIECES[name]
@@ -52,6 +53,7 @@ def test_options_that_are_only_named(name, deep, caplog):
     _check(pipe, wanted)
 
 
+@pytest.mark.slow
 def test_compiled_after_the_cache(folder, monkeypatch):
     seen = []
 
@@ -136,6 +138,7 @@ def test_no_warm_up_may_be_written_as_minus_one(pipe):
     assert second.images[0].pruned_blocks == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "order"),
     [
@@ -153,6 +156,7 @@ def test_taylorseer_becomes_the_order_of_the_forecast(pipe, given, order):
     assert pipe._raycache.options.taylor_order == order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "message"),
     [

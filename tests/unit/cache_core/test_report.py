@@ -80,6 +80,7 @@ def test_dbprune(flux):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "reasons"),
     [

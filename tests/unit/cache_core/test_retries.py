@@ -109,6 +109,7 @@ def test_a_first_call_that_failed_may_be_followed_by_a_smaller_one(flux):
     assert [(step.branch, len(step.images)) for step in report.steps] == [("default", 1)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OPTIONS)
 def test_comparisons_of_a_call_that_failed_count_once(flux, method):
     """Also those whose difference is not finite: known once more, counted once, and forgotten as ever."""

@@ -32,6 +32,7 @@ def _relative(sum_: torch.Tensor, exact: float) -> float:
     return abs(float(sum_) - exact) / exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_twelve_million_normal_values(normal, dtype):
     """``vector_norm(ord=1)`` is 0.9 % off here; that this test would see it stands below."""

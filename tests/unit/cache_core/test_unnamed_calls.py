@@ -42,6 +42,7 @@ def draw(pipe: FluxPipeline, *, true_cfg_scale: float = 2.0, negative: str = "bl
     ).images
 
 
+@pytest.mark.slow
 def test_kontext_keeps_prompt_and_negative_prompt_apart(kontext: FluxKontextPipeline):
     plain = draw(kontext)
     apply_cache_on_pipe(kontext, "FBCache", residual_diff_threshold=1e-6, warmup_steps=STEPS // 2)
@@ -94,6 +95,7 @@ def calls(flux: torch.nn.Module) -> Calls:
     return Calls(flux, Job())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remade", [False, True])
 @pytest.mark.parametrize("branches", [1, 2, 3])
 def test_any_number_of_calls_a_step(calls: Calls, branches: int, remade: bool):
@@ -126,6 +128,7 @@ TURNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remade", [False, True])
 @pytest.mark.parametrize("turns", TURNS)
 def test_a_text_keeps_its_branch_whatever_its_place_in_the_step(calls: Calls, turns: str, remade: bool):
@@ -214,6 +217,7 @@ def _split(flux: torch.nn.Module, how: str, rank: int) -> None:
         flux.forward = lambda **kwargs: original_forward(**_share(kwargs, rank))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["cache", "split"])
 @pytest.mark.parametrize("how", ["hook", "forward"])
 @pytest.mark.parametrize("remade", [False, True])

@@ -85,6 +85,7 @@ PIPES: dict[str, Callable[[Path], Drawn]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPES)
 def test_prompt_and_negative_prompt_are_two_branches(name: str, folder: Path):
     pipe, arguments = PIPES[name](folder)

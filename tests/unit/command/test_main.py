@@ -26,6 +26,7 @@ print(json.dumps([name for name in {HEAVY} if name in sys.modules]), file=sys.st
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["draw", "--help"], ["config", "list"]])
 def test_help_imports_nothing_heavy(arguments: list[str]):
     code = HELP.replace("{arguments}", repr(arguments))

@@ -51,6 +51,7 @@ def test_it_is_named_when_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         demo_model_path()
 
 
+@pytest.mark.slow
 def test_four_steps_show_backgrounds_and_colours(pipe: FluxPipeline) -> None:
     transformer = pipe.transformer
     assert (len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)) == (19, 38)

@@ -14,6 +14,7 @@ from raycache.demo.world import Scene, Thing, random_scene, render
 SCENE = Scene(Thing("large", "red", "circle"), "gray", "left of", Thing("small", "blue", "star"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bar", [USUAL, STRICT], ids=["usual", "strict"])
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (192, 192), (256, 128)])
 def test_reads_rendered_scenes(width: int, height: int, bar: Bar) -> None:

@@ -98,6 +98,7 @@ def one_model(file: Path) -> dict | None:
 PRODUCTION = [file for file in sorted(FOLDER.glob("*.yaml")) if one_model(file) is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", PRODUCTION, ids=lambda file: file.stem)
 def test_it_fits_its_model_and_its_card(file: Path):
     settings = AppSettings.model_validate(one_model(file))

@@ -16,6 +16,7 @@ from raycache.protocol.errors import RequestError
 from tests.helpers.waiting import FIFO, LONG, SHORT, Unsure, World
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same", [True, False], ids=["all alike", "each another"])
 @pytest.mark.parametrize("step_s", [0.002, 0.05, 0.1, 1.0])
 def test_a_burst_over_the_queue_gets_in_when_told(step_s: float, same: bool):
@@ -31,6 +32,7 @@ def test_a_burst_over_the_queue_gets_in_when_told(step_s: float, same: bool):
     assert max(after for after, _ in world.told) <= 1.5 * 16 * 10 * step_s + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [0.1, 0.3, 0.5])
 @pytest.mark.parametrize(
     ("policy", "limits"),
@@ -213,6 +215,7 @@ FAIR = [Rules(max_active=3), Rules(max_active=3, max_rows=1)]
 CALLERS = ["a", "b", None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("works", [[SHORT], [SHORT, LONG]], ids=["alike", "short and long"])
 @pytest.mark.parametrize("rules", FAIR, ids=["joined", "alone"])
 def test_many_jobs_at_once_of_several_callers(rules: Rules, works: list[Work]):

@@ -96,6 +96,7 @@ async def test_what_cannot_be_undone_is_refused_by_name(app, coding, body, statu
         assert "gzip or deflate" in wire.error["message"]
 
 
+@pytest.mark.slow
 async def test_liveness_waits_for_no_body(app):
     slow = [Wire(app).send(b"{", more=True) for _ in range(1100)]
     probe = Wire(app, "/healthz", "GET")  # its own body never comes either
@@ -111,6 +112,7 @@ async def test_liveness_waits_for_no_body(app):
     await asyncio.gather(*(wire.done() for wire in slow))
 
 
+@pytest.mark.slow
 async def test_the_slowest_gives_its_place_to_whoever_comes(app, service, monkeypatch):
     monkeypatch.setattr(bodies, "_YOUNG_S", 0.0)
     slow = [Wire(app).send(b"{", more=True) for _ in range(300)]

@@ -61,12 +61,14 @@ def learned(request: pytest.FixtureRequest) -> Learned:
     return Learned(request.param)
 
 
+@pytest.mark.slow
 def test_the_warm_up_alone_predicts_every_size(learned: Learned):
     """Its draws take 1.4 times as long as later ones, and that cannot be known yet."""
     assert learned.errors(NONE)[-1] < 2.0
     assert not learned.costs.fastest(Work(Size(*learned.declared), 1, 4, DBCACHE)), "no job has been finished"
 
 
+@pytest.mark.slow
 def test_one_job_teaches_the_others(learned: Learned):
     learned.draw(learned.declared, 1, 28, DBCACHE)
     errors = learned.errors(NONE, DBCACHE)
@@ -74,6 +76,7 @@ def test_one_job_teaches_the_others(learned: Learned):
     assert errors[-1] < 2.5
 
 
+@pytest.mark.slow
 def test_a_dozen_jobs_make_it_exact(learned: Learned):
     luck = random.Random(1)
     for _ in range(12):

@@ -14,6 +14,7 @@ from raycache.gang.cpu_wait import cpu_wait_s
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="the kernel does not count")
 
 
+@pytest.mark.slow
 def test_a_starved_process_has_waited_and_a_sleeping_one_has_not():
     # Three that want the CPU of one: each must wait for the others.
     cpu = min(os.sched_getaffinity(0))

@@ -44,6 +44,7 @@ def long_call_s(jobs: list[JobState], most_plans: int = 100) -> float:
     return sum(min(group, job.calls_left) * COSTS.call_s([job]) + COSTS.start + COSTS.end for job in jobs)
 
 
+@pytest.mark.slow
 def test_it_is_near_the_exact_simulation():
     """Over forty crowds: ends are off by under 1 % in the median of the median crowd, by 8 % in nine of ten.
 
@@ -64,6 +65,7 @@ def test_it_is_near_the_exact_simulation():
     assert max(worst) <= 3.0
 
 
+@pytest.mark.slow
 @given(CROWDS, RULES)
 @PROPERTY
 def test_where_all_plans_can_be_made_nothing_is_off(jobs, rules):

@@ -89,6 +89,7 @@ def backlogged(draw):
     return weights, jobs
 
 
+@pytest.mark.slow
 @given(backlogged())
 @settings(PROPERTY, max_examples=15)
 def test_callers_get_their_shares(drawn):
@@ -145,6 +146,7 @@ def earliest_deadline_first(jobs) -> bool:
     return True
 
 
+@pytest.mark.slow
 @given(traces(deadlines=True, most=9))
 @settings(PROPERTY, max_examples=150)
 def test_one_callers_deadlines_are_kept_whenever_they_can_be(jobs):
@@ -216,6 +218,7 @@ def test_a_short_job_under_long_ones_takes_at_most_three_times_as_long(caller, l
     assert told["short"].end - 7.3 > 3 * alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joins", ["k", None])
 @pytest.mark.parametrize("allowed_s", [30.0, math.inf])
 def test_a_flood_does_not_drown_another_caller(joins, allowed_s):

@@ -115,6 +115,7 @@ def state(costs: Costs, work: Work) -> JobState:
     return costs.job_state("j", work, arrived=1.0, deadline=9.0, caller="key")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("previews", [0, 3])
 @pytest.mark.parametrize("images", [1, 2, 4])
 @pytest.mark.parametrize("cache", [NoCacheOptions(), FBCACHE, DBCacheOptions()], ids=lambda cache: cache.type)

@@ -71,6 +71,7 @@ def test_other_pages_are_not_let_in():
     assert "access-control-allow-origin" not in client.post(URL, json={"prompt": "a"}).headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "origin", ["http://localhost:5173", "https://[::1]:8443", "chrome-extension://abcdef", "http://web_ui:3000", "*"]
 )

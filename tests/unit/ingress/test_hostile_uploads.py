@@ -111,6 +111,7 @@ def _tried(data: bytes, as_mask: bool) -> np.ndarray | RequestError:
         return error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_flat")
 def test_files():
     outcomes: Counter[str] = Counter()
@@ -171,6 +172,7 @@ def forms(draw: st.DrawFn) -> tuple[str, bytes]:
     return draw(st.sampled_from(kinds)), draw(st.just(body) | mutated(st.just(body)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_flat")
 def test_forms():
     service = Service()

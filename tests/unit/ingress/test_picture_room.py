@@ -30,6 +30,7 @@ async def holds(room: PictureRoom, size: int) -> None:
     assert room.held == size
 
 
+@pytest.mark.slow
 async def test_pixels_count_for_as_long_as_somebody_has_them():
     room = PictureRoom(most_bytes=2 * BYTES + 10)
     first, mask = await room.decoded([PICTURE], None, LIMITS)
@@ -59,6 +60,7 @@ async def test_who_is_alone_has_the_limits_of_the_settings_only():
         pass
 
 
+@pytest.mark.slow
 async def test_what_failed_holds_nothing():
     room = PictureRoom()
     broken = ("image", PICTURE[1][:70])

@@ -136,6 +136,7 @@ async def test_a_model_without_engines_leaves_the_other_alone():
     assert [status.model_name for status in await ingress.status()] == ["org/two"]
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12).filter(lambda name: name not in NAMES))
 async def test_an_unknown_name_reaches_no_engine_and_is_told_what_there_is(name: str):
     ingress, one, two = service()

@@ -154,6 +154,7 @@ def locust(*options: str, headless: bool = True) -> Iterator[subprocess.Popen[st
         running.communicate()
 
 
+@pytest.mark.slow
 def test_locust_with_two_processes_sends_no_twins(mix: Path, server: tuple[str, dict[int, list[int]]]):
     url, asked = server
     options = ("--mix", str(mix), "--processes", "2", "--users", "4", "--spawn-rate", "100", "--run-time", "120s")
@@ -168,6 +169,7 @@ def test_locust_with_two_processes_sends_no_twins(mix: Path, server: tuple[str, 
     assert len(set(firsts)) == len(firsts), "users of two processes ask for the same pictures in the same order"
 
 
+@pytest.mark.slow
 def test_a_mix_that_cannot_be_used_stops_locust(tmp_path: Path):
     (path := tmp_path / "mix.yaml").write_text("entries: [{weight: 1}]\n")
     with locust("--host", "http://127.0.0.1:9", "--mix", str(path), "--run-time", "120s", "ClosedLoop") as running:

@@ -127,6 +127,7 @@ def test_what_is_started_does_not_hide_behind_what_is_there(tmp_path):
             pass
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_is_not_waited_for(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -195,6 +195,7 @@ def test_the_same_request_must_give_the_same_pictures():
     assert not recorder.same_as_before(1, 7, (red,))
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_with_its_plots(records, tmp_path):
     results = summarize(records, length=100.99, offering=100.99, deadline=1.5, engines=1, ranks=2)
     results["faults"] = [{"at": 30.0, "what": "SIGKILL of rank 1"}]
@@ -229,6 +230,7 @@ def test_kinds_have_a_row_each():
     assert [row["denoise"]["p50"] for row in rows] == [0.5, 8.0]
 
 
+@pytest.mark.slow
 def test_the_report_says_what_held_what_was_asked_for_and_of_whom(records, tmp_path):
     levels = [Level(0.0, 40.0, 1.0), Level(40.0, 100.0, 2.0)]
     results = summarize(records, length=100.99, offering=100.0, deadline=1.5, engines=1, ranks=2)
@@ -256,6 +258,7 @@ def test_the_report_says_what_held_what_was_asked_for_and_of_whom(records, tmp_p
     assert "cache: &lt;none&gt;" in page
 
 
+@pytest.mark.slow
 def test_a_report_of_nothing(tmp_path):
     write_report(
         tmp_path / "r.html", "empty", "", summarize([], length=0.0, offering=0.0, deadline=1, engines=1, ranks=1), []

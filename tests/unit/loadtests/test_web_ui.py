@@ -18,6 +18,7 @@ from tests.unit.loadtests.test_processes import locust, mix, server
 __all__ = ["mix", "server"]
 
 
+@pytest.mark.slow
 def test_the_class_picker_offers_shapes_that_read_what_is_typed(mix: Path, server: tuple[str, dict[int, list[int]]]):
     url, asked = server
     with socket.socket() as probe:

@@ -61,6 +61,7 @@ def test_what_it_lacks_is_told_before_it_is_loaded(folder: Path, lost: str, told
     assert told in fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", ["SequentialPipelineBlocks", "SomebodysBlocks"])
 def test_blocks_that_somebody_put_together_are_the_usual_ones(folder: Path, blocks: str):
     index = json.loads((folder / "modular_model_index.json").read_text()) | {"_blocks_class_name": blocks}
@@ -89,6 +90,7 @@ def test_a_folder_without_any_index_is_no_model(tmp_path: Path):
         prepare_model(settings(tmp_path))
 
 
+@pytest.mark.slow
 def test_each_job_is_guided_by_its_own_scale():
     pipe, family = tiny_pipe("flux3"), family_of("Flux3ModularPipeline")
     usual = pipe.guider.guidance_scale

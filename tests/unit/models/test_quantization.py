@@ -82,6 +82,7 @@ def test_a_family_s_words_mean_the_work_of_its_blocks_and_nothing_else(transform
     assert {id(linear[name]) for name in chosen} & inside, "nothing of what the cache calls blocks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8_weight", "fp8_weight"])
 def test_a_copy_is_half_as_large_and_read_as_it_was_written(noise: Path, tmp_path: Path, kind: Any):
     asked = settings(noise, quantization=kind, quantize_text_encoder=True)
@@ -200,6 +201,7 @@ def test_a_card_that_settings_do_not_name_is_asked_before_weights_are_read(
                 refuse_what_does_not_fit(*asked)
 
 
+@pytest.mark.slow
 def test_a_dry_run_looks_at_the_folder_and_for_the_library(
     noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

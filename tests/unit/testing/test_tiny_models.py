@@ -60,6 +60,7 @@ def enlarged_less(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "calculate_dimensions", lambda _, ratio, true=true: true(128 * 128, ratio))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("enlarged_less")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_folder_loads_as_what_it_says_and_draws(name: str):

@@ -15,6 +15,7 @@ QUICK = {"wan", "wan-ti2v", "flux-fill", "hunyuan-image"}
 NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in TINY_FAMILIES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_service_of_it_would_be_deployed(name: str):
     folder = tiny_folder(name)

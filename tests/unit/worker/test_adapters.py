@@ -92,6 +92,7 @@ def same(left: torch.Tensor, right: torch.Tensor) -> None:
     assert float((left - right).abs().max() / right.abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 def test_jobs_with_different_loras_interleave_and_are_what_fused_weights_draw(
     folder: Path, files: dict[str, Path], pipe: FluxPipeline
 ):
@@ -176,6 +177,7 @@ def _wider(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: torch.cat([t, t], 1) if n.endswith("to_q.lora_A.weight") else t for n, t in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -74,6 +74,7 @@ def settings_of(first: Path, second: Path) -> dict[str, str]:
     return {"path": str(first), "path_2": str(second)}
 
 
+@pytest.mark.slow
 def test_each_transformer_has_its_own(folder: Path, files: dict[str, Path]):
     pipe = load(folder)
     plain = drawn(pipe)

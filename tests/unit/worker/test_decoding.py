@@ -41,6 +41,7 @@ def spread(runners: list[JobRunner], jobs: dict[Job, int]) -> list[TickReport]:
     return reports
 
 
+@pytest.mark.slow
 def test_rows_are_decoded_by_the_ranks_in_turn(pipe: FluxPipeline):
     jobs = {
         make_job("a", seeds=(7, 8, 9), steps=3, cache=CACHE): 0,

@@ -87,6 +87,7 @@ def as_diffusers_blocks_do(name: str, job: Job) -> np.ndarray:
     return np.stack(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), ALL)
 def test_a_rank_draws_what_diffusers_draws(name: str, task: Any):
     job = tiny_job(name, task, seeds=(7, 11), steps=3)
@@ -99,6 +100,7 @@ def test_a_rank_draws_what_diffusers_draws(name: str, task: Any):
     assert np.abs(expected[0] - expected[1]).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), [case for case in ALL if case.values != ("flux", "inpaint")])
 def test_jobs_at_different_steps_are_what_each_is_alone_and_the_cache_works(name: str, task: Any):
     options = FBCacheOptions(warmup_steps=1, residual_diff_threshold=5.0, max_cached_steps=1)
@@ -118,6 +120,7 @@ def test_jobs_at_different_steps_are_what_each_is_alone_and_the_cache_works(name
         assert sum(alone.report["totals"]["cached_steps"]) >= 1
 
 
+@pytest.mark.slow
 def test_a_guider_that_keeps_a_mean_keeps_each_jobs_own(monkeypatch: pytest.MonkeyPatch):
     name, task = "hunyuan-image", "text-to-image"
     monkeypatch.setattr(tiny_pipe(name).guider, "adaptive_projected_guidance_start_step", 1)

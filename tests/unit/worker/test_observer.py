@@ -91,6 +91,7 @@ def test_a_rank_tells_whom_the_environment_names(rank: Callable[[], Rank], monke
     assert Told.told == [(0, os.getpid()), ("a", "encode"), *steps, ("a", "decode")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plan", "phase", "step"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from raycache.demo import demo_model_path
@@ -22,6 +23,7 @@ def halved(image: np.ndarray) -> np.ndarray:
     return image.reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3))
 
 
+@pytest.mark.slow
 def test_previews_near_the_end_are_nearly_the_image():
     pipe = load(demo_model_path()).to(torch.float32)
     family = family_of("FluxPipeline", "demo")
@@ -38,6 +40,7 @@ def test_previews_near_the_end_are_nearly_the_image():
     assert distances[2] < 0.25 * far
 
 
+@pytest.mark.slow
 def test_previews_from_a_picture_begin_where_it_does():
     """With `strength` the first steps are left out, and the scheduler's sigmas stay those of all."""
     pipe = load(demo_model_path()).to(torch.float32)

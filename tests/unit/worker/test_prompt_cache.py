@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from raycache.worker.prompt_cache import PromptCache
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=40), st.integers(0, 12))
 def test_the_latest_that_fit_are_kept(asked: list[tuple[int, int]], most: int):
     cache, kept = PromptCache(most), list[tuple[int, int]]()

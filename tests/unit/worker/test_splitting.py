@@ -27,6 +27,7 @@ def test_each_class_that_is_split_has_inputs_for_the_check():
     assert SPLITS.keys() <= TINY.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", SPLITS)
 def test_the_check_can_call_every_class_that_is_split(name: str, ranks: int):
@@ -38,6 +39,7 @@ def test_the_check_can_call_every_class_that_is_split(name: str, ranks: int):
     assert tokens < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "config", "needs"), FORMS)
 def test_other_forms_of_a_class_get_what_they_need(name: str, config: dict[str, Any], needs: str):
     alone = call_alone(other_form(name, config), 2)

@@ -144,6 +144,7 @@ def joins(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
     return None not in keys and keys[0] == keys[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "others"),
     [

@@ -166,6 +166,7 @@ def test_a_call_that_fails_is_run_again_in_parts(pipe: FluxPipeline, monkeypatch
         assert [step.step for step in ended[name].report.steps] == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -26,6 +26,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> FluxPipeline:
     return load(build_noise_model(folder, layers=1, single_layers=3))
 
 
+@pytest.mark.slow
 def test_every_job_is_as_alone(pipe: FluxPipeline):
     pipes, met = pipes_of(pipe), set[str]()
 

@@ -95,6 +95,7 @@ def test_the_walk_finds_what_the_client_has():
     assert set(HINTS) <= set(EditBody.model_fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), SAID, ids=lambda part: str(part)[:40])
 def test_all_that_the_client_can_say(client: openai.OpenAI, name: str, value: object):
     sent: dict[str, Any] = {"image": PICTURE, "prompt": "a circle", name: value}
