@@ -33,6 +33,8 @@ serve: $(RUNTIME)
 	$(BIN)/raycache serve $(CONFIG)
 
 # Ranks and services need the machine to themselves; unit tests share it. `python -m pytest` runs all in one process.
+# Hundreds of processes import this project: without bytecode each compiles it first.
+test check: export PYTHONDONTWRITEBYTECODE =
 test: install
 	status=0; \
 	$(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS) || status=$$?; \
