@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from raycache import __version__
 from raycache.command.drawn import HERE, Drawn, cache_named, drawing_at
-from raycache.command.telling import fail, told
+from raycache.command.telling import fail, progress, told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,8 +71,7 @@ def bench(
         fail(f"there is no folder {out.parent} for {out.name}")
     asked = {"prompt": prompt, "size": size, "num_inference_steps": steps, "output_format": "png"}
     request = {name: value for name, value in asked.items() if value is not None}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=told()) as bar:
+    with progress() as bar:
         whole = bar.add_task("images", total=rounds * len(rows))
         place = _measure(rows, request, range(seed, seed + rounds), url, bar, whole)
     Console().print(_table(rows, place))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from raycache.command.drawn import HERE, cache_named, drawing_at
-from raycache.command.telling import fail, told
+from raycache.command.telling import fail, progress, told
 
 __all__ = ["draw"]
 
@@ -39,8 +38,7 @@ def draw(
     asked = {"size": size, "num_inference_steps": steps, "seed": seed, "quality": quality, "cache": options}
     request: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     request |= {"prompt": prompt, "output_format": format}
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=told()) as bar:
+    with progress() as bar:
         draw_one, _ = drawing_at(url, bar, bar.add_task("starting", total=None))
         drawn = draw_one(request)
     for warning in drawn.warnings:

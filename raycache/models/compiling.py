@@ -122,7 +122,8 @@ def _uniform(value: Any) -> Any:
 
 def _uniform_tensor(tensor: torch.Tensor) -> torch.Tensor:
     if 0 not in tensor.stride():  # expanded tensors stay small
-        # By an L20's bandwidth the copy is 1 % of a FLUX block's time. `view` sets the strides of dimensions of size 1.
+        # The copy is 1 % of a FLUX block's time, estimated from an L20's bandwidth.
+        # `view` sets the strides of dimensions of size 1.
         tensor = tensor.contiguous().view(tensor.shape)
     tensor = tensor.data  # no view of another tensor, and what is marked is not the caller's
     last = tensor.ndim - (tensor.is_floating_point() or tensor.is_complex())  # channels; masks have none

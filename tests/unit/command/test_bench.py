@@ -6,9 +6,8 @@ import base64
 import io
 import json
 import math
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,13 +17,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raycache.command.main import app
+from tests.helpers.local_server import served
 
 #: Seconds, share of blocks and difference of all pixels from the exact image, by setting.
 TAKES = {"exact": (4.0, None, 0), "fast": (1.0, 0.25, 10), "FBCache": (2.0, 0.5, 5)}
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers with a grey image; every later image takes a second longer, as on a machine that gets busier."""
+    """Answers with a grey image; each round takes longer than the one before, as on a machine that gets busier."""
 
     asked: ClassVar[list[dict[str, Any]]] = []
 
@@ -54,14 +54,9 @@ class Service(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     Service.asked.clear()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Service) as url:
+        yield url
 
 
 def run(*arguments: str) -> Any:

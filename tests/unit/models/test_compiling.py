@@ -104,6 +104,7 @@ def test_a_process_compiles_nothing_that_one_before_it_did(tmp_path: Path, monke
     cold, warm = (run_ranks(1, _started, tmp_path / "kept", timeout=250)[0] for _ in range(2))
     assert cold[1:] == ("", 0, 1)
     assert warm[1:] == ("", 1, 0)
+    assert any(path.is_file() for path in (tmp_path / "kept").rglob("*")), "there, and not in torch's own folder"
     assert torch.equal(cold[0], torch.ones(3, 2))
     assert torch.equal(warm[0], cold[0])
 
