@@ -22,8 +22,36 @@ from raycache.demo.training.transformer import Stage, load_average, train_stage
 from raycache.demo.words import make_tokenizers
 
 PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "decoder", "export")
-FEW = Stage("few-blocks", 4, 8, 10600, 64, 2.5e-3, 100, 0.05, 0.7, 4800)
-ALL = Stage("all-blocks", LAYERS, SINGLE_LAYERS, 400, 32, 8e-4, 20, 0.0, 0.5, 0)
+FEW = Stage(
+    name="few-blocks",
+    layers=4,
+    single_layers=8,
+    steps=10600,
+    batch=64,
+    rate=2.5e-3,
+    warmup=100,
+    fall_from=0.0,
+    last_rate=0.05,
+    other_sizes=0.7,
+    sizes_from=0.8,
+    untold=0.0,
+    layout_until=4800,
+)
+ALL = Stage(
+    name="all-blocks",
+    layers=LAYERS,
+    single_layers=SINGLE_LAYERS,
+    steps=2600,
+    batch=64,
+    rate=1e-3,
+    warmup=50,
+    fall_from=0.6,
+    last_rate=0.02,
+    other_sizes=0.65,
+    sizes_from=0.0,
+    untold=0.1,
+    layout_until=0,
+)
 
 
 Result = TypeVar("Result")
@@ -42,7 +70,7 @@ def main(
     autoencoder_steps: Annotated[int, typer.Option(help="16 crops of 64x64 each.")] = 2000,
     scenes: Annotated[int, typer.Option(help="Scenes of 128x128 that the transformer learns from.")] = 12000,
     few_steps: Annotated[int, typer.Option(help="Steps with 12 blocks, 64 scenes each.")] = FEW.steps,
-    all_steps: Annotated[int, typer.Option(help="Steps with all 57 blocks, 32 scenes each.")] = ALL.steps,
+    all_steps: Annotated[int, typer.Option(help="Steps with all blocks, 64 scenes each.")] = ALL.steps,
     decoder_steps: Annotated[int, typer.Option(help="Last steps of the decoder alone.")] = 2500,
     phase: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(PHASES)}.")] = None,
     compile_blocks: Annotated[bool, typer.Option(help="Compile blocks: two minutes, then a third faster.")] = True,
@@ -99,7 +127,7 @@ def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> Non
     model = load_autoencoder(out, device)
     sets: list[Latents] = []
     for width, height in ((128, 128), *OTHER_SIZES):
-        count = scenes if (width, height) == (128, 128) else scenes // 10
+        count = scenes if (width, height) == (128, 128) else scenes // 3
         made = encode_scenes(model, count, width, height, seed, device)
         sets.append(watch(f"latents {width}x{height}", count, made))
     packed = sets[0].packed.float()

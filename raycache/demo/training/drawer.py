@@ -71,10 +71,12 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 
 def grow(small: Drawer, t5_words: int, clip_words: int) -> Drawer:
-    """A drawer of FLUX.1-dev's 19 + 38 blocks that computes what ``small`` computes.
+    """A drawer of ``LAYERS`` + ``SINGLE_LAYERS`` blocks that computes nearly what ``small`` computes.
 
-    Trained blocks are distributed over the new depth, the first one stays first. Each is followed by copies of itself
-    whose gates are zero: identities with useful weights behind the gates.
+    Trained blocks are distributed over the new depth, the first one stays first. Where a block becomes several, each is
+    a copy that adds its share of the residual: as one integration step is divided into smaller ones. So from the first
+    step of training on no block is idle. (Copies with closed gates would compute exactly what ``small`` does, but
+    stay weak: of 45 grown that way, none came to more than 9 % of its original's gates.)
     """
     large = Drawer(LAYERS, SINGLE_LAYERS, t5_words, clip_words)
     source, target = small.transformer, large.transformer
@@ -91,18 +93,17 @@ def grow(small: Drawer, t5_words: int, clip_words: int) -> Drawer:
 
 def _spread(trained: nn.ModuleList, blocks: nn.ModuleList) -> None:
     owners = [index * len(trained) // len(blocks) for index in range(len(blocks))]
-    for index, (block, owner) in enumerate(zip(blocks, owners, strict=True)):
+    for block, owner in zip(blocks, owners, strict=True):
         block.load_state_dict(trained[owner].state_dict())
-        if index and owners[index - 1] == owner:
-            close_gates(block)
+        scale_gates(block, 1 / owners.count(owner))
 
 
-def close_gates(block: nn.Module) -> None:
-    """Make a FLUX block an identity: zero the adaLN rows that compute its gates."""
+def scale_gates(block: nn.Module, factor: float) -> None:
+    """Multiply what a FLUX block adds by ``factor``: the adaLN rows that compute its gates. 0 makes it an identity."""
     with torch.no_grad():
         for name, parts, gates in (("norm", 3, (2,)), ("norm1", 6, (2, 5)), ("norm1_context", 6, (2, 5))):
             if (norm := getattr(block, name, None)) is None:
                 continue
             for gate in gates:
-                norm.linear.weight.chunk(parts)[gate].zero_()
-                norm.linear.bias.chunk(parts)[gate].zero_()
+                norm.linear.weight.chunk(parts)[gate].mul_(factor)
+                norm.linear.bias.chunk(parts)[gate].mul_(factor)

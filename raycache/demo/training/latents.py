@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 LOOSE_SHARE = 0.15
 """Share of scenes with a user's phrasing instead of a caption."""
-OTHER_SIZES = ((192, 192), (256, 256), (192, 128), (128, 192), (256, 128), (128, 256))
-"""Width and height of the images mixed with those of 128x128."""
+OTHER_SIZES = {(256, 256): 0.5, (192, 192): 0.2, (256, 128): 0.15, (128, 256): 0.15}
+"""Width and height of the images mixed with those of 128x128, and the share of such steps that uses them."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,15 @@ def told_forward(part: Latents) -> Latents:
         told.append(tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids)
     t5_ids, clip_ids = told
     return Latents(part.packed, t5_ids, clip_ids, part.grid)
+
+
+def untold(part: Latents) -> Latents:
+    """The same scenes without captions: what a pipeline encodes for an empty prompt."""
+    t5_ids, clip_ids = (
+        tokenizer("", padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt").input_ids
+        for tokenizer in make_tokenizers(TEXT_TOKENS)
+    )
+    return Latents(part.packed, t5_ids.expand_as(part.t5_ids), clip_ids.expand_as(part.clip_ids), part.grid)
 
 
 def load_latents(path: Path) -> tuple[list[Latents], float, float]:

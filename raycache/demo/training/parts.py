@@ -1,4 +1,4 @@
-"""The parts of the bundled demonstration model: FLUX.1-dev's 19 + 38 blocks and 8x autoencoder at a laptop's width."""
+"""The parts of the bundled demonstration model: 8 + 12 of FLUX's blocks and an 8x autoencoder at a laptop's width."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL, FluxTransformer2DModel  # diffusers' top-level names are untyped
     from transformers import CLIPTextModel, T5EncoderModel
 
-LAYERS = 19
-SINGLE_LAYERS = 38
+LAYERS = 8
+SINGLE_LAYERS = 12
 HEADS = 4
 HEAD_DIM = 16
 TEXT_WIDTH = 64
@@ -42,7 +42,7 @@ def make_autoencoder() -> AutoencoderKL:
 
 
 def make_transformer(layers: int = LAYERS, single_layers: int = SINGLE_LAYERS) -> FluxTransformer2DModel:
-    """FLUX.1-dev's transformer at width 64, every block an identity and the output zero (adaLN-zero)."""
+    """FLUX.1's transformer at width 64, every block an identity and the output zero (adaLN-zero)."""
     from diffusers.models import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(

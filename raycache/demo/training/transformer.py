@@ -1,4 +1,4 @@
-"""Second half of the training: text encoders and transformer by flow matching, few blocks first, then all 57."""
+"""Second half of the training: text encoders and transformer by flow matching, few blocks first, then all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from cache_core.blocks import find_blocks
 from raycache.demo.training.drawer import Drawer, grow
-from raycache.demo.training.latents import Latents, told_forward
+from raycache.demo.training.latents import OTHER_SIZES, Latents, told_forward, untold
 
 GUIDANCE = (1.0, 10.0)
 """Guidance is drawn from this range without effect, so that no value in a request can harm an image."""
@@ -38,9 +38,12 @@ class Stage:
         steps: optimizer steps.
         batch: scenes of 128x128 per step, over all processes; fewer for larger images.
         rate: peak of AdamW's learning rate; Muon's is ``MUON_RATIO`` times it.
-        warmup: steps of linear warm-up; the rate then falls linearly to ``last_rate`` of the peak.
+        warmup: steps of linear warm-up.
+        fall_from: share of the steps after which the rate falls linearly to ``last_rate`` of the peak.
         last_rate: share of the peak at the end.
-        other_sizes: share of the last fifth of the steps on other sizes than 128x128.
+        other_sizes: share of the steps on other sizes than 128x128, once ``sizes_from`` of the steps are done.
+        sizes_from: see ``other_sizes``.
+        untold: share of the scenes without a caption: true CFG compares with what the model draws for none.
         layout_until: steps that are early: much noise, and nearly all captions name the left or upper thing first.
     """
 
@@ -51,8 +54,11 @@ class Stage:
     batch: int
     rate: float
     warmup: int
+    fall_from: float
     last_rate: float
     other_sizes: float
+    sizes_from: float
+    untold: float
     layout_until: int
 
 
@@ -93,14 +99,12 @@ def train_stage(
     if compile_blocks:
         for block in find_blocks(model.transformer):
             module: Any = block.module  # replaces a method, which its types do not allow
-            module.forward = torch.compile(module.forward)
+            module.forward = torch.compile(module.forward, dynamic=False)  # a fifth faster than dynamic shapes
     scenes = _Scenes(stage, sets, seed, rank, world)
     smooth = None
     for step in range(training.done, stage.steps):
-        part, rng, usual = scenes.of(step)
-        # Compiled for one shape: the few steps on other sizes do not justify two minutes of compilation each.
-        with torch.compiler.set_stance("default" if usual else "force_eager"):
-            loss = flow_loss(model, part, NOISE[step >= stage.layout_until], rng, device)
+        part, rng = scenes.of(step)
+        loss = flow_loss(model, part, NOISE[step >= stage.layout_until], rng, device)
         training.learn(step, loss)
         value = loss.item()
         if not math.isfinite(value):
@@ -166,9 +170,10 @@ class _Scenes:
         self._stage, self._sets, self._seed = stage, sets, seed
         self._rank, self._world = rank, world
         self._turned = [told_forward(part) for part in sets]
+        self._untold = [untold(part) for part in sets]
 
-    def of(self, step: int) -> tuple[Latents, np.random.Generator, bool]:
-        """The scenes, a random generator for the rest of the step, and whether they have the usual size."""
+    def of(self, step: int) -> tuple[Latents, np.random.Generator]:
+        """The scenes, and a random generator for the rest of the step."""
         stage, seed = self._stage, self._seed
         # Numbered by step, so a resumed training sees what an uninterrupted one would have.
         rng = np.random.default_rng((seed, 2, stage.layers, step, self._rank))
@@ -177,8 +182,10 @@ class _Scenes:
         part = self._sets[chosen]
         count = max(1, stage.batch // self._world * self._sets[0].packed.shape[1] // part.packed.shape[1])
         index = torch.from_numpy(rng.integers(len(part.packed), size=count))
-        told = _told(part, self._turned[chosen], FORWARD[step >= stage.layout_until], index, rng)
-        return told, rng, chosen == 0
+        drawn = _captions(part, self._turned[chosen], FORWARD[step >= stage.layout_until], index, rng)
+        if stage.untold:
+            drawn = _captions(drawn, self._untold[chosen], stage.untold, torch.arange(count), rng)
+        return drawn, rng
 
 
 def make_optimizers(model: Drawer, rate: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -199,7 +206,8 @@ def make_optimizers(model: Drawer, rate: float) -> tuple[torch.optim.Optimizer, 
 
 def rate_at(step: int, stage: Stage) -> float:
     """Share of the peak rate at ``step``, counted from 0."""
-    fall = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    start = max(stage.warmup, stage.fall_from * stage.steps)
+    fall = (step - start) / max(1.0, stage.steps - start)
     return min((step + 1) / stage.warmup, 1 - (1 - stage.last_rate) * max(0.0, fall))
 
 
@@ -241,22 +249,23 @@ def average_gradients(model: Drawer, world: int) -> None:
     )
 
 
-def _told(part: Latents, turned: Latents, share: float, index: torch.Tensor, rng: np.random.Generator) -> Latents:
-    """The scenes ``index`` of ``part``, a ``share`` of them described forward, as in ``turned``.
+def _captions(part: Latents, other: Latents, share: float, index: torch.Tensor, rng: np.random.Generator) -> Latents:
+    """The scenes ``index`` of ``part``, a ``share`` of them described as in ``other``.
 
     With "left of" and "right of" equally often, nothing shows where the first thing is until both are understood, and
     training did not learn that. Mostly described forward it learns the order first, and then the exceptions.
     """
-    forward = torch.from_numpy(rng.random(len(index)) < share)[:, None]
-    t5_ids = torch.where(forward, turned.t5_ids[index], part.t5_ids[index])
-    clip_ids = torch.where(forward, turned.clip_ids[index], part.clip_ids[index])
+    others = torch.from_numpy(rng.random(len(index)) < share)[:, None]
+    t5_ids = torch.where(others, other.t5_ids[index], part.t5_ids[index])
+    clip_ids = torch.where(others, other.clip_ids[index], part.clip_ids[index])
     return Latents(part.packed[index], t5_ids, clip_ids, part.grid)
 
 
 def _choose(count: int, stage: Stage, step: int, rng: np.random.Generator) -> int:
     """Which of ``count`` sets a step uses."""
-    if count > 1 and step >= 0.8 * stage.steps and rng.random() < stage.other_sizes:
-        return int(rng.integers(1, count))
+    if count > 1 and step >= stage.sizes_from * stage.steps and rng.random() < stage.other_sizes:
+        shares = np.array(list(OTHER_SIZES.values()))[: count - 1]
+        return 1 + int(rng.choice(count - 1, p=shares / shares.sum()))
     return 0
 
 
