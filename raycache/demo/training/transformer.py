@@ -100,7 +100,7 @@ def train_stage(
         for block in find_blocks(model.transformer):
             module: Any = block.module  # replaces a method, which its types do not allow
             module.forward = torch.compile(module.forward, dynamic=False)  # a fifth faster than dynamic shapes
-    scenes = _Scenes(stage, sets, seed, rank, world)
+    scenes = Scenes(stage, sets, seed, rank, world)
     smooth = None
     for step in range(training.done, stage.steps):
         part, rng = scenes.of(step)
@@ -163,7 +163,7 @@ class _Training:
         self._path.with_suffix(".tmp").rename(self._path)
 
 
-class _Scenes:
+class Scenes:
     """The data of each step of a stage for this process: number ``rank`` of ``world``."""
 
     def __init__(self, stage: Stage, sets: list[Latents], seed: int, rank: int, world: int) -> None:

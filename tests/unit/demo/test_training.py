@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,28 @@ import torch
 
 from cache_core.blocks import find_blocks
 from raycache.demo.training import drawer as drawer_module
-from raycache.demo.training.drawer import Drawer, close_gates, grow, pack, token_positions
+from raycache.demo.training.drawer import Drawer, grow, pack, scale_gates, token_positions
 from raycache.demo.training.latents import Latents
-from raycache.demo.training.transformer import Stage, flow_loss, rate_at, train_stage
+from raycache.demo.training.parts import TEXT_TOKENS
+from raycache.demo.training.transformer import Scenes, Stage, flow_loss, rate_at, train_stage
+from raycache.demo.words import make_tokenizers
 
 WORDS = (44, 27)
-STAGE = Stage("tiny", 1, 1, 6, 2, 1e-3, 2, 0.1, 0.0, 3)
+STAGE = Stage(
+    name="tiny",
+    layers=1,
+    single_layers=1,
+    steps=6,
+    batch=2,
+    rate=1e-3,
+    warmup=2,
+    fall_from=0.0,
+    last_rate=0.1,
+    other_sizes=0.0,
+    sizes_from=0.8,
+    untold=0.0,
+    layout_until=3,
+)
 
 
 def latents(count: int = 6) -> Latents:
@@ -43,28 +60,73 @@ def velocity(model: Drawer) -> torch.Tensor:
         return model(part.packed.float(), share, share * 7, part.t5_ids, part.clip_ids, part.grid)
 
 
-def test_growing_changes_nothing_but_the_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawer_module, "LAYERS", 5)
-    monkeypatch.setattr(drawer_module, "SINGLE_LAYERS", 7)
+def test_a_grown_model_draws_nearly_the_same_and_every_block_adds_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawer_module, "LAYERS", 3)
+    monkeypatch.setattr(drawer_module, "SINGLE_LAYERS", 6)
     small = trained(2, 3)
     large = grow(small, *WORDS).eval()
-    assert len(find_blocks(large.transformer)) == 12
-    torch.testing.assert_close(velocity(large), velocity(small))
-    # And the copies hold what they need to open: a gate's gradient flows.
+    assert len(find_blocks(large.transformer)) == 9
+    idle = trained(2, 3)
+    for block in find_blocks(idle.transformer):
+        scale_gates(block.module, 0)
+    without = velocity(idle)
+    whole = (velocity(small) - without).norm()
+    assert whole > 0
+    assert (velocity(large) - velocity(small)).norm() < 0.2 * whole
+    # Two copies of each single block: each adds half of what the original adds to the same input.
+    original, copy = small.transformer.single_transformer_blocks[1], large.transformer.single_transformer_blocks[3]
+    assert torch.allclose(added(copy), 0.5 * added(original), atol=1e-6)
+    # And they can become different: a gate's gradient flows in each.
     flow_loss(large, latents(), 0.4, np.random.default_rng(0), torch.device("cpu")).backward()
     gradients = [block.norm.linear.weight.grad for block in large.transformer.single_transformer_blocks]
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
-def test_closed_gates_make_an_identity() -> None:
+def added(block: torch.nn.Module) -> torch.Tensor:
+    """What a single-stream block adds to fixed tokens."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(1, 5, 64, generator=generator)
+    text, image = tokens[:, :1], tokens[:, 1:]
+    with torch.no_grad():
+        moved = block(image, text, torch.randn(1, 64, generator=generator))
+    return torch.cat(moved, dim=1) - tokens
+
+
+def test_a_factor_of_zero_makes_an_identity() -> None:
     model = trained(1, 1)
     open_velocity = velocity(model)
     for block in find_blocks(model.transformer):
-        close_gates(block.module)
+        scale_gates(block.module, 0)
     closed = velocity(model)
     assert not torch.allclose(open_velocity, closed)
     model.transformer.single_transformer_blocks = torch.nn.ModuleList()
     torch.testing.assert_close(velocity(model), closed)
+
+
+def test_a_share_of_the_scenes_has_no_caption_as_an_empty_prompt_has() -> None:
+    part = latents(200)
+    tokenizers = make_tokenizers(TEXT_TOKENS)
+    empty = [tokenizer("", padding="max_length", max_length=16)["input_ids"] for tokenizer in tokenizers]
+    stage = replace(STAGE, batch=200, untold=0.25)
+    drawn, _ = Scenes(stage, [part], 0, 0, 1).of(0)
+    assert drawn.packed.shape == part.packed.shape
+    silent = (drawn.t5_ids == torch.tensor(empty[0])).all(1)
+    assert torch.equal(silent, (drawn.clip_ids == torch.tensor(empty[1])).all(1))
+    assert 0.1 < silent.float().mean() < 0.4
+    told, _ = Scenes(replace(stage, untold=0.0), [part], 0, 0, 1).of(0)
+    assert not (told.t5_ids == torch.tensor(empty[0])).all(1).any()
+
+
+def test_other_sizes_come_as_often_as_the_stage_says() -> None:
+    sets = [replace(latents(4), grid=(2, 2 + k)) for k in range(5)]
+    stage = replace(STAGE, steps=400, other_sizes=0.5, sizes_from=0.5)
+    scenes = Scenes(stage, sets, 0, 0, 1)
+    columns = [scenes.of(step)[0].grid[1] - 2 for step in range(400)]
+    assert set(columns[:200]) == {0}
+    late = columns[200:]
+    assert 0.4 < sum(map(bool, late)) / 200 < 0.6
+    assert late.count(1) > late.count(2) > 0, "256x256 is half of the others, 192x192 a fifth"
+    assert min(late.count(3), late.count(4)) > 0
 
 
 def test_latents_are_packed_and_numbered_as_flux_does() -> None:
@@ -100,3 +162,7 @@ def test_rate_rises_then_falls() -> None:
     assert rates[2] == 1.0
     assert rates[-1] == pytest.approx(STAGE.last_rate)
     assert rates[2:] == sorted(rates[2:], reverse=True)
+    constant = replace(STAGE, steps=10, fall_from=0.6)
+    assert [rate_at(step, constant) for step in range(2, 7)] == [1.0] * 5
+    assert rate_at(8, constant) == pytest.approx((1 + STAGE.last_rate) / 2)
+    assert rate_at(10, constant) == pytest.approx(STAGE.last_rate)
