@@ -8,31 +8,44 @@ from typing import Any
 import numpy as np
 import torch
 
+from raycache.models.arguments import call, parameters_of_call, to_uint8
 from raycache.models.registry import family_of
 from raycache.size import Size
 
 __all__ = ["generate_images"]
 
 
-def generate_images(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, size: Size) -> np.ndarray:
-    """One image for each prompt, all in one batch: uint8 ``[prompts, height, width, 3]``.
+def generate_images(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, size: Size, frames: int = 1
+) -> np.ndarray:
+    """One image or video for each prompt, all in one batch.
 
     Args:
-        pipe: a loaded diffusers pipeline; a cache session may be open on it.
+        pipe: a loaded diffusers pipeline that needs no input image; a cache may be on it.
         seeds: one for each prompt, for its noise only.
         steps: denoising steps.
         size: size of each image.
+        frames: frames of each video, if the pipeline makes videos.
+
+    Returns:
+        uint8 ``[prompts, height, width, 3]``, or ``[prompts, frames, height, width, 3]`` of videos.
+
+    Raises:
+        ValueError: not one seed for each prompt.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"each prompt needs one seed: got {len(prompts)} prompts, {len(seeds)} seeds")
+    family, known = family_of(type(pipe).__name__), parameters_of_call(pipe)
+    offered: dict[str, Any] = {
+        "prompt": list(prompts),
+        "max_sequence_length": family.text_tokens(pipe),
+        "width": size.width,
+        "height": size.height,
+        "num_frames": frames,
+        "num_inference_steps": steps,
+        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+        "output_type": "np",
+    }
     with torch.no_grad():
-        images: np.ndarray = pipe(
-            list(prompts),
-            max_sequence_length=family_of(type(pipe).__name__).text_tokens(pipe),
-            width=size.width,
-            height=size.height,
-            num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="np",
-        )[0]
-    return (images * 255).round().astype(np.uint8)
+        made = call(pipe, {name: value for name, value in (offered | dict(family.fixed)).items() if name in known})
+    return to_uint8(made[0])

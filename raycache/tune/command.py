@@ -44,22 +44,24 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; default float32 on CPU.")] = "",
     quantization: Annotated[str, typer.Option(help="As model.quantization of the service; needs bfloat16.")] = "none",
     text_encoder: Annotated[bool, typer.Option(help="As model.quantize_text_encoder.")] = False,
+    frames: Annotated[int, typer.Option(help="Frames of each video, for a model of videos.")] = 1,
 ) -> None:
     """Sweep cache settings, print the frontier, write the presets. If stopped, run it again to continue."""
     torch.set_grad_enabled(False)
     targets = read_targets(target_psnr or [])
     drawn = read_size(size or ("128x128" if model == "demo" else "1024x1024"))
-    job = Job(tuple(read_prompts(model, prompts, count)), steps, drawn, batch)
+    job = Job(tuple(read_prompts(model, prompts, count)), steps, drawn, batch, frames)
     settings = read_settings(model, dtype, quantization, text_encoder)
     pipe = load_pipe(settings)
     quantized = "" if quantization == "none" else f"-{quantization}"
     folder = out or Path(f"tune-{Path(model).name.lower()}{quantized}")
-    try:
-        sweep = Sweep(folder, f"{model}{quantized}", job)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--out") from None
     candidates = check_families(len(find_blocks(pipe.transformer)), steps)
     console = Console(stderr=True)
+    try:
+        sweep = Sweep(folder, f"{model}{quantized} {settings.dtype}", job)
+        sweep.references(pipe)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--out") from None
     try:
         watch(sweep, pipe, candidates, min(targets.values()) - _SLACK, console)
     except KeyboardInterrupt:
@@ -159,7 +161,7 @@ def load_pipe(settings: ModelSettings) -> Any:
 def frontier_table(points: list[Point]) -> Table:
     """The Pareto-optimal settings, the most careful first."""
     table = Table(
-        "setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "s a picture", title="frontier"
+        "setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "s an image", title="frontier"
     )
     for point in frontier(points):
         threshold = point.options.get("residual_diff_threshold", "")
@@ -178,7 +180,7 @@ def presets_file(
     """The YAML text: each preset, its measured quality and cost, and how they were measured."""
     source = (
         f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.size}; "
-        "PSNR to the uncached picture of the same seed"
+        "PSNR to the uncached image of the same seed"
     )
     presets: dict[str, dict[str, object]] = {"exact": {"type": "none"}}
     notes = []

@@ -13,16 +13,18 @@ PSNR_CAP = 60.0
 
 
 def psnr(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """dB per image, at most ``PSNR_CAP``, of uint8 ``[pictures, height, width, 3]``."""
+    """dB per image or video, at most ``PSNR_CAP``, of uint8 ``[pictures, (frames,) height, width, 3]``."""
     error = (pictures.astype(np.float64) - references.astype(np.float64)) ** 2
-    mean = error.mean(axis=(1, 2, 3))
+    mean = error.mean(axis=tuple(range(1, error.ndim)))
     return np.minimum(PSNR_CAP, 10 * np.log10(255.0**2 / np.maximum(mean, 1e-12)))
 
 
 def ssim(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Structural similarity per image, 1 for equal ones, of uint8 ``[pictures, height, width, 3]``."""
-    pairs = zip(pictures, references, strict=True)
-    return np.array([structural_similarity(one, other, channel_axis=2) for one, other in pairs])
+    """Structural similarity per image, 1 for equal ones; of a video, the mean over frames. Shapes as in ``psnr``."""
+    height, width, channels = pictures.shape[-3:]
+    pairs = zip(*(some.reshape(-1, height, width, channels) for some in (pictures, references)), strict=True)
+    each = np.array([structural_similarity(one, other, channel_axis=2) for one, other in pairs])
+    return each.reshape(len(pictures), -1).mean(axis=1)
 
 
 @torch.no_grad()
@@ -34,10 +36,12 @@ def feature_distance(vae: Any, pictures: np.ndarray, references: np.ndarray) -> 
     encoder instead of a classifier's, and depths have no weights from human judgements.
 
     Args:
-        vae: a diffusers ``AutoencoderKL``.
+        vae: a diffusers ``AutoencoderKL``; of any other class, the distances are NaN.
         pictures: uint8 ``[pictures, height, width, 3]``.
         references: like ``pictures``.
     """
+    if type(vae).__name__ != "AutoencoderKL" or pictures.ndim != 4:
+        return np.full(len(pictures), np.nan)
     total = np.zeros(len(pictures))
     for index in range(len(pictures)):  # one at a time: the features of large ones are gigabytes
         one, other = (_features(vae, some[index : index + 1]) for some in (pictures, references))

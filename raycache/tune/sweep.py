@@ -7,18 +7,24 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_core import cache_session
+from cache_core import apply_cache_on_pipe, cache_reports, remove_cache
 from cache_core.options import CacheOptions, NoCacheOptions
+from cache_core.report import CacheReport
 from raycache.models.generating import generate_images
 from raycache.size import Size
 from raycache.tune.candidates import Family
-from raycache.tune.measures import feature_distance, psnr, ssim
+from raycache.tune.measures import PSNR_CAP, feature_distance, psnr, ssim
+
+#: dB from which images of two runs are the same but for the order of sums on a GPU.
+_SAME = 45.0
+#: Times within this factor are equal.
+_EQUAL = 1.03
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,14 @@ class Job:
         steps: denoising steps.
         size: size of each image.
         batch: images generated at a time.
+        frames: of each video, if the model makes videos.
     """
 
     prompts: tuple[str, ...]
     steps: int
     size: Size
     batch: int
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Point:
         share: share of blocks computed, mean over the images, 0 to 1.
         psnr: mean dB to the uncached image of the same seed, equal images counted as 60.
         ssim: mean structural similarity.
-        distance: mean perceptual distance (``measures.feature_distance``).
+        distance: mean perceptual distance (``measures.feature_distance``); NaN if the autoencoder is not one of images.
         seconds: seconds per image, generated ``batch`` at a time; CPU time on a CPU, where others may run, too.
     """
 
@@ -70,20 +78,29 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
     """All images of a job under ``options``.
 
     Returns:
-        uint8 images ``[prompts, height, width, 3]``, mean share of blocks computed, seconds per image.
+        uint8 images ``[prompts, height, width, 3]`` or videos ``[prompts, frames, height, width, 3]``, mean share of
+        blocks computed over all transformers, seconds per image.
     """
     pictures, shares = [], []
     clock = clock_of(pipe)
     started = clock()
-    for start in range(0, len(job.prompts), job.batch):
-        prompts = job.prompts[start : start + job.batch]
-        with cache_session(pipe.transformer, options.for_steps(job.steps)) as report:
+    apply_cache_on_pipe(pipe, options.type, **options.model_dump(exclude={"type"}))
+    try:
+        for start in range(0, len(job.prompts), job.batch):
+            prompts = job.prompts[start : start + job.batch]
             seeds = range(start, start + len(prompts))
-            drawn = generate_images(pipe, prompts, seeds, steps=job.steps, size=job.size)
-        pictures.append(drawn)
-        shares += report.computed_block_fraction
+            pictures.append(generate_images(pipe, prompts, seeds, steps=job.steps, size=job.size, frames=job.frames))
+            shares += [computed_share(list(cache_reports(pipe).values()))] * len(prompts)
+    finally:
+        remove_cache(pipe)
     seconds = (clock() - started) / len(job.prompts)
     return np.concatenate(pictures), float(np.mean(shares)), seconds
+
+
+def computed_share(reports: list[CacheReport]) -> float:
+    """Share of the blocks that ran, over all images, branches and transformers of a call."""
+    decided = [(report, image) for report in reports for step in report.steps for image in step.images]
+    return sum(image.computed_blocks for _, image in decided) / sum(report.num_blocks for report, _ in decided)
 
 
 def compare(pipe: Any, job: Job, options: CacheOptions, references: np.ndarray, family: str) -> Point:
@@ -105,7 +122,7 @@ class Sweep:
 
     Args:
         folder: contains ``points.jsonl`` and ``references.npz``; created if missing.
-        model: name of the model, to check that a resumed sweep is the same one.
+        model: name, dtype and quantization of the model, to check that a resumed sweep is of the same one.
         job: also checked.
 
     Raises:
@@ -124,21 +141,39 @@ class Sweep:
             raise ValueError(f"{folder} contains a sweep of another model or of other prompts; choose another --out")
         mark.write_text(self._mark + "\n")
         self.points: dict[str, Point] = {}
+        self._references: np.ndarray | None = None
         if (path := folder / "points.jsonl").exists():
             for line in path.read_text().splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # the last line of a sweep that was killed
                     self._remember(Point(**json.loads(line)))
 
     def references(self, pipe: Any) -> np.ndarray:
-        """The uncached images, generated once; their time is saved as the first point."""
+        """The uncached images, generated once; their time is saved as the first point.
+
+        Raises:
+            ValueError: saved ones are not what ``pipe`` generates now: other weights, LoRAs or libraries. A name cannot
+                show that, so the first of them are generated again.
+        """
         path = self.folder / "references.npz"
+        if self._references is not None:
+            return self._references
         if path.exists():
-            return np.load(path)["pictures"]
+            saved: np.ndarray = np.load(path)["pictures"]
+            first = replace(self.job, prompts=self.job.prompts[: self.job.batch])
+            again = draw(pipe, first, NoCacheOptions())[0]
+            if (nearest := float(psnr(again, saved[: len(again)]).min())) < _SAME:
+                raise ValueError(
+                    f"{self.folder} contains a sweep of other weights: without a cache, the model generates other "
+                    f"images than those saved there ({nearest:.1f} dB); choose another --out"
+                )
+            self._references = saved
+            return saved
         pictures, share, seconds = draw(pipe, self.job, NoCacheOptions())
-        self._keep(Point("uncached", NoCacheOptions().to_dict(), share, 60.0, 1.0, 0.0, seconds))
+        self._keep(Point("uncached", NoCacheOptions().to_dict(), share, PSNR_CAP, 1.0, 0.0, seconds))
         half = path.with_suffix(".tmp.npz")
         np.savez_compressed(half, pictures=pictures)
         half.rename(path)  # complete or not at all, even if killed
+        self._references = pictures
         return pictures
 
     def run(self, pipe: Any, candidates: list[Family], lowest_psnr: float) -> Iterator[Point]:
@@ -168,18 +203,24 @@ class Sweep:
 
 
 def frontier(points: list[Point]) -> list[Point]:
-    """The points not beaten in both computed share and PSNR, the most careful first."""
+    """The points not beaten in both seconds and PSNR, the most careful first."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.share, -p.psnr)):
+    for point in sorted(points, key=lambda p: (p.seconds, -p.psnr)):
         if not best or point.psnr > best[-1].psnr:
             best.append(point)
     return best[::-1]
 
 
 def choose(points: list[Point], target: float) -> Point | None:
-    """The setting that computes the fewest blocks at ``target`` dB or more; None if none reaches it."""
+    """The setting that takes the fewest seconds at ``target`` dB or more; None if none reaches it.
+
+    Not the fewest blocks: a method's own work counts, and blocks differ in cost. Seconds within 3 % are equal, because
+    they are measured once; of equally fast settings the one nearest to the uncached image is chosen.
+    """
     holding = [point for point in points if point.psnr >= target]
-    return min(holding, key=lambda point: (point.share, -point.psnr), default=None)
+    fastest = min((point.seconds for point in holding), default=0.0)
+    equal = [point for point in holding if point.seconds <= _EQUAL * fastest]
+    return max(equal, key=lambda point: (point.psnr, -point.share), default=None)
 
 
 def _key(options: dict[str, Any]) -> str:

@@ -11,12 +11,15 @@ import pytest
 import torch
 import typer
 
-from cache_core.options import DBCacheOptions, FBCacheOptions
+from cache_core.blocks import find_blocks
+from cache_core.options import DBCacheOptions, FBCacheOptions, NoCacheOptions
+from raycache.models.registry import family_of
 from raycache.size import Size
 from raycache.tune.candidates import Family, check_families
 from raycache.tune.command import read_prompts, read_targets
 from raycache.tune.measures import PSNR_CAP, feature_distance, psnr, ssim
-from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
+from raycache.tune.sweep import Job, Point, Sweep, choose, draw, frontier
+from tests.helpers.tiny_models import load_tiny, tiny_folder
 
 JOB = Job(("a red circle", "a blue star"), 6, Size(32, 32), 2)
 FAMILY = Family("FB", tuple(FBCacheOptions(warmup_steps=1, residual_diff_threshold=t) for t in (0.0, 5.0, 6.0)))
@@ -57,8 +60,8 @@ def test_distances_of_equal_and_of_different_pictures(pipe: Any) -> None:
     assert psnr(flat, flat + 8)[0] == pytest.approx(10 * np.log10(255**2 / 64))
 
 
-def point(share: float, decibel: float) -> Point:
-    return Point("f", {"type": "none"}, share, decibel, 1.0, 0.0, share)
+def point(seconds: float, decibel: float, share: float = 0.5) -> Point:
+    return Point("f", {"type": "none"}, share, decibel, 1.0, 0.0, seconds)
 
 
 def test_frontier_and_choice() -> None:
@@ -70,10 +73,18 @@ def test_frontier_and_choice() -> None:
         point(0.5, 29.0),
         point(0.4, 20.0),
     ]
-    assert [p.share for p in frontier(points)] == [1.0, 0.7, 0.5, 0.4]
+    assert [p.seconds for p in frontier(points)] == [1.0, 0.7, 0.5, 0.4]
     assert choose(points, 30.0) == point(0.5, 31.0)
     assert choose(points, 36.0) == point(1.0, 60.0)
     assert choose(points[1:], 36.0) is None
+
+
+def test_the_fastest_is_chosen_not_the_one_of_fewest_blocks() -> None:
+    fast, few_blocks = point(0.5, 31.0, share=0.6), point(0.6, 33.0, share=0.3)
+    assert choose([few_blocks, fast], 30.0) == fast
+    # Seconds are measured once: among equally fast settings the one nearest to the uncached image.
+    noise = point(0.51, 34.0)
+    assert choose([few_blocks, fast, noise], 30.0) == noise
 
 
 def test_families_grow_bolder_and_fit() -> None:
@@ -98,6 +109,46 @@ def test_a_stopped_sweep_goes_on(pipe: Any, tmp_path: Path) -> None:
     assert rest[1].psnr < PSNR_CAP
     with pytest.raises(ValueError, match="another model"):
         Sweep(tmp_path, "tiny", replace(JOB, steps=7))
+    with pytest.raises(ValueError, match="another model"):
+        Sweep(tmp_path, "tiny bfloat16", JOB)
+
+
+def test_a_sweep_of_other_weights_is_not_continued(pipe: Any, tmp_path: Path) -> None:
+    saved = Sweep(tmp_path, "tiny", JOB).references(pipe)
+    assert np.array_equal(Sweep(tmp_path, "tiny", JOB).references(pipe), saved)
+    weight = pipe.transformer.proj_out.weight
+    before = weight.clone()
+    weight.mul_(1.5)
+    try:
+        with pytest.raises(ValueError, match="other weights"):
+            Sweep(tmp_path, "tiny", JOB).references(pipe)
+    finally:
+        weight.copy_(before)
+
+
+@pytest.mark.parametrize("name", ["sd3", pytest.param("wan-2.2", marks=pytest.mark.slow)])
+def test_families_other_than_flux_are_measured(name: str, tmp_path: Path) -> None:
+    """Wan 2.2: videos, guidance by a second call, and two transformers that share the steps."""
+    pipe = load_tiny(tiny_folder(name))
+    frames = family_of(type(pipe).__name__).frame_step + 1
+    job = Job(("a red circle", "a blue star"), 4, Size(64, 64), 1, frames)
+    options = FBCacheOptions(warmup_steps=1, residual_diff_threshold=50.0)
+    points = list(Sweep(tmp_path, name, job).run(pipe, [Family("FB", (options,))], 0.0))
+    assert points[0].share < 1.0
+    assert points[0].psnr < PSNR_CAP
+    uncached = next(point for point in Sweep(tmp_path, name, job).points.values() if point.family == "uncached")
+    assert (uncached.share, uncached.psnr) == (1.0, PSNR_CAP)
+    # The share is what ran: counted inside the blocks of all transformers by hooks of this test.
+    calls, count = [0, 0], 0
+    transformers = [getattr(pipe, part) for part in ("transformer", "transformer_2") if getattr(pipe, part, None)]
+    inner = [next(block.module.children()) for transformer in transformers for block in find_blocks(transformer)]
+    hooks = [part.register_forward_hook(lambda *_: calls.__setitem__(count, calls[count] + 1)) for part in inner]
+    for count, some in enumerate((options, NoCacheOptions())):  # noqa: B007: read by the hooks
+        share = draw(pipe, job, some)[1]
+        assert share == pytest.approx(points[0].share if count == 0 else 1.0)
+    for hook in hooks:
+        hook.remove()
+    assert calls[0] / calls[1] == pytest.approx(points[0].share)
 
 
 def test_a_family_ends_below_the_lowest_target(pipe: Any, tmp_path: Path) -> None:
