@@ -21,6 +21,7 @@ from raycache.lora_settings import LoraName, LoraSettings
 from raycache.model_names import ENGINE, ModelNames, deployment_name, wrong_names
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
+from raycache.presets.auto import AnyCache, AutoCache, ForecastCurve, concrete
 from raycache.quantization import Quantization, card_misfit, dtype_misfit
 from raycache.size import Size
 from raycache.store_settings import StoreSettings
@@ -113,6 +114,7 @@ class Policy(_Settings):
 
     cache: CacheOptions
     presets: dict[PresetName, CacheOptions] = Field(default_factory=dict, description="What `quality` stands for.")
+    curve: ForecastCurve | None = Field(default=None, description="What the model's thresholds give, for goals in dB.")
     defaults: DefaultSettings
     limits: LimitSettings
     max_queued_requests: int = Field(ge=0)
@@ -141,11 +143,14 @@ class Policy(_Settings):
 
         Raises:
             pydantic.ValidationError: unknown field or illegal value.
+            GoalError: ``cache`` is a goal that cannot be met.
         """
         values = self.model_dump()
         for name, value in trimmed_within(user_config).items():
             field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
             values[name] = {**values[name], **value} if field_by_field else value
+        if isinstance(cache := values["cache"], dict) and cache.get("type") == "auto":
+            values["cache"] = concrete(AutoCache.model_validate(cache), self.curve)
         return Policy.model_validate(values)
 
 
@@ -154,7 +159,7 @@ class EngineSettings(_Settings):
 
     model: ModelSettings | None = None
     parallel: ParallelSettings = ParallelSettings()
-    cache: CacheOptions = Field(default_factory=DBCacheOptions, description="Cache options of requests that set none.")
+    cache: AnyCache = Field(default_factory=DBCacheOptions, description="Cache options of requests that set none.")
     defaults: DefaultSettings = DefaultSettings()
     limits: LimitSettings = LimitSettings()
     warmup: list[WarmupShape] = Field(default_factory=list)
@@ -283,9 +288,11 @@ class AppSettings(ServiceSettings):
     def policy(self) -> Policy:
         """What the settings say about all that may change at run time."""
         keep = {"max_queued_requests", "max_queued_seconds", "request_timeout_s"}
+        known = load_presets(self.model.path, self.model.presets, self.model.quantization)
         return Policy(
-            cache=self.cache,
-            presets=load_presets(self.model.path, self.model.presets, self.model.quantization).presets,
+            cache=concrete(self.cache, known.curve),
+            presets=known.presets,
+            curve=known.curve,
             defaults=self.defaults,
             limits=self.limits,
             **self.reliability.model_dump(include=keep),

@@ -41,7 +41,7 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
 
     Compiled blocks have one graph for one image and another for several, so both kinds are run in any case.
     """
-    options, declared = settings.cache, settings.warmup
+    options, declared = settings.policy.cache, settings.warmup
     past = beyond_warmup(options)
     drawn = [
         WarmUp(

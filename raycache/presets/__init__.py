@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cache_core.options import CacheOptions, NoCacheOptions
+from raycache.presets.auto import ForecastCurve
 from raycache.quantization import Quantization
 from raycache.yaml_files import load_as
 
@@ -63,6 +64,7 @@ class Presets(BaseModel):
         source: where its numbers come from, for users: "from published figures", or how they were measured.
         quantization: quantization of that model: it adds noise to every difference that thresholds apply to.
         presets: cache options by name.
+        curve: PSNR over the threshold of ForecastCache, for goals in dB (``{"type": "auto"}``).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,6 +73,7 @@ class Presets(BaseModel):
     source: str
     quantization: Quantization = "none"
     presets: dict[PresetName, CacheOptions] = Field(min_length=1)
+    curve: ForecastCurve | None = None
 
 
 def load_presets(model_path: str, file: Path | None = None, quantization: Quantization = "none") -> Presets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cache_core.method_options import BlockCountError
 from cache_core.options import CacheOptions, NoCacheOptions, check_block_count
 from raycache.presets import PRESET_NAMES, preset_of
+from raycache.presets.auto import GoalError, concrete
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import invalid
 from raycache.protocol.job import made_steps
@@ -44,8 +45,12 @@ def cache_options(request: GenerationRequest, policy: Policy, model: Capabilitie
         return _uncached(request, model)
     if request.cache is None:
         return _preset(request.quality, policy, model)
-    check_cache(request.cache, model)
-    return request.cache
+    try:
+        options = concrete(request.cache, policy.curve)
+    except GoalError as error:
+        raise invalid(error.field, error.args[0]) from None
+    check_cache(options, model)
+    return options
 
 
 def _uncached(request: GenerationRequest, model: Capabilities) -> CacheOptions:

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from cache_core.options import CacheOptions
 from raycache.limits import LimitSettings, Priority
 from raycache.presets import Quality
+from raycache.presets.auto import AnyCache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import TEXT_ONLY, JobInputs
 from raycache.protocol.lora import LoraChoice, LoraRequest
@@ -72,8 +73,10 @@ class GenerationRequest(BaseModel):
         description="A preset of the model: `exact` (no cache), `high`, `balanced` or `fast`; OpenAI's values take the "
         "nearest; `auto` = the deployment's default. `cache` takes precedence.",
     )
-    cache: CacheOptions | None = Field(
-        default=None, description='Options of a cache method, `{"type": "none"}` for none; null = those of `quality`.'
+    cache: AnyCache | None = Field(
+        default=None,
+        description='Options of a cache method, `{"type": "none"}` for none, or a goal, `{"type": "auto", '
+        '"target_psnr": 35}` in dB or `{"type": "auto", "speedup": 2}`; null = those of `quality`.',
     )
     lora: LoraRequest | None = Field(
         default=None, description="One of this model's LoRAs, `{name, scale}` or its name; null = none."

@@ -16,12 +16,13 @@ from rich.table import Table
 from cache_core import parse_options
 from cache_core.blocks import find_blocks
 from raycache.presets import PRESET_NAMES, Presets
+from raycache.presets.auto import ForecastCurve
 from raycache.quantization import Quantization
 from raycache.settings import ModelSettings
 from raycache.size import Size
 from raycache.text_files import FileError, entries
 from raycache.tune.candidates import Family, check_families
-from raycache.tune.sweep import Job, Point, Sweep, choose, frontier
+from raycache.tune.sweep import Job, Point, Sweep, choose, forecast_curve, frontier
 
 TARGETS = {"high": 36.0, "balanced": 30.0, "fast": 25.0}
 _SLACK = 2.0
@@ -72,7 +73,7 @@ def main(
     for name, point in chosen.items():
         if point is None or point.options["type"] == "none":
             console.print(f"{name}: no setting reaches {targets[name]:g} dB; it stays uncached")
-    text = presets_file(model, job, targets, chosen, settings.quantization)
+    text = presets_file(model, job, targets, chosen, settings.quantization, forecast_curve(points))
     (folder / "presets.yaml").write_text(text)
     print(text)
     console.print(f"written to {folder / 'presets.yaml'}; set model.presets to it")
@@ -176,8 +177,9 @@ def presets_file(
     targets: dict[str, float],
     chosen: dict[str, Point | None],
     quantization: Quantization = "none",
+    curve: ForecastCurve | None = None,
 ) -> str:
-    """The YAML text: each preset, its measured quality and cost, and how they were measured."""
+    """The YAML text: each preset, its measured quality and cost, how they were measured, and the curve for goals."""
     source = (
         f"measured by raycache.tune: {len(job.prompts)} prompts, {job.steps} steps, {job.size}; "
         "PSNR to the uncached image of the same seed"
@@ -189,6 +191,8 @@ def presets_file(
         if point is not None:
             notes.append(f"# {name}: target {targets[name]:g} dB, got {point.psnr:.1f} dB, {point.share:.1%} of blocks")
     body: dict[str, Any] = {"model": model, "source": source, "quantization": quantization, "presets": presets}
+    if curve is not None:
+        body["curve"] = curve.model_dump(mode="json")
     Presets.model_validate(body)
     return "\n".join(notes) + "\n" + yaml.safe_dump(body, sort_keys=False, width=120)
 

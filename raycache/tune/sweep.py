@@ -17,6 +17,7 @@ from cache_core import apply_cache_on_pipe, cache_reports, remove_cache
 from cache_core.options import CacheOptions, NoCacheOptions
 from cache_core.report import CacheReport
 from raycache.models.generating import generate_images
+from raycache.presets.auto import ForecastCurve
 from raycache.size import Size
 from raycache.tune.candidates import Family
 from raycache.tune.measures import PSNR_CAP, feature_distance, psnr, ssim
@@ -221,6 +222,21 @@ def choose(points: list[Point], target: float) -> Point | None:
     fastest = min((point.seconds for point in holding), default=0.0)
     equal = [point for point in holding if point.seconds <= _EQUAL * fastest]
     return max(equal, key=lambda point: (point.psnr, -point.share), default=None)
+
+
+def forecast_curve(points: list[Point]) -> ForecastCurve | None:
+    """PSNR over the threshold of ForecastCache, with the shortest warm-up that was measured at two thresholds or more.
+
+    A threshold that is not below the PSNR of a smaller one is left out: by chance, on few images.
+    """
+    curves: dict[int, list[tuple[float, float]]] = {}
+    measured = [point for point in points if point.options["type"] == "ForecastCache"]
+    for point in sorted(measured, key=lambda each: each.options["residual_diff_threshold"]):
+        known = curves.setdefault(point.options["warmup_steps"], [])
+        if not known or point.psnr < known[-1][0]:
+            known.append((round(point.psnr, 2), point.options["residual_diff_threshold"]))
+    usable = [warmup for warmup, known in curves.items() if len(known) > 1]
+    return ForecastCurve(warmup_steps=min(usable), points=tuple(curves[min(usable)])) if usable else None
 
 
 def _key(options: dict[str, Any]) -> str:

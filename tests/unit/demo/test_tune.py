@@ -143,7 +143,7 @@ def test_families_other_than_flux_are_measured(name: str, tmp_path: Path) -> Non
     transformers = [getattr(pipe, part) for part in ("transformer", "transformer_2") if getattr(pipe, part, None)]
     inner = [next(block.module.children()) for transformer in transformers for block in find_blocks(transformer)]
     hooks = [part.register_forward_hook(lambda *_: calls.__setitem__(count, calls[count] + 1)) for part in inner]
-    for count, some in enumerate((options, NoCacheOptions())):  # noqa: B007: read by the hooks
+    for count, some in enumerate((options, NoCacheOptions())):
         share = draw(pipe, job, some)[1]
         assert share == pytest.approx(points[0].share if count == 0 else 1.0)
     for hook in hooks:
