@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.report import spread
 from raycache.gang.gang import Gang
 from raycache.gang.queue import JobHandle
+from raycache.presets.auto import concrete
 from raycache.protocol.job import Job, one_per_seed
 from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.tick import TickReport
@@ -83,7 +84,7 @@ class Way:
                 seeds,
                 prompt=request.prompt,
                 guidance_scale=self._settings.defaults.guidance_scale if guidance is None else guidance,
-                cache=self._settings.cache if request.cache is None else request.cache,
+                cache=concrete(self._settings.cache if request.cache is None else request.cache, None),
             ),
             num_inference_steps=request.num_inference_steps,
         )
