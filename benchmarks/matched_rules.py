@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.diffusers_caches import configs, drawn_by
 from benchmarks.peers import enable_cache_dit
 from benchmarks.quality_table import STEPS
 from benchmarks.workload import sharing_weights
@@ -62,12 +63,15 @@ def points(pipe: Any) -> Iterator[Point]:
     for steps in (16, 12, 9):
         yield Point("fewer steps, no cache", str(steps), _fewer(steps))
     order = _least_important(pipe)
-    for kept in (36, 24, 12):
-        yield Point("the same blocks left out in all steps", str(kept), _without(order[: len(order) - kept]))
+    for kept in (0.63, 0.42, 0.21):
+        left_out = order[: round(len(order) * (1 - kept))]
+        yield Point("the same blocks left out in all steps", str(len(order) - len(left_out)), _without(left_out))
     for threshold in (0.06, 0.1, 0.16, 0.26):
         yield Point("cache-dit 1.5.3, F1B0 + TaylorSeer", str(threshold), _cache_dit(threshold))
     for every in (2, 3, 4, 5):
         yield Point("cache-dit 1.5.3, SCM + TaylorSeer", str(every), _cache_dit(1.0, every))
+    for rule, setting, config in configs(WARMUP):
+        yield Point(rule, setting, drawn_by(config))
 
 
 def _ours(options: CacheOptions) -> Callable[[Any, Job], Drawn]:
