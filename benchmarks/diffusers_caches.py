@@ -13,6 +13,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,35 +36,16 @@ _AFTER_WARMUP = (-1, 950)
 
 def configs(warmup: int) -> Iterator[tuple[str, str, Config]]:
     """(rule, setting, config): where a cache knows a warm-up, the first ``warmup`` steps are computed."""
-    from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
-
     for threshold in (0.03, 0.06, 0.1, 0.16):
-        yield (
-            "diffusers FirstBlockCache",
-            str(threshold),
-            lambda *_, threshold=threshold: FirstBlockCacheConfig(threshold=threshold),
-        )
+        yield "diffusers FirstBlockCache", str(threshold), partial(_first_block, threshold=threshold)
     for interval in (2, 3, 4, 5):
-        yield (
-            "diffusers TaylorSeer",
-            str(interval),
-            lambda *_, interval=interval: TaylorSeerCacheConfig(
-                cache_interval=interval,
-                disable_cache_before_step=warmup,
-                max_order=1,
-                taylor_factors_dtype=torch.float32,
-            ),
-        )
+        yield "diffusers TaylorSeer", str(interval), partial(_taylor_seer, warmup=warmup, interval=interval)
     for threshold in (0.05, 0.1, 0.2, 0.4):
-        yield (
-            "diffusers MagCache",
-            str(threshold),
-            lambda pipe, job, threshold=threshold: _mag_cache(pipe, job, warmup, threshold),
-        )
+        yield "diffusers MagCache", str(threshold), partial(_mag_cache, warmup=warmup, threshold=threshold)
     for skip in (2, 3, 5):
-        yield "diffusers PAB", str(skip), lambda pipe, _, skip=skip: _pyramid(pipe, skip)
+        yield "diffusers PAB", str(skip), partial(_pyramid, skip=skip)
     for skip in (2, 3, 5):
-        yield "diffusers FasterCache", str(skip), lambda pipe, _, skip=skip: _faster(pipe, skip)
+        yield "diffusers FasterCache", str(skip), partial(_faster, skip=skip)
 
 
 def drawn_by(config: Config) -> Callable[[Any, Job], tuple[np.ndarray, float]]:
@@ -126,7 +108,24 @@ def _counting(counted: list[int]) -> Iterator[None]:
         functional.linear, functional.scaled_dot_product_attention = linear, attention
 
 
-def _mag_cache(pipe: Any, job: Job, warmup: int, threshold: float) -> Any:
+def _first_block(_pipe: Any, _job: Job, *, threshold: float) -> Any:
+    from diffusers import FirstBlockCacheConfig
+
+    return FirstBlockCacheConfig(threshold=threshold)
+
+
+def _taylor_seer(_pipe: Any, _job: Job, *, warmup: int, interval: int) -> Any:
+    from diffusers import TaylorSeerCacheConfig
+
+    return TaylorSeerCacheConfig(
+        cache_interval=interval,
+        disable_cache_before_step=warmup,
+        max_order=1,
+        taylor_factors_dtype=torch.float32,
+    )
+
+
+def _mag_cache(pipe: Any, job: Job, *, warmup: int, threshold: float) -> Any:
     from diffusers import MagCacheConfig
 
     settings: dict[str, Any] = {"num_inference_steps": job.steps, "retention_ratio": warmup / job.steps}
@@ -150,7 +149,7 @@ def _mag_ratios(pipe: Any, job: Job, settings: dict[str, Any]) -> list[float]:
     return [float(ratio) for ratio in ast.literal_eval(listed)]
 
 
-def _pyramid(pipe: Any, skip: int) -> Any:
+def _pyramid(pipe: Any, _job: Job, *, skip: int) -> Any:
     from diffusers import PyramidAttentionBroadcastConfig
 
     return PyramidAttentionBroadcastConfig(
@@ -160,7 +159,7 @@ def _pyramid(pipe: Any, skip: int) -> Any:
     )
 
 
-def _faster(pipe: Any, skip: int) -> Any:
+def _faster(pipe: Any, _job: Job, *, skip: int) -> Any:
     from diffusers import FasterCacheConfig
 
     return FasterCacheConfig(
