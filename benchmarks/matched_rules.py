@@ -21,7 +21,7 @@ from cache_core.options import CacheOptions, FBCacheOptions, NoCacheOptions
 from raycache.models.generating import generate_images
 from raycache.tune.sweep import Job, draw
 
-__all__ = ["WARMUP", "Drawn", "Point", "points"]
+__all__ = ["WARMUP", "Drawn", "Point", "left_out", "points"]
 
 WARMUP = 4
 #: Images, and the share of blocks computed for them.
@@ -64,8 +64,8 @@ def points(pipe: Any) -> Iterator[Point]:
         yield Point("fewer steps, no cache", str(steps), _fewer(steps))
     order = _least_important(pipe)
     for kept in (0.63, 0.42, 0.21):
-        left_out = order[: round(len(order) * (1 - kept))]
-        yield Point("the same blocks left out in all steps", str(len(order) - len(left_out)), _without(left_out))
+        least = order[: round(len(order) * (1 - kept))]
+        yield Point("the same blocks left out in all steps", str(len(order) - len(least)), _without(least))
     for threshold in (0.06, 0.1, 0.16, 0.26):
         yield Point("cache-dit 1.5.3, F1B0 + TaylorSeer", str(threshold), _cache_dit(threshold))
     for every in (2, 3, 4, 5):
@@ -111,20 +111,20 @@ def _cache_dit(threshold: float, every: int | None = None) -> Callable[[Any, Job
     return drawn
 
 
-def _without(left_out: Sequence[int]) -> Callable[[Any, Job], Drawn]:
+def _without(indices: Sequence[int]) -> Callable[[Any, Job], Drawn]:
     def drawn(pipe: Any, job: Job) -> Drawn:
         count = len(find_blocks(pipe.transformer))
-        with _passed_by(pipe.transformer, left_out):
+        with left_out(pipe.transformer, indices):
             pictures, _, _ = draw(pipe, job, NoCacheOptions())
-        return pictures, 1 - len(left_out) / count
+        return pictures, 1 - len(indices) / count
 
     return drawn
 
 
 @contextmanager
-def _passed_by(transformer: Any, left_out: Sequence[int]) -> Iterator[None]:
+def left_out(transformer: Any, indices: Sequence[int]) -> Iterator[None]:
     """Make these blocks return their input."""
-    blocks = [find_blocks(transformer)[index].module for index in left_out]
+    blocks = [find_blocks(transformer)[index].module for index in indices]
     for block in blocks:
         block.forward = lambda hidden_states, encoder_hidden_states, **_: (encoder_hidden_states, hidden_states)
     try:

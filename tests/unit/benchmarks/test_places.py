@@ -51,8 +51,8 @@ def test_only_one_file_knows_the_way_into_docs():
 
 def test_all_that_drew_into_docs_asks_first():
     assert {name.removeprefix("benchmarks.") for name in WRITERS} == {
-        "capacity", "decisions", "gpu.__main__", "many_jobs", "matched", "playground_picture", "quality",
-        "quality_grid", "waits",
+        "block_shares", "capacity", "decisions", "gpu.__main__", "many_jobs", "matched", "playground_picture",
+        "quality", "quality_grid", "waits",
     }  # fmt: skip
 
 
