@@ -59,9 +59,7 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
     # The very first job of a process loads libraries and allocates; where nothing is declared, that is the probe's.
     first = drawn or [WarmUp(job, teaches=False)] * (probe or settings.compiles)
     if settings.compiles:
-        first += [
-            WarmUp(each, teaches=False) for each in probes if not any(_alike(each, one.job) for one in first)
-        ]
+        first += [WarmUp(each, teaches=False) for each in probes if not any(_alike(each, one.job) for one in first)]
     return [*first, *map(WarmUp, probes)] if probe else first
 
 
