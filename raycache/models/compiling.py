@@ -110,7 +110,7 @@ class BlockCompiler:
 
 
 def _any_number(named: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    """What is compiled now serves any value of the arguments that are numbers, as the height and width of Sana's blocks.
+    """What is compiled now serves any value of arguments that are numbers, as the height and width of Sana's blocks.
 
     Dynamo would compile once for the first value, and for any other value as soon as there is one: for a user.
     """
