@@ -74,11 +74,11 @@ def main(
 
 def _bundled() -> tuple[str, list[Way]]:
     """The bundled model as the laptop's configuration runs it: 128x128, 28 steps, DBCache with its defaults."""
-    pipe = FluxPipeline.from_pretrained(demo_model_path(), dtype=torch.float32)
+    pipe: Any = FluxPipeline.from_pretrained(demo_model_path(), dtype=torch.float32)
     embeds, pooled, _ = pipe.encode_prompt("a red circle left of a blue square", None, max_sequence_length=64)
 
     def drawing(transformer: Any) -> Draw:
-        own = FluxPipeline(**pipe.components | {"transformer": transformer})
+        own: Any = FluxPipeline(**pipe.components | {"transformer": transformer})
         own.set_progress_bar_config(disable=True)
         apply_cache_on_pipe(own, "DBCache")
 
