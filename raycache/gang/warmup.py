@@ -37,9 +37,10 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
     Args:
         probe: nothing is known of this model's times. One size cannot tell what a job costs at any size from what it
             costs per pixel, so another is run too, in two steps. Nor can one image tell what several in one call cost:
-            the smallest size is run once more, with more images.
+            the smallest size is run once more, with more images, if a call may hold several at all.
 
-    Compiled blocks have one graph for one image and another for several, so both kinds are run in any case.
+    Compiled blocks have one graph for one image and another for several, so both kinds are run wherever a call may hold
+    several, whatever is declared.
     """
     options, declared = settings.policy.cache, settings.warmup
     past = beyond_warmup(options)
@@ -52,14 +53,19 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
     probed = _probe_size(settings, model)
     job = _job(settings, model, probed, 1, _PROBE_STEPS, NoCacheOptions())
     smallest = min((probed, *(shape.size for shape in declared)), key=lambda size: size.tokens(model.token_side))
-    rows = _job(settings, model, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions())
+    probes = [job]
+    if _holds_several(settings):
+        probes.append(_job(settings, model, smallest, _ROWS, _PROBE_STEPS, NoCacheOptions()))
     # The very first job of a process loads libraries and allocates; where nothing is declared, that is the probe's.
     first = drawn or [WarmUp(job, teaches=False)] * (probe or settings.compiles)
     if settings.compiles:
-        first += [
-            WarmUp(each, teaches=False) for each in (job, rows) if not any(_alike(each, one.job) for one in first)
-        ]
-    return [*first, WarmUp(job), WarmUp(rows)] if probe else first
+        first += [WarmUp(each, teaches=False) for each in probes if not any(_alike(each, one.job) for one in first)]
+    return [*first, *map(WarmUp, probes)] if probe else first
+
+
+def _holds_several(settings: AppSettings) -> bool:
+    """Whether a call may hold several images: of one request, which ``max_rows`` does not split, or of several."""
+    return settings.parallel.max_rows > 1 or settings.limits.max_images > 1
 
 
 def _alike(job: Job, other: Job) -> bool:

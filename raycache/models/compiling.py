@@ -5,10 +5,11 @@ What was compiled is kept on disk: the next process traces the blocks again, but
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch._dynamo as dynamo
 import torch.distributed as dist
 from torch._dynamo.exc import TorchDynamoException
 
+from cache_core.signatures import parameters_of
 from raycache.models.denoisers import blocks_of
 
 __all__ = ["BlockCompiler", "keep_compiled"]
@@ -91,18 +93,33 @@ class BlockCompiler:
 
     def _compiled(self, forward: Forward) -> Forward:
         compiled = torch.compile(forward, backend=self._backend)
+        names = parameters_of(getattr(forward, "__func__", forward))
 
         @functools.wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:
             if not self.failure:
                 try:
-                    return compiled(*_uniform(args), **_uniform(kwargs))
+                    with _any_number(dict(zip(names, args, strict=False)) | kwargs):
+                        return compiled(*_uniform(args), **_uniform(kwargs))
                 except TorchDynamoException as error:
                     _logger.warning("Transformer blocks cannot be compiled", exc_info=error)
                     self.give_up(_reason(error))
             return forward(*args, **kwargs)
 
         return run
+
+
+def _any_number(named: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """What is compiled now serves any value of arguments that are numbers, as the height and width of Sana's blocks.
+
+    Dynamo would compile once for the first value, and for any other value as soon as there is one: for a user.
+    """
+    if not (numbers := [f"L['{name}']" for name, value in named.items() if type(value) is int]):
+        return contextlib.nullcontext()
+    config: Any = torch.compiler.config
+    known = [config.dynamic_sources] if config.dynamic_sources else []  # of the operator, by torch's own variable
+    context: contextlib.AbstractContextManager[Any] = config.patch(dynamic_sources=",".join([*known, *numbers]))
+    return context
 
 
 def _uniform(value: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from raycache.models.compiling import BlockCompiler
 from raycache.models.denoisers import blocks_of, denoisers_of
+from raycache.models.direct_attention import attend_directly
 from raycache.models.folder import classes_named, is_modular_folder, pipeline_class, told_by
 from raycache.models.modular import load_modular
 from raycache.models.quantization import check_quantized, configs_of, refuse_what_does_not_fit
@@ -64,8 +65,11 @@ def load_pipeline(
     ended("copy")
     if settings.compiles(device.type):
         compiler = compiler or BlockCompiler()
-        for denoiser in denoisers_of(pipe).values():
-            compiler.compile(denoiser)
+        prepare = compiler.compile
+    else:
+        prepare = attend_directly
+    for denoiser in denoisers_of(pipe).values():
+        prepare(denoiser)
     return pipe
 
 

@@ -57,6 +57,8 @@ SOUND = [
     series("http_errors_total", always(5), status="503", code="not_ready"),
     series("rank_memory_bytes", lambda time: 10e9 + time, rank="0"),
     series("user_config_refused", always(0)),
+    series("rank_uncompiled", always(0), deployment="Engine", rank="0"),
+    series("rank_uncompiled", always(0), deployment="Engine", rank="1"),
 ]
 #: The same service while all of its engines sleep on purpose.
 ASLEEP = [one for one in SOUND if "model_ready" in one.name or "http" in one.name]
@@ -126,6 +128,18 @@ CASES = {
         {"RaycacheMemory"},
     ),
     "an illegal user_config": (but(series("user_config_refused", since(FAULT, 1, 0))), {"RaycacheUserConfigRefused"}),
+    "of two ranks one cannot compile": (
+        but(series("rank_uncompiled", since(FAULT, 1, 0), deployment="Engine", rank="1")),
+        {"RaycacheUncompiled"},
+    ),
+    "a new rank's first report is that it cannot compile": (
+        but(series("rank_uncompiled", since(FAULT, 1), deployment="Other", rank="0")),
+        {"RaycacheUncompiled"},
+    ),
+    "a rank ran uncompiled until it was replaced": (
+        but(series("rank_uncompiled", lambda t: float(t < NOW - 2 * MINUTE), deployment="Engine", rank="1")),
+        set(),
+    ),
 }
 
 

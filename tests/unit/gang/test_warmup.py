@@ -141,6 +141,21 @@ def test_compiled_blocks_meet_one_image_and_several(declared: list[int], drawn: 
         assert len(probed) == len(first) + 2 + (not compiles and not declared)
 
 
+@pytest.mark.parametrize(
+    ("max_rows", "max_images", "drawn"), [(1, 1, [1]), (1, 2, [1, 4]), (2, 1, [1, 4]), (8, 4, [1, 4])]
+)
+@pytest.mark.parametrize("declared", [[], ["128x128"]])
+def test_several_images_are_drawn_only_where_a_call_may_hold_them(
+    declared: list[str], max_rows: int, max_images: int, drawn: list[int]
+):
+    """Neither their graph nor their costs matter to others. A request's own images stay together at any max_rows."""
+    parallel, limits = {"ranks_per_replica": 2, "max_rows": max_rows}, {"max_images": max_images}
+    asked = settings(*declared, model={"path": "noise", "compile": True}, parallel=parallel, limits=limits)
+    first, probed = (warm_ups(asked, MODEL, probe=probe) for probe in (False, True))
+    assert [len(each.job.images) for each in first] == drawn
+    assert [len(each.job.images) for each in probed] == [*drawn, *drawn]
+
+
 @pytest.mark.parametrize(("wanted", "made"), [(1, 5), (5, 5), (6, 9), (81, 81)])
 def test_a_model_of_videos_makes_some_of_the_declared_length(wanted: int, made: int):
     """A legal one, not shorter: what is allocated for it is enough for what was declared."""

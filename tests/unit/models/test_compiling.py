@@ -19,6 +19,7 @@ from raycache.worker.load_stages import tell_compiling
 from tests.helpers.compiling import Counting
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny_flux import Job, draw, tiny_flux
+from tests.helpers.tiny_transformers import build, shared
 
 
 class Broken(Counting):
@@ -50,6 +51,23 @@ def test_any_number_of_images_and_any_size_have_two_graphs_of_a_class_of_blocks(
             torch.testing.assert_close(draw(model, job), draw(eager, job), rtol=0, atol=0)
             assert backend.calls - before == 5, "every block runs compiled"
     assert backend.graphs == 2 * len(classes) == 4
+
+
+@pytest.mark.slow  # traces for seconds
+def test_blocks_that_are_told_their_size_have_two_graphs_of_a_class_too():
+    """Sana's height and width are numbers, of which Dynamo would compile the first, and then any other."""
+    name = "SanaTransformer2DModel"
+    backend, eager, model = Counting(), shared(name), build(name)
+    BlockCompiler(backend).compile(model)
+    for rows in (1, 3, 2):
+        for height, width in ((4, 4), (6, 6), (4, 8)):
+            text, mask = torch.randn(rows, 6, 16), torch.ones(rows, 6, dtype=torch.int64)
+            inputs = (torch.randn(rows, 4, height, width), text, torch.full((rows,), 500.0))
+            before = backend.calls
+            drawn, other = (each(*inputs, encoder_attention_mask=mask).sample for each in (model, eager))
+            torch.testing.assert_close(drawn, other, rtol=0, atol=0)
+            assert backend.calls - before == 4, "every block runs compiled"
+    assert backend.graphs == 2
 
 
 def test_where_compiling_fails_blocks_run_as_they_are(caplog):
