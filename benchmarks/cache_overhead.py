@@ -110,8 +110,8 @@ def main(
     _measure(entries, schedule, rounds, device, "free blocks")
     tables.append(_shown(_decision_table(entries, steps)))
     del entries, free
-    header = ["kind", "method", "decisions", "all-reduces per decision (abort looks included)"]
-    title = "Agreement: collectives of one rank, every step deciding"
+    header = ["kind", "method", "decisions", "all-reduces per decision (including abort checks)"]
+    title = "Agreement: collectives of one rank, a decision in every step"
     tables.append(_shown(Table(title, header, agreement_rows(THRESHOLD))))
     peer = f"ParaAttention's own first_block_cache {para_attention_first_block_cache()}."
     Console().print(peer)

@@ -49,11 +49,11 @@ def by_arithmetic() -> dict[str, Table]:
     held = [row for row in ROWS if not row.fitted]
     within = sum(abs(error) <= _WITHIN for error in errors(held))
     return {
-        "sources": Table("", ("source", "read at"), [(one.name, f"[{one.version}]({one.address})") for one in SOURCES]),
-        "constants": Table("", ("fitted on", "rows", "serial s", "collective us"), list(_constants())),
-        "fitted": Table("Fitted on these", _COLUMNS, [_compared(row) for row in ROWS if row.fitted]),
+        "sources": Table("", ("source", "version"), [(one.name, f"[{one.version}]({one.address})") for one in SOURCES]),
+        "constants": Table("", ("fitted on", "rows", "serial, s", "collective, µs"), list(_constants())),
+        "fitted": Table("Used for the fit", _COLUMNS, [_compared(row) for row in ROWS if row.fitted]),
         "held": Table(
-            f"Held back: {within} of {len(held)} within {_WITHIN:.0%}", _COLUMNS, [_compared(row) for row in held]
+            f"Held out: {within} of {len(held)} within {_WITHIN:.0%}", _COLUMNS, [_compared(row) for row in held]
         ),
         "settings": Table("", ("kernels", "cache", "computed", "1 GPU", "2", "4", "dB"), list(_settings())),
     }
@@ -74,7 +74,7 @@ def replaced(text: str, tables: dict[str, Table]) -> str:
     return text
 
 
-_COLUMNS = ("source", "what", "its one GPU s", "published s", "model s", "error", "")
+_COLUMNS = ("source", "what", "published on 1 GPU, s", "published, s", "model, s", "error", "")
 
 
 def _compared(row: Row) -> tuple[str, ...]:
@@ -129,16 +129,23 @@ def _plan(per_minute: float, goal_s: float) -> Table:
         answered = "-" if real is None else f"{answered_p95(per_minute / 60, each, real):.1f}"
         counts = ("never" if count is None else f"{count} ({count * ranks} GPUs)" for count in (best, real))
         rows.append((str(ranks), f"{each:.2f}", f"{60 / each * 4 / ranks:.1f}", *counts, answered))
-    head = ("ranks", "seconds an image", "images a minute on 4 GPUs", "gangs, one queue", "gangs, Serve's router")
-    title = f"{per_minute:g} images a minute, 95 % within {goal_s:g} s; bfloat16, compiled, 60 % of blocks computed"
-    return Table(title, (*head, "95 % within s, simulated"), rows)
+    head = ("ranks", "seconds per image", "images per minute on 4 GPUs", "gangs, one queue", "gangs, Serve's router")
+    title = f"{per_minute:g} images per minute, 95 % within {goal_s:g} s; bfloat16, compiled, 60 % of blocks computed"
+    return Table(title, (*head, "95 % within, s, simulated"), rows)
 
 
 def _beside_the_scheduler() -> Table:
     from benchmarks.capacity_scheduler import KINDS, compared
 
     rows = [row for name, kinds in KINDS.items() for load in (0.5, 0.8) for row in compared(name, kinds, load)]
-    columns = ("jobs of one gang", "load", "formula", "in order of arrival", "step scheduler", "and shared calls")
+    columns = (
+        "jobs of one gang",
+        "load",
+        "formula",
+        "in order of arrival",
+        "step scheduler",
+        "with shared calls",
+    )
     return Table("95 % answered within, seconds: the same 3,000 jobs each time, simulated", columns, rows)
 
 

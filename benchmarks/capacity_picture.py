@@ -34,9 +34,9 @@ def _trust(axes: Any, within: float) -> None:
     axes.fill_between(ends, *band, color="0.93", label=f"within {within:.0%}")
     kinds = {
         "fitted": [row for row in ROWS if row.fitted],
-        "held back, 1 GPU": [row for row in ROWS if not row.fitted and row.ranks == 1],
-        "held back, 2 GPUs": [row for row in ROWS if not row.fitted and row.ranks == 2],
-        "held back, 4 GPUs": [row for row in ROWS if not row.fitted and row.ranks == 4],
+        "held out, 1 GPU": [row for row in ROWS if not row.fitted and row.ranks == 1],
+        "held out, 2 GPUs": [row for row in ROWS if not row.fitted and row.ranks == 2],
+        "held out, 4 GPUs": [row for row in ROWS if not row.fitted and row.ranks == 4],
     }
     for (name, rows), marker in zip(kinds.items(), "oxs^", strict=True):
         open_marks = {"facecolors": "none", "edgecolors": "0.4"} if name == "fitted" else {}
@@ -53,7 +53,7 @@ def _trust(axes: Any, within: float) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, labels=map(str, ticks))
         axis.set_ticks([], minor=True)
-    axes.set(xlabel="published seconds", ylabel="seconds by the model", title="FLUX.1-dev 1024 x 1024 on L20")
+    axes.set(xlabel="published seconds", ylabel="seconds, model", title="FLUX.1-dev 1024 x 1024 on L20")
     axes.legend()
 
 
@@ -74,5 +74,5 @@ def _choices(axes: Any, goal_s: float) -> None:
         axes.annotate(cache.name.split()[-1], (decibels, 2.05), ha="center", fontsize=9)
     axes.axhline(goal_s, color="0.3", ls="--", lw=1, label=f"{goal_s:.2f} s, published")
     axes.set(ylim=(2, None), xlabel="PSNR in dB to the uncached image (published at 50 steps)")
-    axes.set(ylabel="seconds by the model", title="Four L20s, 28 steps, FBCache with these thresholds")
+    axes.set(ylabel="seconds, model", title="Four L20s, 28 steps, FBCache with these thresholds")
     axes.legend()

@@ -87,7 +87,8 @@ def _closed_loop(way: Way, requests: Sequence[Asked], clients: int) -> tuple[flo
 def head_of_line(both: Both, amounts: Amounts) -> list[Row]:
     """A 4-step job that arrives during a long one: its time relative to its time alone."""
     rows = [
-        Row(f"4 steps behind {amounts.long_steps} of {whose} caller", "x alone") for whose in ("its own", "another")
+        Row(f"4 steps behind {amounts.long_steps} of {whose} caller", "relative to alone")
+        for whose in ("its own", "another")
     ]
     for _, pair in in_turns(both, amounts.rounds):
         for row, caller in zip(rows, ("short", "long"), strict=True):
@@ -113,7 +114,7 @@ def _behind(way: Way, long_steps: int, caller: str) -> float:
 
 def flood(both: Both, amounts: Amounts) -> list[Row]:
     """One caller submits many jobs together, another one at a time meanwhile: its p95, and the total throughput."""
-    row = Row(f"one at a time beside a flood of {amounts.flood}, p95", "x alone")
+    row = Row(f"one at a time during a flood of {amounts.flood}, p95", "relative to alone")
     whole = Row(f"both together with a flood of {amounts.flood}", "images/min")
     for _, pair in in_turns(both, amounts.rounds):
         seen = {way.name: _flooded(way, amounts.flood) for way in pair}

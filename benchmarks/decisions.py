@@ -35,7 +35,7 @@ def main(
     size: int = typer.Option(128, help="width and height, pixels"),
     dbcache_threshold: float = typer.Option(0.12),
     dbprune_threshold: float = typer.Option(0.08),
-    out: Path | None = typer.Option(None, help="draw into this file"),
+    out: Path | None = typer.Option(None, help="plot into this file"),
     doc: bool = doc_option(),
 ) -> None:
     """Draw the figure."""

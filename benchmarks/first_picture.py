@@ -60,8 +60,8 @@ def _start_up(config: Path, size: str, steps: int) -> Iterator[tuple[str, str]]:
         yield "`serve run` to ready", f"{time.monotonic() - start:.1f}"
         answer = ask(URL, 120, prompt="a red circle left of a blue square", size=size, num_inference_steps=steps)
         if answer.picture is None:
-            raise SystemExit(f"no picture: {answer.body['error']['message']}")
-        yield "`serve run` to the first picture", f"{time.monotonic() - start:.1f}"
+            raise SystemExit(f"no image: {answer.body['error']['message']}")
+        yield "`serve run` to the first image", f"{time.monotonic() - start:.1f}"
 
 
 def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, str]]:

@@ -31,7 +31,7 @@ def main(
     """Print the table."""
     rows = list(_measured(config, size, steps, rounds))
     title = f"Measured: {config.name}, {size}, {steps} steps, no cache; {machine()}"
-    show_table(title, ("gangs x ranks", "seconds a picture", "pictures a minute"), rows, out)
+    show_table(title, ("gangs x ranks", "seconds per image", "images per minute"), rows, out)
 
 
 def _measured(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[str, ...]]:

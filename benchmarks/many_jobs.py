@@ -25,7 +25,7 @@ from benchmarks.timeline import bars_of, draw
 from benchmarks.ways import FAIR, FIFO, Amounts, Both, Row, Way, kept, mean_rows, ways
 
 COLUMNS = ["what", "unit", "fifo", "fair", "fair / fifo"]
-COSTS = ["size", "images in a call", "s expected after the warm-up", "s measured", "expected / measured"]
+COSTS = ["size", "images in a call", "expected after the warm-up, s", "measured, s", "expected / measured"]
 MIX = Path("loadtests/mix_small.yaml")
 _QUICK = Amounts(rounds=1, jobs=10, long_steps=8, flood=6)
 _Part = Callable[[Both, Amounts], list[Row]]
@@ -45,13 +45,13 @@ def main(
     ranks: int = typer.Option(2, min=1, help="of each gang"),
     rounds: int | None = typer.Option(None, min=1, help="of each measurement; default 5, and 1 with --quick"),
     quick: bool = typer.Option(False, help="small numbers, to see that it works"),
-    only: list[str] = typer.Option([], help=f"these parts: {', '.join((*PARTS, *EXTRAS))}; repeat for more"),
-    picture: Path | None = typer.Option(None, help="draw the timeline into this file"),
+    only: list[str] = typer.Option([], help=f"only these parts: {', '.join((*PARTS, *EXTRAS))}; repeat for more"),
+    picture: Path | None = typer.Option(None, help="plot the timeline into this file"),
     doc: bool = doc_option(),
     keep: Path | None = typer.Option(None, help="write the values here as JSON, together with those of other parts"),
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
-    """Print the tables and draw the timeline."""
+    """Print the tables and plot the timeline."""
     if unknown := set(only) - {*PARTS, *EXTRAS}:
         raise typer.BadParameter(f"{sorted(unknown)} must be among {', '.join((*PARTS, *EXTRAS))}", param_hint="--only")
     chosen = only or [*EXTRAS[:1], *PARTS, *EXTRAS[1:]]
@@ -67,7 +67,7 @@ def main(
         # First, because they are compared with what the warm-up taught.
         if "costs" in chosen:
             costs = scheduler_costs.learned_costs(both[FAIR], str(settings.warmup[0].size))
-            show_table(f"What the warm-up taught, {ranks} rank(s)", COSTS, costs, None)
+            show_table(f"Costs learned in the warm-up, {ranks} rank(s)", COSTS, costs, None)
         for name in track([part for part in PARTS if part in chosen], description=f"{ranks} rank(s)"):
             measured = PARTS[name](both, amounts)
             rows = kept(keep, measured) if keep is not None else [*rows, *measured]

@@ -14,7 +14,7 @@ DOCS, OUT = Path("docs"), Path("benchmarks/out")
 
 def doc_option() -> bool:
     """A command's ``--doc`` option, off by default."""
-    option: bool = typer.Option(False, "--doc", help=f"write into {DOCS}/, over what is there, instead of {OUT}/")
+    option: bool = typer.Option(False, "--doc", help=f"write into {DOCS}/ instead of {OUT}/; overwrites what is there")
     return option
 
 

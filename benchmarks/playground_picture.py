@@ -75,7 +75,7 @@ def _compare(page: Page, prompt: str, seed: int, method: str | None) -> None:
     page.get_by_role("radio", name="Custom" if method else "Fast", exact=True).check()
     if method:
         page.get_by_label("Method").select_option(method)
-    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("spinbutton", name="Seed").fill(str(seed))
     page.get_by_role("button", name="Draw", exact=True).click()
     page.get_by_role("button", name="Compare with exact").click()

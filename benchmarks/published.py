@@ -69,7 +69,7 @@ class Row:
         decisions: collectives for cache decisions in the whole image.
         message: bytes of an all-to-all relative to bfloat16.
         tokens: of text and image together.
-        fitted: whether the model's constants were fitted on this row; all others are held back.
+        fitted: whether the model's constants were fitted on this row; all others are held out.
         remark: what differs from our setting.
     """
 

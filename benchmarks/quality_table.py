@@ -10,7 +10,7 @@ import torch
 from benchmarks.report import Table
 
 STEPS = 28
-COLUMNS = ["setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "accuracy", "s a picture"]
+COLUMNS = ["setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "accuracy", "s per image"]
 OURS, SAME, PEER = "raycache", "raycache, same captions", "cache-dit 1.5.3"
 """All captions with ours; the peer's captions with ours, at the same threshold; with the peer, at that share."""
 
@@ -49,8 +49,8 @@ def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
     about = (
         f"{prompts} held-out captions (cache-dit, and ours in the row above it: the first {peer_prompts}), "
         f"{STEPS} steps, 128x128, float32. "
-        f"Seconds are of the processor, {torch.get_num_threads()} thread(s); ours drawn {batch} at a time, cache-dit "
-        "one at a time, so they compare only within one of the two."
+        f"Seconds are of the processor, {torch.get_num_threads()} thread(s); ours generates {batch} images at a "
+        "time, cache-dit one at a time, so they compare only within one of the two."
     )
     lines = []
     order = {row.setting: index for index, row in reversed(list(enumerate(rows)))}
@@ -84,7 +84,7 @@ def draw_plot(rows: list[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5))
     groups = (
         (OURS, "ours", ".", "C0"),
-        (SAME, "ours, the captions that cache-dit drew", "o", "C0"),
+        (SAME, "ours, the captions that cache-dit generated", "o", "C0"),
         (PEER, PEER, "x", "C3"),
         (OURS, "ours, forecast", "s", "C2"),
         (OURS, "ours, presets", "D", "C1"),
@@ -92,7 +92,7 @@ def draw_plot(rows: list[Row], path: Path) -> None:
     for who, label, marker, colour in groups:
         chosen = [row for row in rows if row.who == who and row.setting != "uncached" and label.endswith(_kind(row))]
         axes.scatter([row.share for row in chosen], [row.psnr for row in chosen], marker=marker, c=colour, label=label)
-    axes.set(xlabel="share of blocks computed", ylabel="PSNR to the uncached picture, dB")
+    axes.set(xlabel="share of blocks computed", ylabel="PSNR to the uncached image, dB")
     axes.set_title("Quality against computation, bundled model, 28 steps, 128x128")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))

@@ -25,7 +25,7 @@ from benchmarks.serving import Answer, application, ask, settings_of
 from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, wait_for
 from raycache.testing.planned_faults import PlannedFault, enable_planned_faults
 
-COLUMNS = ["fault", "detect", "kill", "rebuild", "load", "answer", "next picture", "queued jobs answered 200"]
+COLUMNS = ["fault", "detect", "kill", "rebuild", "load", "answer", "next image", "queued jobs answered 200"]
 QUEUED = 3
 
 IN_A_JOB = {

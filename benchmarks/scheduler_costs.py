@@ -24,7 +24,7 @@ def overhead(both: Both, amounts: Amounts) -> list[Row]:
     """What a single job spends outside calls, encoding and decoding: over the whole job, and between two calls."""
     rows = []
     for size in ("64x64", "256x256"):
-        whole, between = Row(f"besides calls, {size} alone, mean", "ms/step"), Row(f"between calls, {size}, p50", "ms")
+        whole, between = Row(f"outside calls, {size} alone, mean", "ms/step"), Row(f"between calls, {size}, p50", "ms")
         for _, pair in in_turns(both, amounts.rounds):
             seen = {way.name: _besides_ms(way, size, amounts.long_steps) for way in pair}
             whole.add({way: value[0] for way, value in seen.items()})

@@ -199,7 +199,7 @@ def main(
     goal: float = typer.Option(60.0, min=0.1, help="seconds within which a job must be answered"),
     max_rows: int = typer.Option(8, min=1, help="rows of a joined call"),
     seed: int = typer.Option(0),
-    picture: Path | None = typer.Option(None, help="draw the timeline into this file"),
+    picture: Path | None = typer.Option(None, help="plot the timeline into this file"),
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
@@ -220,7 +220,7 @@ def main(
         *(f"{caller}: p95 x alone" for caller in callers),
     ]
     rows = [row(outcome, jobs) for outcome in outcomes]
-    title = f"{len(jobs)} jobs in {length:g} s, load {load:g}, seed {seed}, cost model of 4 x L20 (nothing was drawn)"
+    title = f"{len(jobs)} jobs in {length:g} s, load {load:g}, seed {seed}, cost model of 4 x L20 (simulated)"
     show_table(title, head, rows, out)
     if picture is not None:
         draw(outcomes, jobs, picture, until_s=length / 3)

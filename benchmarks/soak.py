@@ -83,7 +83,7 @@ def _job(url: str, body: dict[str, object], leaves: bool) -> str:
     try:
         reply = httpx.post(url + PATH, json=body, timeout=0.2 if leaves else 300)
     except httpx.TimeoutException:
-        return "to nobody: the client left" if leaves else "by no one: LOST"
+        return "never: the client left" if leaves else "never: LOST"
     except httpx.HTTPError as error:
         return f"{type(error).__name__}: LOST"
     return str(reply.status_code)

@@ -134,6 +134,6 @@ def _legend(axes: Axes, colours: dict[str, str]) -> None:
         Patch(facecolor="tab:gray", alpha=some / 2, label="lighter: blocks reused"),
         Patch(fill=False, edgecolor="black", label="outlined and linked: one joined call"),
         Line2D([], [], marker=">", linestyle="", color="black", label="arrives"),
-        Line2D([], [], marker="D", linestyle="", color="black", markersize=4, label="is answered"),
+        Line2D([], [], marker="D", linestyle="", color="black", markersize=4, label="answered"),
     ]
     axes.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(marks), fontsize=8)

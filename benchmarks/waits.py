@@ -64,7 +64,7 @@ def main(
     requests: int = typer.Option(60, min=1, help="requests in the open loop"),
     load: float = typer.Option(1.2, min=0.1, help="arrival rate relative to the gang's capacity"),
     queued_s: float = typer.Option(20.0, help="`max_queued_seconds`: beyond that clients are refused"),
-    picture: Path | None = typer.Option(None, help="draw predicted against real seconds into this file"),
+    picture: Path | None = typer.Option(None, help="plot predicted against real seconds into this file"),
     doc: bool = doc_option(),
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
@@ -166,12 +166,12 @@ def _rows(asked: list[Asked], seconds: float) -> list[list[str]]:
     back = sum(one.status == 200 and len(one.told_s) == 1 for one in told)
     drawn = sum(one.real_s is not None for one in asked)
     return [
-        ["drawn", f"{drawn} of {len(asked)}, {60 * drawn / seconds:.1f} a minute"],
+        ["generated", f"{drawn} of {len(asked)}, {60 * drawn / seconds:.1f} per minute"],
         ["predicted seconds, error: median", f"{statistics.median(errors):.1%} of {len(errors)}"],
         ["predicted seconds, error: p95", f"{quantile(errors, 0.95):.1%}"],
         ["predicted / real, median", f"{statistics.median(_ratios(asked)):.2f}"],
         ["refused with Retry-After", f"{len(told)}"],
-        ["of these, came back exactly then and got in", f"{back} ({back / len(told):.0%})" if told else "-"],
+        ["of these, accepted on their return at that time", f"{back} ({back / len(told):.0%})" if told else "-"],
     ]
 
 
@@ -197,7 +197,7 @@ def _draw(asked: list[Asked], path: Path) -> None:
     for caller in CALLERS:
         real, predicted = ([point[k] for point in points if point[2] == caller] for k in (0, 1))
         axes.scatter(real, predicted, s=18, label=caller)
-    axes.set(xlim=(0, most), ylim=(0, most), xlabel="seconds until the image", ylabel="seconds told on admission")
+    axes.set(xlim=(0, most), ylim=(0, most), xlabel="seconds until the image", ylabel="seconds predicted on admission")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         faults: injected faults, ``at`` seconds.
-        levels: levels of a changing rate; empty for a constant rate and for closed loops.
+        levels: the steps of a rising rate; empty for other scenarios.
         offering: seconds until the last request was sent.
         length: seconds until the last request ended.
     """
@@ -93,7 +93,7 @@ def drive(
     if killer:
         killer.kill()
     runner.quit()
-    if scenario in (Scenario.step, Scenario.burst):
+    if isinstance(shape, Steps):
         run.levels = _levels(shape, plan, run.offering)
     return run
 
@@ -124,25 +124,31 @@ def _missed(plan: Plan, window: float, deadline: float) -> bool:
     return missed([record for record in plan.recorder.records if record.ended >= since], deadline)
 
 
-def _levels(shape: Shape, plan: Plan, end: float) -> list[Level]:
-    """The shape's levels, in seconds of the run, which started with locust's clock."""
-    begins = [*(start for start, _ in shape.levels), end]
-    # Locust checks its shape once a second, so a complete step may lack up to that.
-    hold = shape.hold - 1.5 if isinstance(shape, Steps) else 0.0
-    spans = zip(begins[:-1], begins[1:], shape.levels, strict=True)
-    return [Level(start, over, users * plan.rate_per_user, over - start > hold) for start, over, (_, users) in spans]
+def _levels(shape: Steps, plan: Plan, end: float) -> list[Level]:
+    """The steps that the run reached, in seconds of the run, which started with the shape's clock.
+
+    Locust asks the shape once a second, so a step starts up to a second after its time and is that much shorter than
+    planned. It is whole if it lasted until its planned end, however late it started.
+    """
+    starts = [start for start, _ in shape.levels]
+    return [
+        # Six sixths of a run may be a rounding error longer than the run.
+        Level(start, over, users * plan.rate_per_user, whole=over > (start // shape.hold + 1) * shape.hold - 1e-6)
+        for (start, users), over in zip(shape.levels, [*starts[1:], end], strict=True)
+    ]
 
 
 def _kill_ranks(url: str, every: float, seconds: float, plan: Plan, faults: list[dict[str, Any]]) -> None:
-    """SIGKILL rank 0, 1, … in turn, for as long as the run lasts."""
+    """SIGKILL one rank after another, each time of the next engine, for as long as the run lasts."""
     number = 0
     while time.monotonic() - plan.began + every < seconds:
         gevent.sleep(every)
         engines, ranks = sizes(url)
         try:
-            rank = number % (ranks // engines)
-            kill_rank(url, rank, engine=number % engines)
-        except (ZeroDivisionError, KeyError, IndexError, ProcessLookupError):
+            engine, rank = number % engines, number // engines % (ranks // engines)
+            kill_rank(url, rank, engine=engine)
+        except (ZeroDivisionError, KeyError, IndexError, ProcessLookupError, TimeoutError):
             continue  # it is being rebuilt already
-        faults.append({"at": round(time.monotonic() - plan.began, 2), "what": f"SIGKILL of rank {rank}"})
+        what = f"SIGKILL of rank {rank}" + (f" of engine {engine}" if engines > 1 else "")
+        faults.append({"at": round(time.monotonic() - plan.began, 2), "what": what})
         number += 1

@@ -28,7 +28,9 @@ _OVER_TIME = (
     "them waited in the server's queue; how long each took, at its intended start, with percentiles (dotted: the "
     "deadline); their outcomes."
 )
-_SHARES = "How to read: the share of images (vertical) that arrived, or had left the queue, within so many seconds."
+_SHARES = (
+    "The share of images (vertical) that were answered, or had left the queue, within a number of seconds (horizontal)."
+)
 
 
 def figures(records: Sequence[Record], results: dict[str, Any]) -> list[tuple[str, str]]:
@@ -87,12 +89,12 @@ def _rates(axes: Any, series: dict[str, Any], results: dict[str, Any]) -> None:
     steps = results.get("steps") or []
     if steps:
         ends = [steps[0]["start"], *(step["start"] + step["seconds"] for step in steps)]
-        axes.stairs([step["rate"] for step in steps], ends, label="asked for", color="black", baseline=None)
-    axes.set(ylabel="requests a second", ylim=(0, None))
+        axes.stairs([step["rate"] for step in steps], ends, label="intended", color="black", baseline=None)
+    axes.set(ylabel="requests per second", ylim=(0, None))
 
 
 def _queue(axes: Any, series: dict[str, Any]) -> None:
-    axes.step(series["times"], series["under_way"], where="post", label="under way", color="tab:blue")
+    axes.step(series["times"], series["under_way"], where="post", label="in progress", color="tab:blue")
     axes.step(series["times"], series["queued"], where="post", label="in the queue", color="tab:orange")
     axes.set(ylabel="requests", ylim=(0, None))
 

@@ -20,7 +20,7 @@ _ROWS = (
     ("in the server's queue", "queue"),
     ("first event of a stream", "first_event"),
     ("first preview of a stream", "first_preview"),
-    ("this client was late by", "late_client"),
+    ("delay of this client", "late_client"),
 )
 
 

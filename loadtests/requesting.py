@@ -113,7 +113,7 @@ def _last_event(response: Any, record: Record, began: float, patience: float) ->
             return {"data": [{"b64_json": event["b64_json"]}], **event}
         if kind == "error" or "error" in event:
             raise ValueError(f"stream ended: {event}")
-    raise ValueError("the stream ended without a picture")
+    raise ValueError("the stream ended without an image")
 
 
 def _events(response: Any) -> Iterator[dict[str, Any]]:

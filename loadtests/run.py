@@ -44,7 +44,7 @@ def main(
     host: str | None = typer.Option(None, help="a running service; default: start one"),
     config: Path = typer.Option(Path("serve_configs/laptop_dbcache.yaml"), help="configuration to start"),
     seconds: float = typer.Option(120.0, min=1, help="length of the run"),
-    rate: float = typer.Option(0.2, min=0.001, help="requests a second (open, step, burst, soak)"),
+    rate: float = typer.Option(0.2, min=0.001, help="requests per second (open, step, burst, soak)"),
     users: int = typer.Option(8, min=1, help="clients (closed)"),
     deadline: float = typer.Option(30.0, min=0.1, help="seconds within which an answer is good"),
     abandonment: float | None = typer.Option(None, min=0, max=1, help="share of clients that hang up [soak: 0.3]"),

@@ -58,7 +58,7 @@ class ParallelSettings(Strict):
     spare_processes: bool | None = Field(
         default=None,
         description="A spare process for each rank with all libraries imported, for a faster rebuild after a fault: "
-        "about 0.6 GB of the node's memory each, none of a GPU's. Default: on `cuda`.",
+        "about 0.5 GB of the node's memory each, none of a GPU's. Default: on `cuda`.",
     )
     decode_tiles: Literal["auto", "never", "always"] = Field(
         default="auto",

@@ -43,13 +43,13 @@ def main(
     ranks: int = typer.Option(0, min=0, max=8, help="at most this many ranks; 0 = one for each GPU"),
     model: str = typer.Option("", help="folder of a FLUX model whose gang is rebuilt; default: random weights"),
     device: Literal["cuda", "cpu"] = typer.Option("cuda", help="cpu requires --small"),
-    small: bool = typer.Option(False, help="a tiny model: a rehearsal of the code"),
+    small: bool = typer.Option(False, help="a tiny model: a trial run of the code"),
 ) -> None:
     """Run all sections, each in its own process, and write the report."""
     if device == "cpu" and not small:
         raise typer.BadParameter("a CPU takes hours for one image of FLUX.1-dev: add --small", param_hint="--device")
     if doc and small:
-        raise typer.BadParameter("a rehearsal shows nothing of a GPU: leave --small out", param_hint="--doc")
+        raise typer.BadParameter("a trial run measures nothing on a GPU: leave --small out", param_hint="--doc")
     if unknown := sorted({*only, *skip} - SECTIONS.keys()):
         raise typer.BadParameter(f"there is no section {unknown[0]!r}: {', '.join(SECTIONS)}", param_hint="--only")
     if model and not Path(model, "model_index.json").is_file():
@@ -57,7 +57,7 @@ def main(
     console = Console()
     facts = facts_of(device)
     if facts.problem:
-        console.print(f"{facts.problem}. A rehearsal without one: --device cpu --small", markup=False)
+        console.print(f"{facts.problem}. A trial run without one: --device cpu --small", markup=False)
         raise typer.Exit(2)
     names = [name for name in SECTIONS if (not only or name in only) and name not in skip]
     limit = minutes or (_QUICK if quick else float("inf"))
@@ -103,7 +103,7 @@ def _outcome(name: str, plan: Plan, folder: Path, left: float, progress: Progres
     section = SECTIONS[name]
     limit = section.quick_s if plan.quick or plan.small else section.limit_s
     if left <= 0:
-        return Outcome(name, "not started", 0, limit, "the time of the whole run was over before its turn")
+        return Outcome(name, "not started", 0, limit, "no time was left for it")
 
     def tell(found: Found, seconds: float) -> None:
         progress.update(task, description=f"{name}: {found.rows} rows, {seconds:.0f} of {min(limit, left):.0f} s")

@@ -29,7 +29,7 @@ def run(section: Section, plan: Plan, facts: Facts, recorder: Recorder) -> None:
 
 def _unfit(section: Section, plan: Plan, facts: Facts) -> str:
     if "ranks" in section.needs and len(plan.worlds(len(facts.devices))) < 2:
-        most = f", and --ranks {plan.ranks} asked for no more" if plan.ranks else ""
+        most = f", and --ranks {plan.ranks} allowed no more" if plan.ranks else ""
         return f"needs 2 GPUs or more, this machine has {len(facts.devices)}{most}"
     if "model" in section.needs:
         from benchmarks.gpu.models import unfit

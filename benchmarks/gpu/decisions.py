@@ -31,8 +31,8 @@ _DECIDING: dict[str, CacheOptions] = {
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
     """A row for each method: an image that decides wherever it can and never reuses, minus one with hooks only."""
     recorder.note(
-        "Blocks only add a constant, so nothing hides what Python and launches cost. With real blocks the device is "
-        "busy meanwhile: what is left of it then is in the section on efficiency."
+        "Blocks only add a constant, so the cost of Python and of kernel launches is fully visible. Real blocks keep "
+        "the device busy meanwhile; the section on efficiency shows what remains of it then."
     )
     shape = dataclasses.replace(plan.shape, doubles=4, singles=8, text_channels=256, pooled=64)
     with attempt(recorder, "a model of free blocks", plan.device):

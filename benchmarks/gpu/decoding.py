@@ -35,9 +35,9 @@ def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
                 row = {"image": f"{side} x {side}", "way": way, "s": seconds, "first, s": first}
                 recorder.add("Decoding", **row, **{"peak GiB": peak_gib(plan.device)})
     if why := unfit(plan, facts):
-        recorder.skip("decoding beside calls of the transformer", why)
+        recorder.skip("decoding during calls of the transformer", why)
         return
-    with attempt(recorder, "decoding beside calls of the transformer", plan.device):
+    with attempt(recorder, "decoding during calls of the transformer", plan.device):
         _beside(plan, vae, recorder)
 
 
@@ -59,9 +59,9 @@ def _beside(plan: Plan, vae: AutoencoderKL, recorder: Recorder) -> None:
     together = _at_once(calls, decode, plan.device)
     together()
     times = [seconds_of(plan.device, work) for work in (calls, decode, together)]
-    names = (f"{steps.count} calls alone, s", "decoding alone, s", "at once, s")
+    names = (f"{steps.count} calls alone, s", "decoding alone, s", "together, s")
     row = dict(zip(names, times, strict=True))
-    recorder.add("Decoding beside calls", **row, **{"hidden": (times[0] + times[1] - times[2]) / times[1]})
+    recorder.add("Decoding during calls", **row, **{"hidden": (times[0] + times[1] - times[2]) / times[1]})
 
 
 def _at_once(calls: Callable[[], None], decode: Callable[[], None], device: str) -> Callable[[], None]:

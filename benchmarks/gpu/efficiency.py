@@ -22,8 +22,8 @@ _THRESHOLD = 0.15
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
     """A row for each of our methods and the peers, all on the same weights, eager, with the same decisions."""
     recorder.note(
-        "Efficiency = measured speed-up / ideal speed-up; the ideal image pays for the blocks that were computed and "
-        "for everything around blocks, and nothing for deciding and reusing. Without a cache it is 1."
+        "Efficiency = measured speed-up / ideal speed-up; the ideal image costs the computed blocks and everything "
+        "around the blocks, but nothing for decisions and reuse. Without a cache it is 1."
     )
     shape = plan.shape
     steps = Steps(shape, plan.device, min(shape.steps, 12))

@@ -20,8 +20,8 @@ TABLE = "Images on one GPU"
 def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
     """Rows for every build with every method."""
     recorder.note(
-        "Weights are random, so the inputs say which steps may be reused: all but every fourth, after a warm-up. "
-        "Compare seconds at a share of blocks; real prompts compute other shares. Encoding and decoding are not in."
+        "Weights are random, so the inputs determine which steps are reused: all but every fourth, after a warm-up. "
+        "Compare seconds at equal shares of blocks; real prompts compute other shares. Without encoding and decoding."
     )
     reference: torch.Tensor | None = None
     for build in BUILDS:
@@ -51,10 +51,10 @@ def _rows(build: str, plan: Plan, recorder: Recorder, reference: torch.Tensor | 
         with attempt(recorder, f"{build}, {name}", plan.device):
             row, output, _ = image_times(model, options, plan)
             if options is None:
-                base = float(row["s an image"] or 0)
+                base = float(row["s per image"] or 0)
                 row["from eager"] = _difference(output, reference)
                 reference = output.float().cpu() if reference is None else reference
-            row["speed-up"] = base / float(row["s an image"] or 1) if base is not None else None
+            row["speed-up"] = base / float(row["s per image"] or 1) if base is not None else None
             row["peak GiB"] = peak_gib(plan.device)
             recorder.add(TABLE, **{"build": build, "method": name, **_ordered(row)})
     return reference
@@ -68,5 +68,14 @@ def _difference(output: torch.Tensor, reference: torch.Tensor | None) -> float |
 
 
 def _ordered(row: dict[str, Cell]) -> dict[str, Cell]:
-    columns = ("s an image", "least", "most", "speed-up", "blocks computed", "peak GiB", "first steps, s", "from eager")
+    columns = (
+        "s per image",
+        "least",
+        "most",
+        "speed-up",
+        "blocks computed",
+        "peak GiB",
+        "first steps, s",
+        "from eager",
+    )
     return {column: row.get(column) for column in columns}

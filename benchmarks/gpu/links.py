@@ -42,7 +42,7 @@ def _links(rank: int, world: int, plan: Plan, recorder: Recorder) -> None:
         seconds = _repeated(plan, functools.partial(dist.all_to_all_single, received, sent))
         bandwidth = size * (world - 1) / world / seconds / 1e9
         if rank == 0:
-            row = {"all-to-all": name or "-", "KiB a rank": size / 1024, "µs": 1e6 * seconds, "GB/s": bandwidth}
+            row = {"all-to-all": name or "-", "KiB per rank": size / 1024, "µs": 1e6 * seconds, "GB/s": bandwidth}
             recorder.add("All-to-alls by size", ranks=world, **row)
     sums = torch.ones(_DECISION, device=plan.device)
 
@@ -52,7 +52,7 @@ def _links(rank: int, world: int, plan: Plan, recorder: Recorder) -> None:
 
     seconds = _repeated(plan, decide)
     if rank == 0:
-        recorder.add("Agreeing on a decision", ranks=world, **{"µs, host's wait included": 1e6 * seconds})
+        recorder.add("Agreement on a decision", ranks=world, **{"µs, host's wait included": 1e6 * seconds})
 
 
 def _repeated(plan: Plan, call: Callable[[], object]) -> float:

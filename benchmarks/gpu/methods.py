@@ -66,7 +66,7 @@ def image_times(
             dist.barrier(group)
         seconds.append(seconds_of(plan.device, image))
     row: dict[str, Cell] = {
-        "s an image": statistics.median(seconds),
+        "s per image": statistics.median(seconds),
         "least": min(seconds),
         "most": max(seconds),
         "blocks computed": report.computed_block_fraction[0] if report is not None else 1.0,

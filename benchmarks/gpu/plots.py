@@ -61,23 +61,23 @@ def _images(axes: Axes, rows: Rows) -> None:
     width = 0.8 / len(methods)
     for number, (method, own) in enumerate(methods.items()):
         places = [builds.index(str(row["build"])) + (number - (len(methods) - 1) / 2) * width for row in own]
-        axes.bar(places, [_number(row["s an image"]) for row in own], width, label=method)
+        axes.bar(places, [_number(row["s per image"]) for row in own], width, label=method)
         for place, row in zip(places, own, strict=True):
             share = f"{_number(row['blocks computed']):.0%}"
-            axes.annotate(share, (place, _number(row["s an image"])), ha="center", va="bottom", fontsize=7)
+            axes.annotate(share, (place, _number(row["s per image"])), ha="center", va="bottom", fontsize=7)
     axes.set_xticks(range(len(builds)), builds)
-    axes.set(ylabel="seconds an image (above: blocks computed)")
+    axes.set(ylabel="seconds per image (above: blocks computed)")
     axes.legend()
 
 
 def _ranks(axes: Axes, rows: Rows) -> None:
     for label, own in _groups(rows, "build", "method").items():
         axes.plot(
-            [_number(row["ranks"]) for row in own], [_number(row["s an image"]) for row in own], "o-", label=label
+            [_number(row["ranks"]) for row in own], [_number(row["s per image"]) for row in own], "o-", label=label
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
-    axes.set(xlabel="ranks", ylabel="seconds an image")
+    axes.set(xlabel="ranks", ylabel="seconds per image")
     axes.legend(fontsize=7)
 
 
@@ -108,14 +108,14 @@ def _decoding(axes: Axes, rows: Rows) -> None:
 
 def _links(axes: Axes, rows: Rows) -> None:
     for label, own in _groups([row for row in rows if row["all-to-all"] == "-"], "ranks").items():
-        sizes, times = [_number(row["KiB a rank"]) for row in own], [_number(row["µs"]) for row in own]
+        sizes, times = [_number(row["KiB per rank"]) for row in own], [_number(row["µs"]) for row in own]
         axes.loglog(sizes, times, "o-", label=f"{label} ranks")
-    axes.set(xlabel="KiB of a rank", ylabel="microseconds")
+    axes.set(xlabel="KiB per rank", ylabel="microseconds")
     axes.legend()
 
 
 def _rebuild(axes: Axes, rows: Rows) -> None:
-    others = {"gang", "first start, s", "in all, s", "image before, s", "image after, s"}
+    others = {"gang", "first start, s", "total, s", "image before, s", "image after, s"}
     stages = [column for column in rows[0] if column not in others]  # in order, starting at the kill
     for place, row in enumerate(rows):
         left = 0.0

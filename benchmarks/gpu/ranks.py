@@ -40,6 +40,6 @@ def _images(rank: int, world: int, plan: Plan, build: str, recorder: Recorder) -
         row, _, report = image_times(model, options, plan, group)
         wait = report.collective_wait_s if report is not None and world > 1 else None
         if rank == 0:
-            columns = {column: row[column] for column in ("s an image", "least", "most", "blocks computed")}
+            columns = {column: row[column] for column in ("s per image", "least", "most", "blocks computed")}
             columns |= {"waited for decisions, s": wait, "peak GiB": peak_gib(plan.device)}
             recorder.add(TABLE, ranks=world, build=build, method=name, **columns)

@@ -44,8 +44,8 @@ def measure(plan: Plan, facts: Facts, recorder: Recorder) -> None:
             model = plan.model or str(build_noise_model(Path(folder) / "model", heads=8, **layers))
             if not plan.model:
                 recorder.note(
-                    "The model is FLUX with random weights of a width of 128: its loading costs next to nothing, "
-                    "processes and warm-up what they always do. --model FOLDER rebuilds a gang of a real one."
+                    "The model is FLUX with random weights and a width of 128: loading it takes almost no time, "
+                    "processes and warm-up take as long as ever. --model FOLDER rebuilds a gang with a real one."
                 )
             world = plan.worlds(len(facts.devices))[-1]
             for variant in _variants(plan):
@@ -132,4 +132,4 @@ def _recovery(gang: Any, killed: float) -> dict[str, float]:
         time.sleep(0.05)
     noticed = last.noticed_at - killed
     stages = {f"{name}, s": seconds for name, seconds in last.stages.items()}
-    return {"noticed, s": noticed, "old ranks gone, s": last.killed_s, **stages, "in all, s": noticed + last.ready_s}
+    return {"detected, s": noticed, "old ranks ended, s": last.killed_s, **stages, "total, s": noticed + last.ready_s}

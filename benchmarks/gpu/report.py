@@ -30,18 +30,18 @@ def write_report(out: Path, plan: Plan, facts: Facts, outcomes: Sequence[Outcome
     plots = draw_all({one.name: one.found for one in mine}, out)
     lines = [*_head(plan, facts, mine)]
     if others:
-        lines.append(f"Of an earlier run of another kind or on another machine, and not shown: {', '.join(others)}.\n")
+        lines.append(f"Not shown, because they are of another kind of run or another machine: {', '.join(others)}.\n")
     for outcome in mine:
         lines += _section(outcome, plots.get(outcome.name, []))
     (out / "report.md").write_text("\n".join(lines))
 
 
 def _head(plan: Plan, facts: Facts, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    yield "# What a GPU showed\n" if not plan.small else "# A rehearsal on a tiny model: these figures say nothing\n"
+    yield "# Results on a GPU\n" if not plan.small else "# A trial run on a tiny model: its figures mean nothing\n"
     options = [f"--{name}" for name in ("quick", "small") if getattr(plan, name)]
     options += ["--device cpu"] if plan.device == "cpu" else []
     options += [f"--ranks {plan.ranks}"] if plan.ranks else []
-    yield f"Written by `{' '.join(['python -m benchmarks.gpu', *options])}`; all figures are in `report.json`, too.\n"
+    yield f"Written by `{' '.join(['python -m benchmarks.gpu', *options])}`; all figures are also in `report.json`.\n"
     shape = plan.shape
     yield (
         f"Model: {shape.doubles} + {shape.singles} blocks of width {shape.width}, random weights, {shape.dtype}, "
@@ -74,7 +74,7 @@ def _section(outcome: Outcome, plots: Sequence[str]) -> Iterator[str]:
         cells = [[_shown(row.get(column)) for column in columns] for row in rows]
         yield Table(title, columns, cells).markdown()
     yield from (f"![{outcome.name}]({name})\n" for name in plots)
-    for heading, entries in (("Left out", found.skipped), ("Failed", found.failed)):
+    for heading, entries in (("Skipped", found.skipped), ("Failed", found.failed)):
         if entries:
             yield f"{heading}:\n"
             yield "".join(f"- {what}: {why}\n" for what, why in entries)

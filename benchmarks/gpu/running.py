@@ -148,11 +148,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _status(code: int | None, found: Found, limit_s: float, log: Path) -> tuple[Status, str]:
     if code is None:
-        return "out of time", f"ended after {limit_s:.0f} s; what it had measured until then is kept"
+        return "out of time", f"ended after {limit_s:.0f} s; what it had measured by then is kept"
     if code != 0:
         ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return "failed", f"{ended}: {lines[-1].strip()[:300] if lines else 'it said nothing'}"
+        return "failed", f"{ended}: {lines[-1].strip()[:300] if lines else 'it printed nothing'}"
     if found.failed:
         return "with failures", f"{len(found.failed)} of its parts failed"
     if found.skipped and not found.rows:

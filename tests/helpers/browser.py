@@ -63,5 +63,5 @@ def choose(page: Page, quality: str) -> None:
 
 def ask(page: Page, prompt: str) -> None:
     page.get_by_role("radio", name="Fast", exact=True).wait_for(state="attached")
-    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Draw", exact=True).click()

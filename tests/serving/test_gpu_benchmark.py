@@ -23,6 +23,6 @@ def test_a_killed_rank_is_replaced_and_each_stage_has_its_seconds(tmp_path: Path
     found = Found.read(tmp_path / "rebuild.found.json")
     assert (ended.returncode, found.failed) == (0, []), ended.stderr[-3000:]
     (row,) = found.tables["Rebuild of a gang"]
-    for column in ("first start, s", "processes, s", "warm-up, s", "in all, s", "image after, s"):
+    for column in ("first start, s", "processes, s", "warm-up, s", "total, s", "image after, s"):
         assert row[column] > 0, json.dumps(row)
-    assert row["in all, s"] >= row["noticed, s"] + row["processes, s"] + row["warm-up, s"]
+    assert row["total, s"] >= row["detected, s"] + row["processes, s"] + row["warm-up, s"]

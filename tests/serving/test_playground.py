@@ -11,7 +11,7 @@ from tests.helpers.browser import launched, opened
 
 def test_a_real_image_and_the_exact_one_beside_it(flux: str):
     with launched() as browser, browser.new_context() as context, opened(context, f"{flux}/") as page:
-        page.get_by_label("Prompt").fill("a hill")
+        page.get_by_label("Prompt", exact=True).fill("a hill")
         page.get_by_role("spinbutton", name="Seed").fill("7")
         page.get_by_role("button", name="Draw", exact=True).click()
         expect(page.get_by_role("img", name="a hill")).to_be_visible(timeout=60_000)

@@ -22,6 +22,7 @@ export class Form {
     $("model").addEventListener("change", () => this.#take(this.model));
     $("presets").addEventListener("change", () => this.#chosen());
     $("method").addEventListener("change", () => this.#options());
+    $("lora").addEventListener("change", () => this.#scale());
   }
 
   /** The model that is asked; undefined before the service has told of any. */
@@ -53,6 +54,7 @@ export class Form {
     for (const id of ["width", "height"]) $(id).step = model.capabilities?.size_multiple || 16;
     $("steps").max = model.limits.max_steps;
     $("prompt").maxLength = model.limits.max_prompt_characters;
+    this.#more(model);
     const before = this.quality;
     const words = ["auto", ...model.presets, ...(model.capabilities?.num_blocks === 0 ? [] : [CUSTOM])];
     $("presets").replaceChildren(
@@ -66,6 +68,38 @@ export class Form {
       ),
     );
     this.#chosen();
+  }
+
+  /** What only some models take: a negative prompt, its scale, LoRAs. */
+  #more({ capabilities, defaults, limits }) {
+    const { negative_prompt: negative = false, true_cfg: guided = false, loras = [] } = capabilities || {};
+    show($("more"), negative || loras.length > 0);
+    $("more-title").textContent = [negative && "Negative prompt", loras.length && "LoRA"].filter(Boolean).join(", ");
+    show($("negative-field"), negative);
+    show($("true-cfg-field"), guided);
+    show($("lora-field"), loras.length > 0);
+    $("negative").maxLength = limits.max_prompt_characters;
+    this.#offer("negative", defaults.negative_prompt);
+    this.#offer("true-cfg", defaults.true_cfg_scale);
+    const before = $("lora").value;
+    const options = loras.map(({ name }) => el("option", { value: name, text: name, selected: name === before }));
+    $("lora").replaceChildren(el("option", { value: "", text: "none" }), ...options);
+    this.#scale();
+  }
+
+  #scale() {
+    const lora = this.model.capabilities?.loras?.find(({ name }) => name === $("lora").value);
+    show($("lora-scale-field"), Boolean(lora));
+    $("lora-scale").value = lora?.scale ?? "";
+  }
+
+  #readMore(body) {
+    const { negative_prompt: negative, true_cfg: guided } = this.model?.capabilities || {};
+    // Sent only if it is not the default, which the service allows without a scale.
+    if (negative && $("negative").value !== this.#offered.get("negative")) body.negative_prompt = $("negative").value;
+    if (guided && $("true-cfg").value) body.true_cfg_scale = Number($("true-cfg").value);
+    if ($("lora").value) body.lora = { name: $("lora").value };
+    if ($("lora").value && $("lora-scale").value) body.lora.scale = Number($("lora-scale").value);
   }
 
   /** A default, where the user has written nothing of their own. */
@@ -106,6 +140,7 @@ export class Form {
     if ($("width").value && $("height").value) body.size = `${$("width").value}x${$("height").value}`;
     if ($("steps").value) body.num_inference_steps = Number($("steps").value);
     if ($("seed").value) body.seed = Number($("seed").value);
+    this.#readMore(body);
     if (this.quality === CUSTOM) body.cache = this.#cache();
     else body.quality = this.quality;
     return body;
@@ -127,6 +162,7 @@ export class Form {
     if (!found) return;
     found.setAttribute("aria-invalid", "true");
     found.setAttribute("aria-describedby", "problem");
+    if (found.closest("details")) found.closest("details").open = true; // what is closed cannot get the focus
     (found.matches("input, select, textarea") ? found : found.querySelector("input"))?.focus();
   }
 

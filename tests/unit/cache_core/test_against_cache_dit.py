@@ -19,6 +19,9 @@ from tests.helpers.tiny_flux import Job, decisions, differences, draw_cached, ga
 
 pytest.importorskip("cache_dit", reason="the peer comes with the extra `test`")
 
+# The peer alone takes more than a second, whichever test asks first.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -84,7 +87,6 @@ def _ours(case: dict[str, Any]) -> tuple[list[torch.Tensor], Any]:
     return draw_cached(tiny_flux(), parse_options(case["options"]), job)
 
 
-@pytest.mark.slow
 def test_same_decisions_differences_and_outputs(peer):
     seen = set()
     for i in SAME:
@@ -125,7 +127,6 @@ def test_on_purpose_overlapping_fn_and_bn_are_refused(peer):
         pass
 
 
-@pytest.mark.slow
 def test_on_purpose_images_of_a_batch_decide_alone(peer):
     """cache-dit takes one number for the whole batch, so an image depends on its neighbours. Ours decides per image:
     each as if it were alone, and at least once otherwise than the common number would have it."""

@@ -65,7 +65,7 @@ def test_a_keyboard_is_enough(visit, service):
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the image")).to_be_focused()
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Prompt")).to_be_focused()
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     page.keyboard.type("a hill")
     page.keyboard.press("Tab")
     for _ in range(3):  # from the default past exact and high
@@ -73,7 +73,7 @@ def test_a_keyboard_is_enough(visit, service):
     expect(page.get_by_role("radio", name="Fast", exact=True)).to_be_checked()
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("img", name="a hill")).to_be_visible()
-    page.get_by_label("Prompt").focus()
+    page.get_by_label("Prompt", exact=True).focus()
     page.keyboard.press("Control+a")
     page.keyboard.type("wait")
     page.keyboard.press("Control+Enter")
