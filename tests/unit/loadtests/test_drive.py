@@ -175,3 +175,33 @@ def test_a_run_notes_its_faults(monkeypatch, plan: Plan):
     monkeypatch.setattr(driving, "sizes", lambda url: (1, 1))
     monkeypatch.setattr(driving, "kill_rank", lambda url, rank, engine: time.time())
     assert [fault["what"] for fault in run(plan, Scenario.soak, kill=0.5).faults] == ["SIGKILL of rank 0"]
+
+
+def test_a_source_sends_while_earlier_requests_wait(plan: Plan):
+    """Four sources of 20 per second; if each waited for its answers, they would send 16 in all."""
+    plan.rate_per_user = 20.0
+    run(plan, Scenario.open, rate=80.0)
+    assert plan.users == 4
+    assert len(plan.recorder.records) > 30
+
+
+def test_a_late_source_catches_up(plan: Plan):
+    """After 100 s in which it could not send, what was due is sent at once, with its intended time."""
+    source = object.__new__(users.OpenLoop)
+    source.plan, source.rng, source._next = plan, plan.next_source(), 0.0
+    plan.began = time.monotonic() - 100.0
+    assert [source.wait_time() for _ in range(5)] == [0.0] * 5
+    assert 0.0 < source._next < 100.0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_clients_that_hang_up_have_little_patience(monkeypatch, plan: Plan, share: float):
+    seen = []
+    monkeypatch.setattr(users, "send", lambda *rest, **options: seen.append(options))
+    plan.abandonment = share
+    client = object.__new__(users.ClosedLoop)
+    client.plan, client.rng, client.client = plan, plan.next_source(), None
+    for _ in range(20):
+        client._ask(0.0)
+    assert {options["leaves"] for options in seen} == {share == 1.0}
+    assert all((options["patience"] <= plan.abandon_within) == (share == 1.0) for options in seen)
