@@ -23,7 +23,7 @@ class GoalError(ValueError):
 
 
 class AutoCache(BaseModel):
-    """The goal of a cache; exactly one of the two.
+    """A goal in place of a method: the PSNR to keep, or the speed-up to reach. Set one of the two.
 
     Attributes:
         target_psnr: mean PSNR in dB to the uncached image.

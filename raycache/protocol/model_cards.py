@@ -62,6 +62,12 @@ class ModelCard:
         """Values of ``quality``; ``exact`` always exists."""
         return [name for name in PRESET_NAMES if name == "exact" or name in self.policy.presets]
 
+    @property
+    def target_psnr(self) -> dict[str, float] | None:
+        """The goals in dB that ``cache: {"type": "auto"}`` may have; None: not measured on this model."""
+        curve = self.policy.curve
+        return None if curve is None else {"min": curve.points[-1][0], "max": curve.points[0][0]}
+
     def document(self, created: int) -> dict[str, Any]:
         """OpenAI's ``Model`` with our fields.
 
@@ -81,6 +87,7 @@ class ModelCard:
             "ranks": self.ranks,
             "capabilities": None if self.capabilities is None else _told(self.capabilities),
             "presets": self.presets,
+            "target_psnr": self.target_psnr,
             "defaults": self.policy.defaults.model_dump(mode="json"),
             # The limits of keys are visible to the operator only.
             "limits": {
