@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,9 +11,10 @@ from pydantic import ValidationError
 
 from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions
 from cache_core.options import FBCacheOptions, NoCacheOptions
-from raycache.presets import Presets
+from raycache.presets import Presets, load_presets
 from raycache.presets.auto import AutoCache, ForecastCurve, GoalError, concrete
 from raycache.protocol.errors import RequestError
+from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import GenerationRequest
 from raycache.settings import AppSettings
 from raycache.tune.sweep import Point, forecast_curve
@@ -81,6 +83,23 @@ def test_the_deployment_may_have_a_goal_and_change_it(tmp_path: Any) -> None:
     with pytest.raises(GoalError, match=r"^cache\.target_psnr: no measured setting .* reaches 55 dB"):
         policy.changed({"cache": {"type": "auto", "target_psnr": 55}})
     assert policy.changed({"cache": {"type": "none"}}).cache == NoCacheOptions()
+
+
+def test_clients_can_read_which_goals_are_possible() -> None:
+    card = ModelCard("flux", (), True, True, None, None, 4, POLICY)
+    assert card.document(1)["target_psnr"] == {"min": 30.0, "max": 50.0}
+    unknown = replace(card, policy=POLICY.model_copy(update={"curve": None}))
+    assert unknown.document(1)["target_psnr"] is None
+
+
+def test_the_bundled_model_takes_goals_in_db() -> None:
+    curve = load_presets("demo").curve
+    assert curve is not None
+    for name, options in load_presets("demo").presets.items():
+        if name != "exact":  # the presets are points of the curve
+            assert isinstance(options, ForecastCacheOptions)
+            assert options.warmup_steps == curve.warmup_steps
+            assert options.residual_diff_threshold in [threshold for _, threshold in curve.points]
 
 
 def test_other_options_are_no_goals() -> None:
