@@ -13,6 +13,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 
 from raycache.protocol.sound import Sound
+from raycache.protocol.thread_priority import usual_priority
 from raycache.store_settings import VideoCodec
 
 __all__ = ["THUMBNAIL_TYPE", "VIDEO_TYPE", "write_thumbnail", "write_video"]
@@ -67,6 +68,8 @@ def write_video(
         # Set explicitly: some players guess from the size, and show wrong colours.
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU709, ColorRange.MPEG
         stream.codec_context.color_primaries, stream.codec_context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        with usual_priority():
+            stream.codec_context.open()  # not at the first frame, because it starts the encoder's threads
         heard = None if sound is None else _Heard(container, sound)
         for index, pixels in enumerate(frames, 1):
             padded = np.pad(pixels, odd, mode="edge") if height % 2 or width % 2 else pixels
