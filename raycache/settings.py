@@ -21,7 +21,7 @@ from raycache.lora_settings import LoraName, LoraSettings
 from raycache.model_names import ENGINE, ModelNames, deployment_name, wrong_names
 from raycache.parallel_settings import ParallelSettings
 from raycache.presets import PresetName, load_presets
-from raycache.presets.auto import AnyCache, AutoCache, ForecastCurve, concrete
+from raycache.presets.auto import AnyCache, ForecastCurve, concrete
 from raycache.quantization import Quantization, card_misfit, dtype_misfit
 from raycache.size import Size
 from raycache.store_settings import StoreSettings
@@ -149,9 +149,15 @@ class Policy(_Settings):
         for name, value in trimmed_within(user_config).items():
             field_by_field = name in ("defaults", "limits", "presets") and isinstance(value, dict)
             values[name] = {**values[name], **value} if field_by_field else value
-        if isinstance(cache := values["cache"], dict) and cache.get("type") == "auto":
-            values["cache"] = concrete(AutoCache.model_validate(cache), self.curve)
-        return Policy.model_validate(values)
+        goal = _Goal.model_validate({name: values[name] for name in _Goal.model_fields})
+        return Policy.model_validate({**values, "cache": concrete(goal.cache, goal.curve)})
+
+
+class _Goal(_Settings):
+    """What a user_config may say of the cache, and the curve that gives its goal a threshold."""
+
+    cache: AnyCache
+    curve: ForecastCurve | None
 
 
 class EngineSettings(_Settings):

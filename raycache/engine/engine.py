@@ -66,7 +66,9 @@ class Engine:
         memory: Memory | None = None,
     ) -> None:
         began = time.monotonic()
-        self._settings, self._policy = settings, settings.policy
+        self._policy = settings.policy
+        # A goal becomes options once: a rebuild must not depend on a presets file that has changed since.
+        self._settings = settings = settings.model_copy(update={"cache": self._policy.cache})
         self._metrics = Metrics({str(settings.defaults.size), *(str(shape.size) for shape in settings.warmup)})
         self._jobs, self._leases = 0, Leases()
         self._polled_at: float | None = None

@@ -9,6 +9,7 @@ import numpy as np
 
 from cache_core.options import CacheOptions, NoCacheOptions
 from raycache.gang.step_timeouts import beyond_warmup
+from raycache.presets.auto import concrete
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import Job, JobInputs, one_per_seed
 from raycache.protocol.sizes import nearest_sizes
@@ -42,7 +43,7 @@ def warm_ups(settings: AppSettings, model: Capabilities, *, probe: bool) -> list
     Compiled blocks have one graph for one image and another for several, so both kinds are run wherever a call may hold
     several, whatever is declared.
     """
-    options, declared = settings.policy.cache, settings.warmup
+    options, declared = concrete(settings.cache, None), settings.warmup
     past = beyond_warmup(options)
     drawn = [
         WarmUp(

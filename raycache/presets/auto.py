@@ -51,6 +51,9 @@ class AutoCache(BaseModel):
 AnyCache = Annotated[CacheOptions | AutoCache, Field(discriminator="type")]
 
 
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class ForecastCurve(BaseModel):
     """What ForecastCache's thresholds give on one model, measured by ``raycache.tune``.
 
@@ -62,7 +65,7 @@ class ForecastCurve(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     warmup_steps: int = Field(ge=0)
-    points: tuple[tuple[float, float], ...] = Field(min_length=2)
+    points: tuple[tuple[_Finite, _Finite], ...] = Field(min_length=2)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -91,7 +94,7 @@ class ForecastCurve(BaseModel):
                 share = (high - target_psnr) / (high - low)
                 threshold = math.exp((1 - share) * math.log(careful) + share * math.log(bold))
                 break
-        return ForecastCacheOptions(warmup_steps=self.warmup_steps, residual_diff_threshold=round(threshold, 6))
+        return ForecastCacheOptions(warmup_steps=self.warmup_steps, residual_diff_threshold=float(f"{threshold:.4g}"))
 
 
 def concrete(cache: AnyCache, curve: ForecastCurve | None) -> CacheOptions:

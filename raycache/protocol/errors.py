@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from cache_core.options import method_names
 
 #: pydantic names the member of a union in an error's path; the user did not write it.
-_UNION_TAGS = frozenset(method_names())
+_UNION_TAGS = frozenset({*method_names(), "auto"})
 #: Maximum characters of user input that a message repeats.
 _ECHO = 80
 

@@ -13,9 +13,9 @@ __all__ = ["usual_priority"]
 def usual_priority() -> Iterator[None]:
     """Whatever is called inside starts and leaves no thread with a real-time priority.
 
-    SVT-AV1 gives its caller and its own threads the highest real-time priority (SCHED_FIFO 99) wherever it may: as root,
-    so in most containers. Such a thread takes its core from all other processes until it waits, its child processes
-    inherit that, and the caller keeps it after the encoder is gone. Threads that had one before keep it.
+    SVT-AV1 gives its caller and its own threads the highest real-time priority (SCHED_FIFO 99) wherever it may: as
+    root, so in most containers. Such a thread takes its core from all other processes until it waits, its child
+    processes inherit that, and the caller keeps it after the encoder is gone. Threads that had one before keep it.
     """
     if not hasattr(os, "sched_getscheduler"):  # not on Linux
         yield

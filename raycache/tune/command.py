@@ -22,7 +22,7 @@ from raycache.settings import ModelSettings
 from raycache.size import Size
 from raycache.text_files import FileError, entries
 from raycache.tune.candidates import Family, check_families
-from raycache.tune.sweep import Job, Point, Sweep, choose, forecast_curve, frontier
+from raycache.tune.sweep import Job, OtherSweepError, Point, Sweep, choose, forecast_curve, frontier
 
 TARGETS = {"high": 36.0, "balanced": 30.0, "fast": 25.0}
 _SLACK = 2.0
@@ -61,7 +61,7 @@ def main(
     try:
         sweep = Sweep(folder, f"{model}{quantized} {settings.dtype}", job)
         sweep.references(pipe)
-    except ValueError as error:
+    except OtherSweepError as error:
         raise typer.BadParameter(str(error), param_hint="--out") from None
     try:
         watch(sweep, pipe, candidates, min(targets.values()) - _SLACK, console)

@@ -25,7 +25,7 @@ from raycache.tune.measures import PSNR_CAP, feature_distance, psnr, ssim
 #: dB from which images of two runs are the same but for the order of sums on a GPU.
 _SAME = 45.0
 #: Times within this factor are equal.
-_EQUAL = 1.03
+_EQUAL = 1.1
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,10 @@ def compare(pipe: Any, job: Job, options: CacheOptions, references: np.ndarray, 
     )
 
 
+class OtherSweepError(ValueError):
+    """A folder contains the results of another sweep."""
+
+
 class Sweep:
     """The measured points of one model and job, in a folder.
 
@@ -127,7 +131,7 @@ class Sweep:
         job: also checked.
 
     Raises:
-        ValueError: ``folder`` contains a sweep of another model or job.
+        OtherSweepError: ``folder`` contains a sweep of another model or job.
     """
 
     def __init__(self, folder: Path, model: str, job: Job) -> None:
@@ -139,7 +143,8 @@ class Sweep:
         self._mark = hashlib.sha256(told.encode()).hexdigest()[:16]
         mark = folder / "job.txt"
         if mark.exists() and mark.read_text().strip() != self._mark:
-            raise ValueError(f"{folder} contains a sweep of another model or of other prompts; choose another --out")
+            message = f"{folder} contains a sweep of another model or of other prompts; choose another --out"
+            raise OtherSweepError(message)
         mark.write_text(self._mark + "\n")
         self.points: dict[str, Point] = {}
         self._references: np.ndarray | None = None
@@ -152,8 +157,8 @@ class Sweep:
         """The uncached images, generated once; their time is saved as the first point.
 
         Raises:
-            ValueError: saved ones are not what ``pipe`` generates now: other weights, LoRAs or libraries. A name cannot
-                show that, so the first of them are generated again.
+            OtherSweepError: saved ones are not what ``pipe`` generates now: other weights, LoRAs or libraries. A name
+                cannot show that, so the first of them are generated again.
         """
         path = self.folder / "references.npz"
         if self._references is not None:
@@ -163,12 +168,14 @@ class Sweep:
             first = replace(self.job, prompts=self.job.prompts[: self.job.batch])
             again = draw(pipe, first, NoCacheOptions())[0]
             if (nearest := float(psnr(again, saved[: len(again)]).min())) < _SAME:
-                raise ValueError(
+                raise OtherSweepError(
                     f"{self.folder} contains a sweep of other weights: without a cache, the model generates other "
                     f"images than those saved there ({nearest:.1f} dB); choose another --out"
                 )
             self._references = saved
             return saved
+        # Untimed: libraries are loaded, and blocks compiled, by the first.
+        draw(pipe, replace(self.job, prompts=self.job.prompts[: self.job.batch]), NoCacheOptions())
         pictures, share, seconds = draw(pipe, self.job, NoCacheOptions())
         self._keep(Point("uncached", NoCacheOptions().to_dict(), share, PSNR_CAP, 1.0, 0.0, seconds))
         half = path.with_suffix(".tmp.npz")
@@ -215,13 +222,13 @@ def frontier(points: list[Point]) -> list[Point]:
 def choose(points: list[Point], target: float) -> Point | None:
     """The setting that takes the fewest seconds at ``target`` dB or more; None if none reaches it.
 
-    Not the fewest blocks: a method's own work counts, and blocks differ in cost. Seconds within 3 % are equal, because
-    they are measured once; of equally fast settings the one nearest to the uncached image is chosen.
+    Not the fewest blocks: a method's own work counts, and blocks differ in cost. But seconds are measured once, and the
+    same job again takes up to 10 % more or less: of the settings within that the one of the fewest blocks is chosen.
     """
     holding = [point for point in points if point.psnr >= target]
     fastest = min((point.seconds for point in holding), default=0.0)
     equal = [point for point in holding if point.seconds <= _EQUAL * fastest]
-    return max(equal, key=lambda point: (point.psnr, -point.share), default=None)
+    return min(equal, key=lambda point: (point.share, -point.psnr), default=None)
 
 
 def forecast_curve(points: list[Point]) -> ForecastCurve | None:
@@ -233,8 +240,9 @@ def forecast_curve(points: list[Point]) -> ForecastCurve | None:
     measured = [point for point in points if point.options["type"] == "ForecastCache"]
     for point in sorted(measured, key=lambda each: each.options["residual_diff_threshold"]):
         known = curves.setdefault(point.options["warmup_steps"], [])
-        if not known or point.psnr < known[-1][0]:
-            known.append((round(point.psnr, 2), point.options["residual_diff_threshold"]))
+        value = round(point.psnr, 2)
+        if not known or value < known[-1][0]:
+            known.append((value, point.options["residual_diff_threshold"]))
     usable = [warmup for warmup, known in curves.items() if len(known) > 1]
     return ForecastCurve(warmup_steps=min(usable), points=tuple(curves[min(usable)])) if usable else None
 

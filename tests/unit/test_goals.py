@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from pydantic import ValidationError
 
 from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions
 from cache_core.options import FBCacheOptions, NoCacheOptions
+from raycache.engine.engine import Engine
+from raycache.gang.warmup import warm_ups
 from raycache.presets import Presets, load_presets
 from raycache.presets.auto import AutoCache, ForecastCurve, GoalError, concrete
-from raycache.protocol.errors import RequestError
+from raycache.protocol.errors import RequestError, from_validation_error
 from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import GenerationRequest
-from raycache.settings import AppSettings
+from raycache.settings import AppSettings, Policy, WarmupShape
+from raycache.size import Size
 from raycache.tune.sweep import Point, forecast_curve
-from tests.helpers.fake_gang import SETTINGS
+from tests.helpers.fake_gang import MODEL, SETTINGS, FakeGang
 from tests.unit.protocol.test_resolve import ask
 
 CURVE = ForecastCurve(warmup_steps=4, points=((50.0, 0.01), (40.0, 0.04), (30.0, 0.08)))
@@ -64,8 +68,35 @@ def test_a_speed_up_needs_no_measurement() -> None:
     [{}, {"target_psnr": 35, "speedup": 2}, {"target_psnr": 0}, {"target_psnr": 61}, {"speedup": 0.9}, {"psnr": 35}],
 )
 def test_a_goal_is_one_and_possible(goal: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as refused:
         GenerationRequest.model_validate({"prompt": "a", "cache": {"type": "auto", **goal}})
+    told = from_validation_error(refused.value, GenerationRequest.model_fields)
+    assert told.param == ("cache" if len(goal) != 1 else f"cache.{next(iter(goal))}")
+
+
+def test_a_rebuild_does_not_read_the_presets_again(tmp_path: Path) -> None:
+    """A gang is rebuilt with the options of its start, whatever has happened to the file since."""
+    (file := tmp_path / "presets.yaml").write_text(
+        "model: demo\nsource: a test\npresets: {exact: {type: none}}\n"
+        "curve: {warmup_steps: 3, points: [[50, 0.01], [30, 0.09]]}\n"
+    )
+    settings = SETTINGS.model_copy(
+        update={
+            "model": SETTINGS.model.model_copy(update={"presets": file}),
+            "cache": AutoCache(target_psnr=40),
+            "warmup": [WarmupShape(size=Size(64, 64))],
+        }
+    )
+    seen: list[AppSettings] = []
+
+    def gang(own: AppSettings) -> FakeGang:
+        seen.append(own)
+        return FakeGang(own)
+
+    Engine(settings, gang)
+    file.unlink()
+    jobs = [each.job for each in warm_ups(seen[0], MODEL, probe=False)]
+    assert jobs[0].cache == ForecastCacheOptions(warmup_steps=3, residual_diff_threshold=0.03)
 
 
 def test_the_deployment_may_have_a_goal_and_change_it(tmp_path: Any) -> None:
@@ -80,6 +111,14 @@ def test_the_deployment_may_have_a_goal_and_change_it(tmp_path: Any) -> None:
     assert policy.cache == ForecastCacheOptions(warmup_steps=3, residual_diff_threshold=0.03)
     changed = policy.changed({"cache": {"type": "auto", "target_psnr": 30}})
     assert changed.cache == ForecastCacheOptions(warmup_steps=3, residual_diff_threshold=0.09)
+    with pytest.raises(ValidationError) as refused:
+        policy.changed({"cache": {"type": "auto", "target_psnr": 0}})
+    assert from_validation_error(refused.value, Policy.model_fields).param == "cache.target_psnr"
+    other = {"warmup_steps": 2, "points": [[40, 0.5], [20, 0.9]]}
+    changed = policy.changed({"curve": other, "cache": {"type": "auto", "target_psnr": 20}})
+    assert changed.cache == ForecastCacheOptions(warmup_steps=2, residual_diff_threshold=0.9)
+    with pytest.raises(GoalError, match="has not been measured"):
+        policy.changed({"curve": None, "cache": {"type": "auto", "target_psnr": 20}})
     with pytest.raises(GoalError, match=r"^cache\.target_psnr: no measured setting .* reaches 55 dB"):
         policy.changed({"cache": {"type": "auto", "target_psnr": 55}})
     assert policy.changed({"cache": {"type": "none"}}).cache == NoCacheOptions()
@@ -133,5 +172,6 @@ def test_tune_makes_the_curve_of_the_shortest_warm_up() -> None:
         measured(45.0, forecast(0.03, 8)),
         measured(39.0, forecast(0.03, 2)),
     ]
+    points.append(measured(41.496, forecast(0.04, 4)))  # equal when rounded
     assert forecast_curve(points) == ForecastCurve(warmup_steps=4, points=((52.0, 0.01), (41.5, 0.03)))
     assert forecast_curve(points[:2]) is None
