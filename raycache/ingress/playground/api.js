@@ -53,7 +53,8 @@ export async function readiness() {
 export async function cacheMethods() {
   const document = await (await granted(await send("openapi.json"))).json();
   const schemas = Object.values(document.components.schemas);
-  const named = schemas.filter((schema) => schema.properties?.type?.const && schema.properties.type.const !== "none");
+  // Methods only: not "none", which is the preset `exact`, nor a goal, which is no method.
+  const named = schemas.filter(({ properties }) => properties?.type?.const && !["none", "auto"].includes(properties.type.const));
   return new Map(named.map((schema) => [schema.properties.type.const, schema]));
 }
 
