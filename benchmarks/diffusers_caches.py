@@ -95,9 +95,11 @@ def _counting(counted: list[int]) -> Iterator[None]:
         counted[0] += 2 * (input.numel() // input.shape[-1]) * weight.numel()
         return linear(input, weight, bias)
 
-    def counting_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Any) -> Any:
+    def counting_attention(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         counted[0] += 2 * query.numel() * key.shape[-2] * 2
-        return attention(query, key, value, **kwargs)
+        return attention(query, key, value, *args, **kwargs)
 
     functional.linear, functional.scaled_dot_product_attention = counting_linear, counting_attention
     try:
