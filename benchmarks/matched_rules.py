@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.diffusers_caches import configs, drawn_by
+from benchmarks.leaving_out import best_left_out, captions_to_choose_by, left_out
 from benchmarks.peers import enable_cache_dit
 from benchmarks.quality_table import STEPS
 from benchmarks.workload import sharing_weights
@@ -21,7 +20,7 @@ from cache_core.options import CacheOptions, FBCacheOptions, NoCacheOptions
 from raycache.models.generating import generate_images
 from raycache.tune.sweep import Job, draw
 
-__all__ = ["WARMUP", "Drawn", "Point", "left_out", "points"]
+__all__ = ["WARMUP", "Drawn", "Point", "points"]
 
 WARMUP = 4
 #: Images, and the share of blocks computed for them.
@@ -62,10 +61,11 @@ def points(pipe: Any) -> Iterator[Point]:
         yield Point("ScheduleCache, fitted, 3 nodes" if fit else "ScheduleCache", str(every), _ours(schedule))
     for steps in (16, 12, 9):
         yield Point("fewer steps, no cache", str(steps), _fewer(steps))
-    order = _least_important(pipe)
-    for kept in (0.63, 0.42, 0.21):
-        least = order[: round(len(order) * (1 - kept))]
-        yield Point("the same blocks left out in all steps", str(len(order) - len(least)), _without(least))
+    total = len(find_blocks(pipe.transformer))
+    least = _missed_least(pipe, round(0.7 * total))
+    for count in (0.4, 0.5, 0.6, 0.7):
+        out = least[: round(count * total)]
+        yield Point("the same blocks left out in all steps", str(total - len(out)), _without(out))
     for threshold in (0.06, 0.1, 0.16, 0.26):
         yield Point("cache-dit 1.5.3, F1B0 + TaylorSeer", str(threshold), _cache_dit(threshold))
     for every in (2, 3, 4, 5):
@@ -121,32 +121,9 @@ def _without(indices: Sequence[int]) -> Callable[[Any, Job], Drawn]:
     return drawn
 
 
-@contextmanager
-def left_out(transformer: Any, indices: Sequence[int]) -> Iterator[None]:
-    """Make these blocks return their input."""
-    blocks = [find_blocks(transformer)[index].module for index in indices]
-    for block in blocks:
-        block.forward = lambda hidden_states, encoder_hidden_states, **_: (encoder_hidden_states, hidden_states)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _least_important(pipe: Any) -> list[int]:
-    """Block ids by how much they add to the image tokens over a whole image, smallest first."""
-    added: dict[int, float] = {}
-    handles = []
-    for block in find_blocks(pipe.transformer):
-
-        def note(module: Any, args: Any, kwargs: Any, output: Any, index: int = block.index) -> None:
-            moved = (output[1] - kwargs["hidden_states"]).float().norm()
-            added[index] = added.get(index, 0.0) + float(moved / output[1].float().norm())
-
-        handles.append(block.module.register_forward_hook(note, with_kwargs=True))
-    generator = torch.Generator().manual_seed(0)
-    pipe("a red circle on a white background", num_inference_steps=STEPS, width=128, height=128, generator=generator)
-    for handle in handles:
-        handle.remove()
-    return sorted(added, key=added.__getitem__)
+def _missed_least(pipe: Any, count: int) -> list[int]:
+    """Block ids in the order in which to leave them out, chosen on other captions than those of the table."""
+    job = captions_to_choose_by(4)
+    references, _, _ = draw(pipe, job, NoCacheOptions())
+    *_, (chosen, _) = best_left_out(pipe, job, references, count)
+    return chosen

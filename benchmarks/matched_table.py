@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 MARK = "<!-- matched table -->"
-SHARES = (0.55, 0.45, 0.40, 0.35)
+SHARES = (0.55, 0.45, 0.40, 0.33)
 BASE = "ForecastCache, 3 nodes"
 
 

@@ -16,7 +16,7 @@ from raycache.presets import load_presets
 from raycache.tune.sweep import Job, clock_of
 
 WARMUP = 8
-PARTIAL = (0, 2, 4, 6, 7)
+PARTIAL = (0, 2)
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,23 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """All settings: published thresholds, re-tuned shares, DBPrune at published shares; with the forecast; presets."""
+    """All settings: published thresholds, re-tuned shares, DBPrune at published shares; with the forecast; presets.
+
+    The published shapes are for FLUX's 57 blocks: F8B8, F12B12 and F8B16 are F3B3, F4B4 and F3B6 of the model's 20.
+    """
     plain = [
         *(Setting(f"FBCache {t:.2f}", "FBCache", 1, 0, t) for t in (0.08, 0.12)),
         Setting("FBCache 0.20", "FBCache", 1, 0, 0.2, peer=True),
-        Setting("DBCache F8B8 0.12", "DBCache", 8, 8, 0.12),
-        Setting("DBCache F8B8 0.15", "DBCache", 8, 8, 0.15, peer=True),
-        Setting("DBCache F12B12 0.20", "DBCache", 12, 12, 0.2),
-        Setting("DBCache F8B16 0.20", "DBCache", 8, 16, 0.2),
-        Setting("DBCache F8B8 partial Bn 0.12", "DBCache", 8, 8, 0.12, ids=PARTIAL),
+        Setting("DBCache F3B3 0.12", "DBCache", 3, 3, 0.12),
+        Setting("DBCache F3B3 0.15", "DBCache", 3, 3, 0.15, peer=True),
+        Setting("DBCache F4B4 0.20", "DBCache", 4, 4, 0.2),
+        Setting("DBCache F3B6 0.20", "DBCache", 3, 6, 0.2),
+        Setting("DBCache F3B3 partial Bn 0.12", "DBCache", 3, 3, 0.12, ids=PARTIAL),
         *(Setting(f"FBCache at {p} %", "FBCache", 1, 0, share=p / 100, peer=True) for p in (60, 45)),
-        *(Setting(f"DBCache F8B8 at {p} %", "DBCache", 8, 8, share=p / 100, peer=True) for p in (75, 60)),
-        Setting("DBCache F8B8 partial Bn at 60 %", "DBCache", 8, 8, share=0.6, ids=PARTIAL),
-        Setting("DBCache F12B12 at 75 %", "DBCache", 12, 12, share=0.75),
-        Setting("DBCache F8B16 at 75 %", "DBCache", 8, 16, share=0.75),
+        *(Setting(f"DBCache F3B3 at {p} %", "DBCache", 3, 3, share=p / 100, peer=True) for p in (75, 60)),
+        Setting("DBCache F3B3 partial Bn at 60 %", "DBCache", 3, 3, share=0.6, ids=PARTIAL),
+        Setting("DBCache F4B4 at 75 %", "DBCache", 4, 4, share=0.75),
+        Setting("DBCache F3B6 at 75 %", "DBCache", 3, 6, share=0.75),
         *(
             Setting(f"DBPrune, {pruned} % pruned", "DBPrune", 1, 1, share=1 - pruned / 100, peer=pruned in (24, 45, 60))
             for pruned in (24, 35, 38, 45, 60)

@@ -38,13 +38,14 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
         steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that.
     """
     careful = max(1, round(steps * 2 / 7))
-    shapes = [(8, 8), (8, 0)]
+    outer = max(1, min(8, round(num_blocks * 8 / 57)))  # published: 8 first and 8 last of FLUX's 57
+    shapes = [(outer, outer), (outer, 0)]
     for warmup, order in product(dict.fromkeys((careful, max(1, careful // 2))), (0, 1)):
         tail = f" warm-up {warmup}" + (f" Taylor {order}" if order else "")
         block = FBCacheOptions(max_cached_steps=-1, warmup_steps=warmup, taylor_order=order)
         yield Family(f"FBCache{tail}", _at_all_thresholds(block))
         for first, last in shapes:
-            if first + last < num_blocks:
+            if first + last < num_blocks and (first, last) != (1, 0):  # F1B0 is FBCache
                 dual = DBCacheOptions(
                     Fn_compute_blocks=first, Bn_compute_blocks=last, warmup_steps=warmup, taylor_order=order
                 )

@@ -15,9 +15,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from raycache.demo import demo_model_path
 from raycache.demo.training.autoencoder import load_autoencoder, polish_decoder, train_autoencoder
+from raycache.demo.training.drawer import Drawer
 from raycache.demo.training.latents import OTHER_SIZES, Latents, encode_scenes, load_latents, save_latents
 from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
+from raycache.demo.training.start import take_parts
 from raycache.demo.training.transformer import Stage, load_average, train_stage
 from raycache.demo.words import make_tokenizers
 
@@ -41,9 +44,9 @@ ALL = Stage(
     name="all-blocks",
     layers=LAYERS,
     single_layers=SINGLE_LAYERS,
-    steps=2600,
+    steps=5000,
     batch=64,
-    rate=1e-3,
+    rate=1.5e-3,
     warmup=50,
     fall_from=0.6,
     last_rate=0.02,
@@ -72,39 +75,49 @@ def main(
     few_steps: Annotated[int, typer.Option(help="Steps with 12 blocks, 64 scenes each.")] = FEW.steps,
     all_steps: Annotated[int, typer.Option(help="Steps with all blocks, 64 scenes each.")] = ALL.steps,
     decoder_steps: Annotated[int, typer.Option(help="Last steps of the decoder alone.")] = 2500,
+    from_model: Annotated[str | None, typer.Option(help="A model to train on from: a folder, or `demo`.")] = None,
     phase: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(PHASES)}.")] = None,
-    compile_blocks: Annotated[bool, typer.Option(help="Compile blocks: two minutes, then a third faster.")] = True,
+    compile_blocks: Annotated[bool | None, typer.Option(help="Compile blocks; by default on a GPU only.")] = None,
 ) -> None:
     """Train the demonstration model; run the same command again to continue where it stopped.
 
+    With ``--from-model`` the autoencoder and the first blocks are not trained but those of a finished model.
+
     Under ``torchrun --nproc-per-node N -m raycache.demo.training ...`` the transformer's batches are divided over N
-    processes.
+    processes. On CPU one process for each core, with OMP_NUM_THREADS=1, is nearly three times as fast as one for all.
     """
     out.mkdir(parents=True, exist_ok=True)
     device = pick_device()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    compiled = device.type == "cuda" if compile_blocks is None else compile_blocks
     chosen = _phases(phase)
-    alone = not dist.is_initialized() or dist.get_rank() == 0
+    alone = _alone()
     t5, clip = make_tokenizers(TEXT_TOKENS)
     words = len(t5), len(clip)
+    started: Drawer | None = None
+    scaling: tuple[float, float] | None = None
+    if from_model is not None:
+        folder = demo_model_path() if from_model == "demo" else Path(from_model)
+        started, scaling = take_parts(folder, out)
+        chosen = [name for name in chosen if name not in ("autoencoder", "few-blocks")]
     if "autoencoder" in chosen and alone:
         watch("autoencoder", autoencoder_steps, train_autoencoder(out, autoencoder_steps, device, seed))
     if "latents" in chosen and alone and not (out / "latents.pt").exists():
-        make_latents(out, scenes, device, seed)
+        make_latents(out, scenes, device, seed, scaling)
     if dist.is_initialized():
         dist.barrier()
     few = Stage(**{**vars(FEW), "steps": few_steps})
     every = Stage(**{**vars(ALL), "steps": all_steps, "warmup": min(ALL.warmup, max(1, all_steps // 3))})
     if "few-blocks" in chosen:
         sets = load_latents(out / "latents.pt")[0]
-        watch(few.name, few.steps, train_stage(out, few, sets, words, device, seed, compile_blocks))
+        watch(few.name, few.steps, train_stage(out, few, sets, words, device, seed, compiled))
     if dist.is_initialized():
         dist.barrier()  # until rank 0 has saved the model that all grow from
     if "all-blocks" in chosen:
         sets = load_latents(out / "latents.pt")[0]
-        small = load_average(out / "few-blocks.pt", few.layers, few.single_layers, words)
-        steps = train_stage(out, every, sets, words, device, seed, compile_blocks, previous=small)
+        small = started or load_average(out / "few-blocks.pt", few.layers, few.single_layers, words)
+        steps = train_stage(out, every, sets, words, device, seed, compiled, previous=small)
         watch(every.name, every.steps, steps)
     if not alone:
         return
@@ -116,14 +129,21 @@ def main(
         print(export_model(out, out / "flux_tiny"))
 
 
+def _alone() -> bool:
+    """Whether this process does what only one may: the first of several, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def _phases(chosen: list[str] | None) -> list[str]:
     if unknown := [name for name in chosen or () if name not in PHASES]:
         raise typer.BadParameter(f"unknown phase {unknown[0]!r}; possible: {', '.join(PHASES)}", param_hint="--phase")
     return chosen or list(PHASES)
 
 
-def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> None:
-    """Draw and encode the scenes of all sizes, and measure the scaling of their latents to unit variance."""
+def make_latents(
+    out: Path, scenes: int, device: torch.device, seed: int, scaling: tuple[float, float] | None = None
+) -> None:
+    """Draw and encode the scenes of all sizes; their shift and scale to unit variance are measured if not given."""
     model = load_autoencoder(out, device)
     sets: list[Latents] = []
     for width, height in ((128, 128), *OTHER_SIZES):
@@ -131,7 +151,8 @@ def make_latents(out: Path, scenes: int, device: torch.device, seed: int) -> Non
         made = encode_scenes(model, count, width, height, seed, device)
         sets.append(watch(f"latents {width}x{height}", count, made))
     packed = sets[0].packed.float()
-    save_latents(out / "latents.pt", sets, float(packed.mean()), float(1 / packed.std()))
+    shift, scale = scaling or (float(packed.mean()), float(1 / packed.std()))
+    save_latents(out / "latents.pt", sets, shift, scale)
 
 
 def watch(title: str, total: int, steps: Generator[tuple[int, dict[str, float]], None, Result]) -> Result:
@@ -148,7 +169,7 @@ def watch(title: str, total: int, steps: Generator[tuple[int, dict[str, float]],
                 return end.value
             told = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             bar.update(task, completed=done, description=f"{title}  {told}")
-            if not watched and (done - told_at >= (50 if total > 500 else 5) or done == total):
+            if not watched and _alone() and (done - told_at >= (50 if total > 500 else 5) or done == total):
                 told_at = done
                 print(f"{time.strftime('%H:%M:%S')} {title}: {done} of {total}  {told}", file=sys.stderr, flush=True)
 

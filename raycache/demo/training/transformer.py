@@ -85,7 +85,7 @@ def train_stage(
         words: sizes of T5's and CLIP's vocabularies.
         device: where to train.
         seed: of weights, order and noise.
-        compile_blocks: compile each block (a third faster on CPU after two minutes).
+        compile_blocks: compile each block, for each size.
         previous: the smaller drawer to grow from; None: start from scratch.
         save_every: steps between checkpoints.
 

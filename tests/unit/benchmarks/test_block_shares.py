@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.block_shares import BlockRow, best_half, residual_shares, without
+from benchmarks.leaving_out import best_left_out, residual_shares, without
 from cache_core.options import NoCacheOptions
 from raycache.demo.noise import build_noise_model
 from raycache.size import Size
@@ -52,6 +52,11 @@ def test_twice_the_gate_is_a_larger_share(pipe: Any) -> None:
     assert after == pytest.approx(2 * before / (1 + before), rel=0.1)
 
 
-def test_the_best_half_is_what_is_missed_least() -> None:
-    rows = [BlockRow(0, 0.2, 10.0), BlockRow(1, 0.2, 30.0), BlockRow(2, 0.2, 20.0), BlockRow(3, 0.4, 25.0)]
-    assert best_half(rows) == [1, 3]
+def test_the_best_are_chosen_one_after_another(pipe: Any) -> None:
+    references = draw(pipe, JOB, NoCacheOptions())[0]
+    choices = list(best_left_out(pipe, JOB, references, 2))
+    assert choices[0] == ([3], PSNR_CAP), "the closed block first"
+    first, second = choices[1][0]
+    assert first == 3
+    others = {index: without(pipe, JOB, references, [3, index]) for index in (0, 1, 2, 4)}
+    assert others[second] == max(others.values()) == choices[1][1]

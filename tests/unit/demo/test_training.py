@@ -11,9 +11,13 @@ import torch
 
 from cache_core.blocks import find_blocks
 from raycache.demo.training import drawer as drawer_module
+from raycache.demo.training import start
+from raycache.demo.training.autoencoder import load_autoencoder
 from raycache.demo.training.drawer import TAKEN_OVER, Drawer, grow, pack, scale_gates, token_positions
+from raycache.demo.training.export import make_pipeline
 from raycache.demo.training.latents import Latents
-from raycache.demo.training.parts import TEXT_TOKENS
+from raycache.demo.training.parts import TEXT_TOKENS, make_autoencoder
+from raycache.demo.training.start import take_parts
 from raycache.demo.training.transformer import Scenes, Stage, flow_loss, rate_at, train_stage
 from raycache.demo.words import make_tokenizers
 
@@ -81,6 +85,25 @@ def test_a_grown_model_draws_nearly_the_same_and_every_block_adds_its_share(monk
     flow_loss(large, latents(), 0.4, np.random.default_rng(0), torch.device("cpu")).backward()
     gradients = [block.norm.linear.weight.grad for block in large.transformer.single_transformer_blocks]
     assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_finished_model_is_trained_on_from_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small, vae = trained(2, 3), make_autoencoder().eval()
+    make_pipeline(small, vae, -0.25, 0.5).save_pretrained(tmp_path / "model")
+    taken, scaling = take_parts(tmp_path / "model", tmp_path)
+    assert scaling == (-0.25, 0.5)
+    assert torch.equal(velocity(taken), velocity(small))
+    image = torch.randn(1, 3, 32, 32)
+    again = load_autoencoder(tmp_path, torch.device("cpu"))
+    with torch.no_grad():
+        encoded = [model.encode(image).latent_dist.mean for model in (vae, again)]
+    torch.testing.assert_close(*encoded)  # convolutions in another memory format
+    monkeypatch.setattr(drawer_module, "LAYERS", 2)
+    monkeypatch.setattr(drawer_module, "SINGLE_LAYERS", 3)
+    assert torch.equal(velocity(grow(taken, *WORDS).eval()), velocity(small)), "as many blocks: nothing to grow"
+    monkeypatch.setattr(start, "SINGLE_LAYERS", 2)
+    with pytest.raises(ValueError, match=r"2 \+ 3 blocks; .* at most 8 \+ 2"):
+        take_parts(tmp_path / "model", tmp_path)
 
 
 def added(block: torch.nn.Module) -> torch.Tensor:

@@ -88,13 +88,13 @@ def test_the_fastest_is_chosen_not_the_one_of_fewest_blocks() -> None:
 
 
 def test_families_grow_bolder_and_fit() -> None:
-    for blocks in (3, 57):
+    for blocks, outer in ((3, 1), (20, 3), (57, 8)):
         made = check_families(blocks, 28)
         assert len({family.name for family in made}) == len(made)
         for family in made:
             thresholds = [options.residual_diff_threshold for options in family.options]
             assert thresholds == sorted(thresholds)
-    assert any(isinstance(f.options[0], DBCacheOptions) and f.options[0].Bn_compute_blocks == 8 for f in made)
+        assert any(isinstance(f.options[0], DBCacheOptions) and f.options[0].Bn_compute_blocks == outer for f in made)
 
 
 def test_a_stopped_sweep_goes_on(pipe: Any, tmp_path: Path) -> None:
