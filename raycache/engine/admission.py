@@ -23,8 +23,8 @@ from raycache.gang.outlook import Outlook
 from raycache.gang.schedule import JobState
 from raycache.gang.simulator import Forecast
 from raycache.limits import Priority
+from raycache.policy import Policy
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.settings import Policy
 
 __all__ = ["Admission", "Load", "Ticket"]
 

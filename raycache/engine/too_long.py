@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from raycache.gang.costs import Costs, Work
+from raycache.policy import Policy
 from raycache.protocol.errors import invalid
-from raycache.settings import Policy
 
 __all__ = ["refuse_long"]
 

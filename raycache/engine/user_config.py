@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from raycache.policy import Policy
 from raycache.protocol.errors import from_validation_error
-from raycache.settings import Policy
 
 __all__ = ["ClusterMemory", "Memory", "NoMemory", "UserConfig", "memory_of_this_replica"]
 

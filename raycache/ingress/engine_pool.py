@@ -17,6 +17,7 @@ from raycache.ingress.engine_handle import EngineEvent, EngineHandle
 from raycache.ingress.engine_watch import EngineWatch
 from raycache.ingress.sse import Events
 from raycache.metrics import IngressMetrics
+from raycache.policy import Policy
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.resolve import check_limits, resolve
@@ -29,7 +30,7 @@ from raycache.protocol.schemas import (
     ResolvedRequest,
 )
 from raycache.ray_errors import DEATHS
-from raycache.settings import AppSettings, Policy
+from raycache.settings import AppSettings
 
 __all__ = ["EnginePool"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from cache_core.method_options import BlockCountError
 from cache_core.options import CacheOptions, NoCacheOptions, check_block_count
+from raycache.policy import Policy
 from raycache.presets import PRESET_NAMES, preset_of
 from raycache.presets.auto import GoalError, concrete
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import invalid
 from raycache.protocol.job import made_steps
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
-from raycache.settings import Policy
 
 __all__ = ["cache_options", "check_cache", "misfit_of", "silent_cache"]
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raycache.model_names import ModelNames
+from raycache.policy import Policy
 from raycache.presets import PRESET_NAMES
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
-from raycache.settings import Policy
 
 __all__ = ["ModelCard", "named"]
 

@@ -10,6 +10,7 @@ import secrets
 from dataclasses import replace
 
 from raycache.limits import PRIORITIES, LimitSettings, Priority
+from raycache.policy import Policy
 from raycache.presets import load_presets, presets_warning
 from raycache.protocol.cache_choice import cache_options, misfit_of
 from raycache.protocol.capabilities import Capabilities
@@ -18,7 +19,7 @@ from raycache.protocol.lora import check_lora
 from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.protocol.sizes import check_format, size_of
 from raycache.protocol.tasks import check_inputs, check_length, guided
-from raycache.settings import AppSettings, Policy
+from raycache.settings import AppSettings
 
 
 def resolve(

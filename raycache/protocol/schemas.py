@@ -12,13 +12,13 @@ from pydantic_core import PydanticCustomError
 
 from cache_core.options import CacheOptions
 from raycache.limits import LimitSettings, Priority
+from raycache.policy import Policy
 from raycache.presets import Quality
 from raycache.presets.auto import AnyCache
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.job import TEXT_ONLY, JobInputs
 from raycache.protocol.lora import LoraChoice, LoraRequest
 from raycache.protocol.sound import Sound
-from raycache.settings import Policy
 from raycache.size import Size
 
 #: By field: the value of a request without it, and the lowest legal value.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from raycache.policy import Policy
 from raycache.protocol.errors import invalid
 from raycache.protocol.formats import LONGEST_SIDE
 from raycache.protocol.job import JobInputs
-from raycache.settings import Policy
 from raycache.size import Size
 
 __all__ = ["check_format", "check_size", "nearest_sizes", "size_of"]

@@ -12,8 +12,8 @@ from raycache.protocol.job import JobInputs
 from raycache.size import Size
 
 if TYPE_CHECKING:
+    from raycache.policy import Policy
     from raycache.protocol.schemas import GenerationRequest
-    from raycache.settings import Policy
 
 __all__ = ["USUAL_STRENGTH", "check_inputs", "check_length", "check_task", "guided", "nearest_frames", "task_of"]
 

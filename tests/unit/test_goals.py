@@ -14,12 +14,13 @@ from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions
 from cache_core.options import FBCacheOptions, NoCacheOptions
 from raycache.engine.engine import Engine
 from raycache.gang.warmup import warm_ups
+from raycache.policy import Policy
 from raycache.presets import Presets, load_presets
 from raycache.presets.auto import AutoCache, ForecastCurve, GoalError, concrete
 from raycache.protocol.errors import RequestError, from_validation_error
 from raycache.protocol.model_cards import ModelCard
 from raycache.protocol.schemas import GenerationRequest
-from raycache.settings import AppSettings, Policy, WarmupShape
+from raycache.settings import AppSettings, WarmupShape
 from raycache.size import Size
 from raycache.tune.sweep import Point, forecast_curve
 from tests.helpers.fake_gang import MODEL, SETTINGS, FakeGang

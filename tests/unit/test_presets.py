@@ -12,13 +12,14 @@ import yaml
 from cache_core.options import DBCacheOptions, NoCacheOptions, check_block_count
 from raycache.engine.convert import result_of
 from raycache.engine.engine import Engine
+from raycache.policy import Policy
 from raycache.presets import PRESET_NAMES, Presets, load_presets, preset_of, quality_warnings
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import RequestError
 from raycache.protocol.job import JobOutput
 from raycache.protocol.resolve import check_deployment, deployment_warnings, resolve
 from raycache.protocol.schemas import GenerationRequest
-from raycache.settings import AppSettings, Policy
+from raycache.settings import AppSettings
 from tests.helpers.fake_gang import SETTINGS, FakeGang, finish, started
 
 FILES = sorted((Path(__file__).parents[2] / "raycache" / "presets").glob("*.yaml"))
