@@ -26,7 +26,8 @@ def draw(
     cache: Annotated[
         str | None,
         typer.Option(
-            help="none, DBCache, FBCache, DBPrune, ForecastCache, BudgetCache, ScheduleCache, or options as JSON."
+            help="none, DBCache, FBCache, DBPrune, ForecastCache, BudgetCache, ScheduleCache, options as JSON, or a "
+            'goal: \'{"type": "auto", "target_psnr": 45}\'.'
         ),
     ] = None,
     url: Annotated[str | None, typer.Option(help=f"Address of a service; default: {HERE}, if one answers.")] = None,

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent, ImagesResponse, image_edit_params
 from pydantic import TypeAdapter
 
+from cache_core.forecast_options import BudgetCacheOptions
 from cache_core.options import DBCacheOptions
 from raycache.protocol.edit_bodies import EditBody
 from tests.helpers.edits import MASK, OTHER, PICTURE, REDRAWN, last
@@ -33,6 +34,14 @@ def test_one_picture(client: openai.OpenAI, service: Service):
     assert (order.inputs.task, order.prompt, order.n) == ("edit", "make it blue", 2)
     assert (order.inputs.pictures[0] == scene()).all()
     assert order.inputs.mask is None
+
+
+def test_a_goal_in_place_of_a_cache(client: openai.OpenAI, service: Service):
+    client.images.edit(image=PICTURE, prompt="a hat", extra_body={"cache": {"type": "auto", "speedup": 2.5}})
+    assert last(service).cache == BudgetCacheOptions(speedup=2.5)
+    with pytest.raises(openai.BadRequestError, match=r"raycache\.tune") as refused:
+        client.images.edit(image=PICTURE, prompt="a hat", extra_body={"cache": {"type": "auto", "target_psnr": 40}})
+    assert refused.value.param == "cache.target_psnr"
 
 
 def test_several_pictures_and_a_mask(client: openai.OpenAI, service: Service):
