@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 #: What every room may use: facts, files and words that all processes share.
 SHARED = {"protocol", "presets", "settings", "metrics", "logs", "tracing", "ray_errors", "rebuilds", "text_files"}
 SHARED |= {"limits", "size", "engine_settings", "front_settings", "model_names", "store_settings", "lora_settings"}
-SHARED |= {"quantization", "quiet"}
+SHARED |= {"policy", "quantization", "quiet"}
 SHARED |= {"store_metrics"}
 #: Each room, and what it may import besides itself. Whoever is in no list may be imported by the builder alone.
 MAY_IMPORT = {
@@ -42,8 +42,9 @@ MAY_IMPORT = {
     "store_metrics": {"metric_specs", "protocol"},
     "logs": {"protocol", "front_settings"},
     "tracing": {"protocol"},
-    "protocol": {"store_settings", "limits", "model_names", "settings", "presets", "quantization", "size"},
-    "settings": {"engine_settings", "filling", "front_settings", "limits", "lora_settings", "model_names"}
+    "protocol": {"store_settings", "limits", "model_names", "policy", "settings", "presets", "quantization", "size"},
+    "policy": {"limits", "presets", "strict", "text_files"},
+    "settings": {"engine_settings", "filling", "front_settings", "limits", "lora_settings", "model_names", "policy"}
     | {"parallel_settings", "presets", "quantization", "size", "store_settings", "strict", "text_files"},
     "engine_settings": {"strict"},
     "front_settings": {"origins", "strict"},

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from raycache.demo import demo_model_path
 from raycache.demo.training.autoencoder import load_autoencoder, polish_decoder, train_autoencoder
 from raycache.demo.training.drawer import Drawer
+from raycache.demo.training.export import export_model
 from raycache.demo.training.latents import OTHER_SIZES, Latents, encode_scenes, load_latents, save_latents
 from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS, TEXT_TOKENS
 from raycache.demo.training.start import take_parts
@@ -93,39 +95,28 @@ def main(
     compiled = device.type == "cuda" if compile_blocks is None else compile_blocks
     chosen = _phases(phase)
     alone = _alone()
-    t5, clip = make_tokenizers(TEXT_TOKENS)
-    words = len(t5), len(clip)
-    started: Drawer | None = None
-    scaling: tuple[float, float] | None = None
+    t5_words, clip_words = map(len, make_tokenizers(TEXT_TOKENS))
+    words = t5_words, clip_words
+    started, scaling = None, None
     if from_model is not None:
-        folder = demo_model_path() if from_model == "demo" else Path(from_model)
-        started, scaling = take_parts(folder, out)
+        started, scaling = take_parts(demo_model_path() if from_model == "demo" else Path(from_model), out)
         chosen = [name for name in chosen if name not in ("autoencoder", "few-blocks")]
     if "autoencoder" in chosen and alone:
         watch("autoencoder", autoencoder_steps, train_autoencoder(out, autoencoder_steps, device, seed))
     if "latents" in chosen and alone and not (out / "latents.pt").exists():
         make_latents(out, scenes, device, seed, scaling)
-    if dist.is_initialized():
-        dist.barrier()
-    few = Stage(**{**vars(FEW), "steps": few_steps})
-    every = Stage(**{**vars(ALL), "steps": all_steps, "warmup": min(ALL.warmup, max(1, all_steps // 3))})
+    _wait_for_all()
+    few = replace(FEW, steps=few_steps)
+    every = replace(ALL, steps=all_steps, warmup=min(ALL.warmup, max(1, all_steps // 3)))
     if "few-blocks" in chosen:
-        sets = load_latents(out / "latents.pt")[0]
-        watch(few.name, few.steps, train_stage(out, few, sets, words, device, seed, compiled))
-    if dist.is_initialized():
-        dist.barrier()  # until rank 0 has saved the model that all grow from
+        train_blocks(out, few, words, device, seed, compiled)
+    _wait_for_all()  # rank 0 saves the model that all grow from
     if "all-blocks" in chosen:
-        sets = load_latents(out / "latents.pt")[0]
         small = started or load_average(out / "few-blocks.pt", few.layers, few.single_layers, words)
-        steps = train_stage(out, every, sets, words, device, seed, compiled, previous=small)
-        watch(every.name, every.steps, steps)
-    if not alone:
-        return
-    if "decoder" in chosen:
+        train_blocks(out, every, words, device, seed, compiled, small)
+    if "decoder" in chosen and alone:
         watch("decoder", decoder_steps, polish_decoder(out, decoder_steps, device, seed))
-    if "export" in chosen:
-        from raycache.demo.training.export import export_model
-
+    if "export" in chosen and alone:
         print(export_model(out, out / "flux_tiny"))
 
 
@@ -134,10 +125,29 @@ def _alone() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def _phases(chosen: list[str] | None) -> list[str]:
     if unknown := [name for name in chosen or () if name not in PHASES]:
         raise typer.BadParameter(f"unknown phase {unknown[0]!r}; possible: {', '.join(PHASES)}", param_hint="--phase")
     return chosen or list(PHASES)
+
+
+def train_blocks(
+    out: Path,
+    stage: Stage,
+    words: tuple[int, int],
+    device: torch.device,
+    seed: int,
+    compiled: bool,
+    previous: Drawer | None = None,
+) -> None:
+    """Train a stage on the latents in ``out``, see :func:`~raycache.demo.training.transformer.train_stage`."""
+    sets = load_latents(out / "latents.pt")[0]
+    watch(stage.name, stage.steps, train_stage(out, stage, sets, words, device, seed, compiled, previous))
 
 
 def make_latents(
