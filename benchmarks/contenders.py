@@ -12,6 +12,7 @@ from diffusers.models import FluxTransformer2DModel
 
 from benchmarks.peers import enable_cache_dit
 from cache_core import DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions, cache_session
+from cache_core.forecast_options import ForecastCacheOptions
 from cache_core.hooks import Attachment
 from cache_core.options import CacheOptions
 
@@ -29,7 +30,7 @@ class Contender:
 
     Attributes:
         name: its name in the table.
-        kind: ``none``, ``first block``, ``dual block`` or ``prune``: rows to compare with each other.
+        kind: ``none``, ``first block``, ``forecast``, ``dual block`` or ``prune``: rows to compare with each other.
         prepare: attaches it to a transformer; returns a context manager factory that surrounds each image.
     """
 
@@ -53,6 +54,7 @@ def contenders(
     dual = DBCacheOptions(
         Fn_compute_blocks=first, Bn_compute_blocks=last, warmup_steps=1, residual_diff_threshold=threshold
     )
+    forecast = ForecastCacheOptions(warmup_steps=1, residual_diff_threshold=threshold, max_continuous_cached_steps=-1)
     prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=0, warmup_steps=1, residual_diff_threshold=threshold)
     return [
         Contender("no cache", "none", lambda _: _nothing),
@@ -60,6 +62,7 @@ def contenders(
         Contender("cache_core FBCache", "first block", _ours(first_block, group)),
         Contender("cache-dit 1.5.3 F1B0", "first block", _cache_dit(False, 1, 0, threshold, steps)),
         Contender("diffusers FirstBlockCache", "first block", _diffusers_first_block(threshold)),
+        Contender("cache_core ForecastCache", "forecast", _ours(forecast, group)),
         Contender(f"cache_core DBCache F{first}B{last}", "dual block", _ours(dual, group)),
         Contender(f"cache-dit 1.5.3 F{first}B{last}", "dual block", _cache_dit(False, first, last, threshold, steps)),
         Contender("cache_core DBPrune", "prune", _ours(prune, group)),
