@@ -133,7 +133,7 @@ class Bench:
         if self._known.get(PEER, setting.name) is None:
             whole, alone = self._pipe.transformer, replace(few, batch=1)
             drawn = peer(self._pipe, whole, setting)
-            threshold = find_threshold(drawn, alone, same.share, prompts=8)
+            threshold = find_threshold(drawn, alone, same.share)
             self._known.add(self._measured(drawn, alone, setting, PEER, threshold))
             self._pipe.transformer = whole
 
@@ -160,8 +160,11 @@ class Bench:
         )
 
 
-def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts: int = 2) -> float:
-    """The threshold at which about ``share`` of the blocks are computed, by bisection on the first prompts."""
+def find_threshold(drawn: Draw, job: Job, share: float, looks: int = 7, prompts: int = 8) -> float:
+    """The threshold at which about ``share`` of the blocks are computed, by bisection on the first prompts.
+
+    Ours and the peer's are searched with the same effort.
+    """
     few = Job(job.prompts[:prompts], job.steps, job.size, job.batch)
     low, high = np.log(0.002), np.log(2.0)
     for _ in range(looks):
