@@ -7,7 +7,7 @@ are compiled.
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 __all__ = ["attend_directly"]
@@ -17,7 +17,7 @@ def attend_directly(denoiser: Any) -> None:
     """Have the attention of FLUX's blocks call its processor at once; other models' attention stays as it is."""
     for module in denoiser.modules():
         if type(module).__name__ == "FluxAttention":
-            vars(module)["forward"] = MethodType(_forward, module)
+            vars(module)["forward"] = partial(_forward, module)  # can be pickled, which a bound method cannot
 
 
 def _forward(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +27,19 @@ def test_images_are_equal_and_no_signature_is_read(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(draw(model, Job(steps=2)), wanted, rtol=0, atol=0)
     with pytest.raises(AttributeError, match="signature"):
         draw(plain, Job(steps=2))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_has_its_own_weights(again: Callable[[Any], Any]):
+    model = tiny_flux(1, 1)
+    attend_directly(model)
+    wanted = draw(model, Job(steps=1))
+    twin = again(model)
+    torch.testing.assert_close(draw(twin, Job(steps=1)), wanted, rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(draw(twin, Job(steps=1)), wanted, rtol=0, atol=0)
 
 
 def test_arguments_that_the_processor_does_not_take_are_left_out_as_before(monkeypatch: pytest.MonkeyPatch):
