@@ -52,13 +52,19 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> FluxPipeline:
 
 
 def verdicts(
-    pipe: FluxPipeline, scenes: list[Scene], *, steps: int = 28, batch: int = 25, size: Size = Size(128, 128)
+    pipe: FluxPipeline,
+    scenes: list[Scene],
+    *,
+    steps: int = 28,
+    batch: int = 25,
+    size: Size = Size(128, 128),
+    true_cfg_scale: float = 1.0,
 ) -> Iterator[list[tuple[Verdict, Verdict]]]:
     """Generate ``scenes`` from seeds 0, 1, ... and judge them, in batches, by the usual and the strict bar."""
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         captions, seeds = [scene.caption for scene in part], range(start, start + len(part))
-        pictures = generate_images(pipe, captions, seeds, steps=steps, size=size)
+        pictures = generate_images(pipe, captions, seeds, steps=steps, size=size, true_cfg_scale=true_cfg_scale)
         pairs = list(zip(part, pictures, strict=True))
         yield [(judge(scene, picture, USUAL), judge(scene, picture, STRICT)) for scene, picture in pairs]
 
@@ -70,6 +76,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Images generated at a time.")] = 25,
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
+    true_cfg: Annotated[float, typer.Option(help="Scale of true CFG against an empty prompt; 1 = none.")] = 1.0,
 ) -> None:
     """Generate captions that were not in training, without a cache, and print the shares judged correct."""
     pipe = load(str(demo_model_path()) if model == "demo" else model)
@@ -78,10 +85,11 @@ def main(
     read: list[tuple[Verdict, Verdict]] = []
     scenes = held_out_scenes(captions, never_told=True)
     size = Size(width, height)
-    parts = verdicts(pipe, scenes, steps=steps, batch=batch, size=size)
+    parts = verdicts(pipe, scenes, steps=steps, batch=batch, size=size, true_cfg_scale=true_cfg)
     for part in track(parts, total=-(-captions // batch), description="drawing", console=console):
         read += part
-    title = f"{captions} held-out captions, {steps} steps, {size}"
+    guided = f", true CFG {true_cfg:g}" if true_cfg > 1 else ""
+    title = f"{captions} held-out captions, {steps} steps, {size}{guided}"
     table = Table("part of the caption", "as asked", "strictly", title=title)
     usual, strict = (shares(list(column)) for column in zip(*read, strict=True))
     for name, share in usual.items():

@@ -9,14 +9,14 @@ from raycache.models.family import OwnModel
 from raycache.models.flux import FluxFamily
 from raycache.size import Size
 
-__all__ = ["DEMO_SIZE", "DemoFamily", "NoiseFamily"]
+__all__ = ["TRAINED_SIZES", "DemoFamily", "NoiseFamily"]
 
-#: The size at which the bundled model was trained and measured.
-DEMO_SIZE = Size(128, 128)
+#: The sizes that the bundled model was trained and measured at; the first one most.
+TRAINED_SIZES = (Size(128, 128), Size(192, 192), Size(256, 256), Size(256, 128), Size(128, 256))
 
 
 class DemoFamily(FluxFamily, OwnModel):
-    """The bundled model: it knows few words and one size."""
+    """The bundled model: it knows few words and few sizes."""
 
     def folder(self, cache: Path) -> Path:
         """The folder installed with this package."""
@@ -31,8 +31,9 @@ class DemoFamily(FluxFamily, OwnModel):
         from raycache.demo.words import prompt_warnings
 
         warnings = prompt_warnings(prompt)
-        if size != DEMO_SIZE:
-            reason = f"the bundled model was trained at {DEMO_SIZE}; at {size} fewer images match their prompts"
+        if size not in TRAINED_SIZES:
+            sizes = ", ".join(map(str, TRAINED_SIZES))
+            reason = f"the bundled model was trained at {sizes}; at {size} fewer images match their prompts"
             warnings.append(f"size: {reason}")
         return warnings
 

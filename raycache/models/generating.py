@@ -16,7 +16,14 @@ __all__ = ["generate_images"]
 
 
 def generate_images(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, size: Size, frames: int = 1
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    size: Size,
+    frames: int = 1,
+    true_cfg_scale: float = 1.0,
 ) -> np.ndarray:
     """One image or video for each prompt, all in one batch.
 
@@ -26,12 +33,13 @@ def generate_images(
         steps: denoising steps.
         size: size of each image.
         frames: frames of each video, if the pipeline makes videos.
+        true_cfg_scale: above 1, each step also calls the transformer for an empty prompt.
 
     Returns:
         uint8 ``[prompts, height, width, 3]``, or ``[prompts, frames, height, width, 3]`` of videos.
 
     Raises:
-        ValueError: not one seed for each prompt.
+        ValueError: not one seed for each prompt, or true CFG with a pipeline that has none.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"each prompt needs one seed: got {len(prompts)} prompts, {len(seeds)} seeds")
@@ -46,6 +54,10 @@ def generate_images(
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         "output_type": "np",
     }
+    if true_cfg_scale > 1:
+        if "true_cfg_scale" not in known:
+            raise ValueError(f"{type(pipe).__name__} has no true CFG: leave true_cfg_scale at 1")
+        offered |= {"true_cfg_scale": true_cfg_scale, "negative_prompt": [""] * len(prompts)}
     with torch.no_grad():
         made = call(pipe, {name: value for name, value in (offered | dict(family.fixed)).items() if name in known})
     return to_uint8(made[0])

@@ -1,7 +1,4 @@
-"""The parts of a demonstration model: 8 + 12 of FLUX's blocks and an 8x autoencoder at a laptop's width.
-
-The bundled model was trained before these numbers were chosen, and has 19 + 38 blocks (its card says how).
-"""
+"""The parts of a demonstration model: 8 + 12 of FLUX's blocks and an 8x autoencoder at a laptop's width."""
 
 from __future__ import annotations
 

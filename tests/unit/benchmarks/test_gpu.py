@@ -255,7 +255,7 @@ def test_a_trial_run_measures_everything(tmp_path: Path):
     assert rows == {
         "Images on one GPU": 4 * builds,
         "Images over ranks": 2,
-        "Efficiency": 8,
+        "Efficiency": 9,
         "Cost per decision": 4,
         "Decoding": 2,
         "Decoding during calls": 1,

@@ -170,7 +170,7 @@ def test_the_bundled_model_draws_where_no_service_does(no_service: None, tmp_pat
         (("--size", "17x12"), "16x16"),
         (("--cache", "TeaCache"), "DBPrune"),
         (("--cache", '{"type": "DBCache"'), "JSON"),
-        (("--cache", '{"type": "DBCache", "Fn_compute_blocks": 99}'), "57"),
+        (("--cache", '{"type": "DBCache", "Fn_compute_blocks": 99}'), "20"),
         (("--steps", "0"), "num_inference_steps"),
         (("--quality", "best"), "balanced"),
     ],

@@ -37,6 +37,34 @@ def test_images_are_those_of_the_pipeline_by_hand(pipe: Any):
     assert np.array_equal(images, (by_hand * 255).round().astype(np.uint8))
 
 
+def test_true_cfg_is_the_pipelines_own(pipe: Any):
+    by_hand = pipe(
+        ["a red circle", "a blue star"],
+        negative_prompt=["", ""],
+        true_cfg_scale=3.0,
+        width=64,
+        height=64,
+        num_inference_steps=2,
+        max_sequence_length=64,
+        generator=[torch.Generator().manual_seed(seed) for seed in (3, 8)],
+        output_type="np",
+    ).images
+    images = generate_images(
+        pipe, ["a red circle", "a blue star"], [3, 8], steps=2, size=Size(64, 64), true_cfg_scale=3
+    )
+    assert np.array_equal(images, (by_hand * 255).round().astype(np.uint8))
+    plain = generate_images(pipe, ["a red circle", "a blue star"], [3, 8], steps=2, size=Size(64, 64))
+    assert not np.array_equal(images, plain)
+
+
+def test_true_cfg_is_refused_by_a_pipeline_without_it(pipe: Any):
+    class Flux2Pipeline:
+        def __call__(self, prompt: str) -> None: ...
+
+    with pytest.raises(ValueError, match="Flux2Pipeline has no true CFG"):
+        generate_images(Flux2Pipeline(), [], [], steps=2, size=Size(64, 64), true_cfg_scale=3)
+
+
 def test_a_prompt_without_a_seed_is_told(pipe: Any):
     with pytest.raises(ValueError, match="2 prompts, 1 seeds"):
         generate_images(pipe, ["a", "b"], [1], steps=3, size=Size(96, 64))

@@ -96,7 +96,7 @@ def test_the_bundled_model_tells_of_itself_before_it_is_loaded():
     folder = DemoFamily().folder(Path("/nowhere"))
     told = capabilities_told(folder, None)
     assert told is not None
-    assert (told.num_blocks, told.num_heads, told.text_tokens, told.pipeline) == (57, 4, 16, "FluxPipeline")
+    assert (told.num_blocks, told.num_heads, told.text_tokens, told.pipeline) == (20, 4, 16, "FluxPipeline")
     asked = capabilities_told(folder, 12)
     assert asked is not None
     assert asked.text_tokens == 12
