@@ -95,12 +95,10 @@ class BudgetCacheOptions(_Unlimited):
         Bn_compute_blocks: last blocks, computed in every step.
         warmup_steps: the first steps of a branch that are always computed.
         forecast_nodes: how many of the last computed steps a forecast uses.
-        typical_error: relative error (L2) that the forecast of the first blocks usually has one step ahead, with this
-            model. Too small a value spends the budget early, too large a value late.
     """
 
     policy = "cache_core.policies.budget_block:BudgetBlock"
-    thresholds = frozenset({"speedup", "typical_error"})
+    thresholds = frozenset({"speedup"})
 
     type: Literal["BudgetCache"] = "BudgetCache"
     speedup: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 2.0
@@ -109,7 +107,6 @@ class BudgetCacheOptions(_Unlimited):
     Bn_compute_blocks: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=4, ge=0)
     forecast_nodes: Annotated[int, Field(ge=2, le=3)] = 3
-    typical_error: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.012
 
     def for_steps(self, steps: int) -> Self:
         return self if self.num_steps else self.model_copy(update={"num_steps": steps})

@@ -11,13 +11,14 @@ the two, for an image that continues at the mean rate seen so far::
     threshold = mean rate * sqrt(R / b - 1/2)
 
 Where the image changes faster than before, errors cross the threshold early, and computing these steps increases
-``R / b`` for the rest; where it changes more slowly, steps are saved. The first steps of an image change fastest, so
-the mean starts from the model's usual rate (``typical_error``), or the budget would be saved for steps that need it
-less. With ``b = R`` every step is computed, with ``b = 0`` none: exactly the budget is spent. Everything is either
-counted or agreed on by the ranks, so they decide alike.
+``R / b`` for the rest; where it changes more slowly, steps are saved. Nothing seen so far tells how fast the image will
+change later, and the last steps are often the fastest. So the choice is bound to an even pace: never more than half a
+step ahead of it, never more than one and a half behind. Without these bounds a third of the budget was missing at the
+end (28 steps of the bundled model, 33 % of the blocks: 6 dB). With ``b = R`` every step is computed, with ``b = 0``
+none: exactly the budget is spent. Everything is either counted or agreed on by the ranks, so they decide alike.
 
-The error itself grows nearly in proportion to the distance. On the bundled model the square root was better than that,
-and than weaker and stronger powers: the threshold then depends less on the remaining budget.
+The error itself grows nearly in proportion to the distance. On the bundled model the square root was better than that:
+the threshold then depends less on the remaining budget.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from cache_core.report import ImageDecision, Reason
 
 __all__ = ["BudgetBlock", "BudgetImage"]
 
-#: The model's usual rate has the weight of this many seen steps.
-_PRIOR = 8
+#: How many computed steps an image may be ahead of an even pace, and behind it before a step is computed.
+_AHEAD = _BEHIND = 0.5
 
 
 @dataclass
@@ -70,16 +71,24 @@ class BudgetImage(ForecastImage):
         """``error`` divided by the square root of the distance to the last computed step."""
         return error / math.sqrt(self.step - self.nodes.last)
 
+    @property
+    def due(self) -> bool | None:
+        """True if this step must be computed, False if it must be reused, None if its error decides."""
+        if self.left[1] < 1:
+            return False
+        options = self.options
+        warmup = options.warmup_steps
+        even = (self.step + 1 - warmup) * (self.budget - warmup) / (options.num_steps - warmup)
+        ahead = self.step + 1 - self.cached - warmup - even  # if this step is computed
+        return False if ahead > _AHEAD else True if ahead <= -_BEHIND else None
+
     def threshold(self, difference: float | None) -> float:
-        """The error from which this step is computed; infinite if the budget is spent."""
-        steps, computed = self.left
-        if difference is None:
+        """The error from which this step is computed, if the error decides."""
+        if difference is None or self.due is not None:
             return 0.0
-        if computed < 1:
-            return math.inf
+        steps, computed = self.left
         total, count = self.rates
-        mean = (total + self.rate(difference) + _PRIOR * self.options.typical_error) / (count + 1 + _PRIOR)
-        return mean * math.sqrt(steps / computed - 0.5)
+        return (total + self.rate(difference)) / (count + 1) * math.sqrt(steps / computed - 0.5)
 
 
 class BudgetBlock(ForecastBlock):
@@ -112,10 +121,11 @@ class BudgetBlock(ForecastBlock):
         if verdict.difference is not None:
             self._rates[k] = image.rate(verdict.difference)
         super()._judge(k, verdict)
-        if image.left[1] < 1:
+        if image.due is not None and verdict.finite:
             decision.differences.clear()  # nothing was compared with a threshold
-            if verdict.finite:
-                decision.cached, decision.reason = True, "budget"
+            decision.cached, decision.reason = not image.due, "budget"
+            self._weights.pop(k, None)
+            if decision.cached:
                 self._weights[k] = verdict.weights
 
     def end_step(self) -> None:
