@@ -131,6 +131,7 @@ def draw_plot(rows: list[BlockRow], path: Path) -> None:
     below.bar(indices, [row.psnr for row in rows])
     below.set_ylabel("PSNR without it, dB")
     below.set_xlabel("block")
+    below.set_xticks(indices[:: 1 + len(indices) // 30])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)

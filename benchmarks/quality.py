@@ -1,7 +1,7 @@
 """``python -m benchmarks.quality``: what each cache setting costs in quality on the bundled model, ours and cache-dit.
 
 Every setting generates the same held-out captions from the same seeds as the uncached model. Published thresholds were
-tuned on FLUX.1-dev; a "re-tuned" threshold is the one that computes the named share of blocks here. It can be stopped
+found on FLUX.1-dev; here each threshold is the one that computes the named share of blocks. It can be stopped
 and run again: finished rows are kept in ``--work``.
 """
 

@@ -28,8 +28,8 @@ class Setting:
         kind: ``FBCache``, ``DBCache`` or ``DBPrune``.
         first: Fn.
         last: Bn.
-        threshold: the published one; None if a share is published instead.
-        share: share of blocks to compute, for which the threshold is searched; None = use the published threshold.
+        threshold: a preset's; None if it is searched.
+        share: share of blocks to compute, for which the threshold is searched.
         order: order of the forecast.
         ids: ``Bn_compute_blocks_ids``.
         peer: whether to measure cache-dit too, at the share that ours computed.
@@ -78,18 +78,12 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """All settings: published thresholds, re-tuned shares, DBPrune at published shares; with the forecast; presets.
+    """All settings, at shares of blocks: without the forecast, with it; and presets. DBPrune's shares are published.
 
-    The published shapes are for FLUX's 57 blocks: F8B8, F12B12 and F8B16 are F3B3, F4B4 and F3B6 of the model's 20.
+    Thresholds are searched: published ones were found on another model and mean nothing on this one. The shapes
+    published for FLUX's 57 blocks, F8B8, F12B12 and F8B16, are F3B3, F4B4 and F3B6 of the model's 20.
     """
     plain = [
-        *(Setting(f"FBCache {t:.2f}", "FBCache", 1, 0, t) for t in (0.08, 0.12)),
-        Setting("FBCache 0.20", "FBCache", 1, 0, 0.2, peer=True),
-        Setting("DBCache F3B3 0.12", "DBCache", 3, 3, 0.12),
-        Setting("DBCache F3B3 0.15", "DBCache", 3, 3, 0.15, peer=True),
-        Setting("DBCache F4B4 0.20", "DBCache", 4, 4, 0.2),
-        Setting("DBCache F3B6 0.20", "DBCache", 3, 6, 0.2),
-        Setting("DBCache F3B3 partial Bn 0.12", "DBCache", 3, 3, 0.12, ids=PARTIAL),
         *(Setting(f"FBCache at {p} %", "FBCache", 1, 0, share=p / 100, peer=True) for p in (60, 45)),
         *(Setting(f"DBCache F3B3 at {p} %", "DBCache", 3, 3, share=p / 100, peer=True) for p in (75, 60)),
         Setting("DBCache F3B3 partial Bn at 60 %", "DBCache", 3, 3, share=0.6, ids=PARTIAL),

@@ -169,9 +169,10 @@ def test_two_ranks_draw_and_decide_what_diffusers_does(served: Served, tmp_path:
         gaps = np.abs(answer.pixels.astype(int) - expected.pixels)
         if task.endswith("video"):
             write_video(tmp_path / "expected.mp4", expected.pixels, FPS)
-            # A pixel that is rounded otherwise is encoded otherwise, and its neighbours with it.
+            # A pixel that is rounded otherwise is encoded otherwise, and its neighbours with it: one pixel in twenty
+            # moved by one level is 1.7 in the mean, another step is 5. How many are depends on the processor.
             gaps = np.abs(answer.pixels.astype(int) - frames(str(tmp_path / "expected.mp4")))
-            assert gaps.mean() < 0.5, case
+            assert gaps.mean() < 2, case
         else:
             assert gaps.max() <= 1, case
         assert _decisions(answer.report) == expected.decisions, case

@@ -17,7 +17,7 @@ from tests.helpers.fake_gang import order
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "warned"), [("demo", "128x128", False), ("demo", "256x128", True), ("folder", "256x128", False)]
+    ("kind", "size", "warned"), [("demo", "256x128", False), ("demo", "384x128", True), ("folder", "384x128", False)]
 )
 def test_the_bundled_model_warns_of_sizes_it_was_not_trained_at(kind: str, size: str, warned: bool):
     request = order(prompt="a red circle on a white background", size=size)
