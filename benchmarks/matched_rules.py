@@ -51,7 +51,7 @@ def points(pipe: Any) -> Iterator[Point]:
         )
         yield Point("FBCache + forecast", str(threshold), _ours(options))
     for nodes in (3, 2):
-        for threshold, in_a_row in ((0.01, 4), (0.02, 4), (0.04, 4), (0.08, 4), (0.08, 6)):
+        for threshold, in_a_row in ((0.01, 4), (0.02, 4), (0.04, 4), (0.08, 4), (0.15, 6)):
             own = ForecastCacheOptions(
                 warmup_steps=WARMUP,
                 residual_diff_threshold=threshold,
@@ -62,7 +62,7 @@ def points(pipe: Any) -> Iterator[Point]:
             yield Point(f"ForecastCache, {nodes} nodes", setting, _ours(own))
     for speedup in (1.7, 2.2, 2.6, 3.2):
         yield Point("BudgetCache", str(speedup), _ours(BudgetCacheOptions(warmup_steps=WARMUP, speedup=speedup)))
-    for fit, every in itertools.product((False, True), (2, 3, 4, 5, 6)):
+    for fit, every in itertools.product((False, True), (2, 3, 4, 5)):
         schedule = ScheduleCacheOptions(
             warmup_steps=WARMUP, compute_every=every, fit_weights=fit, forecast_nodes=3 if fit else 2
         )
@@ -76,7 +76,7 @@ def points(pipe: Any) -> Iterator[Point]:
         yield Point("the same blocks left out in all steps", str(total - out), _without(least, out))
     for threshold in (0.06, 0.1, 0.16, 0.26):
         yield Point("cache-dit 1.5.3, F1B0 + TaylorSeer", str(threshold), _cache_dit(threshold))
-    for every in (2, 3, 4, 5, 6):
+    for every in (2, 3, 4, 5):
         yield Point("cache-dit 1.5.3, SCM + TaylorSeer", str(every), _cache_dit(1.0, every))
     for rule, setting, config in configs(WARMUP):
         yield Point(rule, setting, drawn_by(config))
