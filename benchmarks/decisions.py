@@ -18,12 +18,14 @@ from rich.progress import track
 
 from benchmarks.places import doc_option, place
 from cache_core import CacheReport, DBCacheOptions, DBPruneOptions, cache_session
+from cache_core.blocks import find_blocks
 from cache_core.options import CacheOptions
 from raycache.models.generating import generate_images
 from raycache.models.loading import load_pipeline
 from raycache.models.source import prepare_model
 from raycache.settings import ModelSettings
 from raycache.size import Size
+from raycache.tune.candidates import outer_blocks
 
 COLOURS = {True: "tab:green", False: "tab:red"}
 
@@ -42,8 +44,10 @@ def main(
     out = out or place("images/decisions.png", doc)
     settings = ModelSettings(path=model, dtype="float32")
     pipe = load_pipeline(settings, prepare_model(settings)[0], torch.device("cpu"))
-    dual = DBCacheOptions(residual_diff_threshold=dbcache_threshold)
-    prune = DBPruneOptions(residual_diff_threshold=dbprune_threshold)
+    outer = outer_blocks(len(find_blocks(pipe.transformer)))
+    shape: dict[str, Any] = {"Fn_compute_blocks": outer, "Bn_compute_blocks": outer}
+    dual = DBCacheOptions(residual_diff_threshold=dbcache_threshold, **shape)
+    prune = DBPruneOptions(residual_diff_threshold=dbprune_threshold, **shape)
     methods: tuple[CacheOptions, ...] = (dual, prune)
     reports = []
     for options in track(methods, description="drawing"):

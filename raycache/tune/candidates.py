@@ -30,6 +30,11 @@ class Family:
     options: tuple[CacheOptions, ...]
 
 
+def outer_blocks(num_blocks: int) -> int:
+    """As many first or last blocks as the published 8 are of FLUX's 57, and no more than those."""
+    return max(1, min(8, round(num_blocks * 8 / 57)))
+
+
 def families(num_blocks: int, steps: int) -> Iterator[Family]:
     """All families that fit a model.
 
@@ -38,7 +43,7 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
         steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that.
     """
     careful = max(1, round(steps * 2 / 7))
-    outer = max(1, min(8, round(num_blocks * 8 / 57)))  # published: 8 first and 8 last of FLUX's 57
+    outer = outer_blocks(num_blocks)
     shapes = [(outer, outer), (outer, 0)]
     for warmup, order in product(dict.fromkeys((careful, max(1, careful // 2))), (0, 1)):
         tail = f" warm-up {warmup}" + (f" Taylor {order}" if order else "")
