@@ -86,7 +86,7 @@ def main(
     With ``--from-model`` the autoencoder and the first blocks are not trained but those of a finished model.
 
     Under ``torchrun --nproc-per-node N -m raycache.demo.training ...`` the transformer's batches are divided over N
-    processes. On CPU one process for each core, with OMP_NUM_THREADS=1, is nearly three times as fast as one for all.
+    processes. On CPU one process for each core, with OMP_NUM_THREADS=1, is faster than one for all.
     """
     out.mkdir(parents=True, exist_ok=True)
     device = pick_device()
