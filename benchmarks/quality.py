@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.places import doc_option, place, put_text
+from benchmarks.quality_plot import draw_plot
 from benchmarks.quality_settings import Setting, settings
-from benchmarks.quality_table import OURS, PEER, SAME, STEPS, Row, draw_plot, table
+from benchmarks.quality_table import OURS, PEER, SAME, STEPS, Row, table
 from benchmarks.workload import sharing_weights
 from cache_core.blocks import find_blocks
 from cache_core.options import NoCacheOptions
@@ -108,7 +109,7 @@ class Bench:
         verdicts = [judge(scene, image) for scene, image in zip(self._scenes, self._references, strict=True)]
         for who, own in ((OURS, verdicts), (SAME, verdicts[:peer_prompts])):
             accuracy = shares(own)["all_right"]
-            self._known.add(Row(who, "uncached", 0.0, False, 1.0, 60.0, 1.0, 0.0, accuracy, self._seconds))
+            self._known.add(Row(who, "uncached", 0.0, 1.0, 60.0, 1.0, 0.0, accuracy, self._seconds))
 
     def ours(self, setting: Setting) -> None:
         """All captions, with our cache."""
@@ -150,7 +151,6 @@ class Bench:
             who,
             setting.name,
             round(threshold, 4),
-            threshold != setting.threshold,
             computed,
             float(psnr(pictures, references).mean()),
             float(ssim(pictures, references).mean()),

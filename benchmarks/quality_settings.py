@@ -10,7 +10,8 @@ import numpy as np
 from diffusers.models import FluxTransformer2DModel
 
 from benchmarks.peers import enable_cache_dit
-from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions
+from cache_core.forecast_options import BudgetCacheOptions
+from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, NoCacheOptions
 from raycache.models.generating import generate_images
 from raycache.presets import load_presets
 from raycache.tune.sweep import Job, clock_of
@@ -25,7 +26,7 @@ class Setting:
 
     Attributes:
         name: name in the table.
-        kind: ``FBCache``, ``DBCache`` or ``DBPrune``.
+        kind: ``FBCache``, ``DBCache`` or ``DBPrune``; a preset's type.
         first: Fn.
         last: Bn.
         threshold: a preset's; None if it is searched.
@@ -100,11 +101,18 @@ def settings() -> list[Setting]:
 
 def presets() -> list[Setting]:
     """What a request's ``quality`` picks on the bundled model; ``exact`` is the uncached reference."""
-    chosen = {name: options for name, options in load_presets("demo").presets.items() if options.type != "none"}
     return [
-        Setting(f"preset `{name}`", options.type, 0, 0, options.residual_diff_threshold, preset=options)
-        for name, options in chosen.items()
+        Setting(f"{options.type}, preset `{name}`", options.type, 0, 0, _value(options), preset=options)
+        for name, options in load_presets("demo").presets.items()
+        if not isinstance(options, NoCacheOptions)
     ]
+
+
+def _value(options: CacheOptions) -> float:
+    """The one number that says how much an image is cached."""
+    if isinstance(options, NoCacheOptions):
+        raise ValueError("an uncached preset has no such number")
+    return options.speedup if isinstance(options, BudgetCacheOptions) else options.residual_diff_threshold
 
 
 def cache_dit_on(

@@ -1,9 +1,8 @@
-"""Rows of the quality benchmark, as a table and as a plot."""
+"""Rows of the quality benchmark, as a table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -22,8 +21,7 @@ class Row:
     Attributes:
         who: :data:`OURS`, :data:`SAME` or :data:`PEER`.
         setting: its name.
-        threshold: the one in effect.
-        tuned: whether the threshold differs from the published one.
+        threshold: searched, but for presets; a speed-up for BudgetCache.
         share: share of blocks computed, 0 to 1.
         psnr: dB, mean.
         ssim: mean.
@@ -35,7 +33,6 @@ class Row:
     who: str
     setting: str
     threshold: float
-    tuned: bool
     share: float
     psnr: float
     ssim: float
@@ -60,41 +57,8 @@ def table(rows: list[Row], prompts: int, peer_prompts: int, batch: int) -> str:
             SAME: f"&nbsp;&nbsp;the first {peer_prompts}",
             PEER: f"&nbsp;&nbsp;{PEER}, same share",
         }
-        threshold = "" if row.setting == "uncached" else f"{row.threshold:g}{' (re-tuned)' if row.tuned else ''}"
+        threshold = "" if row.setting == "uncached" else f"{row.threshold:g}"
         quality = [f"{row.psnr:.1f}", f"{row.ssim:.4f}", f"{row.distance:.4f}", f"{row.accuracy:.1%}"]
         seconds = f"{row.seconds:.2f}" if row.seconds else "-"
         lines.append([named[row.who], threshold, f"{row.share:.1%}", *quality, seconds])
     return f"{about}\n\n{Table('', COLUMNS, lines).markdown()}"
-
-
-def _kind(row: Row) -> str:
-    """The part of a plot's label that distinguishes a row's group among those with the same ``who``."""
-    if row.who != OURS:
-        return ""
-    return "forecast" if "forecast" in row.setting else "presets" if "preset" in row.setting else "ours"
-
-
-def draw_plot(rows: list[Row], path: Path) -> None:
-    """Plot quality over the share of blocks computed, for ours and the peer's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    groups = (
-        (OURS, "ours", ".", "C0"),
-        (SAME, "ours, the captions that cache-dit generated", "o", "C0"),
-        (PEER, PEER, "x", "C3"),
-        (OURS, "ours, forecast", "s", "C2"),
-        (OURS, "ours, presets", "D", "C1"),
-    )
-    for who, label, marker, colour in groups:
-        chosen = [row for row in rows if row.who == who and row.setting != "uncached" and label.endswith(_kind(row))]
-        axes.scatter([row.share for row in chosen], [row.psnr for row in chosen], marker=marker, c=colour, label=label)
-    axes.set(xlabel="share of blocks computed", ylabel="PSNR to the uncached image, dB")
-    axes.set_title("Quality against computation, bundled model, 28 steps, 128x128")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")

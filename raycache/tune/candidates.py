@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from cache_core.forecast_options import ForecastCacheOptions
+from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions
 from cache_core.options import CacheOptions, DBCacheOptions, DBPruneOptions, FBCacheOptions, check_block_count
 
 THRESHOLDS = (0.06, 0.08, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0)
 
 #: Thresholds for errors of a forecast, which are smaller than the changes themselves.
 ERRORS = (0.01, 0.015, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15)
+
+SPEEDUPS = (1.6, 1.9, 2.2, 2.6, 3.0, 3.5)
 
 _Judging = FBCacheOptions | DBCacheOptions | DBPruneOptions | ForecastCacheOptions
 
@@ -40,7 +42,8 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
 
     Args:
         num_blocks: transformer blocks of the model.
-        steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that.
+        steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that, or half and a
+            quarter.
     """
     careful = max(1, round(steps * 2 / 7))
     outer = outer_blocks(num_blocks)
@@ -58,9 +61,12 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
         if num_blocks > 2:
             prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=warmup, taylor_order=order)
             yield Family(f"DBPrune F1B1{tail}", _at_all_thresholds(prune))
-        if order:
-            forecast = ForecastCacheOptions(warmup_steps=warmup)
-            yield Family(f"ForecastCache warm-up {warmup}", _at_all_thresholds(forecast, ERRORS))
+    # A verified forecast needs less warm-up, and at a third of the blocks a long one takes half of all computed steps.
+    for warmup in dict.fromkeys((max(1, careful // 2), max(1, careful // 4))):
+        forecast = ForecastCacheOptions(warmup_steps=warmup)
+        yield Family(f"ForecastCache warm-up {warmup}", _at_all_thresholds(forecast, ERRORS))
+        budgets = tuple(BudgetCacheOptions(warmup_steps=warmup, speedup=speedup) for speedup in SPEEDUPS)
+        yield Family(f"BudgetCache warm-up {warmup}", budgets)
 
 
 def _at_all_thresholds(options: _Judging, thresholds: tuple[float, ...] = THRESHOLDS) -> tuple[_Judging, ...]:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -26,7 +26,7 @@ from raycache.demo.training.start import take_parts
 from raycache.demo.training.transformer import Stage, load_average, train_stage
 from raycache.demo.words import make_tokenizers
 
-PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "decoder", "export")
+PHASES = ("autoencoder", "latents", "few-blocks", "all-blocks", "guidance", "decoder", "export")
 FEW = Stage(
     name="few-blocks",
     layers=4,
@@ -57,7 +57,7 @@ ALL = Stage(
     untold=0.1,
     layout_until=0,
 )
-
+GUIDED = replace(ALL, name="guidance", steps=2000, rate=1e-3, fall_from=0.2)
 
 Result = TypeVar("Result")
 
@@ -76,6 +76,7 @@ def main(
     scenes: Annotated[int, typer.Option(help="Scenes of 128x128 that the transformer learns from.")] = 12000,
     few_steps: Annotated[int, typer.Option(help="Steps with 12 blocks, 64 scenes each.")] = FEW.steps,
     all_steps: Annotated[int, typer.Option(help="Steps with all blocks, 64 scenes each.")] = ALL.steps,
+    guidance_steps: Annotated[int, typer.Option(help="Steps that teach it guidance, 64 scenes each.")] = GUIDED.steps,
     decoder_steps: Annotated[int, typer.Option(help="Last steps of the decoder alone.")] = 2500,
     from_model: Annotated[str | None, typer.Option(help="A model to train on from: a folder, or `demo`.")] = None,
     phase: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(PHASES)}.")] = None,
@@ -97,27 +98,42 @@ def main(
     alone = _alone()
     t5_words, clip_words = map(len, make_tokenizers(TEXT_TOKENS))
     words = t5_words, clip_words
-    started, scaling = None, None
-    if from_model is not None:
-        started, scaling = take_parts(demo_model_path() if from_model == "demo" else Path(from_model), out)
+    started, scaling = _started(from_model, out)
+    if started is not None:
         chosen = [name for name in chosen if name not in ("autoencoder", "few-blocks")]
     if "autoencoder" in chosen and alone:
         watch("autoencoder", autoencoder_steps, train_autoencoder(out, autoencoder_steps, device, seed))
     if "latents" in chosen and alone and not (out / "latents.pt").exists():
         make_latents(out, scenes, device, seed, scaling)
     _wait_for_all()
-    few = replace(FEW, steps=few_steps)
-    every = replace(ALL, steps=all_steps, warmup=min(ALL.warmup, max(1, all_steps // 3)))
+    run = Run(out, words, device, seed, compiled)
     if "few-blocks" in chosen:
-        train_blocks(out, few, words, device, seed, compiled)
+        run.train(shortened(FEW, few_steps))
     _wait_for_all()  # rank 0 saves the model that all grow from
     if "all-blocks" in chosen:
-        small = started or load_average(out / "few-blocks.pt", few.layers, few.single_layers, words)
-        train_blocks(out, every, words, device, seed, compiled, small)
+        run.train(shortened(ALL, all_steps), previous=started or run.trained(FEW))
+    _wait_for_all()
+    if "guidance" in chosen:
+        run.train(shortened(GUIDED, guidance_steps), teacher=run.trained(ALL))
     if "decoder" in chosen and alone:
         watch("decoder", decoder_steps, polish_decoder(out, decoder_steps, device, seed))
     if "export" in chosen and alone:
         print(export_model(out, out / "flux_tiny"))
+
+
+def _started(model: str | None, out: Path) -> tuple[Drawer | None, tuple[float, float] | None]:
+    """What :func:`~raycache.demo.training.start.take_parts` takes from ``--from-model``, if that was given."""
+    if model is None:
+        return None, None
+    try:
+        return take_parts(demo_model_path() if model == "demo" else Path(model), out)
+    except ValueError as problem:
+        raise typer.BadParameter(str(problem), param_hint="--from-model") from None
+
+
+def shortened(stage: Stage, steps: int) -> Stage:
+    """``stage`` with another number of steps, of which at most a third warm up."""
+    return replace(stage, steps=steps, warmup=min(stage.warmup, max(1, steps // 3)))
 
 
 def _alone() -> bool:
@@ -136,18 +152,24 @@ def _phases(chosen: list[str] | None) -> list[str]:
     return chosen or list(PHASES)
 
 
-def train_blocks(
-    out: Path,
-    stage: Stage,
-    words: tuple[int, int],
-    device: torch.device,
-    seed: int,
-    compiled: bool,
-    previous: Drawer | None = None,
-) -> None:
-    """Train a stage on the latents in ``out``, see :func:`~raycache.demo.training.transformer.train_stage`."""
-    sets = load_latents(out / "latents.pt")[0]
-    watch(stage.name, stage.steps, train_stage(out, stage, sets, words, device, seed, compiled, previous))
+@dataclass(frozen=True)
+class Run:
+    """Stages of one transformer: on the latents in ``out``, with vocabularies of ``words``."""
+
+    out: Path
+    words: tuple[int, int]
+    device: torch.device
+    seed: int
+    compiled: bool
+
+    def train(self, stage: Stage, previous: Drawer | None = None, teacher: Drawer | None = None) -> None:
+        """Train a stage, see :func:`~raycache.demo.training.transformer.train_stage`."""
+        sets, common = load_latents(self.out / "latents.pt")[0], (self.words, self.device, self.seed, self.compiled)
+        watch(stage.name, stage.steps, train_stage(self.out, stage, sets, *common, previous, teacher))
+
+    def trained(self, stage: Stage) -> Drawer:
+        """The averaged weights that a stage left."""
+        return load_average(self.out / f"{stage.name}.pt", stage.layers, stage.single_layers, self.words)
 
 
 def make_latents(

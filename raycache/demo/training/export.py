@@ -32,7 +32,8 @@ def export_model(out: Path, folder: Path) -> Path:
         ``folder``, for an unchanged ``FluxPipeline.from_pretrained``.
     """
     t5, clip = make_tokenizers(TEXT_TOKENS)
-    drawer = load_average(out / "all-blocks.pt", LAYERS, SINGLE_LAYERS, (len(t5), len(clip)))
+    guided, plain = out / "guidance.pt", out / "all-blocks.pt"
+    drawer = load_average(guided if guided.exists() else plain, LAYERS, SINGLE_LAYERS, (len(t5), len(clip)))
     _, shift, scale = load_latents(out / "latents.pt")
     card = (folder / "README.md").read_text() if (folder / "README.md").exists() else None
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Second half of the training: text encoders and transformer by flow matching, few blocks first, then all."""
+"""Second half of the training: text encoders and transformer, few blocks first, then all, then guidance."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ import torch.distributed as dist
 from cache_core.blocks import find_blocks
 from raycache.demo.training.drawer import Drawer, grow
 from raycache.demo.training.latents import OTHER_SIZES, Latents, told_forward, untold
+from raycache.demo.training.losses import flow_loss, guided_loss
 
-GUIDANCE = (1.0, 10.0)
-"""Guidance is drawn from this range without effect, so that no value in a request can harm an image."""
 NOISE = (1.2, 0.4)
 """Mean logit of the share of noise, early and later: much noise teaches layout, less noise outlines."""
-NOISE_SPREAD = 1.2
 FORWARD = (0.9, 0.3)
 """Share of captions with the left or upper thing first, early and later."""
 AVERAGE_DECAY = 0.998
@@ -74,6 +72,7 @@ def train_stage(
     seed: int,
     compile_blocks: bool = True,
     previous: Drawer | None = None,
+    teacher: Drawer | None = None,
     save_every: int = 100,
 ) -> Generator[tuple[int, dict[str, float]], None, None]:
     """Train one stage, save to ``out / f"{stage.name}.pt"`` regularly, and continue from it if it exists.
@@ -87,6 +86,7 @@ def train_stage(
         seed: of weights, order and noise.
         compile_blocks: compile each block, for each size.
         previous: the smaller drawer to grow from; None: start from scratch.
+        teacher: start as this one, and learn from it what it predicts with true CFG.
         save_every: steps between checkpoints.
 
     Yields:
@@ -94,25 +94,32 @@ def train_stage(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(seed)
-    model = grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
+    fresh = grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
+    model = copy.deepcopy(teacher) if teacher else fresh
     training = _Training(model.to(device), stage, out / f"{stage.name}.pt", world)
-    if compile_blocks:
-        for block in find_blocks(model.transformer):
-            module: Any = block.module  # replaces a method, which its types do not allow
-            module.forward = torch.compile(module.forward, dynamic=False)  # a fifth faster than dynamic shapes
+    if teacher:
+        teacher.to(device).requires_grad_(False)
+    _compile([model, teacher] if compile_blocks else [])
     scenes = Scenes(stage, sets, seed, rank, world)
     smooth = None
     for step in range(training.done, stage.steps):
         part, rng = scenes.of(step)
-        loss = flow_loss(model, part, NOISE[step >= stage.layout_until], rng, device)
+        drawn = part, NOISE[step >= stage.layout_until], rng, device
+        loss = guided_loss(model, teacher, *drawn) if teacher else flow_loss(model, *drawn)
         training.learn(step, loss)
-        value = loss.item()
-        if not math.isfinite(value):
+        if not math.isfinite(value := loss.item()):
             raise RuntimeError(f"{stage.name}: the loss is {value} at step {step}; lower the rate")
         smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         if rank == 0 and ((step + 1) % save_every == 0 or step + 1 == stage.steps):
             training.save(step + 1)
         yield step + 1, {"loss": smooth}
+
+
+def _compile(models: list[Drawer | None]) -> None:
+    for model in filter(None, models):
+        for block in find_blocks(model.transformer):
+            module: Any = block.module  # replaces a method, which its types do not allow
+            module.forward = torch.compile(module.forward, dynamic=False)  # a fifth faster than dynamic shapes
 
 
 class _Training:
@@ -209,28 +216,6 @@ def rate_at(step: int, stage: Stage) -> float:
     start = max(stage.warmup, stage.fall_from * stage.steps)
     fall = (step - start) / max(1.0, stage.steps - start)
     return min((step + 1) / stage.warmup, 1 - (1 - stage.last_rate) * max(0.0, fall))
-
-
-def flow_loss(
-    model: Drawer, part: Latents, noise_mean: float, rng: np.random.Generator, device: torch.device
-) -> torch.Tensor:
-    """Mean squared error of the velocity on the scenes of ``part``, at logit-normal noise."""
-    clean = part.packed.to(device, torch.float32)
-    count = len(clean)
-    noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(device)
-    draws = rng.standard_normal(count)
-    sigma = torch.from_numpy(1 / (1 + np.exp(-(noise_mean + NOISE_SPREAD * draws)))).to(device, torch.float32)
-    guidance = torch.from_numpy(rng.uniform(*GUIDANCE, size=count)).to(device, torch.float32)
-    share = sigma[:, None, None]
-    velocity = model(
-        (1 - share) * clean + share * noise,
-        sigma,
-        guidance,
-        part.t5_ids.to(device),
-        part.clip_ids.to(device),
-        part.grid,
-    )
-    return (velocity - (noise - clean)).square().mean()
 
 
 def average_gradients(model: Drawer, world: int) -> None:

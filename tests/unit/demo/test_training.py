@@ -11,14 +11,15 @@ import torch
 
 from cache_core.blocks import find_blocks
 from raycache.demo.training import drawer as drawer_module
-from raycache.demo.training import start
+from raycache.demo.training import losses, start
 from raycache.demo.training.autoencoder import load_autoencoder
 from raycache.demo.training.drawer import TAKEN_OVER, Drawer, grow, pack, scale_gates, token_positions
 from raycache.demo.training.export import make_pipeline
 from raycache.demo.training.latents import Latents
+from raycache.demo.training.losses import flow_loss, guided_loss
 from raycache.demo.training.parts import TEXT_TOKENS, make_autoencoder
 from raycache.demo.training.start import take_parts
-from raycache.demo.training.transformer import Scenes, Stage, flow_loss, rate_at, train_stage
+from raycache.demo.training.transformer import Scenes, Stage, load_average, rate_at, train_stage
 from raycache.demo.words import make_tokenizers
 
 WORDS = (44, 27)
@@ -178,6 +179,46 @@ def test_a_resumed_stage_ends_where_an_uninterrupted_one_does(tmp_path: Path) ->
     assert ends[0]["step"] == ends[1]["step"] == 6
     for name, value in ends[0]["average"].items():
         torch.testing.assert_close(ends[1]["average"][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("guidance", "scale"), [(0.2, 1.0), (3.0, 3.0), (9.0, 5.0)])
+def test_guidance_is_learned_as_the_scale_of_true_cfg(
+    guidance: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "GUIDANCE", (guidance, guidance))
+    teacher, part = trained(1, 1), latents()  # its guidance has no effect yet, so it is its own unguided student
+    seen: list[torch.Tensor] = []
+    hook = teacher.transformer.register_forward_hook(lambda _, given, out: seen.append(out[0].detach()))
+    loss = guided_loss(teacher, teacher, part, 0.4, np.random.default_rng(0), torch.device("cpu"))
+    hook.remove()
+    told, silent, student = seen
+    torch.testing.assert_close(told, student)
+    assert not torch.allclose(told, silent)
+    guided = silent + scale * (told - silent)  # as FluxPipeline computes it with true_cfg_scale
+    torch.testing.assert_close(loss.detach(), (guided - told).square().mean())
+    assert (loss > 1e-6) == (scale > 1)
+
+
+def test_a_scene_without_a_caption_is_the_same_at_any_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "GUIDANCE", (4.0, 4.0))
+    silent, teacher = losses.untold(latents()), trained(1, 1)
+    assert guided_loss(teacher, teacher, silent, 0.4, np.random.default_rng(0), torch.device("cpu")) < 1e-12
+
+
+@pytest.mark.slow
+def test_a_student_starts_as_its_teacher_and_comes_nearer_to_true_cfg(tmp_path: Path) -> None:
+    teacher, stage = trained(1, 1), replace(STAGE, name="guidance", steps=40, untold=0.1)
+    weights = {name: value.clone() for name, value in teacher.state_dict().items()}
+    run = train_stage(
+        tmp_path, stage, [latents()], WORDS, torch.device("cpu"), 0, compile_blocks=False, teacher=teacher
+    )
+    told = [figures["loss"] for _, figures in run]
+    assert told[-1] < 0.8 * told[0], "a smoothed loss, so the last is lower still"
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
+    student = load_average(tmp_path / "guidance.pt", 1, 1, WORDS)
+    part, share = latents(), torch.full((6,), 0.5)
+    few, much = (student(part.packed.float(), share, share * w, part.t5_ids, part.clip_ids, (2, 2)) for w in (2, 10))
+    assert not torch.allclose(few, much), "guidance has an effect now"
 
 
 def test_rate_rises_then_falls() -> None:

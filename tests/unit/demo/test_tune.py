@@ -12,7 +12,8 @@ import torch
 import typer
 
 from cache_core.blocks import find_blocks
-from cache_core.options import DBCacheOptions, FBCacheOptions, NoCacheOptions
+from cache_core.forecast_options import BudgetCacheOptions, ForecastCacheOptions
+from cache_core.options import CacheOptions, DBCacheOptions, FBCacheOptions, NoCacheOptions
 from raycache.models.registry import family_of
 from raycache.size import Size
 from raycache.tune.candidates import Family, check_families
@@ -87,13 +88,19 @@ def test_the_fastest_is_chosen_not_the_one_of_fewest_blocks() -> None:
     assert choose([few_blocks, fast, noise], 30.0) == noise
 
 
+def bold(options: CacheOptions) -> float:
+    return options.speedup if isinstance(options, BudgetCacheOptions) else options.residual_diff_threshold
+
+
 def test_families_grow_bolder_and_fit() -> None:
     for blocks, outer in ((3, 1), (20, 3), (57, 8)):
         made = check_families(blocks, 28)
         assert len({family.name for family in made}) == len(made)
         for family in made:
-            thresholds = [options.residual_diff_threshold for options in family.options]
-            assert thresholds == sorted(thresholds)
+            values = [bold(options) for options in family.options]
+            assert values == sorted(set(values))
+        warmups = {(type(f.options[0]), f.options[0].warmup_steps) for f in made}
+        assert {(kind, warmup) for kind in (ForecastCacheOptions, BudgetCacheOptions) for warmup in (4, 2)} <= warmups
         assert any(isinstance(f.options[0], DBCacheOptions) and f.options[0].Bn_compute_blocks == outer for f in made)
 
 
