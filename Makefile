@@ -64,7 +64,7 @@ loadtest: install
 
 # The measurements of docs/performance.md and docs/capacity.md; half an hour on two idle cores.
 bench: install
-	$(BIN)/python -m benchmarks.first_picture
+	$(BIN)/python -m benchmarks.first_image
 	$(BIN)/python -m benchmarks.cache_overhead
 	$(BIN)/python -m benchmarks.ulysses
 	$(BIN)/python -m benchmarks.capacity

@@ -35,9 +35,9 @@ def agreement_rows(threshold: float, steps: int = 6) -> list[tuple[str, str, str
         for contender in rivals[2:]:
             twin = sharing_weights(model)
             vars(twin)["_is_parallelized"] = True
-            picture = contender.prepare(twin)
+            image = contender.prepare(twin)
             calls.clear()
-            with picture():
+            with image():
                 schedule.run(twin)
             # Every step except the first decides: once, or (prune) once for each block except the first.
             decisions = (steps - 1) * (5 if contender.kind == "prune" else 1)

@@ -70,7 +70,7 @@ class Entry:
 
     contender: Contender
     model: Any
-    picture: Any = None
+    image: Any = None
     blocks: Counter[str] = field(default_factory=Counter)
     block_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     seconds: list[float] = field(default_factory=list)
@@ -135,7 +135,7 @@ def _enter(model: Any, candidates: list[Contender], compiled: bool, device: str)
                 block.forward = torch.compile(block.forward)
             wrap = _timing if device == "cpu" or contender.name == "no cache" else _counting
             block.forward = wrap(block.forward, type(block).__name__, entry, device)
-        entry.picture = contender.prepare(entry.model)
+        entry.image = contender.prepare(entry.model)
         entries.append(entry)
     return entries
 
@@ -172,7 +172,7 @@ def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str,
     plain = entries[0]
     for entry in entries:  # warm up, and measure what one image holds
         before = _live_bytes()
-        with entry.picture():
+        with entry.image():
             schedule.run(entry.model)
             entry.held = _live_bytes() - before
     for _ in track(range(rounds), description=title):
@@ -180,7 +180,7 @@ def _measure(entries: list[Entry], schedule: Schedule, rounds: int, device: str,
             entry.blocks.clear()
             entry.block_seconds.clear()
             start = _clock(device)
-            with entry.picture():
+            with entry.image():
                 schedule.run(entry.model)
             entry.seconds.append(_clock(device) - start)
             entry.ideal.append(_ideal(entry, plain))

@@ -39,7 +39,7 @@ def main(
         page = place("capacity.md", doc)
         page.write_text(replaced(page.read_text(), tables))
     # Imported here, because the tables alone do not need matplotlib.
-    from benchmarks.capacity_picture import draw
+    from benchmarks.capacity_plot import draw
 
     draw(place("images/capacity.png", doc), _GOAL_S, _WITHIN)
 

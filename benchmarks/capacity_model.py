@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.published import ROWS, Row
 
-__all__ = ["FLUX_DEV_1024", "L20", "OURS", "THEIRS", "Machine", "Picture", "errors", "fit", "predicted", "seconds"]
+__all__ = ["FLUX_DEV_1024", "L20", "OURS", "THEIRS", "Image", "Machine", "errors", "fit", "predicted", "seconds"]
 
 #: All-to-alls per block: in diffusers' and ParaAttention's Ulysses attention, and in ours.
 THEIRS, OURS = 4, 2
@@ -37,7 +37,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """The model and the image that is generated.
 
     Attributes:
@@ -58,7 +58,7 @@ class Picture:
 
 
 #: FLUX.1-dev, 1024 x 1024, 28 steps. ``serial_s`` is fitted.
-FLUX_DEV_1024 = Picture(tokens=4096 + 512, width=3072, blocks=57, steps=28, serial_s=1.40)
+FLUX_DEV_1024 = Image(tokens=4096 + 512, width=3072, blocks=57, steps=28, serial_s=1.40)
 
 #: NVIDIA L20: 24.85 s per image (cache-dit 0.2.2) minus the serial part. The link is PCIe 4.0 x16 in one direction, not
 #: fitted. ``call_s`` is fitted.
@@ -66,7 +66,7 @@ L20 = Machine(compute_s=24.85 - FLUX_DEV_1024.serial_s, link_gb_s=31.5, call_s=4
 
 
 def seconds(
-    picture: Picture,
+    image: Image,
     machine: Machine,
     ranks: int,
     *,
@@ -86,19 +86,19 @@ def seconds(
     """
     exchange = agreement = 0.0
     if ranks > 1:
-        calls = messages * picture.blocks * picture.steps
-        exchange = message * picture.exchanged_gb(ranks) / machine.link_gb_s + calls * machine.call_s
+        calls = messages * image.blocks * image.steps
+        exchange = message * image.exchanged_gb(ranks) / machine.link_gb_s + calls * machine.call_s
         agreement = decisions * machine.call_s
-    return picture.serial_s + computed * (factor * machine.compute_s / ranks + exchange) + agreement
+    return image.serial_s + computed * (factor * machine.compute_s / ranks + exchange) + agreement
 
 
-def predicted(row: Row, picture: Picture = FLUX_DEV_1024, machine: Machine = L20) -> float:
+def predicted(row: Row, image: Image = FLUX_DEV_1024, machine: Machine = L20) -> float:
     """The model's seconds for a source's setting, from that source's own figures for one GPU.
 
     Raises:
         ValueError: the row has neither an uncached figure for one GPU nor a cached one with its share.
     """
-    serial = picture.serial_s
+    serial = image.serial_s
     if row.share is not None:
         share = row.share
     elif row.alone_s is not None and row.cached_alone_s is not None:
@@ -112,7 +112,7 @@ def predicted(row: Row, picture: Picture = FLUX_DEV_1024, machine: Machine = L20
     else:
         raise ValueError(f"{row.what}: a figure of one GPU must be known")
     return seconds(
-        replace(picture, tokens=row.tokens),
+        replace(image, tokens=row.tokens),
         replace(machine, compute_s=compute_s),
         row.ranks,
         computed=share,
@@ -122,9 +122,9 @@ def predicted(row: Row, picture: Picture = FLUX_DEV_1024, machine: Machine = L20
     )
 
 
-def errors(rows: Sequence[Row], picture: Picture = FLUX_DEV_1024, machine: Machine = L20) -> list[float]:
+def errors(rows: Sequence[Row], image: Image = FLUX_DEV_1024, machine: Machine = L20) -> list[float]:
     """Predicted divided by published, minus one, for each row."""
-    return [predicted(row, picture, machine) / row.published_s - 1 for row in rows]
+    return [predicted(row, image, machine) / row.published_s - 1 for row in rows]
 
 
 def fit(rows: Sequence[Row] | None = None) -> tuple[float, float]:
@@ -138,8 +138,8 @@ def fit(rows: Sequence[Row] | None = None) -> tuple[float, float]:
     fitted = [row for row in ROWS if row.fitted] if rows is None else rows
 
     def of(constants: Sequence[float]) -> list[float]:
-        picture = replace(FLUX_DEV_1024, serial_s=constants[0])
-        return errors(fitted, picture, replace(L20, call_s=constants[1] / 1e6))
+        image = replace(FLUX_DEV_1024, serial_s=constants[0])
+        return errors(fitted, image, replace(L20, call_s=constants[1] / 1e6))
 
     serial_s, call_us = least_squares(of, [1.0, 50.0], bounds=([0, 0], [5, 1000]), x_scale=[1.0, 50.0]).x
     return float(serial_s), float(call_us) / 1e6

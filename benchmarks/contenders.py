@@ -19,9 +19,9 @@ from cache_core.options import CacheOptions
 __all__ = ["Contender", "contenders"]
 
 #: Runs one image; its whole time is measured.
-Picture = Callable[[], Any]
+Image = Callable[[], Any]
 #: Attaches a method to a transformer; returns a context manager factory that surrounds each image.
-Prepare = Callable[[FluxTransformer2DModel], Picture]
+Prepare = Callable[[FluxTransformer2DModel], Image]
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def _cache_dit(prune: bool, first: int, last: int, threshold: float, steps: int)
         refresh = enable_cache_dit(transformer, prune=prune, first=first, last=last, steps=steps, warmup=1)
 
         @contextmanager
-        def picture() -> Iterator[None]:
+        def image() -> Iterator[None]:
             refresh(threshold)
             yield
 
-        return picture
+        return image
 
     return prepare
 
@@ -104,10 +104,10 @@ def _diffusers_first_block(threshold: float) -> Prepare:
         transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
 
         @contextmanager
-        def picture() -> Iterator[None]:
+        def image() -> Iterator[None]:
             transformer._reset_stateful_cache()
             yield
 
-        return picture
+        return image
 
     return prepare

@@ -1,6 +1,6 @@
 """Plots of the cache's decisions: the differences at each step, and which blocks were pruned when.
 
-    python -m benchmarks.decisions [--model demo] [--doc | --out PICTURE.png]
+    python -m benchmarks.decisions [--model demo] [--doc | --out IMAGE.png]
 
 Top: DBCache's difference at each step and its threshold; a filled mark is a step whose middle blocks were reused.
 Bottom: DBPrune's differences by block and step; a hatched cell is a pruned block.

@@ -46,7 +46,7 @@ def main(
     rounds: int | None = typer.Option(None, min=1, help="of each measurement; default 5, and 1 with --quick"),
     quick: bool = typer.Option(False, help="small numbers, to see that it works"),
     only: list[str] = typer.Option([], help=f"only these parts: {', '.join((*PARTS, *EXTRAS))}; repeat for more"),
-    picture: Path | None = typer.Option(None, help="plot the timeline into this file"),
+    image: Path | None = typer.Option(None, help="plot the timeline into this file"),
     doc: bool = doc_option(),
     keep: Path | None = typer.Option(None, help="write the values here as JSON, together with those of other parts"),
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
@@ -75,17 +75,17 @@ def main(
             for row in measured:
                 Console().print("  ".join(row.cells()))
         if "timeline" in chosen:
-            _timeline(both[FAIR], ranks, picture or place("images/timeline.png", doc))
+            _timeline(both[FAIR], ranks, image or place("images/timeline.png", doc))
     title = f"{config.name}, {ranks} rank(s), {amounts.rounds} round(s); {machine()}"
     if rows:
         show_table(title, COLUMNS, [row.cells() for row in rows], out)
 
 
-def _timeline(way: Way, ranks: int, picture: Path) -> None:
+def _timeline(way: Way, ranks: int, image: Path) -> None:
     lines, ticks = crowd.scene(way)
     title = f"Ten jobs of three callers on one gang (ranks: {ranks}); a bar is one call of the transformer"
-    draw(lines, bars_of(ticks), picture, title)
-    Console().print(f"{picture}: {mean_rows(ticks):.2f} jobs in a call on average")
+    draw(lines, bars_of(ticks), image, title)
+    Console().print(f"{image}: {mean_rows(ticks):.2f} jobs in a call on average")
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ def measured(pipe: object, prompts: int, batch: int, file: Path) -> list[Line]:
     references, _, _ = draw(pipe, job, NoCacheOptions())
     for point in track(list(points(pipe)), description="rules", console=Console(stderr=True)):
         if not any((line.rule, line.setting) == (point.rule, point.setting) for line in known):
-            pictures, share = point.drawn(pipe, job)
-            each = [round(float(own), 3) for own in psnr(pictures, references)]
+            images, share = point.drawn(pipe, job)
+            each = [round(float(own), 3) for own in psnr(images, references)]
             known.append(Line(point.rule, point.setting, share, each))
             with file.open("a") as out:
                 out.write(json.dumps(asdict(known[-1])) + "\n")

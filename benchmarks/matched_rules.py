@@ -88,8 +88,8 @@ def _ours(options: CacheOptions) -> Callable[[Any, Job], Drawn]:
 
 def _fewer(steps: int) -> Callable[[Any, Job], Drawn]:
     def drawn(pipe: Any, job: Job) -> Drawn:
-        pictures, _, _ = draw(pipe, replace(job, steps=steps), NoCacheOptions())
-        return pictures, steps / job.steps
+        images, _, _ = draw(pipe, replace(job, steps=steps), NoCacheOptions())
+        return images, steps / job.steps
 
     return drawn
 
@@ -107,14 +107,14 @@ def _cache_dit(threshold: float, every: int | None = None) -> Callable[[Any, Job
         refresh = enable_cache_dit(
             twin, prune=False, first=1, last=0, steps=job.steps, warmup=WARMUP, order=1, mask=mask
         )
-        pictures = []
+        images = []
         try:
             for index, prompt in enumerate(job.prompts):
                 refresh(threshold)
-                pictures.append(generate_images(pipe, [prompt], [index], steps=job.steps, size=job.size))
+                images.append(generate_images(pipe, [prompt], [index], steps=job.steps, size=job.size))
         finally:
             pipe.transformer = whole
-        return np.concatenate(pictures), calls[0] / (len(blocks) * job.steps * len(job.prompts))
+        return np.concatenate(images), calls[0] / (len(blocks) * job.steps * len(job.prompts))
 
     return drawn
 
@@ -122,8 +122,8 @@ def _cache_dit(threshold: float, every: int | None = None) -> Callable[[Any, Job
 def _without(least: Callable[[], list[int]], count: int) -> Callable[[Any, Job], Drawn]:
     def drawn(pipe: Any, job: Job) -> Drawn:
         with left_out(pipe.transformer, least()[:count]):
-            pictures, _, _ = draw(pipe, job, NoCacheOptions())
-        return pictures, 1 - count / len(find_blocks(pipe.transformer))
+            images, _, _ = draw(pipe, job, NoCacheOptions())
+        return images, 1 - count / len(find_blocks(pipe.transformer))
 
     return drawn
 

@@ -143,18 +143,18 @@ class Bench:
 
     def _measured(self, drawn: Draw, job: Job, setting: Setting, who: str, threshold: float) -> Row:
         """Generate the job at a threshold, and score the images."""
-        pictures, computed, seconds = drawn(job, threshold)
-        count = len(pictures)
+        images, computed, seconds = drawn(job, threshold)
+        count = len(images)
         references = self._references[:count]
-        verdicts = [judge(scene, picture) for scene, picture in zip(self._scenes[:count], pictures, strict=True)]
+        verdicts = [judge(scene, image) for scene, image in zip(self._scenes[:count], images, strict=True)]
         return Row(
             who,
             setting.name,
             round(threshold, 4),
             computed,
-            float(psnr(pictures, references).mean()),
-            float(ssim(pictures, references).mean()),
-            float(feature_distance(self._pipe.vae, pictures, references).mean()),
+            float(psnr(images, references).mean()),
+            float(ssim(images, references).mean()),
+            float(feature_distance(self._pipe.vae, images, references).mean()),
             shares(verdicts)["all_right"],
             seconds,
         )
@@ -190,8 +190,8 @@ def peer(pipe: Any, whole: FluxTransformer2DModel, setting: Setting) -> Draw:
     def run(job: Job, threshold: float) -> tuple[np.ndarray, float, float]:
         pipe.transformer = twin
         calls[0] = 0
-        pictures, seconds = refresh(threshold, job, pipe)
-        return pictures, calls[0] / (blocks * job.steps * len(job.prompts)), seconds
+        images, seconds = refresh(threshold, job, pipe)
+        return images, calls[0] / (blocks * job.steps * len(job.prompts)), seconds
 
     return run
 

@@ -54,8 +54,8 @@ def timed(pipe: Any, prompt: str, options: CacheOptions, seed: int) -> _Made:
     clock = clock_of(pipe)
     started = clock()
     with cache_session(pipe.transformer, options) as report:
-        (picture,) = generate_images(pipe, [prompt], [seed], steps=28, size=Size(SIDE, SIDE))
-    return picture, clock() - started, report.computed_block_fraction[0]
+        (image,) = generate_images(pipe, [prompt], [seed], steps=28, size=Size(SIDE, SIDE))
+    return image, clock() - started, report.computed_block_fraction[0]
 
 
 def compose(names: Sequence[PresetName], made: Mapping[PresetName, list[_Made]]) -> Image.Image:
@@ -70,14 +70,14 @@ def compose(names: Sequence[PresetName], made: Mapping[PresetName, list[_Made]])
         pen.multiline_text((4, y + 20), wrapped(prompt), fill="black", font=font)
         for column, name in enumerate(names):
             x = left + column * (SIDE + GAP)
-            picture, seconds, share = made[name][row]
+            image, seconds, share = made[name][row]
             if row == 0:
                 pen.text((x, 4), name, fill="black", font=font)
-            grid.paste(Image.fromarray(picture), (x, y))
+            grid.paste(Image.fromarray(image), (x, y))
             pen.text((x, y + SIDE), f"{seconds:.2f} s, {share:.0%} of blocks", fill="black", font=font)
             if name != "exact":
                 exact = made["exact"][row][0]
-                decibel = psnr(picture[None], exact[None])[0]
+                decibel = psnr(image[None], exact[None])[0]
                 pen.text((x, y + SIDE + LINE), f"{decibel:.1f} dB", fill="black", font=font)
     return grid
 

@@ -129,14 +129,14 @@ def cache_dit_on(
     )
 
     def draw(threshold: float, job: Job, pipe: Any) -> tuple[np.ndarray, float]:
-        pictures = []
+        images = []
         clock = clock_of(pipe)
         started = clock()
         for index, prompt in enumerate(job.prompts):
             refresh(threshold)
             # The same seeds as ours, which seed each image of a batch by its position and the batch's first number.
             drawn = generate_images(pipe, [prompt], [index], steps=job.steps, size=job.size)
-            pictures.append(drawn)
-        return np.concatenate(pictures), (clock() - started) / len(job.prompts)
+            images.append(drawn)
+        return np.concatenate(images), (clock() - started) / len(job.prompts)
 
     return draw

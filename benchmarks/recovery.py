@@ -58,7 +58,7 @@ def main(
     rows: list[list[str]] = []
     with application(settings) as url, tempfile.TemporaryDirectory() as folder:
         body: dict[str, Any] = {"size": size, "num_inference_steps": steps}
-        reference = ask(url, **body).picture
+        reference = ask(url, **body).image
         for name, plan in IN_A_JOB.items():
             if only in name:
                 once = Path(folder) / f"{len(rows)}"
@@ -109,9 +109,9 @@ def _restarts(url: str) -> int:
 def _row(
     url: str, at: float, under: Answer | None, behind: list[Answer], reference: str | None, recovered: bool = True
 ) -> list[str]:
-    good = [answer for answer in behind if answer.picture is not None and answer.picture == reference]
+    good = [answer for answer in behind if answer.image is not None and answer.image == reference]
     if len(good) != len(behind):
-        raise SystemExit(f"not every image is correct: {[(a.status, a.picture == reference) for a in behind]}")
+        raise SystemExit(f"not every image is correct: {[(a.status, a.image == reference) for a in behind]}")
     times = ["-"] * 4
     if recovered:
         recovery = engines(url)[0]["gang"]["last_recovery"]

@@ -1,6 +1,6 @@
 """One trace, three ways to schedule it: first come first served, request batching, and the step scheduler.
 
-    python -m benchmarks.scheduling [--seconds 600 --load 0.9 --goal 60] [--picture TIMELINE.png] [--out TABLE.md]
+    python -m benchmarks.scheduling [--seconds 600 --load 0.9 --goal 60] [--image TIMELINE.png] [--out TABLE.md]
 
 The scheduler, the simulator and the learned costs are those of production; the machine is a cost model with noise,
 which the scheduler knows only from measurements. Generates no images and needs no GPU.
@@ -199,7 +199,7 @@ def main(
     goal: float = typer.Option(60.0, min=0.1, help="seconds within which a job must be answered"),
     max_rows: int = typer.Option(8, min=1, help="rows of a joined call"),
     seed: int = typer.Option(0),
-    picture: Path | None = typer.Option(None, help="plot the timeline into this file"),
+    image: Path | None = typer.Option(None, help="plot the timeline into this file"),
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
@@ -222,8 +222,8 @@ def main(
     rows = [row(outcome, jobs) for outcome in outcomes]
     title = f"{len(jobs)} jobs in {length:g} s, load {load:g}, seed {seed}, cost model of 4 x L20 (simulated)"
     show_table(title, head, rows, out)
-    if picture is not None:
-        draw(outcomes, jobs, picture, until_s=length / 3)
+    if image is not None:
+        draw(outcomes, jobs, image, until_s=length / 3)
 
 
 if __name__ == "__main__":

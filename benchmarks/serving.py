@@ -35,7 +35,7 @@ class Answer:
     at: float
     seconds: float
     body: dict[str, Any]
-    picture: str | None
+    image: str | None
 
 
 def settings_of(config: Path, tiny: bool, **sections: Any) -> AppSettings:
@@ -87,8 +87,8 @@ def ask(url: str, timeout_s: float = 600.0, **body: Any) -> Answer:
     except (httpx.HTTPError, ValueError) as error:
         status, content = 0, {"error": {"message": f"{type(error).__name__}: {error}"}}
     now = time.time()
-    picture = None
+    image = None
     if status == 200:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content["data"][0]["b64_json"]))))
-        picture = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return Answer(status, now, now - began, content, picture)
+        image = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return Answer(status, now, now - began, content, image)

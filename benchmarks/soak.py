@@ -51,7 +51,7 @@ def main(
     with application(settings) as url, ThreadPoolExecutor(2) as pool:
         for number in track(range(jobs), description="jobs"):
             size, cache = next(kinds)
-            body = {"prompt": f"picture {number}", "size": size, "cache": cache, "seed": number, "n": 1 + number % 2}
+            body = {"prompt": f"image {number}", "size": size, "cache": cache, "seed": number, "n": 1 + number % 2}
             leaves = bool(cancel_every) and number % cancel_every == cancel_every - 1
             job = pool.submit(
                 _job, url, {**body, "num_inference_steps": 60 if leaves else chance.randint(3, 8)}, leaves

@@ -1,6 +1,6 @@
 """How accurate the service's predictions are: the seconds announced on admission, and `Retry-After`.
 
-    python -m benchmarks.waits [--ranks 2] [--requests 60] [--load 1.2] [--doc | --picture waits.png] [--out waits.md]
+    python -m benchmarks.waits [--ranks 2] [--requests 60] [--load 1.2] [--doc | --image waits.png] [--out waits.md]
 
 Mixed jobs of three callers arrive at random times as streams over HTTP (open loop). The prediction is `seconds_left` of
 the first event; its error is relative to the actual seconds. A refused client comes back exactly after `Retry-After`,
@@ -64,7 +64,7 @@ def main(
     requests: int = typer.Option(60, min=1, help="requests in the open loop"),
     load: float = typer.Option(1.2, min=0.1, help="arrival rate relative to the gang's capacity"),
     queued_s: float = typer.Option(20.0, help="`max_queued_seconds`: beyond that clients are refused"),
-    picture: Path | None = typer.Option(None, help="plot predicted against real seconds into this file"),
+    image: Path | None = typer.Option(None, help="plot predicted against real seconds into this file"),
     doc: bool = doc_option(),
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
@@ -83,7 +83,7 @@ def main(
             asked, seconds = asyncio.run(_run(url, requests, load))
     title = f"{config.name}, {ranks} rank(s), {requests} requests at {load:g} of capacity; {machine()}"
     show_table(title, ["what", "value"], _rows(asked, seconds), out)
-    _draw(asked, picture or place("images/waits.png", doc))
+    _draw(asked, image or place("images/waits.png", doc))
 
 
 async def _run(url: str, count: int, load: float) -> tuple[list[Asked], float]:

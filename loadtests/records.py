@@ -83,7 +83,7 @@ class Recorder:
         with self._lock:
             self.records.append(record)
 
-    def same_as_before(self, kind: int, seed: int, pictures: Sequence[bytes]) -> bool:
+    def same_as_before(self, kind: int, seed: int, images: Sequence[bytes]) -> bool:
         """Whether these are the images that the same request returned before; True for the first.
 
         Differences by rounding are allowed: the jobs that share its transformer calls vary.
@@ -91,12 +91,12 @@ class Recorder:
         Raises:
             OSError: they are not images.
         """
-        digests = tuple(hashlib.sha256(picture).hexdigest() for picture in pictures)
+        digests = tuple(hashlib.sha256(image).hexdigest() for image in images)
         with self._lock:
             before = self._seen.get((kind, seed))
         if before is not None and before.digests == digests:
             return True
-        small = np.stack([_small(picture) for picture in pictures])
+        small = np.stack([_small(image) for image in images])
         with self._lock:
             before = self._seen.setdefault((kind, seed), _Seen(digests, small))
         return before.small.shape == small.shape and bool(np.abs(before.small - small).max() <= _ROUNDING)
@@ -106,7 +106,7 @@ class Recorder:
         path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in self.records))
 
 
-def _small(picture: bytes) -> np.ndarray:
+def _small(data: bytes) -> np.ndarray:
     """Means over a grid, int16 [side, side, 3]: a different image changes some of them, rounding none by much."""
-    image = Image.open(io.BytesIO(picture)).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    image = Image.open(io.BytesIO(data)).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return np.asarray(image, np.int16)

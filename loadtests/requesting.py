@@ -131,14 +131,14 @@ def _judge(ask: Ask, reply: dict[str, Any], record: Record, recorder: Recorder, 
         shares = reply["report"]["totals"]["computed_block_fraction"]
         record.computed = sum(shares) / len(shares)
     try:
-        pictures = [base64.b64decode(item["b64_json"], validate=True) for item in reply["data"]]
+        images = [base64.b64decode(item["b64_json"], validate=True) for item in reply["data"]]
         if check:
             record.checked = True
-            sizes = {Size(*Image.open(io.BytesIO(picture)).size) for picture in pictures}
+            sizes = {Size(*Image.open(io.BytesIO(image)).size) for image in images}
             if sizes != {ask.size} or record.images != ask.body.get("n", 1):
                 record.outcome, record.cause = "wrong", "size"
                 return
-        if not recorder.same_as_before(ask.kind, ask.seed, pictures):
+        if not recorder.same_as_before(ask.kind, ask.seed, images):
             record.outcome, record.cause = "wrong", "pixels"
     except (binascii.Error, OSError):
         record.outcome, record.cause = "wrong", "undecodable"

@@ -43,7 +43,7 @@ def summarize(
     total = max(1, len(records))
     span = max(length, 1e-9)
     busy = sum(record.encode + record.denoise + record.decode for record in done)
-    pictures = sum(record.images for record in done)
+    images = sum(record.images for record in done)
     good = sum(record.latency <= deadline for record in done)
     return {
         "requests": len(records),
@@ -61,10 +61,10 @@ def summarize(
         "first_preview": quantiles(r.first_preview for r in done if r.first_preview is not None),
         "late_client": quantiles(record.sent - record.intended for record in records),
         "goodput": _goodput(good, deadline, span, total),
-        "pictures": {
-            "count": pictures,
-            "per_second": round(pictures / span, 4),
-            "per_rank_per_minute": round(60 * pictures / span / max(1, ranks), 4),
+        "images": {
+            "count": images,
+            "per_second": round(images / span, 4),
+            "per_rank_per_minute": round(60 * images / span / max(1, ranks), 4),
         },
         "gang_busy": round(busy / span / max(1, engines), 4),
         "computed_blocks": round(float(np.mean([r.computed for r in done if r.computed is not None])), 4)

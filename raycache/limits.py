@@ -65,13 +65,13 @@ class LimitSettings(Strict):
         default=1 << 20, ge=1024, description="Maximum number of bytes of an HTTP request body."
     )
     max_upload_bytes: int = Field(
-        default=32 << 20, ge=1024, le=MOST_UPLOAD, description="The same for a body that carries pictures."
+        default=32 << 20, ge=1024, le=MOST_UPLOAD, description="The same for a body that carries images."
     )
     max_input_bytes: int = Field(
-        default=16 << 20, ge=64, description="Maximum number of bytes of the file of one input picture."
+        default=16 << 20, ge=64, description="Maximum number of bytes of the file of one input image."
     )
     max_input_pixels: int = Field(
-        default=4096 * 4096, ge=1, description="Maximum number of pixels of one input picture (width x height)."
+        default=4096 * 4096, ge=1, description="Maximum number of pixels of one input image (width x height)."
     )
 
     def of_key(self, key: str | None) -> KeySettings:

@@ -99,9 +99,9 @@ class Metrics(Specified):
         "Jobs run again after a fault, by kind of fault (death, hang, error).",
         ("cause",),
     )
-    fault_to_picture_seconds = Spec(
+    fault_to_image_seconds = Spec(
         Histogram,
-        "raycache_fault_to_next_picture_seconds",
+        "raycache_fault_to_next_image_seconds",
         "Seconds from noticing a fault to the next image.",
         boundaries=_SECONDS,
     )

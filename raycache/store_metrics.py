@@ -30,7 +30,7 @@ class StoreMetrics(Specified):
         "Jobs kept, by status (queued, in_progress, completed, failed).",
         ("model", "status"),
     )
-    bytes = Spec(Gauge, "raycache_stored_bytes", "Bytes kept: results, and the input pictures of jobs.")
+    bytes = Spec(Gauge, "raycache_stored_bytes", "Bytes kept: results, and the input images of jobs.")
     wait_seconds = Spec(
         Histogram,
         "raycache_stored_wait_seconds",

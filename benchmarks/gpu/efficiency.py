@@ -63,10 +63,10 @@ class _Base:
 
 def _row(rival: Contender, model: Any, steps: Steps, plan: Plan, base: _Base, recorder: Recorder) -> None:
     watched = WatchedBlocks(model, plan.device, timed=False)
-    picture = rival.prepare(model)
+    generate = rival.prepare(model)
 
     def image() -> None:
-        with picture():
+        with generate():
             steps.run(model)
 
     image()

@@ -64,9 +64,9 @@ def verdicts(
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         captions, seeds = [scene.caption for scene in part], range(start, start + len(part))
-        pictures = generate_images(pipe, captions, seeds, steps=steps, size=size, true_cfg_scale=true_cfg_scale)
-        pairs = list(zip(part, pictures, strict=True))
-        yield [(judge(scene, picture, USUAL), judge(scene, picture, STRICT)) for scene, picture in pairs]
+        images = generate_images(pipe, captions, seeds, steps=steps, size=size, true_cfg_scale=true_cfg_scale)
+        pairs = list(zip(part, images, strict=True))
+        yield [(judge(scene, image, USUAL), judge(scene, image, STRICT)) for scene, image in pairs]
 
 
 def main(
@@ -95,7 +95,7 @@ def main(
     for name, share in usual.items():
         table.add_row(name.replace("_", " "), f"{share:.1%}", f"{strict[name]:.1%}")
     Console().print(table)
-    console.print(f"{(time.perf_counter() - started) / captions:.2f} s a picture, drawn {batch} at a time")
+    console.print(f"{(time.perf_counter() - started) / captions:.2f} s an image, drawn {batch} at a time")
 
 
 if __name__ == "__main__":

@@ -89,14 +89,14 @@ class Verdict:
         return self.all_right and self.size
 
 
-def see(picture: np.ndarray, bar: Bar = USUAL) -> tuple[str | None, list[Seen]]:
+def see(image: np.ndarray, bar: Bar = USUAL) -> tuple[str | None, list[Seen]]:
     """Background and things of an image, things by area, largest first.
 
     Args:
-        picture: uint8 ``[height, width, 3]``, sRGB.
+        image: uint8 ``[height, width, 3]``, sRGB.
         bar: the tolerances.
     """
-    pixels = picture.astype(np.float32)
+    pixels = image.astype(np.float32)
     rim = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3), pixels[:, 0], pixels[:, -1]])
     ground = np.median(rim, axis=0)
     background = _nearest(ground, BACKGROUNDS, bar)
@@ -112,9 +112,9 @@ def see(picture: np.ndarray, bar: Bar = USUAL) -> tuple[str | None, list[Seen]]:
     return background, [thing for _, thing in sorted(things, key=lambda pair: -pair[0])]
 
 
-def judge(scene: Scene, picture: np.ndarray, bar: Bar = USUAL) -> Verdict:
-    """Whether ``picture`` (uint8 ``[height, width, 3]``) matches ``scene``."""
-    background, things = see(picture, bar)
+def judge(scene: Scene, image: np.ndarray, bar: Bar = USUAL) -> Verdict:
+    """Whether ``image`` (uint8 ``[height, width, 3]``) matches ``scene``."""
+    background, things = see(image, bar)
     by_colour = {thing.colour: thing for thing in things}
     complete = len(things) == len(scene.things) and set(by_colour) == {thing.colour for thing in scene.things}
     pairs = [(asked, by_colour.get(asked.colour)) for asked in scene.things]

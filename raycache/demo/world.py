@@ -173,14 +173,14 @@ def render(scene: Scene, width: int, height: int, rng: np.random.Generator) -> n
     """
     if min(width, height) < 32:
         raise ValueError(f"an image's sides must be at least 32 pixels, got {width}x{height}")
-    picture = Image.new("RGB", (width, height), BACKGROUNDS[scene.background])
+    image = Image.new("RGB", (width, height), BACKGROUNDS[scene.background])
     for thing, at in zip(scene.things, place(scene, width, height, rng), strict=True):
         # Sub-pixel position goes into the mask (in supersampled pixels), whole pixels into where it is pasted.
         left, top = int(at.x - 1.2 * at.radius), int(at.y - 1.2 * at.radius)
         fine = tuple(round(_SUPERSAMPLING * value) for value in (at.x - left, at.y - top, at.radius))
         mask = shape_mask(thing.shape, *fine)
-        picture.paste(COLOURS[thing.colour], (left, top), mask.reduce(_SUPERSAMPLING))
-    return np.asarray(picture)
+        image.paste(COLOURS[thing.colour], (left, top), mask.reduce(_SUPERSAMPLING))
+    return np.asarray(image)
 
 
 @lru_cache(maxsize=4096)

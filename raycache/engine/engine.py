@@ -259,7 +259,7 @@ class Engine:
         if output.report is not None:
             self._metrics.decided(output.report)
         if output.after_fault_s is not None:
-            self._metrics.fault_to_picture_seconds.observe(output.after_fault_s)
+            self._metrics.fault_to_image_seconds.observe(output.after_fault_s)
         return result
 
     def _place(self, id: str) -> QueuedEvent:

@@ -70,7 +70,7 @@ def work_of(job: Job) -> Work:
         previews=len(job.preview_steps),
         calls_per_step=job.calls_per_step,
         num_frames=job.inputs.num_frames,
-        inputs=len(job.inputs.pictures),
+        inputs=len(job.inputs.images),
         lora=job.lora,
     )
 

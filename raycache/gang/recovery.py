@@ -74,7 +74,7 @@ class Restarts:
 
     def drawn(self) -> float | None:
         """A job is done; if it is the first since a fault, return the seconds since that was noticed."""
-        if self.last is None or self.last.picture_s is not None:
+        if self.last is None or self.last.image_s is not None:
             return None
-        self.last.picture_s = time.monotonic() - self._noticed
-        return self.last.picture_s
+        self.last.image_s = time.monotonic() - self._noticed
+        return self.last.image_s

@@ -99,13 +99,13 @@ def _job(
     options: CacheOptions,
     frames: int = 1,
 ) -> Job:
-    """For the model's first task, with what that needs: a grey picture, all of it to be drawn anew, few frames."""
+    """For the model's first task, with what that needs: a grey image, all of it to be drawn anew, few frames."""
     guidance, true_cfg = settings.defaults.guidance_scale, settings.defaults.true_cfg_scale if model.true_cfg else 1.0
     task = model.tasks[0]
     grey = np.full((size.height, size.width, 3), 128, np.uint8)
     inputs = JobInputs(
         task,
-        pictures=() if task.startswith("text-") else (grey,),
+        images=() if task.startswith("text-") else (grey,),
         mask=np.full(grey.shape[:2], 255, np.uint8) if task == "inpaint" else None,
         num_frames=_frames(frames, model.frame_step),
     )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from raycache.front.bodies import Bodies, read_body, upload_bodies
 from raycache.ingress.asker import key_in_use
 from raycache.ingress.auth import check_key
-from raycache.ingress.picture_room import PictureRoom
+from raycache.ingress.image_room import ImageRoom
 from raycache.ingress.sse import Events
 from raycache.ingress.store_handle import StoreClient
 from raycache.limits import LimitSettings
@@ -71,7 +71,7 @@ class Context:
         store: stores jobs, if there is a store.
         bodies: the bodies being read.
         uploads: the bodies being read that may contain images.
-        pictures: limits for decoding the images in them.
+        images: limits for decoding the images in them.
         began: ``time.time()`` at the start, in whole seconds.
     """
 
@@ -80,7 +80,7 @@ class Context:
     store: StoreClient | None = None
     bodies: Bodies = field(default_factory=Bodies)
     uploads: Bodies = field(default_factory=upload_bodies)
-    pictures: PictureRoom = field(default_factory=PictureRoom)
+    images: ImageRoom = field(default_factory=ImageRoom)
     began: int = field(default_factory=lambda: int(time.time()))
 
 

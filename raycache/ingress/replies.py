@@ -52,12 +52,12 @@ async def drawn(
     result = await service.generate(request)
     result.warnings[:0] = body.ignored()
     format = request.output_format
-    pictures = await asyncio.gather(
+    images = await asyncio.gather(
         *(asyncio.to_thread(encode, image, format, body.output_compression) for image in result.images)
     )
     if raw:
-        return Response(pictures[0], media_type=MEDIA_TYPES[raw], headers=_result_headers(result))
-    return JSONResponse(reply(result, pictures, body.output_format))
+        return Response(images[0], media_type=MEDIA_TYPES[raw], headers=_result_headers(result))
+    return JSONResponse(reply(result, images, body.output_format))
 
 
 async def _kept(body: ImagesBody, request: GenerationRequest, context: Context) -> Response:
@@ -70,11 +70,11 @@ async def _kept(body: ImagesBody, request: GenerationRequest, context: Context) 
     return JSONResponse(job_told(job), 202, headers)
 
 
-def reply(result: GenerationResult, pictures: list[bytes], output_format: str) -> dict[str, Any]:
+def reply(result: GenerationResult, images: list[bytes], output_format: str) -> dict[str, Any]:
     """OpenAI's ``ImagesResponse`` with our report, times, seeds and warnings."""
     return {
         "created": int(time.time()),
-        "data": [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures],
+        "data": [{"b64_json": base64.b64encode(image).decode()} for image in images],
         "output_format": output_format,
         "size": str(Size.of(result.images[0])),
         **told_of(result),

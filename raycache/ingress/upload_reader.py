@@ -37,7 +37,7 @@ async def upload(
     Raises:
         RequestError: an error in the body; 503 if there is no memory for it now.
     """
-    room, most = context.pictures, context.service.max_upload_bytes
+    room, most = context.images, context.service.max_upload_bytes
     raw, coding = await read_upload(http, most, context.uploads)
     content_type = http.headers["content-type"]
 

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from raycache.ingress.dependencies import Context, body_document, parse_body, parse_fields
 from raycache.ingress.forms import Form, text_fields
-from raycache.ingress.picture_room import File
+from raycache.ingress.image_room import File
 from raycache.ingress.upload_reader import upload
 from raycache.protocol.edit_bodies import MOST_FILES, EditBody, file_of, missing_image
 from raycache.protocol.edits import EditRequest
@@ -27,7 +27,7 @@ class _Upload:
     """A body, and the files sent with it."""
 
     body: EditBody
-    pictures: list[File]
+    images: list[File]
     mask: File | None
 
 
@@ -41,29 +41,29 @@ async def read_edit(http: Request, context: Context) -> tuple[EditBody, EditRequ
     """
     service = context.service
     async with upload(http, context, MOST_FILES + 1, _TEXTS, _of_form, _of_json) as brought:
-        if not brought.pictures:
+        if not brought.images:
             raise missing_image()
-        body, pictures, mask = brought.body, brought.pictures, brought.mask
-        if len(pictures) > MOST_FILES:
-            raise invalid("image", f"got {len(pictures)} images, at most {MOST_FILES} are allowed")
+        body, images, mask = brought.body, brought.images, brought.mask
+        if len(images) > MOST_FILES:
+            raise invalid("image", f"got {len(images)} images, at most {MOST_FILES} are allowed")
         if (model := service.capabilities_of(body.model)) is not None:
-            check_task(task_of(mask=mask is not None, strength=body.strength), len(pictures), model)
-        arrays = await context.pictures.decoded(pictures, mask, service.limits_of(body.model))
+            check_task(task_of(mask=mask is not None, strength=body.strength), len(images), model)
+        arrays = await context.images.decoded(images, mask, service.limits_of(body.model))
         return body, body.edit(*arrays)
 
 
 def _of_form(form: Form) -> _Upload:
-    pictures, masks = form.files.pop("image", []), form.files.pop("mask", [])
+    images, masks = form.files.pop("image", []), form.files.pop("mask", [])
     for name in form.files:
         # Among the fields it is refused as unknown, or as one that takes no file.
         form.fields.setdefault(name, True)
     if len(masks) > 1 or (masks and "mask" in form.fields):
         raise invalid("mask", "is given twice")
-    if pictures and form.fields.keys() & {"image", "images"}:
+    if images and form.fields.keys() & {"image", "images"}:
         raise invalid("image", "is given both as a file and as text")
     brought = _of_body(parse_fields(EditBody, form.fields))
-    names = ["image"] if len(pictures) == 1 else [f"image[{index}]" for index in range(len(pictures))]
-    brought.pictures += zip(names, pictures, strict=True)
+    names = ["image"] if len(images) == 1 else [f"image[{index}]" for index in range(len(images))]
+    brought.images += zip(names, images, strict=True)
     if masks:
         brought.mask = "mask", masks[0]
     return brought
@@ -74,8 +74,8 @@ def _of_json(raw: bytes) -> _Upload:
 
 
 def _of_body(body: EditBody) -> _Upload:
-    pictures = [(name, file_of(name, text)) for name, text in body.picture_texts()]
-    return _Upload(body, pictures, None if body.mask is None else ("mask", file_of("mask", body.mask)))
+    images = [(name, file_of(name, text)) for name, text in body.image_texts()]
+    return _Upload(body, images, None if body.mask is None else ("mask", file_of("mask", body.mask)))
 
 
 def edit_document() -> dict[str, Any]:

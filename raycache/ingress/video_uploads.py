@@ -16,7 +16,7 @@ from raycache.protocol.videos import VideoRequest
 
 __all__ = ["read_video", "video_document"]
 
-_PICTURE = "input_reference"
+_IMAGE = "input_reference"
 _TEXTS = text_fields(VideoBody)
 
 
@@ -32,16 +32,16 @@ async def read_video(http: Request, context: Context) -> tuple[VideoBody, VideoR
             check_task("image-to-video" if file else "text-to-video", int(bool(file)), model)
         if file is None:
             return body, body.video(None)
-        (picture,), _ = await context.pictures.decoded([(_PICTURE, file)], None, service.limits_of(body.model))
-        return body, body.video(picture)
+        (image,), _ = await context.images.decoded([(_IMAGE, file)], None, service.limits_of(body.model))
+        return body, body.video(image)
 
 
 def _of_form(form: Form) -> tuple[VideoBody, bytes | None]:
-    files = form.files.pop(_PICTURE, [])
+    files = form.files.pop(_IMAGE, [])
     for name in form.files:
-        raise invalid(name, "takes no file", [_PICTURE], "unknown_parameter")
-    if files and _PICTURE in form.fields:
-        raise invalid(_PICTURE, "is given both as a file and as text")
+        raise invalid(name, "takes no file", [_IMAGE], "unknown_parameter")
+    if files and _IMAGE in form.fields:
+        raise invalid(_IMAGE, "is given both as a file and as text")
     body = parse_fields(VideoBody, form.fields)
     return body, files[0] if files else body.reference_file()
 
@@ -57,6 +57,6 @@ def video_document() -> dict[str, Any]:
     content = document["requestBody"]["content"]
     schema = content["application/json"]["schema"]
     file = {"description": "The image that the video starts with.", "type": "string", "format": "binary"}
-    form = {**schema, "properties": {**schema["properties"], _PICTURE: file}}
+    form = {**schema, "properties": {**schema["properties"], _IMAGE: file}}
     content["multipart/form-data"] = {"schema": form}
     return document

@@ -57,7 +57,7 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
         offered[rows] = images
     elif images > 1:
         offered |= {name: [offered[name]] * images for name in ("prompt", "negative_prompt") if name in offered}
-    if images > 1 and inputs.task != "edit" and family.picture_by_row:
+    if images > 1 and inputs.task != "edit" and family.image_by_row:
         # Encoded with that row's generator, so that image k depends only on its seed. Images to edit are not rows.
         offered |= {name: [offered[name]] * images for name in ("image", "mask_image") if name in offered}
     return {name: value for name, value in (offered | dict(family.arguments(job))).items() if name in known}
@@ -72,9 +72,9 @@ def _needed(job: Job, known: Collection[str]) -> dict[str, Any]:
         needed["negative_prompt"] = image.negative_prompt or _NOTHING
     elif image.negative_prompt:
         needed["negative_prompt"] = image.negative_prompt
-    pictures = [Image.fromarray(picture) for picture in inputs.pictures]
-    if pictures:
-        needed["image"] = pictures[0] if len(pictures) == 1 else pictures
+    given = [Image.fromarray(each) for each in inputs.images]
+    if given:
+        needed["image"] = given[0] if len(given) == 1 else given
     if inputs.mask is not None:
         needed["mask_image"] = Image.fromarray(inputs.mask)
     if inputs.strength is not None:

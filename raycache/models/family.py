@@ -44,7 +44,7 @@ class ModelFamily:
             see :class:`raycache.protocol.capabilities.Capabilities`.
         fixed: constant arguments of the call.
         repeats: for several images repeat the arguments, because the pipeline's own argument for that does not work.
-        picture_by_row: its pipelines take an input image for each row, and encode it with noise.
+        image_by_row: its pipelines take an input image for each row, and encode it with noise.
         quantized: regular expressions for names of lists of blocks whose linear layers are quantized. Everything else
             is not: embedders, the modulations of the timestep, the last projection.
         kept: prefixes of the names of parts of those blocks that are not quantized either: modulations by the timestep
@@ -69,7 +69,7 @@ class ModelFamily:
     cfg_calls: ClassVar[bool] = False
     fixed: ClassVar[Mapping[str, Any]] = {}
     repeats: ClassVar[bool] = False
-    picture_by_row: ClassVar[bool] = True
+    image_by_row: ClassVar[bool] = True
     quantized: ClassVar[Sequence[str]] = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
     kept: ClassVar[Sequence[str]] = ("norm", "img_mod", "txt_mod", "mod", "ada")
 

@@ -33,7 +33,7 @@ class WanImageFamily(WanFamily):
 
     called = "Wan image to video"
     tasks: ClassVar[Mapping[Task, str]] = {"image-to-video": "WanImageToVideoPipeline"}
-    max_inputs, picture_by_row, repeats = 1, False, True  # in Wan 2.1 there is one image embedding per prompt
+    max_inputs, image_by_row, repeats = 1, False, True  # in Wan 2.1 there is one image embedding per prompt
 
 
 class LTXFamily(VideoFamily):

@@ -13,7 +13,7 @@ from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.edits import EditRequest
 from raycache.protocol.errors import RequestError, invalid
 
-__all__ = ["MOST_FILES", "PICTURE_SCHEMA", "EditBody", "file_of", "missing_image", "text_of"]
+__all__ = ["IMAGE_SCHEMA", "MOST_FILES", "EditBody", "file_of", "missing_image", "text_of"]
 
 #: Maximum images of a request for any model, as in OpenAI's API.
 MOST_FILES = 16
@@ -23,8 +23,8 @@ _WAYS = "send it as base64, as a data URL, or as a file in multipart/form-data"
 _TEXT: dict[str, Any] = {"type": "string"}
 _REFERENCE: dict[str, Any] = {"type": "object", "properties": {"image_url": _TEXT}, "required": ["image_url"]}
 #: The OpenAPI schema of one image in JSON.
-PICTURE_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT, _REFERENCE]}
-_LIST: dict[str, Any] = {"type": "array", "items": PICTURE_SCHEMA}
+IMAGE_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT, _REFERENCE]}
+_LIST: dict[str, Any] = {"type": "array", "items": IMAGE_SCHEMA}
 
 
 class EditBody(ImagesBody):
@@ -35,13 +35,13 @@ class EditBody(ImagesBody):
 
     events: ClassVar[str] = "image_edit"
 
-    image: Annotated[list[str] | None, WithJsonSchema({"anyOf": [*PICTURE_SCHEMA["anyOf"], _LIST]})] = Field(
+    image: Annotated[list[str] | None, WithJsonSchema({"anyOf": [*IMAGE_SCHEMA["anyOf"], _LIST]})] = Field(
         default=None, repr=False, description="Base64 or a data URL of a png, jpeg or webp, or a list of them."
     )
     images: Annotated[list[str] | None, WithJsonSchema(_LIST)] = Field(
         default=None, repr=False, description="Instead of `image`, as in OpenAI's JSON requests."
     )
-    mask: Annotated[str | None, WithJsonSchema(PICTURE_SCHEMA)] = Field(
+    mask: Annotated[str | None, WithJsonSchema(IMAGE_SCHEMA)] = Field(
         default=None,
         repr=False,
         description="Transparent pixels (or white ones, if all are opaque) are generated again; as large as the first "
@@ -76,7 +76,7 @@ class EditBody(ImagesBody):
     def _no_markup(cls, value: Any) -> None:
         raise invalid("markup", "not supported here; describe the change in `prompt`, or mark it with `mask`")
 
-    def picture_texts(self) -> list[tuple[str, str]]:
+    def image_texts(self) -> list[tuple[str, str]]:
         """Field and text of each image; empty if the body has none.
 
         Raises:
@@ -87,10 +87,10 @@ class EditBody(ImagesBody):
         name, texts = ("images", self.images) if self.images else ("image", self.image or [])
         return [(name if len(texts) == 1 else f"{name}[{index}]", text) for index, text in enumerate(texts)]
 
-    def edit(self, pictures: tuple[np.ndarray, ...], mask: np.ndarray | None) -> EditRequest:
+    def edit(self, images: tuple[np.ndarray, ...], mask: np.ndarray | None) -> EditRequest:
         """The part that determines the image, with the decoded images."""
         given = {name: getattr(self, name) for name in EditRequest.model_fields}
-        return EditRequest.model_validate({**given, "image": pictures, "mask": mask})
+        return EditRequest.model_validate({**given, "image": images, "mask": mask})
 
     def ignored(self) -> list[str]:
         """One warning for each field that was set and has no effect."""

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import ConfigDict, Field, SkipValidation, field_validator
 
 from raycache.protocol.errors import invalid
+from raycache.protocol.input_images import ImageSource, as_image, as_mask
 from raycache.protocol.job import JobInputs
-from raycache.protocol.pictures import PictureSource, as_mask, as_picture
 from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.tasks import task_of
 
@@ -34,10 +34,10 @@ class EditRequest(GenerationRequest):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    image: SkipValidation[PictureSource | Sequence[PictureSource]] = Field(
+    image: SkipValidation[ImageSource | Sequence[ImageSource]] = Field(
         repr=False, description="One image or several; if several, the first is the one to change."
     )
-    mask: SkipValidation[PictureSource | None] = Field(
+    mask: SkipValidation[ImageSource | None] = Field(
         default=None, repr=False, description="The area of the first image that is generated again."
     )
     strength: float | None = Field(
@@ -46,13 +46,13 @@ class EditRequest(GenerationRequest):
 
     @field_validator("image", mode="before")
     @classmethod
-    def _pictures(cls, value: Any) -> tuple[np.ndarray, ...]:
+    def _images(cls, value: Any) -> tuple[np.ndarray, ...]:
         sources = list(value) if isinstance(value, list | tuple) else [value]
         if not sources:
             raise invalid("image", "an edit needs at least one image")
         if len(sources) == 1:
-            return (as_picture(sources[0]),)
-        return tuple(as_picture(source, f"image[{index}]") for index, source in enumerate(sources))
+            return (as_image(sources[0]),)
+        return tuple(as_image(source, f"image[{index}]") for index, source in enumerate(sources))
 
     @field_validator("mask", mode="before")
     @classmethod
@@ -63,7 +63,7 @@ class EditRequest(GenerationRequest):
         """The images, and the task."""
         return JobInputs(
             task=task_of(mask=self.mask is not None, strength=self.strength),
-            pictures=cast(tuple[np.ndarray, ...], self.image),
+            images=cast(tuple[np.ndarray, ...], self.image),
             mask=cast(np.ndarray | None, self.mask),
             strength=self.strength,
         )

@@ -84,14 +84,14 @@ class JobInputs:
 
     Attributes:
         task: the task.
-        pictures: uint8 [height, width, 3] each; the same arrays on every rank.
+        images: uint8 [height, width, 3] each; the same arrays on every rank.
         mask: uint8 [height, width] for the first image; 255 where it is generated again, 0 where it is kept.
         strength: how much of the first image is replaced, above 0 up to 1; only this share of the steps is run.
         num_frames: frames of a video; 1 for images.
     """
 
     task: Task = "text-to-image"
-    pictures: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
+    images: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
     mask: np.ndarray | None = field(default=None, repr=False, compare=False)
     strength: float | None = None
     num_frames: int = 1
@@ -220,7 +220,7 @@ class Recovery:
         noticed_at: ``time.time()`` when it was noticed.
         killed_s: until all old ranks had ended.
         ready_s: until the new ranks were ready; None before.
-        picture_s: until the next job was done; None before.
+        image_s: until the next job was done; None before.
         stages: seconds of the rebuild by stage, as in :class:`GangStatus`.
     """
 
@@ -228,7 +228,7 @@ class Recovery:
     noticed_at: float
     killed_s: float | None = None
     ready_s: float | None = None
-    picture_s: float | None = None
+    image_s: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
 
 

@@ -79,8 +79,8 @@ def size_of(asked: str | None, inputs: JobInputs, policy: Policy, *, side: int, 
     size, most = policy.defaults.size, policy.limits.max_pixels
     if asked is not None and asked != "auto":
         size = _size(asked)
-    elif inputs.pictures:
-        given, most = Size.of(inputs.pictures[0]), min(size.pixels, most)
+    elif inputs.images:
+        given, most = Size.of(inputs.images[0]), min(size.pixels, most)
         shrink = min(1.0, math.sqrt(most / given.pixels))
         size = Size(round(given.width * shrink), round(given.height * shrink))
         near = nearest_sizes(size, side=side, ranks=ranks, max_pixels=most, uneven=uneven)

@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from raycache.protocol.errors import RequestError
 
@@ -83,7 +83,7 @@ class StoredJob(BaseModel):
         request: as JSON; with the prompt, because the job may be rerun from it. Never logged.
         judged: it was checked against an engine's status, and all open values were chosen.
         asked_as: type of the request.
-        pictures: sizes of its input images in bytes, by name.
+        images: sizes of its input images in bytes, by name; ``pictures`` in jobs stored until November 2026.
         attempts: how often it was started.
         files: the files of the result, by the name for clients: ``video``, ``thumbnail``, ``0``, ``1``.
         about: other fields of the reply.
@@ -106,7 +106,7 @@ class StoredJob(BaseModel):
     judged: bool = True
     error: StoredError | None = None
     asked_as: AskedAs = "generation"
-    pictures: dict[str, int] = Field(default_factory=dict)
+    images: dict[str, int] = Field(default_factory=dict, validation_alias=AliasChoices("images", "pictures"))
     files: dict[str, StoredFile] = Field(default_factory=dict)
     about: dict[str, Any] = Field(default_factory=dict)
 
@@ -118,7 +118,7 @@ class StoredJob(BaseModel):
     @property
     def bytes(self) -> int:
         """Size of its result and its input images."""
-        return sum(file.bytes for file in self.files.values()) + sum(self.pictures.values())
+        return sum(file.bytes for file in self.files.values()) + sum(self.images.values())
 
 
 class Page(BaseModel):

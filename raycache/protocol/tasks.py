@@ -38,7 +38,7 @@ def check_inputs(request: GenerationRequest, model: Capabilities, limits: LimitS
         RequestError: 400 with the field, and what this model can do.
     """
     inputs = request.inputs()
-    task = check_task(inputs.task, len(inputs.pictures), model)
+    task = check_task(inputs.task, len(inputs.images), model)
     if task != inputs.task:
         inputs = replace(inputs, task=task, strength=USUAL_STRENGTH)
     _check_pixels(inputs, limits.max_input_pixels)
@@ -54,7 +54,7 @@ def task_of(*, mask: bool, strength: float | None) -> Task:
     return "edit" if strength is None else "image-to-image"
 
 
-def check_task(task: Task, pictures: int, model: Capabilities) -> Task:
+def check_task(task: Task, images: int, model: Capabilities) -> Task:
     """The task that a model runs for ``task`` with this many images.
 
     That is ``task``, except for a model without edit: it runs image to image on a single image.
@@ -62,7 +62,7 @@ def check_task(task: Task, pictures: int, model: Capabilities) -> Task:
     Raises:
         RequestError: 400 with the field that selects an unsupported task, and the supported ones.
     """
-    if task == "edit" and task not in model.tasks and pictures == 1 and "image-to-image" in model.tasks:
+    if task == "edit" and task not in model.tasks and images == 1 and "image-to-image" in model.tasks:
         task = "image-to-image"
     if task not in model.tasks:
         known = ", ".join(model.tasks)
@@ -71,8 +71,8 @@ def check_task(task: Task, pictures: int, model: Capabilities) -> Task:
             reason += "; with a `mask` this would be inpaint"
         raise invalid(_FIELD[task], reason, code="unsupported_task")
     most = 1 if task == "image-to-image" else model.max_inputs
-    if pictures > most:
-        raise invalid("image", f"got {pictures} images, this model takes at most {most} for {task}")
+    if images > most:
+        raise invalid("image", f"got {images} images, this model takes at most {most} for {task}")
     return task
 
 
@@ -122,7 +122,7 @@ def nearest_frames(frames: int, step: int, most: int) -> list[int]:
 
 def _check_pixels(inputs: JobInputs, most: int) -> None:
     """Images may be arrays, from Python; files were checked before they were decoded."""
-    sizes = [Size.of(picture) for picture in inputs.pictures]
+    sizes = [Size.of(image) for image in inputs.images]
     for size in sizes:
         if size.pixels > most:
             raise invalid("image", f"{size} is {size.pixels} pixels, at most {most} are allowed here")

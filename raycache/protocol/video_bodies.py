@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, WithJsonSchema, field_validator
 
-from raycache.protocol.edit_bodies import PICTURE_SCHEMA, file_of, text_of
+from raycache.protocol.edit_bodies import IMAGE_SCHEMA, file_of, text_of
 from raycache.protocol.videos import VideoFields, VideoRequest
 
 __all__ = ["VideoBody"]
@@ -16,7 +16,7 @@ __all__ = ["VideoBody"]
 class VideoBody(VideoFields):
     """Body of ``POST /v1/videos``. In a multipart form ``input_reference`` is a file."""
 
-    input_reference: Annotated[str | None, WithJsonSchema(PICTURE_SCHEMA)] = Field(
+    input_reference: Annotated[str | None, WithJsonSchema(IMAGE_SCHEMA)] = Field(
         default=None, repr=False, description="The image that the video starts with: base64 or a data URL."
     )
 
@@ -33,10 +33,10 @@ class VideoBody(VideoFields):
         """
         return None if self.input_reference is None else file_of("input_reference", self.input_reference)
 
-    def video(self, picture: np.ndarray | None) -> VideoRequest:
+    def video(self, image: np.ndarray | None) -> VideoRequest:
         """The part that determines the video, with the decoded image."""
         given = {name: getattr(self, name) for name in VideoRequest.model_fields}
-        return VideoRequest.model_validate({**given, "input_reference": picture})
+        return VideoRequest.model_validate({**given, "input_reference": image})
 
     def ignored(self) -> list[str]:
         """One warning for each field that was set and has no effect."""

@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, SkipValidation, field_validator
 from raycache.limits import LimitSettings
 from raycache.protocol.capabilities import Capabilities
 from raycache.protocol.errors import invalid
+from raycache.protocol.input_images import ImageSource, as_image
 from raycache.protocol.job import JobInputs
-from raycache.protocol.pictures import PictureSource, as_picture
 from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.tasks import nearest_frames
 
@@ -88,18 +88,18 @@ class VideoRequest(VideoFields):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    input_reference: SkipValidation[PictureSource | None] = Field(
+    input_reference: SkipValidation[ImageSource | None] = Field(
         default=None, repr=False, description="The image that the video starts with."
     )
 
     @field_validator("input_reference", mode="before")
     @classmethod
-    def _picture(cls, value: Any) -> np.ndarray | None:
-        return None if value is None else as_picture(value, "input_reference")
+    def _image(cls, value: Any) -> np.ndarray | None:
+        return None if value is None else as_image(value, "input_reference")
 
     def inputs(self) -> JobInputs:
         """A number of frames, which :meth:`fitted` has set, and the image that the video starts with."""
         frames = self.num_frames or 1
         if self.input_reference is None:
             return JobInputs("text-to-video", num_frames=frames)
-        return JobInputs("image-to-video", pictures=(cast(np.ndarray, self.input_reference),), num_frames=frames)
+        return JobInputs("image-to-video", images=(cast(np.ndarray, self.input_reference),), num_frames=frames)

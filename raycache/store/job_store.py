@@ -15,7 +15,7 @@ from raycache.protocol.schemas import GenerationRequest
 from raycache.protocol.stored import JobKind, Order, Page, StoredJob, new_job_id
 from raycache.store.folder import JobFolder
 from raycache.store.index import JobIndex
-from raycache.store.requests import asked_as, chosen, kept_request, picture_files
+from raycache.store.requests import asked_as, chosen, image_files, kept_request
 from raycache.store.runner import Asker, JobRunner, interrupted
 from raycache.store_metrics import StoreMetrics
 from raycache.store_settings import StoreSettings
@@ -76,7 +76,7 @@ class JobStore:
         else:
             seed = secrets.randbelow(2**32) if request.seed is None else request.seed
             fields = {"seed": seed, "model": self._asker.own_name(request.model)}
-        files = await asyncio.to_thread(picture_files, request)
+        files = await asyncio.to_thread(image_files, request)
         request = request.model_copy(update=fields)
         return await self._whole(self._add(kind, request, order is not None, key, notes, files))
 
@@ -194,11 +194,11 @@ class JobStore:
         notes: Sequence[str],
         files: dict[str, bytes],
     ) -> StoredJob:
-        pictures = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
+        images = {name.removeprefix("input-").removesuffix(".png"): len(data) for name, data in files.items()}
         async with self._adding:  # no other job may be added between the check and this one
             self._index.check_room(key)
-            if pictures:
-                self._index.check_room(key, sum(pictures.values()))
+            if images:
+                self._index.check_room(key, sum(images.values()))
             job = StoredJob(
                 id=new_job_id(kind, self._clock()),
                 kind=kind,
@@ -208,7 +208,7 @@ class JobStore:
                 request=kept_request(request),
                 judged=judged,
                 asked_as=asked_as(request),
-                pictures=pictures,
+                images=images,
                 about={"warnings": list(notes)},
             )
             try:

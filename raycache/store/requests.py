@@ -14,7 +14,7 @@ from raycache.protocol.schemas import GenerationRequest, ResolvedRequest
 from raycache.protocol.stored import AskedAs, StoredJob
 from raycache.protocol.videos import VideoRequest
 
-__all__ = ["asked_as", "chosen", "kept_request", "picture_files", "request_of"]
+__all__ = ["asked_as", "chosen", "image_files", "kept_request", "request_of"]
 
 #: The type that a stored request is read as.
 _TYPES: dict[AskedAs, type[GenerationRequest]] = {
@@ -23,7 +23,7 @@ _TYPES: dict[AskedAs, type[GenerationRequest]] = {
     "video": VideoRequest,
 }
 #: Fields that contain images.
-_PICTURES = frozenset({"image", "mask", "input_reference"})
+_IMAGES = frozenset({"image", "mask", "input_reference"})
 
 
 def asked_as(request: GenerationRequest) -> AskedAs:
@@ -33,7 +33,7 @@ def asked_as(request: GenerationRequest) -> AskedAs:
 
 def kept_request(request: GenerationRequest) -> dict[str, Any]:
     """``request`` as JSON, without its images."""
-    return request.model_dump(mode="json", exclude_none=True, exclude=set(_PICTURES))
+    return request.model_dump(mode="json", exclude_none=True, exclude=set(_IMAGES))
 
 
 def chosen(order: ResolvedRequest) -> dict[str, Any]:
@@ -50,9 +50,9 @@ def chosen(order: ResolvedRequest) -> dict[str, Any]:
     return fields
 
 
-def picture_files(request: GenerationRequest) -> dict[str, bytes]:
+def image_files(request: GenerationRequest) -> dict[str, bytes]:
     """The images of ``request`` as PNG (lossless), by the names that :func:`request_of` uses. Blocks."""
-    return {f"input-{name}.png": encode(pixels, "png") for name, pixels in _pictures(request).items()}
+    return {f"input-{name}.png": encode(pixels, "png") for name, pixels in _images(request).items()}
 
 
 def request_of(job: StoredJob, path_of: Callable[[str], Path], timeout_s: float) -> GenerationRequest:
@@ -66,7 +66,7 @@ def request_of(job: StoredJob, path_of: Callable[[str], Path], timeout_s: float)
     Raises:
         OSError: an image is missing.
     """
-    paths = {name: path_of(f"input-{name}.png") for name in job.pictures}
+    paths = {name: path_of(f"input-{name}.png") for name in job.images}
     given: dict[str, Any] = {name: path for name, path in paths.items() if not name.startswith("image-")}
     if job.asked_as == "edit":
         given["image"] = [paths[f"image-{index}"] for index in range(len(paths) - len(given))]
@@ -74,7 +74,7 @@ def request_of(job: StoredJob, path_of: Callable[[str], Path], timeout_s: float)
     return request.model_copy(update={"timeout_s": timeout_s, "partial_images": 0})
 
 
-def _pictures(request: GenerationRequest) -> dict[str, np.ndarray]:
+def _images(request: GenerationRequest) -> dict[str, np.ndarray]:
     if isinstance(request, VideoRequest):
         named = {"input_reference": request.input_reference}
     elif isinstance(request, EditRequest):

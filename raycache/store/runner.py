@@ -149,7 +149,7 @@ class JobRunner:
         except OSError as error:
             logger.error("An image of job %s cannot be read: %s", job.id, error.strerror or type(error).__name__)
             message = "an image of the request cannot be read any more; the log has the reason"
-            raise RequestError(500, message, None, "picture_lost") from None
+            raise RequestError(500, message, None, "image_lost") from None
 
     def _again_in(self, id: str, error: RequestError) -> float:
         """Seconds after which a retry makes sense; raises ``error`` if it does not."""

@@ -12,23 +12,23 @@ PSNR_CAP = 60.0
 """Equal images have no finite PSNR; this value replaces it in means."""
 
 
-def psnr(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """dB per image or video, at most ``PSNR_CAP``, of uint8 ``[pictures, (frames,) height, width, 3]``."""
-    error = (pictures.astype(np.float64) - references.astype(np.float64)) ** 2
+def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """dB per image or video, at most ``PSNR_CAP``, of uint8 ``[images, (frames,) height, width, 3]``."""
+    error = (images.astype(np.float64) - references.astype(np.float64)) ** 2
     mean = error.mean(axis=tuple(range(1, error.ndim)))
     return np.minimum(PSNR_CAP, 10 * np.log10(255.0**2 / np.maximum(mean, 1e-12)))
 
 
-def ssim(pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Structural similarity per image, 1 for equal ones; of a video, the mean over frames. Shapes as in ``psnr``."""
-    height, width, channels = pictures.shape[-3:]
-    pairs = zip(*(some.reshape(-1, height, width, channels) for some in (pictures, references)), strict=True)
+    height, width, channels = images.shape[-3:]
+    pairs = zip(*(some.reshape(-1, height, width, channels) for some in (images, references)), strict=True)
     each = np.array([structural_similarity(one, other, channel_axis=2) for one, other in pairs])
-    return each.reshape(len(pictures), -1).mean(axis=1)
+    return each.reshape(len(images), -1).mean(axis=1)
 
 
 @torch.no_grad()
-def feature_distance(vae: Any, pictures: np.ndarray, references: np.ndarray) -> np.ndarray:
+def feature_distance(vae: Any, images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """A distance like LPIPS per image, 0 for equal ones.
 
     As there: features of several depths, each position's channels scaled to unit length, squared differences summed
@@ -37,21 +37,21 @@ def feature_distance(vae: Any, pictures: np.ndarray, references: np.ndarray) -> 
 
     Args:
         vae: a diffusers ``AutoencoderKL``; of any other class, the distances are NaN.
-        pictures: uint8 ``[pictures, height, width, 3]``.
-        references: like ``pictures``.
+        images: uint8 ``[images, height, width, 3]``.
+        references: like ``images``.
     """
-    if type(vae).__name__ != "AutoencoderKL" or pictures.ndim != 4:
-        return np.full(len(pictures), np.nan)
-    total = np.zeros(len(pictures))
-    for index in range(len(pictures)):  # one at a time: the features of large ones are gigabytes
-        one, other = (_features(vae, some[index : index + 1]) for some in (pictures, references))
+    if type(vae).__name__ != "AutoencoderKL" or images.ndim != 4:
+        return np.full(len(images), np.nan)
+    total = np.zeros(len(images))
+    for index in range(len(images)):  # one at a time: the features of large ones are gigabytes
+        one, other = (_features(vae, some[index : index + 1]) for some in (images, references))
         for ours, theirs in zip(one, other, strict=True):
             total[index] += float((ours - theirs).square().sum(dim=1).mean())
     return total
 
 
-def _features(vae: Any, pictures: np.ndarray) -> list[torch.Tensor]:
-    """Unit-length features after each down block: ``[pictures, channels, h, w]`` each."""
+def _features(vae: Any, images: np.ndarray) -> list[torch.Tensor]:
+    """Unit-length features after each down block: ``[images, channels, h, w]`` each."""
     parameter = next(vae.parameters())
     found: list[torch.Tensor] = []
     hooks = [
@@ -59,7 +59,7 @@ def _features(vae: Any, pictures: np.ndarray) -> list[torch.Tensor]:
         for block in vae.encoder.down_blocks
     ]
     try:
-        batch = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(parameter.device, parameter.dtype) / 127.5 - 1
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(parameter.device, parameter.dtype) / 127.5 - 1
         vae.encoder(batch)
     finally:
         for hook in hooks:

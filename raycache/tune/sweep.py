@@ -82,7 +82,7 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
         uint8 images ``[prompts, height, width, 3]`` or videos ``[prompts, frames, height, width, 3]``, mean share of
         blocks computed over all transformers, seconds per image.
     """
-    pictures, shares = [], []
+    images, shares = [], []
     clock = clock_of(pipe)
     started = clock()
     apply_cache_on_pipe(pipe, options.type, **options.model_dump(exclude={"type"}))
@@ -90,12 +90,12 @@ def draw(pipe: Any, job: Job, options: CacheOptions) -> tuple[np.ndarray, float,
         for start in range(0, len(job.prompts), job.batch):
             prompts = job.prompts[start : start + job.batch]
             seeds = range(start, start + len(prompts))
-            pictures.append(generate_images(pipe, prompts, seeds, steps=job.steps, size=job.size, frames=job.frames))
+            images.append(generate_images(pipe, prompts, seeds, steps=job.steps, size=job.size, frames=job.frames))
             shares += [computed_share(list(cache_reports(pipe).values()))] * len(prompts)
     finally:
         remove_cache(pipe)
     seconds = (clock() - started) / len(job.prompts)
-    return np.concatenate(pictures), float(np.mean(shares)), seconds
+    return np.concatenate(images), float(np.mean(shares)), seconds
 
 
 def computed_share(reports: list[CacheReport]) -> float:
@@ -106,14 +106,14 @@ def computed_share(reports: list[CacheReport]) -> float:
 
 def compare(pipe: Any, job: Job, options: CacheOptions, references: np.ndarray, family: str) -> Point:
     """Measure one setting against the uncached images."""
-    pictures, share, seconds = draw(pipe, job, options)
+    images, share, seconds = draw(pipe, job, options)
     return Point(
         family,
         options.to_dict(),
         share,
-        float(psnr(pictures, references).mean()),
-        float(ssim(pictures, references).mean()),
-        float(feature_distance(pipe.vae, pictures, references).mean()),
+        float(psnr(images, references).mean()),
+        float(ssim(images, references).mean()),
+        float(feature_distance(pipe.vae, images, references).mean()),
         seconds,
     )
 
@@ -164,7 +164,7 @@ class Sweep:
         if self._references is not None:
             return self._references
         if path.exists():
-            saved: np.ndarray = np.load(path)["pictures"]
+            saved: np.ndarray = np.load(path)["images"]
             first = replace(self.job, prompts=self.job.prompts[: self.job.batch])
             again = draw(pipe, first, NoCacheOptions())[0]
             if (nearest := float(psnr(again, saved[: len(again)]).min())) < _SAME:
@@ -176,13 +176,13 @@ class Sweep:
             return saved
         # Untimed: libraries are loaded, and blocks compiled, by the first.
         draw(pipe, replace(self.job, prompts=self.job.prompts[: self.job.batch]), NoCacheOptions())
-        pictures, share, seconds = draw(pipe, self.job, NoCacheOptions())
+        images, share, seconds = draw(pipe, self.job, NoCacheOptions())
         self._keep(Point("uncached", NoCacheOptions().to_dict(), share, PSNR_CAP, 1.0, 0.0, seconds))
         half = path.with_suffix(".tmp.npz")
-        np.savez_compressed(half, pictures=pictures)
+        np.savez_compressed(half, images=images)
         half.rename(path)  # complete or not at all, even if killed
-        self._references = pictures
-        return pictures
+        self._references = images
+        return images
 
     def run(self, pipe: Any, candidates: list[Family], lowest_psnr: float) -> Iterator[Point]:
         """Measure what is not measured yet; a family ends at its first setting below ``lowest_psnr``.

@@ -28,7 +28,7 @@ _STREAMS = {
     "hidden_states": "latents",
     "x": "latents",
     "encoder_hidden_states": "text",
-    "image_cond_hidden_states": "pictures",
+    "image_cond_hidden_states": "images",
 }
 
 

@@ -95,9 +95,9 @@ def _ernie(transformer: Any) -> None:
 
 def _flux3(transformer: Any) -> None:
     """Text, image and reference images each have their own blocks before the joint ones."""
-    pictures = {"image_cond_hidden_states": _STATES, "image_cond_ids": _IDS}
-    streams = {"txt_mode_blocks.*": "text", "mode_blocks.image.*": "latents", "mode_blocks.image_cond.*": "pictures"}
-    by_diffusers(transformer, {**_PLACED, "": _PLACED[""] | pictures}, streams=streams)
+    images = {"image_cond_hidden_states": _STATES, "image_cond_ids": _IDS}
+    streams = {"txt_mode_blocks.*": "text", "mode_blocks.image.*": "latents", "mode_blocks.image_cond.*": "images"}
+    by_diffusers(transformer, {**_PLACED, "": _PLACED[""] | images}, streams=streams)
 
 
 def _krea2(transformer: Any) -> None:

@@ -47,13 +47,13 @@ def _pipe(name: str) -> Any:
 def _steps(model: torch.nn.Module, name: str) -> dict[str, Any]:
     """Every step's prediction for two images, one that moves little and one that moves much; what was remembered."""
     from cache_core.hooks import attachment_of
-    from tests.helpers.pictures import Pictures
+    from tests.helpers.conditioned_images import Images
     from tests.helpers.tiny_transformers import TINY
 
     outputs = []
     with torch.no_grad():
         for step in range(STEPS):
-            inputs = TINY[name].inputs(Pictures((1, 2), (0.02, 0.2), step))
+            inputs = TINY[name].inputs(Images((1, 2), (0.02, 0.2), step))
             outputs.append(model(**inputs, return_dict=False)[0])
     held = attachment_of(model).session.tensors()
     remembered = {tensor.shape[-2] for tensor in held if tensor.ndim > 1}  # [..., tokens, channels]

@@ -39,7 +39,7 @@ def _counted() -> Iterator[list[int]]:
 def _both_ways(rank: int, world_size: int) -> dict[str, Any]:
     from raycache.worker.context_parallel import parallelize
     from raycache.worker.fused_ulysses import FusedUlysses
-    from tests.helpers.pictures import Pictures
+    from tests.helpers.conditioned_images import Images
     from tests.helpers.tiny_transformers import TINY, build
 
     answers: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def _both_ways(rank: int, world_size: int) -> dict[str, Any]:
         parallelize(model)
         for way in (FusedUlysses.__bases__[0], FusedUlysses):
             module.TemplatedUlyssesAttention = way
-            inputs = TINY[name].inputs(Pictures((1, 2, 3), (0.0, 0.0, 0.0), 0))
+            inputs = TINY[name].inputs(Images((1, 2, 3), (0.0, 0.0, 0.0), 0))
             with torch.no_grad(), _counted() as sent:
                 output = model(**inputs, return_dict=False)[0]
             answers[name, way.__name__] = torch.stack(list(output)), sent
@@ -76,7 +76,7 @@ def test_the_same_bits_in_half_the_messages(answers: list[dict[str, Any]], name:
 def _gradients(rank: int, world_size: int) -> list[list[torch.Tensor]]:
     from raycache.worker.context_parallel import parallelize
     from raycache.worker.fused_ulysses import FusedUlysses
-    from tests.helpers.pictures import Pictures
+    from tests.helpers.conditioned_images import Images
     from tests.helpers.tiny_transformers import TINY, build
 
     name = "WanTransformer3DModel"
@@ -86,7 +86,7 @@ def _gradients(rank: int, world_size: int) -> list[list[torch.Tensor]]:
     found = []
     for way in (FusedUlysses.__bases__[0], FusedUlysses):
         module.TemplatedUlyssesAttention = way
-        inputs = TINY[name].inputs(Pictures((1,), (0.0,), 0))
+        inputs = TINY[name].inputs(Images((1,), (0.0,), 0))
         inputs["hidden_states"].requires_grad_()
         model(**inputs, return_dict=False)[0].square().sum().backward()
         found.append([inputs["hidden_states"].grad])
@@ -101,7 +101,7 @@ def test_gradients_are_the_same():
 
 def _compiled(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     from raycache.worker.context_parallel import parallelize
-    from tests.helpers.pictures import Pictures
+    from tests.helpers.conditioned_images import Images
     from tests.helpers.tiny_transformers import TINY, build
 
     name, graphs = "QwenImageTransformer2DModel", []
@@ -117,7 +117,7 @@ def _compiled(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor, i
             block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)
         parallelize(model)
         with torch.no_grad():
-            inputs = TINY[name].inputs(Pictures((1, 2), (0.0, 0.0), 0))
+            inputs = TINY[name].inputs(Images((1, 2), (0.0, 0.0), 0))
             outputs.append(model(**inputs, return_dict=False)[0])
     return outputs[0], outputs[1], len(graphs)
 

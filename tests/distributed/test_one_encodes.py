@@ -75,14 +75,14 @@ def _ranks(rank: int, world: int, folder: Path, edit: Path) -> dict[str, Any]:
         answer[where] = draw(made, _jobs(), abort={"dropped": 2})
         answer[f"{where} fails"] = _failing(made, 100 + number)
         answer[f"{where} remembers"] = made._jobs._context.prompts.held_bytes
-    answer["edit"] = _with_picture(rank, edit)
+    answer["edit"] = _with_image(rank, edit)
     answer["held"] = _encoders_held()
     answer["every_rank"] = draw(_rank(folder, rank, world, "every_rank"), _jobs(), abort={"dropped": 2})
     return answer
 
 
-def _with_picture(rank: int, folder: Path) -> tuple[Any, Any]:
-    """What an encoder that sees a picture gives: as every rank gets it, and as it is on rank 0 by itself."""
+def _with_image(rank: int, folder: Path) -> tuple[Any, Any]:
+    """What an encoder that sees an image gives: as every rank gets it, and as it is on rank 0 by itself."""
     settings = ModelSettings(path=str(folder), dtype="float32")
     pipe = load_pipeline(settings, str(folder), CPU, without=text_encoders_named(folder))
     encoders = load_text_encoders(folder, pipe, here=rank == 0, encode_on=CPU, dtype=torch.float32, device=CPU)

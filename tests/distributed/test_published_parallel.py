@@ -49,10 +49,10 @@ def _without_apply(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     except TypeError as error:
         broken = str(error)
     with cache_session(by_session.transformer, {"type": "none"}, find_group(by_session.transformer)):
-        pictures = [draw(by_session)]
+        images = [draw(by_session)]
     repair_para_attention()
-    pictures.append(draw(bare))
-    return {"broken": broken, "equal": torch.equal(*pictures)}
+    images.append(draw(bare))
+    return {"broken": broken, "equal": torch.equal(*images)}
 
 
 @pytest.fixture(scope="module")

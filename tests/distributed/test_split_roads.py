@@ -20,7 +20,7 @@ STEPS = 4
 
 
 def _names() -> list[str]:
-    """Every class that is split, in every form that is known of it: with masks of the text, or with other pictures."""
+    """Every class that is split, in every form that is known of it: with masks of the text, or with other images."""
     from tests.helpers.tiny_transformers import TINY
 
     refused = {"HunyuanVideoTransformer3DModel+first_frame"}
@@ -36,12 +36,12 @@ RIGHT, OTHER_WEIGHTS, FAILS = "right", "other weights on rank 1", "fails in its 
 
 def _steps(model: torch.nn.Module, name: str) -> torch.Tensor:
     """Every step's prediction for three images, one of which moves much."""
-    from tests.helpers.pictures import Pictures
+    from tests.helpers.conditioned_images import Images
     from tests.helpers.tiny_transformers import TINY
 
     outputs = []
     for step in range(STEPS):
-        inputs = TINY[name].inputs(Pictures((1, 2, 3), (0.01, 1.0, 0.01), step))
+        inputs = TINY[name].inputs(Images((1, 2, 3), (0.01, 1.0, 0.01), step))
         if name.startswith("Flux2"):  # as its pipeline has them
             inputs |= {key: inputs[key][None].repeat(3, 1, 1) for key in ("img_ids", "txt_ids")}
         output, *sound = model(**inputs, return_dict=False)

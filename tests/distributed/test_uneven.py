@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.pictures import Pictures, ids
+from tests.helpers.conditioned_images import Images, ids
 from tests.helpers.ranks import run_ranks
 
 FBCACHE = {"type": "FBCache", "warmup_steps": 1, "residual_diff_threshold": 0.2}
@@ -33,8 +33,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int]] = {
     # 15 tokens; the text is whole on both.
     "Wan with odd latents": (WAN, THREE, 7, 7),
     "LTX-Video with 3 heads": (LTX, THREE | {"cross_attention_dim": 48}, 7, 3),
-    "LTX-Video from a picture": (LTX, {}, 7, 3),
-    "LTX-2 from a picture": (LTX2, {"rope_type": "split"}, 7, 2),
+    "LTX-Video from an image": (LTX, {}, 7, 3),
+    "LTX-2 from an image": (LTX2, {"rope_type": "split"}, 7, 2),
     "LTX-2 with 3 heads": (
         LTX2,
         THREE | {"cross_attention_dim": 48, "audio_num_attention_heads": 3, "audio_cross_attention_dim": 24},
@@ -58,26 +58,26 @@ ON_FOUR = {
 }
 
 
-def _odd(case: str, pictures: Pictures, text: int, valid: int) -> dict[str, Any]:
+def _odd(case: str, images: Images, text: int, valid: int) -> dict[str, Any]:
     """What the class of ``case`` needs for texts of ``text`` tokens, of which the first has ``valid``."""
     mask = torch.arange(text) < torch.tensor([[valid], [text]])
-    if case.endswith("from a picture"):  # each token of the video has a timestep of its own
-        timesteps = {"timestep": pictures.fixed(32, salt=3).abs() * 1000}
-        return timesteps | ({"audio_timestep": pictures.times(1000)} if case.startswith("LTX-2") else {})
+    if case.endswith("from an image"):  # each token of the video has a timestep of its own
+        timesteps = {"timestep": images.fixed(32, salt=3).abs() * 1000}
+        return timesteps | ({"audio_timestep": images.times(1000)} if case.startswith("LTX-2") else {})
     if case.startswith("LTX-2"):
-        return {"hidden_states": pictures.latents(15, 8), "num_frames": 1, "height": 3, "width": 5}
+        return {"hidden_states": images.latents(15, 8), "num_frames": 1, "height": 3, "width": 5}
     if case.startswith("Chroma"):
         return {"attention_mask": torch.cat([mask, torch.ones(2, 16)], 1)}  # numbers, as its pipeline has them
     if case.startswith("FLUX.3"):
-        pictures_of = {"image_cond_hidden_states": pictures.fixed(5, 8, salt=2), "image_cond_ids": ids(1, 1, 5, 1)}
-        return pictures_of | {"txt_ids": ids(1, 1, 1, text)}
+        images_of = {"image_cond_hidden_states": images.fixed(5, 8, salt=2), "image_cond_ids": ids(1, 1, 5, 1)}
+        return images_of | {"txt_ids": ids(1, 1, 1, text)}
     if case.startswith("Krea"):
         places = torch.cat([torch.zeros(text, 3), ids(1, 4, 4)])
-        return {"encoder_hidden_states": pictures.fixed(text, 2, 16, salt=1), "position_ids": places}
+        return {"encoder_hidden_states": images.fixed(text, 2, 16, salt=1), "position_ids": places}
     if case.startswith("Qwen-Image 2.1"):
         return {"img_mask": torch.tensor([[False] * 3 + [True] * 2 + [False] * 2 + [True] * 4] * 2)}
     if case.startswith("ERNIE"):
-        return {"text_bth": pictures.fixed(text, 16, salt=1), "text_lens": torch.tensor([valid, text])}
+        return {"text_bth": images.fixed(text, 16, salt=1), "text_lens": torch.tensor([valid, text])}
     return {}
 
 
@@ -85,17 +85,17 @@ def _inputs(case: str, step: int) -> dict[str, Any]:
     from tests.helpers.tiny_transformers import TINY
 
     name, _, text, valid = (CASES | ON_FOUR)[case]
-    pictures = Pictures((1, 2), (0.01, 1.0), step)
-    inputs = TINY[name].inputs(pictures)
+    images = Images((1, 2), (0.01, 1.0), step)
+    inputs = TINY[name].inputs(images)
     if name == WAN:
-        inputs["hidden_states"] = pictures.latents(4, 1, 6, 10)
+        inputs["hidden_states"] = images.latents(4, 1, 6, 10)
     if text and "encoder_hidden_states" in inputs:
-        inputs["encoder_hidden_states"] = pictures.fixed(text, 16, salt=1)
+        inputs["encoder_hidden_states"] = images.fixed(text, 16, salt=1)
     for mask in inputs.keys() & {"encoder_attention_mask", "encoder_hidden_states_mask"}:
         inputs[mask] = torch.arange(text) < torch.tensor([[valid], [text]])
     if "txt_ids" in inputs:
         inputs["txt_ids"] = torch.zeros(text, 3)
-    return inputs | _odd(case, pictures, text, valid) | {"return_dict": False}
+    return inputs | _odd(case, images, text, valid) | {"return_dict": False}
 
 
 def _draw(model: Any, case: str) -> torch.Tensor:

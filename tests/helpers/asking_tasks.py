@@ -63,10 +63,10 @@ def frames(file: Any) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in opened.decode(video=0)])
 
 
-def png(picture: np.ndarray) -> tuple[str, bytes, str]:
+def png(image: np.ndarray) -> tuple[str, bytes, str]:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return "picture.png", buffer.getvalue(), "image/png"
+    Image.fromarray(image).save(buffer, "PNG")
+    return "image.png", buffer.getvalue(), "image/png"
 
 
 def mask() -> tuple[str, bytes, str]:
@@ -81,8 +81,8 @@ def pixels(encoded: str | None) -> np.ndarray:
 
 def edited(client: openai.OpenAI, name: str, widths: Sequence[int]) -> np.ndarray:
     """Edit several images of these widths into one, without a cache."""
-    pictures = [png(scene(width)) for width in widths]
-    told = client.images.edit(model=name, image=pictures, prompt=PROMPT, extra_body=_extra(name, NONE))
+    images = [png(scene(width)) for width in widths]
+    told = client.images.edit(model=name, image=images, prompt=PROMPT, extra_body=_extra(name, NONE))
     return pixels(told.data[0].b64_json)
 
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from raycache.protocol.capabilities import Task
 from raycache.protocol.schemas import ResolvedRequest
+from tests.helpers.image_files import file, scene
 from tests.helpers.openai_surface import Service
-from tests.helpers.picture_files import file, scene
 
-__all__ = ["MASK", "OTHER", "PICTURE", "REDRAWN", "TASKS", "URL", "data_url", "last", "refused"]
+__all__ = ["IMAGE", "MASK", "OTHER", "REDRAWN", "TASKS", "URL", "data_url", "last", "refused"]
 
 URL = "/v1/images/edits"
 TASKS: tuple[Task, ...] = ("text-to-image", "edit", "inpaint", "image-to-image")
-PICTURE, OTHER = file(scene()), file(scene(40, 24), "JPEG")
+IMAGE, OTHER = file(scene()), file(scene(40, 24), "JPEG")
 REDRAWN = np.zeros((16, 24), np.uint8)
 REDRAWN[4:8, 4:12] = 255
 MASK = file(np.dstack([scene(), 255 - REDRAWN]))

@@ -15,7 +15,7 @@ READY = EngineStatus("r1", True, 2, True, 1.5, {"ranks": [{"step": 3}]}, {"num_b
 ERROR_KEYS = {"message", "type", "param", "code"}
 
 
-def picture(index: int) -> np.ndarray:
+def image(index: int) -> np.ndarray:
     return np.full((16, 32, 3), 10 * index, np.uint8)
 
 
@@ -59,7 +59,7 @@ class FakeService:
         if self.failure:
             raise self.failure
         return GenerationResult(
-            images=[picture(i) for i in range(request.n)],
+            images=[image(i) for i in range(request.n)],
             seeds=[(request.seed or 0) + i for i in range(request.n)],
             report={"method": "DBCache"},
             times=StageTimes(queue=0.5, denoise=2.0),
@@ -73,7 +73,7 @@ class FakeService:
             for step in range(1, 3):
                 yield ProgressEvent(step, 2, [step == 2], [0.1], 0.5)
                 if step <= request.partial_images:
-                    yield PreviewEvent(step - 1, [picture(9)])
+                    yield PreviewEvent(step - 1, [image(9)])
             if self.late_failure:
                 raise self.late_failure
             yield await self.generate(request)

@@ -85,8 +85,8 @@ def _arguments(name: str, task: str, widths: Sequence[int]) -> dict[str, Any]:
     if name.startswith("flux") and not name.startswith("flux3"):  # which embed their guidance
         given["guidance_scale"] = GUIDANCE
     if task in ("image-to-image", "edit", "inpaint", "image-to-video"):
-        pictures = [Image.fromarray(scene(width)) for width in widths]
-        given["image"] = pictures if len(pictures) > 1 else pictures[0]
+        images = [Image.fromarray(scene(width)) for width in widths]
+        given["image"] = images if len(images) > 1 else images[0]
     if task == "edit" and name == "qwen-image-2.1":
         given["output_resolution"] = 64  # else a megapixel
     if task == "image-to-image":

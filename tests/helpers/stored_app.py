@@ -16,7 +16,7 @@ from raycache.protocol.formats import encode
 from tests.helpers.fake_service import FakeService
 from tests.helpers.stored import FakeAsker
 
-__all__ = ["BLUE", "GREEN", "IMAGE", "LATER", "PICTURE", "PNG", "URL", "VIDEO", "Application", "frames_of"]
+__all__ = ["BLUE", "GREEN", "IMAGE", "LATER", "PIXELS", "PNG", "URL", "VIDEO", "Application", "frames_of"]
 
 BLUE, GREEN = ({"authorization": f"Bearer {name}"} for name in ("blue-key", "green-key"))
 VIDEO = {"prompt": "a circle", "size": "64x48", "num_frames": 5, "seed": 7}
@@ -56,6 +56,6 @@ def frames_of(data: bytes) -> list[Any]:
         return list(container.decode(video=0))
 
 
-PICTURE = np.random.default_rng(5).integers(0, 255, (48, 64, 3), np.uint8)
-PNG = encode(PICTURE, "png")
+PIXELS = np.random.default_rng(5).integers(0, 255, (48, 64, 3), np.uint8)
+PNG = encode(PIXELS, "png")
 URL = "data:image/png;base64," + base64.b64encode(PNG).decode()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers.pictures import Pictures, Tiny, ids
+from tests.helpers.conditioned_images import Images, Tiny, ids
 
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 _PACKED = _HEADS | {"in_channels": 8, "joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)}
@@ -54,7 +54,7 @@ _SANA = _HEADS | {
 }
 
 
-def _packed(p: Pictures) -> dict[str, Any]:
+def _packed(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -64,12 +64,12 @@ def _packed(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _chroma(p: Pictures) -> dict[str, Any]:
+def _chroma(p: Images) -> dict[str, Any]:
     image = torch.ones(len(p.seeds), 16, dtype=torch.bool)
     return _packed(p) | {"attention_mask": torch.cat([p.mask(6), image], dim=1)}
 
 
-def _qwen21(p: Pictures) -> dict[str, Any]:
+def _qwen21(p: Images) -> dict[str, Any]:
     slots = torch.tensor([False] * 6 + [True] * 4).expand(len(p.seeds), -1)  # of the encoder: one for every four tokens
     return {
         "hidden_states": p.latents(16, 16),
@@ -81,7 +81,7 @@ def _qwen21(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _qwen21_reference(p: Pictures) -> dict[str, Any]:
+def _qwen21_reference(p: Images) -> dict[str, Any]:
     slots = torch.tensor([False] * 4 + [True] * 2 + [False] * 2 + [True] * 4).expand(len(p.seeds), -1)
     return _qwen21(p) | {
         "hidden_states": torch.cat([p.fixed(8, 16, salt=2), p.latents(16, 16)], dim=1),
@@ -92,7 +92,7 @@ def _qwen21_reference(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _masked(p: Pictures) -> dict[str, Any]:
+def _masked(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -101,19 +101,19 @@ def _masked(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _sana(p: Pictures) -> dict[str, Any]:
+def _sana(p: Images) -> dict[str, Any]:
     return _masked(p) | {"hidden_states": p.latents(4, 4, 4), "timestep": p.times(1000)}
 
 
-def _flux3(p: Pictures) -> dict[str, Any]:
+def _flux3(p: Images) -> dict[str, Any]:
     return _packed(p) | {"img_ids": ids(1, 4, 4, 1), "txt_ids": ids(1, 1, 1, 6)}
 
 
-def _flux3_reference(p: Pictures) -> dict[str, Any]:
+def _flux3_reference(p: Images) -> dict[str, Any]:
     return _flux3(p) | {"image_cond_hidden_states": p.fixed(8, 8, salt=2), "image_cond_ids": ids(1, 2, 4, 1)}
 
 
-def _ernie(p: Pictures) -> dict[str, Any]:
+def _ernie(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 4, 4),
         "timestep": p.times(1000),
@@ -122,7 +122,7 @@ def _ernie(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _krea2(p: Pictures) -> dict[str, Any]:
+def _krea2(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 8),
         "encoder_hidden_states": p.fixed(6, 2, 16, salt=1),
@@ -132,7 +132,7 @@ def _krea2(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _ideogram4(p: Pictures) -> dict[str, Any]:
+def _ideogram4(p: Images) -> dict[str, Any]:
     count, text = len(p.seeds), p.mask(6, torch.long)
     image = torch.ones(count, 16, dtype=torch.long)
     positions = torch.cat([torch.zeros(6, 3), 100 + ids(1, 4, 4)])
@@ -146,7 +146,7 @@ def _ideogram4(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _hidream(p: Pictures) -> dict[str, Any]:
+def _hidream(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "timesteps": p.times(1000),
@@ -156,7 +156,7 @@ def _hidream(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _glm(p: Pictures) -> dict[str, Any]:
+def _glm(p: Images) -> dict[str, Any]:
     size = torch.tensor([[64.0, 64.0]] * len(p.seeds))
     return {
         "hidden_states": p.latents(4, 8, 8),

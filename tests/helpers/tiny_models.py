@@ -63,10 +63,10 @@ def tiny_job(name: str, task: Any, id: str = "1", seeds: tuple[int, ...] = (7,),
     """A small job that uses all inputs of the family: a negative prompt, images, a mask, frames."""
     family = family_of(TINY_FAMILIES[name].pipeline)
     rows, columns = np.mgrid[:64, :64].astype(np.uint8)
-    picture = np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1)
+    image = np.stack([4 * rows, 4 * columns, 255 - 2 * rows - 2 * columns], axis=-1)
     inputs = JobInputs(
         task,
-        pictures=(picture,) if task in ("image-to-image", "edit", "inpaint", "image-to-video") else (),
+        images=(image,) if task in ("image-to-image", "edit", "inpaint", "image-to-video") else (),
         mask=np.where(columns < 32, 0, 255).astype(np.uint8) if task == "inpaint" else None,
         strength=0.7 if task == "image-to-image" else None,
         num_frames=family.frame_step + 1 if family.frame_step else 1,

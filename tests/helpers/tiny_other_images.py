@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers.pictures import Pictures, Tiny, ids
+from tests.helpers.conditioned_images import Images, Tiny, ids
 
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 _CHANNELS = {"in_channels": 4, "out_channels": 4}
@@ -19,7 +19,7 @@ _JOY = _CHANNELS | {
 }
 
 
-def _image(p: Pictures) -> dict[str, Any]:
+def _image(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -27,17 +27,17 @@ def _image(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _video(p: Pictures) -> dict[str, Any]:
+def _video(p: Images) -> dict[str, Any]:
     return _image(p) | {"hidden_states": p.latents(4, 2, 8, 8), "timestep": p.times(1000)}
 
 
-def _cogview3(p: Pictures) -> dict[str, Any]:
+def _cogview3(p: Images) -> dict[str, Any]:
     size = torch.tensor([[64.0, 64.0]] * len(p.seeds))
     sizes = {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size)}
     return _image(p) | {"timestep": p.times(1000)} | sizes
 
 
-def _omnigen(p: Pictures) -> dict[str, Any]:
+def _omnigen(p: Images) -> dict[str, Any]:
     mask = torch.cat([p.mask(6, torch.long), torch.ones(len(p.seeds), 17, dtype=torch.long)], dim=1)
     return {
         "hidden_states": p.latents(4, 8, 8),
@@ -50,7 +50,7 @@ def _omnigen(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _fibo(p: Pictures) -> dict[str, Any]:
+def _fibo(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -61,7 +61,7 @@ def _fibo(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _fibo2(p: Pictures) -> dict[str, Any]:
+def _fibo2(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "encoder_hidden_states": p.fixed(
@@ -72,7 +72,7 @@ def _fibo2(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _lumina_next(p: Pictures) -> dict[str, Any]:
+def _lumina_next(p: Images) -> dict[str, Any]:
     angles = torch.outer(torch.arange(16.0), torch.arange(1.0, 9.0)).reshape(4, 4, 8)
     return _image(p) | {
         "encoder_mask": p.mask(6),
@@ -81,7 +81,7 @@ def _lumina_next(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _joy_plus(p: Pictures) -> dict[str, Any]:
+def _joy_plus(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(24, 4, 1, 2, 2),
         "timestep": p.times(1000),
@@ -91,7 +91,7 @@ def _joy_plus(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _nucleus(p: Pictures) -> dict[str, Any]:
+def _nucleus(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 16),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),

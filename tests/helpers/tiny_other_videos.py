@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers.pictures import Pictures, Tiny, ids, kandinsky
+from tests.helpers.conditioned_images import Images, Tiny, ids, kandinsky
 
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 _CHANNELS = {"in_channels": 4, "out_channels": 4}
@@ -48,7 +48,7 @@ _KANDINSKY6 = {
 }
 
 
-def _image(p: Pictures) -> dict[str, Any]:
+def _image(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -56,19 +56,19 @@ def _image(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _video(p: Pictures) -> dict[str, Any]:
+def _video(p: Images) -> dict[str, Any]:
     return _image(p) | {"hidden_states": p.latents(4, 2, 8, 8), "timestep": p.times(1000)}
 
 
-def _frames_first(p: Pictures) -> dict[str, Any]:
+def _frames_first(p: Images) -> dict[str, Any]:
     return _image(p) | {"hidden_states": p.latents(2, 4, 8, 8), "timestep": p.times(1000)}
 
 
-def _cosmos(p: Pictures) -> dict[str, Any]:
+def _cosmos(p: Images) -> dict[str, Any]:
     return _video(p) | {"timestep": p.times(), "fps": 16}
 
 
-def _allegro(p: Pictures) -> dict[str, Any]:
+def _allegro(p: Images) -> dict[str, Any]:
     angles = torch.outer(torch.arange(4.0), torch.arange(1.0, 5.0)).repeat(1, 2)
     places = tuple(ids(2, 4, 4).long().T[:, None])
     return _video(p) | {
@@ -77,7 +77,7 @@ def _allegro(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _helios(p: Pictures) -> dict[str, Any]:
+def _helios(p: Images) -> dict[str, Any]:
     frames = torch.arange(2).expand(len(p.seeds), -1)
     return _video(p) | {
         "indices_hidden_states": frames + 3,
@@ -86,12 +86,12 @@ def _helios(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _anyflow(p: Pictures) -> dict[str, Any]:
+def _anyflow(p: Images) -> dict[str, Any]:
     times = p.times(1000)[:, None].expand(-1, 2)
     return _frames_first(p) | {"timestep": times, "r_timestep": times / 2}
 
 
-def _kandinsky6(p: Pictures) -> dict[str, Any]:
+def _kandinsky6(p: Images) -> dict[str, Any]:
     given = kandinsky(p)
     return {key: given[key] for key in ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")}
 

@@ -8,8 +8,8 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.helpers import pictures, tiny_images, tiny_other_images, tiny_other_videos, tiny_videos
-from tests.helpers.pictures import Pictures, Tiny
+from tests.helpers import conditioned_images, tiny_images, tiny_other_images, tiny_other_videos, tiny_videos
+from tests.helpers.conditioned_images import Images, Tiny
 
 
 def build(name: str, **other: Any) -> torch.nn.Module:
@@ -35,9 +35,9 @@ def shared(name: str) -> torch.nn.Module:
     return build(name)
 
 
-def call(model: torch.nn.Module, name: str, pictures: Pictures) -> torch.Tensor:
+def call(model: torch.nn.Module, name: str, images: Images) -> torch.Tensor:
     """One step; the prediction as one tensor with a row per image."""
-    output = model(**TINY[name].inputs(pictures))
+    output = model(**TINY[name].inputs(images))
     if (audio := output.get("audio_sample")) is not None:
         return torch.cat([output.sample.flatten(1), audio.flatten(1)], dim=1)
     return torch.stack(output.sample) if isinstance(output.sample, list) else output.sample
@@ -71,7 +71,7 @@ TINY: dict[str, Tiny] = {
         _HEADS
         | _STACKS
         | {"in_channels": 8, "joint_attention_dim": 16, "pooled_projection_dim": 16, "axes_dims_rope": (4, 6, 6)},
-        pictures.flux,
+        conditioned_images.flux,
     ),
     "Flux2Transformer2DModel": Tiny(
         _HEADS
@@ -82,31 +82,31 @@ TINY: dict[str, Tiny] = {
             "timestep_guidance_channels": 16,
             "axes_dims_rope": (4, 4, 4, 4),
         },
-        pictures.flux2,
+        conditioned_images.flux2,
     ),
     "QwenImageTransformer2DModel": Tiny(
         _QWEN,
-        pictures.qwen,
+        conditioned_images.qwen,
     ),
     "QwenImageTransformer2DModel+reference": Tiny(
         _QWEN | {"zero_cond_t": True},
-        lambda p: pictures.qwen(p) | {"img_shapes": [[(1, 2, 4), (1, 2, 4)]] * len(p.seeds)},
+        lambda p: conditioned_images.qwen(p) | {"img_shapes": [[(1, 2, 4), (1, 2, 4)]] * len(p.seeds)},
     ),
-    "WanTransformer3DModel": Tiny(_WAN, pictures.wan),
+    "WanTransformer3DModel": Tiny(_WAN, conditioned_images.wan),
     "WanTransformer3DModel+timesteps_per_token": Tiny(
-        _WAN, lambda p: pictures.wan(p) | {"timestep": p.fixed(32, salt=2).abs() * 1000}
+        _WAN, lambda p: conditioned_images.wan(p) | {"timestep": p.fixed(32, salt=2).abs() * 1000}
     ),
     "WanVACETransformer3DModel": Tiny(
         _WAN | {"vace_layers": [0, 2], "vace_in_channels": 8},
-        lambda p: pictures.wan(p) | {"control_hidden_states": p.fixed(8, 2, 8, 8, salt=3)},
+        lambda p: conditioned_images.wan(p) | {"control_hidden_states": p.fixed(8, 2, 8, 8, salt=3)},
     ),
-    "HunyuanVideoTransformer3DModel": Tiny(_HUNYUAN_VIDEO, pictures.hunyuan_video),
+    "HunyuanVideoTransformer3DModel": Tiny(_HUNYUAN_VIDEO, conditioned_images.hunyuan_video),
     "HunyuanVideoTransformer3DModel+first_frame": Tiny(
-        _HUNYUAN_VIDEO | {"image_condition_type": "token_replace"}, pictures.hunyuan_video
+        _HUNYUAN_VIDEO | {"image_condition_type": "token_replace"}, conditioned_images.hunyuan_video
     ),
     "HunyuanVideoFramepackTransformer3DModel": Tiny(
         _HUNYUAN_VIDEO | {"has_image_proj": True, "image_proj_dim": 16, "has_clean_x_embedder": True},
-        pictures.framepack,
+        conditioned_images.framepack,
     ),
     "HunyuanImageTransformer2DModel": Tiny(
         _HEADS
@@ -118,7 +118,7 @@ TINY: dict[str, Tiny] = {
             "text_embed_dim": 16,
             "rope_axes_dim": (8, 8),
         },
-        pictures.hunyuan_image,
+        conditioned_images.hunyuan_image,
     ),
     "CogVideoXTransformer3DModel": Tiny(
         _HEADS
@@ -133,7 +133,7 @@ TINY: dict[str, Tiny] = {
             "sample_frames": 5,
             "max_text_seq_length": 6,
         },
-        pictures.cogvideox,
+        conditioned_images.cogvideox,
     ),
     "CogView4Transformer2DModel": Tiny(
         _HEADS
@@ -146,7 +146,7 @@ TINY: dict[str, Tiny] = {
             "condition_dim": 8,
             "rope_axes_dim": (8, 8),
         },
-        pictures.cogview4,
+        conditioned_images.cogview4,
     ),
     "MochiTransformer3DModel": Tiny(
         _HEADS
@@ -158,12 +158,12 @@ TINY: dict[str, Tiny] = {
             "time_embed_dim": 8,
             "max_sequence_length": 6,
         },
-        pictures.mochi,
+        conditioned_images.mochi,
     ),
     "LTXVideoTransformer3DModel": Tiny(
         _HEADS
         | {"in_channels": 8, "out_channels": 8, "cross_attention_dim": 32, "num_layers": 4, "caption_channels": 16},
-        pictures.ltx,
+        conditioned_images.ltx,
     ),
     "SD3Transformer2DModel": Tiny(
         _HEADS
@@ -178,10 +178,11 @@ TINY: dict[str, Tiny] = {
             "pos_embed_max_size": 8,
             "dual_attention_layers": (0, 1),
         },
-        pictures.sd3,
+        conditioned_images.sd3,
     ),
     "BriaTransformer2DModel": Tiny(
-        _HEADS | _STACKS | {"in_channels": 8, "joint_attention_dim": 16, "axes_dims_rope": [4, 6, 6]}, pictures.bria
+        _HEADS | _STACKS | {"in_channels": 8, "joint_attention_dim": 16, "axes_dims_rope": [4, 6, 6]},
+        conditioned_images.bria,
     ),
     "Kandinsky5Transformer3DModel": Tiny(
         {
@@ -194,7 +195,7 @@ TINY: dict[str, Tiny] = {
             "num_visual_blocks": 4,
             "axes_dims": (4, 6, 6),
         },
-        pictures.kandinsky,
+        conditioned_images.kandinsky,
     ),
     "MotifVideoTransformer3DModel": Tiny(
         _HEADS
@@ -207,7 +208,7 @@ TINY: dict[str, Tiny] = {
             "text_embed_dim": 16,
             "rope_axes_dim": (4, 6, 6),
         },
-        pictures.motif,
+        conditioned_images.motif,
     ),
     "ZImageTransformer2DModel": Tiny(
         {
@@ -221,15 +222,16 @@ TINY: dict[str, Tiny] = {
             "axes_dims": [4, 6, 6],
             "axes_lens": [128, 32, 32],
         },
-        pictures.z_image,
+        conditioned_images.z_image,
     ),
     "PixArtTransformer2DModel": Tiny(
         _HEADS
         | {"num_layers": 4, "cross_attention_dim": 32, "sample_size": 8, "caption_channels": 16, "norm_num_groups": 4},
-        pictures.pixart,
+        conditioned_images.pixart,
     ),
     "DiTTransformer2DModel": Tiny(
-        _HEADS | {"num_layers": 4, "sample_size": 8, "norm_num_groups": 4, "num_embeds_ada_norm": 1000}, pictures.dit
+        _HEADS | {"num_layers": 4, "sample_size": 8, "norm_num_groups": 4, "num_embeds_ada_norm": 1000},
+        conditioned_images.dit,
     ),
 }
 TINY |= tiny_images.TINY | tiny_videos.TINY | tiny_other_images.TINY | tiny_other_videos.TINY

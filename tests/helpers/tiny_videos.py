@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.helpers.pictures import Pictures, Tiny, wan
+from tests.helpers.conditioned_images import Images, Tiny, wan
 
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 _HUNYUAN_VIDEO_15 = _HEADS | {
@@ -49,7 +49,7 @@ _LTX2 = _HEADS | {
 }
 
 
-def _ltx2(p: Pictures) -> dict[str, Any]:
+def _ltx2(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(2 * 4 * 4, 8),
         "audio_hidden_states": p.latents(5, 8),
@@ -65,7 +65,7 @@ def _ltx2(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _ltx23(p: Pictures) -> dict[str, Any]:
+def _ltx23(p: Images) -> dict[str, Any]:
     """With guidance: the attention of one block is perturbed for every other video."""
     return _ltx2(p) | {
         "encoder_hidden_states": p.fixed(6, 32, salt=1),
@@ -75,7 +75,7 @@ def _ltx23(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _wan_animate(p: Pictures) -> dict[str, Any]:
+def _wan_animate(p: Images) -> dict[str, Any]:
     return wan(p) | {
         "hidden_states": p.latents(12, 3, 8, 8),
         "encoder_hidden_states_image": p.fixed(5, 8, salt=2),
@@ -84,12 +84,12 @@ def _wan_animate(p: Pictures) -> dict[str, Any]:
     }
 
 
-def _diffusion_forcing(p: Pictures) -> dict[str, Any]:
+def _diffusion_forcing(p: Images) -> dict[str, Any]:
     times = torch.stack([p.times(1000), p.times(500)], dim=1)  # each frame has its own
     return wan(p) | {"timestep": times, "enable_diffusion_forcing": True}
 
 
-def _hunyuan_video_15(p: Pictures) -> dict[str, Any]:
+def _hunyuan_video_15(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 2, 4, 4),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),

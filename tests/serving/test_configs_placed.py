@@ -90,14 +90,14 @@ def test_the_laptop_configuration_with_four_ranks(application, tiny_model):
     assert len(engine["gang"]["ranks"]) == 4
 
     asked = [{**ASK, "seed": seed, "num_inference_steps": 8 + 4 * seed} for seed in range(4)]
-    alone = [picture(url, body) for body in asked]
+    alone = [image(url, body) for body in asked]
     with ThreadPoolExecutor(4) as pool:
-        at_once = list(pool.map(lambda body: picture(url, body), asked))
+        at_once = list(pool.map(lambda body: image(url, body), asked))
     for shared, expected in zip(at_once, alone, strict=True):
         np.testing.assert_allclose(shared, expected, atol=1, rtol=0)
 
 
-def picture(url: str, body: dict) -> np.ndarray:
+def image(url: str, body: dict) -> np.ndarray:
     reply = httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
     assert reply.status_code == 200, reply.text
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(reply.json()["data"][0]["b64_json"]))), int)

@@ -30,4 +30,4 @@ def test_the_examples_of_the_first_minutes_run(flux: str, tmp_path: Path, monkey
         code = example.code.replace("http://127.0.0.1:8000", flux).replace('"DBCache"', '"FBCache"')
         replace(example, code=code).run(names)
         assert "reply" not in names or len(names["reply"].data[0].b64_json) > 100
-    assert (tmp_path / "picture.png").stat().st_size > 100
+    assert (tmp_path / "image.png").stat().st_size > 100

@@ -54,7 +54,7 @@ CONFIGURED = {
 SERVICES = {
     "flux1": ("flux", "flux-schnell", "flux-kontext", "flux-fill"),
     "flux2": ("flux2", "flux2-klein", "hunyuan-image"),
-    "pictures": ("z-image-3-heads", "sd3", "qwen-image"),
+    "images": ("z-image-3-heads", "sd3", "qwen-image"),
     "edits": ("qwen-image-edit", "qwen-image-edit-plus", "flux3", "flux3-distilled"),
     "videos": ("wan-ti2v", "wan-2.2", "wan-i2v", "ltx2"),
     "others": ("chroma", "qwen-image-2.1", "sana"),
@@ -213,7 +213,7 @@ def test_a_streamed_edit_ends_in_the_same_image(served: Served):
 
 
 @pytest.mark.parametrize("served", ["flux2", "edits", "others"], indirect=True, scope="module")
-def test_pictures_of_unlike_sizes_are_edited_together(served: Served):
+def test_images_of_unlike_sizes_are_edited_together(served: Served):
     widths = (64, 96)
     several = [name for name in served.models if family_of(TINY_FAMILIES[name].pipeline).max_inputs > 1]
     assert several
@@ -223,7 +223,7 @@ def test_pictures_of_unlike_sizes_are_edited_together(served: Served):
         assert np.abs(drawn - served.answers[name, "edit", False].result(400).pixels).max() > 1, name
 
 
-@pytest.mark.parametrize("served", ["pictures"], indirect=True, scope="module")
+@pytest.mark.parametrize("served", ["images"], indirect=True, scope="module")
 def test_what_is_asked_besides_is_not_lost(served: Served):
     drawn = served.answers["qwen-image", "text-to-image", False].result(400).pixels
     guided = {"negative_prompt": "grey", "true_cfg_scale": 4.0, "seed": SEED, "cache": NONE}
@@ -232,7 +232,7 @@ def test_what_is_asked_besides_is_not_lost(served: Served):
         assert not np.array_equal(pixels(other.data[0].b64_json), drawn), change
 
 
-@pytest.mark.parametrize("served", ["pictures"], indirect=True, scope="module")
+@pytest.mark.parametrize("served", ["images"], indirect=True, scope="module")
 def test_a_forecast_is_asked_for_like_any_other_cache(served: Served):
     cache = {"type": "ForecastCache", "warmup_steps": 3, "residual_diff_threshold": 5.0, "max_cached_steps": 2}
     extra = {"seed": SEED, "num_inference_steps": 8, "cache": cache}

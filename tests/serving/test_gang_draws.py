@@ -15,7 +15,7 @@ from raycache.protocol.job_errors import DeadlineExceeded, JobCancelled, JobFail
 from tests.serving.conftest import LONG, job, wait_until
 
 
-def test_a_picture_with_its_report(gang: Gang, reference: np.ndarray):
+def test_an_image_with_its_report(gang: Gang, reference: np.ndarray):
     assert reference.shape == (1, 64, 64, 3)
     assert reference.dtype == np.uint8
     assert reference.std() > 10
@@ -51,7 +51,7 @@ def test_progress_is_told_once_per_step_and_in_order(gang: Gang, options):
     assert preview.shape[1] * 2 == preview.shape[2]
     small = output.images.reshape(2, preview.shape[1], 64 // preview.shape[1], preview.shape[2], -1, 3).mean((2, 4))
     error, unrelated = (np.abs(p.astype(float) - small).mean() for p in (preview, preview[::-1]))
-    assert error < unrelated, "a preview resembles its own picture more than its neighbour's"
+    assert error < unrelated, "a preview resembles its own image more than its neighbour's"
 
 
 def test_an_error_on_every_rank_ends_the_job_and_not_the_gang(gang: Gang, reference: np.ndarray):

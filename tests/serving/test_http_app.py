@@ -27,11 +27,11 @@ def reference(client: httpx.Client) -> np.ndarray:
     return pixels(client.post(URL, json=ASK))
 
 
-def test_a_picture_with_its_report(client):
+def test_an_image_with_its_report(client):
     response = client.post(URL, json=ASK)
-    picture, body = pixels(response), response.json()
-    assert picture.shape == (64, 64, 3)
-    assert picture.std() > 10
+    image, body = pixels(response), response.json()
+    assert image.shape == (64, 64, 3)
+    assert image.std() > 10
     assert body["seeds"] == [7]
     assert body["report"]["method"] == "DBCache"
     assert body["report"]["totals"]["collectives"] == 6, "two ranks decided together in every step"
@@ -40,14 +40,14 @@ def test_a_picture_with_its_report(client):
     assert body["times"]["decode"] > 0
 
 
-def test_the_same_seed_is_the_same_picture_on_every_engine(client, reference):
+def test_the_same_seed_is_the_same_image_on_every_engine(client, reference):
     for _ in range(6):
         np.testing.assert_array_equal(pixels(client.post(URL, json=ASK)), reference)
     other = pixels(client.post(URL, json={**ASK, "seed": 8}))
     assert np.abs(other.astype(int) - reference).mean() > 2
 
 
-def test_without_a_seed_each_picture_is_new_and_can_be_drawn_again(client):
+def test_without_a_seed_each_image_is_new_and_can_be_drawn_again(client):
     body = {key: value for key, value in ASK.items() if key != "seed"}
     first, second = (client.post(URL, json=body) for _ in range(2))
     assert first.json()["seeds"] != second.json()["seeds"]

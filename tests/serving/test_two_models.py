@@ -72,25 +72,25 @@ def engine_of(url: str, model: str) -> dict[str, Any]:
     return next((engine for engine in engines(url) if engine["model_name"] == model), {})
 
 
-def picture(url: str, model: str | None) -> np.ndarray:
+def image(url: str, model: str | None) -> np.ndarray:
     return pixels(draw(url, **({} if model is None else {"model": model})))
 
 
 @pytest.fixture(scope="module")
-def pictures(url: str) -> dict[str, np.ndarray]:
-    return {model: picture(url, model) for model in (ONE, OTHER)}
+def images(url: str) -> dict[str, np.ndarray]:
+    return {model: image(url, model) for model in (ONE, OTHER)}
 
 
-def test_both_draw_by_name_and_alias(url: str, pictures: dict[str, np.ndarray]):
-    assert np.abs(pictures[ONE].astype(int) - pictures[OTHER]).mean() > 2
-    np.testing.assert_array_equal(picture(url, None), pictures[ONE])
-    np.testing.assert_array_equal(picture(url, ALIAS), pictures[OTHER])
+def test_both_draw_by_name_and_alias(url: str, images: dict[str, np.ndarray]):
+    assert np.abs(images[ONE].astype(int) - images[OTHER]).mean() > 2
+    np.testing.assert_array_equal(image(url, None), images[ONE])
+    np.testing.assert_array_equal(image(url, ALIAS), images[OTHER])
     steps = [len(draw(url, model=model).json()["report"]["steps"]) for model in (ONE, ALIAS)]
     assert steps == [4, 3], "each has its own defaults"
     handle = serve.get_app_handle("pair")
     for model, meant in ((None, ONE), (ONE, ONE), (ALIAS, OTHER)):
         ask = GenerationRequest(prompt="a red circle left of a blue square", seed=7, model=model)
-        np.testing.assert_array_equal(handle.generate.remote(ask).result().images[0], pictures[meant])
+        np.testing.assert_array_equal(handle.generate.remote(ask).result().images[0], images[meant])
     with pytest.raises(RequestError, match="it has 'one', 'org/other', 'gpt-image-1'"):
         handle.generate.remote(GenerationRequest(prompt="x", model="dall-e-3")).result()
     assert [card.name for card in handle.models.remote().result()] == [ONE, OTHER]
@@ -110,7 +110,7 @@ def test_openais_client_finds_them(url: str):
         client.models.retrieve("org/none")
 
 
-def test_a_user_config_is_one_models_own(url: str, deploy: Callable[..., str], pictures: dict[str, np.ndarray]):
+def test_a_user_config_is_one_models_own(url: str, deploy: Callable[..., str], images: dict[str, np.ndarray]):
     pids = {model: engine_of(url, model)["pid"] for model in (ONE, OTHER)}
     deploy(**{ONE: {"limits": {"max_steps": 5}}, OTHER: {"limits": {"max_steps": -5}}})
     refused = wait_for(lambda: engine_of(url, OTHER)["user_config_refused"], 60)
@@ -118,8 +118,8 @@ def test_a_user_config_is_one_models_own(url: str, deploy: Callable[..., str], p
     wait_for(lambda: draw(url, model=ONE, num_inference_steps=6).status_code == 400, 60)
     assert engine_of(url, ONE)["user_config_refused"] is None
     assert draw(url, model=OTHER, num_inference_steps=6).status_code == 200
-    for model, expected in pictures.items():
-        np.testing.assert_array_equal(picture(url, model), expected)
+    for model, expected in images.items():
+        np.testing.assert_array_equal(image(url, model), expected)
     told = {model["id"]: model["limits"]["max_steps"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
     assert told == {ONE: 5, OTHER: 100, ALIAS: 100}
     deploy(**{ONE: {}, OTHER: {}})
@@ -128,18 +128,18 @@ def test_a_user_config_is_one_models_own(url: str, deploy: Callable[..., str], p
     assert {model: engine_of(url, model)["pid"] for model in pids} == pids
 
 
-def test_the_death_of_one_models_engine_leaves_the_other_alone(url: str, pictures: dict[str, np.ndarray]):
+def test_the_death_of_one_models_engine_leaves_the_other_alone(url: str, images: dict[str, np.ndarray]):
     pids = {model: engine_of(url, model)["pid"] for model in (ONE, OTHER)}
     place = [engine["model_name"] for engine in engines(url)].index(OTHER)
     kill_engine(url, place)
     wait_for(lambda: not engine_of(url, OTHER), 60)
     assert draw(url, model=ALIAS).status_code == 503
-    np.testing.assert_array_equal(picture(url, ONE), pictures[ONE])
+    np.testing.assert_array_equal(image(url, ONE), images[ONE])
     ready = httpx.get(f"{url}/readyz")
     assert (ready.status_code, ready.json()["models"][ONE]["ready"]) == (200, True)
     assert ready.json()["models"][OTHER] == {"ready": False, "reason": "starting"}
     wait_for(lambda: engine_of(url, OTHER).get("ready"), 200)
-    np.testing.assert_array_equal(picture(url, OTHER), pictures[OTHER])
+    np.testing.assert_array_equal(image(url, OTHER), images[OTHER])
     assert engine_of(url, OTHER)["pid"] != pids[OTHER]
     assert engine_of(url, ONE)["pid"] == pids[ONE]
 

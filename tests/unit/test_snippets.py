@@ -110,7 +110,7 @@ def test_no_reason_outlives_its_block():
         ("bash", "rm -r x"),
         ("bash", "kubectl apply -f deploy/nothing.yaml"),
         ("bash", "python -m raycache.tune --target 3"),
-        ("bash", "curl localhost:8000/v1/pictures -d '{}'"),
+        ("bash", "curl localhost:8000/v1/images -d '{}'"),
         ("bash", """curl localhost:8000/v1/images/generations -d '{"promt": "x"}'"""),
         ("yaml", "limits: {max_step: 3}"),
         ("yaml", "deployments: [{name: Engine, user_config: {limits: {max_steps: 0}}}]"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
 
 CROP = 64
-PICTURE = 128
+IMAGE = 128
 BATCH = 16
 PEAK_RATE = 2e-3
 KL_WEIGHT = 1e-6
@@ -30,16 +30,16 @@ LATENT_NOISE = 0.03
 _SAVE_EVERY = 500
 
 
-def draw_pictures(count: int, seed: int, *, held_out: bool = False, size: int = PICTURE) -> torch.Tensor:
+def draw_images(count: int, seed: int, *, held_out: bool = False, size: int = IMAGE) -> torch.Tensor:
     """Images of random scenes: uint8 ``[count, 3, size, size]``."""
     rng = np.random.default_rng(seed)
-    pictures = np.stack([render(random_scene(rng, held_out=held_out), size, size, rng) for _ in range(count)])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    images = np.stack([render(random_scene(rng, held_out=held_out), size, size, rng) for _ in range(count)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def as_input(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+def as_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 images as float32 in [-1, 1] on ``device``."""
-    return pictures.to(device, torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+    return images.to(device, torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
 def train_autoencoder(
@@ -62,8 +62,8 @@ def train_autoencoder(
         done = state["step"]
     if done >= steps:
         return
-    pictures = draw_pictures(4000, seed)
-    probe = draw_pictures(64, seed + 1, held_out=True)
+    images = draw_images(4000, seed)
+    probe = draw_images(64, seed + 1, held_out=True)
     smooth = None
     for step in range(done, steps):
         rate = PEAK_RATE * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -72,7 +72,7 @@ def train_autoencoder(
         # Numbered by step, so a resumed training sees what an uninterrupted one would have.
         rng = np.random.default_rng((seed, 1, step))
         whole = step >= (1 - WHOLE_SHARE) * steps
-        batch = as_input(_whole(pictures, rng) if whole else _crops(pictures, rng), device)
+        batch = as_input(_whole(images, rng) if whole else _crops(images, rng), device)
         posterior = model.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step)).to(device)
         error = model.decode(posterior.mean + posterior.std * noise).sample - batch
@@ -108,7 +108,7 @@ def polish_decoder(
         state = torch.load(path, map_location=device, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         done = state["step"]
-    probe = draw_pictures(64, seed + 1, held_out=True)
+    probe = draw_images(64, seed + 1, held_out=True)
     smooth = None
     for step in range(done, steps):
         rate = POLISH_RATE * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -116,7 +116,7 @@ def polish_decoder(
             group["lr"] = rate
         rng = np.random.default_rng((seed, 3, step))
         size, count = ((128, 4), (128, 4), (128, 4), (192, 2), (256, 1))[rng.integers(5)]
-        batch = as_input(draw_pictures(count, int(rng.integers(2**31)), size=size), device)
+        batch = as_input(draw_images(count, int(rng.integers(2**31)), size=size), device)
         with torch.no_grad():
             latents = model.encode(batch).latent_dist.mean
         # The transformer's latents are never exact: the decoder must not amplify the errors.
@@ -159,26 +159,26 @@ def _save(path: Path, model: AutoencoderKL, optimizer: torch.optim.Optimizer, st
 
 
 @torch.no_grad()
-def psnr(model: AutoencoderKL, pictures: torch.Tensor, device: torch.device) -> float:
-    """Mean PSNR in dB of ``pictures`` (uint8) encoded and decoded, each image separately."""
+def psnr(model: AutoencoderKL, images: torch.Tensor, device: torch.device) -> float:
+    """Mean PSNR in dB of ``images`` (uint8) encoded and decoded, each image separately."""
     values = []
-    for part in pictures.split(16):
+    for part in images.split(16):
         batch = as_input(part, device)
         error = (model.decode(model.encode(batch).latent_dist.mean).sample.clamp(-1, 1) - batch).square()
         values.append(-10 * torch.log10(error.mean(dim=(1, 2, 3)) / 4))
     return float(torch.cat(values).mean())
 
 
-def _crops(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _crops(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Random crops; the one with more contrast of two, because half of an image is plain background."""
     crops = []
-    for index in rng.integers(len(pictures), size=BATCH):
-        corners = rng.integers(PICTURE - CROP + 1, size=(2, 2))
-        pair = [pictures[index, :, y : y + CROP, x : x + CROP] for y, x in corners]
+    for index in rng.integers(len(images), size=BATCH):
+        corners = rng.integers(IMAGE - CROP + 1, size=(2, 2))
+        pair = [images[index, :, y : y + CROP, x : x + CROP] for y, x in corners]
         crops.append(max(pair, key=lambda crop: float(crop[:, ::4, ::4].float().std(dim=(1, 2)).sum())))
     return torch.stack(crops)
 
 
-def _whole(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def _whole(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Whole images with as many pixels as a batch of crops."""
-    return pictures[rng.integers(len(pictures), size=BATCH * CROP**2 // PICTURE**2)]
+    return images[rng.integers(len(images), size=BATCH * CROP**2 // IMAGE**2)]

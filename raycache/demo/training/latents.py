@@ -56,13 +56,13 @@ def encode_scenes(
     parts: list[torch.Tensor] = []
     captions: list[str] = []
     while len(captions) < count:
-        pictures = []
+        images = []
         for _ in range(min(64, count - len(captions))):
             scene = random_scene(rng)
-            pictures.append(render(scene, width, height, rng))
+            images.append(render(scene, width, height, rng))
             loose = rng.random() < LOOSE_SHARE
             captions.append(loose_caption(scene, rng) if loose else scene.caption)
-        batch = as_input(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), device)
+        batch = as_input(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), device)
         parts.append(pack(model.encode(batch).latent_dist.mean).half().cpu())
         yield len(captions), {}
     t5_ids, clip_ids = (

@@ -52,8 +52,8 @@ async def delete(id: str, store: InStore) -> dict[str, Any]:
 async def _reply(job: StoredJob, store: StoreClient) -> dict[str, Any]:
     """As :func:`raycache.ingress.replies.reply`."""
     files = [job.files[str(index)] for index in range(len(job.files))]
-    pictures = await asyncio.gather(
+    images = await asyncio.gather(
         *(store.read("image", job.id, str(index), 0, file.bytes) for index, file in enumerate(files))
     )
-    data = [{"b64_json": base64.b64encode(picture).decode()} for picture in pictures]
+    data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
     return {"created": int(job.completed_at or job.created_at), "data": data, **job.about}

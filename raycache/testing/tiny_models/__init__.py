@@ -59,24 +59,22 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
             flux.flux_kontext,
             # Otherwise both images are scaled to 1 megapixel.
             {**_IMAGE, **_T5, "max_area": 64 * 64, "_auto_resize": False},
-            pictures=("image",),
+            images=("image",),
         ),
-        "flux-fill": TinyFamily(
-            "FluxFillPipeline", flux.flux_fill, {**_IMAGE, **_T5}, pictures=("image", "mask_image")
-        ),
+        "flux-fill": TinyFamily("FluxFillPipeline", flux.flux_fill, {**_IMAGE, **_T5}, images=("image", "mask_image")),
         "qwen-image": TinyFamily("QwenImagePipeline", qwen_image.qwen_image, {**_IMAGE, **_TRUE_CFG}),
         "qwen-image-edit": TinyFamily(
             "QwenImageEditPipeline",
             qwen_image.qwen_image_edit,
             {**_IMAGE, **_TRUE_CFG},
-            pictures=("image",),
+            images=("image",),
             slow=True,
         ),
         "qwen-image-edit-plus": TinyFamily(
             "QwenImageEditPlusPipeline",
             qwen_image.qwen_image_edit_plus,
             {**_IMAGE, **_TRUE_CFG},
-            pictures=("image",),
+            images=("image",),
             slow=True,
         ),
         "qwen-image-2.1": TinyFamily(
@@ -89,7 +87,7 @@ TINY_FAMILIES: Mapping[str, TinyFamily] = MappingProxyType(
         "wan-2.2": TinyFamily("WanPipeline", wan.wan_2_2, {**_VIDEO, **_T5, **_CFG}),
         "wan-ti2v": TinyFamily("WanPipeline", wan.wan_text_or_image_to_video, {**_VIDEO, **_T5, **_CFG}),
         "wan-i2v": TinyFamily(
-            "WanImageToVideoPipeline", wan.wan_image_to_video, {**_VIDEO, **_T5, **_CFG}, pictures=("image",)
+            "WanImageToVideoPipeline", wan.wan_image_to_video, {**_VIDEO, **_T5, **_CFG}, images=("image",)
         ),
         "z-image": TinyFamily("ZImagePipeline", z_image.z_image, {**_IMAGE, **_CFG, **_CHAT}),
         "z-image-3-heads": TinyFamily("ZImagePipeline", z_image.z_image_3_heads, {**_IMAGE, **_CFG, **_CHAT}),

@@ -20,12 +20,12 @@ class TinyFamily:
         pipeline: class in ``model_index.json``.
         make: builds it on the CPU in float32; its weights are randomized afterwards.
         ask: arguments of the pipeline's call for a small request, other than prompt, steps and generator.
-        pictures: required arguments that take an image of 64x64 pixels.
+        images: required arguments that take an image of 64x64 pixels.
         slow: a request takes seconds with any arguments.
     """
 
     pipeline: str
     make: Callable[[], Pipeline]
     ask: Mapping[str, Any] = field(default_factory=dict)
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     slow: bool = False

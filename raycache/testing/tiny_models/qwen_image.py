@@ -35,7 +35,7 @@ def qwen_image_edit_plus() -> Pipeline:
 
 
 def _edit_parts(**transformer: Any) -> dict[str, Any]:
-    """Smaller than text to image needs them: each picture is enlarged to a megapixel, which the published VAE makes
+    """Smaller than text to image needs them: each image is enlarged to a megapixel, which the published VAE makes
     4096 tokens. This one halves its side once more, to 1024."""
     sizes = {"num_layers": 4, "attention_head_dim": 8, "axes_dims_rope": (4, 2, 2)}
     return _parts(base=2, stages=4, **sizes, **transformer)

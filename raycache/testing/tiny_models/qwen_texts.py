@@ -136,7 +136,7 @@ def qwen_processor(tokenizer: Qwen2Tokenizer, patch: int = 14) -> PaddleOCRVLPro
     """Prepares text, and images in squares of ``patch`` pixels, like the processors of Qwen's models.
 
     Those have a part for videos which no pipeline here asks for, and which cannot be loaded without torchvision. This
-    one has the same two other parts, and puts as many tokens for a picture into the text.
+    one has the same two other parts, and puts as many tokens for an image into the text.
     """
     from transformers import PaddleOCRVLProcessor, Qwen2VLImageProcessor
 

@@ -46,7 +46,7 @@ def test_a_fault_costs_no_job(gang: Gang, reference: np.ndarray, tmp_path: Path,
     assert after.causes.get(kind, 0) == before.causes.get(kind, 0) + 1, after.faults[-1]
     recovery = after.last_recovery
     assert recovery.kind == kind
-    assert recovery.killed_s < recovery.ready_s < recovery.picture_s
+    assert recovery.killed_s < recovery.ready_s < recovery.image_s
     assert set(recovery.stages) == STAGES
     np.testing.assert_array_equal(gang.submit(faulty).future.result(60).images, drawn)
     assert not {rank["pid"] for rank in before.ranks} & {rank["pid"] for rank in after.ranks}

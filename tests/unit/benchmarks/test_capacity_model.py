@@ -13,8 +13,8 @@ from benchmarks.capacity_model import (
     L20,
     OURS,
     THEIRS,
+    Image,
     Machine,
-    Picture,
     errors,
     fit,
     predicted,
@@ -77,12 +77,12 @@ def test_every_row_stands_on_its_own_sources_figure():
 
 def test_the_volume_and_the_messages_counted_by_hand():
     """8 tokens of 4 channels, 2 bytes each, on 2 ranks: 32 bytes on each, half of them for the other; 4 tensors."""
-    picture = Picture(tokens=8, width=4, blocks=3, steps=5, serial_s=0.5)
-    assert picture.exchanged_gb(2) == pytest.approx(3 * 5 * 4 * 16 / 1e9)
+    image = Image(tokens=8, width=4, blocks=3, steps=5, serial_s=0.5)
+    assert image.exchanged_gb(2) == pytest.approx(3 * 5 * 4 * 16 / 1e9)
     machine = Machine(compute_s=10, link_gb_s=960e-9, call_s=0.01)  # a second for all bytes
-    assert seconds(picture, machine, 1, computed=0.5, decisions=9) == pytest.approx(0.5 + 0.5 * 10)
-    assert seconds(picture, machine, 2, messages=THEIRS) == pytest.approx(0.5 + 5 + 1 + 60 * 0.01)
-    ours = seconds(picture, machine, 2, computed=0.5, factor=0.8, message=0.25, decisions=7)
+    assert seconds(image, machine, 1, computed=0.5, decisions=9) == pytest.approx(0.5 + 0.5 * 10)
+    assert seconds(image, machine, 2, messages=THEIRS) == pytest.approx(0.5 + 5 + 1 + 60 * 0.01)
+    ours = seconds(image, machine, 2, computed=0.5, factor=0.8, message=0.25, decisions=7)
     assert OURS == 2
     assert ours == pytest.approx(0.5 + 0.5 * (4 + 0.25 + 30 * 0.01) + 7 * 0.01)
 

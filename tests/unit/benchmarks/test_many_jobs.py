@@ -121,7 +121,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_the_picture_shows_bars_links_and_what_was_reused(tmp_path: Path):
+def test_the_image_shows_bars_links_and_what_was_reused(tmp_path: Path):
     drawn = bars_of(TICKS)
     draw(LINES, drawn, whole := tmp_path / "sub" / "whole.png", "title")
     draw(LINES, [], empty := tmp_path / "empty.png", "title")

@@ -51,7 +51,7 @@ def test_only_one_file_knows_the_way_into_docs():
 
 def test_all_that_drew_into_docs_asks_first():
     assert {name.removeprefix("benchmarks.") for name in WRITERS} == {
-        "block_shares", "capacity", "decisions", "gpu.__main__", "many_jobs", "matched", "playground_picture",
+        "block_shares", "capacity", "decisions", "gpu.__main__", "many_jobs", "matched", "playground_screenshot",
         "quality", "quality_grid", "waits",
     }  # fmt: skip
 

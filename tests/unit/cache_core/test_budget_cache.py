@@ -127,14 +127,14 @@ def test_a_pipeline_tells_its_steps(asked: dict[str, Any], calls: int):
 
 def test_steps_that_strength_leaves_out_are_not_counted():
     pipe = load_tiny(tiny_folder("flux"))
-    from_picture = FluxImg2ImgPipeline(**pipe.components)
-    apply_cache_on_pipe(from_picture, "budget", speedup=2.0, warmup_steps=1)
-    picture = torch.zeros(1, 3, 64, 64)
-    from_picture(
-        "a red circle", image=picture, strength=0.5, num_inference_steps=12, height=64, width=64,
+    from_image = FluxImg2ImgPipeline(**pipe.components)
+    apply_cache_on_pipe(from_image, "budget", speedup=2.0, warmup_steps=1)
+    image = torch.zeros(1, 3, 64, 64)
+    from_image(
+        "a red circle", image=image, strength=0.5, num_inference_steps=12, height=64, width=64,
         output_type="latent", max_sequence_length=16,
     )  # fmt: skip
-    (report,) = cache_reports(from_picture).values()
+    (report,) = cache_reports(from_image).values()
     assert len(report.steps) == 6
     assert 0 < sum(not step.images[0].cached for step in report.steps) <= 3
 

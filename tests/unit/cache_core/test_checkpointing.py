@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from cache_core import cache_session
 from cache_core.attaching import let_go
 from cache_core.hooks import Attachment
-from tests.helpers.pictures import Pictures
+from tests.helpers.conditioned_images import Images
 from tests.helpers.tiny_flux import Job, tiny_flux
 from tests.helpers.tiny_transformers import TINY, build, call
 from tests.unit.cache_core.test_gradients import OPTIONS
@@ -117,7 +117,7 @@ def test_every_supported_transformer_checkpoints_its_blocks_in_a_session(name):
             model.enable_gradient_checkpointing()
         with cache_session(model, {"type": "FBCache", "residual_diff_threshold": 0.5, "warmup_steps": 1}):
             for step in range(2):
-                output = call(model, name, Pictures((1,), (0.01,), step))
+                output = call(model, name, Images((1,), (0.01,), step))
             output.square().sum().backward()
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 

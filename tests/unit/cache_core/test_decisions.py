@@ -126,7 +126,7 @@ def test_steps_that_only_some_images_ask_in():
     assert reasons == [["warmup"] * 2, ["warmup"] * 2, ["below", "threshold"], ["limit", "below"], ["limit"] * 2]
 
 
-def test_a_picture_is_not_touched_by_being_compared():
+def test_an_image_is_not_touched_by_being_compared():
     """Sums read live activations: whatever they say, a job that reuses nothing is the uncached job, bit for bit."""
     job = Job(seeds=(1, 2), steps=4)
     expected = draw(MODEL, job)

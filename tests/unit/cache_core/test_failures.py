@@ -139,7 +139,7 @@ def test_another_branch_may_have_another_batch(flux):
     assert [len(step.images) for step in report.steps] == [2, 2, 2, 1, 1, 1]
 
 
-def test_another_picture_size_is_an_error(flux):
+def test_another_image_size_is_an_error(flux):
     with cache_session(flux, DBCACHE):
         draw(flux, Job(steps=3))
         with pytest.raises(ValueError, match="input shape changed"):

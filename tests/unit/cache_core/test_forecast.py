@@ -147,11 +147,11 @@ def test_in_a_session_every_cached_step_equals_the_computed_one(method, order):
         saved = sum(d[0] or bool(d[2]) for d in decisions(report))
         return gap(cached, plain), gap(texts, plain_texts), saved
 
-    picture, text, saved = run(order)
+    image, text, saved = run(order)
     assert saved >= 3
-    assert picture < 2e-5
+    assert image < 2e-5
     assert text < 2e-5
-    picture, text, saved = run(order + 1)
+    image, text, saved = run(order + 1)
     assert saved >= 3
-    assert picture > 1e-3  # beyond its order it must be wrong, or the test sees nothing
+    assert image > 1e-3  # beyond its order it must be wrong, or the test sees nothing
     assert text > 1e-3

@@ -19,7 +19,7 @@ from cache_core import (
 )
 from cache_core.block_specs import BLOCKS
 from cache_core.blocks import find_blocks
-from tests.helpers.pictures import Pictures
+from tests.helpers.conditioned_images import Images
 from tests.helpers.tiny_transformers import TINY, call, shared
 
 STILL, RESTLESS = 0.01, 1.0
@@ -32,7 +32,7 @@ def draw(
     model: torch.nn.Module, name: str, options: Any, seeds: tuple[int, ...], drifts: tuple[float, ...], steps: int = 3
 ) -> tuple[list[torch.Tensor], CacheReport]:
     with torch.no_grad(), cache_session(model, options) as report:
-        outputs = [call(model, name, Pictures(seeds, drifts, step)) for step in range(steps)]
+        outputs = [call(model, name, Images(seeds, drifts, step)) for step in range(steps)]
     return outputs, report
 
 
@@ -40,7 +40,7 @@ def bare(
     model: torch.nn.Module, name: str, seeds: tuple[int, ...], drifts: tuple[float, ...], steps: int = 3
 ) -> list[torch.Tensor]:
     with torch.no_grad():
-        return [call(model, name, Pictures(seeds, drifts, step)) for step in range(steps)]
+        return [call(model, name, Images(seeds, drifts, step)) for step in range(steps)]
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def cuts(blocks: int) -> list[dict[str, int]]:
 
 @pytest.mark.slow
 @every_model
-def test_a_still_picture_comes_out_of_the_cache_as_it_was_computed(name):
+def test_a_still_image_comes_out_of_the_cache_as_it_was_computed(name):
     """Equal inputs at every step: what is reused must be what would have been computed, wherever the model is cut."""
     blocks = len(find_blocks(shared(name)))
     expected = bare(shared(name), name, (1,), (0.0,), steps=2)
@@ -142,7 +142,7 @@ METHOD_NAMES = ["DBCache", "DBCache-partial-Bn", "FBCache-taylor", "DBPrune", "F
 @pytest.mark.slow
 @every_model
 @pytest.mark.parametrize("options", METHODS, ids=METHOD_NAMES)
-def test_pictures_that_disagree_equal_themselves_alone(name, options):
+def test_images_that_disagree_equal_themselves_alone(name, options):
     """The restless image is computed in a sub-batch, so every batched argument must have been cut for it."""
     model, seeds, drifts = shared(name), (1, 2), (STILL, RESTLESS)
     outputs, report = draw(model, name, options, seeds, drifts)
@@ -224,7 +224,7 @@ def test_branches_have_counters_and_differences_of_their_own():
         for step in range(4):
             for branch, seed, drift in (("cond", 1, STILL), ("uncond", 2, RESTLESS)):
                 with model.cache_context(branch):
-                    call(model, name, Pictures((seed,), (drift,), step))
+                    call(model, name, Images((seed,), (drift,), step))
     _, cond = draw(model, name, options, (1,), (STILL,), steps=4)
     _, uncond = draw(model, name, options, (2,), (RESTLESS,), steps=4)
     for branch, alone in (("cond", cond), ("uncond", uncond)):

@@ -9,14 +9,14 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
 from cache_core import cache_session
-from tests.helpers.pictures import Pictures
+from tests.helpers.conditioned_images import Images
 from tests.helpers.tiny_transformers import TINY, build
 
 FBCACHE = {"type": "FBCache", "residual_diff_threshold": 0.2, "warmup_steps": 1}
 
 
 def inputs(name: str, step: int = 0, drift: float = 0.01) -> dict[str, Any]:
-    return TINY[name].inputs(Pictures((1,), (drift,), step))
+    return TINY[name].inputs(Images((1,), (drift,), step))
 
 
 def kv_cache(name: str, mode: str | None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_a_cache_for_keys_and_values_is_refused_and_told_what_to_do_instead(name
     assert len(report.steps) == 1
 
 
-def test_glm_image_gives_a_cache_without_mode_where_no_picture_is_a_condition():
+def test_glm_image_gives_a_cache_without_mode_where_no_image_is_a_condition():
     name = "GlmImageTransformer2DModel"
     model = build(name)
     with torch.no_grad(), cache_session(model, FBCACHE) as report:
@@ -61,7 +61,7 @@ def test_glm_image_gives_a_cache_without_mode_where_no_picture_is_a_condition():
 
 
 def test_calls_with_the_same_text_that_guide_ltx2_are_branches_of_their_own():
-    """Without `cache_context`: as usual, with one block perturbed, and with sound and picture apart."""
+    """Without `cache_context`: as usual, with one block perturbed, and with sound and image apart."""
     name = "LTX2VideoTransformer3DModel+2.3"
     model = build(name)
     guided = [{}, {"spatio_temporal_guidance_blocks": [1]}, {"isolate_modalities": True}]

@@ -38,17 +38,17 @@ def test_the_published_call_works_for_every_method(pipe, cache_type, uncached):
         if name in options:
             options[name] = DBCACHE[name]
     assert apply_cache_on_pipe(pipe, **options) is pipe
-    picture = draw(pipe)
+    image = draw(pipe)
     report = report_of(pipe)
     assert report["method"] == cache_type
     assert [(step["step"], step["branch"]) for step in report["steps"]] == [(step, "cond") for step in range(STEPS)]
     reused = sum(bool(i["cached"] or i["pruned_blocks"]) for step in report["steps"] for i in step["images"])
-    assert torch.equal(picture, uncached) == (reused == 0) == (cache_type is CacheType.NONE)
+    assert torch.equal(image, uncached) == (reused == 0) == (cache_type is CacheType.NONE)
 
 
 def test_every_call_is_a_session_of_its_own_also_after_one_that_raised(pipe):
     apply_cache_on_pipe(pipe, **DBCACHE)
-    picture, report = draw(pipe), report_of(pipe)
+    image, report = draw(pipe), report_of(pipe)
     assert report["totals"]["cached_steps"][0] > 0
 
     def interrupt(pipe: FluxPipeline, step: int, *_: Any) -> dict[str, Any]:
@@ -60,11 +60,11 @@ def test_every_call_is_a_session_of_its_own_also_after_one_that_raised(pipe):
         draw(pipe, callback_on_step_end=interrupt)
     assert len(report_of(pipe)["steps"]) == 4, "the report of what was done stays"
     assert attachment_of(pipe.transformer).session is None
-    assert torch.equal(draw(pipe), picture)
+    assert torch.equal(draw(pipe), image)
     assert report_of(pipe) == report
 
 
-def test_other_pictures_need_no_other_pipeline(pipe):
+def test_other_images_need_no_other_pipeline(pipe):
     apply_cache_on_pipe(pipe, **DBCACHE)
     assert draw(pipe, num_images_per_prompt=2, num_inference_steps=3, width=96).shape[0] == 2
     assert [len(step["images"]) for step in report_of(pipe)["steps"]] == [2, 2, 2]
@@ -180,9 +180,9 @@ def test_saving_moving_and_sharing_work_on_a_cached_pipeline(pipe, tmp_path, unc
 
 def test_a_swapped_transformer_is_cached_too(folder, pipe, uncached):
     apply_cache_on_pipe(pipe, **DBCACHE)
-    picture = draw(pipe)
+    image = draw(pipe)
     pipe.transformer = load(folder).transformer
-    assert torch.equal(draw(pipe), picture)
+    assert torch.equal(draw(pipe), image)
     assert not hasattr(pipe.transformer, "_diffusers_hook")
     apply_cache_on_pipe(pipe, **DBCACHE)
     assert hasattr(pipe.transformer, "_diffusers_hook")
@@ -222,9 +222,9 @@ def test_compiling_the_transformer_of_a_cached_pipeline(pipe, uncached):
     graphs: list[torch.fx.GraphModule] = []
     torch._dynamo.reset()
     apply_cache_on_pipe(pipe, **DBCACHE)
-    picture = draw(pipe)
+    image = draw(pipe)
     pipe.transformer = torch.compile(pipe.transformer, backend=lambda graph, _: graphs.append(graph) or graph.forward)
-    torch.testing.assert_close(draw(pipe), picture, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(draw(pipe), image, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 3
     draw(pipe)
     assert len(graphs) == 3

@@ -234,7 +234,7 @@ def test_nothing_is_left_behind(options, seeds, count):
 @pytest.mark.slow
 @several
 @given(options=methods, seed=st.integers(0, 50), count=steps)
-def test_the_same_job_twice_is_the_same_picture(options, seed, count):
+def test_the_same_job_twice_is_the_same_image(options, seed, count):
     parsed, job = parse_options(options), Job(seeds=(seed,), steps=count)
     first, first_report = draw_cached(MODEL, parsed, job)
     second, second_report = draw_cached(MODEL, parsed, job)

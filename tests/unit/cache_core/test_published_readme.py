@@ -169,7 +169,7 @@ def test_taylorseer_becomes_the_order_of_the_forecast(pipe, given, order):
         ({"cfg_diff_compute_separate": False}, r"cfg_diff_compute_separate=False is not supported"),
     ],
 )
-def test_what_would_draw_another_picture_is_refused(pipe, given, message):
+def test_what_would_draw_another_image_is_refused(pipe, given, message):
     with pytest.raises(ValueError, match=message):
         apply_cache_on_pipe(pipe, cache_type="FBCache", **{"enable_taylorseer": True, **given})
 

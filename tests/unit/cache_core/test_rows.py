@@ -98,8 +98,8 @@ def test_which_image_a_row_belongs_to():
     assert images_of_rows(2, 4, torch.stack([a, b, a, b])) == [0, 1, 0, 1]
     assert images_of_rows(2, 4, [a, a, b, b]) == [0, 0, 1, 1]
     assert images_of_rows(2, 4, [a, a, a, a]) == [0, 1, 0, 1], "equal images: as diffusers stacks them"
-    assert images_of_rows(2, 4, [[a, b], [b], [a, b], [b]]) == [0, 1, 0, 1], "a row of several pictures"
-    assert images_of_rows(2, 4, [[a], [a], [a, b], [a, b]]) == [0, 0, 1, 1], "one picture is not the first of two"
+    assert images_of_rows(2, 4, [[a, b], [b], [a, b], [b]]) == [0, 1, 0, 1], "a row of several images"
+    assert images_of_rows(2, 4, [[a], [a], [a, b], [a, b]]) == [0, 0, 1, 1], "one image is not the first of two"
     assert images_of_rows(2, 4, [[a], [a], [b], [b]]) == [0, 0, 1, 1]
     assert images_of_rows(2, 6, [a, a, a, b, b, b]) == [0, 0, 0, 1, 1, 1]
     with pytest.raises(ValueError, match="unknown which rows belong to which"):

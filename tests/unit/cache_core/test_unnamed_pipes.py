@@ -17,7 +17,7 @@ from tests.helpers.flux_pipe import load
 from tests.helpers.tiny_transformers import build
 
 STEPS = 8
-PICTURE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+IMAGE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 Drawn = tuple[Any, dict[str, Any]]
 
 
@@ -73,13 +73,13 @@ def _kandinsky(_: Path) -> Drawn:
 
 #: Pipelines by how the two calls are made; Kandinsky converts its text at every call, and lets go of it.
 PIPES: dict[str, Callable[[Path], Drawn]] = {
-    "FluxImg2ImgPipeline": _flux("FluxImg2ImgPipeline", image=PICTURE, strength=1.0),
-    "FluxInpaintPipeline": _flux("FluxInpaintPipeline", image=PICTURE, mask_image=PICTURE.convert("L"), strength=1.0),
+    "FluxImg2ImgPipeline": _flux("FluxImg2ImgPipeline", image=IMAGE, strength=1.0),
+    "FluxInpaintPipeline": _flux("FluxInpaintPipeline", image=IMAGE, mask_image=IMAGE.convert("L"), strength=1.0),
     "FluxKontextInpaintPipeline": _flux(
-        "FluxKontextInpaintPipeline", image=PICTURE, mask_image=PICTURE.convert("L"), strength=1.0, max_area=64 * 64,
+        "FluxKontextInpaintPipeline", image=IMAGE, mask_image=IMAGE.convert("L"), strength=1.0, max_area=64 * 64,
         _auto_resize=False,
     ),
-    "FluxControlNetPipeline": _flux("FluxControlNetPipeline", control_image=PICTURE),
+    "FluxControlNetPipeline": _flux("FluxControlNetPipeline", control_image=IMAGE),
     "WanVideoToVideoPipeline": _wan,
     "Kandinsky5T2IPipeline": _kandinsky,
 }  # fmt: skip

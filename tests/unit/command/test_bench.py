@@ -35,11 +35,11 @@ class Service(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.asked.append(body)
         seconds, share, off = TAKES[body.get("quality") or body["cache"]["type"]]
-        picture = io.BytesIO()
-        Image.fromarray(np.full((8, 8, 3), 100 + body["seed"] + off, np.uint8)).save(picture, "png")
+        image = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), 100 + body["seed"] + off, np.uint8)).save(image, "png")
         told = {
             "type": "image_generation.completed",
-            "b64_json": base64.b64encode(picture.getvalue()).decode(),
+            "b64_json": base64.b64encode(image.getvalue()).decode(),
             "size": "8x8",
             "seed": body["seed"],
             "times": {"queue": 50.0, "denoise": seconds * body["seed"]},

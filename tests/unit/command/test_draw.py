@@ -28,8 +28,8 @@ class Service(BaseHTTPRequestHandler):
 
     asked: ClassVar[list[dict[str, Any]]] = []
     keys: ClassVar[list[str | None]] = []
-    picture = io.BytesIO()
-    Image.new("RGB", (16, 16), "red").save(picture, "png")
+    image = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(image, "png")
 
     def log_message(self, *_: object) -> None:
         """Silent."""
@@ -57,7 +57,7 @@ class Service(BaseHTTPRequestHandler):
         if body.get("seed") == 13:
             events.append({"type": "error", "error": {"message": "the ranks were lost"}})
         else:
-            data = base64.b64encode(self.picture.getvalue()).decode()
+            data = base64.b64encode(self.image.getvalue()).decode()
             told = {"b64_json": data, "size": "16x16", "seed": 5, "times": {"denoise": 1.5}, "warnings": ["odd word"]}
             events.append({"type": "image_generation.completed", **told})
         lines = [f": comment\n\nevent: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in events]
@@ -115,7 +115,7 @@ def test_a_running_service_draws(url: str, tmp_path: Path, monkeypatch: pytest.M
         }
     ]
     assert Service.keys == ["Bearer secret"]
-    assert (tmp_path / "x.webp").read_bytes() == Service.picture.getvalue()
+    assert (tmp_path / "x.webp").read_bytes() == Service.image.getvalue()
     assert "odd word" in result.stderr
     assert "seed 5" in result.stderr
 

@@ -68,9 +68,9 @@ def test_four_steps_show_backgrounds_and_colours(pipe: FluxPipeline) -> None:
     asked = {"white": "red", "gray": "yellow", "black": "cyan", "brown": "pink"}
     prompts = [f"a large {colour} circle on a {ground} background" for ground, colour in asked.items()]
     with torch.no_grad():
-        pictures = generate_images(pipe, prompts, [1, 2, 3, 4], steps=4, size=Size(128, 128))
-    assert pictures.shape == (4, 128, 128, 3)
-    seen = [see(picture) for picture in pictures]
+        images = generate_images(pipe, prompts, [1, 2, 3, 4], steps=4, size=Size(128, 128))
+    assert images.shape == (4, 128, 128, 3)
+    seen = [see(image) for image in images]
     assert [ground for ground, _ in seen] == list(asked)
     right = [
         colour in {thing.colour for thing in things} for (_, things), colour in zip(seen, asked.values(), strict=True)
@@ -95,11 +95,11 @@ def test_captions_never_told_are_drawn_as_asked(pipe: FluxPipeline) -> None:
 
 
 @pytest.mark.slow
-def test_the_picture_shows_what_the_prompt_says(pipe: FluxPipeline) -> None:
+def test_the_image_shows_what_the_prompt_says(pipe: FluxPipeline) -> None:
     scene = Scene(Thing("large", "cyan", "cross"), "brown", "right of", Thing("large", "pink", "circle"))
     with torch.no_grad():
-        (picture,) = generate_images(pipe, [scene.caption], [7], steps=28, size=Size(128, 128))
-    assert judge(scene, picture).everything
+        (image,) = generate_images(pipe, [scene.caption], [7], steps=28, size=Size(128, 128))
+    assert judge(scene, image).everything
 
 
 def test_a_folder_of_its_kind_is_known_by_its_marker(tmp_path: Path) -> None:

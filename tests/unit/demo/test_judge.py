@@ -29,8 +29,8 @@ def test_reads_through_noise_and_dull_colours() -> None:
     verdicts = []
     for _ in range(60):
         scene = random_scene(rng, held_out=None)
-        picture = render(scene, 128, 128, rng) * 0.95 + 5 + rng.normal(0, 6, (128, 128, 3))
-        verdicts.append(judge(scene, picture.clip(0, 255).astype(np.uint8)))
+        image = render(scene, 128, 128, rng) * 0.95 + 5 + rng.normal(0, 6, (128, 128, 3))
+        verdicts.append(judge(scene, image.clip(0, 255).astype(np.uint8)))
     assert shares(verdicts)["everything"] >= 0.95
 
 
@@ -55,15 +55,15 @@ def test_finds_what_is_wrong(asked: Scene, wrong: set[str]) -> None:
     assert verdict.all_right is (wrong == {"size"})
 
 
-def test_an_empty_picture_holds_nothing() -> None:
+def test_an_empty_image_holds_nothing() -> None:
     assert see(np.full((128, 128, 3), 245, np.uint8)) == ("white", [])
 
 
 def test_a_blob_of_the_right_colour_is_no_shape() -> None:
-    picture = np.full((128, 128, 3), 128, np.uint8)
+    image = np.full((128, 128, 3), 128, np.uint8)
     # A long bar: no shape of the world is five times as long as high.
-    picture[60:70, 30:90] = (215, 25, 30)
-    _, (thing,) = see(picture)
+    image[60:70, 30:90] = (215, 25, 30)
+    _, (thing,) = see(image)
     assert (thing.colour, thing.shape) == ("red", None)
 
 
@@ -87,7 +87,7 @@ def test_the_strict_bar_lets_no_other_shape_pass(outline: list[tuple[int, int]] 
 
 
 def test_the_strict_bar_knows_no_colour_but_the_worlds() -> None:
-    picture = np.full((128, 128, 3), (20, 20, 200), np.uint8)
-    picture[40:80, 40:80] = (245, 245, 245)
-    background, (thing,) = see(picture, STRICT)
+    image = np.full((128, 128, 3), (20, 20, 200), np.uint8)
+    image[40:80, 40:80] = (245, 245, 245)
+    background, (thing,) = see(image, STRICT)
     assert (background, thing.colour, thing.shape) == (None, None, "square")

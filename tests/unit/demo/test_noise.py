@@ -75,13 +75,13 @@ def test_other_arguments_are_refused(small, tmp_path):
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
 
 
-def test_picture_depends_on_prompt_and_seed(pipe):
-    picture = draw(pipe, "a red circle")
-    assert picture.shape == (1, 3, 64, 96)
-    assert picture.std() > 0.05
-    assert torch.equal(picture, draw(pipe, "a red circle"))
-    assert (picture - draw(pipe, "a blue star")).abs().max() > 0.05
-    assert (picture - draw(pipe, "a red circle", seed=1)).abs().max() > 0.05
+def test_image_depends_on_prompt_and_seed(pipe):
+    image = draw(pipe, "a red circle")
+    assert image.shape == (1, 3, 64, 96)
+    assert image.std() > 0.05
+    assert torch.equal(image, draw(pipe, "a red circle"))
+    assert (image - draw(pipe, "a blue star")).abs().max() > 0.05
+    assert (image - draw(pipe, "a red circle", seed=1)).abs().max() > 0.05
 
 
 def test_every_block_moves_its_input(pipe):

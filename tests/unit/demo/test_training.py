@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from cache_core.blocks import find_blocks
+from raycache.demo.family import TRAINED_SIZES
 from raycache.demo.training import drawer as drawer_module
 from raycache.demo.training import losses, start
 from raycache.demo.training.autoencoder import load_autoencoder
 from raycache.demo.training.drawer import TAKEN_OVER, Drawer, grow, pack, scale_gates, token_positions
 from raycache.demo.training.export import make_pipeline
-from raycache.demo.training.latents import Latents
+from raycache.demo.training.latents import OTHER_SIZES, Latents
 from raycache.demo.training.losses import flow_loss, guided_loss
 from raycache.demo.training.parts import TEXT_TOKENS, make_autoencoder
 from raycache.demo.training.start import take_parts
 from raycache.demo.training.transformer import Scenes, Stage, load_average, rate_at, train_stage
 from raycache.demo.words import make_tokenizers
+from raycache.size import Size
 
 WORDS = (44, 27)
 STAGE = Stage(
@@ -152,6 +154,10 @@ def test_other_sizes_come_as_often_as_the_stage_says() -> None:
     assert 0.4 < sum(map(bool, late)) / 200 < 0.6
     assert late.count(1) > late.count(2) > 0, "256x256 is half of the others, 192x192 a fifth"
     assert min(late.count(3), late.count(4)) > 0
+
+
+def test_the_sizes_that_are_trained_are_those_that_no_request_is_warned_of() -> None:
+    assert {Size(*size) for size in OTHER_SIZES} | {Size(128, 128)} == set(TRAINED_SIZES)
 
 
 def test_latents_are_packed_and_numbered_as_flux_does() -> None:

@@ -43,12 +43,12 @@ def pipe() -> Any:
         yield pipe
 
 
-def pictures(seed: int = 0) -> np.ndarray:
+def images(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
-def test_distances_of_equal_and_of_different_pictures(pipe: Any) -> None:
-    one, other = pictures(0), pictures(1)
+def test_distances_of_equal_and_of_different_images(pipe: Any) -> None:
+    one, other = images(0), images(1)
     assert (psnr(one, one) == PSNR_CAP).all()
     assert ssim(one, one) == pytest.approx(1.0)
     assert feature_distance(pipe.vae, one, one) == pytest.approx(0.0, abs=1e-6)

@@ -59,7 +59,7 @@ def test_a_noise_model_is_announced(caplog):
     assert "NOISE" in caplog.text
 
 
-async def test_a_picture(engine):
+async def test_an_image(engine):
     call, running = await started(engine, n=2)
     assert [image.seed for image in running.job.images] == [7, 8]
     assert running.job.preview_steps == ()

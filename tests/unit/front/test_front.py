@@ -171,7 +171,7 @@ async def test_serves_own_health_stays_as_it_is(serve):
     assert (wire.status, wire.text) == (503, "draining")
 
 
-async def test_bodies_with_pictures_have_bounds_and_places_of_their_own(serve, monkeypatch):
+async def test_bodies_with_images_have_bounds_and_places_of_their_own(serve, monkeypatch):
     """Under whatever prefix the application has."""
     edits = "/flux/v1/images/edits"
     large = [("content-length", "17000000")]

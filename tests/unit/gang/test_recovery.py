@@ -51,7 +51,7 @@ def test_restarts_before_the_window_do_not_count(clock: Clock):
 
 def test_times_are_counted_from_the_fault(clock: Clock):
     restarts = Restarts(ReliabilitySettings())
-    assert restarts.drawn() is None, "no fault, no picture after it"
+    assert restarts.drawn() is None, "no fault, no image after it"
     restarts.noticed(Fault("death", "rank 0 died"))
     clock.now += 1
     restarts.refused()
@@ -59,8 +59,8 @@ def test_times_are_counted_from_the_fault(clock: Clock):
     assert restarts.recovered({"model": 2.0}) == 3
     clock.now += 4
     assert restarts.drawn() == 7
-    assert restarts.drawn() is None, "only the first picture is the next one"
-    assert (restarts.last.killed_s, restarts.last.ready_s, restarts.last.picture_s) == (1, 3, 7)
+    assert restarts.drawn() is None, "only the first image is the next one"
+    assert (restarts.last.killed_s, restarts.last.ready_s, restarts.last.image_s) == (1, 3, 7)
 
 
 def test_new_ranks_are_expected_when_those_before_them_were_ready(monkeypatch: pytest.MonkeyPatch, clock: Clock):

@@ -167,8 +167,8 @@ def test_a_model_of_videos_makes_some_of_the_declared_length(wanted: int, made: 
 
 
 @pytest.mark.parametrize("task", ["edit", "inpaint", "image-to-image", "image-to-video"])
-def test_a_model_that_needs_a_picture_is_given_one(task: Any):
+def test_a_model_that_needs_an_image_is_given_one(task: Any):
     model = replace(MODEL, tasks=(task,), frame_step=4 if task == "image-to-video" else 0)
     (job,) = [each.job for each in warm_ups(settings("64x96"), model, probe=False)]
-    assert job.inputs.pictures[0].shape == (96, 64, 3)
+    assert job.inputs.images[0].shape == (96, 64, 3)
     assert (job.inputs.mask is not None) == (task == "inpaint")

@@ -17,8 +17,8 @@ from ray import serve
 
 from raycache.ingress.api import build_http_app
 from raycache.limits import LimitSettings
+from tests.helpers.image_files import file, scene
 from tests.helpers.openai_surface import MODEL, Service
-from tests.helpers.picture_files import file, scene
 from tests.helpers.snippets import ROOT, commands, snippets
 
 PAGE = (ROOT / "docs" / "edits.md").read_text()
@@ -72,7 +72,7 @@ def test_python(
         example.run({})
     assert [order.inputs.task for order in service.orders] == ["edit", "inpaint", "edit"]
     assert "image_edit.completed" in capsys.readouterr().out
-    assert Path("picture.png").read_bytes()[:4] == b"\x89PNG"
+    assert Path("image.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_bounds_that_it_names():

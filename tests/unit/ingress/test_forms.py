@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from raycache.ingress.api import build_http_app
 from raycache.ingress.forms import form_of
 from raycache.protocol.errors import RequestError
+from tests.helpers.image_files import file, scene
 from tests.helpers.openai_surface import Service
-from tests.helpers.picture_files import file, scene
 
 KIND = "multipart/form-data; boundary=B"
 
@@ -37,7 +37,7 @@ def test_no_field_is_read_on_the_event_loop(monkeypatch: pytest.MonkeyPatch, nam
         answer = http.post("/v1/images/edits", data={"prompt": "a", "nonsense": "[[]]"}, files={"image": file(scene())})
     assert answer.json()["error"]["param"] == "nonsense"
     assert threads
-    assert all(thread.startswith("pictures") for thread in threads)
+    assert all(thread.startswith("images") for thread in threads)
 
 
 def test_lists_and_objects_are_bounded_together(monkeypatch: pytest.MonkeyPatch):

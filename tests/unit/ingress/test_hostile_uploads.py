@@ -1,4 +1,4 @@
-"""Hostile files and forms: a picture, or a 400 that says why; never a failure of ours, and memory stays as it is.
+"""Hostile files and forms: an image, or a 400 that says why; never a failure of ours, and memory stays as it is.
 
 100 files and 100 forms, the same each time. `HOSTILE=10 pytest tests/unit/ingress/test_hostile_uploads.py` tries 1,000
 of each, others each time; what it finds becomes a case of its own.
@@ -24,10 +24,10 @@ from PIL import Image
 from raycache.ingress.api import build_http_app
 from raycache.limits import LimitSettings
 from raycache.protocol.errors import RequestError
-from raycache.protocol.pictures import open_picture
+from raycache.protocol.input_images import open_image
 from tests.helpers.hostile import Hostile, check
+from tests.helpers.image_files import apng, file, jpeg_of_size, scene, webp_of_size, with_checksums
 from tests.helpers.openai_surface import MODEL, Service
-from tests.helpers.picture_files import apng, file, jpeg_of_size, scene, webp_of_size, with_checksums
 
 #: How many times the usual number of them, drawn by chance; 0: the usual ones.
 MORE = int(os.environ.get("HOSTILE", "0"))
@@ -105,7 +105,7 @@ def _flat() -> Iterator[None]:
 
 def _tried(data: bytes, as_mask: bool) -> np.ndarray | RequestError:
     try:
-        opened = open_picture(data, "image", max_bytes=1 << 20, max_pixels=PIXELS)
+        opened = open_image(data, "image", max_bytes=1 << 20, max_pixels=PIXELS)
         return opened.decoded_mask() if as_mask else opened.decoded()
     except RequestError as error:
         return error
@@ -196,7 +196,7 @@ def test_forms():
         assert good.status_code == 200, "still well"
     assert statuses[200] > 5, statuses
     assert statuses[400] > 20, statuses
-    room = http.app.state.context.pictures
+    room = http.app.state.context.images
     service.orders.clear()
     gc.collect()
     assert room.held == 0

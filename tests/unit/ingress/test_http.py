@@ -57,14 +57,14 @@ def test_reply_is_openais_and_ours(client):
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_raw_bytes(client, service, format):
     response = client.post(URL, json={"prompt": "a", "seed": 3}, headers={"accept": f"image/{format}"})
-    assert service.requests[-1].output_format == format, "a picture too long for it is refused before it is drawn"
+    assert service.requests[-1].output_format == format, "an image too long for it is refused before it is drawn"
     assert response.headers["content-type"] == f"image/{format}"
     assert response.headers["x-seed"] == "3"
     assert "denoise;dur=2000.0" in response.headers["server-timing"]
     assert Image.open(io.BytesIO(response.content)).size == (32, 16)
 
 
-def test_raw_bytes_carry_one_picture(client):
+def test_raw_bytes_carry_one_image(client):
     response = client.post(URL, json={"prompt": "a", "n": 2}, headers={"accept": "image/png"})
     check_error(response, 400, param="n")
 

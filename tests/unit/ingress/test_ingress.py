@@ -100,7 +100,7 @@ async def test_another_engine_draws_what_a_lost_one_did_not(ingress, lost):
     engines = Engines([lost], [RESULT])
     assert await ingress(engines).generate(ASK) is RESULT
     first, second = engines.orders
-    assert first.seed == second.seed is not None, "the same picture"
+    assert first.seed == second.seed is not None, "the same image"
     assert second.timeout_s < first.timeout_s == 30
 
 

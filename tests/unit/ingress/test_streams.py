@@ -16,11 +16,11 @@ from raycache.ingress.api import build_http_app
 from raycache.protocol.errors import RequestError, unavailable
 from raycache.protocol.schemas import GenerationResult, ProgressEvent, QueuedEvent
 from tests.helpers.asgi import Wire, asked
-from tests.helpers.fake_service import FakeService, picture
+from tests.helpers.fake_service import FakeService, image
 
 #: Before the tests make it faster.
 PROMISED_S = (replies._COMMENT_S, replies._UNDECIDED_S)
-RESULT = GenerationResult(images=[picture(1)], seeds=[7])
+RESULT = GenerationResult(images=[image(1)], seeds=[7])
 STEP = ProgressEvent(1, 2, [False], [0.1], 0.5)
 
 

@@ -166,7 +166,7 @@ def test_locust_with_two_processes_sends_no_twins(mix: Path, server: tuple[str, 
             time.sleep(0.05)
     assert not few, f"four users, a connection each: {dict(asked)}"
     firsts = [tuple(seeds[:5]) for seeds in asked.values()]
-    assert len(set(firsts)) == len(firsts), "users of two processes ask for the same pictures in the same order"
+    assert len(set(firsts)) == len(firsts), "users of two processes ask for the same images in the same order"
 
 
 @pytest.mark.slow

@@ -23,19 +23,19 @@ from loadtests.requesting import send
 TIMES = {"queue": 0.5, "encode": 0.1, "denoise": 0.2, "decode": 0.3}
 
 
-def picture(size=(64, 64), colour="red") -> str:
+def image(size=(64, 64), colour="red") -> str:
     return encoded(Image.new("RGB", size, colour))
 
 
-def encoded(image: Image.Image) -> str:
+def encoded(opened: Image.Image) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    opened.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def reply(*pictures: str) -> bytes:
+def reply(*images: str) -> bytes:
     report = {"totals": {"computed_block_fraction": [0.5]}}
-    return json.dumps({"data": [{"b64_json": p} for p in pictures], "times": TIMES, "report": report}).encode()
+    return json.dumps({"data": [{"b64_json": p} for p in images], "times": TIMES, "report": report}).encode()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -129,28 +129,28 @@ def ask(url, answer, *, recorder=None, stream=False, leaves=False, patience=5.0,
     return record
 
 
-def test_a_picture(url):
-    record = ask(url, (200, {}, reply(picture())))
+def test_an_image(url):
+    record = ask(url, (200, {}, reply(image())))
     assert (record.outcome, record.images, record.computed) == ("done", 1, 0.5)
     assert (record.queue, record.decode) == (0.5, 0.3)
     assert record.latency > 0
 
 
 @pytest.mark.parametrize(
-    ("pictures", "n", "cause"),
+    ("images", "n", "cause"),
     [
-        ([picture((64, 48))], 1, "size"),
-        ([picture()], 2, "size"),
+        ([image((64, 48))], 1, "size"),
+        ([image()], 2, "size"),
         (["!!"], 1, "undecodable"),
         (["AAAA"], 1, "undecodable"),
     ],
 )
-def test_another_picture_than_asked_for_is_wrong(url, pictures, n, cause):
-    record = ask(url, (200, {}, reply(*pictures)), n=n)
+def test_another_image_than_asked_for_is_wrong(url, images, n, cause):
+    record = ask(url, (200, {}, reply(*images)), n=n)
     assert (record.outcome, record.cause) == ("wrong", cause)
 
 
-def test_rounding_makes_no_other_picture(url):
+def test_rounding_makes_no_other_image(url):
     """Requests that share calls of the transformer differ by that from those that do not."""
     recorder, pixels = Recorder(), np.random.default_rng(0).integers(1, 255, (64, 64, 3))
     for off in (0, 1, -1):
@@ -160,11 +160,11 @@ def test_rounding_makes_no_other_picture(url):
     assert ask(url, (200, {}, moved), recorder=recorder).cause == "pixels"
 
 
-def test_a_repeated_seed_that_gives_another_picture_is_wrong(url):
+def test_a_repeated_seed_that_gives_another_image_is_wrong(url):
     recorder = Recorder()
-    assert ask(url, (200, {}, reply(picture())), recorder=recorder).outcome == "done"
-    assert ask(url, (200, {}, reply(picture())), recorder=recorder).outcome == "done"
-    record = ask(url, (200, {}, reply(picture(colour="blue"))), recorder=recorder)
+    assert ask(url, (200, {}, reply(image())), recorder=recorder).outcome == "done"
+    assert ask(url, (200, {}, reply(image())), recorder=recorder).outcome == "done"
+    record = ask(url, (200, {}, reply(image(colour="blue"))), recorder=recorder)
     assert (record.outcome, record.cause) == ("wrong", "pixels")
     assert len(recorder.records) == 3
 
@@ -185,7 +185,7 @@ def test_errors_by_what_they_say(url, status, headers, code, outcome):
 
 
 def test_a_client_that_leaves_is_no_failure_and_one_that_is_left_is(url):
-    slow = (200, {}, reply(picture()), 1.0)
+    slow = (200, {}, reply(image()), 1.0)
     assert ask(url, slow, leaves=True, patience=0.1).outcome == "abandoned"
     assert ask(url, slow, leaves=False, patience=0.1).outcome == "failed"
 
@@ -193,8 +193,8 @@ def test_a_client_that_leaves_is_no_failure_and_one_that_is_left_is(url):
 def test_a_stream(url):
     events = [
         {"type": "raycache.progress", "step": 1},
-        {"type": "image_generation.partial_image", "b64_json": picture((32, 32))},
-        {"type": "image_generation.completed", "b64_json": picture(), "times": TIMES},
+        {"type": "image_generation.partial_image", "b64_json": image((32, 32))},
+        {"type": "image_generation.completed", "b64_json": image(), "times": TIMES},
     ]
     body = "".join(f"event: x\ndata: {json.dumps(event)}\n\n" for event in events).encode()
     record = ask(url, (200, {"content-type": "text/event-stream"}, body), stream=True)
@@ -210,5 +210,5 @@ def test_a_stream_that_ends_early_is_a_failure(url):
 def test_a_service_with_keys_is_sent_one(url, monkeypatch):
     for key, header in (("alpha", "Bearer alpha"), ("", None)):
         monkeypatch.setenv("RAYCACHE_API_KEY", key)
-        ask(url, (200, {}, reply(picture())))
+        ask(url, (200, {}, reply(image())))
         assert Handler.keys[-1] == header

@@ -66,7 +66,7 @@ def test_rates_are_divided_by_the_length_of_the_run_and_the_offered_one_by_the_t
     assert results["seconds"] == 20.0
     assert results["offered"] == {"seconds": 10.0, "per_second": 1.0}
     assert results["goodput"]["per_second"] == 0.5
-    assert results["pictures"]["per_rank_per_minute"] == 60 * 10 / 20 / 4
+    assert results["images"]["per_rank_per_minute"] == 60 * 10 / 20 / 4
 
 
 def test_results_have_kinds_and_faults(service):

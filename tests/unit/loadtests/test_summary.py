@@ -45,11 +45,11 @@ def test_summary(records):
     assert results["goodput"]["share"] == pytest.approx(51 / 105, abs=1e-4)
     assert results["seconds"] == pytest.approx(100.99)
     assert results["gang_busy"] == pytest.approx(100 * 0.5 / 100.99, abs=1e-3)
-    assert results["pictures"]["per_rank_per_minute"] == pytest.approx(60 * 100 / 100.99 / 2, abs=1e-3)
+    assert results["images"]["per_rank_per_minute"] == pytest.approx(60 * 100 / 100.99 / 2, abs=1e-3)
     assert results["computed_blocks"] == 0.5
 
 
-def test_lost_is_what_was_accepted_and_got_no_picture(records):
+def test_lost_is_what_was_accepted_and_got_no_image(records):
     """A refusal, a deadline and a client's own leaving lose nothing; a 500 does, and so does silence."""
     assert summarize(records, length=100.0, offering=100.0, deadline=1, engines=1, ranks=1)["lost"] == 2
     wrong = [record(0, 1, "failed", status=400, cause="invalid_value")]
@@ -74,7 +74,7 @@ def test_a_run_that_ends_early_counts_its_own_time():
         "per_second": pytest.approx(10 / 19, abs=1e-4),
         "share": 1.0,
     }
-    assert results["pictures"] == {
+    assert results["images"] == {
         "count": 20, "per_second": pytest.approx(20 / 19, abs=1e-4),
         "per_rank_per_minute": pytest.approx(60 * 20 / 19 / 4, abs=1e-4),
     }  # fmt: skip
@@ -145,7 +145,7 @@ def test_one_request_of_each_kind(outcome, fields, lost):
     else:
         assert results["latency"] is results["queue"] is None
         assert results["goodput"] == {"deadline": 3.0, "good": 0, "per_second": 0.0, "share": 0.0}
-        assert results["pictures"]["count"] == 0
+        assert results["images"]["count"] == 0
         assert results["computed_blocks"] is None
         assert results["causes"] == {f"{outcome}: why": 1}
 
@@ -180,13 +180,13 @@ def test_agreement_is_relative_to_the_server():
     assert rows["denoise_seconds"]["off"] == pytest.approx(0.2)
 
 
-def test_the_same_request_must_give_the_same_pictures():
-    def picture(colour: str) -> bytes:
+def test_the_same_request_must_give_the_same_images():
+    def image(colour: str) -> bytes:
         buffer = io.BytesIO()
         Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
         return buffer.getvalue()
 
-    red, green, blue = map(picture, ("red", "green", "blue"))
+    red, green, blue = map(image, ("red", "green", "blue"))
     recorder = Recorder()
     assert recorder.same_as_before(1, 7, (red, green))
     assert recorder.same_as_before(1, 7, (red, green))
@@ -214,7 +214,7 @@ def test_rates_are_of_the_whole_run_not_of_its_busy_part(records):
     """Ten images in the last seconds of ten minutes are one a minute."""
     late = [record(595.0, 5.0) for _ in range(10)]
     results = summarize(late, deadline=9.0, length=600.0, offering=500.0, engines=1, ranks=1)
-    assert results["pictures"]["per_rank_per_minute"] == pytest.approx(1.0)
+    assert results["images"]["per_rank_per_minute"] == pytest.approx(1.0)
     assert results["goodput"]["per_second"] == pytest.approx(10 / 600, abs=1e-4)
     assert results["offered"] == {"seconds": 500.0, "per_second": 0.02}
 

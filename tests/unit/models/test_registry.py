@@ -109,7 +109,7 @@ def test_a_pipeline_makes_as_many_calls_as_are_expected_of_it(name: str):
     folder, tiny = tiny_folder(name), TINY_FAMILIES[name]
     pipe, steps, made = load_tiny(folder), 3, []
     loaded = capabilities_of(pipe, ModelSettings(path=str(folder)), "folder")
-    asked = dict(tiny.ask) | dict.fromkeys(tiny.pictures, Image.new("RGB", (64, 64), "red"))
+    asked = dict(tiny.ask) | dict.fromkeys(tiny.images, Image.new("RGB", (64, 64), "red"))
     if "guidance_scale" in inspect.signature(type(pipe).__call__).parameters:  # else a guider of its own has one
         asked["guidance_scale"] = 4.0
     if loaded.true_cfg:

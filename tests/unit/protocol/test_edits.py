@@ -1,4 +1,4 @@
-"""Which task a request with pictures is, what the model makes of it, and how large its images are."""
+"""Which task a request with images is, what the model makes of it, and how large its images are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raycache.protocol.schemas import ResolvedRequest
 from raycache.protocol.tasks import USUAL_STRENGTH
 from raycache.settings import AppSettings
 from raycache.size import Size
-from tests.helpers.picture_files import file, scene
+from tests.helpers.image_files import file, scene
 
 POLICY = AppSettings.model_validate({"model": {"path": "noise"}}).policy
 ALL: tuple[Task, ...] = ("text-to-image", "image-to-image", "edit", "inpaint")
@@ -61,10 +61,10 @@ def test_what_it_brings_says_the_task(given: dict, task: Task):
     assert refused(asked(**given), model("text-to-image", most=0)).code == "unsupported_task"
 
 
-def test_a_model_without_edits_makes_image_to_image_of_one_picture():
+def test_a_model_without_edits_makes_image_to_image_of_one_image():
     order = resolved(asked(), model("image-to-image"))
     assert (order.inputs.task, order.inputs.strength) == ("image-to-image", USUAL_STRENGTH)
-    assert (order.inputs.pictures[0] == scene()).all()
+    assert (order.inputs.images[0] == scene()).all()
     assert resolved(asked(), model("image-to-image", "edit")).inputs.strength is None
     error = refused(asked(image=[scene(), scene()]), model("image-to-image"))
     assert (error.param, error.code) == ("image", "unsupported_task")
@@ -79,10 +79,10 @@ def test_what_a_model_has_not_is_named_by_the_field_that_asks_for_it():
     assert "it supports: inpaint" in error.message
 
 
-def test_how_many_pictures():
+def test_how_many_images():
     assert "at most 2" in refused(asked(image=[scene()] * 3), model("edit", most=2)).message
     assert "at most 1 for image-to-image" in refused(asked(image=[scene()] * 2, strength=0.5), model(*ALL)).message
-    assert len(resolved(asked(image=[scene()] * 3), model(*ALL)).inputs.pictures) == 3
+    assert len(resolved(asked(image=[scene()] * 3), model(*ALL)).inputs.images) == 3
     with pytest.raises(RequestError, match="needs at least one image"):
         asked(image=[])
 
@@ -95,7 +95,7 @@ def test_masks_that_do_not_fit():
     assert "it marks nothing to generate again" in refused(asked(mask=0 * MASK), model(*ALL)).message
 
 
-def test_pictures_that_are_too_large_are_refused_wherever_they_were_decoded():
+def test_images_that_are_too_large_are_refused_wherever_they_were_decoded():
     policy = POLICY.model_copy(update={"limits": LimitSettings(max_input_pixels=24 * 16 - 1)})
     error = refused(asked(), model(*ALL), policy)
     assert error.param == "image"
@@ -103,7 +103,7 @@ def test_pictures_that_are_too_large_are_refused_wherever_they_were_decoded():
 
 
 @pytest.mark.parametrize(
-    ("picture", "ranks", "size"),
+    ("image", "ranks", "size"),
     [
         ((512, 512), 1, (512, 512)),
         ((512, 500), 1, (512, 496)),
@@ -116,9 +116,9 @@ def test_pictures_that_are_too_large_are_refused_wherever_they_were_decoded():
         ((1, 4000), 1, (16, 4000)),
     ],
 )
-def test_without_a_size_the_images_are_like_the_first_picture(picture: tuple, ranks: int, size: tuple):
+def test_without_a_size_the_images_are_like_the_first_image(image: tuple, ranks: int, size: tuple):
     """At most as many pixels as an image that names no size has; of a photograph the shape is kept."""
-    first = np.zeros((picture[1], picture[0], 3), np.uint8)
+    first = np.zeros((image[1], image[0], 3), np.uint8)
     for word in (None, "auto"):
         order = resolved(asked(image=[first, scene()], size=word), model(*ALL), ranks)
         assert order.size.pixels <= POLICY.defaults.size.pixels
@@ -141,7 +141,7 @@ def test_a_request_is_pixels_wherever_it_goes(tmp_path):
     path.unlink()
     again = pickle.loads(pickle.dumps(request.model_copy(update={"timeout_s": 3.0})))
     inputs = resolved(again, model(*ALL)).inputs
-    assert [(picture == scene()).all() for picture in inputs.pictures] == [True, True]
+    assert [(image == scene()).all() for image in inputs.images] == [True, True]
     assert inputs.mask.tolist() == MASK.tolist()
     assert "secret" not in repr(again)
     assert "array" not in repr(again)

@@ -15,8 +15,8 @@ PIXELS = np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_formats(format):
-    picture = Image.open(io.BytesIO(encode(PIXELS, format, 90)))
-    assert (picture.format, picture.size) == (format.upper(), (48, 32))
+    image = Image.open(io.BytesIO(encode(PIXELS, format, 90)))
+    assert (image.format, image.size) == (format.upper(), (48, 32))
 
 
 def test_png_is_lossless_whatever_the_quality():

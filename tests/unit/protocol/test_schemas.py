@@ -59,7 +59,7 @@ def test_openais_unused_fields_warn():
     assert parse(background="auto", quality="high", user="me", safety_identifier="x").ignored() == []
 
 
-def test_request_keeps_what_decides_the_picture():
+def test_request_keeps_what_decides_the_image():
     request = parse(seed=3, cache={"type": "FBCache"}, quality="low").request()
     assert type(request) is GenerationRequest
     assert (request.seed, request.cache.type) == (3, "FBCache")

@@ -27,6 +27,13 @@ def test_a_job_is_as_it_was_written_last(folder: JobFolder):
     assert folder.load() == JobFolder(folder.path).load() == [done]
 
 
+def test_a_job_of_november_2026_has_its_input_images(folder: JobFolder):
+    folder.add(job := kept("video", "blue", 1.0, images={"image": 7}))
+    path = folder.path_of(job.id, "job.json")
+    path.write_text(path.read_text().replace('"images"', '"pictures"'))
+    assert JobFolder(folder.path).load() == [job]
+
+
 def test_a_write_that_fails_leaves_what_was(folder: JobFolder, monkeypatch: pytest.MonkeyPatch):
     folder.add(job := kept("video", None, 1.0))
 

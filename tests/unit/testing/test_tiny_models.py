@@ -23,11 +23,11 @@ SLOW = [name for name, family in TINY_FAMILIES.items() if family.slow]
 #: One of each kind: an image, a text encoder with a chat, a video by two transformers.
 QUICK = {"flux", "qwen-image", "wan-2.2"}
 NAMES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in TINY_FAMILIES]
-#: Where each picture to edit is enlarged to a megapixel, as these modules' own function says.
+#: Where each image to edit is enlarged to a megapixel, as these modules' own function says.
 ENLARGING = [pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus]
 
 
-def picture(kind: str) -> Image.Image:
+def image(kind: str) -> Image.Image:
     """A gradient; of a mask, the left half is to be kept."""
     rows, columns = np.mgrid[:64, :64].astype(np.uint8)
     if "mask" in kind:
@@ -43,7 +43,7 @@ def draw(pipe: Any, family: TinyFamily, prompt: str, seed: int, steps: int = 2) 
         "generator": torch.Generator().manual_seed(seed),
         "output_type": "np",
         **family.ask,
-        **{name: picture(name) for name in family.pictures},
+        **{name: image(name) for name in family.images},
     }
     if isinstance(pipe, ModularPipeline):
         assert set(asked) <= {each.name for each in pipe.blocks.inputs}
@@ -54,7 +54,7 @@ def draw(pipe: Any, family: TinyFamily, prompt: str, seed: int, steps: int = 2) 
 
 @pytest.fixture
 def enlarged_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture to edit is enlarged to 128x128, which takes a hundredth of the time and is drawn by the same code."""
+    """An image to edit is enlarged to 128x128, which takes a hundredth of the time and is drawn by the same code."""
     for module in ENLARGING:
         true = module.calculate_dimensions
         monkeypatch.setattr(module, "calculate_dimensions", lambda _, ratio, true=true: true(128 * 128, ratio))
@@ -102,7 +102,7 @@ def test_blocks_differ_from_step_to_step_as_a_trained_models_do(name: str, thres
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_a_picture_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str):
+def test_an_image_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str):
     family = TINY_FAMILIES[name]
     pipe = DiffusionPipeline.from_pretrained(tiny_folder(name))
     tokens = []
@@ -110,7 +110,7 @@ def test_a_picture_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str):
         lambda _, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
     )
     assert np.isfinite(draw(pipe, family, "a red circle", 7)).all()
-    assert set(tokens) == {4 + 1024}  # of 32x32 pixels each: the image, and a megapixel of picture
+    assert set(tokens) == {4 + 1024}  # of 32x32 pixels each: the image, and a megapixel of image
 
 
 def test_same_seed_same_bytes_and_the_global_generator_is_left_alone(tmp_path: Path):

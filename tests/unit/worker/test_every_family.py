@@ -59,7 +59,7 @@ def as_diffusers_does(name: str, job: Job) -> np.ndarray:
     asked |= {"guidance_scale": 4.0} if name.startswith("flux") and "guidance_scale" in known else {}
     asked |= {"negative_prompt": image.negative_prompt} if image.negative_prompt else {}
     asked |= {"true_cfg_scale": 4.0} if image.true_cfg_scale > 1 else {}
-    asked |= {"image": Image.fromarray(inputs.pictures[0])} if inputs.pictures else {}
+    asked |= {"image": Image.fromarray(inputs.images[0])} if inputs.images else {}
     asked |= {"mask_image": Image.fromarray(inputs.mask)} if inputs.mask is not None else {}
     asked |= {"strength": inputs.strength or 1.0} if "strength" in known else {}
     asked |= {"output_resolution": 64} if "output_resolution" in known else {}
@@ -73,12 +73,12 @@ def as_diffusers_does(name: str, job: Job) -> np.ndarray:
 
 def as_diffusers_blocks_do(name: str, job: Job) -> np.ndarray:
     """As :func:`as_diffusers_does`, of a modular pipeline: the blocks choose by what is given to them."""
-    pipe, image, pictures = load_tiny(tiny_folder(name)), job.images[0], job.inputs.pictures
+    pipe, image, given = load_tiny(tiny_folder(name)), job.images[0], job.inputs.images
     if hasattr(pipe, "guider"):
         pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=4.0))
     asked: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": job.num_inference_steps}
     asked |= {"negative_prompt": image.negative_prompt} if image.negative_prompt else {}
-    asked |= {"image": Image.fromarray(pictures[0])} if pictures else {}
+    asked |= {"image": Image.fromarray(given[0])} if given else {}
     images = []
     for each in job.images:
         chance = torch.Generator().manual_seed(each.seed)

@@ -139,17 +139,17 @@ def test_only_rank_0_tells(pipe: FluxPipeline):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_preview_that_fails_is_left_out(pipe: FluxPipeline, monkeypatch: pytest.MonkeyPatch, fails: bool):
-    picture = np.zeros((1, 32, 32, 3), np.uint8)
+    image = np.zeros((1, 32, 32, 3), np.uint8)
 
     def preview(*_: object) -> np.ndarray:
         if fails:
             raise torch.OutOfMemoryError("on purpose")
-        return picture
+        return image
 
     monkeypatch.setattr(FluxFamily, "preview", preview)
     drawn = draw(runner_of(pipe), {job("a", steps=3, preview_steps=(1,)): 0})
     assert [progress.step for progress in drawn.progress["a"]] == [1, 2, 3]
-    assert [progress.preview is picture for progress in drawn.progress["a"]] == [False, not fails, False]
+    assert [progress.preview is image for progress in drawn.progress["a"]] == [False, not fails, False]
     assert "a" in drawn.outputs
 
 

@@ -41,7 +41,7 @@ def test_previews_near_the_end_are_nearly_the_image():
 
 
 @pytest.mark.slow
-def test_previews_from_a_picture_begin_where_it_does():
+def test_previews_from_an_image_begin_where_it_does():
     """With `strength` the first steps are left out, and the scheduler's sigmas stay those of all."""
     pipe = load(demo_model_path()).to(torch.float32)
     family = family_of("FluxPipeline", "demo")
@@ -51,7 +51,7 @@ def test_previews_from_a_picture_begin_where_it_does():
     runner = JobRunner(context, None)
     job = make_job(size="128x128", steps=8, prompt="a red circle left of a blue square")
     image = draw(runner, {job: 0}).outputs["1"].images[0]
-    inputs = JobInputs("image-to-image", pictures=(image,), strength=0.5)
+    inputs = JobInputs("image-to-image", images=(image,), strength=0.5)
     again = make_job("2", size="128x128", steps=8, prompt=job.prompt, inputs=inputs, preview_steps=(0, 2))
     drawn = draw(runner, {again: 0})
     end = halved(drawn.outputs["2"].images[0])

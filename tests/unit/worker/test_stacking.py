@@ -17,8 +17,8 @@ from cache_core.signatures import parameters_of
 from raycache.worker.call_rows import ALONE, STACKED
 from raycache.worker.stacking import join_key, stack_arguments, unstack
 from raycache.worker.stepper import Stepper
+from tests.helpers.conditioned_images import Images
 from tests.helpers.guided_pipes import GUIDED, draw_guided
-from tests.helpers.pictures import Pictures
 from tests.helpers.tiny_transformers import TINY, shared
 
 COMMON = {"Fn_compute_blocks": 1, "warmup_steps": 1, "residual_diff_threshold": 0.2}
@@ -42,7 +42,7 @@ class Job:
     def arguments(self) -> dict[str, Any]:
         step = len(self.outputs)
         drifts = tuple(1.0 if (step + seed) % 3 == 0 else 0.001 for seed in self.seeds)
-        return TINY[self.name].inputs(Pictures(self.seeds, drifts, step)) | {"return_dict": False}
+        return TINY[self.name].inputs(Images(self.seeds, drifts, step)) | {"return_dict": False}
 
     def take(self, output: Any) -> None:
         parts = output if isinstance(output, tuple) else (output,)
@@ -164,7 +164,7 @@ def joins(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
         ("ZImageTransformer2DModel", {"x": [torch.zeros(4, 1, 8, 4)] * 2}),
         # 2 tokens of gist where the others have 6: padded, and behind the image.
         ("BriaFibo2Transformer2DModel", {"encoder_attention_mask": torch.arange(6) < torch.tensor([[2], [6]])}),
-        # One row with a picture makes that of the others count, which is zeros.
+        # One row with an image makes that of the others count, which is zeros.
         ("HunyuanVideo15Transformer3DModel", {"image_embeds": torch.ones(2, 2, 8)}),
     ],
 )

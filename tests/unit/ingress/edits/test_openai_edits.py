@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from cache_core.forecast_options import BudgetCacheOptions
 from cache_core.options import DBCacheOptions
 from raycache.protocol.edit_bodies import EditBody
-from tests.helpers.edits import MASK, OTHER, PICTURE, REDRAWN, last
+from tests.helpers.edits import IMAGE, MASK, OTHER, REDRAWN, last
+from tests.helpers.image_files import scene
 from tests.helpers.openai_surface import Service, hints, values
-from tests.helpers.picture_files import scene
 
 
 @pytest.fixture
@@ -24,41 +24,41 @@ def client(http: TestClient) -> openai.OpenAI:
     return openai.OpenAI(base_url="http://testserver/v1", api_key="unused", max_retries=0, http_client=http)
 
 
-def test_one_picture(client: openai.OpenAI, service: Service):
-    reply = client.images.edit(image=PICTURE, prompt="make it blue", n=2, extra_body={"seed": 3})
+def test_one_image(client: openai.OpenAI, service: Service):
+    reply = client.images.edit(image=IMAGE, prompt="make it blue", n=2, extra_body={"seed": 3})
     TypeAdapter(ImagesResponse).validate_python(reply.model_dump(warnings=False), strict=True)
     assert len(reply.data) == 2
     assert reply.model_extra["seeds"] == [3, 4]
     assert reply.model_extra["warnings"] == []
     order = last(service)
     assert (order.inputs.task, order.prompt, order.n) == ("edit", "make it blue", 2)
-    assert (order.inputs.pictures[0] == scene()).all()
+    assert (order.inputs.images[0] == scene()).all()
     assert order.inputs.mask is None
 
 
 def test_a_goal_in_place_of_a_cache(client: openai.OpenAI, service: Service):
-    client.images.edit(image=PICTURE, prompt="a hat", extra_body={"cache": {"type": "auto", "speedup": 2.5}})
+    client.images.edit(image=IMAGE, prompt="a hat", extra_body={"cache": {"type": "auto", "speedup": 2.5}})
     assert last(service).cache == BudgetCacheOptions(speedup=2.5)
     with pytest.raises(openai.BadRequestError, match=r"raycache\.tune") as refused:
-        client.images.edit(image=PICTURE, prompt="a hat", extra_body={"cache": {"type": "auto", "target_psnr": 40}})
+        client.images.edit(image=IMAGE, prompt="a hat", extra_body={"cache": {"type": "auto", "target_psnr": 40}})
     assert refused.value.param == "cache.target_psnr"
 
 
-def test_several_pictures_and_a_mask(client: openai.OpenAI, service: Service):
-    client.images.edit(image=[PICTURE, OTHER], mask=MASK, prompt="a hat")
+def test_several_images_and_a_mask(client: openai.OpenAI, service: Service):
+    client.images.edit(image=[IMAGE, OTHER], mask=MASK, prompt="a hat")
     inputs = last(service).inputs
     assert inputs.task == "inpaint"
-    assert [picture.shape for picture in inputs.pictures] == [(16, 24, 3), (24, 40, 3)]
-    assert (inputs.pictures[0] == scene()).all(), "in their order"
+    assert [image.shape for image in inputs.images] == [(16, 24, 3), (24, 40, 3)]
+    assert (inputs.images[0] == scene()).all(), "in their order"
     assert inputs.mask.tolist() == REDRAWN.tolist()
-    assert (inputs.mask.dtype, inputs.pictures[0].dtype) == (np.uint8, np.uint8)
+    assert (inputs.mask.dtype, inputs.images[0].dtype) == (np.uint8, np.uint8)
 
 
-@pytest.mark.parametrize("pictures", [PICTURE, [PICTURE, OTHER]], ids=["one", "two"])
+@pytest.mark.parametrize("images", [IMAGE, [IMAGE, OTHER]], ids=["one", "two"])
 @pytest.mark.parametrize("mask", [openai.omit, MASK], ids=["whole", "masked"])
-def test_streams(client: openai.OpenAI, service: Service, pictures: Any, mask: Any):
+def test_streams(client: openai.OpenAI, service: Service, images: Any, mask: Any):
     sent = {"prompt": "a hat", "stream": True, "partial_images": 2, "output_format": "webp", "quality": "high"}
-    events = list(client.images.edit(image=pictures, mask=mask, **sent))
+    events = list(client.images.edit(image=images, mask=mask, **sent))
     assert [event.type for event in events] == [
         "raycache.progress",
         "image_edit.partial_image",
@@ -107,7 +107,7 @@ def test_the_walk_finds_what_the_client_has():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), SAID, ids=lambda part: str(part)[:40])
 def test_all_that_the_client_can_say(client: openai.OpenAI, name: str, value: object):
-    sent: dict[str, Any] = {"image": PICTURE, "prompt": "a circle", name: value}
+    sent: dict[str, Any] = {"image": IMAGE, "prompt": "a circle", name: value}
     if value is True:
         assert [event.type for event in client.images.edit(**sent)][-1] == "image_edit.completed"
         return
@@ -128,7 +128,7 @@ def test_all_that_the_client_can_say(client: openai.OpenAI, name: str, value: ob
 
 def test_a_markup_is_refused_by_name(client: openai.OpenAI):
     with pytest.raises(openai.BadRequestError, match="markup") as caught:
-        client.images.edit(image=PICTURE, markup=MASK, prompt="a circle")
+        client.images.edit(image=IMAGE, markup=MASK, prompt="a circle")
     assert caught.value.param == "markup"
 
 
@@ -141,7 +141,7 @@ def test_our_own_fields_in_a_form(client: openai.OpenAI, service: Service):
         "seed": None,
         "cache": {"type": "DBCache", "residual_diff_threshold": 0.2, "Fn_compute_blocks": 1},
     }
-    client.images.edit(image=PICTURE, prompt="123", extra_body=own)
+    client.images.edit(image=IMAGE, prompt="123", extra_body=own)
     order = last(service)
     assert (order.prompt, order.num_inference_steps, order.guidance_scale) == ("123", 12, 2.5)
     assert (order.inputs.task, order.inputs.strength) == ("image-to-image", 0.5)

@@ -10,7 +10,7 @@ import pytest
 from raycache.protocol.formats import encode
 from tests.helpers.fake_service import check_error
 from tests.helpers.stored import EDITS
-from tests.helpers.stored_app import IMAGE, LATER, PICTURE, PNG, Application
+from tests.helpers.stored_app import IMAGE, LATER, PIXELS, PNG, Application
 
 
 def test_images_for_later(app: Application):
@@ -63,13 +63,13 @@ def test_an_edit_for_later(app: Application):
     app.asker.model = EDITS
     mask = np.zeros((48, 64), np.uint8)
     mask[10:20] = 255
-    files = [("image[]", PNG), ("image[]", encode(PICTURE[::-1].copy(), "png")), ("mask", encode(mask, "png"))]
+    files = [("image[]", PNG), ("image[]", encode(PIXELS[::-1].copy(), "png")), ("mask", encode(mask, "png"))]
     response = app.http.post("/v1/images/edits", data={"prompt": "a", "size": "64x48"}, files=files, headers=LATER)
     assert response.status_code == 202, response.text
     app.once(response.headers["location"], lambda told: told["status"] == "completed")
     (asked,) = app.asker.asked
     inputs = asked.inputs()
     assert inputs.task == "inpaint"
-    for kept, sent in zip(inputs.pictures, (PICTURE, PICTURE[::-1]), strict=True):
+    for kept, sent in zip(inputs.images, (PIXELS, PIXELS[::-1]), strict=True):
         np.testing.assert_array_equal(kept, sent)
     np.testing.assert_array_equal(inputs.mask, mask)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from raycache.protocol.errors import RequestError
-from tests.helpers.stored_app import PICTURE, PNG, URL, Application, frames_of
+from tests.helpers.stored_app import PIXELS, PNG, URL, Application, frames_of
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ class TestOpenAisClient:
         ],
         ids=["file", "bytes", "url"],
     )
-    def test_a_picture_to_begin_with(self, client: openai.OpenAI, app: Application, given: dict[str, Any]):
+    def test_an_image_to_begin_with(self, client: openai.OpenAI, app: Application, given: dict[str, Any]):
         video = client.videos.create_and_poll(prompt="a", size="64x48", poll_interval_ms=20, **given)
         assert video.status == "completed"
         (asked,) = app.asker.asked
         assert asked.inputs().task == "image-to-video"
-        np.testing.assert_array_equal(asked.inputs().pictures[0], PICTURE)
+        np.testing.assert_array_equal(asked.inputs().images[0], PIXELS)

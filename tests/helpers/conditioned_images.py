@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """The images of one batch at one step.
 
     Every image has its own conditions, so that an argument taken from the wrong row makes a difference.
@@ -49,7 +49,7 @@ class Tiny:
     """How to build one class small, and its arguments. A name ``Class+form`` is a variant of ``Class``."""
 
     config: dict[str, Any]
-    inputs: Callable[[Pictures], dict[str, Any]]
+    inputs: Callable[[Images], dict[str, Any]]
 
 
 def _normal(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -61,7 +61,7 @@ def ids(*sizes: int) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(size, dtype=torch.float32) for size in sizes))
 
 
-def flux(p: Pictures) -> dict[str, Any]:
+def flux(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -72,7 +72,7 @@ def flux(p: Pictures) -> dict[str, Any]:
     }
 
 
-def flux2(p: Pictures) -> dict[str, Any]:
+def flux2(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -83,7 +83,7 @@ def flux2(p: Pictures) -> dict[str, Any]:
     }
 
 
-def qwen(p: Pictures) -> dict[str, Any]:
+def qwen(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 16),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -93,7 +93,7 @@ def qwen(p: Pictures) -> dict[str, Any]:
     }
 
 
-def wan(p: Pictures) -> dict[str, Any]:
+def wan(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 2, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -101,7 +101,7 @@ def wan(p: Pictures) -> dict[str, Any]:
     }
 
 
-def hunyuan_video(p: Pictures) -> dict[str, Any]:
+def hunyuan_video(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 2, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -112,7 +112,7 @@ def hunyuan_video(p: Pictures) -> dict[str, Any]:
     }
 
 
-def framepack(p: Pictures) -> dict[str, Any]:
+def framepack(p: Images) -> dict[str, Any]:
     return hunyuan_video(p) | {
         "image_embeds": p.fixed(3, 16, salt=3),
         "indices_latents": torch.arange(2),
@@ -125,7 +125,7 @@ def framepack(p: Pictures) -> dict[str, Any]:
     }
 
 
-def hunyuan_image(p: Pictures) -> dict[str, Any]:
+def hunyuan_image(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 4, 4),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -134,7 +134,7 @@ def hunyuan_image(p: Pictures) -> dict[str, Any]:
     }
 
 
-def cogvideox(p: Pictures) -> dict[str, Any]:
+def cogvideox(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(2, 4, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -142,7 +142,7 @@ def cogvideox(p: Pictures) -> dict[str, Any]:
     }
 
 
-def cogview4(p: Pictures) -> dict[str, Any]:
+def cogview4(p: Images) -> dict[str, Any]:
     size = torch.tensor([[64.0, 64.0]] * len(p.seeds))
     return {
         "hidden_states": p.latents(4, 8, 8),
@@ -155,7 +155,7 @@ def cogview4(p: Pictures) -> dict[str, Any]:
     }
 
 
-def mochi(p: Pictures) -> dict[str, Any]:
+def mochi(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 2, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -164,7 +164,7 @@ def mochi(p: Pictures) -> dict[str, Any]:
     }
 
 
-def ltx(p: Pictures) -> dict[str, Any]:
+def ltx(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(2 * 4 * 4, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -174,7 +174,7 @@ def ltx(p: Pictures) -> dict[str, Any]:
     }
 
 
-def sd3(p: Pictures) -> dict[str, Any]:
+def sd3(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -183,7 +183,7 @@ def sd3(p: Pictures) -> dict[str, Any]:
     }
 
 
-def bria(p: Pictures) -> dict[str, Any]:
+def bria(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(16, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -193,7 +193,7 @@ def bria(p: Pictures) -> dict[str, Any]:
     }
 
 
-def kandinsky(p: Pictures) -> dict[str, Any]:
+def kandinsky(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(2, 8, 8, 4),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -204,7 +204,7 @@ def kandinsky(p: Pictures) -> dict[str, Any]:
     }
 
 
-def motif(p: Pictures) -> dict[str, Any]:
+def motif(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 2, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -213,7 +213,7 @@ def motif(p: Pictures) -> dict[str, Any]:
     }
 
 
-def z_image(p: Pictures) -> dict[str, Any]:
+def z_image(p: Images) -> dict[str, Any]:
     return {
         "x": list(p.latents(4, 1, 8, 8)),
         "cap_feats": [row[: 6 - seed % 3] for row, seed in zip(p.fixed(6, 16, salt=1), p.seeds, strict=True)],
@@ -221,7 +221,7 @@ def z_image(p: Pictures) -> dict[str, Any]:
     }
 
 
-def pixart(p: Pictures) -> dict[str, Any]:
+def pixart(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "encoder_hidden_states": p.fixed(6, 16, salt=1),
@@ -230,7 +230,7 @@ def pixart(p: Pictures) -> dict[str, Any]:
     }
 
 
-def dit(p: Pictures) -> dict[str, Any]:
+def dit(p: Images) -> dict[str, Any]:
     return {
         "hidden_states": p.latents(4, 8, 8),
         "timestep": p.times(1000).long(),

@@ -15,17 +15,17 @@ __all__ = ["apng", "chunk", "file", "jpeg_of_size", "png_of", "scene", "webp_of_
 
 def scene(width: int = 24, height: int = 16) -> np.ndarray:
     """Red top left, green top right, blue bottom left, grey bottom right, so that all rotations differ."""
-    picture = np.full((height, width, 3), 128, np.uint8)
-    picture[: height // 2, : width // 2] = 250, 10, 20
-    picture[: height // 2, width // 2 :] = 10, 240, 30
-    picture[height // 2 :, : width // 2] = 20, 30, 230
-    return picture
+    image = np.full((height, width, 3), 128, np.uint8)
+    image[: height // 2, : width // 2] = 250, 10, 20
+    image[: height // 2, width // 2 :] = 10, 240, 30
+    image[height // 2 :, : width // 2] = 20, 30, 230
+    return image
 
 
-def file(picture: np.ndarray | Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """``picture`` as a file."""
+def file(pixels: np.ndarray | Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """``pixels`` as a file."""
     buffer = io.BytesIO()
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(buffer, format, **options)
     return buffer.getvalue()
 

@@ -1,4 +1,4 @@
-"""Input pictures of every kind that people have, and of those that nobody should send."""
+"""Input images of every kind that people have, and of those that nobody should send."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import pytest
 from PIL import Image, ImageDraw
 
 from raycache.protocol.errors import RequestError
-from raycache.protocol.pictures import as_mask, as_picture, open_picture
-from tests.helpers.picture_files import apng, chunk, file, jpeg_of_size, png_of, scene, webp_of_size
+from raycache.protocol.input_images import as_image, as_mask, open_image
+from tests.helpers.image_files import apng, chunk, file, jpeg_of_size, png_of, scene, webp_of_size
 
 MOST_BYTES, MOST_PIXELS = 1 << 20, 1 << 16
 
 
 def decoded(data: bytes) -> np.ndarray:
-    picture = open_picture(data, "image", max_bytes=MOST_BYTES, max_pixels=MOST_PIXELS).decoded()
-    assert picture.dtype == np.uint8
-    assert picture.ndim == 3
-    assert picture.flags.c_contiguous
-    return picture
+    image = open_image(data, "image", max_bytes=MOST_BYTES, max_pixels=MOST_PIXELS).decoded()
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.flags.c_contiguous
+    return image
 
 
 def mask_of(data: bytes) -> np.ndarray:
-    return open_picture(data, "mask", max_bytes=MOST_BYTES, max_pixels=MOST_PIXELS).decoded_mask()
+    return open_image(data, "mask", max_bytes=MOST_BYTES, max_pixels=MOST_PIXELS).decoded_mask()
 
 
 def refused(data: bytes) -> str:
@@ -38,10 +38,10 @@ def refused(data: bytes) -> str:
     return caught.value.message
 
 
-def near(picture: np.ndarray, wanted: np.ndarray, within: int) -> bool:
+def near(image: np.ndarray, wanted: np.ndarray, within: int) -> bool:
     """But for the seams, where lossy formats blend."""
-    assert picture.shape == wanted.shape
-    inner = np.abs(picture.astype(int) - wanted)[2:6, 2:10]
+    assert image.shape == wanted.shape
+    inner = np.abs(image.astype(int) - wanted)[2:6, 2:10]
     return bool(inner.max() <= within)
 
 
@@ -98,7 +98,7 @@ def test_what_is_transparent_is_white():
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stand_upright(format: str, orientation: int):
+def test_images_stand_upright(format: str, orientation: int):
     turned = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -119,7 +119,7 @@ def test_pictures_stand_upright(format: str, orientation: int):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\xff" * 40, b"Exif\0\0MM\0*\0\0\0\x08\0\x01"]
 )
-def test_a_picture_is_no_worse_for_what_is_broken_beside_it(exif: bytes):
+def test_an_image_is_no_worse_for_what_is_broken_beside_it(exif: bytes):
     assert near(decoded(file(scene(), "JPEG", quality=95, exif=exif)), scene(), 8)
     odd = Image.Exif()
     odd[0x0112] = 77
@@ -147,7 +147,7 @@ def test_other_formats_are_called_by_their_names(data: bytes, named: str):
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"hello", b"\x89PNG", b"\xff\xd8", b"RIFF", b"RIFF\0\0\0\0WEBPVP8X"])
-def test_what_is_no_picture(data: bytes):
+def test_what_is_no_image(data: bytes):
     assert refused(data)
 
 
@@ -158,7 +158,7 @@ def test_what_moves():
     assert "gif" in refused(file(Image.new("RGB", (8, 8), "red"), "GIF", save_all=True, append_images=frames))
 
 
-def test_of_several_views_of_one_shot_the_first_is_the_picture():
+def test_of_several_views_of_one_shot_the_first_is_the_image():
     """What telephones write beside a photograph does not make it a film."""
     data = file(Image.fromarray(scene()), "MPO", save_all=True, append_images=[Image.new("RGB", (24, 16))], quality=95)
     assert near(decoded(data), scene(), 8)
@@ -183,12 +183,12 @@ def test_too_many_pixels_are_refused_by_the_header(data: bytes, monkeypatch: pyt
         raise AssertionError("decoded, although its header said enough")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
-    with warnings.catch_warnings(action="ignore"):  # Pillow's own, of pictures of more than 89 million pixels
+    with warnings.catch_warnings(action="ignore"):  # Pillow's own, of images of more than 89 million pixels
         assert "pixels" in refused(data)
-    assert open_picture(file(np.zeros((256, 256, 3), np.uint8)), "image", max_bytes=MOST_BYTES, max_pixels=MOST_PIXELS)
+    assert open_image(file(np.zeros((256, 256, 3), np.uint8)), "image", max_bytes=MOST_BYTES, max_pixels=MOST_PIXELS)
 
 
-def test_a_small_canvas_around_a_large_picture():
+def test_a_small_canvas_around_a_large_image():
     """The header that is checked is not the one that is decoded."""
     large = file(np.zeros((300, 300, 3), np.uint8), "WEBP")[12:]
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + (7).to_bytes(3, "little") * 2 + large
@@ -220,7 +220,7 @@ def test_masks():
     clear[..., 3] = 255 - wanted
     white = np.repeat(wanted[:, :, None], 3, 2)
     opaque = np.concatenate([white, np.full((2, 4, 1), 255, np.uint8)], 2)
-    for name, picture in {
+    for name, image in {
         "transparent": Image.fromarray(clear),
         "grey and transparent": Image.fromarray(clear).convert("LA"),
         "white": Image.fromarray(white),
@@ -229,12 +229,12 @@ def test_masks():
         "one bit": Image.fromarray(wanted).convert("1"),
         "a palette": Image.fromarray(white).quantize(2),
     }.items():
-        assert mask_of(file(picture)).tolist() == wanted.tolist(), name
+        assert mask_of(file(image)).tolist() == wanted.tolist(), name
     assert mask_of(png_of(2, 1, 16, 0, b"\0" + np.array([0x7FFF, 0x8000], ">u2").tobytes())).tolist() == [[0, 255]]
     assert mask_of(file(Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)))).tolist() == [[0, 0, 255, 255]]
 
 
-def test_a_mask_stands_upright_as_its_picture_does():
+def test_a_mask_stands_upright_as_its_image_does():
     drawing = Image.new("L", (6, 4))
     ImageDraw.Draw(drawing).rectangle((0, 0, 1, 1), fill=255)
     exif = Image.Exif()
@@ -249,11 +249,11 @@ def test_what_python_has(tmp_path: Path):
     path = tmp_path / "a.png"
     path.write_bytes(file(scene()))
     for source in (scene(), Image.fromarray(scene()), path, path.read_bytes(), np.asfortranarray(scene())):
-        picture = as_picture(source)
-        assert (picture == scene()).all()
-        assert picture.flags.c_contiguous
+        image = as_image(source)
+        assert (image == scene()).all()
+        assert image.flags.c_contiguous
     own = scene()
-    assert as_picture(own) is own
+    assert as_image(own) is own
     mask = np.zeros((2, 2), np.uint8)
     mask[0, 0] = 255
     for source in (mask, mask > 0, Image.fromarray(mask), file(mask)):
@@ -274,9 +274,9 @@ def test_what_python_has(tmp_path: Path):
     ],
     ids=lambda source: str(getattr(source, "shape", source)),
 )
-def test_what_python_has_and_is_no_picture(source: object):
+def test_what_python_has_and_is_no_image(source: object):
     with pytest.raises(RequestError, match="must be") as caught:
-        as_picture(source)  # type: ignore[arg-type]
+        as_image(source)  # type: ignore[arg-type]
     assert caught.value.param == "image"
     if not isinstance(source, np.ndarray) or source.ndim > 2:
         with pytest.raises(RequestError, match="must be"):
@@ -289,6 +289,6 @@ def test_an_image_that_was_closed(tmp_path: Path):
     image = Image.open(path)
     image.close()
     with pytest.raises(RequestError, match="broken"):
-        as_picture(image)
+        as_image(image)
     with pytest.raises(FileNotFoundError):
-        as_picture(tmp_path / "b.png")
+        as_image(tmp_path / "b.png")

@@ -1,6 +1,6 @@
 """README's screenshot of the page at ``/``: a real service, a real image, and the exact one next to it on the slider.
 
-    python -m benchmarks.playground_picture [--url URL] [--doc | --out page.png] [--dark] [--width 360]
+    python -m benchmarks.playground_screenshot [--url URL] [--doc | --out page.png] [--dark] [--width 360]
 
 Starts ``serve_configs/laptop_dbcache.yaml`` unless ``--url`` names a service; needs Chromium on PATH.
 README shows the light, wide screenshot.

@@ -1,6 +1,6 @@
 """Time from a cold start to the first image, and the effect of ranks and caching on an image's time.
 
-    python -m benchmarks.first_picture [--config serve_configs/laptop_dbcache.yaml] [--out TABLE.md]
+    python -m benchmarks.first_image [--config serve_configs/laptop_dbcache.yaml] [--out TABLE.md]
 
 Starts the real application (`serve run`), waits for `/readyz`, generates one image; then generates on gangs of 1, 2 and
 4 ranks without Serve. The cost of a decision is the time of an image that decides in every step and never reuses, minus
@@ -59,7 +59,7 @@ def _start_up(config: Path, size: str, steps: int) -> Iterator[tuple[str, str]]:
             time.sleep(0.2)
         yield "`serve run` to ready", f"{time.monotonic() - start:.1f}"
         answer = ask(URL, 120, prompt="a red circle left of a blue square", size=size, num_inference_steps=steps)
-        if answer.picture is None:
+        if answer.image is None:
             raise SystemExit(f"no image: {answer.body['error']['message']}")
         yield "`serve run` to the first image", f"{time.monotonic() - start:.1f}"
 

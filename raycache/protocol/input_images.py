@@ -17,10 +17,10 @@ from PIL.Image import Transpose
 
 from raycache.protocol.errors import RequestError, invalid
 
-__all__ = ["OpenedPicture", "PictureSource", "as_mask", "as_picture", "open_picture"]
+__all__ = ["ImageSource", "OpenedImage", "as_image", "as_mask", "open_image"]
 
 #: An image as a Python caller may pass it: pixels, a file, its bytes, or a Pillow image.
-PictureSource = np.ndarray | Image.Image | Path | bytes
+ImageSource = np.ndarray | Image.Image | Path | bytes
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _READ = ["png", "jpeg", "webp"]
@@ -54,7 +54,7 @@ _OTHERS = {
 
 
 @dataclass(frozen=True)
-class OpenedPicture:
+class OpenedImage:
     """A file whose header was read and is within the limits.
 
     Attributes:
@@ -96,7 +96,7 @@ class OpenedPicture:
         return self.image if turn is None else self.image.transpose(turn)
 
 
-def open_picture(data: bytes, field: str, *, max_bytes: int, max_pixels: int) -> OpenedPicture:
+def open_image(data: bytes, field: str, *, max_bytes: int, max_pixels: int) -> OpenedImage:
     """Read the header of ``data``.
 
     Raises:
@@ -119,10 +119,10 @@ def open_picture(data: bytes, field: str, *, max_bytes: int, max_pixels: int) ->
         # A second frame of a JPEG is another view or a gain map of the same photo: the first is the image.
         frames = 1 if data[:2] == b"\xff\xd8" else getattr(image, "n_frames", 1)
     _check(field, image.size, frames, max_pixels)
-    return OpenedPicture(field, image)
+    return OpenedImage(field, image)
 
 
-def as_picture(source: PictureSource, field: str = "image") -> np.ndarray:
+def as_image(source: ImageSource, field: str = "image") -> np.ndarray:
     """Pixels of an image in any supported form: uint8 [height, width, 3], contiguous.
 
     Args:
@@ -139,15 +139,15 @@ def as_picture(source: PictureSource, field: str = "image") -> np.ndarray:
             raise invalid(field, reason)
         return np.ascontiguousarray(source)
     if isinstance(source, Image.Image):
-        return OpenedPicture(field, source).decoded()
+        return OpenedImage(field, source).decoded()
     return _of_caller(source, field).decoded()
 
 
-def as_mask(source: PictureSource, field: str = "mask") -> np.ndarray:
+def as_mask(source: ImageSource, field: str = "mask") -> np.ndarray:
     """A mask in any supported form: uint8 [height, width], 255 where the image is generated again, else 0.
 
     Args:
-        source: an array, bool or uint8 [height, width], marked like that; else as :func:`as_picture`, where transparent
+        source: an array, bool or uint8 [height, width], marked like that; else as :func:`as_image`, where transparent
             pixels are marked, or white ones if all are opaque.
         field: name of the request's field, for messages.
 
@@ -161,17 +161,17 @@ def as_mask(source: PictureSource, field: str = "mask") -> np.ndarray:
             raise invalid(field, reason)
         return _two_valued(source if source.dtype == np.bool_ else source >= 128)
     if isinstance(source, Image.Image):
-        return OpenedPicture(field, source).decoded_mask()
+        return OpenedImage(field, source).decoded_mask()
     return _of_caller(source, field).decoded_mask()
 
 
-def _of_caller(source: object, field: str) -> OpenedPicture:
+def _of_caller(source: object, field: str) -> OpenedImage:
     if isinstance(source, Path):
         source = source.read_bytes()
     if not isinstance(source, bytes):
         reason = f"must be an array, a Pillow image, bytes or a pathlib.Path, got {type(source).__name__}"
         raise invalid(field, reason)
-    return open_picture(source, field, max_bytes=len(source), max_pixels=_MOST_PIXELS)
+    return open_image(source, field, max_bytes=len(source), max_pixels=_MOST_PIXELS)
 
 
 def _check(field: str, size: tuple[int, int], frames: int, max_pixels: int) -> None:

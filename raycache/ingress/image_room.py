@@ -13,9 +13,9 @@ import numpy as np
 
 from raycache.limits import LimitSettings
 from raycache.protocol.errors import RequestError, unavailable
-from raycache.protocol.pictures import OpenedPicture, open_picture
+from raycache.protocol.input_images import OpenedImage, open_image
 
-__all__ = ["File", "PictureRoom"]
+__all__ = ["File", "ImageRoom"]
 
 #: Requests decoded at a time; bytes of bodies being or waiting to be decoded; bytes of all decoded pixels.
 _THREADS, _MOST_BODY_BYTES, _MOST_BYTES = 2, 256 << 20, 1 << 30
@@ -28,7 +28,7 @@ Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 
-class PictureRoom:
+class ImageRoom:
     """Limits the number of decoding requests, and their memory.
 
     Args:
@@ -42,7 +42,7 @@ class PictureRoom:
     def __init__(
         self, threads: int = _THREADS, most_body_bytes: int = _MOST_BODY_BYTES, most_bytes: int = _MOST_BYTES
     ) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
         self._most_body_bytes, self._most_bytes = most_body_bytes, most_bytes
         self._body_bytes = self._reserved = 0
         self._alive: list[weakref.ref[np.ndarray]] = []
@@ -79,7 +79,7 @@ class PictureRoom:
         """Decode the images, uint8 [height, width, 3], and the mask, uint8 [height, width].
 
         Raises:
-            RequestError: 400: see :mod:`raycache.protocol.pictures`; 503 if other requests hold too much.
+            RequestError: 400: see :mod:`raycache.protocol.input_images`; 503 if other requests hold too much.
         """
         opened = await self.run(_opened, [*files, *([mask] if mask else [])], limits)
         pixels = [each.pixels for each in opened]
@@ -101,15 +101,15 @@ class PictureRoom:
             self._reserved -= needed
 
 
-def _opened(files: Iterable[File], limits: LimitSettings) -> list[OpenedPicture]:
+def _opened(files: Iterable[File], limits: LimitSettings) -> list[OpenedImage]:
     bounds = {"max_bytes": limits.max_input_bytes, "max_pixels": limits.max_input_pixels}
-    return [open_picture(data, field, **bounds) for field, data in files]
+    return [open_image(data, field, **bounds) for field, data in files]
 
 
-def _decoded(opened: Sequence[OpenedPicture], with_mask: bool) -> list[np.ndarray]:
-    pictures = [each.decoded() for each in (opened[:-1] if with_mask else opened)]
-    return [*pictures, opened[-1].decoded_mask()] if with_mask else pictures
+def _decoded(opened: Sequence[OpenedImage], with_mask: bool) -> list[np.ndarray]:
+    images = [each.decoded() for each in (opened[:-1] if with_mask else opened)]
+    return [*images, opened[-1].decoded_mask()] if with_mask else images
 
 
 def _crowded() -> RequestError:
-    return unavailable("the images of other requests take up all memory for images", _SOON_S, "too_many_pictures")
+    return unavailable("the images of other requests take up all memory for images", _SOON_S, "too_many_images")

@@ -20,7 +20,7 @@ from tests.helpers.stored_app import PNG, URL, VIDEO, Application
         (URL[:-400], "broken"),
     ],
 )
-def test_pictures_that_cannot_be(app: Application, reference: object, words: str):
+def test_images_that_cannot_be(app: Application, reference: object, words: str):
     response = app.http.post("/v1/videos", json={**VIDEO, "input_reference": reference})
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
@@ -31,7 +31,7 @@ def test_forms_that_cannot_be(app: Application):
     fields = {key: str(value) for key, value in VIDEO.items()}
     for files, param in [
         ([("input_reference", PNG), ("input_reference", PNG)], None),
-        ([("picture", PNG)], "picture"),
+        ([("image", PNG)], "image"),
         ([("prompt", PNG)], "prompt"),
     ]:
         response = app.http.post("/v1/videos", data=fields, files=files)
