@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 MARK = "<!-- matched table -->"
 SHARES = (0.55, 0.45, 0.40, 0.33)
 BASE = "ForecastCache, 3 nodes"
+#: Rules without a forecast: they repeat what is reused, or reuse nothing.
+REPEATING = frozenset(
+    {
+        "fewer steps, no cache",
+        "the same blocks left out in all steps",
+        *(f"diffusers {cache}" for cache in ("FirstBlockCache", "MagCache", "PAB", "FasterCache")),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -49,18 +58,20 @@ def rows(lines: list[Line]) -> list[list[str]]:
 
 
 def draw_plot(lines: list[Line], path: Path) -> None:
-    """Plot PSNR over the share of blocks, one line for each rule."""
+    """Plot PSNR over the share of blocks: one colour for each rule, hollow without a forecast, peers' lines dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for rule in dict.fromkeys(line.rule for line in lines):
+    for index, rule in enumerate(dict.fromkeys(line.rule for line in lines)):
         own = sorted((line for line in lines if line.rule == rule), key=lambda line: line.share)
-        style = "--" if "cache-dit" in rule else "-"
+        style = "--" if rule.startswith(("cache-dit", "diffusers")) else "-"
+        fill: Literal["none", "full"] = "none" if rule in REPEATING else "full"
+        colour = pyplot.get_cmap("tab20")(index % 20)
         shares, means = [100 * line.share for line in own], [float(np.mean(line.psnr)) for line in own]
-        axes.plot(shares, means, style, marker="o", label=rule)
+        axes.plot(shares, means, marker="o", label=rule, linestyle=style, color=colour, fillstyle=fill)
     axes.set_xlabel("blocks computed, %")
     axes.set_ylabel("PSNR to the uncached image, dB")
     axes.grid(alpha=0.3)

@@ -59,12 +59,15 @@ def verdicts(
     batch: int = 25,
     size: Size = Size(128, 128),
     true_cfg_scale: float = 1.0,
+    guidance_scale: float | None = None,
 ) -> Iterator[list[tuple[Verdict, Verdict]]]:
     """Generate ``scenes`` from seeds 0, 1, ... and judge them, in batches, by the usual and the strict bar."""
     for start in range(0, len(scenes), batch):
         part = scenes[start : start + batch]
         captions, seeds = [scene.caption for scene in part], range(start, start + len(part))
-        images = generate_images(pipe, captions, seeds, steps=steps, size=size, true_cfg_scale=true_cfg_scale)
+        images = generate_images(
+            pipe, captions, seeds, steps=steps, size=size, true_cfg_scale=true_cfg_scale, guidance_scale=guidance_scale
+        )
         pairs = list(zip(part, images, strict=True))
         yield [(judge(scene, image, USUAL), judge(scene, image, STRICT)) for scene, image in pairs]
 
@@ -77,6 +80,7 @@ def main(
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
     true_cfg: Annotated[float, typer.Option(help="Scale of true CFG against an empty prompt; 1 = none.")] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Guidance that the transformer is told.")] = 3.5,
 ) -> None:
     """Generate captions that were not in training, without a cache, and print the shares judged correct."""
     pipe = load(str(demo_model_path()) if model == "demo" else model)
@@ -85,11 +89,12 @@ def main(
     read: list[tuple[Verdict, Verdict]] = []
     scenes = held_out_scenes(captions, never_told=True)
     size = Size(width, height)
-    parts = verdicts(pipe, scenes, steps=steps, batch=batch, size=size, true_cfg_scale=true_cfg)
+    guided = {"true_cfg_scale": true_cfg, "guidance_scale": guidance}
+    parts = verdicts(pipe, scenes, steps=steps, batch=batch, size=size, **guided)
     for part in track(parts, total=-(-captions // batch), description="drawing", console=console):
         read += part
-    guided = f", true CFG {true_cfg:g}" if true_cfg > 1 else ""
-    title = f"{captions} held-out captions, {steps} steps, {size}{guided}"
+    title = f"{captions} held-out captions, {steps} steps, {size}, guidance {guidance:g}"
+    title += f", true CFG {true_cfg:g}" if true_cfg > 1 else ""
     table = Table("part of the caption", "as asked", "strictly", title=title)
     usual, strict = (shares(list(column)) for column in zip(*read, strict=True))
     for name, share in usual.items():

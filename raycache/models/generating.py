@@ -24,6 +24,7 @@ def generate_images(
     size: Size,
     frames: int = 1,
     true_cfg_scale: float = 1.0,
+    guidance_scale: float | None = None,
 ) -> np.ndarray:
     """One image or video for each prompt, all in one batch.
 
@@ -34,6 +35,7 @@ def generate_images(
         size: size of each image.
         frames: frames of each video, if the pipeline makes videos.
         true_cfg_scale: above 1, each step also calls the transformer for an empty prompt.
+        guidance_scale: what the transformer is told; None: the pipeline's default.
 
     Returns:
         uint8 ``[prompts, height, width, 3]``, or ``[prompts, frames, height, width, 3]`` of videos.
@@ -54,6 +56,8 @@ def generate_images(
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
         "output_type": "np",
     }
+    if guidance_scale is not None:
+        offered["guidance_scale"] = guidance_scale
     if true_cfg_scale > 1:
         if "true_cfg_scale" not in known:
             raise ValueError(f"{type(pipe).__name__} has no true CFG: leave true_cfg_scale at 1")
