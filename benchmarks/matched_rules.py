@@ -45,28 +45,11 @@ class Point:
 
 def points(pipe: Any) -> Iterator[Point]:
     """All points; those of a rule start with the one that computes most."""
-    for threshold in (0.06, 0.1, 0.16, 0.26):
-        options = FBCacheOptions(
-            warmup_steps=WARMUP, max_cached_steps=-1, residual_diff_threshold=threshold, taylor_order=1
-        )
-        yield Point("FBCache + forecast", str(threshold), _ours(options))
-    for nodes in (3, 2):
-        for threshold, in_a_row in ((0.01, 4), (0.02, 4), (0.04, 4), (0.08, 4), (0.15, 6)):
-            own = ForecastCacheOptions(
-                warmup_steps=WARMUP,
-                residual_diff_threshold=threshold,
-                forecast_nodes=nodes,
-                max_continuous_cached_steps=in_a_row,
-            )
-            setting = str(threshold) if in_a_row == 4 else f"{threshold}, up to {in_a_row} in a row"
-            yield Point(f"ForecastCache, {nodes} nodes", setting, _ours(own))
-    for speedup in (1.7, 2.2, 2.6, 3.2):
-        yield Point("BudgetCache", str(speedup), _ours(BudgetCacheOptions(warmup_steps=WARMUP, speedup=speedup)))
-    for fit, every in itertools.product((False, True), (2, 3, 4, 5)):
-        schedule = ScheduleCacheOptions(
-            warmup_steps=WARMUP, compute_every=every, fit_weights=fit, forecast_nodes=3 if fit else 2
-        )
-        yield Point("ScheduleCache, fitted, 3 nodes" if fit else "ScheduleCache", str(every), _ours(schedule))
+    for warmup in (WARMUP, WARMUP // 2):
+        yield from _ours_after(warmup)
+    for threshold in (0.01, 0.02, 0.04, 0.08, 0.25):
+        own = ForecastCacheOptions(warmup_steps=WARMUP, residual_diff_threshold=threshold, forecast_nodes=2)
+        yield Point("ForecastCache, 2 nodes", str(threshold), _ours(own))
     for steps in (16, 12, 9):
         yield Point("fewer steps, no cache", str(steps), _fewer(steps))
     total = len(find_blocks(pipe.transformer))
@@ -80,6 +63,26 @@ def points(pipe: Any) -> Iterator[Point]:
         yield Point("cache-dit 1.5.3, SCM + TaylorSeer", str(every), _cache_dit(1.0, every))
     for rule, setting, config in configs(WARMUP):
         yield Point(rule, setting, drawn_by(config))
+
+
+def _ours_after(warmup: int) -> Iterator[Point]:
+    """Our rules with a warm-up; those that peers have too decide as theirs do, and draw their images."""
+    tail = "" if warmup == WARMUP else f", warm-up {warmup}"
+    for threshold in (0.06, 0.1, 0.16, 0.26):
+        options = FBCacheOptions(
+            warmup_steps=warmup, max_cached_steps=-1, residual_diff_threshold=threshold, taylor_order=1
+        )
+        yield Point(f"FBCache + forecast{tail}", str(threshold), _ours(options))
+    for threshold in (0.01, 0.02, 0.04, 0.08, 0.25):
+        own = ForecastCacheOptions(warmup_steps=warmup, residual_diff_threshold=threshold)
+        yield Point(f"ForecastCache, 3 nodes{tail}", str(threshold), _ours(own))
+    for speedup in (1.7, 2.2, 2.6, 3.2):
+        yield Point(f"BudgetCache{tail}", str(speedup), _ours(BudgetCacheOptions(warmup_steps=warmup, speedup=speedup)))
+    for fit, every in itertools.product((False, True), (2, 3, 4, 5)):
+        schedule = ScheduleCacheOptions(
+            warmup_steps=warmup, compute_every=every, fit_weights=fit, forecast_nodes=3 if fit else 2
+        )
+        yield Point(f"ScheduleCache{', fitted, 3 nodes' if fit else ''}{tail}", str(every), _ours(schedule))
 
 
 def _ours(options: CacheOptions) -> Callable[[Any, Job], Drawn]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from raycache.demo import demo_model_path
 from raycache.models.family import OwnModel
 from raycache.models.flux import FluxFamily
+from raycache.protocol.job import Job
 from raycache.size import Size
 
-__all__ = ["TRAINED_SIZES", "DemoFamily", "NoiseFamily"]
+__all__ = ["MOST_GUIDANCE", "TRAINED_SIZES", "DemoFamily", "NoiseFamily"]
 
 #: The sizes that the bundled model was trained and measured at; the first one most.
 TRAINED_SIZES = (Size(128, 128), Size(192, 192), Size(256, 256), Size(256, 128), Size(128, 256))
+
+#: Guidance that the bundled model was trained for; above it, it draws rubble.
+MOST_GUIDANCE = 10.0
 
 
 class DemoFamily(FluxFamily, OwnModel):
@@ -26,7 +32,11 @@ class DemoFamily(FluxFamily, OwnModel):
         """As :meth:`folder`."""
         return demo_model_path()
 
-    def request_warnings(self, prompt: str, size: Size) -> list[str]:
+    def arguments(self, job: Job) -> Mapping[str, Any]:
+        """Guidance of at most :data:`MOST_GUIDANCE`."""
+        return {**super().arguments(job), "guidance_scale": min(job.images[0].guidance_scale, MOST_GUIDANCE)}
+
+    def request_warnings(self, prompt: str, size: Size, guidance_scale: float) -> list[str]:
         """Warnings from the model's card about such a request."""
         from raycache.demo.words import prompt_warnings
 
@@ -35,6 +45,10 @@ class DemoFamily(FluxFamily, OwnModel):
             sizes = ", ".join(map(str, TRAINED_SIZES))
             reason = f"the bundled model was trained at {sizes}; at {size} fewer images match their prompts"
             warnings.append(f"size: {reason}")
+        if guidance_scale > MOST_GUIDANCE:
+            warnings.append(
+                f"guidance_scale: the bundled model knows 0 to {MOST_GUIDANCE:g}; {MOST_GUIDANCE:g} is used"
+            )
         return warnings
 
 

@@ -78,7 +78,9 @@ def result_of(
             *output.warnings,
             *silent_cache(request, model),
             *_no_previews(request, model),
-            *family_of(model.pipeline, model.kind).request_warnings(request.prompt, request.size),
+            *family_of(model.pipeline, model.kind).request_warnings(
+                request.prompt, request.size, request.guidance_scale
+            ),
         ],
     )
 

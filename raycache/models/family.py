@@ -113,7 +113,7 @@ class ModelFamily:
         """Warnings about ``prompt`` for a model that reads ``text_tokens`` of it."""
         return []
 
-    def request_warnings(self, prompt: str, size: Size) -> list[str]:
+    def request_warnings(self, prompt: str, size: Size, guidance_scale: float) -> list[str]:
         """Other warnings about a request for ``size``; most models have none."""
         return []
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from raycache.demo.family import MOST_GUIDANCE
 from raycache.demo.training.drawer import Drawer
 from raycache.demo.training.latents import Latents, untold
 
-GUIDANCE = (0.0, 10.0)
+GUIDANCE = (0.0, MOST_GUIDANCE)
 """Guidance is drawn evenly from this range. The flow of the data does not depend on it."""
 GUIDED = (1.0, 5.0)
 """Scales of true CFG that the transformer learns; guidance outside of them means the nearest of the two."""

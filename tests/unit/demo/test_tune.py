@@ -81,7 +81,7 @@ def test_frontier_and_choice() -> None:
 
 
 def test_the_fastest_is_chosen_not_the_one_of_fewest_blocks() -> None:
-    fast, few_blocks = point(0.5, 31.0, share=0.6), point(0.6, 33.0, share=0.3)
+    fast, few_blocks = point(0.5, 31.0, share=0.6), point(0.7, 33.0, share=0.3)
     assert choose([few_blocks, fast], 30.0) == fast
     # Seconds are measured once: among equally fast settings the one of the fewest blocks.
     noise = point(0.53, 34.0, share=0.4)
