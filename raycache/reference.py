@@ -24,6 +24,7 @@ from raycache.models.registry import FAMILIES, family_of
 from raycache.models.roads import ROADS
 from raycache.protocol.bodies import ImagesBody
 from raycache.protocol.lora import LoraRequest
+from raycache.quiet import be_quiet
 from raycache.settings import ServiceSettings
 from raycache.testing.tiny_models import TINY_FAMILIES
 from raycache.worker.call_rows import STACKED
@@ -202,6 +203,7 @@ def _default(field: FieldInfo) -> str:
 
 def main(documents: list[Path]) -> None:
     """Regenerate the tables."""
+    be_quiet()
     for document in documents:
         document.write_text(updated(document.read_text()))
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from raycache.quiet import be_quiet
+
 __all__ = ["demo_model_path"]
+
+# Only for `python -m raycache.demo.NAME`, and before torch is imported: while Python looks for that module,
+# `sys.argv[0]` is "-m".
+if sys.argv[0] == "-m":
+    be_quiet()
 
 
 def demo_model_path() -> Path:

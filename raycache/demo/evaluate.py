@@ -44,8 +44,10 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> FluxPipeline:
     """The pipeline in ``folder``, silent."""
     from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     pipe = FluxPipeline.from_pretrained(folder, torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "worker": {"models", *SHARED},
     "models": SHARED,  # models of this project stand above their family: the registry has their names
     "cluster": {"ray_errors"},
-    "demo": {"models", "size"},
+    "demo": {"models", "protocol", "quiet", "size"},
     "tune": {"command", "demo", "models", *SHARED},
     "quantize": {"demo", "models", *SHARED},
     # Tools with more to import are run by their name.

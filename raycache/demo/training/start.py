@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from raycache.demo.evaluate import load
 from raycache.demo.training.drawer import Drawer
 from raycache.demo.training.parts import LAYERS, SINGLE_LAYERS
 
@@ -31,9 +32,7 @@ def take_parts(folder: Path, out: Path) -> tuple[Drawer, tuple[float, float]]:
     Raises:
         ValueError: for a model of more blocks.
     """
-    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-
-    pipe = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = load(str(folder))
     config = pipe.transformer.config
     layers, single_layers = config["num_layers"], config["num_single_layers"]
     if layers > LAYERS or single_layers > SINGLE_LAYERS:
