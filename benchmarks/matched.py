@@ -45,9 +45,10 @@ def main(
     table = Table("", ["rule", *(f"{share:.0%} of blocks" for share in SHARES)], rows(lines))
     table.show()
     about = (
-        f"{prompts} held-out captions, {STEPS} steps, {WARMUP} of them warm-up, 128x128, float32, F1B0. PSNR in dB to "
-        f"the uncached image (a mean in which equal images count as 60), and in brackets by how much the rule is above "
-        f"`{BASE}` on the same images, with one standard error. Interpolated between the two settings around the share."
+        f"{prompts} held-out captions, {STEPS} steps, {WARMUP} of them warm-up where no other number is named, "
+        "128x128, float32, F1B0. PSNR in dB to the uncached image (a mean in which equal images count as 60), and in "
+        f"brackets by how much the rule is above `{BASE}` on the same images, with one standard error. "
+        "Interpolated between the two settings around the share."
     )
     put_text("forecasting.md", MARK, f"{about}\n\n{table.markdown()}", doc)
     draw_plot(lines, place("images/matched.png", doc))

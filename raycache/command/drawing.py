@@ -69,7 +69,7 @@ class BundledModel:
         return Drawn(
             image=encode(image, asked.output_format, asked.output_compression),
             line=f"{wanted.size}, seed {wanted.seed}, {seconds:.1f} s in this process, {saved}",
-            warnings=family.request_warnings(wanted.prompt, wanted.size, wanted.guidance_scale),
+            warnings=family.request_warnings(wanted.prompt, wanted.size, wanted.guidance_scale, 1.0),
             seconds=seconds,
             computed_share=next(iter(report.computed_block_fraction), 1.0),
         )
@@ -104,9 +104,8 @@ def _image(pipe: Any, wanted: ResolvedRequest, step_ended: Any) -> tuple[Any, Ca
     import torch
 
     from cache_core import cache_session
-    from raycache.demo.family import MOST_GUIDANCE
 
-    family = family_of(type(pipe).__name__)
+    family = family_of(type(pipe).__name__, "demo")
     cache = wanted.cache.for_steps(wanted.num_inference_steps)
     with torch.no_grad(), cache_session(pipe.transformer, cache) as report:
         drawn = pipe(
@@ -115,7 +114,7 @@ def _image(pipe: Any, wanted: ResolvedRequest, step_ended: Any) -> tuple[Any, Ca
             width=wanted.size.width,
             height=wanted.size.height,
             num_inference_steps=wanted.num_inference_steps,
-            guidance_scale=min(wanted.guidance_scale, MOST_GUIDANCE),
+            guidance_scale=family.guidance(wanted.guidance_scale, 1.0),
             generator=torch.Generator().manual_seed(wanted.seed),
             output_type="np",
             callback_on_step_end=step_ended,

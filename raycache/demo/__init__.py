@@ -11,7 +11,7 @@ __all__ = ["demo_model_path"]
 
 # Only for `python -m raycache.demo.NAME`, and before torch is imported: while Python looks for that module,
 # `sys.argv[0]` is "-m".
-if sys.argv[0] == "-m":
+if sys.argv[:1] == ["-m"]:
     be_quiet()
 
 

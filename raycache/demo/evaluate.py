@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from raycache.demo import demo_model_path
+from raycache.demo.family import DemoFamily
 from raycache.demo.judge import STRICT, USUAL, Verdict, judge, shares
 from raycache.demo.world import Scene, random_scene
 from raycache.models.generating import generate_images
@@ -82,7 +83,7 @@ def main(
     width: Annotated[int, typer.Option(help="Pixels.")] = 128,
     height: Annotated[int, typer.Option(help="Pixels.")] = 128,
     true_cfg: Annotated[float, typer.Option(help="Scale of true CFG against an empty prompt; 1 = none.")] = 1.0,
-    guidance: Annotated[float, typer.Option(help="Guidance that the transformer is told.")] = 3.5,
+    guidance: Annotated[float | None, typer.Option(help="Guidance that it is told; 3.5, or 1 with true CFG.")] = None,
 ) -> None:
     """Generate captions that were not in training, without a cache, and print the shares judged correct."""
     pipe = load(str(demo_model_path()) if model == "demo" else model)
@@ -91,11 +92,12 @@ def main(
     read: list[tuple[Verdict, Verdict]] = []
     scenes = held_out_scenes(captions, never_told=True)
     size = Size(width, height)
-    guided = {"true_cfg_scale": true_cfg, "guidance_scale": guidance}
+    told = DemoFamily().guidance(3.5, true_cfg) if guidance is None else guidance
+    guided = {"true_cfg_scale": true_cfg, "guidance_scale": told}
     parts = verdicts(pipe, scenes, steps=steps, batch=batch, size=size, **guided)
     for part in track(parts, total=-(-captions // batch), description="drawing", console=console):
         read += part
-    title = f"{captions} held-out captions, {steps} steps, {size}, guidance {guidance:g}"
+    title = f"{captions} held-out captions, {steps} steps, {size}, guidance {told:g}"
     title += f", true CFG {true_cfg:g}" if true_cfg > 1 else ""
     table = Table("part of the caption", "as asked", "strictly", title=title)
     usual, strict = (shares(list(column)) for column in zip(*read, strict=True))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from raycache.demo import demo_model_path
 from raycache.models.family import OwnModel
 from raycache.models.flux import FluxFamily
-from raycache.protocol.job import Job
 from raycache.size import Size
 
 __all__ = ["MOST_GUIDANCE", "TRAINED_SIZES", "DemoFamily", "NoiseFamily"]
@@ -32,11 +29,11 @@ class DemoFamily(FluxFamily, OwnModel):
         """As :meth:`folder`."""
         return demo_model_path()
 
-    def arguments(self, job: Job) -> Mapping[str, Any]:
-        """Guidance of at most :data:`MOST_GUIDANCE`."""
-        return {**super().arguments(job), "guidance_scale": min(job.images[0].guidance_scale, MOST_GUIDANCE)}
+    def guidance(self, guidance_scale: float, true_cfg_scale: float) -> float:
+        """At most :data:`MOST_GUIDANCE`, and none under true CFG: the scales of both would multiply."""
+        return 1.0 if true_cfg_scale > 1 else min(guidance_scale, MOST_GUIDANCE)
 
-    def request_warnings(self, prompt: str, size: Size, guidance_scale: float) -> list[str]:
+    def request_warnings(self, prompt: str, size: Size, guidance_scale: float, true_cfg_scale: float) -> list[str]:
         """Warnings from the model's card about such a request."""
         from raycache.demo.words import prompt_warnings
 
@@ -45,9 +42,10 @@ class DemoFamily(FluxFamily, OwnModel):
             sizes = ", ".join(map(str, TRAINED_SIZES))
             reason = f"the bundled model was trained at {sizes}; at {size} fewer images match their prompts"
             warnings.append(f"size: {reason}")
-        if guidance_scale > MOST_GUIDANCE:
+        if (used := self.guidance(guidance_scale, true_cfg_scale)) != guidance_scale:
+            reason = "has learned true CFG as guidance" if true_cfg_scale > 1 else f"knows 0 to {MOST_GUIDANCE:g}"
             warnings.append(
-                f"guidance_scale: the bundled model knows 0 to {MOST_GUIDANCE:g}; {MOST_GUIDANCE:g} is used"
+                f"guidance_scale: the bundled model {reason}; {used:g} is used instead of {guidance_scale:g}"
             )
         return warnings
 

@@ -79,7 +79,7 @@ def result_of(
             *silent_cache(request, model),
             *_no_previews(request, model),
             *family_of(model.pipeline, model.kind).request_warnings(
-                request.prompt, request.size, request.guidance_scale
+                request.prompt, request.size, request.guidance_scale, request.true_cfg_scale
             ),
         ],
     )

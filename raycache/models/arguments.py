@@ -32,12 +32,12 @@ def call_arguments(pipe: Any, family: ModelFamily, job: Job, text_tokens: int) -
         ValueError: the job needs an argument that this pipeline does not take.
     """
     image, inputs = job.images[0], job.inputs
-    known = parameters_of_call(pipe)
+    known, guidance = parameters_of_call(pipe), family.guidance(image.guidance_scale, image.true_cfg_scale)
     if is_modular(pipe):
-        guide(pipe, image.guidance_scale)
+        guide(pipe, guidance)
     offered: dict[str, Any] = {
         "prompt": job.prompt,
-        "guidance_scale": image.guidance_scale,
+        "guidance_scale": guidance,
         "height": job.size.height,
         "width": job.size.width,
         "num_inference_steps": job.num_inference_steps,

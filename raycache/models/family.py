@@ -113,9 +113,13 @@ class ModelFamily:
         """Warnings about ``prompt`` for a model that reads ``text_tokens`` of it."""
         return []
 
-    def request_warnings(self, prompt: str, size: Size, guidance_scale: float) -> list[str]:
-        """Other warnings about a request for ``size``; most models have none."""
+    def request_warnings(self, prompt: str, size: Size, guidance_scale: float, true_cfg_scale: float) -> list[str]:
+        """Other warnings about such a request; most models have none."""
         return []
+
+    def guidance(self, guidance_scale: float, true_cfg_scale: float) -> float:
+        """What the pipeline is told where these are asked for."""
+        return guidance_scale
 
     def arguments(self, job: Job) -> Mapping[str, Any]:
         """Arguments specific to this family for the pipeline's call of ``job``; they override all others."""

@@ -42,8 +42,8 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
 
     Args:
         num_blocks: transformer blocks of the model.
-        steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that, or half and a
-            quarter.
+        steps: denoising steps; warm-ups are 2/7 of them, as published (8 of 28), and half of that; a quarter too
+            for methods that verify their forecast.
     """
     careful = max(1, round(steps * 2 / 7))
     outer = outer_blocks(num_blocks)
@@ -62,7 +62,7 @@ def families(num_blocks: int, steps: int) -> Iterator[Family]:
             prune = DBPruneOptions(Fn_compute_blocks=1, Bn_compute_blocks=1, warmup_steps=warmup, taylor_order=order)
             yield Family(f"DBPrune F1B1{tail}", _at_all_thresholds(prune))
     # A verified forecast needs less warm-up, and at a third of the blocks a long one takes half of all computed steps.
-    for warmup in dict.fromkeys((max(1, careful // 2), max(1, careful // 4))):
+    for warmup in dict.fromkeys((careful, max(1, careful // 2), max(1, careful // 4))):
         forecast = ForecastCacheOptions(warmup_steps=warmup)
         yield Family(f"ForecastCache warm-up {warmup}", _at_all_thresholds(forecast, ERRORS))
         budgets = tuple(BudgetCacheOptions(warmup_steps=warmup, speedup=speedup) for speedup in SPEEDUPS)

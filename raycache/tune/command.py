@@ -161,11 +161,10 @@ def load_pipe(settings: ModelSettings) -> Any:
 
 def frontier_table(points: list[Point]) -> Table:
     """The Pareto-optimal settings, the most careful first."""
-    table = Table(
-        "setting", "threshold", "blocks computed", "PSNR dB", "SSIM", "distance", "s an image", title="frontier"
-    )
+    columns = ("setting", "threshold or speed-up", "blocks computed", "PSNR dB", "SSIM", "distance", "s an image")
+    table = Table(*columns, title="frontier")
     for point in frontier(points):
-        threshold = point.options.get("residual_diff_threshold", "")
+        threshold = point.options.get("residual_diff_threshold", point.options.get("speedup", ""))
         figures = (f"{point.share:.1%}", f"{point.psnr:.1f}", f"{point.ssim:.4f}", f"{point.distance:.4f}")
         table.add_row(point.family, str(threshold), *figures, f"{point.seconds:.2f}")
     return table

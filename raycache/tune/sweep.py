@@ -164,7 +164,8 @@ class Sweep:
         if self._references is not None:
             return self._references
         if path.exists():
-            saved: np.ndarray = np.load(path)["images"]
+            with np.load(path) as archive:  # sweeps begun before December 2026 have pictures
+                saved: np.ndarray = archive["images" if "images" in archive else "pictures"]
             first = replace(self.job, prompts=self.job.prompts[: self.job.batch])
             again = draw(pipe, first, NoCacheOptions())[0]
             if (nearest := float(psnr(again, saved[: len(again)]).min())) < _SAME:
@@ -220,7 +221,7 @@ def frontier(points: list[Point]) -> list[Point]:
 
 
 def choose(points: list[Point], target: float) -> Point | None:
-    """The setting that takes the fewest seconds at ``target`` dB or more; None if none reaches it.
+    """One of the fastest settings at ``target`` dB or more; None if none reaches it.
 
     Not the fewest blocks: a method's own work counts, and blocks differ in cost. But seconds are measured once, and on
     a shared machine the same job again took 13 % more or less. So of the settings within a fifth of the fastest the one

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cache_core.blocks import find_blocks
 from raycache.demo import demo_model_path
 from raycache.demo.training.autoencoder import load_autoencoder, polish_decoder, train_autoencoder
 from raycache.demo.training.drawer import Drawer
@@ -114,7 +115,7 @@ def main(
         run.train(shortened(ALL, all_steps), previous=started or run.trained(FEW))
     _wait_for_all()
     if "guidance" in chosen:
-        run.train(shortened(GUIDED, guidance_steps), teacher=run.trained(ALL))
+        run.train(shortened(GUIDED, guidance_steps), teacher=run.teacher(started))
     if "decoder" in chosen and alone:
         watch("decoder", decoder_steps, polish_decoder(out, decoder_steps, device, seed))
     if "export" in chosen and alone:
@@ -129,6 +130,12 @@ def _started(model: str | None, out: Path) -> tuple[Drawer | None, tuple[float, 
         return take_parts(demo_model_path() if model == "demo" else Path(model), out)
     except ValueError as problem:
         raise typer.BadParameter(str(problem), param_hint="--from-model") from None
+
+
+def drop_old_student(student: Path, teacher: Path) -> None:
+    """Remove what was learned from weights that have been trained further since."""
+    if student.exists() and student.stat().st_mtime < teacher.stat().st_mtime:
+        student.unlink()
 
 
 def shortened(stage: Stage, steps: int) -> Stage:
@@ -166,6 +173,17 @@ class Run:
         """Train a stage, see :func:`~raycache.demo.training.transformer.train_stage`."""
         sets, common = load_latents(self.out / "latents.pt")[0], (self.words, self.device, self.seed, self.compiled)
         watch(stage.name, stage.steps, train_stage(self.out, stage, sets, *common, previous, teacher))
+        if stage.name == ALL.name and _alone():
+            drop_old_student(self.out / f"{GUIDED.name}.pt", self.out / f"{ALL.name}.pt")
+
+    def teacher(self, started: Drawer | None) -> Drawer:
+        """What guidance is learned from: all blocks as trained here, else the model that the training began with."""
+        if (self.out / f"{ALL.name}.pt").exists():
+            return self.trained(ALL)
+        if started is None or (len(find_blocks(started.transformer)) < LAYERS + SINGLE_LAYERS):
+            message = f"guidance is learned from all blocks, but {self.out} has no {ALL.name}.pt; run that phase first"
+            raise typer.BadParameter(message, param_hint="--phase")
+        return started
 
     def trained(self, stage: Stage) -> Drawer:
         """The averaged weights that a stage left."""

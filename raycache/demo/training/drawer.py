@@ -24,7 +24,7 @@ class Drawer(nn.Module):
     def __init__(self, layers: int, single_layers: int, t5_words: int, clip_words: int) -> None:
         super().__init__()
         self.transformer = make_transformer(layers, single_layers)
-        # There is no distilled guidance here: its embedding starts without effect and is trained to stay so.
+        # The data knows no guidance: its embedding starts without effect, until the last stage teaches it.
         nn.init.zeros_(self.transformer.get_parameter("time_text_embed.guidance_embedder.linear_2.weight"))
         self.t5, self.clip = make_text_encoders(t5_words, clip_words)
 

@@ -61,7 +61,7 @@ def test_glm_image_gives_a_cache_without_mode_where_no_image_is_a_condition():
 
 
 def test_calls_with_the_same_text_that_guide_ltx2_are_branches_of_their_own():
-    """Without `cache_context`: as usual, with one block perturbed, and with sound and image apart."""
+    """Without `cache_context`: as usual, with one block perturbed, and with sound and video apart."""
     name = "LTX2VideoTransformer3DModel+2.3"
     model = build(name)
     guided = [{}, {"spatio_temporal_guidance_blocks": [1]}, {"isolate_modalities": True}]

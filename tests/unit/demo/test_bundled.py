@@ -57,17 +57,22 @@ def test_it_is_named_when_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_sizes_that_it_was_not_trained_at_are_told() -> None:
     family = family_of("FluxPipeline", "demo")
-    assert family.request_warnings("a red circle", Size(256, 128), 10.0) == []
-    (warning,) = family.request_warnings("a red circle", Size(64, 64), 3.5)
+    assert family.request_warnings("a red circle", Size(256, 128), 10.0, 1.0) == []
+    (warning,) = family.request_warnings("a red circle", Size(64, 64), 3.5, 1.0)
     assert warning.startswith("size: the bundled model was trained at 128x128, 192x192")
 
 
 def test_guidance_that_it_does_not_know_is_lowered_and_told(pipe: FluxPipeline) -> None:
     family = family_of("FluxPipeline", "demo")
-    (warning,) = family.request_warnings("a red circle", Size(128, 128), 15.0)
-    assert warning == "guidance_scale: the bundled model knows 0 to 10; 10 is used"
+    (warning,) = family.request_warnings("a red circle", Size(128, 128), 15.0, 1.0)
+    assert warning == "guidance_scale: the bundled model knows 0 to 10; 10 is used instead of 15"
+    (warning,) = family.request_warnings("a red circle", Size(128, 128), 3.5, 4.0)
+    assert warning.endswith("has learned true CFG as guidance; 1 is used instead of 3.5")
+    assert family.request_warnings("a red circle", Size(128, 128), 1.0, 4.0) == []
     for asked, used in ((15.0, 10.0), (3.5, 3.5)):
         assert call_arguments(pipe, family, make_job(guidance_scale=asked), 16)["guidance_scale"] == used
+    # Its guidance is true CFG that was learned; both at once would guide by the product of their scales.
+    assert call_arguments(pipe, family, make_job(true_cfg_scale=4.0), 16)["guidance_scale"] == 1.0
 
 
 @pytest.mark.slow

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 from cache_core.blocks import find_blocks
 from raycache.demo.family import TRAINED_SIZES
+from raycache.demo.training import __main__ as training
 from raycache.demo.training import drawer as drawer_module
 from raycache.demo.training import losses, start
+from raycache.demo.training.__main__ import Run, drop_old_student
 from raycache.demo.training.autoencoder import load_autoencoder
 from raycache.demo.training.drawer import TAKEN_OVER, Drawer, grow, pack, scale_gates, token_positions
 from raycache.demo.training.export import make_pipeline
@@ -225,6 +229,30 @@ def test_a_student_starts_as_its_teacher_and_comes_nearer_to_true_cfg(tmp_path: 
     part, share = latents(), torch.full((6,), 0.5)
     few, much = (student(part.packed.float(), share, share * w, part.t5_ids, part.clip_ids, (2, 2)) for w in (2, 10))
     assert not torch.allclose(few, much), "guidance has an effect now"
+
+
+def test_a_student_of_weights_that_were_trained_further_is_not_exported(tmp_path: Path) -> None:
+    teacher, student = tmp_path / "all-blocks.pt", tmp_path / "guidance.pt"
+    for file, changed in ((teacher, 100), (student, 200)):
+        file.write_bytes(b"")
+        os.utime(file, (changed, changed))
+    drop_old_student(student, teacher)
+    assert student.exists()
+    os.utime(teacher, (300, 300))
+    drop_old_student(student, teacher)
+    assert not student.exists()
+    drop_old_student(student, teacher)  # nothing to drop
+
+
+def test_guidance_is_learned_from_all_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = Run(tmp_path, WORDS, torch.device("cpu"), 0, compiled=False)
+    small = trained(2, 3)
+    for started in (None, small):
+        with pytest.raises(typer.BadParameter, match=r"has no all-blocks\.pt; run that phase first"):
+            run.teacher(started)
+    monkeypatch.setattr(training, "LAYERS", 2)
+    monkeypatch.setattr(training, "SINGLE_LAYERS", 3)
+    assert run.teacher(small) is small
 
 
 def test_rate_rises_then_falls() -> None:

@@ -123,6 +123,9 @@ def test_a_stopped_sweep_goes_on(pipe: Any, tmp_path: Path) -> None:
 def test_a_sweep_of_other_weights_is_not_continued(pipe: Any, tmp_path: Path) -> None:
     saved = Sweep(tmp_path, "tiny", JOB).references(pipe)
     assert np.array_equal(Sweep(tmp_path, "tiny", JOB).references(pipe), saved)
+    older = {"pictures": saved}  # of a sweep begun before December 2026
+    np.savez_compressed(tmp_path / "references.npz", **older)
+    assert np.array_equal(Sweep(tmp_path, "tiny", JOB).references(pipe), saved)
     weight = pipe.transformer.proj_out.weight
     before = weight.clone()
     weight.mul_(1.5)

@@ -31,7 +31,7 @@ from raycache.models.folder import folder_faults
 from raycache.models.registry import family_of, own_model
 from raycache.size import Size
 family_of("FluxPipeline").num_blocks({"num_layers": 1, "num_single_layers": 2})
-family_of("FluxPipeline", "demo").request_warnings("a red circle", Size(64, 64), 3.5)
+family_of("FluxPipeline", "demo").request_warnings("a red circle", Size(64, 64), 3.5, 1.0)
 assert own_model("noise").outline(Path("/nowhere")) is None
 assert not folder_faults(own_model("demo").folder(Path("/nowhere")))
 print(sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))

@@ -110,7 +110,7 @@ def test_an_image_to_edit_may_be_as_large_as_the_pipeline_makes_it(name: str):
         lambda _, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
     )
     assert np.isfinite(draw(pipe, family, "a red circle", 7)).all()
-    assert set(tokens) == {4 + 1024}  # of 32x32 pixels each: the image, and a megapixel of image
+    assert set(tokens) == {4 + 1024}  # of 32x32 pixels each: the image, and a megapixel of input
 
 
 def test_same_seed_same_bytes_and_the_global_generator_is_left_alone(tmp_path: Path):
