@@ -47,7 +47,7 @@ def points(pipe: Any) -> Iterator[Point]:
     """All points; those of a rule start with the one that computes most."""
     for warmup in (WARMUP, WARMUP // 2):
         yield from _ours_after(warmup)
-    for threshold in (0.01, 0.02, 0.04, 0.08, 0.25):
+    for threshold in (0.01, 0.02, 0.04, 0.08, 0.25, 0.6):
         own = ForecastCacheOptions(warmup_steps=WARMUP, residual_diff_threshold=threshold, forecast_nodes=2)
         yield Point("ForecastCache, 2 nodes", str(threshold), _ours(own))
     for steps in (16, 12, 9):
@@ -57,7 +57,7 @@ def points(pipe: Any) -> Iterator[Point]:
     for count in (0.4, 0.5, 0.6, 0.7):
         out = round(count * total)
         yield Point("the same blocks left out in all steps", str(total - out), _without(least, out))
-    for threshold in (0.06, 0.1, 0.16, 0.26):
+    for threshold in (0.06, 0.1, 0.16, 0.26, 0.36):
         yield Point("cache-dit 1.5.3, F1B0 + TaylorSeer", str(threshold), _cache_dit(threshold))
     for every in (2, 3, 4, 5):
         yield Point("cache-dit 1.5.3, SCM + TaylorSeer", str(every), _cache_dit(1.0, every))
@@ -68,12 +68,12 @@ def points(pipe: Any) -> Iterator[Point]:
 def _ours_after(warmup: int) -> Iterator[Point]:
     """Our rules with a warm-up; those that peers have too decide as theirs do, and draw their images."""
     tail = "" if warmup == WARMUP else f", warm-up {warmup}"
-    for threshold in (0.06, 0.1, 0.16, 0.26):
+    for threshold in (0.06, 0.1, 0.16, 0.26, 0.36):
         options = FBCacheOptions(
             warmup_steps=warmup, max_cached_steps=-1, residual_diff_threshold=threshold, taylor_order=1
         )
         yield Point(f"FBCache + forecast{tail}", str(threshold), _ours(options))
-    for threshold in (0.01, 0.02, 0.04, 0.08, 0.25):
+    for threshold in (0.01, 0.02, 0.04, 0.08, 0.25, 0.6):
         own = ForecastCacheOptions(warmup_steps=warmup, residual_diff_threshold=threshold)
         yield Point(f"ForecastCache, 3 nodes{tail}", str(threshold), _ours(own))
     for speedup in (1.7, 2.2, 2.6, 3.2):

@@ -10,7 +10,7 @@ import numpy as np
 
 MARK = "<!-- matched table -->"
 SHARES = (0.55, 0.45, 0.40, 0.33)
-BASE = "ForecastCache, 3 nodes"
+BASE = "ForecastCache, 3 nodes, warm-up 2"
 #: Rules without a forecast: they repeat what is reused, or reuse nothing.
 REPEATING = frozenset(
     {
