@@ -8,7 +8,7 @@ compared with a base rule image by image. It can be stopped and run again: resul
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.matched_rules import WARMUP, points
+from benchmarks.matched_rules import FEW, WARMUP, points
 from benchmarks.matched_table import BASE, MARK, SHARES, Line, draw_plot, rows
 from benchmarks.places import doc_option, place, put_text
 from benchmarks.quality_table import STEPS
@@ -45,10 +45,10 @@ def main(
     table = Table("", ["rule", *(f"{share:.0%} of blocks" for share in SHARES)], rows(lines))
     table.show()
     about = (
-        f"{prompts} held-out captions, {STEPS} steps, {WARMUP} of them warm-up where no other number is named, "
-        "128x128, float32, F1B0. PSNR in dB to the uncached image (a mean in which equal images count as 60), and in "
-        f"brackets by how much the rule is above `{BASE}` on the same images, with one standard error. "
-        "Interpolated between the two settings around the share."
+        f"{prompts} held-out captions (diffusers' caches: the first {FEW}), {STEPS} steps, {WARMUP} of them warm-up "
+        "where no other number is named, 128x128, float32, F1B0. PSNR in dB to the uncached image (a mean in "
+        f"which equal images count as 60), and in brackets by how much the rule is above `{BASE}` on the same "
+        "images, with one standard error. Interpolated between the two settings around the share."
     )
     put_text("forecasting.md", MARK, f"{about}\n\n{table.markdown()}", doc)
     draw_plot(lines, place("images/matched.png", doc))
@@ -62,8 +62,8 @@ def measured(pipe: object, prompts: int, batch: int, file: Path) -> list[Line]:
     references, _, _ = draw(pipe, job, NoCacheOptions())
     for point in track(list(points(pipe)), description="rules", console=Console(stderr=True)):
         if not any((line.rule, line.setting) == (point.rule, point.setting) for line in known):
-            images, share = point.drawn(pipe, job)
-            each = [round(float(own), 3) for own in psnr(images, references)]
+            images, share = point.drawn(pipe, replace(job, prompts=job.prompts[: point.captions]))
+            each = [round(float(own), 3) for own in psnr(images, references[: len(images)])]
             known.append(Line(point.rule, point.setting, share, each))
             with file.open("a") as out:
                 out.write(json.dumps(asdict(known[-1])) + "\n")

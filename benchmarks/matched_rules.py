@@ -21,9 +21,11 @@ from cache_core.options import CacheOptions, FBCacheOptions, NoCacheOptions
 from raycache.models.generating import generate_images
 from raycache.tune.sweep import Job, draw
 
-__all__ = ["WARMUP", "Drawn", "Point", "points"]
+__all__ = ["FEW", "WARMUP", "Drawn", "Point", "points"]
 
 WARMUP = 4
+#: Captions of rules that generate one image at a time and are far from the others.
+FEW = 48
 #: Images, and the share of blocks computed for them.
 Drawn = tuple[np.ndarray, float]
 
@@ -36,11 +38,13 @@ class Point:
         rule: name in the table; settings of one rule are joined by a line.
         setting: what varies within the rule.
         drawn: generates a job.
+        captions: how many of the captions it generates at most.
     """
 
     rule: str
     setting: str
     drawn: Callable[[Any, Job], Drawn]
+    captions: int | None = None
 
 
 def points(pipe: Any) -> Iterator[Point]:
@@ -62,7 +66,7 @@ def points(pipe: Any) -> Iterator[Point]:
     for every in (2, 3, 4, 5):
         yield Point("cache-dit 1.5.3, SCM + TaylorSeer", str(every), _cache_dit(1.0, every))
     for rule, setting, config in configs(WARMUP):
-        yield Point(rule, setting, drawn_by(config))
+        yield Point(rule, setting, drawn_by(config), FEW)
 
 
 def _ours_after(warmup: int) -> Iterator[Point]:

@@ -50,7 +50,7 @@ def rows(lines: list[Line]) -> list[list[str]]:
             if own is None or base is None:
                 cells.append("" if own is None else f"{own.mean():.1f}")
                 continue
-            gap = own - base
+            gap = own - base[: len(own)]
             error = gap.std(ddof=1) / len(gap) ** 0.5
             cells.append(f"{own.mean():.1f}" + (f" ({gap.mean():+.1f} ± {error:.1f})" if rule != BASE else ""))
         found.append(cells)
