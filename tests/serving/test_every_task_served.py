@@ -159,6 +159,12 @@ def test_every_family_is_served():
     assert {TINY_FAMILIES[name].pipeline for _, name, _ in CASES} == set(FAMILIES)
 
 
+def blocks(pixels: np.ndarray) -> np.ndarray:
+    """Means over 8x8 pixels of ``[frames, height, width, 3]``."""
+    count, height, width, _ = pixels.shape
+    return pixels.reshape(count, height // 8, 8, width // 8, 8, 3).mean((2, 4))
+
+
 @pytest.mark.parametrize("served", SERVICES, indirect=True, scope="module")
 def test_two_ranks_draw_and_decide_what_diffusers_does(served: Served, tmp_path: Path):
     for (name, task, cached), answered in served.answers.items():
@@ -169,10 +175,10 @@ def test_two_ranks_draw_and_decide_what_diffusers_does(served: Served, tmp_path:
         gaps = np.abs(answer.pixels.astype(int) - expected.pixels)
         if task.endswith("video"):
             write_video(tmp_path / "expected.mp4", expected.pixels, FPS)
-            # A pixel that is rounded otherwise is encoded otherwise, and its neighbours with it: one pixel in twenty
-            # moved by one level is 1.7 in the mean, another step is 5. How many are depends on the processor.
-            gaps = np.abs(answer.pixels.astype(int) - frames(str(tmp_path / "expected.mp4")))
-            assert gaps.mean() < 2, case
+            # A pixel that is rounded otherwise is encoded otherwise, and its neighbours with it: up to 2.1 in the mean,
+            # differently in each run. Means of blocks are 0.0 to 0.3 apart then, and 1.1 or more with one step more.
+            encoded = frames(str(tmp_path / "expected.mp4"))
+            assert np.abs(blocks(answer.pixels) - blocks(encoded)).mean() < 0.9, case
         else:
             assert gaps.max() <= 1, case
         assert _decisions(answer.report) == expected.decisions, case
