@@ -51,6 +51,7 @@ def main(
     settings = settings_of(
         config,
         tiny,
+        parallel={"max_rows": 1},  # images of jobs that share calls are not equal to the bit
         reliability={"max_restarts": 99},
         warmup=[{"size": size}],
     )
