@@ -122,7 +122,7 @@ class Schedule:
                     "hidden_states": noise(stretch, 1, tokens, _CHANNELS)
                     + 0.01 * noise(999 + step, 1, tokens, _CHANNELS),
                     "encoder_hidden_states": noise(7, 1, text, 256),
-                    "pooled_projections": noise(100 + stretch, 1, 64),
+                    "pooled_projections": noise(100, 1, 64),  # another text would be another branch of the cache
                     "timestep": torch.full((1,), 1.0 - 0.5 * stretch * period / steps, dtype=dtype, device=device),
                     "guidance": torch.full((1,), 3.5, dtype=dtype, device=device),
                     "img_ids": ids,
