@@ -21,6 +21,7 @@ from diffusers.pipelines import FluxPipeline
 from rich.progress import track
 
 from benchmarks.report import Table, machine, quartiles, write
+from benchmarks.serving import settings_of
 from benchmarks.workload import Schedule, flux, sharing_weights
 from cache_core import apply_cache_on_pipe
 from raycache.demo import demo_model_path
@@ -73,14 +74,15 @@ def main(
 
 
 def _bundled() -> tuple[str, list[Way]]:
-    """The bundled model as the laptop's configuration runs it: 128x128, 28 steps, DBCache with its defaults."""
+    """The bundled model as the laptop's configuration runs it: 128x128, 28 steps, its cache."""
     pipe: Any = FluxPipeline.from_pretrained(demo_model_path(), dtype=torch.float32)
     embeds, pooled, _ = pipe.encode_prompt("a red circle left of a blue square", None, max_sequence_length=64)
+    cache = settings_of(Path("serve_configs/laptop_dbcache.yaml"), tiny=False).cache
 
     def drawing(transformer: Any) -> Draw:
         own: Any = FluxPipeline(**pipe.components | {"transformer": transformer})
         own.set_progress_bar_config(disable=True)
-        apply_cache_on_pipe(own, "DBCache")
+        apply_cache_on_pipe(own, cache.type, **cache.model_dump(exclude={"type"}))
 
         def draw() -> torch.Tensor:
             return own(
@@ -97,7 +99,7 @@ def _bundled() -> tuple[str, list[Way]]:
 
     model = pipe.transformer
     blocks = len(model.transformer_blocks) + len(model.single_transformer_blocks)
-    return f"Bundled model ({blocks} blocks of width {model.inner_dim}), 128x128, 28 steps, DBCache", _ways(
+    return f"Bundled model ({blocks} blocks of width {model.inner_dim}), 128x128, 28 steps, {cache.type}", _ways(
         model, drawing
     )
 

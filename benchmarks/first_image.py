@@ -4,7 +4,7 @@
 
 Starts the real application (`serve run`), waits for `/readyz`, generates one image; then generates on gangs of 1, 2 and
 4 ranks without Serve. The cost of a decision is the time of an image that decides in every step and never reuses, minus
-that of one that does not decide, per step.
+that of one that does not decide, per step. The cache is the configuration's.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks.report import Table, machine, quartiles, write
-from benchmarks.serving import ask
+from benchmarks.serving import ask, settings_of
 from raycache.testing.inject import readiness
 from raycache.testing.serve_run import serve_run
 
 URL = "http://127.0.0.1:8000"
+_NEVER = "deciding, never reusing"
 
 
 def main(
@@ -70,25 +70,18 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
     from cache_core import CacheOptions, DBCacheOptions, NoCacheOptions
     from raycache.gang.gang import Gang
     from raycache.protocol.job import ImageSpec, Job
-    from raycache.settings import AppSettings
     from raycache.size import Size
 
-    arguments = yaml.safe_load(config.read_text())["applications"][0]["args"]
-    never = DBCacheOptions(warmup_steps=0, residual_diff_threshold=1e-9)
-    cached = DBCacheOptions()
-    plans: dict[int, dict[str, CacheOptions]] = {
-        1: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
-        2: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
-        4: {"no cache": NoCacheOptions(), "deciding, never reusing": never, "DBCache (default options)": cached},
-    }
+    cached = settings_of(config, tiny=False).cache
+    if not isinstance(cached, DBCacheOptions):
+        raise typer.BadParameter(f"{config} has a cache of type {cached.type}; this command compares DBCache")
+    never = cached.model_copy(update={"warmup_steps": 0, "residual_diff_threshold": 1e-9})
+    methods: dict[str, CacheOptions] = {"no cache": NoCacheOptions(), _NEVER: never, "DBCache": cached}
     # Logical CPUs, so that the gangs can be placed on any machine.
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        for ranks, methods in plans.items():
-            settings = AppSettings.model_validate(
-                arguments | {"parallel": arguments.get("parallel", {}) | {"ranks_per_replica": ranks}}
-            )
-            gang = Gang(settings, name=f"bench{ranks}")
+        for ranks in (1, 2, 4):
+            gang = Gang(settings_of(config, False, parallel={"ranks_per_replica": ranks}), name=f"bench{ranks}")
             gang.start()
             try:
                 seconds: dict[str, list[float]] = {name: [] for name in methods}
@@ -103,9 +96,7 @@ def _gangs(config: Path, size: str, steps: int, rounds: int) -> Iterator[tuple[s
                 gang.shutdown()
             for name, values in seconds.items():
                 yield f"denoise, {ranks} rank(s), {name}", quartiles(values)
-            extra = [
-                (a - b) / steps for a, b in zip(seconds["deciding, never reusing"], seconds["no cache"], strict=True)
-            ]
+            extra = [(a - b) / steps for a, b in zip(seconds[_NEVER], seconds["no cache"], strict=True)]
             yield f"one decision, {ranks} rank(s), in microseconds", quartiles([1e6 * value for value in extra], 0)
     finally:
         ray.shutdown()

@@ -5,8 +5,8 @@ only if a block does not write into its input or into an earlier output, and the
 block's output. Fused kernels, patches and CUDA graphs with static outputs do, some of them without raising the version
 counter, and inference-mode tensors have no counter. So the first time a block runs on a shape it gets copies, which are
 compared afterwards; the next times only versions and storages are checked, which costs no memory traffic; and after
-those only the versions of its streams. The result also holds for later sessions, as long as the block's code is the
-same (:mod:`cache_core.known_blocks`).
+those only the versions of its streams. Runs are counted over all sessions, as long as the block's code is the same
+(:mod:`cache_core.known_blocks`).
 
 Each rank decides alone what it copies. Refusing depends on code and storages only, which are the same on every rank.
 """
@@ -20,7 +20,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from cache_core.blocks import Block, States
-from cache_core.known_blocks import TRUSTED, KnownBlock, known_block
+from cache_core.known_blocks import TRUSTED, KnownBlock, is_output, known_block, note_outputs
 
 __all__ = ["Buffers"]
 
@@ -37,10 +37,8 @@ class Buffers:
 
     def __init__(self) -> None:
         self.handed = self.overwritten = False
-        self._runs: dict[tuple[Any, ...], int] = {}
         self._known: dict[tuple[int, Any], KnownBlock] = {}
         self._running: KnownBlock | None = None
-        self._outputs: dict[int, StorageWeakRef] = {}
         self._first = self._model_writes = False
         self._given: tuple[States, States, list[int | None], KnownBlock | None] | None = None
 
@@ -84,14 +82,12 @@ class Buffers:
         inputs = [block.argument(name, args, kwargs) for name in names]
         known = self._running = self._known_block(block, forward)
         key = (*(_kind(value) for value in inputs),)
-        place = block.index, *key
-        run = self._runs.get(place, known.runs(key)) + 1
+        run = known.runs(key) + 1
         self._first = run == 1
         self._model_writes |= known.overwritten
         if run > TRUSTED and not known.writes and not known.reuses:
             versions = _versions(inputs)
             output = forward(*args, **kwargs)
-            self._runs[place] = run
             self._check_streams(block, inputs, versions)
             return output
         others = [value for value in _flat((*args, *kwargs.values())) if all(value is not stream for stream in inputs)]
@@ -102,7 +98,6 @@ class Buffers:
             used = _copies(inputs)
             args, kwargs = _replaced(block, dict(zip(names, used, strict=True)), args, kwargs)
         output = forward(*args, **kwargs)
-        self._runs[place] = run  # a run that raised was not checked to the end
         if others_versions != _versions(others) or (self._first and not all(map(_same_bits, others, others_before))):
             raise RuntimeError(
                 f"block {block.name} writes into an argument other than its two streams, which it would not do in a "
@@ -113,7 +108,7 @@ class Buffers:
         elif used is inputs:
             self._check_streams(block, inputs, versions)
         owned = self._owned(block, known, output, used, run)
-        known.ran(key, run)
+        known.ran(key)  # only now: one that raised was not checked to the end
         return owned
 
     def _check_streams(self, block: Block, inputs: list[Any], versions: list[int | None]) -> None:
@@ -139,15 +134,14 @@ class Buffers:
         storages = {_address(value): value.untyped_storage() for value in _tensors(outputs)}
         for address in map(_address, _tensors(used)):
             storages.pop(address, None)  # it returns its input, or a view of it
-        # Still alive, so it is not memory that was freed in between.
-        if any(address in self._outputs and not self._outputs[address].expired() for address in storages):
+        if any(map(is_output, storages)):
             if run > 2 and not known.reuses:
                 raise RuntimeError(
                     f"block {block.name} alternates between outputs in the same memory, but the cache compares with "
                     "what was in it. Let it return a tensor of its own (no CUDA graph, no static buffers)"
                 )
             known.reuses = True
-        self._outputs.update({address: StorageWeakRef(storage) for address, storage in storages.items()})
+        note_outputs({address: StorageWeakRef(storage) for address, storage in storages.items()})
         if not self._first and not known.reuses:
             return output
         copies = _copies(outputs)

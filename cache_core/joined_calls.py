@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from cache_core.blocks import BlockCall
-from cache_core.buffers import Buffers
 from cache_core.calls import CallInputs, call_inputs
 from cache_core.compiled import unwrap_compiled
 from cache_core.consensus import Sums, checksum16
@@ -92,7 +91,7 @@ class JoinedCall:
         self._first = calls[0].session
         self.blocks = self._first.blocks
         self._bounds = list(itertools.pairwise(itertools.accumulate((call.rows for call in calls), initial=0)))
-        self._buffers = Buffers() if self._first.every_block else None
+        self._buffers = self._first.buffers  # one call is too short to look a transformer's blocks up again
         self._policy: Policy = self._first.new_policy(self)
         self._called = 0
         self._returned = False

@@ -1,9 +1,9 @@
 """What earlier sessions learned about a block, valid as long as its code is the same.
 
-A session is often one image, and a service opens one for each: checking every block again in each costs a few percent
-of a small image's time. What a block does to memory changes only with its code: its own forward, or a forward or
-attention processor that was put inside it. Code replaced in a class, below all of that, is not noticed here, but its
-writes are, by the version counter.
+A session is often one image, in which a block may run once or twice only, and a service opens one for each: to check
+every block again in each would cost more than a decision. What a block does to memory changes only with its code: its
+own forward, or a forward or attention processor that was put inside it. Code replaced in a class, below all of that, is
+not noticed here, but its writes are, by the version counter.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from cache_core.walking import all_modules
 
-__all__ = ["TRUSTED", "KnownBlock", "known_block"]
+__all__ = ["TRUSTED", "KnownBlock", "is_output", "known_block", "note_outputs"]
 
-#: Runs on a shape that a later session need not repeat: the second shows memory that is returned again.
-_ENOUGH = 2
-#: Runs on a shape after which there is nothing left to detect. At least four of them are in one session, even if that
-#: session did not start with the first: enough to see outputs that alternate between memories.
-TRUSTED = _ENOUGH + 4
-_MOST_SHAPES = 64
+#: Runs on a shape after which there is nothing left to detect: the second shows memory that is returned again, the
+#: later ones memory that comes by turns.
+TRUSTED = 6
+_MOST_SHAPES = 256
+_MOST_OUTPUTS = 4096
 
 
 class KnownBlock:
@@ -47,18 +47,33 @@ class KnownBlock:
         )
 
     def runs(self, shape: Hashable) -> int:
-        """How many runs on a shape in earlier sessions count: 0, :data:`_ENOUGH` or :data:`TRUSTED`."""
-        runs = self._runs.get(shape, 0)
-        return next((enough for enough in (TRUSTED, _ENOUGH) if runs >= enough), 0)
+        """How many checked runs on a shape there were, in all sessions together; counted up to :data:`TRUSTED`."""
+        return self._runs.get(shape, 0)
 
-    def ran(self, shape: Hashable, run: int) -> None:
-        """Record that it ran on a shape, for the ``run``-th time in a session."""
+    def ran(self, shape: Hashable) -> None:
+        """Record that it ran on a shape and that the run was checked."""
         if shape not in self._runs and len(self._runs) >= _MOST_SHAPES:
             self._runs.pop(next(iter(self._runs)))
-        self._runs[shape] = min(TRUSTED, max(run, self._runs.get(shape, 0)))
+        self._runs[shape] = min(TRUSTED, self._runs.get(shape, 0) + 1)
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, KnownBlock] = weakref.WeakKeyDictionary()
+#: Memory that blocks returned, by address. Blocks may share a buffer, and it may outlive a session.
+_OUTPUTS: dict[int, StorageWeakRef] = {}
+
+
+def is_output(address: int) -> bool:
+    """Whether this memory is what a block returned before; memory that was freed in between is not."""
+    known = _OUTPUTS.get(address)
+    return known is not None and not known.expired()
+
+
+def note_outputs(storages: dict[int, StorageWeakRef]) -> None:
+    """Remember, without keeping it alive, what memory a block returned."""
+    if len(_OUTPUTS) >= _MOST_OUTPUTS:
+        for address in [address for address, storage in list(_OUTPUTS.items()) if storage.expired()]:
+            _OUTPUTS.pop(address, None)
+    _OUTPUTS.update(storages)
 
 
 def known_block(block: nn.Module, forward: Any) -> KnownBlock:

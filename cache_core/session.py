@@ -61,7 +61,7 @@ class Session:
         self._policy, self.each = policy, each
         self.consensus, self._should_abort = consensus, should_abort
         self.every_block = every_block
-        self._buffers = Buffers() if every_block else None
+        self.buffers = Buffers() if every_block else None
         self._contexts: dict[str, StepCalls] = {}
         self._branches: dict[str, Branch] = {}
         self._calls: StepCalls | None = None  # those of the context in which a call is running
@@ -71,8 +71,8 @@ class Session:
 
     def begin_step(self, context: str, inputs: CallInputs) -> None:
         """The transformer is being called in a cache context; the batch is known once its first block is called."""
-        if self._buffers is not None:
-            self._buffers.let_go()
+        if self.buffers is not None:
+            self.buffers.let_go()
         self._calls = self._contexts.setdefault(context, StepCalls())
         number = self._calls.begin(inputs)
         name = context if number == 1 else f"{context}#{number}"
@@ -88,8 +88,8 @@ class Session:
             images, decisions = self.open_rows(shapes_of(call))
             branch.policy.begin_step(images, decisions)
         self.advance()
-        if self._buffers is not None:
-            call.watch(self._buffers)
+        if self.buffers is not None:
+            call.watch(self.buffers)
         return branch.policy.run(call)
 
     def end_step(self) -> None:
@@ -97,8 +97,8 @@ class Session:
         branch = self._current()
         if self.every_block:
             check_complete(self.blocks, branch.next_block)
-        if self._buffers is not None:
-            self._buffers.let_go()
+        if self.buffers is not None:
+            self.buffers.let_go()
         if branch.next_block:
             branch.policy.end_step()
         self.record_step()
@@ -122,8 +122,8 @@ class Session:
         Its decisions stay in the history that the ranks compare, and its collectives stay in the report: ranks that
         failed at different decisions notice at the next one.
         """
-        if self._buffers is not None:
-            self._buffers.let_go()
+        if self.buffers is not None:
+            self.buffers.let_go()
         if self._calls is not None:
             self._calls.undo()
         branch, self._branch, self._calls = self._branch, None, None
@@ -204,8 +204,8 @@ class Session:
 
     def close(self) -> None:
         """Drop every tensor and counter, so that the next image starts fresh. The report stays."""
-        if self._buffers is not None:
-            self._buffers.let_go()
+        if self.buffers is not None:
+            self.buffers.let_go()
         self._branches.clear()
         self._contexts.clear()
         self._branch = self._calls = None

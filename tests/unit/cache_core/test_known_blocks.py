@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from cache_core import buffers, cache_session
+from cache_core import buffers, cache_session, job_session
+from tests.helpers.joined import Drawing, call_together
 from tests.helpers.tiny_flux import Job, decisions, draw, draw_cached, tiny_flux
 from tests.helpers.wrappers import by_turns
 
@@ -145,15 +146,44 @@ def test_what_a_block_does_is_remembered(copied):
     assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("images", [1, 2, 5])
-def test_short_jobs_do_not_make_a_block_trusted(images: int):
-    """Two runs do not show that memory comes by turns, however often they are two."""
+@pytest.mark.parametrize("steps", [1, 2])
+def test_memory_by_turns_is_noticed_in_short_jobs(steps: int):
+    """One or two runs a job do not show it; those of all jobs together do, before a longer job meets it."""
     flux = tiny_flux()
     flux.transformer_blocks[0].forward = by_turns(flux.transformer_blocks[0].forward)
-    for _ in range(images):
-        draw_cached(flux, OPTIONS, Job(pace=0.2, steps=2))
+    short = Job(pace=0.2, steps=steps)
     with pytest.raises(RuntimeError, match="alternates between outputs"):
-        draw_cached(flux, OPTIONS, JOB)
+        all(draw_cached(flux, OPTIONS, short) for _ in range(buffers.TRUSTED))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="alternates between outputs"):
+            draw_cached(flux, OPTIONS, JOB)
+
+
+def test_one_memory_is_noticed_in_jobs_of_one_run():
+    """A block that returns the same memory again, but runs once in each job: nothing is wrong in a longer one."""
+    honest, flux = tiny_flux(), tiny_flux()
+    block = flux.transformer_blocks[0]
+    block.forward = by_turns(block.forward, turns=1)
+    for _ in range(3):
+        draw_cached(flux, OPTIONS, Job(pace=0.2, steps=1))
+    images, report = draw_cached(flux, OPTIONS, JOB)
+    expected, other = draw_cached(honest, OPTIONS, JOB)
+    assert all(map(torch.equal, images, expected))
+    assert decisions(report) == decisions(other)
+
+
+def test_jobs_in_joined_calls_cost_no_copies_after_the_first(copied):
+    """Each joined call is one step; what is known about blocks is known to all of them."""
+    flux = tiny_flux()
+    counts = []
+    with job_session(flux, OPTIONS, name="a") as a, job_session(flux, OPTIONS, name="b") as b:
+        jobs = [Drawing(JOB, session, JOB.start()) for session in (a, b)]
+        for _ in range(3):
+            copied.clear()
+            call_together(flux, jobs)
+            counts.append(len(copied))
+    assert counts[0]
+    assert counts[1:] == [0, 0]
 
 
 def test_a_block_that_is_trusted_may_still_not_write_into_its_input():
