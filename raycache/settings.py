@@ -63,10 +63,11 @@ class ModelSettings(_Settings):
         default="auto",
         description="Compile the transformers' blocks with torch.compile: `auto` = on `cuda` only.",
     )
-    text_encoders: Literal["every_rank", "one_rank", "cpu"] = Field(
+    text_encoders: Literal["every_rank", "one_rank", "split", "cpu"] = Field(
         default="every_rank",
         description="Where prompts are encoded: on `every_rank`; on `one_rank`, the first, which alone loads the text "
-        "encoders and sends the others the result; or by that rank on its `cpu`, so that no GPU holds them.",
+        "encoders and sends the others the result; by the first with layers that are `split` over all ranks; or by it "
+        "on its `cpu`, so that no GPU holds them.",
     )
     presets: Path | None = Field(
         default=None, description="Presets file that `raycache.tune` wrote; default: the bundled one for this model."
@@ -90,8 +91,8 @@ class ModelSettings(_Settings):
             raise ValueError(wrong)
         if self.quantize_text_encoder and self.quantization == "none":
             raise ValueError("model.quantize_text_encoder needs model.quantization: it says with which 8 bits")
-        if self.quantize_text_encoder and self.text_encoders != "every_rank":
-            raise ValueError("model.quantize_text_encoder is for text_encoders: every_rank; leave one of the two out")
+        if self.quantize_text_encoder and self.text_encoders == "cpu":
+            raise ValueError("model.quantize_text_encoder is not for text_encoders: cpu; leave one of the two out")
         return self
 
     def compiles(self, device: str) -> bool:

@@ -1,4 +1,4 @@
-"""Text encoders separate from their pipeline: loaded on one rank only, on its device or on the CPU.
+"""Text encoders separate from their pipeline, for one rank to encode with: on its device, on the CPU, or divided.
 
 A stand-in has their class, config and dtype for the pipeline, but cannot be called.
 """
@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -82,7 +83,14 @@ def text_encoders_named(folder: Path) -> dict[str, Any]:
 
 
 def load_text_encoders(
-    folder: Path, pipe: Any, *, here: bool, encode_on: torch.device, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    pipe: Any,
+    *,
+    here: bool,
+    encode_on: torch.device,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized: Mapping[str, Any] = MappingProxyType({}),
 ) -> TextEncoders:
     """Load the encoders of ``pipe``, which was loaded without them.
 
@@ -91,6 +99,7 @@ def load_text_encoders(
         here: whether this rank loads their weights.
         encode_on: the device that keeps them.
         dtype: of the weights; device: the pipeline's.
+        quantized: transformers' configurations of parts whose weights are quantized while loading.
 
     Raises:
         TextEncodersFault: this pipeline has no ``encode_prompt`` as is usual in diffusers.
@@ -106,10 +115,14 @@ def load_text_encoders(
         for part, model in named.items()
     }
     modules = {
-        part: model.from_pretrained(folder / part, dtype=dtype).to(encode_on).eval()
+        part: model.from_pretrained(folder / part, dtype=dtype, **_quantized(quantized.get(part))).to(encode_on).eval()
         for part, model in (named if here else {}).items()
     }
     return TextEncoders(stand_ins, modules, encode_on)
+
+
+def _quantized(config: Any) -> dict[str, Any]:
+    return {} if config is None else {"quantization_config": config}
 
 
 class _StandIn:

@@ -19,17 +19,43 @@ from PIL import Image
 from raycache.models.text_encoders import TextEncoders
 from raycache.worker.exchange import from_first
 from raycache.worker.prompt_cache import PromptCache
+from raycache.worker.remote_layers import RemoteLayers
 
 __all__ = ["OneEncodes", "remember_prompts"]
 
 
 @dataclass(frozen=True)
 class OneEncodes:
-    """Rank 0 of ``group`` encodes with ``encoders`` for all; ``device``: that this rank computes on."""
+    """Rank 0 of ``group`` encodes with ``encoders`` for all.
+
+    Attributes:
+        device: that this rank computes on.
+        layers: those of the encoders that other ranks hold; None: rank 0 has all.
+    """
 
     encoders: TextEncoders
     group: dist.ProcessGroup | None
     device: torch.device
+    layers: RemoteLayers | None = None
+
+    def encoded(self, encode: Callable[[], Any]) -> Any:
+        """What ``encode`` returns on rank 0, on every rank. All ranks must call it.
+
+        Raises:
+            FirstFailed: on all ranks, if ``encode`` raised or a rank has no memory for its result.
+        """
+        if self.layers is None:
+            return from_first(encode, self.group, self.device)
+        if dist.get_rank(self.group):
+            self.layers.serve()
+        return from_first(partial(self._with_layers, self.layers, encode), self.group, self.device)
+
+    @staticmethod
+    def _with_layers(layers: RemoteLayers, encode: Callable[[], Any]) -> Any:
+        try:
+            return encode()
+        finally:
+            layers.release()
 
 
 def remember_prompts(pipe: Any, prompts: PromptCache, one: OneEncodes | None = None) -> Callable[[], bool]:
@@ -54,7 +80,7 @@ def remember_prompts(pipe: Any, prompts: PromptCache, one: OneEncodes | None = N
             key = type(pipe).__name__, _key(args), _key(kwargs)
             return prompts.encoded(key, lambda: encode(*args, **kwargs))
 
-        made, known = here() if one is None else from_first(here, one.group, one.device)
+        made, known = here() if one is None else one.encoded(here)
         asked.append(known)
         return _copied(made)
 

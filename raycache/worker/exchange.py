@@ -13,7 +13,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["FirstFailed", "OthersFailed", "from_first", "packed", "to_owners", "unpacked"]
+__all__ = [
+    "FirstFailed",
+    "OthersFailed",
+    "Spec",
+    "buffer_for",
+    "from_first",
+    "packed",
+    "put_together",
+    "specs_of",
+    "taken_apart",
+    "to_owners",
+    "unpacked",
+]
 
 #: Shape and dtype of a tensor.
 Spec = tuple[torch.Size, torch.dtype]
@@ -40,13 +52,13 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
         FirstFailed: on all ranks, if ``make`` raised or a rank has no memory for its result.
     """
     if group is None:
-        structure, tensors = _taken_apart(make())
-        return _put_together(structure, [tensor.to(device) for tensor in tensors])
+        structure, tensors = taken_apart(make())
+        return put_together(structure, [tensor.to(device) for tensor in tensors])
     cause: Exception | None = None
     told: list[Any] = [None]
     if dist.get_rank(group) == 0:
         try:
-            structure, tensors = _taken_apart(make())
+            structure, tensors = taken_apart(make())
             buffer = packed(tensors, device)  # inside the try, so that running out of memory is reported, too
             told = [(structure, specs_of(tensors), "")]
         except Exception as error:
@@ -58,7 +70,7 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
     no_room = ""
     try:
         if dist.get_rank(group):
-            buffer = torch.empty(_ends(specs)[-1], dtype=torch.uint8, device=device)
+            buffer = buffer_for(specs, device)
     except Exception as error:  # no rank may send to one that cannot receive
         cause, no_room = error, f"{type(error).__name__}: {error}"
     said = [""] * dist.get_world_size(group)
@@ -66,7 +78,7 @@ def from_first(make: Callable[[], Any], group: dist.ProcessGroup | None, device:
     if any(said):
         raise FirstFailed("; ".join(f"rank {rank}: {words}" for rank, words in enumerate(said) if words)) from cause
     dist.broadcast(buffer, group=group, group_src=0)
-    return _put_together(structure, unpacked(buffer, specs))
+    return put_together(structure, unpacked(buffer, specs))
 
 
 def to_owners(
@@ -97,7 +109,7 @@ def to_owners(
     try:
         out = {row: packed(mine[row], device) for row, owner in enumerate(owners) if owner != rank and mine[row]}
         into = {
-            (row, by): torch.empty(_ends(theirs[row])[-1], dtype=torch.uint8, device=device)
+            (row, by): buffer_for(theirs[row], device)
             for row, owner in enumerate(owners)
             for by, theirs in enumerate(specs)
             if owner == rank != by and theirs[row]
@@ -163,6 +175,11 @@ def unpacked(buffer: torch.Tensor, specs: Sequence[Spec]) -> list[torch.Tensor]:
     return tensors
 
 
+def buffer_for(specs: Sequence[Spec], device: torch.device) -> torch.Tensor:
+    """Memory that such tensors fit in, uint8 [n] on ``device``."""
+    return torch.empty(_ends(specs)[-1], dtype=torch.uint8, device=device)
+
+
 def _ends(specs: Sequence[Spec]) -> list[int]:
     """Offset of each tensor in a buffer, and the buffer's size."""
     ends = [0]
@@ -172,14 +189,16 @@ def _ends(specs: Sequence[Spec]) -> list[int]:
     return ends
 
 
-def _taken_apart(value: Any) -> tuple[bytes, list[torch.Tensor]]:
+def taken_apart(value: Any) -> tuple[bytes, list[torch.Tensor]]:
+    """The structure of ``value`` as a pickle, and its tensors."""
     stream = io.BytesIO()
     pickler = _Pickler(stream)
     pickler.dump(value)
     return stream.getvalue(), pickler.tensors
 
 
-def _put_together(structure: bytes, tensors: Sequence[torch.Tensor]) -> Any:
+def put_together(structure: bytes, tensors: Sequence[torch.Tensor]) -> Any:
+    """What was taken apart."""
     return _Unpickler(structure, tensors).load()
 
 

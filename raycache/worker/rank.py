@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from raycache.models.denoisers import denoisers_of
 from raycache.models.host_memory import told_of_casts
 from raycache.models.loading import capabilities_of, import_pipeline, load_pipeline
 from raycache.models.lora_files import fetch_loras
+from raycache.models.quantization import configs_of
 from raycache.models.registry import family_of
 from raycache.models.source import cache_folder, prepare_model
 from raycache.models.text_encoders import TextEncoders, load_text_encoders, text_encoders_named
@@ -41,6 +43,7 @@ from raycache.worker.load_stages import LoadStages, compile_seconds, tell_compil
 from raycache.worker.observer import observer_of
 from raycache.worker.process_group import join_group, open_store
 from raycache.worker.prompt_cache import PromptCache
+from raycache.worker.remote_layers import RemoteLayers
 from raycache.worker.tiles import tiled_over
 
 __all__ = ["Rank"]
@@ -137,7 +140,7 @@ class Rank:
             observer_of(self._rank),
             pipelines_of(self._pipe, family),
             adapters=adapters,
-            one_encodes=None if encoders is None else OneEncodes(encoders, self._group, self._device),
+            one_encodes=None if encoders is None else self._one_encodes(encoders),
             tiled_over=tiled_over(self._settings, self._pipe),
         )
         self._jobs = JobRunner(context, self._group, self._claim_thread)
@@ -150,19 +153,30 @@ class Rank:
         model, folder = self._settings.model, Path(source)
         if self._rank == 0 and (casts := told_of_casts(folder, model.dtype, self._world)):
             _logger.warning(casts)
-        if model.text_encoders == "every_rank" or (model.text_encoders == "one_rank" and self._world == 1):
+        if model.text_encoders == "every_rank" or (model.text_encoders != "cpu" and self._world == 1):
             self._pipe = load_pipeline(model, source, self._device, ended=ended, compiler=self._compiler)
             return None
         without = text_encoders_named(folder)
         self._pipe = load_pipeline(model, source, self._device, without=without, ended=ended, compiler=self._compiler)
+        family = family_of(type(self._pipe).__name__)
         return load_text_encoders(
             folder,
             self._pipe,
-            here=self._rank == 0,
-            encode_on=torch.device("cpu") if model.text_encoders == "cpu" else self._device,
+            here=self._rank == 0 or model.text_encoders == "split",
+            encode_on=self._device if model.text_encoders == "one_rank" else torch.device("cpu"),
             dtype=getattr(torch, model.dtype),
             device=self._device,
+            quantized=configs_of(model, family, folder),
         )
+
+    def _one_encodes(self, encoders: TextEncoders) -> OneEncodes:
+        """As ``model.text_encoders`` says, with what :meth:`_load_pipeline` returned."""
+        if self._settings.model.text_encoders != "split":
+            return OneEncodes(encoders, self._group, self._device)
+        assert self._group is not None  # one rank alone loads them with its pipeline
+        layers = RemoteLayers(self._group, self._device)
+        modules = layers.divide(encoders.modules)
+        return OneEncodes(replace(encoders, modules=modules, device=self._device), self._group, self._device, layers)
 
     def tick(self, tick: Tick) -> TickReport:
         """Carry out what the gang's thread has planned for all ranks."""

@@ -70,7 +70,7 @@ def _failing(rank: Rank, first: int) -> dict[str, Any]:
 
 def _ranks(rank: int, world: int, folder: Path, edit: Path) -> dict[str, Any]:
     answer: dict[str, Any] = {}
-    for number, where in enumerate(("one_rank", "cpu")):
+    for number, where in enumerate(("one_rank", "split", "cpu")):
         made = _rank(folder, rank, world, where)
         answer[where] = draw(made, _jobs(), abort={"dropped": 2})
         answer[f"{where} fails"] = _failing(made, 100 + number)
@@ -97,7 +97,7 @@ def test_one_rank_encodes_for_all(tmp_path: Path):
     expected = whole([told["every_rank"] for told in ranks])
     assert sorted(expected) == ["first", "other prompt", "same prompt"]
     assert expected["other prompt"].images.std() > 5
-    for where in ("one_rank", "cpu"):
+    for where in ("one_rank", "split", "cpu"):
         drawn = whole([told[where] for told in ranks])
         assert drawn.keys() == expected.keys()
         for name, output in drawn.items():

@@ -42,16 +42,17 @@ class Published:
     transformers: int = 0
     encoder: tuple[float, float] = (0.0, 0.0)
 
-    def quantized_gb(self, encoders_elsewhere: bool) -> float:
-        """On one card: as :attr:`weights_gb`, of a quantized model whose text encoders are, too, or not there."""
+    def quantized_gb(self, split_over: int) -> float:
+        """On one card: as :attr:`weights_gb`, of a quantized model whose text encoders are, too."""
         family = family_of(self.pipeline)
         with torch.device("meta"):
             model = getattr(diffusers, family.transformer)()
         layers = re.compile(rf"(?:{'|'.join(family.quantized)})\.\d+\.(?!(?:.*\.)?(?:{'|'.join(family.kept)})).*")
         linear = [module for name, module in model.named_modules() if layers.fullmatch(f"{name}.weight")]
         saved = sum(each.weight.numel() for each in linear if isinstance(each, nn.Linear)) / 1e9
-        encoders = 2 * self.encoder[0] if encoders_elsewhere else self.encoder[1]
-        return self.weights_gb - self.transformers * saved - encoders
+        parameters, in_layers = self.encoder
+        encoders = (2 * parameters - in_layers) / split_over
+        return self.weights_gb - self.transformers * saved - 2 * parameters + encoders
 
 
 MODELS = {
@@ -107,9 +108,10 @@ def test_it_fits_its_model_and_its_card(file: Path):
     published, quantized = MODELS[settings.model.path], settings.model.quantization != "none"
     assert (published.weights_gb <= ROOM_GB) != quantized, "quantized where it must be"
     if quantized:
-        elsewhere = settings.model.text_encoders != "every_rank"
-        assert settings.model.quantize_text_encoder != elsewhere
-        assert published.quantized_gb(elsewhere) <= ROOM_GB
+        assert settings.model.quantize_text_encoder
+        split = settings.model.text_encoders == "split"
+        assert published.quantized_gb(settings.parallel.ranks_per_replica if split else 1) <= ROOM_GB
+        assert not split or published.quantized_gb(1) > ROOM_GB, "split where it must be"
     assert settings.parallel.accelerator_type == "L20"
     check_deployment(settings, settings.policy, model)
     for shape in settings.warmup:

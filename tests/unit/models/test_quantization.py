@@ -171,6 +171,7 @@ def test_a_folder_that_says_something_else_is_refused_with_what_is_right(
         ({"quantization": "fp8"}, {"accelerator_type": "A100-80G"}, "A100-80G does not multiply in FP8"),
         ({"quantization": "int8", "dtype": "float32"}, {}, "needs model.dtype: bfloat16, not float32"),
         ({"quantize_text_encoder": True}, {}, "needs model.quantization"),
+        ({"quantization": "int8", "quantize_text_encoder": True, "text_encoders": "cpu"}, {}, "text_encoders: cpu"),
         ({"quantization": "fp8"}, {"accelerator_type": "L20"}, None),
         ({"quantization": "fp8"}, {"accelerator_type": "AnotherCard"}, None),
         ({"quantization": "fp8_weight"}, {"device": "cpu"}, None),
