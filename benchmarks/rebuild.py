@@ -1,10 +1,11 @@
 """Kills a rank repeatedly: seconds until the gang is ready again, with and without spare processes, in turns.
 
-    python -m benchmarks.rebuild [--ranks 2] [--rounds 5] [--out TABLE.md]
+    python -m benchmarks.rebuild [--ranks 2] [--rounds 5] [--compiled] [--out TABLE.md]
 
 Two gangs with the model of the config, without HTTP, one of which keeps spares; one gang is idle while the other is
 rebuilt. Seconds are from the death of a rank until the gang is ready again; cells are medians (least - most), and the
-last column is the median of the ratios within a round.
+last column is the median of the ratios within a round. The first start is that of the gang without spares. With
+`--compiled` it has to compile, in an empty folder, where all later starts find the code.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -24,7 +27,7 @@ from benchmarks.report import machine, show_table, spread
 from benchmarks.serving import settings_of
 from raycache.gang.gang import Gang
 
-COLUMNS = ["stage", "without, s", "with spares, s", "with / without"]
+COLUMNS = ["stage", "first start, s", "without, s", "with spares, s", "with / without"]
 
 
 def main(
@@ -32,15 +35,22 @@ def main(
     ranks: int = typer.Option(2, min=1, help="of each gang"),
     rounds: int = typer.Option(5, min=2, help="deaths of each gang"),
     tiny: bool = typer.Option(False, help="use a model of 2 + 4 blocks instead of the configured one"),
+    compiled: bool = typer.Option(False, help="with compiled blocks"),
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        _measure(config, ranks, rounds, tiny, {"compile": compiled, "cache_dir": folder}, out)
+
+
+def _measure(config: Path, ranks: int, rounds: int, tiny: bool, model: dict[str, Any], out: Path | None) -> None:
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     gangs = {
         spares: Gang(
             settings_of(
                 config,
                 tiny,
+                model=model,
                 parallel={"ranks_per_replica": ranks, "spare_processes": spares},
                 reliability={"max_restarts": 99},
             ),
@@ -48,9 +58,12 @@ def main(
         )
         for spares in (False, True)
     }
+    first: dict[str, float] = {}
     try:
         for gang in gangs.values():
+            began = time.monotonic()
             gang.start()
+            first = first or {"all": time.monotonic() - began, **gang.status().stages}
         seconds: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for _ in track(range(rounds), "deaths"):
             for spares, gang in gangs.items():
@@ -61,9 +74,11 @@ def main(
             gang.shutdown()
         ray.shutdown()
     rows = [
-        _row(stage, *(([each[stage] for each in seconds[spares]]) for spares in gangs)) for stage in seconds[True][0]
+        [stage, f"{first.get(stage, 0):.1f}", *_row(*([each[stage] for each in seconds[spares]] for spares in gangs))]
+        for stage in seconds[True][0]
     ]
-    show_table(f"{config.name}, {ranks} ranks, {rounds} deaths each; {machine()}", COLUMNS, rows, out)
+    what = "compiled" if model["compile"] else "not compiled"
+    show_table(f"{config.name}, {ranks} ranks, {what}, {rounds} deaths each; {machine()}", COLUMNS, rows, out)
 
 
 def _settle() -> None:
@@ -82,9 +97,9 @@ def _rebuilt(gang: Gang) -> dict[str, float]:
     return {"all": time.monotonic() - began, **status.stages}
 
 
-def _row(stage: str, without: list[float], spared: list[float]) -> list[str]:
+def _row(without: list[float], spared: list[float]) -> list[str]:
     ratios = [new / old for old, new in zip(without, spared, strict=True) if old]
-    return [stage, spread(without), spread(spared), f"{statistics.median(ratios):.2f}" if ratios else "-"]
+    return [spread(without), spread(spared), f"{statistics.median(ratios):.2f}" if ratios else "-"]
 
 
 if __name__ == "__main__":

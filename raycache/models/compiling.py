@@ -17,6 +17,7 @@ import torch
 import torch._dynamo as dynamo
 import torch.distributed as dist
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from cache_core.signatures import parameters_of
 from raycache.models.denoisers import blocks_of
@@ -27,7 +28,8 @@ _logger = logging.getLogger("raycache.rank")
 
 Forward = Callable[..., Any]
 
-#: Where torch keeps what it compiled; it has a folder of its own in /tmp if nothing is said.
+#: Where torch keeps what it compiled. If nothing is said, it sets this to a folder of its own in /tmp when Dynamo is
+#: imported.
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -36,7 +38,7 @@ def keep_compiled(folder: Path) -> None:
 
     Must be called before anything is compiled. Ranks, models and versions of torch may share a folder.
     """
-    if _FOLDER in os.environ:
+    if os.environ.get(_FOLDER) not in (None, os.path.abspath(default_cache_dir())):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch._dynamo as dynamo
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from raycache.models.compiling import BlockCompiler, keep_compiled
 from raycache.models.denoisers import blocks_of
@@ -118,13 +121,26 @@ def _started(rank: int, world_size: int, folder: Path) -> tuple[torch.Tensor, st
 
 @pytest.mark.slow
 def test_a_process_compiles_nothing_that_one_before_it_did(tmp_path: Path, monkeypatch):
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as Dynamo does when it is imported
     cold, warm = (run_ranks(1, _started, tmp_path / "kept", timeout=250)[0] for _ in range(2))
     assert cold[1:] == ("", 0, 1)
     assert warm[1:] == ("", 1, 0)
     assert any(path.is_file() for path in (tmp_path / "kept").rglob("*")), "there, and not in torch's own folder"
     assert torch.equal(cold[0], torch.ones(3, 2))
     assert torch.equal(warm[0], cold[0])
+
+
+@pytest.mark.slow
+def test_a_rank_keeps_what_it_compiles_where_the_settings_say(tmp_path: Path):
+    """In a process of its own: the modules that a rank imports leave a mark in its environment."""
+    code = (
+        "import os, sys; from pathlib import Path; import raycache.worker.rank as rank; "
+        "rank.keep_compiled(Path(sys.argv[1])); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    command = [sys.executable, "-c", code, str(tmp_path / "kept")]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert told.stdout.strip() == str(tmp_path / "kept")
 
 
 def test_where_the_folder_cannot_be_made_torch_keeps_its_own(tmp_path: Path, monkeypatch, caplog):
