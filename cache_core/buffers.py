@@ -4,11 +4,11 @@ The policies keep inputs and outputs of blocks by reference, within a step and f
 only if a block does not write into its input or into an earlier output, and the transformer does not write into a
 block's output. Fused kernels, patches and CUDA graphs with static outputs do, some of them without raising the version
 counter, and inference-mode tensors have no counter. So the first time a block runs on a shape it gets copies, which are
-compared afterwards; the next times only versions and storages are checked, which costs no memory traffic; and after
-those only the versions of its streams. Runs are counted over all sessions, as long as the block's code is the same
-(:mod:`cache_core.known_blocks`).
+compared afterwards. Until it ran twice in a row what it returns is copied; the next times only versions and storages
+are checked, which costs no memory traffic; and after those only the versions of its streams. The result also holds for
+later sessions, as long as the block's code is the same (:mod:`cache_core.known_blocks`).
 
-Each rank decides alone what it copies. Refusing depends on code and storages only, which are the same on every rank.
+Each rank decides alone what it copies. Refusing depends on code, storages and which calls failed before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from cache_core.blocks import Block, States
-from cache_core.known_blocks import TRUSTED, KnownBlock, is_output, known_block, note_outputs
+from cache_core.known_blocks import TRUSTED, KnownBlock, known_block
 
 __all__ = ["Buffers"]
 
@@ -39,6 +39,7 @@ class Buffers:
         self.handed = self.overwritten = False
         self._known: dict[tuple[int, Any], KnownBlock] = {}
         self._running: KnownBlock | None = None
+        self._outputs: dict[int, StorageWeakRef] = {}
         self._first = self._model_writes = False
         self._given: tuple[States, States, list[int | None], KnownBlock | None] | None = None
 
@@ -71,6 +72,12 @@ class Buffers:
         """A call of the transformer begins or ends: no block will get the last output as its input."""
         self._given = None
 
+    def fail(self) -> None:
+        """The running call raised: what the transformer does to the last output was not seen."""
+        if self._given is not None and (giver := self._given[3]) is not None:
+            giver.forget()
+        self._given = None
+
     def run(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a block so that its streams and what it returns may be kept.
 
@@ -82,12 +89,13 @@ class Buffers:
         inputs = [block.argument(name, args, kwargs) for name in names]
         known = self._running = self._known_block(block, forward)
         key = (*(_kind(value) for value in inputs),)
-        run = known.runs(key) + 1
-        self._first = run == 1
+        run = known.next_run(key, self)
+        self._first = not known.met(key)
         self._model_writes |= known.overwritten
         if run > TRUSTED and not known.writes and not known.reuses:
             versions = _versions(inputs)
             output = forward(*args, **kwargs)
+            known.ran(key, self, run)
             self._check_streams(block, inputs, versions)
             return output
         others = [value for value in _flat((*args, *kwargs.values())) if all(value is not stream for stream in inputs)]
@@ -108,7 +116,7 @@ class Buffers:
         elif used is inputs:
             self._check_streams(block, inputs, versions)
         owned = self._owned(block, known, output, used, run)
-        known.ran(key)  # only now: one that raised was not checked to the end
+        known.ran(key, self, run)  # only now: one that raised was not checked to the end
         return owned
 
     def _check_streams(self, block: Block, inputs: list[Any], versions: list[int | None]) -> None:
@@ -134,15 +142,16 @@ class Buffers:
         storages = {_address(value): value.untyped_storage() for value in _tensors(outputs)}
         for address in map(_address, _tensors(used)):
             storages.pop(address, None)  # it returns its input, or a view of it
-        if any(map(is_output, storages)):
+        # Still alive, so it is not memory that was freed in between.
+        if any(address in self._outputs and not self._outputs[address].expired() for address in storages):
             if run > 2 and not known.reuses:
                 raise RuntimeError(
                     f"block {block.name} alternates between outputs in the same memory, but the cache compares with "
                     "what was in it. Let it return a tensor of its own (no CUDA graph, no static buffers)"
                 )
             known.reuses = True
-        note_outputs({address: StorageWeakRef(storage) for address, storage in storages.items()})
-        if not self._first and not known.reuses:
+        self._outputs.update({address: StorageWeakRef(storage) for address, storage in storages.items()})
+        if run > 1 and not known.reuses:
             return output
         copies = _copies(outputs)
         return copies[0] if single else tuple(copies)

@@ -1,9 +1,9 @@
 """What earlier sessions learned about a block, valid as long as its code is the same.
 
-A session is often one image, in which a block may run once or twice only, and a service opens one for each: to check
-every block again in each would cost more than a decision. What a block does to memory changes only with its code: its
-own forward, or a forward or attention processor that was put inside it. Code replaced in a class, below all of that, is
-not noticed here, but its writes are, by the version counter.
+A session is often one image, and a service opens one for each: checking every block again in each costs a few percent
+of a small image's time. What a block does to memory changes only with its code: its own forward, or a forward or
+attention processor that was put inside it. Code replaced in a class, below all of that, is not noticed here, but its
+writes are, by the version counter.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from cache_core.walking import all_modules
 
-__all__ = ["TRUSTED", "KnownBlock", "is_output", "known_block", "note_outputs"]
+__all__ = ["TRUSTED", "KnownBlock", "known_block"]
 
-#: Runs on a shape after which there is nothing left to detect: the second shows memory that is returned again, the
-#: later ones memory that comes by turns.
-TRUSTED = 6
+#: Runs on a shape, one after the other in one session, that a later session need not repeat: the second shows memory
+#: that is returned again.
+_ENOUGH = 2
+#: Such runs after which there is nothing left to detect. At least four of them are in one session, even if that session
+#: did not start with the first: enough to see outputs that alternate between memories.
+TRUSTED = _ENOUGH + 4
 _MOST_SHAPES = 256
-_MOST_OUTPUTS = 4096
 
 
 class KnownBlock:
@@ -38,7 +39,9 @@ class KnownBlock:
     def __init__(self, parts: list[weakref.ref[Any]]) -> None:
         self.writes = self.reuses = self.overwritten = False
         self._parts = parts
-        self._runs: dict[Hashable, int] = {}
+        self._runs: dict[Hashable, int] = {}  # the most that followed each other, by shape
+        self._last: tuple[Hashable, weakref.ref[Any]] | None = None  # shape and session of the last run
+        self._streak = 0
 
     def is_of(self, parts: list[Any]) -> bool:
         """Whether the code is still the same."""
@@ -46,34 +49,36 @@ class KnownBlock:
             known() is part for known, part in zip(self._parts, parts, strict=True)
         )
 
-    def runs(self, shape: Hashable) -> int:
-        """How many checked runs on a shape there were, in all sessions together; counted up to :data:`TRUSTED`."""
-        return self._runs.get(shape, 0)
+    def met(self, shape: Hashable) -> bool:
+        """Whether a run on a shape was checked for what it writes."""
+        return shape in self._runs
 
-    def ran(self, shape: Hashable) -> None:
-        """Record that it ran on a shape and that the run was checked."""
+    def next_run(self, shape: Hashable, session: object) -> int:
+        """The number of the run that begins, among those on one shape that followed each other in one session.
+
+        Only these show whether memory is returned again: a block may let go of its buffer for another shape, or another
+        session of the same shape.
+        """
+        if self._last is not None and self._last[0] == shape and self._last[1]() is session:
+            return self._streak + 1
+        known = self._runs.get(shape, 0)
+        return 1 + next((enough for enough in (TRUSTED, _ENOUGH) if known >= enough), 0)
+
+    def ran(self, shape: Hashable, session: object, run: int) -> None:
+        """Record that it ran, as the ``run``-th."""
         if shape not in self._runs and len(self._runs) >= _MOST_SHAPES:
             self._runs.pop(next(iter(self._runs)))
-        self._runs[shape] = min(TRUSTED, self._runs.get(shape, 0) + 1)
+        self._runs[shape] = min(TRUSTED, max(run, self._runs.get(shape, 0)))
+        self._last, self._streak = (shape, weakref.ref(session)), run
+
+    def forget(self) -> None:
+        """What its last run did was not checked to the end."""
+        if self._last is not None and self._streak == 1:
+            self._runs.pop(self._last[0], None)
+        self._last = None
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, KnownBlock] = weakref.WeakKeyDictionary()
-#: Memory that blocks returned, by address. Blocks may share a buffer, and it may outlive a session.
-_OUTPUTS: dict[int, StorageWeakRef] = {}
-
-
-def is_output(address: int) -> bool:
-    """Whether this memory is what a block returned before; memory that was freed in between is not."""
-    known = _OUTPUTS.get(address)
-    return known is not None and not known.expired()
-
-
-def note_outputs(storages: dict[int, StorageWeakRef]) -> None:
-    """Remember, without keeping it alive, what memory a block returned."""
-    if len(_OUTPUTS) >= _MOST_OUTPUTS:
-        for address in [address for address, storage in list(_OUTPUTS.items()) if storage.expired()]:
-            _OUTPUTS.pop(address, None)
-    _OUTPUTS.update(storages)
 
 
 def known_block(block: nn.Module, forward: Any) -> KnownBlock:

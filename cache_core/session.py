@@ -123,7 +123,7 @@ class Session:
         failed at different decisions notice at the next one.
         """
         if self.buffers is not None:
-            self.buffers.let_go()
+            self.buffers.fail()
         if self._calls is not None:
             self._calls.undo()
         branch, self._branch, self._calls = self._branch, None, None

@@ -99,7 +99,8 @@ def capabilities_of(pipe: Any, settings: ModelSettings, kind: ModelKind) -> Capa
 def _loaded(folder: Path, settings: ModelSettings, without: Iterable[str]) -> Any:
     name, dtype = pipeline_class(folder), getattr(torch, settings.dtype)
     family = family_of(name)
-    quantized = {part: how for part, how in configs_of(settings, family, folder).items() if part not in set(without)}
+    without = set(without)
+    quantized = {part: how for part, how in configs_of(settings, family, folder).items() if part not in without}
     if is_modular_folder(folder):
         pipe = load_modular(folder, family, dtype, quantized)
     else:

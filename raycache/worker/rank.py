@@ -174,7 +174,7 @@ class Rank:
         if self._settings.model.text_encoders != "split":
             return OneEncodes(encoders, self._group, self._device)
         assert self._group is not None  # one rank alone loads them with its pipeline
-        layers = RemoteLayers(self._group, self._device)
+        layers = RemoteLayers.of(self._group, self._device, self._settings.parallel.startup_timeout_s)
         modules = layers.divide(encoders.modules)
         return OneEncodes(replace(encoders, modules=modules, device=self._device), self._group, self._device, layers)
 

@@ -1,64 +1,49 @@
 """Text encoders whose layers are divided over the ranks: rank 0 encodes, and calls the layers that other ranks hold.
 
-Only hidden states travel, a few megabytes per layer; weights stay where they are. A prompt is encoded at the speed of
-one device and by the same arithmetic, so the result is that of an undivided encoder to the bit. transformers' tensor
-parallelism divides within layers instead; not all encoders have a plan for it, and sums of parts round differently.
+What a layer is given and returns travels (a few megabytes; with T5's position biases some tens); weights stay where
+they are. A prompt is encoded at the speed of one device and by the same arithmetic, so the result is that of an
+undivided encoder to the bit. transformers' tensor parallelism divides within layers instead; not all encoders have a
+plan for it, and sums of parts round differently.
+
+Whoever sends something tells its structure and sizes first, over a group of its own on the CPU, where no message needs
+memory of a GPU; the tensors follow when the other rank has memory for them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers import Cache
 
 from raycache.worker.exchange import Spec, buffer_for, packed, put_together, specs_of, taken_apart, unpacked
+from raycache.worker.layer_owners import layer_owners
 
-__all__ = ["LayerFailed", "RemoteLayers", "layer_owners"]
+__all__ = ["LayerFailed", "RemoteLayers"]
 
+
+_logger = logging.getLogger("raycache.rank")
 
 #: A value to send: its structure, its tensors' shapes and dtypes, and their bytes.
-_Packet: TypeAlias = tuple[bytes, list[Spec], torch.Tensor]
+_Packet: TypeAlias = tuple[bytes, list[Spec], torch.Tensor | None]
+#: No value: rank 0 has encoded.
+_DONE: _Packet = (b"", [], None)
 
 
 class LayerFailed(Exception):
     """A layer failed on the rank that holds it, or a rank has no memory for what a layer gets or returns."""
 
 
-def layer_owners(model: nn.Module, world_size: int) -> dict[str, int]:
-    """Which rank holds each layer, by name; everything that is no layer is rank 0's.
-
-    Layers follow each other on a rank, and ranks hold about the same number of bytes, rank 0 including the rest.
-    """
-    layers = dict(_layers_of(model))
-    sizes = {name: _bytes_of(layer) for name, layer in layers.items()}
-    held = _bytes_of(model) - sum(sizes.values())
-    share, rank, owners = (held + sum(sizes.values())) / world_size, 0, dict[str, int]()
-    for name, size in sizes.items():
-        if held + size / 2 > share and rank < world_size - 1:
-            rank, held = rank + 1, 0
-        owners[name] = rank
-        held += size
-    return owners
-
-
-def _layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules in lists of several of one class; not lists within these."""
-    inside: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in inside):
-            continue
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(layer) for layer in module}) == 1:
-            inside.append(name)
-            yield from ((f"{name}.{number}", layer) for number, layer in enumerate(module))
-
-
-def _bytes_of(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+class _NoRoom(Exception):
+    """One of two ranks has no memory for what would be sent; both know."""
 
 
 @dataclass
@@ -67,12 +52,21 @@ class RemoteLayers:
 
     Attributes:
         device: that this rank keeps and computes its layers on.
+        control: a group of the same ranks that sends from the CPU.
         mine: the layers that this rank runs for rank 0, by encoder and name.
     """
 
     group: dist.ProcessGroup
     device: torch.device
+    control: dist.ProcessGroup
     mine: dict[tuple[str, str], nn.Module] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup, device: torch.device, timeout_s: float) -> RemoteLayers:
+        """All ranks must call it. ``timeout_s``: how long a rank may wait for a message."""
+        ranks, timeout = dist.get_process_group_ranks(group), timedelta(seconds=timeout_s)
+        control: Any = dist.new_group(ranks, backend="gloo", timeout=timeout)
+        return cls(group, device, control)
 
     def divide(self, encoders: Mapping[str, Any]) -> dict[str, nn.Module]:
         """Keep this rank's share of ``encoders``, which are on the CPU, on its device.
@@ -85,6 +79,8 @@ class RemoteLayers:
             owners = layer_owners(model, dist.get_world_size(self.group))
             for config in {id(own): own for own in (model.config, model.config.get_text_config())}.values():
                 config.use_cache = False  # layers would fill it where nobody reads it
+            if rank == 0:
+                _logger.info("%s: %s layers on each rank", part, [*Counter(owners.values()).values()])
             away = {name: model.get_submodule(name) for name, owner in owners.items() if owner}
             if rank:
                 own = {(part, name): layer for name, layer in away.items() if owners[name] == rank}
@@ -101,17 +97,17 @@ class RemoteLayers:
         while True:
             try:
                 asked = self._received(0)
-            except LayerFailed:  # no memory for what it is given, and rank 0 knows
+            except _NoRoom:  # rank 0 knows
                 continue
-            if asked is None:
+            if asked == _DONE:
                 return
-            with contextlib.suppress(LayerFailed):  # rank 0 has no memory for the answer, and knows
-                self._send(self._answer(*asked), 0)
+            with contextlib.suppress(_NoRoom):  # rank 0 has none for the answer, and knows
+                self._send(self._answer(asked), 0)
 
     def release(self) -> None:
         """Rank 0 has encoded, or failed to: the others need not wait for more."""
         for rank in range(1, dist.get_world_size(self.group)):
-            self._send(self._packet(None), rank)
+            self._send(_DONE, rank)
 
     def call(self, name: tuple[str, str], owner: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the layer ``name`` of rank ``owner`` returns.
@@ -119,53 +115,66 @@ class RemoteLayers:
         Raises:
             LayerFailed: it raised, or one of the two ranks has no memory.
         """
-        self._send(self._packet((name, args, kwargs)), owner)
-        failure, answer = self._received(owner)
+        where = f"{'.'.join(name)} on rank {owner}"
+        if kwargs.get("use_cache") or any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+            raise LayerFailed(f"{where}: it would fill a key-value cache there; use model.text_encoders: one_rank")
+        try:
+            self._send(_packet((name, args, kwargs), self.device), owner)
+            failure, answer = _unpacked(self._received(owner))
+        except _NoRoom as error:
+            raise LayerFailed(f"{where}: {error}") from error
         if failure:
-            raise LayerFailed(f"{'.'.join(name)} on rank {owner}: {failure}")
+            raise LayerFailed(f"{where}: {failure}")
         return answer
 
-    def _answer(self, name: tuple[str, str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Packet:
+    def _answer(self, asked: _Packet) -> _Packet:
         try:
+            name, args, kwargs = _unpacked(asked)
             with torch.no_grad():
-                return self._packet(("", self.mine[name](*args, **kwargs)))
+                return _packet(("", self.mine[name](*args, **kwargs)), self.device)
         except Exception as error:
-            return self._packet((_words(error), None))
-
-    def _packet(self, value: Any) -> _Packet:
-        """Made before anything is sent, so that running out of memory here holds up nobody."""
-        structure, tensors = taken_apart(value)
-        return structure, specs_of(tensors), packed(tensors, self.device)
+            return _packet((_words(error), None), self.device)
 
     def _send(self, packet: _Packet, peer: int) -> None:
-        """Structure and sizes first; the tensors only if the peer has memory for them."""
         structure, specs, buffer = packet
         self._tell((structure, specs), peer)
-        if specs:
+        if buffer is not None:
             if no_room := self._told(peer):
-                raise LayerFailed(f"rank {peer}: {no_room}")
+                raise _NoRoom(no_room)
             dist.send(buffer, group=self.group, group_dst=peer)
 
-    def _received(self, peer: int) -> Any:
+    def _received(self, peer: int) -> _Packet:
         structure, specs = self._told(peer)
         if not specs:
-            return put_together(structure, [])
+            return structure, [], None
         try:
             buffer = buffer_for(specs, self.device)
         except Exception as error:
             self._tell(_words(error), peer)
-            raise LayerFailed(_words(error)) from error
+            raise _NoRoom(_words(error)) from error
         self._tell("", peer)
         dist.recv(buffer, group=self.group, group_src=peer)
-        return put_together(structure, unpacked(buffer, specs))
+        return structure, specs, buffer
 
     def _tell(self, value: Any, peer: int) -> None:
-        dist.send_object_list([value], group=self.group, group_dst=peer, device=self.device)
+        dist.send_object_list([value], group=self.control, group_dst=peer)
 
     def _told(self, peer: int) -> Any:
         told = [None]
-        dist.recv_object_list(told, group=self.group, group_src=peer, device=self.device)
+        dist.recv_object_list(told, group=self.control, group_src=peer)
         return told[0]
+
+
+def _packet(value: Any, device: torch.device) -> _Packet:
+    """Made before anything is sent, so that running out of memory here holds up nobody."""
+    structure, tensors = taken_apart(value)
+    return structure, specs_of(tensors), packed(tensors, device) if tensors else None
+
+
+def _unpacked(packet: _Packet) -> Any:
+    """Only when all of it was received, so that ranks stay in step if it cannot be read."""
+    structure, specs, buffer = packet
+    return put_together(structure, [] if buffer is None else unpacked(buffer, specs))
 
 
 class _Call:
