@@ -27,6 +27,8 @@ from benchmarks.report import machine, show_table, spread
 from benchmarks.serving import settings_of
 from raycache.gang.gang import Gang
 
+__all__ = ["settle"]
+
 COLUMNS = ["stage", "first start, s", "without, s", "with spares, s", "with / without"]
 
 
@@ -67,7 +69,7 @@ def _measure(config: Path, ranks: int, rounds: int, tiny: bool, model: dict[str,
         seconds: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for _ in track(range(rounds), "deaths"):
             for spares, gang in gangs.items():
-                _settle()
+                settle()
                 seconds[spares].append(_rebuilt(gang))
     finally:
         for gang in gangs.values():
@@ -81,7 +83,7 @@ def _measure(config: Path, ranks: int, rounds: int, tiny: bool, model: dict[str,
     show_table(f"{config.name}, {ranks} ranks, {what}, {rounds} deaths each; {machine()}", COLUMNS, rows, out)
 
 
-def _settle() -> None:
+def settle() -> None:
     """Wait until spares have finished their imports, so that no gang is rebuilt at the same time."""
     quiet = 0
     while quiet < 3:

@@ -2,17 +2,17 @@
 
     python -m benchmarks.recovery [--config serve_configs/laptop_two_ranks.yaml] [--out recovery.md]
 
-Starts the real application with one engine. For each fault, one job is running (unless the fault hits an idle service)
-and three are queued behind it. Seconds from the fault: *detect* (the gang noticed), *kill* (all old ranks are gone),
-*rebuild* (new processes have imported their libraries and formed a group), *load* (model and warm-up images), *answer*
-(to the running job), *next image* (first one bit-equal to the reference).
+Starts the real application with one engine, without and then with spare processes. For each fault, one job is running
+(unless the fault hits an idle service) and three are queued behind it. Seconds from the fault: *detect* (the gang
+noticed), *kill* (all old ranks are gone), *rebuild* (new processes have imported their libraries and formed a group),
+*load* (model and warm-up images), *answer* (to the running job), *next image* (first one bit-equal to the reference).
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,24 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from benchmarks.rebuild import settle
 from benchmarks.report import machine, show_table
 from benchmarks.serving import Answer, application, ask, settings_of
+from raycache.settings import AppSettings
 from raycache.testing.inject import engines, kill_engine, kill_ingress, kill_rank, wait_for
 from raycache.testing.planned_faults import PlannedFault, enable_planned_faults
 
-COLUMNS = ["fault", "detect", "kill", "rebuild", "load", "answer", "next image", "queued jobs answered 200"]
+COLUMNS = [
+    "fault",
+    "spare processes",
+    "detect",
+    "kill",
+    "rebuild",
+    "load",
+    "answer",
+    "next image",
+    "queued jobs answered 200",
+]
 QUEUED = 3
 
 IN_A_JOB = {
@@ -48,34 +60,43 @@ def main(
     out: Path | None = typer.Option(None, help="also write the table here, as Markdown"),
 ) -> None:
     """Print the table."""
-    settings = settings_of(
-        config,
-        tiny,
-        parallel={"max_rows": 1},  # images of jobs that share calls are not equal to the bit
-        reliability={"max_restarts": 99},
-        warmup=[{"size": size}],
-    )
-    enable_planned_faults()
     rows: list[list[str]] = []
+    enable_planned_faults()
+    for spares in (False, True):
+        settings = settings_of(
+            config,
+            tiny,
+            # Images of jobs that share calls are not equal to the bit.
+            parallel={"max_rows": 1, "spare_processes": spares},
+            reliability={"max_restarts": 99},
+            warmup=[{"size": size}],
+        )
+        for name, *cells in _faults(settings, {"size": size, "num_inference_steps": steps}, only):
+            rows.append([name, "with" if spares else "without", *cells])
+            Console().print(" | ".join(rows[-1]))
+    order = [row[0] for row in rows]
+    rows.sort(key=lambda row: order.index(row[0]))  # the two of a fault below each other
+    title = f"{config.name}, {size}, {steps} steps, {settings.parallel.ranks_per_replica} ranks; seconds; {machine()}"
+    show_table(title, COLUMNS, rows, out)
+
+
+def _faults(settings: AppSettings, body: dict[str, Any], only: str) -> Iterator[list[str]]:
+    """What each fault whose name contains ``only`` cost."""
     with application(settings) as url, tempfile.TemporaryDirectory() as folder:
-        body: dict[str, Any] = {"size": size, "num_inference_steps": steps}
         reference = ask(url, **body).image
-        for name, plan in IN_A_JOB.items():
+        for number, (name, plan) in enumerate(IN_A_JOB.items()):
             if only in name:
-                once = Path(folder) / f"{len(rows)}"
-                rows.append([name, *_in_a_job(url, body, plan.model_copy(update={"once": str(once)}), once, reference)])
-                Console().print(" | ".join(rows[-1]))
+                settle()
+                once = Path(folder) / f"{number}"
+                yield [name, *_in_a_job(url, body, plan.model_copy(update={"once": str(once)}), once, reference)]
         for name, kill in {
             "rank 1 killed while idle": lambda: kill_rank(url, 1),
             "engine replica killed while idle": lambda: kill_engine(url),
             "ingress killed while idle": lambda: kill_ingress(url),
         }.items():
             if only in name:
-                time.sleep(2)
-                rows.append([name, *_idle(url, body, kill, reference)])
-                Console().print(" | ".join(rows[-1]))
-    title = f"{config.name}, {size}, {steps} steps, {settings.parallel.ranks_per_replica} ranks; seconds; {machine()}"
-    show_table(title, COLUMNS, rows, out)
+                settle()
+                yield [name, *_idle(url, body, kill, reference)]
 
 
 def _in_a_job(url: str, body: dict[str, Any], plan: PlannedFault, once: Path, reference: str | None) -> list[str]:
@@ -115,6 +136,8 @@ def _row(
         raise SystemExit(f"not every image is correct: {[(a.status, a.image == reference) for a in behind]}")
     times = ["-"] * 4
     if recovered:
+        # The ingress learns of it a moment later than the image comes.
+        wait_for(lambda: "warm-up" in engines(url)[0]["gang"]["last_recovery"]["stages"], 30)
         recovery = engines(url)[0]["gang"]["last_recovery"]
         stages = recovery["stages"]
         rebuild = stages["processes"] + stages["rendezvous"] + stages["import"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
 
 CROP = 64
-IMAGE = 128
+SIDE = 128
 BATCH = 16
 PEAK_RATE = 2e-3
 KL_WEIGHT = 1e-6
@@ -30,7 +30,7 @@ LATENT_NOISE = 0.03
 _SAVE_EVERY = 500
 
 
-def draw_images(count: int, seed: int, *, held_out: bool = False, size: int = IMAGE) -> torch.Tensor:
+def draw_images(count: int, seed: int, *, held_out: bool = False, size: int = SIDE) -> torch.Tensor:
     """Images of random scenes: uint8 ``[count, 3, size, size]``."""
     rng = np.random.default_rng(seed)
     images = np.stack([render(random_scene(rng, held_out=held_out), size, size, rng) for _ in range(count)])
@@ -173,7 +173,7 @@ def _crops(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Random crops; the one with more contrast of two, because half of an image is plain background."""
     crops = []
     for index in rng.integers(len(images), size=BATCH):
-        corners = rng.integers(IMAGE - CROP + 1, size=(2, 2))
+        corners = rng.integers(SIDE - CROP + 1, size=(2, 2))
         pair = [images[index, :, y : y + CROP, x : x + CROP] for y, x in corners]
         crops.append(max(pair, key=lambda crop: float(crop[:, ::4, ::4].float().std(dim=(1, 2)).sum())))
     return torch.stack(crops)
@@ -181,4 +181,4 @@ def _crops(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def _whole(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Whole images with as many pixels as a batch of crops."""
-    return images[rng.integers(len(images), size=BATCH * CROP**2 // IMAGE**2)]
+    return images[rng.integers(len(images), size=BATCH * CROP**2 // SIDE**2)]

@@ -94,8 +94,10 @@ def train_stage(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(seed)
-    fresh = grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
-    model = copy.deepcopy(teacher) if teacher else fresh
+    if teacher:
+        model = copy.deepcopy(teacher)
+    else:
+        model = grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
     training = _Training(model.to(device), stage, out / f"{stage.name}.pt", world)
     if teacher:
         teacher.to(device).requires_grad_(False)
