@@ -115,18 +115,21 @@ class Schedule:
         def noise(seed: int, *shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
+        told = {  # the same in every step, as in a pipeline: another text would be another branch of the cache
+            "encoder_hidden_states": noise(7, 1, text, 256),
+            "pooled_projections": noise(100, 1, 64),
+            "guidance": torch.full((1,), 3.5, dtype=dtype, device=device),
+            "img_ids": ids,
+            "txt_ids": torch.zeros(text, 3, device=device),
+        }
         for step in range(steps):
             stretch = step // period if jump else 0
             self._calls.append(
-                {
+                told
+                | {
                     "hidden_states": noise(stretch, 1, tokens, _CHANNELS)
                     + 0.01 * noise(999 + step, 1, tokens, _CHANNELS),
-                    "encoder_hidden_states": noise(7, 1, text, 256),
-                    "pooled_projections": noise(100, 1, 64),  # another text would be another branch of the cache
                     "timestep": torch.full((1,), 1.0 - 0.5 * stretch * period / steps, dtype=dtype, device=device),
-                    "guidance": torch.full((1,), 3.5, dtype=dtype, device=device),
-                    "img_ids": ids,
-                    "txt_ids": torch.zeros(text, 3, device=device),
                     "return_dict": False,
                 }
             )

@@ -20,7 +20,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from cache_core.blocks import Block, States
-from cache_core.known_blocks import TRUSTED, KnownBlock, known_block
+from cache_core.known_blocks import ENOUGH, TRUSTED, KnownBlock, known_block
 
 __all__ = ["Buffers"]
 
@@ -98,7 +98,9 @@ class Buffers:
             known.ran(key, self, run)
             self._check_streams(block, inputs, versions)
             return output
-        others = [value for value in _flat((*args, *kwargs.values())) if all(value is not stream for stream in inputs)]
+        others: list[torch.Tensor] = []
+        if self._first or run <= ENOUGH:
+            others = [value for value in _flat((*args, *kwargs.values())) if all(value is not own for own in inputs)]
         versions, others_versions = _versions(inputs), _versions(others)
         others_before = _copies(others) if self._first else others
         used = inputs
@@ -144,7 +146,7 @@ class Buffers:
             storages.pop(address, None)  # it returns its input, or a view of it
         # Still alive, so it is not memory that was freed in between.
         if any(address in self._outputs and not self._outputs[address].expired() for address in storages):
-            if run > 2 and not known.reuses:
+            if run > ENOUGH and not known.reuses:
                 raise RuntimeError(
                     f"block {block.name} alternates between outputs in the same memory, but the cache compares with "
                     "what was in it. Let it return a tensor of its own (no CUDA graph, no static buffers)"

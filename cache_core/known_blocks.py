@@ -16,14 +16,14 @@ from torch import nn
 
 from cache_core.walking import all_modules
 
-__all__ = ["TRUSTED", "KnownBlock", "known_block"]
+__all__ = ["ENOUGH", "TRUSTED", "KnownBlock", "known_block"]
 
 #: Runs on a shape, one after the other in one session, that a later session need not repeat: the second shows memory
 #: that is returned again.
-_ENOUGH = 2
+ENOUGH = 2
 #: Such runs after which there is nothing left to detect. At least four of them are in one session, even if that session
 #: did not start with the first: enough to see outputs that alternate between memories.
-TRUSTED = _ENOUGH + 4
+TRUSTED = ENOUGH + 4
 _MOST_SHAPES = 256
 
 
@@ -62,7 +62,7 @@ class KnownBlock:
         if self._last is not None and self._last[0] == shape and self._last[1]() is session:
             return self._streak + 1
         known = self._runs.get(shape, 0)
-        return 1 + next((enough for enough in (TRUSTED, _ENOUGH) if known >= enough), 0)
+        return 1 + next((enough for enough in (TRUSTED, ENOUGH) if known >= enough), 0)
 
     def ran(self, shape: Hashable, session: object, run: int) -> None:
         """Record that it ran, as the ``run``-th."""
