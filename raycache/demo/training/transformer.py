@@ -94,10 +94,7 @@ def train_stage(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(seed)
-    if teacher:
-        model = copy.deepcopy(teacher)
-    else:
-        model = grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
+    model = copy.deepcopy(teacher) if teacher else _begun(stage, words, previous)
     training = _Training(model.to(device), stage, out / f"{stage.name}.pt", world)
     if teacher:
         teacher.to(device).requires_grad_(False)
@@ -122,6 +119,10 @@ def _compile(models: list[Drawer | None]) -> None:
         for block in find_blocks(model.transformer):
             module: Any = block.module  # replaces a method, which its types do not allow
             module.forward = torch.compile(module.forward, dynamic=False)  # a fifth faster than dynamic shapes
+
+
+def _begun(stage: Stage, words: tuple[int, int], previous: Drawer | None) -> Drawer:
+    return grow(previous, *words) if previous else Drawer(stage.layers, stage.single_layers, *words)
 
 
 class _Training:
