@@ -83,10 +83,11 @@ def _measure(config: Path, ranks: int, rounds: int, tiny: bool, model: dict[str,
     show_table(f"{config.name}, {ranks} ranks, {what}, {rounds} deaths each; {machine()}", COLUMNS, rows, out)
 
 
-def settle() -> None:
-    """Wait until spares have finished their imports, so that no gang is rebuilt at the same time."""
-    quiet = 0
-    while quiet < 3:
+def settle(limit_s: float = 60) -> None:
+    """Wait until spares have finished their imports, so that no gang is rebuilt at the same time; on a machine that is
+    busy otherwise, for ``limit_s``."""
+    quiet, end = 0, time.monotonic() + limit_s
+    while quiet < 3 and time.monotonic() < end:
         quiet = quiet + 1 if psutil.cpu_percent(interval=1.0) < 15 else 0
 
 

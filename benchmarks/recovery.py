@@ -128,6 +128,12 @@ def _restarts(url: str) -> int:
     return sum(engine["gang"]["restarts"] for engine in engines(url))
 
 
+def _recovery_since(url: str, at: float) -> dict[str, Any] | None:
+    """The one that a fault at ``at`` made necessary, once all of it is known."""
+    recovery: dict[str, Any] = engines(url)[0]["gang"]["last_recovery"]
+    return recovery if recovery["noticed_at"] >= at and "warm-up" in recovery["stages"] else None
+
+
 def _row(
     url: str, at: float, under: Answer | None, behind: list[Answer], reference: str | None, recovered: bool = True
 ) -> list[str]:
@@ -137,8 +143,7 @@ def _row(
     times = ["-"] * 4
     if recovered:
         # The ingress learns of it a moment later than the image comes.
-        wait_for(lambda: "warm-up" in engines(url)[0]["gang"]["last_recovery"]["stages"], 30)
-        recovery = engines(url)[0]["gang"]["last_recovery"]
+        recovery = wait_for(lambda: _recovery_since(url, at), 30)
         stages = recovery["stages"]
         rebuild = stages["processes"] + stages["rendezvous"] + stages["import"]
         load = sum(stages.values()) - rebuild

@@ -13,6 +13,7 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from cache_core.block_specs import BLOCKS, SEAMS, STACKS, BlockSpec
+from cache_core.known_blocks import interrupt
 from cache_core.signatures import parameters_of
 from cache_core.stacks import stacks, without_wrapper
 from cache_core.sub_batch import argument_of_rows
@@ -237,6 +238,7 @@ class BlockCall:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> States:
         if self._buffers is None:
+            interrupt(self.block.module)
             return self._unpack(self._forward(*args, **kwargs))
         return self._unpack(self._buffers.run(self.block, self._forward, args, kwargs))
 

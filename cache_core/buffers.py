@@ -39,6 +39,7 @@ class Buffers:
         self.handed = self.overwritten = False
         self._known: dict[tuple[int, Any], KnownBlock] = {}
         self._running: KnownBlock | None = None
+        self._unseen: KnownBlock | None = None  # ran, and nobody looked yet what the transformer does to its output
         self._outputs: dict[int, StorageWeakRef] = {}
         self._first = self._model_writes = False
         self._given: tuple[States, States, list[int | None], KnownBlock | None] | None = None
@@ -49,6 +50,7 @@ class Buffers:
         self.handed = self.overwritten = self._first = False
         self._running = None
         if given is None:
+            self._unseen = None
             return
         out, kept, versions, giver = given
         if out is kept:
@@ -58,6 +60,7 @@ class Buffers:
             self._model_writes |= written
             if giver is not None:
                 giver.overwritten |= written
+        self._unseen = None
         self.handed = not written and all(a is b for a, b in zip(states, out, strict=True))
 
     def give(self, states: States) -> States:
@@ -70,13 +73,13 @@ class Buffers:
 
     def let_go(self) -> None:
         """A call of the transformer begins or ends: no block will get the last output as its input."""
-        self._given = None
+        self._given = self._unseen = None
 
     def fail(self) -> None:
         """The running call raised: what the transformer does to the last output was not seen."""
-        if self._given is not None and (giver := self._given[3]) is not None:
-            giver.forget()
-        self._given = None
+        if self._unseen is not None:
+            self._unseen.forget()
+        self.let_go()
 
     def run(self, block: Block, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a block so that its streams and what it returns may be kept.
@@ -89,7 +92,7 @@ class Buffers:
         inputs = [block.argument(name, args, kwargs) for name in names]
         known = self._running = self._known_block(block, forward)
         key = (*(_kind(value) for value in inputs),)
-        run = known.next_run(key, self)
+        run, self._unseen = known.begin(key, self), known
         self._first = not known.met(key)
         self._model_writes |= known.overwritten
         if run > TRUSTED and not known.writes and not known.reuses:
@@ -98,9 +101,7 @@ class Buffers:
             known.ran(key, self, run)
             self._check_streams(block, inputs, versions)
             return output
-        others: list[torch.Tensor] = []
-        if self._first or run <= ENOUGH:
-            others = [value for value in _flat((*args, *kwargs.values())) if all(value is not own for own in inputs)]
+        others = [value for value in _flat((*args, *kwargs.values())) if all(value is not stream for stream in inputs)]
         versions, others_versions = _versions(inputs), _versions(others)
         others_before = _copies(others) if self._first else others
         used = inputs

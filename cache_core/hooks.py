@@ -23,6 +23,7 @@ from cache_core.chain import CacheHook
 from cache_core.checkpointing import Checkpointing, refuse_backward
 from cache_core.compiled import Compile, is_compiled, refuse_cuda_graphs, take_compiled_call, untraced
 from cache_core.given import Given, given_to
+from cache_core.known_blocks import interrupt
 from cache_core.ownership import call_of, innermost, running
 from cache_core.placement import Placement
 from cache_core.session import Session
@@ -110,6 +111,7 @@ class _BlockHook(CacheHook):
         forward = self.compiled or self.fn_ref.original_forward
         session = running(self.attachment.transformer)
         if session is None:
+            interrupt(self.block.module)
             return forward(*args, **kwargs)
         forward = self.attachment.checkpointing.inside(forward)
         return session.run(BlockCall(self.block, forward, args, kwargs))

@@ -34,7 +34,7 @@ _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keep what this process compiles in ``folder``, unless the environment names another.
+    """Keep what this process compiles in ``folder``, unless the environment names another than torch's own.
 
     Must be called before anything is compiled. Ranks, models and versions of torch may share a folder.
     """

@@ -60,6 +60,7 @@ class Rank:
         self._device = torch.device("cuda:0" if settings.parallel.device == "cuda" else "cpu")
         self._group: dist.ProcessGroup | None = None
         self._store: dist.TCPStore | None = None
+        self._layers: RemoteLayers | None = None
         self._place, self._compiler = Place(), BlockCompiler()
         to_stderr(settings.logging)
         # The hang detector asks for the stacks of a hanging rank by signal: it works while Python itself is stuck.
@@ -98,7 +99,10 @@ class Rank:
         self._claim_thread()
         self._compiler.agree(self._group)
         if self._group is not None:
-            _set_pg_timeout(timedelta(seconds=self._settings.parallel.collective_timeout_s), self._group)
+            limit = self._settings.parallel.collective_timeout_s
+            _set_pg_timeout(timedelta(seconds=limit), self._group)
+            if self._layers is not None:
+                self._layers.limit(limit)
         free_bytes = torch.cuda.mem_get_info()[0] if self._device.type == "cuda" else None
         return Settled(free_bytes, compile_seconds() if self._settings.compiles else 0.0)
 
@@ -174,9 +178,9 @@ class Rank:
         if self._settings.model.text_encoders != "split":
             return OneEncodes(encoders, self._group, self._device)
         assert self._group is not None  # one rank alone loads them with its pipeline
-        layers = RemoteLayers.of(self._group, self._device, self._settings.parallel.startup_timeout_s)
-        modules = layers.divide(encoders.modules)
-        return OneEncodes(replace(encoders, modules=modules, device=self._device), self._group, self._device, layers)
+        self._layers = RemoteLayers.of(self._group, self._device, self._settings.parallel.startup_timeout_s)
+        here = replace(encoders, modules=self._layers.divide(encoders.modules), device=self._device)
+        return OneEncodes(here, self._group, self._device, self._layers)
 
     def tick(self, tick: Tick) -> TickReport:
         """Carry out what the gang's thread has planned for all ranks."""

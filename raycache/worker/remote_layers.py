@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import Cache
 
 from raycache.worker.exchange import Spec, buffer_for, packed, put_together, specs_of, taken_apart, unpacked
@@ -67,6 +68,10 @@ class RemoteLayers:
         ranks, timeout = dist.get_process_group_ranks(group), timedelta(seconds=timeout_s)
         control: Any = dist.new_group(ranks, backend="gloo", timeout=timeout)
         return cls(group, device, control)
+
+    def limit(self, timeout_s: float) -> None:
+        """From now on a rank may wait so long for a message."""
+        _set_pg_timeout(timedelta(seconds=timeout_s), self.control)
 
     def divide(self, encoders: Mapping[str, Any]) -> dict[str, nn.Module]:
         """Keep this rank's share of ``encoders``, which are on the CPU, on its device.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -155,80 +155,6 @@ def test_short_jobs_do_not_make_a_block_trusted(images: int):
         draw_cached(flux, OPTIONS, Job(pace=0.2, steps=2))
     with pytest.raises(RuntimeError, match="alternates between outputs"):
         draw_cached(flux, OPTIONS, JOB)
-
-
-def _grown(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns one buffer, which is another one after a run on another shape."""
-    buffer = torch.empty(0)
-
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        nonlocal buffer
-        encoder, hidden = forward(*args, **kwargs)
-        if buffer.shape != hidden.shape:
-            buffer = torch.empty_like(hidden)
-        return encoder, buffer.copy_(hidden)
-
-    return patched
-
-
-PRUNE = {
-    "type": "DBPrune", "Fn_compute_blocks": 1, "Bn_compute_blocks": 1, "warmup_steps": 1,
-    "residual_diff_threshold": 0.14,
-}  # fmt: skip
-ONE, TWO = Job(pace=0.2, steps=1), Job(seeds=(1, 2), pace=0.2, steps=1)
-
-
-@pytest.mark.parametrize("before", [[], [ONE], [ONE] * 6, [ONE, TWO], [ONE, TWO] * 6])
-def test_runs_that_did_not_follow_each_other_show_nothing(before: list[Job]):
-    """Between two runs on a shape there were runs on another, or a session ended."""
-    honest, flux = tiny_flux(), tiny_flux()
-    flux.transformer_blocks[0].forward = _grown(flux.transformer_blocks[0].forward)
-    for job in before:
-        draw_cached(flux, PRUNE, job)
-    for _ in range(2):
-        images, report = draw_cached(flux, PRUNE, JOB)
-        expected, other = draw_cached(honest, PRUNE, JOB)
-        assert all(map(torch.equal, images, expected))
-        assert decisions(report) == decisions(other)
-
-
-def _joined(flux: nn.Module, calls: Sequence[str]) -> list[torch.Tensor]:
-    """Two jobs in joined calls of those named."""
-    with job_session(flux, PRUNE, name="a") as a, job_session(flux, PRUNE, name="b") as b:
-        specs = [Job(seeds=(seed,), pace=0.2, steps=30) for seed in (1, 2)]
-        jobs = {n: Drawing(spec, s, spec.start()) for n, spec, s in zip("ab", specs, (a, b), strict=True)}
-        for call in calls:
-            call_together(flux, [jobs[name] for name in call])
-        return jobs["a"].outputs + jobs["b"].outputs
-
-
-@pytest.mark.parametrize(
-    "calls", [["a", "ab", "a", "a", "a"], ["a", "ab"] * 6 + ["a"] * 6, ["ab", "b"] * 3 + ["a"] * 5]
-)
-def test_jobs_that_come_and_go_are_as_with_a_block_without_a_buffer(calls: list[str]):
-    honest, flux = tiny_flux(), tiny_flux()
-    flux.transformer_blocks[0].forward = _grown(flux.transformer_blocks[0].forward)
-    assert all(map(torch.equal, _joined(flux, calls), _joined(honest, calls)))
-
-
-def test_what_the_transformer_writes_is_found_out_after_a_step_that_failed_before_it_was_seen():
-    """It halves, unseen, what the first block returned; in the failed step nothing looks at that any more."""
-    memory = True
-
-    def halve(_block: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        kwargs["hidden_states"].data.mul_(0.5)
-        if not memory:
-            raise torch.OutOfMemoryError
-
-    options = PRUNE | {"Fn_compute_blocks": 0}
-    flux, other = tiny_flux(), tiny_flux()
-    for each in (flux, other):
-        each.transformer_blocks[1].register_forward_pre_hook(halve, with_kwargs=True)
-    memory = False
-    with pytest.raises(torch.OutOfMemoryError):
-        draw_cached(flux, options, JOB)
-    memory = True
-    assert all(map(torch.equal, draw_cached(flux, options, JOB)[0], draw_cached(other, options, JOB)[0]))
 
 
 def test_jobs_in_joined_calls_cost_no_copies_after_the_first(copied):
