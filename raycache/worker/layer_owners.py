@@ -11,6 +11,8 @@ from torch import nn
 
 __all__ = ["bytes_of", "layer_owners"]
 
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
 
 def layer_owners(model: nn.Module, world_size: int) -> dict[str, int]:
     """The rank of each layer, by name; everything that is no layer is rank 0's.
@@ -47,9 +49,6 @@ def _layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if len(module) > 1 and len({type(layer) for layer in module}) == 1 and not isinstance(module[0], _CONTAINERS):
             inside.append(name)
             yield from ((f"{name}.{number}", layer) for number, layer in enumerate(module))
-
-
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
 def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:

@@ -30,7 +30,6 @@ from raycache.worker.layer_owners import layer_owners
 
 __all__ = ["LayerFailed", "RemoteLayers"]
 
-
 _logger = logging.getLogger("raycache.rank")
 
 #: A value to send: its structure, its tensors' shapes and dtypes, and their bytes.
@@ -79,13 +78,14 @@ class RemoteLayers:
         Returns:
             On rank 0 the encoders, which call the other ranks; on all others nothing.
         """
-        rank = dist.get_rank(self.group)
+        rank, world_size = dist.get_rank(self.group), dist.get_world_size(self.group)
         for part, model in encoders.items():
-            owners = layer_owners(model, dist.get_world_size(self.group))
+            owners = layer_owners(model, world_size)
             for config in {id(own): own for own in (model.config, model.config.get_text_config())}.values():
                 config.use_cache = False  # layers would fill it where nobody reads it
             if rank == 0:
-                _logger.info("%s: %s layers on each rank", part, [*Counter(owners.values()).values()])
+                held = Counter(owners.values())
+                _logger.info("%s: layers by rank %s", part, [held[each] for each in range(world_size)])
             away = {name: model.get_submodule(name) for name, owner in owners.items() if owner}
             if rank:
                 own = {(part, name): layer for name, layer in away.items() if owners[name] == rank}

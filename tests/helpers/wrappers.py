@@ -71,13 +71,15 @@ WRAPPERS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def by_turns(forward: Callable[..., Any], turns: int = 2) -> Callable[..., Any]:
-    """A FLUX block that returns one of its buffers, as an engine that is buffered twice does."""
+def by_turns(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A FLUX block that returns one of two buffers, as a double-buffered engine does."""
     buffers: list[torch.Tensor] = []
 
     def patched(*args: Any, **kwargs: Any) -> Any:
         encoder, hidden = forward(*args, **kwargs)
-        buffers.append(torch.empty_like(hidden) if len(buffers) < turns else buffers.pop(0))
-        return encoder, buffers[-1].copy_(hidden)
+        if len(buffers) < 2:
+            buffers.append(torch.empty_like(hidden))
+        buffers.reverse()
+        return encoder, buffers[0].copy_(hidden)
 
     return patched
